@@ -1,0 +1,103 @@
+//! The instructions of nf_tables that our rules consist of, as data: what the kernel layer encodes and decodes.
+
+/// One instruction of a rule (struct nft_expr, include/net/netfilter/nf_tables.h). Two rules are the same
+/// when their instructions are equal; counters' values are no part of that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expr {
+    /// `ct load KEY => reg` (no direction: packets are the sum of both, u64, host byte order).
+    Ct {
+        /// What is loaded.
+        key: CtKey,
+        /// Destination register.
+        dreg: u32,
+    },
+    /// `byteorder reg = hton(reg, size, len)`.
+    HostToNet {
+        /// Source and destination register.
+        reg: u32,
+        /// Bytes a value.
+        size: u32,
+        /// Bytes in all.
+        len: u32,
+    },
+    /// `cmp OP reg DATA`.
+    Cmp {
+        /// Source register.
+        sreg: u32,
+        /// Comparison.
+        op: CmpOp,
+        /// What is compared with, as the bytes in the register.
+        data: Vec<u8>,
+    },
+    /// `bitwise reg = (reg & mask) ^ xor`.
+    Bitwise {
+        /// Source and destination register.
+        reg: u32,
+        /// Mask; its length is the operation's.
+        mask: Vec<u8>,
+        /// Exclusive or, as long as the mask.
+        xor: Vec<u8>,
+    },
+    /// `meta load KEY => reg`.
+    Meta {
+        /// What is loaded.
+        key: MetaKey,
+        /// Destination register.
+        dreg: u32,
+    },
+    /// `lookup reg set NAME`: goes on when the set has the register's value.
+    Lookup {
+        /// Name of the set, same table.
+        set: String,
+        /// Source register.
+        sreg: u32,
+    },
+    /// `flow add @NAME`.
+    FlowAdd {
+        /// Name of the flowtable, same table.
+        flowtable: String,
+    },
+    /// `counter`.
+    Counter,
+    /// Any instruction that our rules don't use, by its kernel name.
+    Other {
+        /// As in `NFTA_EXPR_NAME`.
+        name: String,
+    },
+}
+
+/// Keys of `ct` (enum nft_ct_keys, include/uapi/linux/netfilter/nf_tables.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CtKey {
+    /// `NFT_CT_STATE`: u32 bit mask, host byte order.
+    State,
+    /// `NFT_CT_PKTS`: u64, host byte order.
+    Packets,
+    /// `NFT_CT_ID`: u32, as in `CTA_ID`.
+    Id,
+    /// Any other key.
+    Other(u32),
+}
+
+/// Keys of `meta` (enum nft_meta_keys).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetaKey {
+    /// `NFT_META_IIF`: u32 interface index, host byte order.
+    InIfIndex,
+    /// `NFT_META_OIF`: u32 interface index, host byte order.
+    OutIfIndex,
+    /// Any other key.
+    Other(u32),
+}
+
+/// Comparisons of `cmp` (enum nft_cmp_ops).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names are the kernel's")]
+pub enum CmpOp {
+    Eq,
+    Neq,
+    Lt,
+    Lte,
+    Gt,
+    Gte,
+}

@@ -1,0 +1,6 @@
+//! The pure half: configuration and observed state in, plan out. No I/O, no clock, no async.
+
+pub mod expr;
+pub mod model;
+pub mod observed;
+pub mod plan;

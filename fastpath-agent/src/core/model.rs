@@ -1,0 +1,95 @@
+//! Links and the names of everything that the agent owns.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// Name of the table, family inet.
+pub const TABLE: &str = "kindnet-fastpath";
+/// Comment on the table, as `nft list` prints it.
+pub const TABLE_COMMENT: &str = "rules for kindnet fastpath";
+/// Name of the flowtable in [`TABLE`].
+pub const FLOWTABLE: &str = "kindnet-flowtables";
+/// Name of the chain in [`TABLE`].
+pub const CHAIN: &str = "kindnet-fastpath-chain";
+/// Name of the set of interface indices that are in the flowtable.
+pub const DEVICE_SET: &str = "kindnet-set-devices";
+/// Most devices that one netlink message carries. The kernel refuses more than 256 (`NFT_NETDEVICE_MAX`,
+/// net/netfilter/nf_tables_api.c), and its notification of more than about 180 doesn't fit `NLMSG_GOODSIZE`,
+/// which costs every listener of nftables notifications an overrun.
+pub const MAX_DEVICES_PER_MESSAGE: usize = 128;
+
+/// Index of a network interface in its namespace, host byte order, never 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct IfIndex(pub u32);
+
+impl fmt::Display for IfIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// Name of a network interface: 1 to 15 bytes (`IFNAMSIZ` less the closing NUL).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct IfName(String);
+
+impl IfName {
+    /// Takes a name as the kernel gives it; `None` if it is empty, too long, or holds `/`, NUL or white space
+    /// (`dev_valid_name`, net/core/dev.c).
+    pub fn new(name: &str) -> Option<Self> {
+        let valid = !name.is_empty()
+            && name.len() <= 15
+            && name != "."
+            && name != ".."
+            && !name.bytes().any(|b| b == b'/' || b == b':' || b == 0 || b.is_ascii_whitespace());
+        valid.then(|| Self(name.to_owned()))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for IfName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Operational state of a link (RFC 2863, `IFLA_OPERSTATE`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OperState {
+    /// The driver doesn't say (WireGuard, tun, dummy).
+    Unknown,
+    /// Ready to pass packets.
+    Up,
+    /// Anything else: down, lower layer down, dormant, not present, testing.
+    Down,
+}
+
+/// A network interface as rtnetlink describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Link {
+    /// Index in this namespace.
+    pub index: IfIndex,
+    /// Current name.
+    pub name: IfName,
+    /// `IFF_UP`: switched on by the administrator.
+    pub admin_up: bool,
+    /// Operational state.
+    pub oper_state: OperState,
+    /// `IFF_LOOPBACK`.
+    pub loopback: bool,
+    /// `IFLA_INFO_KIND`: "veth", "bridge", "vlan", "wireguard" …; `None` for most hardware.
+    pub kind: Option<String>,
+    /// The bridge or bond that this link is a port of (`IFLA_MASTER`).
+    pub master: Option<IfIndex>,
+    /// Maximum transmission unit in bytes.
+    pub mtu: u32,
+    /// Has an Ethernet header (`ARPHRD_ETHER`); without one packets begin with the IP header.
+    pub ethernet: bool,
+}

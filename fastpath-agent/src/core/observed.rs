@@ -1,0 +1,119 @@
+//! What the kernel has under our table's name.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use super::{
+    expr::Expr,
+    model::{IfIndex, IfName},
+};
+
+/// Generation of the ruleset (`NFTA_GEN_ID`): goes up by one with every committed transaction, wraps past 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Generation(pub u32);
+
+/// The table of our name, or that there is none, at one generation of the ruleset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observed {
+    /// When this was true.
+    pub generation: Generation,
+    /// The table, if there is one.
+    pub table: Option<ObservedTable>,
+}
+
+/// A table of our name, ours or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedTable {
+    /// Who made it.
+    pub owner: Owner,
+    /// Any flowtables in it.
+    pub flowtables: Vec<ObservedFlowtable>,
+    /// Any chains in it.
+    pub chains: Vec<ObservedChain>,
+    /// Any sets in it; anonymous sets are left out.
+    pub sets: Vec<ObservedSet>,
+}
+
+/// Who made a table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Owner {
+    /// It carries our marker in its user data (beside the comment; `nft` doesn't print it).
+    Ours,
+    /// It doesn't.
+    Foreign,
+}
+
+/// A flowtable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedFlowtable {
+    /// Its name.
+    pub name: String,
+    /// Priority of its ingress hook.
+    pub priority: i32,
+    /// `NFT_FLOWTABLE_COUNTER`.
+    pub counter: bool,
+    /// `NFT_FLOWTABLE_HW_OFFLOAD`.
+    pub hw_offload: bool,
+    /// Names of its devices; `None` where the kernel couldn't tell, since they don't fit one netlink message
+    /// (about 1,600 devices).
+    pub devices: Option<BTreeSet<IfName>>,
+}
+
+/// A chain with its rules in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedChain {
+    /// Its name.
+    pub name: String,
+    /// Where it is hooked; `None` for a chain that is only jumped to.
+    pub hook: Option<ChainHook>,
+    /// Its rules in order.
+    pub rules: Vec<ObservedRule>,
+}
+
+/// Where a base chain stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainHook {
+    /// "filter", "nat" or "route".
+    pub kind: String,
+    /// Number of the hook (enum nf_inet_hooks; forward is 2).
+    pub hook: u32,
+    /// Priority in the hook.
+    pub priority: i32,
+    /// Policy: accept (or drop).
+    pub accept: bool,
+}
+
+/// A rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedRule {
+    /// The kernel's handle.
+    pub handle: u64,
+    /// It carries our marker in its user data.
+    pub owner: Owner,
+    /// Its instructions in order.
+    pub exprs: Vec<Expr>,
+    /// Value of its counter, if it has one.
+    pub counter: Option<Counter>,
+}
+
+/// Value of a counter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counter {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// A set with its elements.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedSet {
+    /// Its name.
+    pub name: String,
+    /// Key type as nft numbers them (`NFTA_SET_KEY_TYPE`; iface_index is 20).
+    pub key_type: u32,
+    /// Elements as interface indices; empty for sets with another key type.
+    pub elements: BTreeSet<IfIndex>,
+}

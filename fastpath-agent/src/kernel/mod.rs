@@ -1,0 +1,18 @@
+//! The only place with I/O and `unsafe`: nftables, links, conntrack, eBPF, probes; each behind a narrow trait.
+
+use crate::core::{
+    observed::{Generation, Observed},
+    plan::Op,
+};
+
+pub mod nft;
+
+/// The ruleset as far as it concerns us.
+pub trait Ruleset {
+    /// Reads all that stands under our table's name, at one generation (reads again when it changed meanwhile).
+    fn observe(&mut self) -> Result<Observed, nft::NftError>;
+
+    /// Applies `ops` in one transaction, provided that the ruleset is still at `expected`; all or nothing.
+    /// Returns the generation after the commit. Anything above `expected + 1` says that others changed something too.
+    fn commit(&mut self, ops: &[Op], expected: Generation) -> Result<Generation, nft::CommitError>;
+}

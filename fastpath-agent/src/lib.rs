@@ -1,0 +1,7 @@
+//! Fastpath's agent: moves established flows onto the kernel's flowtable and shows what became of them.
+//!
+//! Layers (dependencies point downwards only; `cargo xtask lint` checks it):
+//! `main` → [`daemon`], [`report`] → [`kernel`] → [`core`]; [`cli`] and [`config`] know only [`core`].
+
+pub mod core;
+pub mod kernel;

@@ -1,0 +1,1 @@
+//! All tests on real kernels, one binary.

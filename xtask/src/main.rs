@@ -1,0 +1,2 @@
+//! `cargo xtask`: set-up, build, test and demonstration.
+fn main() {}
