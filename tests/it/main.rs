@@ -4,4 +4,7 @@
 //! Every test is run by itself, as root: `it --exact NAME --nocapture --test-threads=1`.
 
 mod host;
+mod interfaces;
+mod threshold;
 mod topologies;
+mod traffic;

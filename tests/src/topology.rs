@@ -193,6 +193,16 @@ impl Topology {
         }
     }
 
+    /// Gives a pod (not client or server) whose pair was deleted a new one, of the same name.
+    pub fn connect_again(&self, pod: usize) {
+        let pod = &self.pods[pod];
+        let dev = &pod.node_dev;
+        let link =
+            format!("link add {dev} type veth peer name eth0 netns {}\nlink set {dev} up\n", pod.ns.path());
+        self.node.ip(&(link + &addresses(dev, pod.number, 1, true)));
+        pod.set_up();
+    }
+
     /// Makes the server a second node, with one more pod behind it.
     pub fn add_pod_behind_server(&mut self) {
         let pod = Pod { ns: Netns::new("far pod"), node_dev: "p3".to_owned(), number: 3 };

@@ -126,6 +126,16 @@ impl Flow {
         self.dialled.port()
     }
 
+    /// The client's address as the server sees it: with masquerade the node's. UDP: after the first request.
+    #[track_caller]
+    pub fn seen_by_server(&self) -> SocketAddr {
+        match &self.ends {
+            Ends::Udp { server, .. } => server.peer_addr(),
+            Ends::Tcp { server, .. } => server.peer_addr(),
+        }
+        .expect("a client")
+    }
+
     /// Sets the size in bytes of every request and response.
     pub fn set_payload(&mut self, bytes: usize) {
         self.payload = bytes;
@@ -232,6 +242,25 @@ impl Flow {
             received.and(sent)
         })
         .map(|()| start.elapsed())
+    }
+
+    /// Sends requests until one is answered, after the way was interrupted: stale neighbours, late datagrams.
+    #[track_caller]
+    pub fn settle(&mut self) {
+        let start = Instant::now();
+        while self.rounds(1) == 0 {
+            assert!(start.elapsed() < STREAM_LIMIT, "{self:?} doesn't come back");
+        }
+    }
+
+    /// Ends a TCP connection from the client's side with FIN, and waits for the server's.
+    #[track_caller]
+    pub fn close_gracefully(self) {
+        let Ends::Tcp { mut client, mut server } = self.ends else { panic!("only TCP is closed") };
+        client.shutdown(std::net::Shutdown::Write).expect("close");
+        assert_eq!(server.read(&mut [0]).expect("the client's FIN"), 0);
+        drop(server);
+        assert_eq!(client.read(&mut [0]).expect("the server's FIN"), 0);
     }
 
     /// Keeps sending rounds on a thread of its own until told to stop.
