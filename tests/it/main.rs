@@ -5,6 +5,8 @@
 
 mod host;
 mod interfaces;
+mod mtu;
+mod reference;
 mod threshold;
 mod topologies;
 mod traffic;

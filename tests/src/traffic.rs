@@ -174,13 +174,10 @@ impl Flow {
         let mut sent = vec![0; self.payload];
         Content::new(self.seed).fill(&mut sent);
         match &mut self.ends {
-            Ends::Udp { client, server } => {
-                let delivered = match direction {
-                    Direction::Upload => client.send(&sent).is_ok() && receive(server, &sent, Some(client)),
-                    Direction::Download => server.send(&sent).is_ok() && receive(client, &sent, None),
-                };
-                delivered
-            }
+            Ends::Udp { client, server } => match direction {
+                Direction::Upload => client.send(&sent).is_ok() && receive(server, &sent, Some(client)),
+                Direction::Download => server.send(&sent).is_ok() && receive(client, &sent, None),
+            },
             Ends::Tcp { client, server } => {
                 let (from, to) = match direction {
                     Direction::Upload => (client, server),
