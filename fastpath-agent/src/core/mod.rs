@@ -1,6 +1,10 @@
 //! The pure half: configuration and observed state in, plan out. No I/O, no clock, no async.
 
+pub mod desired;
+pub mod diff;
 pub mod expr;
 pub mod model;
 pub mod observed;
+pub mod pace;
 pub mod plan;
+pub mod select;

@@ -5,6 +5,8 @@ use crate::core::{
     plan::Op,
 };
 
+#[cfg(test)]
+pub mod fake;
 pub mod nft;
 
 /// The ruleset as far as it concerns us.
