@@ -93,3 +93,19 @@ pub struct Link {
     /// Has an Ethernet header (`ARPHRD_ETHER`); without one packets begin with the IP header.
     pub ethernet: bool,
 }
+
+/// An Ethernet link that is up, for tests.
+#[cfg(test)]
+pub(crate) fn test_link(name: &str) -> Link {
+    Link {
+        index: IfIndex(7),
+        name: IfName::new(name).expect("a valid name"),
+        admin_up: true,
+        oper_state: OperState::Up,
+        loopback: false,
+        kind: None,
+        master: None,
+        mtu: 1500,
+        ethernet: true,
+    }
+}

@@ -87,21 +87,7 @@ impl fmt::Display for Unmanaged {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::model::{IfIndex, IfName};
-
-    fn link(name: &str) -> Link {
-        Link {
-            index: IfIndex(7),
-            name: IfName::new(name).unwrap(),
-            admin_up: true,
-            oper_state: OperState::Up,
-            loopback: false,
-            kind: None,
-            master: None,
-            mtu: 1500,
-            ethernet: true,
-        }
-    }
+    use crate::core::model::test_link as link;
 
     fn selection(include: &[&str], exclude: &[&str]) -> Selection {
         let owned = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();

@@ -7,6 +7,7 @@ use crate::core::{
 
 #[cfg(test)]
 pub mod fake;
+pub mod links;
 pub mod nft;
 
 /// The ruleset as far as it concerns us.
