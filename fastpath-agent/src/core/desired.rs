@@ -3,15 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::{
-    expr::{CmpOp, CtKey, Expr, MetaKey},
-    model::{DEVICE_SET, FLOWTABLE, IfIndex, IfName, Link},
+    model::{IfIndex, IfName, Link},
+    rule::Rule,
     select::{Selection, Unmanaged},
 };
-
-/// Register that our rules use (`NFT_REG_1`).
-const REG: u32 = 1;
-/// Bit of `ct state established` (`NF_CT_STATE_BIT(IP_CT_ESTABLISHED)`).
-const CT_STATE_ESTABLISHED: u32 = 1 << 1;
 
 /// The part of the configuration that decides what the table looks like.
 #[derive(Clone, Debug)]
@@ -47,7 +42,7 @@ pub struct DesiredTable {
     /// Devices of the flowtable; the indices are the elements of the set.
     pub devices: BTreeMap<IfIndex, IfName>,
     /// Our rules in order.
-    pub rules: Vec<Vec<Expr>>,
+    pub rules: Vec<Rule>,
 }
 
 /// Computes the table for `links`. `refused` are interfaces whose hook the kernel refused.
@@ -70,7 +65,7 @@ pub fn desired<'a>(
         hw_offload: policy.hw_offload,
         chain_priority: policy.chain_priority,
         devices,
-        rules: vec![offload_rule(policy.threshold)],
+        rules: vec![Rule::Offload { threshold: policy.threshold }],
     })
 }
 
@@ -80,54 +75,4 @@ pub fn reject(policy: &Policy, link: &Link, refused: &BTreeMap<IfIndex, String>)
         .selection
         .reject(link)
         .or_else(|| refused.get(&link.index).map(|error| Unmanaged::Refused { error: error.clone() }))
-}
-
-/// `ct packets > N ct state established iif @set oif @set flow add @flowtable counter`.
-///
-/// The comparison of packets comes first since most packets of short flows end there. It counts both directions.
-/// The counter stands last: `flow add` stops the rule when the flow can't be offloaded, so it counts offloads.
-pub fn offload_rule(threshold: u32) -> Vec<Expr> {
-    let packets = u64::from(threshold);
-    vec![
-        Expr::Ct { key: CtKey::Packets, dreg: REG },
-        // Greater-than compares bytes in order, so the value has to be big-endian first.
-        Expr::HostToNet { reg: REG, size: 8, len: 8 },
-        Expr::Cmp { sreg: REG, op: CmpOp::Gt, data: packets.to_be_bytes().to_vec() },
-        Expr::Ct { key: CtKey::State, dreg: REG },
-        Expr::Bitwise { reg: REG, mask: CT_STATE_ESTABLISHED.to_ne_bytes().to_vec(), xor: vec![0; 4] },
-        Expr::Cmp { sreg: REG, op: CmpOp::Neq, data: vec![0; 4] },
-        Expr::Meta { key: MetaKey::InIfIndex, dreg: REG },
-        Expr::Lookup { set: DEVICE_SET.to_owned(), sreg: REG },
-        Expr::Meta { key: MetaKey::OutIfIndex, dreg: REG },
-        Expr::Lookup { set: DEVICE_SET.to_owned(), sreg: REG },
-        Expr::FlowAdd { flowtable: FLOWTABLE.to_owned() },
-        Expr::Counter,
-    ]
-}
-
-/// The threshold that a rule made by [`offload_rule`] holds; `None` for any other rule.
-pub fn threshold_of(exprs: &[Expr]) -> Option<u32> {
-    let [Expr::Ct { key: CtKey::Packets, .. }, Expr::HostToNet { .. }, Expr::Cmp { data, .. }, ..] = exprs
-    else {
-        return None;
-    };
-    let packets = u64::from_be_bytes(data.as_slice().try_into().ok()?);
-    let threshold = u32::try_from(packets).ok()?;
-    (offload_rule(threshold) == exprs).then_some(threshold)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_rule_tells_its_threshold() {
-        for n in [1, 6, 20, u32::MAX] {
-            assert_eq!(threshold_of(&offload_rule(n)), Some(n));
-        }
-        assert_eq!(threshold_of(&[Expr::Counter]), None);
-        let mut changed = offload_rule(20);
-        changed.pop();
-        assert_eq!(threshold_of(&changed), None);
-    }
 }

@@ -8,6 +8,7 @@ use super::{
     model::{CHAIN, DEVICE_SET, FLOWTABLE, IfIndex, IfName, MAX_DEVICES_PER_MESSAGE},
     observed::{ChainHook, Observed, ObservedChain, ObservedFlowtable, ObservedSet, ObservedTable, Owner},
     plan::Op,
+    rule::Rule,
 };
 
 /// Key type of the set: iface_index, as nft numbers its types (src/datatype.c, `TYPE_IFINDEX`).
@@ -127,10 +128,11 @@ fn chain_is_right(want: &DesiredTable, has: &ObservedChain) -> bool {
 fn rules(want: &DesiredTable, chain: Option<&ObservedChain>) -> (Vec<u64>, Vec<Vec<Expr>>) {
     let ours: Vec<_> =
         chain.map(|c| c.rules.iter().filter(|r| r.owner == Owner::Ours).collect()).unwrap_or_default();
-    if ours.iter().map(|r| &r.exprs).eq(want.rules.iter()) {
+    let want: Vec<Vec<Expr>> = want.rules.iter().map(Rule::exprs).collect();
+    if ours.iter().map(|r| &r.exprs).eq(&want) {
         (Vec::new(), Vec::new())
     } else {
-        (ours.iter().map(|r| r.handle).collect(), want.rules.clone())
+        (ours.iter().map(|r| r.handle).collect(), want)
     }
 }
 

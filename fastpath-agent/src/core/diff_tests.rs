@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    core::{desired::offload_rule, observed::ObservedRule},
+    core::observed::ObservedRule,
     kernel::{Ruleset, fake::FakeRuleset},
 };
 
@@ -21,7 +21,7 @@ fn table(indices: impl IntoIterator<Item = u32>) -> DesiredTable {
         hw_offload: false,
         chain_priority: 300,
         devices: indices.into_iter().map(|i| (IfIndex(i), name(i))).collect(),
-        rules: vec![offload_rule(20)],
+        rules: vec![Rule::Offload { threshold: 20 }],
     }
 }
 
@@ -56,7 +56,7 @@ fn some_desired() -> impl Strategy<Value = Desired> {
                 counter,
                 hw_offload,
                 chain_priority,
-                rules: rules.into_iter().map(offload_rule).collect(),
+                rules: rules.into_iter().map(|threshold| Rule::Offload { threshold }).collect(),
                 ..self::table(devices)
             }
         });
@@ -174,7 +174,7 @@ proptest! {
                 let chain = has.chains.iter().find(|c| c.name == CHAIN).unwrap();
                 let rules: Vec<_> =
                     chain.rules.iter().filter(|r| r.owner == Owner::Ours).map(|r| r.exprs.clone()).collect();
-                prop_assert_eq!(&rules, &want.rules);
+                prop_assert_eq!(rules, want.rules.iter().map(Rule::exprs).collect::<Vec<_>>());
             } else {
                 prop_assert!(desired.is_none() && kernel.table.is_none());
             }

@@ -3,8 +3,10 @@
 pub mod desired;
 pub mod diff;
 pub mod expr;
+pub mod link_table;
 pub mod model;
 pub mod observed;
 pub mod pace;
 pub mod plan;
+pub mod rule;
 pub mod select;

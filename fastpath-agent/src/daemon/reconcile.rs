@@ -9,14 +9,14 @@ use crate::{
     core::{
         desired::{self, Desired, Policy},
         diff::{self, Decision, ForeignTable},
-        model::{FLOWTABLE, IfIndex, IfName, Link, TABLE},
+        link_table::{LinkChange, LinkTable},
+        model::{FLOWTABLE, IfIndex, IfName, TABLE},
         observed::{Generation, Observed},
         pace::{Outcome, Trigger},
         plan::Op,
     },
     kernel::{
         Ruleset,
-        links::LinkEvent,
         nft::{CommitError, NftError, Rejection},
     },
 };
@@ -51,7 +51,6 @@ pub struct Reconciler<R> {
     ruleset: R,
     policy: Policy,
     foreign: ForeignTable,
-    links: BTreeMap<IfIndex, Link>,
     /// Interfaces whose hook the kernel refused, with its reason; tried again when they change.
     refused: BTreeMap<IfIndex, String>,
     /// What the kernel has, as long as nobody else commits.
@@ -64,13 +63,12 @@ pub struct Reconciler<R> {
 }
 
 impl<R: Ruleset> Reconciler<R> {
-    /// Knows nothing yet: hand it the links, then reconcile.
+    /// Knows nothing of the kernel yet.
     pub fn new(ruleset: R, policy: Policy, foreign: ForeignTable) -> Self {
         Self {
             ruleset,
             policy,
             foreign,
-            links: BTreeMap::new(),
             refused: BTreeMap::new(),
             cache: None,
             achieved: None,
@@ -79,40 +77,23 @@ impl<R: Ruleset> Reconciler<R> {
         }
     }
 
-    /// Takes a full list of links; everything that was known of them is dropped.
-    pub fn replace_links(&mut self, links: impl IntoIterator<Item = Link>) {
-        let links = links.into_iter().map(|link| (link.index, link)).collect();
-        if self.links != links {
-            self.links = links;
-            self.cache = None;
-        }
-        self.refused.clear();
-    }
-
-    /// Takes one change of the links; says whether it may concern the ruleset.
-    pub fn link_event(&mut self, event: &LinkEvent) -> bool {
-        match event {
-            LinkEvent::Changed(link) => {
-                let before = self.links.insert(link.index, link.clone());
-                if before.as_ref() == Some(link) {
-                    return false;
-                }
-                self.refused.remove(&link.index);
-                if before.is_some_and(|b| b.name != link.name) {
+    /// Takes note of one change of the links.
+    pub fn link_changed(&mut self, change: &LinkChange) {
+        match change {
+            LinkChange::Appeared(_) => {}
+            LinkChange::Changed { before, renamed } => {
+                self.refused.remove(&before.index);
+                if *renamed {
                     // The flowtable shows its devices by their present names.
                     self.cache = None;
                 }
-                true
             }
-            LinkEvent::Gone(index) => {
-                self.refused.remove(index);
-                let gone = self.links.remove(index);
-                if let (Some(gone), Some(cache)) = (&gone, &mut self.cache) {
-                    forget_device(cache, &gone.name);
+            LinkChange::Gone(link) => {
+                self.refused.remove(&link.index);
+                if let Some(cache) = &mut self.cache {
+                    forget_device(cache, &link.name);
                 }
-                gone.is_some()
             }
-            LinkEvent::Overrun => true,
         }
     }
 
@@ -128,14 +109,10 @@ impl<R: Ruleset> Reconciler<R> {
         }
     }
 
-    /// Drops what is known of the kernel's ruleset, so that the next reconcile reads it again.
+    /// Drops what is known of the kernel's ruleset and of refused interfaces: the next reconcile begins afresh.
     pub fn distrust(&mut self) {
         self.cache = None;
-    }
-
-    /// The links as known now.
-    pub fn links(&self) -> impl Iterator<Item = &Link> {
-        self.links.values()
+        self.refused.clear();
     }
 
     /// Takes our table away, if it is ours.
@@ -161,9 +138,9 @@ impl<R: Ruleset> Reconciler<R> {
     /// Errors are those that no retry mends (no permission, no nf_tables); others are logged, and the report says that
     /// it has to be tried again.
     #[tracing::instrument(level = "debug", skip_all, fields(%trigger))]
-    pub fn reconcile(&mut self, trigger: Trigger) -> Result<Report, NftError> {
+    pub fn reconcile(&mut self, trigger: Trigger, links: &LinkTable) -> Result<Report, NftError> {
         if matches!(trigger, Trigger::SafetyNet | Trigger::Overrun) {
-            self.cache = None;
+            self.distrust();
         }
         let mut commits = 0;
         let mut split = false;
@@ -173,7 +150,7 @@ impl<R: Ruleset> Reconciler<R> {
                 Some(observed) => observed,
                 None => self.ruleset.observe()?,
             };
-            let wanted = desired::desired(&self.policy, self.links.values(), &self.refused);
+            let wanted = desired::desired(&self.policy, links.iter(), &self.refused);
             let ops = match diff::diff(&wanted, &observed, self.foreign) {
                 Decision::Foreign => {
                     self.cache = Some(observed);
@@ -204,7 +181,7 @@ impl<R: Ruleset> Reconciler<R> {
                     }
                 }
                 Err(CommitError::Stale) => debug!("the ruleset changed meanwhile"),
-                Err(CommitError::Rejected(rejections)) => match self.blame(&ops, &rejections, split) {
+                Err(CommitError::Rejected(rejections)) => match self.blame(&ops, &rejections, split, links) {
                     Blame::Device => {}
                     Blame::SomeDevice => split = true,
                     Blame::Ours => {
@@ -265,12 +242,12 @@ impl<R: Ruleset> Reconciler<R> {
     }
 
     /// Finds out who is to blame for a refused transaction, and remembers devices that were.
-    fn blame(&mut self, ops: &[Op], rejections: &[Rejection], split: bool) -> Blame {
+    fn blame(&mut self, ops: &[Op], rejections: &[Rejection], split: bool, links: &LinkTable) -> Blame {
         let mut blame = Blame::Ours;
         for rejection in rejections {
             match ops.get(rejection.index) {
                 Some(Op::AddDevices(names)) if names.len() == 1 => {
-                    self.refuse(&names[0], &rejection.source);
+                    self.refuse(&names[0], &rejection.source, links);
                     blame = Blame::Device;
                 }
                 Some(Op::AddDevices(_)) if !split => return Blame::SomeDevice,
@@ -287,7 +264,7 @@ impl<R: Ruleset> Reconciler<R> {
         blame
     }
 
-    fn refuse(&mut self, name: &IfName, error: &io::Error) {
+    fn refuse(&mut self, name: &IfName, error: &io::Error, links: &LinkTable) {
         if self.policy.hw_offload && error.raw_os_error() == Some(libc::EOPNOTSUPP) {
             self.policy.hw_offload = false;
             warn!(
@@ -297,7 +274,7 @@ impl<R: Ruleset> Reconciler<R> {
             );
             return;
         }
-        let Some(index) = self.links.values().find(|l| l.name == *name).map(|l| l.index) else { return };
+        let Some(index) = links.iter().find(|l| l.name == *name).map(|l| l.index) else { return };
         warn!(
             iface = %name, errno = error.raw_os_error(),
             "the kernel refused this interface in {FLOWTABLE} ({error}): its flows take the normal path; tried again when \

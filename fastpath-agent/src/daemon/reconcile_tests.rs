@@ -1,11 +1,10 @@
 //! The reconciler against a ruleset in memory: convergence, culprits, others' changes, a failure at every step.
 
-use std::collections::BTreeMap;
-
 use super::*;
 use crate::{
     core::{
-        model::{DEVICE_SET, test_link},
+        link_table::LinkEvent,
+        model::{DEVICE_SET, Link, test_link},
         observed::{ObservedFlowtable, Owner},
         select::Selection,
     },
@@ -27,14 +26,52 @@ fn policy() -> Policy {
     }
 }
 
-fn reconciler(links: impl IntoIterator<Item = u32> + Clone) -> Reconciler<FakeRuleset> {
-    let kernel = FakeRuleset::new(links.clone().into_iter().map(|i| link(i).name));
-    let mut reconciler = Reconciler::new(kernel, policy(), ForeignTable::Refuse);
-    reconciler.replace_links(links.into_iter().map(link));
-    reconciler
+/// A reconciler with the links that it is handed.
+struct Node {
+    inner: Reconciler<FakeRuleset>,
+    links: LinkTable,
 }
 
-fn devices(reconciler: &Reconciler<FakeRuleset>) -> Vec<String> {
+impl std::ops::Deref for Node {
+    type Target = Reconciler<FakeRuleset>;
+    fn deref(&self) -> &Self::Target {
+        &self.inner
+    }
+}
+
+impl std::ops::DerefMut for Node {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.inner
+    }
+}
+
+impl Node {
+    fn reconcile(&mut self, trigger: Trigger) -> Result<Report, NftError> {
+        self.inner.reconcile(trigger, &self.links)
+    }
+
+    /// The announcement of the last commit arrives.
+    fn notice(&mut self) -> bool {
+        let generation = Generation(self.ruleset.generation);
+        self.inner.committed(generation)
+    }
+
+    fn link_event(&mut self, event: LinkEvent) -> bool {
+        let change = self.links.apply(event);
+        change.iter().for_each(|c| self.inner.link_changed(c));
+        change.is_some()
+    }
+}
+
+fn reconciler(links: impl IntoIterator<Item = u32> + Clone) -> Node {
+    let kernel = FakeRuleset::new(links.clone().into_iter().map(|i| link(i).name));
+    Node {
+        inner: Reconciler::new(kernel, policy(), ForeignTable::Refuse),
+        links: links.into_iter().map(link).collect(),
+    }
+}
+
+fn devices(reconciler: &Node) -> Vec<String> {
     let table = reconciler.ruleset.table.as_ref().unwrap();
     let flowtable = table.flowtables.iter().find(|f| f.name == FLOWTABLE).unwrap();
     flowtable.devices.iter().flatten().map(ToString::to_string).collect()
@@ -55,9 +92,9 @@ fn the_first_reconcile_installs_and_the_second_writes_nothing() {
 fn a_new_link_is_one_transaction_about_that_link() {
     let mut r = reconciler(1..=300);
     r.reconcile(Trigger::Start).unwrap();
-    r.ruleset.devices.insert(link(301).name);
-    assert!(r.link_event(&LinkEvent::Changed(link(301))));
-    assert!(!r.link_event(&LinkEvent::Changed(link(301))), "nothing new in it");
+    r.inner.ruleset.devices.insert(link(301).name);
+    assert!(r.link_event(LinkEvent::Changed(link(301))));
+    assert!(!r.link_event(LinkEvent::Changed(link(301))), "nothing new in it");
     r.reconcile(Trigger::Links).unwrap();
     assert_eq!(
         r.ruleset.commits.last().unwrap(),
@@ -70,10 +107,10 @@ fn a_link_that_goes_away_leaves_only_its_index_behind() {
     let mut r = reconciler(1..=3);
     r.reconcile(Trigger::Start).unwrap();
     r.ruleset.remove_device(&link(2).name);
-    assert!(r.link_event(&LinkEvent::Gone(IfIndex(2))));
+    assert!(r.link_event(LinkEvent::Gone(IfIndex(2))));
     r.reconcile(Trigger::Links).unwrap();
     assert_eq!(r.ruleset.commits.last().unwrap(), &[Op::RemoveIndices(vec![IfIndex(2)])]);
-    assert!(!r.link_event(&LinkEvent::Gone(IfIndex(2))));
+    assert!(!r.link_event(LinkEvent::Gone(IfIndex(2))));
 }
 
 #[test]
@@ -87,7 +124,7 @@ fn a_vanished_device_in_a_large_transaction_is_left_out_and_the_others_are_serve
     assert_eq!(r.refused.keys().copied().collect::<Vec<_>>(), [IfIndex(7), IfIndex(150)]);
 
     r.ruleset.refusing.clear();
-    assert!(r.link_event(&LinkEvent::Changed(Link { mtu: 9000, ..link(7) })));
+    assert!(r.link_event(LinkEvent::Changed(Link { mtu: 9000, ..link(7) })));
     r.reconcile(Trigger::Links).unwrap();
     assert!(devices(&r).contains(&"eth7".to_owned()), "tried again when it changed");
 }
@@ -107,11 +144,11 @@ fn a_refused_device_is_tried_again_when_others_objects_in_our_table_change() {
             devices: Some([link(2).name].into()),
         });
     });
-    assert!(r.committed(Generation(r.ruleset.generation)));
+    assert!(r.notice());
     r.reconcile(Trigger::Ruleset).unwrap();
     r.ruleset.refusing.clear();
     r.ruleset.disturb(|t| t.as_mut().unwrap().flowtables.retain(|f| f.name != "other"));
-    r.committed(Generation(r.ruleset.generation));
+    r.notice();
     r.reconcile(Trigger::Ruleset).unwrap();
     assert_eq!(devices(&r), ["eth1", "eth2"]);
 }
@@ -142,7 +179,7 @@ fn what_somebody_deleted_is_put_back_and_counted_as_a_repair() {
     ];
     for harm in harm {
         r.ruleset.disturb(harm);
-        assert!(r.committed(Generation(r.ruleset.generation)));
+        assert!(r.notice());
         let report = r.reconcile(Trigger::Ruleset).unwrap();
         assert_eq!(report.outcome, Outcome::Repaired);
         let handles_away = |t: &Option<crate::core::observed::ObservedTable>| {
@@ -160,8 +197,9 @@ fn our_own_commits_are_no_news() {
     let mut r = reconciler(1..=3);
     r.reconcile(Trigger::Start).unwrap();
     r.reconcile(Trigger::Links).unwrap();
-    assert!(!r.committed(Generation(r.ruleset.generation)));
-    assert!(r.committed(Generation(r.ruleset.generation + 1)));
+    assert!(!r.notice());
+    let next = Generation(r.ruleset.generation).next();
+    assert!(r.committed(next));
 }
 
 #[test]
@@ -180,7 +218,7 @@ fn a_foreign_table_is_left_alone_until_it_goes_away() {
     assert!(r.ruleset.table.is_some(), "removing ours leaves theirs");
 
     r.ruleset.disturb(|t| *t = None);
-    r.committed(Generation(r.ruleset.generation));
+    r.notice();
     let report = r.reconcile(Trigger::Ruleset).unwrap();
     assert_eq!((report.standing, report.outcome), (Standing::Right, Outcome::Done));
 }
@@ -226,7 +264,7 @@ fn a_renamed_link_is_observed_anew() {
         devices.remove(&link(2).name);
         devices.insert(new.clone());
     }
-    r.link_event(&LinkEvent::Changed(Link { name: new, ..link(2) }));
+    r.link_event(LinkEvent::Changed(Link { name: new, ..link(2) }));
     assert_eq!(r.reconcile(Trigger::Links).unwrap().commits, 0);
 }
 
@@ -247,5 +285,4 @@ fn the_set_holds_the_indices_of_the_devices() {
     let table = r.ruleset.table.as_ref().unwrap();
     let set = table.sets.iter().find(|s| s.name == DEVICE_SET).unwrap();
     assert_eq!(set.elements, [IfIndex(4), IfIndex(8)].into());
-    let _: BTreeMap<IfIndex, Link> = r.links.clone();
 }

@@ -9,7 +9,6 @@ use super::{
     nft::{CommitError, NftError, Rejection},
 };
 use crate::core::{
-    desired::threshold_of,
     diff::KEY_TYPE_IFINDEX,
     expr::Expr,
     model::{CHAIN, DEVICE_SET, FLOWTABLE, IfName},
@@ -18,6 +17,7 @@ use crate::core::{
         ObservedSet, ObservedTable, Owner,
     },
     plan::Op,
+    rule::Rule,
 };
 
 /// The fake.
@@ -149,7 +149,7 @@ impl FakeRuleset {
             }
             Op::DeleteChain => remove(&mut table.chains, |c| c.name == CHAIN)?,
             Op::AddRule { exprs } => {
-                if threshold_of(exprs).is_none() {
+                if Rule::recognise(exprs).is_none() {
                     return Err(libc::EINVAL);
                 }
                 let known = table.sets.iter().any(|s| s.name == DEVICE_SET)

@@ -14,7 +14,10 @@ use rtnetlink::{
     },
 };
 
-use crate::core::model::{IfIndex, IfName, Link, OperState};
+use crate::core::{
+    link_table::LinkEvent,
+    model::{IfIndex, IfName, Link, OperState},
+};
 
 /// Receive buffer for notifications, in bytes: about 2,000 of them at 2 KiB each.
 const RECEIVE_BUFFER: usize = 4 << 20;
@@ -31,17 +34,6 @@ pub enum LinkError {
     /// The socket for notifications was shut down.
     #[error("the kernel's link notifications ended")]
     Ended,
-}
-
-/// A change of the links.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LinkEvent {
-    /// A link is new or has changed; this is how it is now.
-    Changed(Link),
-    /// A link is gone from this namespace: deleted or moved.
-    Gone(IfIndex),
-    /// Notifications were lost (ENOBUFS): everything has to be read again.
-    Overrun,
 }
 
 /// Access to the links of the namespace that it was opened in.
