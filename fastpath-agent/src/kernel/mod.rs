@@ -5,6 +5,7 @@ use crate::core::{
     plan::Op,
 };
 
+mod nfnetlink;
 pub mod nft;
 
 /// The ruleset as far as it concerns us.
