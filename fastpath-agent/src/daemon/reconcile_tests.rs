@@ -237,6 +237,7 @@ fn a_failure_at_any_step_ends_well_in_the_next_reconcile() {
                         index: 0,
                         source: io::Error::from_raw_os_error(libc::ENOMEM),
                         message: None,
+                        device: None,
                     }])
                 }
             };

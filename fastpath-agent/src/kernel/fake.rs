@@ -42,7 +42,11 @@ impl Clone for CommitError {
     fn clone(&self) -> Self {
         match self {
             Self::Stale => Self::Stale,
-            _ => Self::Io(NftError::Io { operation: "fake", source: io::Error::from_raw_os_error(5) }),
+            _ => Self::Io(NftError::Io {
+                operation: "fake",
+                object: "ruleset",
+                source: io::Error::from_raw_os_error(5),
+            }),
         }
     }
 }
@@ -238,6 +242,7 @@ impl Ruleset for FakeRuleset {
                     index,
                     source: io::Error::from_raw_os_error(errno),
                     message: None,
+                    device: None,
                 });
             }
         }

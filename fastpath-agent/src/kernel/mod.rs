@@ -8,6 +8,7 @@ use crate::core::{
 #[cfg(test)]
 pub mod fake;
 pub mod links;
+mod nfnetlink;
 pub mod nft;
 
 /// The ruleset as far as it concerns us.
