@@ -44,7 +44,7 @@ impl Clone for CommitError {
             Self::Stale => Self::Stale,
             _ => Self::Io(NftError::Io {
                 operation: "fake",
-                object: "nothing",
+                object: "ruleset",
                 source: io::Error::from_raw_os_error(5),
             }),
         }

@@ -36,6 +36,13 @@ pub(super) struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
+    /// A message that is whole and aligned.
+    #[cfg(test)]
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
+        assert_eq!(u32_at(bytes, 0).map(|length| length as usize), Some(bytes.len()));
+        Self { bytes }
+    }
+
     fn u16_at(&self, at: usize) -> u16 {
         u16::from_ne_bytes([self.bytes[at], self.bytes[at + 1]])
     }

@@ -148,3 +148,85 @@ fn cmp_ops() -> impl Iterator<Item = CmpOp> {
 fn same(source: u32, destination: u32) -> Option<u32> {
     (source == destination).then_some(source)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        core::{observed::Owner, rule},
+        kernel::{
+            nfnetlink::Message,
+            nft::{
+                marker,
+                object::{Object, Rule, Scratch},
+            },
+        },
+    };
+    use nftnl_sys::NFTNL_RULE_USERDATA;
+
+    /// Through a message of libnftnl and back.
+    fn round_trip(exprs: &[Expr]) -> Vec<Expr> {
+        let rule = exprs.iter().fold(Rule::new().set(NFTNL_RULE_USERDATA, &marker::rule()), |rule, expr| {
+            rule.push(encode(expr).expect("an instruction of ours"))
+        });
+        let mut scratch = Scratch::new();
+        let message = scratch.message(libc::NFT_MSG_NEWRULE, 0, 1, &rule);
+        let (rule, complete) = Rule::parse(&Message::new(message));
+        assert!(complete);
+        assert_eq!(marker::owner(rule.get(NFTNL_RULE_USERDATA).expect("user data")), Owner::Ours);
+        let mut exprs = Vec::new();
+        rule.for_each_expr(|expr| exprs.push(decode(&expr)));
+        exprs
+    }
+
+    #[test]
+    fn our_rule_comes_back_as_it_was() {
+        let exprs = rule::Rule::Offload { threshold: 20 }.exprs();
+        assert_eq!(round_trip(&exprs), exprs);
+    }
+
+    #[test]
+    fn every_instruction_comes_back_as_it_was() {
+        let keys = [CtKey::State, CtKey::Packets, CtKey::Id, CtKey::Other(3)];
+        let mut exprs: Vec<Expr> = keys.map(|key| Expr::Ct { key, dreg: 2 }).into();
+        let keys = [MetaKey::InIfIndex, MetaKey::OutIfIndex, MetaKey::Other(3)];
+        exprs.extend(keys.map(|key| Expr::Meta { key, dreg: 3 }));
+        exprs.extend(cmp_ops().map(|op| Expr::Cmp { sreg: 1, op, data: vec![1, 2, 3, 4] }));
+        exprs.extend([
+            Expr::Cmp { sreg: 1, op: CmpOp::Eq, data: vec![7; MAX_DATA_BYTES] },
+            Expr::HostToNet { reg: 4, size: 2, len: 6 },
+            Expr::Bitwise { reg: 1, mask: vec![0xff; 8], xor: vec![1, 0, 0, 0, 0, 0, 0, 9] },
+            Expr::Lookup { set: "a-set".to_owned(), sreg: 1 },
+            Expr::FlowAdd { flowtable: "a-flowtable".to_owned() },
+            Expr::Counter,
+        ]);
+        assert_eq!(round_trip(&exprs), exprs);
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_not() {
+        for expr in [
+            Expr::Other { name: "log".to_owned() },
+            Expr::Cmp { sreg: 1, op: CmpOp::Eq, data: vec![0; MAX_DATA_BYTES + 1] },
+            Expr::Bitwise { reg: 1, mask: vec![0; 4], xor: vec![0; 8] },
+        ] {
+            assert!(encode(&expr).is_none(), "{expr:?}");
+        }
+    }
+
+    #[test]
+    fn a_detail_that_expr_cannot_hold_makes_another_instruction_of_it() {
+        let other = |object: ExprObject| {
+            let rule = Rule::new().push(object);
+            let mut exprs = Vec::new();
+            rule.for_each_expr(|expr| exprs.push(decode(&expr)));
+            matches!(exprs.as_slice(), [Expr::Other { .. }])
+        };
+        let new = |expr: Expr| encode(&expr).expect("an instruction of ours");
+        assert!(other(new(Expr::Ct { key: CtKey::Packets, dreg: 1 }).set(CT_DIR, &[0])));
+        assert!(other(new(Expr::Lookup { set: "s".to_owned(), sreg: 1 }).set_u32(LOOKUP_FLAGS, 1)));
+        assert!(other(new(Expr::HostToNet { reg: 1, size: 4, len: 4 }).set_u32(BYTEORDER_DREG, 2)));
+        assert!(other(new(Expr::HostToNet { reg: 1, size: 4, len: 4 }).set_u32(BYTEORDER_OP, 0)));
+        assert!(other(new(Expr::Bitwise { reg: 1, mask: vec![1], xor: vec![0] }).set_u32(BITWISE_OP, 1)));
+    }
+}

@@ -1,9 +1,10 @@
 //! Hears that the ruleset changed. One wake-up for each transaction, whatever its size: all notifications but
 //! the new generation's are kept out by a socket filter.
+#![expect(unsafe_code, reason = "tokio cannot know that a descriptor stays open")]
 
 use std::{io, os::fd::AsRawFd};
 
-use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{NftError, dump::parse_generation};
 use crate::{
@@ -14,6 +15,8 @@ use crate::{
 /// `NFTA_GEN_PROC_PID` and `NFTA_GEN_PROC_NAME` (enum nft_gen_attributes).
 const NFTA_GEN_PROC_PID: u16 = 2;
 const NFTA_GEN_PROC_NAME: u16 = 3;
+
+const OBJECT: &str = "the nftables ruleset";
 
 /// What the monitor heard.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,25 +47,28 @@ impl Monitor {
     /// before all of its changes; so read (again) when told of a generation even if its number is known, unless
     /// it was made by one's own commit.
     pub fn open() -> Result<Self, NftError> {
-        Socket::listen(1 << (libc::NFNLGRP_NFTABLES - 1), &only_new_generations())
-            .and_then(AsyncFd::new)
-            .map(|socket| Self { socket })
-            .map_err(|error| NftError::new("listening to changes of", "the nftables ruleset", error))
+        let failed = |error| NftError::new("listening to changes of", OBJECT, error);
+        let groups = 1 << (libc::NFNLGRP_NFTABLES - 1);
+        let socket = Socket::listen(groups, &only_new_generations()).map_err(failed)?;
+        // SAFETY: the socket owns its descriptor and keeps it open until it is dropped.
+        let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
+        Ok(Self { socket: socket.map_err(|error| failed(error.into()))? })
     }
 
     /// The next event. Safe to cancel: nothing is lost.
     pub async fn next(&mut self) -> Result<Event, NftError> {
         loop {
-            let mut ready =
-                self.socket.readable_mut().await.map_err(|error| {
-                    NftError::new("waiting for changes of", "the nftables ruleset", error)
-                })?;
+            let mut ready = self
+                .socket
+                .readable_mut()
+                .await
+                .map_err(|error| NftError::new("waiting for changes of", OBJECT, error))?;
             match ready.try_io(|socket| receive(socket.get_mut())) {
                 Err(_not_ready) => {}
                 Ok(Ok(Some(event))) => return Ok(event),
                 Ok(Ok(None)) => {}
                 Ok(Err(error)) => {
-                    return Err(NftError::new("listening to changes of", "the nftables ruleset", error));
+                    return Err(NftError::new("listening to changes of", OBJECT, error));
                 }
             }
         }
