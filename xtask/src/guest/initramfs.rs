@@ -1,0 +1,465 @@
+//! The guest's initial file system, in two archives that the kernel unpacks one over the other: a base for each kernel
+//! (tools of this machine, their libraries, the kernel's modules), made anew only when those change, and a small one
+//! with our own binaries. Uncompressed, since the guest's processor is emulated and this machine's is not.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    env, fs,
+    io::{self, BufWriter, Write},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+use cpio::newc::{Builder, ModeFileType, trailer};
+
+use super::kernels::Kernel;
+use crate::process;
+
+/// Programs that the guest gets from this machine. Not BusyBox: its applets run each other instead of the real
+/// programs.
+const TOOLS: &[&str] = &[
+    // networking
+    "ip",
+    "tc",
+    "bridge",
+    "ss",
+    "ethtool",
+    "nft",
+    "conntrack",
+    "iperf3",
+    "socat",
+    "wg",
+    "ping",
+    "tcpdump",
+    "bpftool",
+    "xtables-nft-multi",
+    "xtables-legacy-multi",
+    // kernel modules
+    "kmod",
+    "xz",
+    // coreutils
+    "basename",
+    "cat",
+    "chmod",
+    "chown",
+    "chroot",
+    "cksum",
+    "cmp",
+    "comm",
+    "cp",
+    "cut",
+    "date",
+    "dd",
+    "df",
+    "dirname",
+    "du",
+    "echo",
+    "env",
+    "expr",
+    "false",
+    "head",
+    "id",
+    "join",
+    "kill",
+    "ln",
+    "ls",
+    "md5sum",
+    "mkdir",
+    "mkfifo",
+    "mknod",
+    "mktemp",
+    "mv",
+    "nice",
+    "nohup",
+    "nproc",
+    "od",
+    "paste",
+    "printf",
+    "pwd",
+    "readlink",
+    "realpath",
+    "rm",
+    "rmdir",
+    "seq",
+    "sha256sum",
+    "shuf",
+    "sleep",
+    "sort",
+    "stat",
+    "stdbuf",
+    "stty",
+    "sync",
+    "tac",
+    "tail",
+    "tee",
+    "test",
+    "timeout",
+    "touch",
+    "tr",
+    "true",
+    "truncate",
+    "tty",
+    "uname",
+    "uniq",
+    "wc",
+    "yes",
+    // the rest of a plain system
+    "bash",
+    "diff",
+    "find",
+    "grep",
+    "mawk",
+    "sed",
+    "xargs",
+    "dmesg",
+    "flock",
+    "hostname",
+    "lsns",
+    "mount",
+    "nsenter",
+    "setpriv",
+    "setsid",
+    "taskset",
+    "umount",
+    "unshare",
+    "free",
+    "pgrep",
+    "pkill",
+    "ps",
+    "sysctl",
+    "top",
+    "uptime",
+];
+
+/// Other names of those programs.
+const ALIASES: &[(&str, &[&str])] = &[
+    (
+        "xtables-nft-multi",
+        &[
+            "iptables",
+            "iptables-save",
+            "iptables-restore",
+            "ip6tables",
+            "ip6tables-save",
+            "ip6tables-restore",
+            "iptables-nft",
+            "iptables-nft-save",
+            "iptables-nft-restore",
+            "ip6tables-nft",
+            "ip6tables-nft-save",
+            "ip6tables-nft-restore",
+            "xtables-monitor",
+        ],
+    ),
+    (
+        "xtables-legacy-multi",
+        &[
+            "iptables-legacy",
+            "iptables-legacy-save",
+            "iptables-legacy-restore",
+            "ip6tables-legacy",
+            "ip6tables-legacy-save",
+            "ip6tables-legacy-restore",
+        ],
+    ),
+    ("kmod", &["modprobe", "insmod", "rmmod", "lsmod", "modinfo", "depmod"]),
+    ("bash", &["sh"]),
+    ("mawk", &["awk"]),
+];
+
+/// Directories of modules of which the guest gets everything; what they need from elsewhere comes along.
+const MODULES: &[&str] =
+    &["kernel/net", "kernel/crypto", "kernel/lib", "kernel/arch/x86/crypto", "kernel/drivers/net"];
+/// Of those, what no emulated machine has a use for.
+const NOT_MODULES: &[&str] =
+    &["kernel/drivers/net/ethernet", "kernel/drivers/net/wireless", "kernel/net/wireless"];
+
+/// What stands at a path of the archive.
+enum Node {
+    Directory,
+    Link(String),
+    File { source: PathBuf, mode: u32 },
+    Text(String),
+}
+
+/// An archive in the making: paths without a leading slash, parents included.
+#[derive(Default)]
+pub(crate) struct Archive {
+    nodes: BTreeMap<String, Node>,
+    /// Programs and libraries whose own libraries are in already.
+    resolved: HashSet<PathBuf>,
+}
+
+impl Archive {
+    fn put(&mut self, path: &str, node: Node) {
+        let path = merged(path.trim_start_matches('/'));
+        let mut end = 0;
+        while let Some(slash) = path[end..].find('/') {
+            end += slash;
+            self.nodes.entry(path[..end].to_owned()).or_insert(Node::Directory);
+            end += 1;
+        }
+        self.nodes.insert(path, node);
+    }
+
+    /// A file of this machine, at another or the same path.
+    pub(crate) fn file(&mut self, path: &str, source: &Path) -> Result<()> {
+        let metadata = fs::metadata(source).with_context(|| format!("cannot read {}", source.display()))?;
+        let mode = metadata.permissions().mode() & 0o7777;
+        self.put(path, Node::File { source: source.to_owned(), mode });
+        Ok(())
+    }
+
+    /// A file with that content.
+    pub(crate) fn text(&mut self, path: &str, content: impl Into<String>) {
+        self.put(path, Node::Text(content.into()));
+    }
+
+    fn link(&mut self, path: &str, target: &str) {
+        self.put(path, Node::Link(target.to_owned()));
+    }
+
+    /// A program or a library, with the libraries that it needs.
+    pub(crate) fn program(&mut self, path: &str, source: &Path) -> Result<()> {
+        self.file(path, source)?;
+        for library in libraries(source)? {
+            if self.resolved.insert(library.clone()) {
+                self.file(&library.to_string_lossy(), &library)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the archive; on an error the file isn't touched.
+    pub(crate) fn write(&self, path: &Path) -> Result<()> {
+        let scratch = path.with_extension("new");
+        let file =
+            fs::File::create(&scratch).with_context(|| format!("cannot write {}", scratch.display()))?;
+        let mut out = BufWriter::with_capacity(1 << 20, file);
+        for (number, (name, node)) in self.nodes.iter().enumerate() {
+            let entry = Builder::new(name).ino(u32::try_from(number)? + 1).nlink(1);
+            let content;
+            let entry = match node {
+                Node::Directory => {
+                    content = Vec::new();
+                    entry.mode(0o755).set_mode_file_type(ModeFileType::Directory)
+                }
+                Node::Link(target) => {
+                    content = target.clone().into_bytes();
+                    entry.mode(0o777).set_mode_file_type(ModeFileType::Symlink)
+                }
+                Node::Text(text) => {
+                    content = text.clone().into_bytes();
+                    entry.mode(0o755).set_mode_file_type(ModeFileType::Regular)
+                }
+                Node::File { source, mode } => {
+                    content =
+                        fs::read(source).with_context(|| format!("cannot read {}", source.display()))?;
+                    entry.mode(*mode).set_mode_file_type(ModeFileType::Regular)
+                }
+            };
+            let mut writer = entry.write(&mut out, u32::try_from(content.len())?);
+            writer.write_all(&content)?;
+            writer.finish()?;
+        }
+        trailer(&mut out)?.flush()?;
+        fs::rename(&scratch, path)?;
+        Ok(())
+    }
+}
+
+/// The path in a system where /bin, /sbin and /lib are links to directories in /usr.
+fn merged(path: &str) -> String {
+    let first = path.split('/').next().unwrap_or_default();
+    let moved = matches!(first, "bin" | "sbin" | "lib" | "lib64") && path.contains('/');
+    if moved { format!("usr/{path}") } else { path.to_owned() }
+}
+
+/// The shared libraries of a program, the loader included, as `ldd` finds them.
+fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+    let output = Command::new("ldd").arg(program).output().context("cannot run ldd")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    if let Some(missing) = text.lines().find(|line| line.contains("not found")) {
+        bail!("{} needs a library that isn't here: {}", program.display(), missing.trim());
+    }
+    // "libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)" or "/lib64/ld-linux-x86-64.so.2 (0x…)"; none for the vDSO.
+    Ok(text
+        .lines()
+        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))
+        .map(PathBuf::from)
+        .collect())
+}
+
+/// The file that runs under that name, and nothing but a script's wrapper.
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
+    system.into_iter().chain(env::split_paths(&path)).map(|dir| dir.join(name)).find(|file| file.is_file())
+}
+
+/// Ubuntu's bpftool is a script that looks for the running kernel's; any version does here.
+fn find_bpftool() -> Option<PathBuf> {
+    let packaged = |dir: &str| -> Vec<PathBuf> {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path().join("bpftool")).filter(|file| file.is_file()).collect()
+    };
+    let mut versions = packaged("/usr/lib/linux-tools");
+    versions.sort();
+    versions.pop().or_else(|| find_program("bpftool"))
+}
+
+fn find_tool(name: &str) -> Result<PathBuf> {
+    let found = if name == "bpftool" { find_bpftool() } else { find_program(name) };
+    found.with_context(|| format!("the guest needs the program {name}, which isn't installed"))
+}
+
+/// The base archive of a kernel in `directory`, made if it isn't there or something in it has changed.
+pub(crate) fn base(kernel: &Kernel, directory: &Path) -> Result<PathBuf> {
+    let archive = directory.join("base.cpio");
+    let stamp = directory.join("base.stamp");
+    let tools = TOOLS.iter().map(|name| Ok((*name, find_tool(name)?))).collect::<Result<Vec<_>>>()?;
+    let inputs = inputs(kernel, &tools)?;
+    if archive.exists() && fs::read_to_string(&stamp).is_ok_and(|old| old == inputs) {
+        return Ok(archive);
+    }
+    fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    eprintln!("guest {}: building its file system", kernel.name);
+    let mut base = Archive::default();
+    for name in ["bin", "sbin", "lib", "lib64"] {
+        base.link(name, &format!("usr/{name}"));
+    }
+    base.put("root", Node::Directory);
+    for (name, source) in &tools {
+        base.program(&format!("usr/bin/{name}"), source)?;
+    }
+    for (name, aliases) in ALIASES {
+        for alias in *aliases {
+            base.link(&format!("usr/bin/{alias}"), name);
+        }
+    }
+    // The kernel itself calls this one, by its path.
+    base.link("usr/sbin/modprobe", "../bin/kmod");
+    add_plugins(&mut base)?;
+    add_configuration(&mut base)?;
+    add_modules(&mut base, kernel, &directory.join("modules"))?;
+    base.write(&archive)?;
+    fs::write(&stamp, inputs)?;
+    Ok(archive)
+}
+
+/// What the archive is made of, so that a change is seen: this program too, which decides what goes in.
+fn inputs(kernel: &Kernel, tools: &[(&str, PathBuf)]) -> Result<String> {
+    let mut text = format!("{}\n", kernel.release);
+    let this = env::current_exe()?;
+    for path in tools.iter().map(|(_, path)| path).chain([&this, &kernel.image]) {
+        let metadata = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let modified = metadata.modified()?.duration_since(std::time::UNIX_EPOCH)?.as_nanos();
+        text.push_str(&format!("{} {} {modified}\n", path.display(), metadata.len()));
+    }
+    Ok(text)
+}
+
+/// Shared objects that programs load by name.
+fn add_plugins(base: &mut Archive) -> Result<()> {
+    for directory in ["/usr/lib/x86_64-linux-gnu/xtables", "/usr/lib/tc"] {
+        for entry in fs::read_dir(directory).into_iter().flatten() {
+            let path = entry?.path();
+            base.program(&path.to_string_lossy(), &path)?;
+        }
+    }
+    Ok(())
+}
+
+fn add_configuration(base: &mut Archive) -> Result<()> {
+    base.text("etc/passwd", "root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534::/:/bin/false\n");
+    base.text("etc/group", "root:x:0:\nnogroup:x:65534:\n");
+    base.text("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n");
+    base.text("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n");
+    base.text("etc/profile", "PS1='guest:\\w# '\nPATH=/usr/sbin:/usr/bin:/sbin:/bin\nexport PATH\n");
+    for file in ["/etc/protocols", "/etc/services", "/lib/terminfo/v/vt220"] {
+        if Path::new(file).exists() {
+            base.file(file, Path::new(file))?;
+        }
+    }
+    Ok(())
+}
+
+/// The modules, unpacked: kmod in the guest would do it at emulated speed.
+fn add_modules(base: &mut Archive, kernel: &Kernel, scratch: &Path) -> Result<()> {
+    let tree = scratch.join("lib/modules").join(&kernel.release);
+    if scratch.exists() {
+        fs::remove_dir_all(scratch)?;
+    }
+    fs::create_dir_all(&tree)?;
+    for list in ["modules.order", "modules.builtin", "modules.builtin.modinfo"] {
+        fs::copy(kernel.modules.join(list), tree.join(list))
+            .with_context(|| format!("cannot copy {list}"))?;
+    }
+    process::run(Command::new("cp").arg("-r").arg(kernel.modules.join("kernel")).arg(&tree))?;
+    let mut files = Vec::new();
+    files_below(&tree.join("kernel"), &mut files)?;
+    for (extension, program) in [("xz", "xz"), ("zst", "zstd"), ("gz", "gzip")] {
+        let packed = |file: &&PathBuf| file.extension().is_some_and(|found| found == extension);
+        let packed: Vec<_> = files.iter().filter(packed).collect();
+        if !packed.is_empty() {
+            process::run(Command::new(program).args(["-d", "-q", "-f", "--"]).args(packed))?;
+        }
+    }
+    process::run(
+        Command::new(find_program("depmod").context("depmod isn't installed")?)
+            .arg("-b")
+            .arg(scratch)
+            .arg(&kernel.release),
+    )?;
+    // Keep what is wanted and what that needs: "kernel/net/a.ko: kernel/net/b.ko kernel/lib/c.ko", dependencies complete.
+    let dependencies = fs::read_to_string(tree.join("modules.dep"))?;
+    let below = |module: &str, list: &[&str]| list.iter().any(|dir| module.starts_with(&format!("{dir}/")));
+    let mut keep = HashSet::new();
+    for line in dependencies.lines() {
+        let (module, needs) = line.split_once(':').unwrap_or((line, ""));
+        if below(module, MODULES) && !below(module, NOT_MODULES) {
+            keep.insert(module);
+            keep.extend(needs.split_whitespace());
+        }
+    }
+    for module in &keep {
+        base.file(&format!("usr/lib/modules/{}/{module}", kernel.release), &tree.join(module))?;
+    }
+    let mut lists = Vec::new();
+    for entry in fs::read_dir(&tree)? {
+        let path = entry?.path();
+        if path.is_file() {
+            lists.push(path);
+        }
+    }
+    for list in lists {
+        let name = list.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        base.file(&format!("usr/lib/modules/{}/{name}", kernel.release), &list)?;
+    }
+    Ok(())
+}
+
+fn files_below(directory: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            files_below(&path, found)?;
+        } else {
+            found.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// One file out of several archives: the kernel unpacks them in turn.
+pub(crate) fn concatenate(archives: &[&Path], to: &Path) -> Result<()> {
+    let mut out = fs::File::create(to).with_context(|| format!("cannot write {}", to.display()))?;
+    for archive in archives {
+        let mut file =
+            fs::File::open(archive).with_context(|| format!("cannot read {}", archive.display()))?;
+        io::copy(&mut file, &mut out)?;
+    }
+    Ok(())
+}

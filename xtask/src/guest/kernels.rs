@@ -1,0 +1,146 @@
+//! The kernels that the guest boots: named in tests/kernels.toml, downloaded once with apt into the user's cache,
+//! never installed.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::{process, workspace};
+
+#[derive(Deserialize)]
+struct File {
+    kernel: Vec<Wanted>,
+}
+
+/// A kernel that the tests want.
+#[derive(Deserialize, Clone)]
+pub(crate) struct Wanted {
+    /// What the user calls it: `6.12`.
+    pub(crate) name: String,
+    /// The pattern of the Debian package's name, as `apt-cache search` takes it.
+    package: String,
+}
+
+/// A kernel that is in the cache.
+#[derive(Clone, Debug)]
+pub(crate) struct Kernel {
+    pub(crate) name: String,
+    /// As `uname -r` says it.
+    pub(crate) release: String,
+    pub(crate) image: PathBuf,
+    /// The directory with `kernel/` and `modules.builtin`.
+    pub(crate) modules: PathBuf,
+}
+
+/// All kernels of tests/kernels.toml, or those that are named.
+pub(crate) fn wanted(names: &[String]) -> Result<Vec<Wanted>> {
+    let path = workspace::root().join("tests/kernels.toml");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let all = toml::from_str::<File>(&text).context("tests/kernels.toml")?.kernel;
+    if names.is_empty() {
+        return Ok(all);
+    }
+    names
+        .iter()
+        .map(|name| {
+            all.iter().find(|kernel| kernel.name == *name).cloned().with_context(|| {
+                let known: Vec<_> = all.iter().map(|kernel| kernel.name.as_str()).collect();
+                format!("no kernel {name}; there are {}", known.join(", "))
+            })
+        })
+        .collect()
+}
+
+/// The kernel, if it is in the cache.
+pub(crate) fn cached(wanted: &Wanted) -> Result<Option<Kernel>> {
+    let directory = directory(&wanted.name)?;
+    Ok(if directory.exists() { Some(open(&wanted.name, &directory)?) } else { None })
+}
+
+fn directory(name: &str) -> Result<PathBuf> {
+    Ok(workspace::cache()?.join("kernels").join(name))
+}
+
+fn open(name: &str, directory: &Path) -> Result<Kernel> {
+    let modules = directory.join("lib/modules");
+    let mut releases =
+        fs::read_dir(&modules).with_context(|| format!("cannot read {}", modules.display()))?;
+    let Some(entry) = releases.next() else { bail!("{} is empty", modules.display()) };
+    let release = entry?.file_name().into_string().ok().context("a kernel release is plain text")?;
+    let image = directory.join("boot").join(format!("vmlinuz-{release}"));
+    Ok(Kernel { name: name.to_owned(), modules: modules.join(&release), release, image })
+}
+
+/// Downloads the kernel into the cache. `apt` holds options that every apt command gets.
+pub(crate) fn download(wanted: &Wanted, apt: &[String]) -> Result<Kernel> {
+    let package = newest_package(wanted, apt)?
+        .with_context(|| format!("apt knows no package {} for kernel {}", wanted.package, wanted.name))?;
+    let final_directory = directory(&wanted.name)?;
+    // Unpacked beside and renamed, so that an interrupted download is never taken for a kernel.
+    let scratch = final_directory.with_extension(format!("new-{}", std::process::id()));
+    fs::create_dir_all(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
+    let unpack = || -> Result<()> {
+        process::output(
+            Command::new("apt-get").args(apt).args(["download", &package]).current_dir(&scratch),
+        )?;
+        let archive = fs::read_dir(&scratch)?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+            .with_context(|| format!("apt-get download left no archive of {package}"))?;
+        process::run(Command::new("dpkg").arg("-x").arg(&archive).arg(&scratch))?;
+        fs::remove_file(archive)?;
+        Ok(())
+    };
+    let result = unpack().and_then(|()| Ok(fs::rename(&scratch, &final_directory)?));
+    if result.is_err() {
+        let _ = fs::remove_dir_all(&scratch);
+    }
+    result?;
+    open(&wanted.name, &final_directory)
+}
+
+/// The newest package for the kernel that apt knows.
+pub(crate) fn newest_package(wanted: &Wanted, apt: &[String]) -> Result<Option<String>> {
+    let found = process::output(
+        Command::new("apt-cache").args(apt).args(["search", "--names-only"]).arg(&wanted.package),
+    )?;
+    let names = found.lines().filter_map(|line| line.split_whitespace().next());
+    Ok(names.max_by_key(|name| version_key(name)).map(str::to_owned))
+}
+
+/// The numbers in a package's name, which order its versions; an unsigned image before the same one signed, since
+/// Debian offers it first.
+fn version_key(package: &str) -> (Vec<u32>, bool) {
+    let numbers = package.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok());
+    (numbers.collect(), package.ends_with("-unsigned"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::version_key;
+
+    #[test]
+    fn newest_is_by_number_not_by_letter() {
+        let mut names = [
+            "linux-image-6.12.107+deb12-cloud-amd64-unsigned",
+            "linux-image-6.12.117+deb12-cloud-amd64",
+            "linux-image-6.12.117+deb12-cloud-amd64-unsigned",
+            "linux-image-6.12.9+deb12-cloud-amd64",
+        ];
+        names.sort_by_key(|name| version_key(name));
+        assert_eq!(
+            names,
+            [
+                "linux-image-6.12.9+deb12-cloud-amd64",
+                "linux-image-6.12.107+deb12-cloud-amd64-unsigned",
+                "linux-image-6.12.117+deb12-cloud-amd64",
+                "linux-image-6.12.117+deb12-cloud-amd64-unsigned",
+            ]
+        );
+    }
+}

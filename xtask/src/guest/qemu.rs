@@ -1,0 +1,239 @@
+//! A running guest: QEMU's command line, the port to PID 1, the kernel's console, time limits.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader, Read, Write},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use super::{
+    kernels::Kernel,
+    verdict::{self, End, Line},
+};
+
+/// From QEMU's start to PID 1's first word, on a busy machine.
+const BOOT_LIMIT: Duration = Duration::from_secs(120);
+/// What PID 1 needs beyond a job's own time limit, to kill it and say so.
+const GRACE: Duration = Duration::from_secs(15);
+/// A broken kernel's last words come in this time after the first.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// What to boot.
+pub(crate) struct Machine<'a> {
+    pub(crate) kernel: &'a Kernel,
+    pub(crate) initramfs: &'a Path,
+    /// Everything that the guest says is written here.
+    pub(crate) log: PathBuf,
+    /// Use the processor's virtualisation instead of emulating it.
+    pub(crate) kvm: bool,
+    pub(crate) cpus: u32,
+    pub(crate) memory_mib: u32,
+}
+
+impl Machine<'_> {
+    /// QEMU with the port to PID 1 on its stdin and stdout, and the console on its stderr.
+    fn command(&self, mode: &str) -> Command {
+        // Should this program be killed, its guests go with it.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64", "-no-user-config", "-nodefaults"]);
+        let (acceleration, cpu) = if self.kvm { ("kvm", "host") } else { ("tcg,thread=multi", "max") };
+        command.args([
+            "-machine",
+            "pc",
+            "-accel",
+            acceleration,
+            "-cpu",
+            cpu,
+            "-display",
+            "none",
+            "-no-reboot",
+        ]);
+        command.args(["-smp", &self.cpus.to_string(), "-m", &format!("{}M", self.memory_mib)]);
+        command.args(["-chardev", "file,id=console,path=/dev/fd/2,append=on", "-serial", "chardev:console"]);
+        command.args(["-chardev", "stdio,id=port,signal=off", "-serial", "chardev:port"]);
+        command.arg("-kernel").arg(&self.kernel.image).arg("-initrd").arg(self.initramfs);
+        // An oops is a panic, and a panic ends QEMU: nothing runs on with a broken kernel.
+        command.args(["-append", &format!(
+            "console=ttyS0,115200 loglevel=5 panic=-1 oops=panic mitigations=off rdinit=/init fastpath.mode={mode}"
+        )]);
+        command
+    }
+
+    /// Gives this terminal to a shell in the guest, until it ends.
+    pub(crate) fn shell(&self) -> Result<()> {
+        let log = File::create(&self.log).with_context(|| format!("cannot write {}", self.log.display()))?;
+        let status = self.command("shell").stderr(log).status().context("cannot run qemu-system-x86_64")?;
+        if !status.success() {
+            bail!("QEMU failed ({status}), see {}", self.log.display());
+        }
+        Ok(())
+    }
+
+    /// Boots the guest and waits until PID 1 takes requests.
+    pub(crate) fn boot(&self) -> Result<Guest> {
+        if let Some(directory) = self.log.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        let log = File::create(&self.log).with_context(|| format!("cannot write {}", self.log.display()))?;
+        let mut qemu = self
+            .command("serve")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("cannot run qemu-system-x86_64")?;
+        let (sender, events) = mpsc::channel();
+        let stdout = qemu.stdout.take().context("QEMU's stdout is a pipe")?;
+        let stderr = qemu.stderr.take().context("QEMU's stderr is a pipe")?;
+        read_lines(stdout, sender.clone(), Event::Port);
+        read_lines(stderr, sender, Event::Console);
+        let port = qemu.stdin.take().context("QEMU's stdin is a pipe")?;
+        let mut guest =
+            Guest { qemu, port, events, log, log_path: self.log.clone(), booted_in: Duration::ZERO };
+        let began = Instant::now();
+        match guest.follow(BOOT_LIMIT, |line| (line == Line::Ready).then_some(())) {
+            Ok(()) => {
+                guest.booted_in = began.elapsed();
+                Ok(guest)
+            }
+            Err(broken) => Err(anyhow!("the guest with kernel {} did not boot: {broken}", self.kernel.name)),
+        }
+    }
+}
+
+enum Event {
+    Port(String),
+    Console(String),
+}
+
+fn read_lines(stream: impl Read + Send + 'static, to: Sender<Event>, event: fn(String) -> Event) {
+    thread::spawn(move || {
+        let mut stream = BufReader::new(stream);
+        let mut line = Vec::new();
+        while stream.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
+            let text = String::from_utf8_lossy(&line);
+            if to.send(event(text.trim_end_matches(['\r', '\n']).to_owned())).is_err() {
+                break; // nobody follows this guest any more
+            }
+            line.clear();
+        }
+    });
+}
+
+/// A guest whose PID 1 takes requests. Dropping it ends it.
+pub(crate) struct Guest {
+    qemu: Child,
+    port: ChildStdin,
+    events: Receiver<Event>,
+    log: File,
+    log_path: PathBuf,
+    booted_in: Duration,
+}
+
+/// Why nothing more is to be expected of a guest.
+pub(crate) type Broken = String;
+
+impl Guest {
+    pub(crate) fn booted_in(&self) -> Duration {
+        self.booted_in
+    }
+
+    pub(crate) fn log_path(&self) -> &Path {
+        &self.log_path
+    }
+
+    /// Runs one test of the `it` binary.
+    pub(crate) fn test(
+        &mut self,
+        name: &str,
+        limit: Duration,
+        on_line: impl FnMut(&str),
+    ) -> Result<(End, Duration), Broken> {
+        self.request(&format!("test {} {name}", limit.as_secs()), limit, on_line)
+    }
+
+    /// Runs the command that was put into the initramfs.
+    pub(crate) fn exec(
+        &mut self,
+        limit: Duration,
+        on_line: impl FnMut(&str),
+    ) -> Result<(End, Duration), Broken> {
+        self.request(&format!("exec {}", limit.as_secs()), limit, on_line)
+    }
+
+    fn request(
+        &mut self,
+        request: &str,
+        limit: Duration,
+        mut on_line: impl FnMut(&str),
+    ) -> Result<(End, Duration), Broken> {
+        let _ = writeln!(self.log, "[host] {request}");
+        writeln!(self.port, "{request}").map_err(|e| format!("the guest's port is closed: {e}"))?;
+        self.follow(limit + GRACE, |line| match line {
+            Line::End(end, took) => Some((end, took)),
+            Line::Output(output) => {
+                on_line(output);
+                None
+            }
+            Line::Ready | Line::Noise(_) => None,
+        })
+    }
+
+    /// Reads what the guest says until `wanted` finds something, the limit is reached or the kernel breaks.
+    fn follow<T>(
+        &mut self,
+        limit: Duration,
+        mut wanted: impl FnMut(Line<'_>) -> Option<T>,
+    ) -> Result<T, Broken> {
+        let deadline = Instant::now() + limit;
+        loop {
+            match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(Event::Port(line)) => {
+                    let _ = writeln!(self.log, "{line}");
+                    if let Some(found) = wanted(verdict::line(&line)) {
+                        return Ok(found);
+                    }
+                }
+                Ok(Event::Console(line)) => {
+                    let _ = writeln!(self.log, "[kernel] {line}");
+                    if let Some(alarm) = verdict::alarm(&line) {
+                        self.last_words();
+                        return Err(format!("{alarm}: {line}"));
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(format!("no progress for {} s", limit.as_secs()));
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    let status = self.qemu.wait().map_or_else(|e| e.to_string(), |status| status.to_string());
+                    return Err(format!("the guest ended by itself (QEMU: {status})"));
+                }
+            }
+        }
+    }
+
+    /// Puts into the log what else a broken kernel says.
+    fn last_words(&mut self) {
+        let deadline = Instant::now() + LAST_WORDS;
+        while let Ok(event) = self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            let _ = match event {
+                Event::Port(line) => writeln!(self.log, "{line}"),
+                Event::Console(line) => writeln!(self.log, "[kernel] {line}"),
+            };
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // Nothing in it is worth an orderly shutdown.
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}
