@@ -18,24 +18,24 @@ pub struct FlowCounters {
     pub first_seen_ns: u64,
     /// When the last of them was seen, in ns.
     pub last_seen_ns: u64,
+    /// All TCP flags seen so far, or-ed (byte 13 of the TCP header: FIN 1, SYN 2, RST 4, PSH 8, ACK 16, URG 32).
+    pub tcp_flags: u64,
+    /// Whether the crossing of the threshold was signalled, see [`Signal`].
+    pub signal: u64,
     /// Index of the interface that the first of them came in on.
     pub ifindex: u32,
-    /// All TCP flags seen so far, or-ed (byte 13 of the TCP header: FIN 1, SYN 2, RST 4, PSH 8, ACK 16, URG 32).
-    pub tcp_flags: u32,
-    /// Whether the crossing of the threshold was signalled, see [`Signal`].
-    pub signal: u32,
     /// Zero.
     pub reserved: u32,
 }
 
 assert_layout!(
-    FlowCounters, 56, packets @ 0, segments @ 8, bytes @ 16, first_seen_ns @ 24, last_seen_ns @ 32, ifindex @ 40,
-    tcp_flags @ 44, signal @ 48, reserved @ 52,
+    FlowCounters, 64, packets @ 0, segments @ 8, bytes @ 16, first_seen_ns @ 24, last_seen_ns @ 32, tcp_flags @ 40,
+    signal @ 48, ifindex @ 56, reserved @ 60,
 );
 
 /// Values of [`FlowCounters::signal`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
+#[repr(u64)]
 pub enum Signal {
     /// Not signalled: at or below the threshold, or events are off.
     None = 0,

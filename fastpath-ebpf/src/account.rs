@@ -1,8 +1,6 @@
 //! Adds a packet to its flow, or to the tally of why it has none, and signals the crossing of the threshold.
 
-use aya_ebpf::{
-    bindings::BPF_NOEXIST, cty::c_long, helpers::bpf_ktime_get_coarse_ns, programs::TcContext,
-};
+use aya_ebpf::{bindings::BPF_NOEXIST, cty::c_long, helpers::bpf_ktime_get_coarse_ns, programs::TcContext};
 use fastpath_common::{FlowCounters, FlowEvent, PacketStats, Signal, Tally};
 
 use crate::{
@@ -50,9 +48,9 @@ fn flow<'a>(ctx: &TcContext, packet: &Packet, stats: &'a mut PacketStats) -> &'a
         bytes: u64::from(packet.bytes),
         first_seen_ns: now,
         last_seen_ns: now,
+        tcp_flags: u64::from(packet.tcp_flags),
+        signal: Signal::None as u64,
         ifindex,
-        tcp_flags: packet.tcp_flags,
-        signal: Signal::None as u32,
         reserved: 0,
     };
     match FLOWS.insert(&packet.key, &new, u64::from(BPF_NOEXIST)) {
@@ -74,7 +72,14 @@ fn flow<'a>(ctx: &TcContext, packet: &Packet, stats: &'a mut PacketStats) -> &'a
 
 /// Other CPUs may be adding to the same flow.
 #[inline(always)]
-fn add(counters: *mut FlowCounters, packet: &Packet, now: u64, ifindex: u32, segments: u32, stats: &mut PacketStats) {
+fn add(
+    counters: *mut FlowCounters,
+    packet: &Packet,
+    now: u64,
+    ifindex: u32,
+    segments: u32,
+    stats: &mut PacketStats,
+) {
     // SAFETY: a map value that the verifier has checked; its fields are aligned, and all shared ones are only changed
     // atomically from here on (the time is a single store: the later of two CPUs a tick apart may lose).
     unsafe {
@@ -82,10 +87,11 @@ fn add(counters: *mut FlowCounters, packet: &Packet, now: u64, ifindex: u32, seg
         atomic::add(&raw mut (*counters).segments, u64::from(segments));
         atomic::add(&raw mut (*counters).bytes, u64::from(packet.bytes));
         (*counters).last_seen_ns = now;
-        if packet.tcp_flags & !(*counters).tcp_flags != 0 {
-            atomic::or(&raw mut (*counters).tcp_flags, packet.tcp_flags);
+        let flags = u64::from(packet.tcp_flags);
+        if flags & !(*counters).tcp_flags != 0 {
+            atomic::or(&raw mut (*counters).tcp_flags, flags);
         }
-        if (*counters).signal == Signal::None as u32 {
+        if (*counters).signal == Signal::None as u64 {
             signal(counters, packet, before + 1, now, ifindex, stats);
         }
     }
@@ -107,8 +113,8 @@ fn signal(
         return;
     }
     // SAFETY: as in `add`. The CPU that changes the field is the one that sends.
-    let before = unsafe { atomic::swap(&raw mut (*counters).signal, Signal::Sent as u32) };
-    if before != Signal::None as u32 {
+    let before = unsafe { atomic::swap(&raw mut (*counters).signal, Signal::Sent as u64) };
+    if before != Signal::None as u64 {
         return;
     }
     let event = FlowEvent { key: packet.key, time_ns: now, packets, ifindex, threshold };
@@ -116,7 +122,7 @@ fn signal(
         stats.events_sent += 1;
     } else {
         // SAFETY: as in `add`.
-        unsafe { (*counters).signal = Signal::Lost as u32 };
+        unsafe { (*counters).signal = Signal::Lost as u64 };
         stats.events_lost += 1;
     }
 }

@@ -1,5 +1,5 @@
-//! Atomic operations on map values. The target has them (from CPU v3 on), but the standard library offers them only
-//! where compare-and-swap is a given, which it isn't for BPF.
+//! Atomic operations on map values. The kernel has had them since 5.12, but the standard library offers them only
+//! where compare-and-swap is a given, which it isn't for this target. 64 bits only: the others need another target CPU.
 
 use core::arch::asm;
 
@@ -32,9 +32,9 @@ pub unsafe fn add(target: *mut u64, value: u64) {
 /// # Safety
 /// As [`fetch_add`].
 #[inline(always)]
-pub unsafe fn or(target: *mut u32, value: u32) {
+pub unsafe fn or(target: *mut u64, value: u64) {
     // SAFETY: the caller's promise.
-    unsafe { asm!("lock *(u32 *)({t} + 0) |= {v}", v = in(wreg) value, t = in(reg) target) }
+    unsafe { asm!("lock *(u64 *)({t} + 0) |= {v}", v = in(reg) value, t = in(reg) target) }
 }
 
 /// Stores `value` to `*target` and returns what was there before.
@@ -42,9 +42,9 @@ pub unsafe fn or(target: *mut u32, value: u32) {
 /// # Safety
 /// As [`fetch_add`].
 #[inline(always)]
-pub unsafe fn swap(target: *mut u32, value: u32) -> u32 {
+pub unsafe fn swap(target: *mut u64, value: u64) -> u64 {
     let mut register = value;
     // SAFETY: the caller's promise.
-    unsafe { asm!("{v} = xchg32_32({t} + 0, {v})", v = inout(wreg) register, t = in(reg) target) }
+    unsafe { asm!("{v} = xchg_64({t} + 0, {v})", v = inout(reg) register, t = in(reg) target) }
     register
 }

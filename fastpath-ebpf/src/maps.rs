@@ -8,7 +8,8 @@ use fastpath_common::{Config, FlowCounters, FlowEvent, FlowKey, PacketStats, lim
 
 /// One entry for each direction of a flow. The agent sets the size when it loads the programs.
 #[btf_map(name = "fastpath_flows")]
-pub static FLOWS: LruHashMap<FlowKey, FlowCounters, { limits::DEFAULT_MAX_FLOWS as usize }> = LruHashMap::new();
+pub static FLOWS: LruHashMap<FlowKey, FlowCounters, { limits::DEFAULT_MAX_FLOWS as usize }> =
+    LruHashMap::new();
 
 /// One element.
 #[btf_map(name = "fastpath_stats")]

@@ -81,7 +81,8 @@ impl Headers for Ethernet<'_> {
         let mut bytes = MaybeUninit::<[u8; N]>::uninit();
         // SAFETY: the helper writes N bytes or fails.
         unsafe {
-            let failed = bpf_skb_load_bytes(self.0.as_ptr(), offset, bytes.as_mut_ptr().cast(), N as u32) != 0;
+            let failed =
+                bpf_skb_load_bytes(self.0.as_ptr(), offset, bytes.as_mut_ptr().cast(), N as u32) != 0;
             if failed { None } else { Some(bytes.assume_init()) }
         }
     }
@@ -211,8 +212,11 @@ fn ipv6(headers: &impl Headers, l3: u32, packet: &mut Packet) -> Result<Transpor
             HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION => {
                 let x: [u8; 2] = headers.read(l3 + offset).ok_or(Uncounted::Malformed)?;
                 // RFC 4302: the authentication header counts in units of four bytes, less two.
-                let len =
-                    if next == AUTHENTICATION { (u32::from(x[1]) + 2) * 4 } else { (u32::from(x[1]) + 1) * 8 };
+                let len = if next == AUTHENTICATION {
+                    (u32::from(x[1]) + 2) * 4
+                } else {
+                    (u32::from(x[1]) + 1) * 8
+                };
                 next = x[0];
                 offset += len;
             }
@@ -230,7 +234,9 @@ fn ipv6(headers: &impl Headers, l3: u32, packet: &mut Packet) -> Result<Transpor
         }
     }
     match next {
-        HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION | FRAGMENT => Err(Uncounted::TooManyHeaders),
+        HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION | FRAGMENT => {
+            Err(Uncounted::TooManyHeaders)
+        }
         _ => Ok(Transport { protocol: next, offset, fragment }),
     }
 }
