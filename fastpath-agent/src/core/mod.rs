@@ -10,3 +10,4 @@ pub mod pace;
 pub mod plan;
 pub mod rule;
 pub mod select;
+pub mod watch;

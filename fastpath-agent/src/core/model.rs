@@ -88,6 +88,9 @@ pub struct Link {
     pub kind: Option<String>,
     /// The bridge or bond that this link is a port of (`IFLA_MASTER`).
     pub master: Option<IfIndex>,
+    /// The link that this one stands on (`IFLA_LINK`), if that is in the same namespace: the trunk of a VLAN, the
+    /// device of a macvlan; for a veth its peer.
+    pub lower: Option<IfIndex>,
     /// Maximum transmission unit in bytes.
     pub mtu: u32,
     /// Has an Ethernet header (`ARPHRD_ETHER`); without one packets begin with the IP header.
@@ -105,6 +108,7 @@ pub(crate) fn test_link(name: &str) -> Link {
         loopback: false,
         kind: None,
         master: None,
+        lower: None,
         mtu: 1500,
         ethernet: true,
     }

@@ -113,6 +113,8 @@ fn parse(message: &LinkMessage) -> Option<Link> {
     let mut oper_state = OperState::Unknown;
     let mut kind = None;
     let mut master = None;
+    let mut lower = None;
+    let mut elsewhere = false;
     let mut mtu = 0;
     for attribute in &message.attributes {
         match attribute {
@@ -122,6 +124,8 @@ fn parse(message: &LinkMessage) -> Option<Link> {
             LinkAttribute::OperState(_) => oper_state = OperState::Down,
             LinkAttribute::Mtu(value) => mtu = *value,
             LinkAttribute::Controller(index) => master = Some(IfIndex(*index)),
+            LinkAttribute::Link(index) => lower = Some(IfIndex(*index)),
+            LinkAttribute::LinkNetNsId(_) => elsewhere = true,
             LinkAttribute::LinkInfo(infos) => {
                 kind = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind.to_string()),
@@ -139,6 +143,7 @@ fn parse(message: &LinkMessage) -> Option<Link> {
         loopback: message.header.flags.contains(LinkFlags::Loopback),
         kind,
         master,
+        lower: lower.filter(|_| !elsewhere),
         mtu,
         ethernet: message.header.link_layer_type == LinkLayerType::Ether,
     })

@@ -5,6 +5,7 @@ use crate::core::{
     plan::Op,
 };
 
+pub mod bpf;
 #[cfg(test)]
 pub mod fake;
 pub mod links;
