@@ -220,20 +220,12 @@ impl Attach {
             },
             Self::Tun => Recipe { uppers: &["tun0"], server_dev: "tun0", underlay: true, ..PLAIN },
             Self::XfrmTunnel => Recipe { both: ESP_TUNNEL, underlay: true, ipv6: false, ..PLAIN },
-            Self::XfrmInterface => Recipe {
-                both: ESP_INTERFACE,
-                uppers: &["xf0"],
-                server_dev: "xf0",
-                underlay: true,
-                ..PLAIN
-            },
-            Self::GreOverEsp => Recipe {
-                both: GRE_IN_ESP,
-                uppers: &["gre1"],
-                server_dev: "gre1",
-                underlay: true,
-                ..PLAIN
-            },
+            Self::XfrmInterface => {
+                Recipe { both: ESP_INTERFACE, uppers: &["xf0"], server_dev: "xf0", underlay: true, ..PLAIN }
+            }
+            Self::GreOverEsp => {
+                Recipe { both: GRE_IN_ESP, uppers: &["gre1"], server_dev: "gre1", underlay: true, ..PLAIN }
+            }
         }
     }
 }
