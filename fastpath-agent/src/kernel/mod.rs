@@ -5,6 +5,11 @@ use crate::core::{
     plan::Op,
 };
 
+pub mod bpf;
+#[cfg(test)]
+pub mod fake;
+pub mod links;
+mod nfnetlink;
 pub mod nft;
 
 /// The ruleset as far as it concerns us.

@@ -1,0 +1,3 @@
+//! What the agent shows to people and programs.
+
+pub mod render;
