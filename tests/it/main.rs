@@ -1,1 +1,7 @@
-//! All tests on real kernels, one binary.
+//! All tests on real kernels, one binary, a file for each behaviour.
+//!
+//! Tests below `host::` need no flowtable and also run on the developer's kernel; all others run in the test guest.
+//! Every test is run by itself, as root: `it --exact NAME --nocapture --test-threads=1`.
+
+mod host;
+mod topologies;

@@ -1,1 +1,28 @@
-//! Harness of the tests that need a real kernel: network namespaces, topologies, traffic.
+//! Harness of the tests that need a real kernel: network namespaces, topologies, traffic, and which path it took.
+//!
+//! A set-up that fails is a failed test, so the functions here panic with what was tried and what came out of it.
+//! They decide nothing about what is right: that is in the tests under `it/`.
+
+pub mod agent;
+pub mod attach;
+pub mod monitor;
+pub mod netns;
+pub mod path;
+pub mod reference;
+pub mod topology;
+pub mod traffic;
+
+use std::time::{Duration, Instant};
+
+/// Waits until `condition` holds, looking every 20 ms.
+///
+/// Returns how long it took; panics with `what` when it doesn't hold within `limit`.
+#[track_caller]
+pub fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < limit, "{what}: not within {limit:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    start.elapsed()
+}

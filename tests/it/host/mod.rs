@@ -1,0 +1,3 @@
+//! Behaviour that needs no flowtable in the kernel.
+
+mod harness;

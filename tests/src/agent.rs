@@ -1,0 +1,178 @@
+//! The agent as a process in the node's namespace: its log, its signals, its exit.
+
+use std::{
+    io::{BufRead, BufReader},
+    os::unix::process::ExitStatusExt,
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::{Arc, Mutex},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::{netns::Netns, wait_until};
+
+/// How long the agent may take to its first reconcile, in the emulator with its eBPF side.
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// A running agent. Killed when dropped.
+pub struct Agent {
+    child: Child,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+/// The agent's binary: `FASTPATH_AGENT`, or where the test guest has it.
+pub fn binary() -> String {
+    std::env::var("FASTPATH_AGENT").unwrap_or_else(|_| "/usr/bin/fastpath-agent".to_owned())
+}
+
+/// The agent as a command, with nothing of this process's settings in its environment.
+pub fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(binary());
+    command.args(args);
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("FASTPATH_") || name == "NODE_NAME") {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Runs the agent, or a subcommand of it, to its end.
+#[track_caller]
+pub fn run(node: &Netns, args: &[&str]) -> Output {
+    let mut command = command(args);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    node.spawn(&mut command).wait_with_output().expect("wait for the agent")
+}
+
+/// Runs a subcommand that must succeed and gives its standard output.
+#[track_caller]
+pub fn output(node: &Netns, args: &[&str]) -> String {
+    let output = run(node, args);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "fastpath-agent {args:?}: {}\n{errors}", output.status);
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+impl Agent {
+    /// Starts the agent without its eBPF side and waits until the ruleset stands.
+    #[track_caller]
+    pub fn start(node: &Netns, args: &[&str]) -> Self {
+        let mut all = vec!["--ebpf=off"];
+        all.extend(args);
+        Self::start_with(node, &all)
+    }
+
+    /// Starts the agent with just these arguments and waits until the ruleset stands.
+    #[track_caller]
+    pub fn start_with(node: &Netns, args: &[&str]) -> Self {
+        let mut agent = Self::spawn(node, &mut command(args));
+        agent.wait_for("ruleset verified", START_LIMIT);
+        agent
+    }
+
+    /// Starts it and waits for nothing.
+    #[track_caller]
+    pub fn spawn(node: &Netns, command: &mut Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = node.spawn(command);
+        let stderr = child.stderr.take().expect("piped");
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&log);
+        thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                sink.lock().expect("log").push(line);
+            }
+        });
+        Self { child, log }
+    }
+
+    /// All lines so far.
+    pub fn log(&self) -> Vec<String> {
+        self.log.lock().expect("log").clone()
+    }
+
+    /// Number of lines so far that have `text` in them.
+    pub fn count(&self, text: &str) -> usize {
+        self.log.lock().expect("log").iter().filter(|line| line.contains(text)).count()
+    }
+
+    /// Waits for a line with `text` in it; says how long it took.
+    #[track_caller]
+    pub fn wait_for(&mut self, text: &str, limit: Duration) -> Duration {
+        self.wait_for_count(text, 1, limit)
+    }
+
+    /// Waits for the `count`-th line with `text` in it.
+    #[track_caller]
+    pub fn wait_for_count(&mut self, text: &str, count: usize, limit: Duration) -> Duration {
+        let start = Instant::now();
+        while self.count(text) < count {
+            let ended = self.child.try_wait().expect("wait for the agent");
+            assert!(
+                start.elapsed() < limit && ended.is_none(),
+                "no {text:?} in the agent's log within {limit:?} ({}):\n{}",
+                ended.map_or("still running".to_owned(), |status| status.to_string()),
+                self.log().join("\n"),
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
+        start.elapsed()
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).expect("the agent runs");
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub fn wait_exit(&mut self, limit: Duration) -> ExitStatus {
+        let mut status = None;
+        wait_until("the agent's exit", limit, || {
+            status = self.child.try_wait().expect("wait for the agent");
+            status.is_some()
+        });
+        status.expect("waited for")
+    }
+
+    /// Stops it with SIGTERM, which must take less than a second.
+    #[track_caller]
+    pub fn stop(mut self) -> Vec<String> {
+        self.signal(Signal::SIGTERM);
+        let status = self.wait_exit(Duration::from_secs(1));
+        assert!(status.success(), "{status} on SIGTERM:\n{}", self.log().join("\n"));
+        self.log()
+    }
+
+    /// Kills it with SIGKILL.
+    pub fn kill(mut self) {
+        self.signal(Signal::SIGKILL);
+        let status = self.child.wait().expect("wait for the agent");
+        assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "it ended before the signal");
+    }
+
+    /// Processor time that it has used so far.
+    pub fn cpu_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("the agent runs");
+        // Fields 14 and 15 of proc(5), in ticks of 10 ms; the second field may have spaces in it.
+        let after_name = stat.rsplit_once(')').expect("proc(5)").1;
+        let ticks: u64 =
+            after_name.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().expect("ticks")).sum();
+        Duration::from_millis(ticks * 10)
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("--- the agent's log\n{}", self.log().join("\n"));
+        }
+    }
+}

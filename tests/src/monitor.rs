@@ -1,0 +1,79 @@
+//! `nft monitor`: what was changed in a namespace's ruleset, and by whom.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    thread,
+    time::Duration,
+};
+
+use crate::{netns::Netns, wait_until};
+
+/// A running `nft monitor`.
+pub struct Monitor {
+    node: Netns,
+    child: Child,
+    lines: Arc<Mutex<Vec<String>>>,
+    marks: usize,
+}
+
+impl Monitor {
+    /// Starts it; from here on nothing is missed.
+    #[track_caller]
+    pub fn start(node: &Netns) -> Self {
+        let mut command = Command::new("nft");
+        command.arg("monitor").stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = node.spawn(&mut command);
+        let stdout = child.stdout.take().expect("piped");
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&lines);
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                sink.lock().expect("lines").push(line);
+            }
+        });
+        let mut monitor = Self { node: node.clone(), child, lines, marks: 0 };
+        monitor.mark();
+        monitor
+    }
+
+    /// Changes something that concerns nobody and waits until the monitor shows it: all that came before is then seen.
+    #[track_caller]
+    fn mark(&mut self) {
+        self.marks += 1;
+        let mut attempt = 0;
+        let prefix = format!("monitor-mark-{}-", self.marks);
+        wait_until("nft monitor", Duration::from_secs(10), || {
+            attempt += 1;
+            self.node.nft(&format!("table inet {prefix}{attempt} {{}}\ndelete table inet {prefix}{attempt}"));
+            thread::sleep(Duration::from_millis(100));
+            self.lines.lock().expect("lines").iter().any(|line| line.contains(&prefix))
+        });
+    }
+
+    /// Transactions that the agent has committed so far.
+    #[track_caller]
+    pub fn commits_of_agent(&mut self) -> usize {
+        self.mark();
+        self.lines
+            .lock()
+            .expect("lines")
+            .iter()
+            .filter(|line| line.starts_with("# new generation") && line.contains("fastpath-agent"))
+            .count()
+    }
+
+    /// All that it has printed.
+    pub fn lines(&self) -> Vec<String> {
+        self.lines.lock().expect("lines").clone()
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,302 @@
+//! Client — node — server (and more pods) in namespaces, with NAT on the node and counters of its forward path.
+//!
+//! Pod `i` (1: client, 2: server, 3 …) has 10.i.0.2 and fd00:i::2; the node has .1 towards it.
+
+use std::{
+    fmt::Write,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use crate::{
+    attach::{Attach, NODE_UNDERLAY, Recipe, SERVER_UNDERLAY},
+    netns::Netns,
+    path, wait_until,
+};
+
+/// Address family of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "they say it")]
+pub enum Family {
+    V4,
+    V6,
+}
+
+/// What the node does to addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Nat {
+    /// Nothing.
+    #[default]
+    Plain,
+    /// The client's packets leave with the node's address.
+    Masquerade,
+    /// The server is reached by a service address.
+    Service,
+}
+
+/// What to build.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// How the server hangs on the node; the others are on plain veth pairs.
+    pub attach: Attach,
+    /// Number of pods, client and server included.
+    pub pods: usize,
+    /// What the node does to addresses.
+    pub nat: Nat,
+}
+
+impl Default for Layout {
+    fn default() -> Self {
+        Self { attach: Attach::Veth, pods: 2, nat: Nat::Plain }
+    }
+}
+
+/// A pod: a namespace behind a pair of its own.
+pub struct Pod {
+    /// Its namespace.
+    pub ns: Netns,
+    /// The node's end of the pair.
+    pub node_dev: String,
+    number: u16,
+}
+
+impl Pod {
+    /// Its address.
+    pub fn address(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => Ipv4Addr::new(10, self.number as u8, 0, 2).into(),
+            Family::V6 => Ipv6Addr::new(0xfd00, self.number, 0, 0, 0, 0, 0, 2).into(),
+        }
+    }
+}
+
+/// A node with its pods, all set up, forwarding, and counting what it forwards.
+pub struct Topology {
+    /// The node.
+    pub node: Netns,
+    /// Client, server, and further ones.
+    pub pods: Vec<Pod>,
+    /// How the server is attached.
+    pub attach: Attach,
+    relays: Vec<Child>,
+}
+
+impl Topology {
+    /// Client and server on routed veth pairs, no NAT.
+    pub fn routed() -> Self {
+        Self::build(Layout::default())
+    }
+
+    /// Builds it.
+    pub fn build(layout: Layout) -> Self {
+        let node = Netns::new("node");
+        for (key, value) in [
+            ("net/ipv4/ip_forward", "1"),
+            ("net/ipv6/conf/all/forwarding", "1"),
+            ("net/ipv4/conf/all/rp_filter", "0"),
+            ("net/ipv4/conf/default/rp_filter", "0"),
+        ] {
+            node.sysctl(key, value);
+        }
+        let pods: Vec<Pod> = (1..=layout.pods)
+            .map(|number| Pod {
+                ns: Netns::new(["client", "server", "pod"][number.min(3) - 1]),
+                node_dev: match number {
+                    1 => "c0".to_owned(),
+                    2 => "s0".to_owned(),
+                    _ => format!("p{number}"),
+                },
+                number: number as u16,
+            })
+            .collect();
+        let mut topology = Self { node, pods, attach: layout.attach, relays: Vec::new() };
+        topology.connect();
+        path::install(&topology.node, &nat_rules(layout.nat));
+        topology
+    }
+
+    fn connect(&mut self) {
+        let recipe = self.attach.recipe();
+        let mut node = String::new();
+        for pod in &self.pods {
+            let Pod { ns, node_dev, .. } = pod;
+            writeln!(node, "link add {node_dev} type veth peer name eth0 netns {}", ns.path()).expect("string");
+            writeln!(node, "link set {node_dev} up").expect("string");
+            if pod.number != 2 {
+                node += &addresses(node_dev, pod.number, 1, true);
+            }
+        }
+        if recipe.underlay {
+            writeln!(node, "address add {NODE_UNDERLAY}/24 dev s0").expect("string");
+        }
+        node += &fill_in(recipe.both, true);
+        node += recipe.node;
+        let top = recipe.uppers.last().copied().unwrap_or("s0");
+        let addresses_on_top = addresses(top, 2, 1, recipe.ipv6);
+        // Devices that only the steps below make or switch on get their addresses after them.
+        let early = recipe.node_steps.is_empty() && self.attach != Attach::Tun;
+        if early {
+            node += &addresses_on_top;
+        }
+        self.node.ip(&node);
+
+        for pod in &self.pods {
+            let mut batch = "link set lo up\nlink set eth0 up\n".to_owned();
+            if pod.number == 2 {
+                batch += &self.server_batch(&recipe);
+            } else {
+                batch += &addresses("eth0", pod.number, 2, true);
+                batch += &default_routes("eth0", pod.number, true);
+            }
+            pod.ns.ip(&batch);
+        }
+        if self.attach == Attach::Tun {
+            self.start_relays();
+        }
+        run_steps(&self.node, recipe.node_steps);
+        run_steps(&self.server().ns, recipe.server_steps);
+        if !early {
+            self.node.ip(&addresses_on_top);
+        }
+        if !recipe.server_steps.is_empty() || self.attach == Attach::Tun {
+            self.server().ns.ip(&server_addresses(&recipe));
+        }
+    }
+
+    fn server_batch(&self, recipe: &Recipe) -> String {
+        let mut batch = String::new();
+        if recipe.underlay {
+            writeln!(batch, "address add {SERVER_UNDERLAY}/24 dev eth0").expect("string");
+        }
+        batch += &fill_in(recipe.both, false);
+        if recipe.server_steps.is_empty() && self.attach != Attach::Tun {
+            batch += &server_addresses(recipe);
+        }
+        batch
+    }
+
+    /// A tun device on both ends; socat carries its packets over UDP between the ends of the pair.
+    fn start_relays(&mut self) {
+        if !std::path::Path::new("/dev/net/tun").exists() {
+            self.node.output("modprobe", &["tun"]);
+        }
+        for (ns, local, remote) in [
+            (&self.node, NODE_UNDERLAY, SERVER_UNDERLAY),
+            (&self.server().ns, SERVER_UNDERLAY, NODE_UNDERLAY),
+        ]
+        .map(|(ns, local, remote)| (ns.clone(), local, remote))
+        {
+            let mut command = Command::new("socat");
+            command
+                .arg("TUN,tun-name=tun0,iff-no-pi,iff-up")
+                .arg(format!("UDP4-DATAGRAM:{remote}:9000,bind={local}:9000"))
+                .stdin(Stdio::null());
+            self.relays.push(ns.spawn(&mut command));
+            wait_until("socat's tun0", Duration::from_secs(5), || links(&ns).contains(&"tun0".to_owned()));
+        }
+    }
+
+    /// The first pod.
+    pub fn client(&self) -> &Pod {
+        &self.pods[0]
+    }
+
+    /// The second pod.
+    pub fn server(&self) -> &Pod {
+        &self.pods[1]
+    }
+
+    /// Where the client reaches the server.
+    pub fn server_at(&self, family: Family, port: u16) -> SocketAddr {
+        SocketAddr::new(self.server().address(family), port)
+    }
+
+    /// The service address that stands for the server ([`Nat::Service`]).
+    pub fn service_at(&self, family: Family, port: u16) -> SocketAddr {
+        let address = match family {
+            Family::V4 => Ipv4Addr::new(10, 96, 0, 1).into(),
+            Family::V6 => Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 1).into(),
+        };
+        SocketAddr::new(address, port)
+    }
+
+    /// Names of the node's devices, loopback included.
+    pub fn node_links(&self) -> Vec<String> {
+        links(&self.node)
+    }
+}
+
+impl Drop for Topology {
+    fn drop(&mut self) {
+        for relay in &mut self.relays {
+            // It may have ended by itself.
+            let _ = relay.kill();
+            let _ = relay.wait();
+        }
+    }
+}
+
+/// Names of a namespace's devices.
+pub fn links(ns: &Netns) -> Vec<String> {
+    let table = ns.run(|| std::fs::read_to_string("/proc/thread-self/net/dev")).expect("procfs");
+    table.lines().filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned())).collect()
+}
+
+fn addresses(dev: &str, net: u16, host: u8, ipv6: bool) -> String {
+    let mut batch = format!("address add 10.{net}.0.{host}/24 dev {dev}\n");
+    if ipv6 {
+        writeln!(batch, "address add fd00:{net}::{host}/64 dev {dev} nodad").expect("string");
+    }
+    batch
+}
+
+fn default_routes(dev: &str, net: u16, ipv6: bool) -> String {
+    let mut batch = format!("route add default via 10.{net}.0.1 dev {dev}\n");
+    if ipv6 {
+        writeln!(batch, "route add default via fd00:{net}::1 dev {dev}").expect("string");
+    }
+    batch
+}
+
+fn server_addresses(recipe: &Recipe) -> String {
+    addresses(recipe.server_dev, 2, 2, recipe.ipv6) + &default_routes(recipe.server_dev, 2, recipe.ipv6)
+}
+
+fn fill_in(template: &str, node: bool) -> String {
+    let words = if node {
+        [("LOWER", "s0"), ("LOCAL", NODE_UNDERLAY), ("REMOTE", SERVER_UNDERLAY), ("SPI_OUT", "0x11"), ("SPI_IN", "0x22"), ("NEAR", "1"), ("FAR", "2")]
+    } else {
+        [("LOWER", "eth0"), ("LOCAL", SERVER_UNDERLAY), ("REMOTE", NODE_UNDERLAY), ("SPI_OUT", "0x22"), ("SPI_IN", "0x11"), ("NEAR", "2"), ("FAR", "1")]
+    };
+    words.iter().fold(template.to_owned(), |text, (word, value)| text.replace(word, value))
+}
+
+fn run_steps(ns: &Netns, steps: &[crate::attach::Step]) {
+    for (program, args, stdin) in steps {
+        let args: Vec<&str> = args.split_whitespace().collect();
+        ns.feed(program, &args, stdin);
+    }
+}
+
+fn nat_rules(nat: Nat) -> String {
+    match nat {
+        Nat::Plain => String::new(),
+        Nat::Masquerade => "table inet test-nat {
+            chain post {
+                type nat hook postrouting priority srcnat
+                ip saddr 10.1.0.0/24 masquerade
+                ip6 saddr fd00:1::/64 masquerade
+            }
+        }\n"
+        .to_owned(),
+        Nat::Service => "table inet test-nat {
+            chain pre {
+                type nat hook prerouting priority dstnat
+                ip daddr 10.96.0.1 dnat ip to 10.2.0.2
+                ip6 daddr fd00:96::1 dnat ip6 to fd00:2::2
+            }
+        }\n"
+        .to_owned(),
+    }
+}
