@@ -121,8 +121,7 @@ impl Topology {
         let mut node = String::new();
         for pod in &self.pods {
             let Pod { ns, node_dev, .. } = pod;
-            writeln!(node, "link add {node_dev} type veth peer name eth0 netns {}", ns.path())
-                .expect("string");
+            writeln!(node, "link add {node_dev} type veth peer name eth0 netns {}", ns.path()).expect("string");
             writeln!(node, "link set {node_dev} up").expect("string");
             if pod.number != 2 {
                 node += &addresses(node_dev, pod.number, 1, true);
@@ -179,6 +178,9 @@ impl Topology {
 
     /// A tun device on both ends; socat carries its packets over UDP between the ends of the pair.
     fn start_relays(&mut self) {
+        if !std::path::Path::new("/dev/net/tun").exists() {
+            self.node.output("modprobe", &["tun"]);
+        }
         for (ns, local, remote) in [
             (&self.node, NODE_UNDERLAY, SERVER_UNDERLAY),
             (&self.server().ns, SERVER_UNDERLAY, NODE_UNDERLAY),
@@ -263,25 +265,9 @@ fn server_addresses(recipe: &Recipe) -> String {
 
 fn fill_in(template: &str, node: bool) -> String {
     let words = if node {
-        [
-            ("LOWER", "s0"),
-            ("LOCAL", NODE_UNDERLAY),
-            ("REMOTE", SERVER_UNDERLAY),
-            ("SPI_OUT", "0x11"),
-            ("SPI_IN", "0x22"),
-            ("NEAR", "1"),
-            ("FAR", "2"),
-        ]
+        [("LOWER", "s0"), ("LOCAL", NODE_UNDERLAY), ("REMOTE", SERVER_UNDERLAY), ("SPI_OUT", "0x11"), ("SPI_IN", "0x22"), ("NEAR", "1"), ("FAR", "2")]
     } else {
-        [
-            ("LOWER", "eth0"),
-            ("LOCAL", SERVER_UNDERLAY),
-            ("REMOTE", NODE_UNDERLAY),
-            ("SPI_OUT", "0x22"),
-            ("SPI_IN", "0x11"),
-            ("NEAR", "2"),
-            ("FAR", "1"),
-        ]
+        [("LOWER", "eth0"), ("LOCAL", SERVER_UNDERLAY), ("REMOTE", NODE_UNDERLAY), ("SPI_OUT", "0x22"), ("SPI_IN", "0x11"), ("NEAR", "2"), ("FAR", "1")]
     };
     words.iter().fold(template.to_owned(), |text, (word, value)| text.replace(word, value))
 }
