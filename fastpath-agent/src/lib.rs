@@ -3,5 +3,9 @@
 //! Layers (dependencies point downwards only; `cargo xtask lint` checks it):
 //! `main` → [`daemon`], [`report`] → [`kernel`] → [`core`]; [`cli`] and [`config`] know only [`core`].
 
+pub mod cli;
+pub mod config;
 pub mod core;
+pub mod daemon;
 pub mod kernel;
+pub mod report;

@@ -1,2 +1,60 @@
-//! What the eBPF programs and the agent share: map keys, map values and limits, and nothing else.
+//! What the eBPF programs and the agent share: names, map keys, map values and limits, and nothing else.
+//!
+//! Every type is `repr(C)` without hidden padding. Its size and the offset of each field are asserted here, so both
+//! sides are checked when they are compiled; [`ABI_VERSION`] covers a program and an agent of different versions.
 #![no_std]
+
+pub mod counters;
+pub mod event;
+pub mod flow_key;
+pub mod limits;
+
+pub use counters::{Config, FlowCounters, PacketStats, Signal, Tally};
+pub use event::FlowEvent;
+pub use flow_key::{Family, FlowKey};
+
+/// Version of everything in this crate that the kernel side and the agent must agree on. It is the first field of
+/// the pinned [`Config`]; count it up with every change of a shared type or of what a field means.
+pub const ABI_VERSION: u32 = 1;
+
+/// Program for devices with an Ethernet header.
+pub const PROGRAM_ETHERNET: &str = "fastpath_tc";
+/// Program for devices whose packets begin with the IP header (WireGuard, tun, ipip).
+pub const PROGRAM_L3: &str = "fastpath_tc_l3";
+
+/// LRU hash: [`FlowKey`] → [`FlowCounters`].
+pub const MAP_FLOWS: &str = "fastpath_flows";
+/// Per-CPU array with one element: [`PacketStats`].
+pub const MAP_STATS: &str = "fastpath_stats";
+/// Array with one element: [`Config`].
+pub const MAP_CONFIG: &str = "fastpath_config";
+/// Ring buffer of [`FlowEvent`].
+pub const MAP_EVENTS: &str = "fastpath_events";
+
+/// Asserts size and field offsets of a shared type.
+macro_rules! assert_layout {
+    ($type:ty, $size:literal, $($field:ident @ $offset:literal),+ $(,)?) => {
+        const _: () = {
+            assert!(core::mem::size_of::<$type>() == $size);
+            $(assert!(core::mem::offset_of!($type, $field) == $offset);)+
+        };
+    };
+}
+pub(crate) use assert_layout;
+
+#[cfg(feature = "user")]
+#[expect(unsafe_code, reason = "aya reads and writes these types as plain bytes")]
+mod pod {
+    use super::{Config, FlowCounters, FlowEvent, FlowKey, PacketStats};
+
+    // SAFETY: repr(C), integers only, no padding (the layouts are asserted): any bytes are a value.
+    unsafe impl aya::Pod for FlowKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for FlowCounters {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for PacketStats {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Config {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for FlowEvent {}
+}

@@ -1,6 +1,46 @@
-//! Entry points of the eBPF programs.
+//! Entry points of the eBPF programs: one for each kind of link layer. They count, and change nothing: whatever a
+//! packet contains, the next program and then the stack get it as it came.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
+
+mod account;
+mod atomic;
+mod maps;
+mod parse;
+
+use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
+use fastpath_common::{PROGRAM_ETHERNET, PROGRAM_L3};
+
+use crate::parse::{Ethernet, NetworkLayer};
+
+/// "Go on": the next classifier, or the stack. The same number is `TCX_NEXT`.
+const GO_ON: i32 = TC_ACT_UNSPEC;
+
+/// Devices with an Ethernet header: packet data begins with it.
+#[classifier]
+fn fastpath_tc(ctx: TcContext) -> i32 {
+    account::account(&ctx, &parse::parse(&Ethernet(&ctx)));
+    GO_ON
+}
+
+/// Devices without one. Where packet data begins differs between tunnels (some leave the outer header in front), so
+/// everything is read relative to the network header.
+#[classifier]
+fn fastpath_tc_l3(ctx: TcContext) -> i32 {
+    account::account(&ctx, &parse::parse(&NetworkLayer(&ctx)));
+    GO_ON
+}
+
+/// The agent finds the programs by their names.
+const _: () = {
+    assert!(matches!(PROGRAM_ETHERNET.as_bytes(), b"fastpath_tc"));
+    assert!(matches!(PROGRAM_L3.as_bytes(), b"fastpath_tc_l3"));
+};
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {

@@ -1,6 +1,13 @@
 //! The pure half: configuration and observed state in, plan out. No I/O, no clock, no async.
 
+pub mod desired;
+pub mod diff;
 pub mod expr;
+pub mod link_table;
 pub mod model;
 pub mod observed;
+pub mod pace;
 pub mod plan;
+pub mod rule;
+pub mod select;
+pub mod watch;

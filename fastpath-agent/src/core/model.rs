@@ -88,8 +88,28 @@ pub struct Link {
     pub kind: Option<String>,
     /// The bridge or bond that this link is a port of (`IFLA_MASTER`).
     pub master: Option<IfIndex>,
+    /// The link that this one stands on (`IFLA_LINK`), if that is in the same namespace: the trunk of a VLAN, the
+    /// device of a macvlan; for a veth its peer.
+    pub lower: Option<IfIndex>,
     /// Maximum transmission unit in bytes.
     pub mtu: u32,
     /// Has an Ethernet header (`ARPHRD_ETHER`); without one packets begin with the IP header.
     pub ethernet: bool,
+}
+
+/// An Ethernet link that is up, for tests.
+#[cfg(test)]
+pub(crate) fn test_link(name: &str) -> Link {
+    Link {
+        index: IfIndex(7),
+        name: IfName::new(name).expect("a valid name"),
+        admin_up: true,
+        oper_state: OperState::Up,
+        loopback: false,
+        kind: None,
+        master: None,
+        lower: None,
+        mtu: 1500,
+        ethernet: true,
+    }
 }

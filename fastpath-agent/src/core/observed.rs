@@ -13,6 +13,18 @@ use super::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Generation(pub u32);
 
+impl Generation {
+    /// The generation after one more commit (the kernel skips 0).
+    pub fn next(self) -> Self {
+        Self(self.0.checked_add(1).unwrap_or(1))
+    }
+
+    /// Whether this one is newer than `other`; generations wrap.
+    pub fn is_after(self, other: Self) -> bool {
+        self != other && self.0.wrapping_sub(other.0) < u32::MAX / 2
+    }
+}
+
 /// The table of our name, or that there is none, at one generation of the ruleset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observed {

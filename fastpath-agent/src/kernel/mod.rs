@@ -5,7 +5,14 @@ use crate::core::{
     plan::Op,
 };
 
+pub mod bpf;
+pub mod conntrack;
+#[cfg(test)]
+pub mod fake;
+pub mod links;
+mod nfnetlink;
 pub mod nft;
+pub mod probe;
 
 /// The ruleset as far as it concerns us.
 pub trait Ruleset {

@@ -1,0 +1,195 @@
+//! Flags made into a configuration: every value checked before anything is touched.
+
+use std::path::PathBuf;
+
+use crate::{
+    cli::{EbpfMode, HwOffload, RuleArgs, RunArgs},
+    core::{desired::Policy, diff::ForeignTable, select::Selection},
+};
+
+/// What the agent runs with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What the table looks like.
+    pub rules: Rules,
+    /// Name of this node.
+    pub node: String,
+    /// Whether and how packets are watched.
+    pub ebpf: EbpfMode,
+    /// Where maps are pinned.
+    pub pin_path: PathBuf,
+    /// What to do about somebody else's table of our name.
+    pub foreign: ForeignTable,
+    /// Stop after the first verified reconcile.
+    pub once: bool,
+    /// Remove everything at exit.
+    pub cleanup_on_exit: bool,
+    /// Verbosity, as in klog.
+    pub verbosity: u8,
+}
+
+/// The part of the configuration that the ruleset comes from, before the kernel was asked what it can do.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// See [`Policy::threshold`].
+    pub threshold: u32,
+    /// See [`Policy::chain_priority`].
+    pub chain_priority: i32,
+    /// Whether hardware offload is wanted.
+    pub hw_offload: HwOffload,
+    /// Which interfaces.
+    pub selection: Selection,
+}
+
+/// A flag with a value that it can't have.
+#[derive(Debug, thiserror::Error)]
+#[error("invalid value '{value}' for '--{flag}': {allowed}")]
+pub struct BadValue {
+    flag: &'static str,
+    value: String,
+    allowed: String,
+}
+
+impl Rules {
+    /// The policy for a kernel whose flowtables can (`counter`) or can't count.
+    pub fn policy(&self, counter: bool) -> Policy {
+        Policy {
+            threshold: self.threshold,
+            chain_priority: self.chain_priority,
+            flowtable_priority: 0,
+            counter,
+            hw_offload: self.hw_offload == HwOffload::Auto,
+            selection: self.selection.clone(),
+        }
+    }
+}
+
+impl TryFrom<&RuleArgs> for Rules {
+    type Error = BadValue;
+
+    fn try_from(args: &RuleArgs) -> Result<Self, BadValue> {
+        for (flag, globs) in
+            [("interfaces", &args.interfaces), ("exclude-interfaces", &args.exclude_interfaces)]
+        {
+            for glob in globs {
+                Selection::new(std::slice::from_ref(glob), &[]).map_err(|e| BadValue {
+                    flag,
+                    value: glob.clone(),
+                    allowed: format!("not a glob like 'eth*' or 'veth[0-9]?' ({e})"),
+                })?;
+            }
+        }
+        Ok(Self {
+            threshold: number(
+                "fastpath-threshold",
+                &args.fastpath_threshold,
+                "a number of packets from 1 to 4294967295, or 0 to switch offloading off",
+            )?,
+            chain_priority: number(
+                "chain-priority",
+                &args.chain_priority,
+                "a priority in the forward hook, from -2147483648 to 2147483647",
+            )?,
+            hw_offload: args.hw_offload,
+            selection: Selection::new(&args.interfaces, &args.exclude_interfaces).map_err(|e| BadValue {
+                flag: "interfaces",
+                value: args.interfaces.join(","),
+                allowed: e.to_string(),
+            })?,
+        })
+    }
+}
+
+impl Config {
+    /// Checks `args`; `hostname` is the name that the kernel has for this node.
+    pub fn new(args: &RunArgs, hostname: String) -> Result<Self, BadValue> {
+        if !args.pin_path.is_absolute() {
+            return Err(BadValue {
+                flag: "pin-path",
+                value: args.pin_path.display().to_string(),
+                allowed: "an absolute path on a bpf file system, as /sys/fs/bpf/fastpath".to_owned(),
+            });
+        }
+        Ok(Self {
+            rules: Rules::try_from(&args.rules)?,
+            node: args.hostname_override.clone().filter(|name| !name.is_empty()).unwrap_or(hostname),
+            ebpf: args.ebpf,
+            pin_path: args.pin_path.clone(),
+            foreign: if args.takeover { ForeignTable::TakeOver } else { ForeignTable::Refuse },
+            once: args.once,
+            cleanup_on_exit: args.cleanup_on_exit,
+            verbosity: number("v", &args.v, "a number from 0 to 255")?,
+        })
+    }
+}
+
+fn number<T: std::str::FromStr>(flag: &'static str, value: &str, allowed: &str) -> Result<T, BadValue> {
+    value.trim().parse().map_err(|_| BadValue {
+        flag,
+        value: value.to_owned(),
+        allowed: format!("it takes {allowed}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::{cli::Cli, core::model::test_link as link};
+
+    fn config(args: &[&str]) -> Result<Config, BadValue> {
+        let cli = Cli::try_parse_from([&["fastpath-agent"], args].concat()).unwrap();
+        Config::new(&cli.run, "node-1".to_owned())
+    }
+
+    #[test]
+    fn the_seeds_arguments_work() {
+        let config = config(&["--hostname-override=worker", "--fastpath-threshold=6", "--v=2"]).unwrap();
+        assert_eq!((config.node.as_str(), config.rules.threshold, config.verbosity), ("worker", 6, 2));
+    }
+
+    #[test]
+    fn defaults() {
+        let config = config(&[]).unwrap();
+        assert_eq!((config.rules.threshold, config.rules.chain_priority), (20, 300));
+        assert_eq!(config.node, "node-1");
+        assert_eq!(config.foreign, ForeignTable::Refuse);
+    }
+
+    #[test]
+    fn a_wrong_value_names_flag_value_and_what_is_allowed() {
+        for (args, words) in [
+            (["--fastpath-threshold=-1"], ["--fastpath-threshold", "'-1'", "0 to switch"]),
+            (["--fastpath-threshold=many"], ["--fastpath-threshold", "'many'", "1 to 4294967295"]),
+            (["--fastpath-threshold=4294967296"], ["--fastpath-threshold", "4294967296", "1 to 4294967295"]),
+            (["--chain-priority=late"], ["--chain-priority", "'late'", "-2147483648"]),
+            (["--interfaces=eth["], ["--interfaces", "'eth['", "eth*"]),
+            (["--exclude-interfaces=a,{"], ["--exclude-interfaces", "'{'", "eth*"]),
+            (["--v=loud"], ["--v", "'loud'", "0 to 255"]),
+            (["--pin-path=maps"], ["--pin-path", "'maps'", "absolute"]),
+        ] {
+            let error = config(&args).unwrap_err().to_string();
+            for word in words {
+                assert!(error.contains(word), "{error:?} lacks {word:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn globs_are_repeatable() {
+        let config =
+            config(&["--interfaces=eth*", "--interfaces=veth*", "--exclude-interfaces=eth1"]).unwrap();
+        let taken: Vec<_> = ["eth0", "eth1", "veth7", "wg0"]
+            .into_iter()
+            .filter(|name| config.rules.selection.reject(&link(name)).is_none())
+            .collect();
+        assert_eq!(taken, ["eth0", "veth7"]);
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,78 @@
+//! What the kernel should have: configuration and links in, table out.
+
+use std::collections::BTreeMap;
+
+use super::{
+    model::{IfIndex, IfName, Link},
+    rule::Rule,
+    select::{Selection, Unmanaged},
+};
+
+/// The part of the configuration that decides what the table looks like.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// A flow is offloaded with the packet after this many, both directions counted; 0 offloads nothing.
+    pub threshold: u32,
+    /// Priority of the chain in the forward hook.
+    pub chain_priority: i32,
+    /// Priority of the flowtable in the ingress hook.
+    pub flowtable_priority: i32,
+    /// The flowtable counts (`NFT_FLOWTABLE_COUNTER`), so that conntrack's counters go on.
+    pub counter: bool,
+    /// The flowtable asks the devices to do it in hardware.
+    pub hw_offload: bool,
+    /// Which interfaces.
+    pub selection: Selection,
+}
+
+/// The table as it should be; `None` if there should be none.
+pub type Desired = Option<DesiredTable>;
+
+/// What should stand in the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredTable {
+    /// Priority of the flowtable.
+    pub flowtable_priority: i32,
+    /// See [`Policy::counter`].
+    pub counter: bool,
+    /// See [`Policy::hw_offload`].
+    pub hw_offload: bool,
+    /// Priority of the chain.
+    pub chain_priority: i32,
+    /// Devices of the flowtable; the indices are the elements of the set.
+    pub devices: BTreeMap<IfIndex, IfName>,
+    /// Our rules in order.
+    pub rules: Vec<Rule>,
+}
+
+/// Computes the table for `links`. `refused` are interfaces whose hook the kernel refused.
+pub fn desired<'a>(
+    policy: &Policy,
+    links: impl IntoIterator<Item = &'a Link>,
+    refused: &BTreeMap<IfIndex, String>,
+) -> Desired {
+    if policy.threshold == 0 {
+        return None;
+    }
+    let devices = links
+        .into_iter()
+        .filter(|link| reject(policy, link, refused).is_none())
+        .map(|link| (link.index, link.name.clone()))
+        .collect();
+    Some(DesiredTable {
+        flowtable_priority: policy.flowtable_priority,
+        counter: policy.counter,
+        hw_offload: policy.hw_offload,
+        chain_priority: policy.chain_priority,
+        devices,
+        rules: vec![Rule::Offload { threshold: policy.threshold }],
+    })
+}
+
+/// Why `link` isn't in the flowtable; `None` if it should be.
+pub fn reject(policy: &Policy, link: &Link, refused: &BTreeMap<IfIndex, String>) -> Option<Unmanaged> {
+    policy
+        .selection
+        .reject(link)
+        .or_else(|| refused.get(&link.index).map(|error| Unmanaged::Refused { error: error.clone() }))
+}

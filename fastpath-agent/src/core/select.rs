@@ -1,0 +1,126 @@
+//! Which links are in the flowtable, and why the others aren't.
+
+use std::fmt;
+
+use globset::{Glob, GlobSet, GlobSetBuilder};
+use serde::Serialize;
+
+use super::model::{Link, OperState};
+
+/// Globs over interface names: what to take and what to leave out.
+#[derive(Clone, Debug)]
+pub struct Selection {
+    include: GlobSet,
+    exclude: GlobSet,
+}
+
+/// A pattern that isn't a glob.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BadGlob(#[from] globset::Error);
+
+impl Selection {
+    /// From glob patterns; an empty `include` takes every interface.
+    pub fn new(include: &[String], exclude: &[String]) -> Result<Self, BadGlob> {
+        let everything = ["*".to_owned()];
+        Ok(Self {
+            include: glob_set(if include.is_empty() { &everything } else { include })?,
+            exclude: glob_set(exclude)?,
+        })
+    }
+
+    /// Why `link` doesn't belong into the flowtable; `None` if it does.
+    pub fn reject(&self, link: &Link) -> Option<Unmanaged> {
+        if link.loopback {
+            Some(Unmanaged::Loopback)
+        } else if self.exclude.is_match(link.name.as_str()) {
+            Some(Unmanaged::Excluded)
+        } else if !self.include.is_match(link.name.as_str()) {
+            Some(Unmanaged::NotIncluded)
+        } else if !link.admin_up || link.oper_state == OperState::Down {
+            Some(Unmanaged::Down)
+        } else {
+            None
+        }
+    }
+}
+
+fn glob_set(patterns: &[String]) -> Result<GlobSet, BadGlob> {
+    let mut builder = GlobSetBuilder::new();
+    for pattern in patterns {
+        builder.add(Glob::new(pattern)?);
+    }
+    Ok(builder.build()?)
+}
+
+/// Why a link isn't in the flowtable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "reason")]
+pub enum Unmanaged {
+    /// Its packets are for this node itself.
+    Loopback,
+    /// Not up.
+    Down,
+    /// `--exclude-interfaces` names it.
+    Excluded,
+    /// `--interfaces` doesn't name it.
+    NotIncluded,
+    /// The kernel refused the flowtable's hook on it.
+    Refused {
+        /// The kernel's error, in words.
+        error: String,
+    },
+}
+
+impl fmt::Display for Unmanaged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Loopback => f.write_str("loopback"),
+            Self::Down => f.write_str("down"),
+            Self::Excluded => f.write_str("excluded by --exclude-interfaces"),
+            Self::NotIncluded => f.write_str("not among --interfaces"),
+            Self::Refused { error } => write!(f, "the kernel refused it: {error}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::model::test_link as link;
+
+    fn selection(include: &[&str], exclude: &[&str]) -> Selection {
+        let owned = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+        Selection::new(&owned(include), &owned(exclude)).unwrap()
+    }
+
+    #[test]
+    fn state_decides_unless_globs_do() {
+        let all = selection(&[], &[]);
+        let cases = [
+            (link("eth0"), None),
+            (Link { loopback: true, ..link("lo") }, Some(Unmanaged::Loopback)),
+            (Link { admin_up: false, ..link("eth0") }, Some(Unmanaged::Down)),
+            (Link { oper_state: OperState::Down, ..link("eth0") }, Some(Unmanaged::Down)),
+            (Link { oper_state: OperState::Unknown, ..link("wg0") }, None),
+            (Link { oper_state: OperState::Unknown, admin_up: false, ..link("wg0") }, Some(Unmanaged::Down)),
+        ];
+        for (link, expected) in cases {
+            assert_eq!(all.reject(&link), expected, "{link:?}");
+        }
+    }
+
+    #[test]
+    fn exclusion_wins_over_inclusion() {
+        let some = selection(&["eth*", "veth?"], &["eth1"]);
+        assert_eq!(some.reject(&link("eth0")), None);
+        assert_eq!(some.reject(&link("eth1")), Some(Unmanaged::Excluded));
+        assert_eq!(some.reject(&link("veth1")), None);
+        assert_eq!(some.reject(&link("veth12")), Some(Unmanaged::NotIncluded));
+    }
+
+    #[test]
+    fn a_bad_glob_is_an_error() {
+        assert!(Selection::new(&["eth[".to_owned()], &[]).is_err());
+    }
+}

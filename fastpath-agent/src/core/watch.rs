@@ -1,0 +1,123 @@
+//! On which links packets are counted, so that each one is counted once.
+//!
+//! A packet that comes in on a bridge port is seen again on the bridge, one with a VLAN tag again on the VLAN's link,
+//! and so on. The lowest link is the one that sees every packet: the flowtable's hook there takes the packets of
+//! offloaded flows away, and the links above never see them. So packets are counted at the lowest managed link.
+//! A tunnel is no link above in this sense: what it unpacks are other packets than those that carried them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::model::{IfIndex, Link};
+
+/// Kinds of links that hand up the very packets of the link that they stand on.
+const STACKED: [&str; 5] = ["vlan", "macvlan", "macvtap", "ipvlan", "ipvtap"];
+
+/// Of the links in `managed`, those to count packets on: all that have no managed link below them, at any depth.
+/// `links` are all links of the namespace.
+pub fn watched<'a>(
+    links: impl IntoIterator<Item = &'a Link>,
+    managed: &BTreeSet<IfIndex>,
+) -> BTreeSet<IfIndex> {
+    let mut below: BTreeMap<IfIndex, BTreeSet<IfIndex>> = BTreeMap::new();
+    for link in links {
+        if let Some(master) = link.master {
+            below.entry(master).or_default().insert(link.index);
+        }
+        if let Some(lower) = link.lower
+            && link.kind.as_deref().is_some_and(|kind| STACKED.contains(&kind))
+        {
+            below.entry(link.index).or_default().insert(lower);
+        }
+    }
+    managed.iter().copied().filter(|&link| !covered(link, &below, managed)).collect()
+}
+
+/// Whether a managed link is below `link`.
+fn covered(link: IfIndex, below: &BTreeMap<IfIndex, BTreeSet<IfIndex>>, managed: &BTreeSet<IfIndex>) -> bool {
+    let mut seen = BTreeSet::from([link]);
+    let mut next = vec![link];
+    while let Some(link) = next.pop() {
+        for &lower in below.get(&link).into_iter().flatten() {
+            if !seen.insert(lower) {
+                continue;
+            }
+            if managed.contains(&lower) {
+                return true;
+            }
+            next.push(lower);
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::model::test_link;
+
+    fn link(index: u32, kind: &str) -> Link {
+        Link { index: IfIndex(index), kind: Some(kind.to_owned()), ..test_link("x") }
+    }
+
+    fn on(lower: u32, link: Link) -> Link {
+        Link { lower: Some(IfIndex(lower)), ..link }
+    }
+
+    fn port_of(master: u32, link: Link) -> Link {
+        Link { master: Some(IfIndex(master)), ..link }
+    }
+
+    fn indices(list: &[u32]) -> BTreeSet<IfIndex> {
+        list.iter().copied().map(IfIndex).collect()
+    }
+
+    #[test]
+    fn the_lowest_managed_link_counts() {
+        let stack = [
+            port_of(2, link(1, "veth")),
+            port_of(3, link(2, "bond")),
+            link(3, "bridge"),
+            on(3, link(4, "vlan")),
+            on(4, link(5, "macvlan")),
+        ];
+        for (managed, expected) in [
+            (vec![1, 2, 3, 4, 5], vec![1]),
+            (vec![2, 3, 4, 5], vec![2]),
+            (vec![1, 5], vec![1]),
+            (vec![4, 5], vec![4]),
+            (vec![5], vec![5]),
+        ] {
+            assert_eq!(watched(&stack, &indices(&managed)), indices(&expected), "{managed:?}");
+        }
+    }
+
+    #[test]
+    fn tunnels_and_veth_pairs_carry_packets_of_their_own() {
+        let links = [
+            link(1, "veth"),
+            on(1, link(2, "vxlan")),
+            on(1, link(3, "ipip")),
+            on(5, link(4, "veth")),
+            on(4, link(5, "veth")),
+        ];
+        let all = indices(&[1, 2, 3, 4, 5]);
+        assert_eq!(watched(&links, &all), all);
+    }
+
+    #[test]
+    fn every_port_counts_and_links_without_a_lower_one_too() {
+        let links = [
+            port_of(9, link(1, "veth")),
+            port_of(9, link(2, "veth")),
+            link(9, "bridge"),
+            link(3, "wireguard"),
+        ];
+        assert_eq!(watched(&links, &indices(&[1, 2, 3, 9])), indices(&[1, 2, 3]));
+    }
+
+    #[test]
+    fn a_circle_ends() {
+        let links = [on(2, link(1, "macvlan")), on(1, link(2, "macvlan"))];
+        assert_eq!(watched(&links, &indices(&[1])), indices(&[1]));
+    }
+}

@@ -1,0 +1,349 @@
+//! One reconcile: observe, compare, commit, until the kernel has what it should have. Holds no truth of its own:
+//! what it remembers of the kernel is dropped as soon as somebody else commits anything.
+
+use std::{collections::BTreeMap, io};
+
+use tracing::{debug, info, warn};
+
+use crate::{
+    core::{
+        desired::{self, Desired, Policy},
+        diff::{self, Decision, ForeignTable},
+        link_table::{LinkChange, LinkTable},
+        model::{FLOWTABLE, IfIndex, IfName, TABLE},
+        observed::{Generation, Observed},
+        pace::{Outcome, Trigger},
+        plan::{Op, Plan},
+    },
+    kernel::{
+        Ruleset,
+        nft::{CommitError, NftError, Rejection},
+    },
+};
+
+/// Transactions and re-reads that one reconcile may take; the next try is a matter of pacing.
+const ATTEMPTS: u32 = 8;
+
+/// What stands in our table's place after a reconcile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// What should.
+    Right,
+    /// Somebody else's table of the same name.
+    Foreign,
+    /// Not what should; it will be tried again.
+    Wrong,
+}
+
+/// What a reconcile came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// For pacing.
+    pub outcome: Outcome,
+    /// What stands in the kernel now.
+    pub standing: Standing,
+    /// Transactions committed.
+    pub commits: u32,
+}
+
+/// Keeps the kernel's table as it should be.
+pub struct Reconciler<R> {
+    ruleset: R,
+    policy: Policy,
+    foreign: ForeignTable,
+    /// Interfaces whose hook the kernel refused, with its reason; tried again when they change.
+    refused: BTreeMap<IfIndex, String>,
+    /// What the kernel has, as long as nobody else commits.
+    cache: Option<Observed>,
+    /// The generation that our last commit made.
+    own: Option<Generation>,
+    /// What stood in the kernel when the last reconcile ended well.
+    achieved: Option<Desired>,
+    standing: Option<Standing>,
+    /// Why the last reconcile failed, as last reported.
+    failure: Option<String>,
+    /// What others have put into our table, as last reported.
+    foreign_objects: Vec<String>,
+}
+
+impl<R: Ruleset> Reconciler<R> {
+    /// Knows nothing of the kernel yet.
+    pub fn new(ruleset: R, policy: Policy, foreign: ForeignTable) -> Self {
+        Self {
+            ruleset,
+            policy,
+            foreign,
+            refused: BTreeMap::new(),
+            cache: None,
+            own: None,
+            achieved: None,
+            standing: None,
+            failure: None,
+            foreign_objects: Vec::new(),
+        }
+    }
+
+    /// Takes note of one change of the links.
+    pub fn link_changed(&mut self, change: &LinkChange) {
+        match change {
+            LinkChange::Appeared(_) => {}
+            LinkChange::Changed { before, renamed } => {
+                self.refused.remove(&before.index);
+                if *renamed {
+                    // The flowtable shows its devices by their present names.
+                    self.cache = None;
+                }
+            }
+            LinkChange::Gone(link) => {
+                self.refused.remove(&link.index);
+                if let Some(cache) = &mut self.cache {
+                    forget_device(cache, &link.name);
+                }
+            }
+        }
+    }
+
+    /// A transaction was committed by anybody; says whether it was news.
+    ///
+    /// The announcement of a generation that was read already is news all the same unless the commit was ours: a
+    /// reader may see the new number an instant before all of the change.
+    pub fn committed(&mut self, generation: Generation) -> bool {
+        let known = self.own == Some(generation)
+            || self.cache.as_ref().is_some_and(|cache| cache.generation.is_after(generation));
+        if !known {
+            self.cache = None;
+        }
+        !known
+    }
+
+    /// Drops what is known of the kernel's ruleset and of refused interfaces: the next reconcile begins afresh.
+    pub fn distrust(&mut self) {
+        self.cache = None;
+        self.refused.clear();
+    }
+
+    /// What stood in our table's place after the last reconcile; `None` before the first.
+    pub fn standing(&self) -> Option<Standing> {
+        self.standing
+    }
+
+    /// Gives the ruleset back.
+    pub fn into_ruleset(self) -> R {
+        self.ruleset
+    }
+
+    /// Makes the kernel have what it should have.
+    ///
+    /// Errors are those that no retry mends (no permission, no nf_tables); others are logged, and the report says that
+    /// it has to be tried again.
+    #[tracing::instrument(level = "debug", skip_all, fields(%trigger))]
+    pub fn reconcile(&mut self, trigger: Trigger, links: &LinkTable) -> Result<Report, NftError> {
+        if matches!(trigger, Trigger::SafetyNet | Trigger::Overrun) {
+            self.distrust();
+        }
+        let mut commits = 0;
+        let mut split = false;
+        let mut repaired = false;
+        for _ in 0..ATTEMPTS {
+            let observed = match self.cache.take() {
+                Some(observed) => observed,
+                None => match self.ruleset.observe() {
+                    Ok(observed) => observed,
+                    Err(error) => return self.failed(error, commits),
+                },
+            };
+            let wanted = desired::desired(&self.policy, links.iter(), &self.refused);
+            let ops = match diff::diff(&wanted, &observed, self.foreign) {
+                Decision::Foreign => {
+                    self.cache = Some(observed);
+                    return Ok(self.stands(Standing::Foreign, Outcome::Done, commits));
+                }
+                Decision::Apply(ops) => ops,
+            };
+            if ops.is_empty() {
+                self.note_foreign_objects(&observed);
+                self.cache = Some(observed);
+                self.achieved = Some(wanted);
+                let outcome = if repaired { Outcome::Repaired } else { Outcome::Done };
+                return Ok(self.stands(Standing::Right, outcome, commits));
+            }
+            if commits == 0 && self.achieved.as_ref() == Some(&wanted) {
+                // Nothing that we know of has changed, so somebody undid what we had done.
+                repaired = true;
+                info!(operations = ops.len(), "somebody changed table {TABLE}: putting it back");
+            }
+            let ops = if split { one_device_a_message(ops) } else { ops };
+            debug!(plan = %Plan(&ops), "committing");
+            match self.ruleset.commit(&ops, observed.generation) {
+                Ok(generation) => {
+                    commits += 1;
+                    self.own = Some(observed.generation.next());
+                    if generation == observed.generation.next() {
+                        self.cache = diff::after(&observed, &ops)
+                            .map(|table| Observed { generation, table: Some(table) });
+                    }
+                }
+                Err(CommitError::Stale) => debug!("the ruleset changed meanwhile"),
+                Err(CommitError::Rejected(rejections)) => match self.blame(&ops, &rejections, split, links) {
+                    Blame::Device => {}
+                    Blame::SomeDevice => split = true,
+                    Blame::Ours => {
+                        return Ok(self.fail_for_now(&CommitError::Rejected(rejections), commits));
+                    }
+                },
+                Err(CommitError::Io(error)) => return self.failed(error, commits),
+            }
+        }
+        Ok(self.fail_for_now(&CommitError::Stale, commits))
+    }
+
+    /// An error that may pass is retried; others end the agent.
+    fn failed(&mut self, error: NftError, commits: u32) -> Result<Report, NftError> {
+        if error.is_final() {
+            return Err(error);
+        }
+        Ok(self.fail_for_now(&error, commits))
+    }
+
+    fn fail_for_now(&mut self, error: &dyn std::error::Error, commits: u32) -> Report {
+        let error = error.to_string();
+        if self.failure.as_ref() != Some(&error) {
+            warn!(error, "table {TABLE} can't be put right; trying again, ever more slowly");
+            self.failure = Some(error);
+        }
+        self.stands(Standing::Wrong, Outcome::Failed, commits)
+    }
+
+    fn stands(&mut self, standing: Standing, outcome: Outcome, commits: u32) -> Report {
+        let before = self.standing.replace(standing);
+        if before != Some(standing) {
+            match standing {
+                Standing::Right if self.policy.threshold == 0 => {
+                    self.failure = None;
+                    info!("ruleset verified: threshold 0, nothing is offloaded");
+                }
+                Standing::Right => {
+                    self.failure = None;
+                    let devices =
+                        self.achieved.as_ref().and_then(|d| d.as_ref()).map_or(0, |t| t.devices.len());
+                    info!(
+                        threshold = self.policy.threshold,
+                        devices, "ruleset verified: flows are offloaded by table inet {TABLE}"
+                    );
+                }
+                Standing::Foreign => {
+                    self.achieved = None;
+                    warn!(
+                        "table inet {TABLE} was made by somebody else (kindnetd?): it is left alone and nothing is offloaded by \
+                         this agent. Switch the other one off (kindnetd: --fastpath-threshold=0), or replace its table with \
+                         --takeover"
+                    );
+                }
+                Standing::Wrong => {}
+            }
+        }
+        Report { outcome, standing, commits }
+    }
+
+    fn note_foreign_objects(&mut self, observed: &Observed) {
+        let found = observed.table.as_ref().map(diff::foreign_objects).unwrap_or_default();
+        if found != self.foreign_objects {
+            // One of them may have held a device that we were refused.
+            self.refused.clear();
+            if !found.is_empty() {
+                warn!(
+                    objects = found.join(", "),
+                    "table {TABLE} holds things of others: they are left alone"
+                );
+            }
+            self.foreign_objects = found;
+        }
+    }
+
+    /// Finds out who is to blame for a refused transaction, and remembers devices that were.
+    fn blame(&mut self, ops: &[Op], rejections: &[Rejection], split: bool, links: &LinkTable) -> Blame {
+        let mut blame = Blame::Ours;
+        let about_devices = |rejection: &Rejection| {
+            ops.get(rejection.index).is_some_and(|op| match op {
+                Op::AddDevices(_) => true,
+                // A device that is gone already leaves the flowtable by itself; a table that was recreated has other
+                // handles. The next look shows.
+                Op::RemoveDevices(_) | Op::RemoveIndices(_) | Op::DeleteRule { .. } => {
+                    rejection.source.raw_os_error() == Some(libc::ENOENT)
+                }
+                _ => false,
+            })
+        };
+        // Where the flowtable itself was refused, the devices' refusals only follow from that.
+        if !rejections.iter().all(about_devices) {
+            return Blame::Ours;
+        }
+        for rejection in rejections {
+            match (ops.get(rejection.index), &rejection.device) {
+                (Some(Op::AddDevices(_)), Some(name)) => {
+                    self.refuse(name, &rejection.source, links);
+                    blame = Blame::Device;
+                }
+                (Some(Op::AddDevices(names)), None) if names.len() == 1 => {
+                    self.refuse(&names[0], &rejection.source, links);
+                    blame = Blame::Device;
+                }
+                (Some(Op::AddDevices(_)), None) if !split => return Blame::SomeDevice,
+                (Some(Op::AddDevices(_)), None) => {}
+                _ => blame = Blame::Device,
+            }
+        }
+        blame
+    }
+
+    fn refuse(&mut self, name: &IfName, error: &io::Error, links: &LinkTable) {
+        if self.policy.hw_offload && error.raw_os_error() == Some(libc::EOPNOTSUPP) {
+            self.policy.hw_offload = false;
+            warn!(
+                iface = %name,
+                "no hardware offload: this interface can't do it, and a flowtable is either hardware or software; flows are \
+                 offloaded in software (--exclude-interfaces leaves interfaces out, --hw-offload=off silences this)"
+            );
+            return;
+        }
+        let Some(index) = links.iter().find(|l| l.name == *name).map(|l| l.index) else { return };
+        warn!(
+            iface = %name, errno = error.raw_os_error(),
+            "the kernel refused this interface in {FLOWTABLE} ({error}): its flows take the normal path; tried again when \
+             it changes"
+        );
+        self.refused.insert(index, error.to_string());
+    }
+}
+
+enum Blame {
+    /// A device that is left out from now on, or something that a new look clears up.
+    Device,
+    /// One of several devices in a message: each has to be sent alone to tell which.
+    SomeDevice,
+    /// The plan itself, or the kernel's resources.
+    Ours,
+}
+
+/// The same operations, with each new device in a message of its own so that the kernel names the culprits.
+fn one_device_a_message(ops: Vec<Op>) -> Vec<Op> {
+    ops.into_iter()
+        .flat_map(|op| match op {
+            Op::AddDevices(names) => names.into_iter().map(|name| Op::AddDevices(vec![name])).collect(),
+            other => vec![other],
+        })
+        .collect()
+}
+
+/// The kernel takes a device that goes away out of every flowtable by itself (nf_tables_flowtable_event).
+fn forget_device(observed: &mut Observed, name: &IfName) {
+    for flowtable in observed.table.iter_mut().flat_map(|t| t.flowtables.iter_mut()) {
+        if let Some(devices) = flowtable.devices.as_mut() {
+            devices.remove(name);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "reconcile_tests.rs"]
+mod tests;

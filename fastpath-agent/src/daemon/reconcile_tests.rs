@@ -1,0 +1,290 @@
+//! The reconciler against a ruleset in memory: convergence, culprits, others' changes, a failure at every step.
+
+use super::*;
+use crate::{
+    core::{
+        link_table::LinkEvent,
+        model::{DEVICE_SET, Link, test_link},
+        observed::{ObservedFlowtable, Owner},
+        select::Selection,
+    },
+    daemon::cleanup::{TableCleanup, remove_table},
+    kernel::fake::FakeRuleset,
+};
+
+fn link(index: u32) -> Link {
+    Link { index: IfIndex(index), ..test_link(&format!("eth{index}")) }
+}
+
+fn policy() -> Policy {
+    Policy {
+        threshold: 20,
+        chain_priority: 300,
+        flowtable_priority: 0,
+        counter: true,
+        hw_offload: false,
+        selection: Selection::new(&[], &[]).unwrap(),
+    }
+}
+
+/// A reconciler with the links that it is handed.
+struct Node {
+    inner: Reconciler<FakeRuleset>,
+    links: LinkTable,
+}
+
+impl std::ops::Deref for Node {
+    type Target = Reconciler<FakeRuleset>;
+    fn deref(&self) -> &Self::Target {
+        &self.inner
+    }
+}
+
+impl std::ops::DerefMut for Node {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.inner
+    }
+}
+
+impl Node {
+    fn reconcile(&mut self, trigger: Trigger) -> Result<Report, NftError> {
+        self.inner.reconcile(trigger, &self.links)
+    }
+
+    /// The announcement of the last commit arrives.
+    fn notice(&mut self) -> bool {
+        let generation = Generation(self.ruleset.generation);
+        self.inner.committed(generation)
+    }
+
+    fn link_event(&mut self, event: LinkEvent) -> bool {
+        let change = self.links.apply(event);
+        change.iter().for_each(|c| self.inner.link_changed(c));
+        change.is_some()
+    }
+}
+
+fn reconciler(links: impl IntoIterator<Item = u32> + Clone) -> Node {
+    let kernel = FakeRuleset::new(links.clone().into_iter().map(|i| link(i).name));
+    Node {
+        inner: Reconciler::new(kernel, policy(), ForeignTable::Refuse),
+        links: links.into_iter().map(link).collect(),
+    }
+}
+
+fn devices(reconciler: &Node) -> Vec<String> {
+    let table = reconciler.ruleset.table.as_ref().unwrap();
+    let flowtable = table.flowtables.iter().find(|f| f.name == FLOWTABLE).unwrap();
+    flowtable.devices.iter().flatten().map(ToString::to_string).collect()
+}
+
+#[test]
+fn the_first_reconcile_installs_and_the_second_writes_nothing() {
+    let mut r = reconciler(1..=3);
+    let report = r.reconcile(Trigger::Start).unwrap();
+    assert_eq!(report, Report { outcome: Outcome::Done, standing: Standing::Right, commits: 1 });
+    assert_eq!(devices(&r), ["eth1", "eth2", "eth3"]);
+    for trigger in [Trigger::Links, Trigger::Ruleset, Trigger::SafetyNet, Trigger::Overrun] {
+        assert_eq!(r.reconcile(trigger).unwrap().commits, 0, "{trigger}");
+    }
+}
+
+#[test]
+fn a_new_link_is_one_transaction_about_that_link() {
+    let mut r = reconciler(1..=300);
+    r.reconcile(Trigger::Start).unwrap();
+    r.inner.ruleset.devices.insert(link(301).name);
+    assert!(r.link_event(LinkEvent::Changed(link(301))));
+    assert!(!r.link_event(LinkEvent::Changed(link(301))), "nothing new in it");
+    r.reconcile(Trigger::Links).unwrap();
+    assert_eq!(
+        r.ruleset.commits.last().unwrap(),
+        &[Op::AddDevices(vec![link(301).name]), Op::AddIndices(vec![IfIndex(301)])]
+    );
+}
+
+#[test]
+fn a_link_that_goes_away_leaves_only_its_index_behind() {
+    let mut r = reconciler(1..=3);
+    r.reconcile(Trigger::Start).unwrap();
+    r.ruleset.remove_device(&link(2).name);
+    assert!(r.link_event(LinkEvent::Gone(IfIndex(2))));
+    r.reconcile(Trigger::Links).unwrap();
+    assert_eq!(r.ruleset.commits.last().unwrap(), &[Op::RemoveIndices(vec![IfIndex(2)])]);
+    assert!(!r.link_event(LinkEvent::Gone(IfIndex(2))));
+}
+
+#[test]
+fn a_vanished_device_in_a_large_transaction_is_left_out_and_the_others_are_served() {
+    let mut r = reconciler(1..=300);
+    r.ruleset.devices.remove(&link(150).name);
+    r.ruleset.refusing.insert(link(7).name);
+    let report = r.reconcile(Trigger::Start).unwrap();
+    assert_eq!(report.standing, Standing::Right);
+    assert_eq!(devices(&r).len(), 298);
+    assert_eq!(r.refused.keys().copied().collect::<Vec<_>>(), [IfIndex(7), IfIndex(150)]);
+
+    r.ruleset.refusing.clear();
+    assert!(r.link_event(LinkEvent::Changed(Link { mtu: 9000, ..link(7) })));
+    r.reconcile(Trigger::Links).unwrap();
+    assert!(devices(&r).contains(&"eth7".to_owned()), "tried again when it changed");
+}
+
+#[test]
+fn a_refused_device_is_tried_again_when_others_objects_in_our_table_change() {
+    let mut r = reconciler(1..=2);
+    r.ruleset.refusing.insert(link(2).name);
+    r.ruleset.table = None;
+    r.reconcile(Trigger::Start).unwrap();
+    r.ruleset.disturb(|t| {
+        t.as_mut().unwrap().flowtables.push(ObservedFlowtable {
+            name: "other".to_owned(),
+            priority: 1,
+            counter: false,
+            hw_offload: false,
+            devices: Some([link(2).name].into()),
+        });
+    });
+    assert!(r.notice());
+    r.reconcile(Trigger::Ruleset).unwrap();
+    r.ruleset.refusing.clear();
+    r.ruleset.disturb(|t| t.as_mut().unwrap().flowtables.retain(|f| f.name != "other"));
+    r.notice();
+    r.reconcile(Trigger::Ruleset).unwrap();
+    assert_eq!(devices(&r), ["eth1", "eth2"]);
+}
+
+#[test]
+fn hardware_offload_falls_back_to_software_where_an_interface_cannot() {
+    let mut r = reconciler(1..=3);
+    r.policy.hw_offload = true;
+    // The fake refuses a device whatever the flowtable's flags, so it has to stop refusing with the fall-back.
+    r.ruleset.refusing.insert(link(2).name);
+    let report = r.reconcile(Trigger::Start).unwrap();
+    assert_eq!(report.standing, Standing::Right);
+    let table = r.ruleset.table.as_ref().unwrap();
+    assert!(!table.flowtables[0].hw_offload);
+    assert_eq!(r.refused.len(), 1, "in software the refusal is the device's own");
+}
+
+#[test]
+fn what_somebody_deleted_is_put_back_and_counted_as_a_repair() {
+    let mut r = reconciler(1..=3);
+    r.reconcile(Trigger::Start).unwrap();
+    let right = r.ruleset.table.clone();
+    let harm: [fn(&mut Option<crate::core::observed::ObservedTable>); 4] = [
+        |t| *t = None,
+        |t| t.as_mut().unwrap().chains.clear(),
+        |t| t.as_mut().unwrap().chains[0].rules.clear(),
+        |t| t.as_mut().unwrap().sets.iter_mut().for_each(|s| s.elements.clear()),
+    ];
+    for harm in harm {
+        r.ruleset.disturb(harm);
+        assert!(r.notice());
+        let report = r.reconcile(Trigger::Ruleset).unwrap();
+        assert_eq!(report.outcome, Outcome::Repaired);
+        let handles_away = |t: &Option<crate::core::observed::ObservedTable>| {
+            let mut t = t.clone().unwrap();
+            t.chains.iter_mut().flat_map(|c| &mut c.rules).for_each(|rule| rule.handle = 0);
+            t.sets.sort_by(|a, b| a.name.cmp(&b.name));
+            t
+        };
+        assert_eq!(handles_away(&r.ruleset.table), handles_away(&right));
+    }
+}
+
+#[test]
+fn our_own_commits_are_no_news() {
+    let mut r = reconciler(1..=3);
+    r.reconcile(Trigger::Start).unwrap();
+    r.reconcile(Trigger::Links).unwrap();
+    assert!(!r.notice());
+    let next = Generation(r.ruleset.generation).next();
+    assert!(r.committed(next));
+}
+
+#[test]
+fn a_foreign_table_is_left_alone_until_it_goes_away() {
+    let mut r = reconciler(1..=3);
+    let mut donor = reconciler(1..=1);
+    donor.reconcile(Trigger::Start).unwrap();
+    let mut foreign = donor.ruleset.table.clone().unwrap();
+    foreign.owner = Owner::Foreign;
+    r.ruleset.disturb(|t| *t = Some(foreign.clone()));
+
+    let report = r.reconcile(Trigger::Start).unwrap();
+    assert_eq!((report.standing, report.commits), (Standing::Foreign, 0));
+    assert_eq!(r.ruleset.table, Some(foreign));
+    assert_eq!(remove_table(&mut r.inner.ruleset).unwrap(), TableCleanup::Foreign);
+    assert!(r.ruleset.table.is_some(), "removing ours leaves theirs");
+
+    r.ruleset.disturb(|t| *t = None);
+    r.notice();
+    let report = r.reconcile(Trigger::Ruleset).unwrap();
+    assert_eq!((report.standing, report.outcome), (Standing::Right, Outcome::Done));
+}
+
+#[test]
+fn a_failure_at_any_step_ends_well_in_the_next_reconcile() {
+    for failing in 0..4 {
+        for stale in [true, false] {
+            let mut r = reconciler(1..=300);
+            r.ruleset.refusing.insert(link(9).name);
+            let error = || {
+                if stale {
+                    CommitError::Stale
+                } else {
+                    CommitError::Rejected(vec![Rejection {
+                        index: 0,
+                        source: io::Error::from_raw_os_error(libc::ENOMEM),
+                        message: None,
+                        device: None,
+                    }])
+                }
+            };
+            r.ruleset.script = (0..failing).map(|_| None).chain([Some(error())]).collect();
+            let first = r.reconcile(Trigger::Start).unwrap();
+            if first.standing == Standing::Wrong {
+                assert_eq!(first.outcome, Outcome::Failed);
+            }
+            let report = r.reconcile(Trigger::Retry).unwrap();
+            assert_eq!(report.standing, Standing::Right, "step {failing}, stale {stale}");
+            assert_eq!(devices(&r).len(), 299);
+        }
+    }
+}
+
+#[test]
+fn a_renamed_link_is_observed_anew() {
+    let mut r = reconciler(1..=3);
+    r.reconcile(Trigger::Start).unwrap();
+    // The kernel shows the new name by itself.
+    let new = IfName::new("wan").unwrap();
+    r.ruleset.devices.insert(new.clone());
+    for flowtable in &mut r.ruleset.table.as_mut().unwrap().flowtables {
+        let devices = flowtable.devices.as_mut().unwrap();
+        devices.remove(&link(2).name);
+        devices.insert(new.clone());
+    }
+    r.link_event(LinkEvent::Changed(Link { name: new, ..link(2) }));
+    assert_eq!(r.reconcile(Trigger::Links).unwrap().commits, 0);
+}
+
+#[test]
+fn threshold_zero_removes_our_table() {
+    let mut r = reconciler(1..=3);
+    r.reconcile(Trigger::Start).unwrap();
+    r.policy.threshold = 0;
+    let report = r.reconcile(Trigger::Start).unwrap();
+    assert_eq!((report.standing, report.commits), (Standing::Right, 1));
+    assert_eq!(r.ruleset.table, None);
+}
+
+#[test]
+fn the_set_holds_the_indices_of_the_devices() {
+    let mut r = reconciler([4, 8]);
+    r.reconcile(Trigger::Start).unwrap();
+    let table = r.ruleset.table.as_ref().unwrap();
+    let set = table.sets.iter().find(|s| s.name == DEVICE_SET).unwrap();
+    assert_eq!(set.elements, [IfIndex(4), IfIndex(8)].into());
+}

@@ -1,0 +1,268 @@
+//! Attaching to interfaces and detaching from them: a pinned TCX link where the kernel has TCX, a filter of the
+//! clsact qdisc otherwise. What an earlier agent attached is updated in place, so that no packet passes uncounted or
+//! is counted twice. Never deletes a qdisc, never touches another's filter or link.
+
+use std::{
+    fs, io, mem,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf,
+    programs::{
+        LinkOrder, SchedClassifier, TcAttachType,
+        links::{FdLink, Link as _, PinnedLink},
+        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
+    },
+};
+use fastpath_common::{PROGRAM_ETHERNET, PROGRAM_L3};
+use nix::net::if_::if_indextoname;
+
+use super::{
+    Attachment, BpfError, FlowEyes, Mechanism,
+    error::{link_io, pin_io, program_io},
+    load::{LINKS, classifier, is_absent},
+    maps,
+    tc::our_filters,
+};
+use crate::core::model::{IfIndex, IfName, Link};
+
+/// Handle of our clsact filters: unlike the small numbers that others choose, or get from the kernel.
+const HANDLE: TcHandle = TcHandle::new(0x5fa, 0x57a7);
+/// Priorities to try in turn: one may be in use by another kind of filter.
+const PRIORITIES: std::ops::RangeInclusive<u16> = 1..=8;
+
+/// The loaded programs. Dropping them detaches nothing.
+pub struct Programs {
+    object: Ebpf,
+    pin_path: PathBuf,
+    /// Whether the kernel may have TCX; false after it has refused once.
+    tcx: bool,
+}
+
+impl Programs {
+    pub(super) fn new(object: Ebpf, pin_path: PathBuf) -> Self {
+        Self { object, pin_path, tcx: true }
+    }
+
+    /// Attaches with clsact filters only, as on kernels without TCX.
+    #[must_use]
+    pub fn without_tcx(mut self) -> Self {
+        self.tcx = false;
+        self
+    }
+
+    /// The directory that the maps are pinned in.
+    pub fn pin_path(&self) -> &Path {
+        &self.pin_path
+    }
+}
+
+impl FlowEyes for Programs {
+    fn attach(&mut self, link: &Link) -> Result<Attachment, BpfError> {
+        let failed = |e| BpfError::attach("attach to", &link.name, e);
+        let name = current_name(link.index).map_err(failed)?;
+        let program =
+            classifier(&mut self.object, if link.ethernet { PROGRAM_ETHERNET } else { PROGRAM_L3 })?;
+        if self.tcx {
+            match attach_tcx(program, &link_pin(&self.pin_path, link.index), &name) {
+                Ok(()) => {
+                    // An agent that had to do without TCX would count everything a second time.
+                    detach_clsact(link.index, &name)?;
+                    return Ok(Attachment { index: link.index, name, mechanism: Mechanism::Tcx });
+                }
+                Err(e) if says_unsupported(&e) => {
+                    tracing::info!(error = %e, "no TCX in this kernel: attaching with clsact filters");
+                    self.tcx = false;
+                }
+                Err(e) => return Err(failed(e)),
+            }
+        }
+        let priority = attach_clsact(program, link.index, &name).map_err(failed)?;
+        detach_tcx(&link_pin(&self.pin_path, link.index))?;
+        Ok(Attachment { index: link.index, name, mechanism: Mechanism::Clsact { priority } })
+    }
+
+    fn detach(&mut self, index: IfIndex) -> Result<(), BpfError> {
+        detach_tcx(&link_pin(&self.pin_path, index))?;
+        match current_name(index) {
+            Ok(name) => detach_clsact(index, &name).map(drop),
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn attachments(&self) -> Result<Vec<Attachment>, BpfError> {
+        attachments(&self.pin_path)
+    }
+
+    fn set_threshold(&mut self, threshold: u32) -> Result<(), BpfError> {
+        let config = maps::read_config(&self.pin_path)?;
+        maps::write_config(&self.pin_path, fastpath_common::Config { threshold, ..config })
+    }
+}
+
+/// Where an interface's link is pinned.
+fn link_pin(pin_path: &Path, index: IfIndex) -> PathBuf {
+    pin_path.join(LINKS).join(index.to_string())
+}
+
+/// The name that goes with an index now: it may have been renamed since the caller heard of it.
+pub(super) fn current_name(index: IfIndex) -> io::Result<IfName> {
+    let name = if_indextoname(index.0)?;
+    name.to_str().ok().and_then(IfName::new).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// What a kernel before 6.6 says to `BPF_LINK_CREATE` with `BPF_TCX_INGRESS`, or one without `CONFIG_NET_XGRESS`.
+fn says_unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
+}
+
+fn attach_tcx(program: &mut SchedClassifier, pin: &Path, name: &IfName) -> io::Result<()> {
+    if update_tcx(program, pin, name)? {
+        return Ok(());
+    }
+    let id = program
+        .attach_with_options(
+            name.as_str(),
+            TcAttachType::Ingress,
+            TcAttachOptions::TcxOrder(LinkOrder::first()),
+        )
+        .map_err(program_io)?;
+    let link = FdLink::try_from(program.take_link(id).map_err(program_io)?).map_err(link_io)?;
+    // The pin holds the link; the descriptor may be closed.
+    link.pin(pin).map(drop).map_err(pin_io)
+}
+
+/// Puts the program into the link that is pinned there. False, with the pin removed, if there is none, or if it isn't
+/// this interface's: the interface went and its index was used again, or it is in another namespace now.
+fn update_tcx(program: &mut SchedClassifier, pin: &Path, name: &IfName) -> io::Result<bool> {
+    let pinned = match PinnedLink::from_pin(pin).map_err(link_io) {
+        Ok(pinned) => pinned,
+        Err(e) if is_absent(&e) => return Ok(false),
+        Err(e) => return Err(e),
+    };
+    let link = SchedClassifierLink::try_from(FdLink::from(pinned)).map_err(link_io)?;
+    match program.attach_to_link(link).map_err(program_io) {
+        Ok(id) => {
+            // Closes the descriptor; the pin holds the link.
+            drop(program.take_link(id).map_err(program_io)?);
+            if program_ids(name)?.contains(&program.info().map_err(program_io)?.id()) {
+                return Ok(true);
+            }
+        }
+        // The interface that it was attached to is gone (tcx_link_update, kernel/bpf/tcx.c).
+        Err(e) if e.raw_os_error() == Some(libc::ENOLINK) => {}
+        Err(e) => return Err(e),
+    }
+    fs::remove_file(pin)?;
+    Ok(false)
+}
+
+/// Ids of the TCX programs at ingress of an interface, in order.
+fn program_ids(name: &IfName) -> io::Result<Vec<u32>> {
+    let (_, programs) =
+        SchedClassifier::query_tcx(name.as_str(), TcAttachType::Ingress).map_err(program_io)?;
+    Ok(programs.iter().map(aya::programs::ProgramInfo::id).collect())
+}
+
+/// Attaches a filter, or replaces the program of ours; returns its priority.
+fn attach_clsact(program: &mut SchedClassifier, index: IfIndex, name: &IfName) -> io::Result<u16> {
+    let mut ours = our_filters(index)?.into_iter();
+    if let Some(filter) = ours.next() {
+        let link = attached_filter(name, filter.priority, filter.handle.into())?;
+        let id = program.attach_to_link(link).map_err(program_io)?;
+        keep(program, id)?;
+        for duplicate in ours {
+            attached_filter(name, duplicate.priority, duplicate.handle.into())?
+                .detach()
+                .map_err(program_io)?;
+        }
+        return Ok(filter.priority);
+    }
+    match tc::qdisc_add_clsact(name.as_str()) {
+        Err(tc::TcError::NetlinkError(e)) if e.raw_os_error() == Some(libc::EEXIST) => {}
+        result => result.map_err(|e| program_io(e.into()))?,
+    }
+    let mut refused = io::Error::from_raw_os_error(libc::EEXIST);
+    for priority in PRIORITIES {
+        let options = NlOptions { priority, handle: HANDLE, classid: None };
+        let attached = program.attach_with_options(
+            name.as_str(),
+            TcAttachType::Ingress,
+            TcAttachOptions::Netlink(options),
+        );
+        match attached.map_err(program_io) {
+            Ok(id) => return keep(program, id).map(|()| priority),
+            // The priority belongs to another kind of filter, or the handle is taken.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::EEXIST)) => refused = e,
+            Err(e) => return Err(e),
+        }
+    }
+    Err(refused)
+}
+
+/// Leaves a filter attached when the program is dropped.
+fn keep(program: &mut SchedClassifier, id: tc::SchedClassifierLinkId) -> io::Result<()> {
+    mem::forget(program.take_link(id).map_err(program_io)?);
+    Ok(())
+}
+
+fn attached_filter(name: &IfName, priority: u16, handle: TcHandle) -> io::Result<SchedClassifierLink> {
+    SchedClassifierLink::attached(name.as_str(), TcAttachType::Ingress, priority, handle, None)
+}
+
+/// Removes the pin and with it the link; true if there was one.
+pub(super) fn detach_tcx(pin: &Path) -> Result<bool, BpfError> {
+    match fs::remove_file(pin) {
+        Ok(()) => Ok(true),
+        Err(e) if is_absent(&e) => Ok(false),
+        Err(e) => Err(BpfError::io(format!("remove {}", pin.display()), e)),
+    }
+}
+
+/// Deletes our filters of an interface; true if there were any.
+pub(super) fn detach_clsact(index: IfIndex, name: &IfName) -> Result<bool, BpfError> {
+    let failed = |e| BpfError::attach("detach from", name, e);
+    let filters = our_filters(index).map_err(failed)?;
+    for filter in &filters {
+        let link = attached_filter(name, filter.priority, filter.handle.into()).map_err(failed)?;
+        link.detach().map_err(|e| failed(program_io(e)))?;
+    }
+    Ok(!filters.is_empty())
+}
+
+/// Every interface of this namespace that a program of ours is attached to, in order of index.
+pub(super) fn attachments(pin_path: &Path) -> Result<Vec<Attachment>, BpfError> {
+    let interfaces = nix::net::if_::if_nameindex().map_err(|e| BpfError::io("list interfaces", e.into()))?;
+    let mut found = Vec::new();
+    for interface in &interfaces {
+        let index = IfIndex(interface.index());
+        let Some(name) = interface.name().to_str().ok().and_then(IfName::new) else { continue };
+        let failed = |e| BpfError::attach("look at", &name, e);
+        let mut mechanisms: Vec<_> = our_filters(index)
+            .map_err(failed)?
+            .iter()
+            .map(|filter| Mechanism::Clsact { priority: filter.priority })
+            .collect();
+        if has_tcx(&link_pin(pin_path, index), &name).map_err(failed)? {
+            mechanisms.insert(0, Mechanism::Tcx);
+        }
+        found.extend(mechanisms.into_iter().map(|mechanism| Attachment {
+            index,
+            name: name.clone(),
+            mechanism,
+        }));
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Whether the link that is pinned there is attached to this interface.
+fn has_tcx(pin: &Path, name: &IfName) -> io::Result<bool> {
+    let pinned = match PinnedLink::from_pin(pin).map_err(link_io) {
+        Ok(pinned) => FdLink::from(pinned),
+        Err(e) if is_absent(&e) => return Ok(false),
+        Err(e) => return Err(e),
+    };
+    Ok(program_ids(name)?.contains(&pinned.info().map_err(link_io)?.program_id()))
+}

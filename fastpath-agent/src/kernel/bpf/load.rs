@@ -1,0 +1,120 @@
+//! Loads the embedded object: maps first, pinned ones taken over if they fit, then the programs.
+
+use std::{fs, io, path::Path};
+
+use aya::{
+    EbpfLoader,
+    maps::MapInfo,
+    programs::{Program, SchedClassifier},
+};
+use fastpath_common::{
+    ABI_VERSION, Config, FlowCounters, FlowKey, MAP_CONFIG, MAP_EVENTS, MAP_FLOWS, MAP_STATS,
+    PROGRAM_ETHERNET, PROGRAM_L3, PacketStats, limits,
+};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+
+use super::{BpfError, LoadConfig, Programs, maps};
+
+/// What build.rs found; empty if the agent was built without.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fastpath-ebpf.o"));
+
+/// Directory with the pinned TCX links, below the pin directory.
+pub(super) const LINKS: &str = "links";
+
+/// The maps by name.
+pub(super) const MAPS: [&str; 4] = [MAP_FLOWS, MAP_STATS, MAP_CONFIG, MAP_EVENTS];
+
+/// Loads the programs and pins their maps. Maps that an earlier agent pinned are taken over with all that they hold
+/// if ABI version and sizes are the same; otherwise new ones take their place, and interfaces count into them as
+/// soon as they are attached again.
+pub fn load(config: &LoadConfig) -> Result<Programs, BpfError> {
+    if OBJECT.is_empty() {
+        return Err(BpfError::NotBuilt);
+    }
+    let links = config.pin_path.join(LINKS);
+    require_bpffs(&config.pin_path)?;
+    fs::create_dir_all(&links).map_err(|e| BpfError::io(format!("create {}", links.display()), e))?;
+
+    let takes_over = fits(config);
+    if !takes_over {
+        unpin_maps(&config.pin_path)?;
+    }
+    load_object(config, takes_over).inspect_err(|_| {
+        // Maps without programs would only mislead who looks at them.
+        if !takes_over && let Err(error) = unpin_maps(&config.pin_path) {
+            tracing::debug!(%error, "maps of a failed attempt stay pinned");
+        }
+    })
+}
+
+fn load_object(config: &LoadConfig, takes_over: bool) -> Result<Programs, BpfError> {
+    let mut loader = EbpfLoader::new();
+    loader.map_max_entries(MAP_FLOWS, config.max_flows);
+    for map in MAPS {
+        loader.map_pin_path(map, config.pin_path.join(map));
+    }
+    let mut object = loader.load(OBJECT).map_err(BpfError::object)?;
+    maps::write_config(&config.pin_path, Config { abi_version: ABI_VERSION, threshold: config.threshold })?;
+    for name in [PROGRAM_ETHERNET, PROGRAM_L3] {
+        classifier(&mut object, name)?.load().map_err(|e| BpfError::program(name, e))?;
+    }
+    tracing::info!(pin_path = %config.pin_path.display(), max_flows = config.max_flows, takes_over, "eBPF programs loaded");
+    Ok(Programs::new(object, config.pin_path.clone()))
+}
+
+/// The program of that name in the object.
+pub(super) fn classifier<'a>(
+    object: &'a mut aya::Ebpf,
+    name: &'static str,
+) -> Result<&'a mut SchedClassifier, BpfError> {
+    match object.program_mut(name) {
+        Some(Program::SchedClassifier(program)) => Ok(program),
+        _ => Err(BpfError::BadObject(format!("no classifier {name}"))),
+    }
+}
+
+/// Whether all maps are pinned, of this ABI version, and of the sizes asked for.
+fn fits(config: &LoadConfig) -> bool {
+    let same = |map: &str, key: usize, value: usize, entries: u32| {
+        MapInfo::from_pin(config.pin_path.join(map)).is_ok_and(|info| {
+            (info.key_size() as usize, info.value_size() as usize, info.max_entries())
+                == (key, value, entries)
+        })
+    };
+    maps::abi_version(&config.pin_path).is_ok_and(|abi| abi == ABI_VERSION)
+        && same(MAP_FLOWS, size_of::<FlowKey>(), size_of::<FlowCounters>(), config.max_flows)
+        && same(MAP_STATS, size_of::<u32>(), size_of::<PacketStats>(), 1)
+        && same(MAP_EVENTS, 0, 0, limits::EVENT_RING_BYTES)
+}
+
+/// Removes the maps' pins; returns the names of those that were there. The maps live on as long as programs use them.
+pub(super) fn unpin_maps(pin_path: &Path) -> Result<Vec<&'static str>, BpfError> {
+    let mut removed = Vec::new();
+    for map in MAPS {
+        let pin = pin_path.join(map);
+        match fs::remove_file(&pin) {
+            Ok(()) => removed.push(map),
+            Err(e) if is_absent(&e) => {}
+            Err(e) => return Err(BpfError::io(format!("remove {}", pin.display()), e)),
+        }
+    }
+    Ok(removed)
+}
+
+/// Neither the file nor, maybe, its directory is there.
+pub(super) fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+/// Fails unless `path`, or the nearest directory above that exists, is on a bpf file system.
+fn require_bpffs(path: &Path) -> Result<(), BpfError> {
+    for directory in path.ancestors() {
+        match statfs(directory) {
+            Ok(fs) if fs.filesystem_type() == BPF_FS_MAGIC => return Ok(()),
+            Ok(_) => break,
+            Err(nix::Error::ENOENT) => {}
+            Err(e) => return Err(BpfError::io(format!("look at {}", directory.display()), e.into())),
+        }
+    }
+    Err(BpfError::NoBpffs { path: path.to_owned() })
+}

@@ -1,0 +1,157 @@
+//! The pinned maps, as anybody may read them: the agent, its subcommands without a running agent, tests.
+#![expect(unsafe_code, reason = "events come as plain bytes")]
+
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    path::{Path, PathBuf},
+};
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
+use fastpath_common::{
+    ABI_VERSION, Config, FlowCounters, FlowEvent, FlowKey, MAP_CONFIG, MAP_EVENTS, MAP_FLOWS, MAP_STATS,
+    PacketStats, Tally,
+};
+
+use super::{BpfError, error::map_io};
+
+/// The maps in a pin directory, of this agent's ABI version.
+pub struct Pinned {
+    path: PathBuf,
+    flows: HashMap<MapData, FlowKey, FlowCounters>,
+    stats: PerCpuArray<MapData, PacketStats>,
+}
+
+impl Pinned {
+    /// Opens the maps in `pin_path`.
+    pub fn open(pin_path: &Path) -> Result<Self, BpfError> {
+        let found = abi_version(pin_path)?;
+        if found != ABI_VERSION {
+            return Err(BpfError::AbiMismatch { path: pin_path.to_owned(), found, expected: ABI_VERSION });
+        }
+        Ok(Self {
+            path: pin_path.to_owned(),
+            flows: Map::LruHashMap(pinned(pin_path, MAP_FLOWS)?)
+                .try_into()
+                .map_err(|e| BpfError::map("open the flows map", e))?,
+            stats: Map::PerCpuArray(pinned(pin_path, MAP_STATS)?)
+                .try_into()
+                .map_err(|e| BpfError::map("open the statistics map", e))?,
+        })
+    }
+
+    /// All flows, one direction each, in no order. Flows that come or go meanwhile may be missed or come twice.
+    pub fn flows(&self) -> impl Iterator<Item = Result<(FlowKey, FlowCounters), BpfError>> + '_ {
+        self.flows.iter().map(|flow| flow.map_err(|e| BpfError::map("read the flows map", e)))
+    }
+
+    /// Counters of one direction of a flow.
+    pub fn flow(&self, key: &FlowKey) -> Result<Option<FlowCounters>, BpfError> {
+        match self.flows.get(key, 0) {
+            Ok(counters) => Ok(Some(counters)),
+            Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(None),
+            Err(e) => Err(BpfError::map("read the flows map", e)),
+        }
+    }
+
+    /// Number of entries, and how many there is room for.
+    pub fn occupancy(&self) -> Result<(u32, u32), BpfError> {
+        let room = aya::maps::MapInfo::from_pin(self.path.join(MAP_FLOWS))
+            .map_err(|e| BpfError::map("look at the flows map", e))?
+            .max_entries();
+        let mut entries = 0;
+        for key in self.flows.keys() {
+            key.map_err(|e| BpfError::map("read the flows map", e))?;
+            entries += 1;
+        }
+        Ok((entries, room))
+    }
+
+    /// What became of the packets seen, sum over the CPUs.
+    pub fn stats(&self) -> Result<PacketStats, BpfError> {
+        let per_cpu = self.stats.get(&0, 0).map_err(|e| BpfError::map("read the statistics map", e))?;
+        Ok(per_cpu.iter().fold(PacketStats::default(), |sum, cpu| add(&sum, cpu)))
+    }
+
+    /// What the programs are told.
+    pub fn config(&self) -> Result<Config, BpfError> {
+        read_config(&self.path)
+    }
+}
+
+fn add(a: &PacketStats, b: &PacketStats) -> PacketStats {
+    let tally = |a: Tally, b: Tally| Tally { packets: a.packets + b.packets, bytes: a.bytes + b.bytes };
+    PacketStats {
+        counted: tally(a.counted, b.counted),
+        not_ip: tally(a.not_ip, b.not_ip),
+        malformed: tally(a.malformed, b.malformed),
+        later_fragment: tally(a.later_fragment, b.later_fragment),
+        other_protocol: tally(a.other_protocol, b.other_protocol),
+        too_many_headers: tally(a.too_many_headers, b.too_many_headers),
+        no_room: tally(a.no_room, b.no_room),
+        flows_entered: a.flows_entered + b.flows_entered,
+        events_sent: a.events_sent + b.events_sent,
+        events_lost: a.events_lost + b.events_lost,
+    }
+}
+
+/// The ring of threshold crossings. One reader at a time: an event is handed out once.
+pub struct Events(RingBuf<MapData>);
+
+impl Events {
+    /// Opens the ring in `pin_path`; events that nobody has read yet are still there.
+    pub fn open(pin_path: &Path) -> Result<Self, BpfError> {
+        let ring = Map::RingBuf(pinned(pin_path, MAP_EVENTS)?);
+        Ok(Self(ring.try_into().map_err(|e| BpfError::map("open the event ring", e))?))
+    }
+
+    /// The next event, without waiting. Once the descriptor is readable: drain until `None`, then wait again.
+    pub fn next_event(&mut self) -> Option<FlowEvent> {
+        loop {
+            let item = self.0.next()?;
+            if item.len() >= size_of::<FlowEvent>() {
+                // SAFETY: long enough, and any bytes are a FlowEvent (Pod).
+                return Some(unsafe { item.as_ptr().cast::<FlowEvent>().read_unaligned() });
+            }
+        }
+    }
+}
+
+impl AsFd for Events {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// ABI version of the maps in `pin_path`: the first field of the config map, whatever else it has.
+pub(super) fn abi_version(pin_path: &Path) -> Result<u32, BpfError> {
+    let data = pinned(pin_path, MAP_CONFIG)?;
+    match Array::<_, Config>::try_from(Map::Array(data)) {
+        Ok(config) => {
+            config.get(&0, 0).map(|c| c.abi_version).map_err(|e| BpfError::map("read the config map", e))
+        }
+        // Another size: another version.
+        Err(_) => Ok(0),
+    }
+}
+
+/// The config map's element.
+pub(super) fn read_config(pin_path: &Path) -> Result<Config, BpfError> {
+    let config = Array::<_, Config>::try_from(Map::Array(pinned(pin_path, MAP_CONFIG)?));
+    config.and_then(|c| c.get(&0, 0)).map_err(|e| BpfError::map("read the config map", e))
+}
+
+/// Sets the config map's element.
+pub(super) fn write_config(pin_path: &Path, value: Config) -> Result<(), BpfError> {
+    let config = Array::<_, Config>::try_from(Map::Array(pinned(pin_path, MAP_CONFIG)?));
+    config.and_then(|mut c| c.set(0, value, 0)).map_err(|e| BpfError::map("write the config map", e))
+}
+
+fn pinned(pin_path: &Path, map: &str) -> Result<MapData, BpfError> {
+    MapData::from_pin(pin_path.join(map)).map_err(|e| {
+        let source = map_io(e);
+        if super::load::is_absent(&source) {
+            return BpfError::NotPinned { path: pin_path.to_owned() };
+        }
+        BpfError::io(format!("open {}", pin_path.join(map).display()), source)
+    })
+}

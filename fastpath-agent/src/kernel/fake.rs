@@ -1,0 +1,258 @@
+//! A ruleset in memory for tests of the core and of the daemon: it follows the kernel's rules as far as our
+//! operations can meet them (what must exist, what is still referred to), and fails where a test scripts it to.
+//! What it says about the real kernel is shown by the tests that run on one.
+
+use std::{collections::BTreeSet, io};
+
+use super::{
+    Ruleset,
+    nft::{CommitError, NftError, Rejection},
+};
+use crate::core::{
+    diff::KEY_TYPE_IFINDEX,
+    expr::Expr,
+    model::{CHAIN, DEVICE_SET, FLOWTABLE, IfName},
+    observed::{
+        ChainHook, Counter, Generation, Observed, ObservedChain, ObservedFlowtable, ObservedRule,
+        ObservedSet, ObservedTable, Owner,
+    },
+    plan::Op,
+    rule::Rule,
+};
+
+/// The fake.
+#[derive(Clone, Debug)]
+pub struct FakeRuleset {
+    /// The table of our name.
+    pub table: Option<ObservedTable>,
+    /// Generation of the ruleset.
+    pub generation: u32,
+    /// Devices that exist; others are refused with ENOENT.
+    pub devices: BTreeSet<IfName>,
+    /// Devices whose hook is refused with EOPNOTSUPP.
+    pub refusing: BTreeSet<IfName>,
+    /// Transactions applied so far.
+    pub commits: Vec<Vec<Op>>,
+    /// Answers to the next commits; `None` lets one through.
+    pub script: Vec<Option<CommitError>>,
+    next_handle: u64,
+}
+
+impl Clone for CommitError {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Stale => Self::Stale,
+            _ => Self::Io(NftError::Io {
+                operation: "fake",
+                object: "ruleset",
+                source: io::Error::from_raw_os_error(5),
+            }),
+        }
+    }
+}
+
+impl FakeRuleset {
+    /// An empty ruleset on a node that has `devices`.
+    pub fn new(devices: impl IntoIterator<Item = IfName>) -> Self {
+        Self {
+            table: None,
+            generation: 1,
+            devices: devices.into_iter().collect(),
+            refusing: BTreeSet::new(),
+            commits: Vec::new(),
+            script: Vec::new(),
+            next_handle: 1,
+        }
+    }
+
+    /// Somebody else changes the table.
+    pub fn disturb(&mut self, change: impl FnOnce(&mut Option<ObservedTable>)) {
+        change(&mut self.table);
+        self.generation += 1;
+    }
+
+    /// A device vanishes, and with it its place in the flowtables.
+    pub fn remove_device(&mut self, name: &IfName) {
+        self.devices.remove(name);
+        for flowtable in self.table.iter_mut().flat_map(|t| t.flowtables.iter_mut()) {
+            if let Some(devices) = flowtable.devices.as_mut() {
+                devices.remove(name);
+            }
+        }
+    }
+
+    fn apply(&self, table: &mut Option<ObservedTable>, op: &Op, handle: u64) -> Result<(), i32> {
+        if *op == Op::AddTable {
+            if table.is_some() {
+                return Err(libc::EEXIST);
+            }
+            *table = Some(ObservedTable {
+                owner: Owner::Ours,
+                flowtables: Vec::new(),
+                chains: Vec::new(),
+                sets: Vec::new(),
+            });
+            return Ok(());
+        }
+        if *op == Op::DeleteTable {
+            return table.take().map(drop).ok_or(libc::ENOENT);
+        }
+        self.apply_inside(table.as_mut().ok_or(libc::ENOENT)?, op, handle)
+    }
+
+    fn apply_inside(&self, table: &mut ObservedTable, op: &Op, handle: u64) -> Result<(), i32> {
+        let refers = |name: &str, table: &ObservedTable| {
+            table.chains.iter().flat_map(|c| &c.rules).flat_map(|r| &r.exprs).any(|e| match e {
+                Expr::Lookup { set, .. } => set == name,
+                Expr::FlowAdd { flowtable } => flowtable == name,
+                _ => false,
+            })
+        };
+        match op {
+            Op::AddTable | Op::DeleteTable => unreachable!("handled by the caller"),
+            Op::AddFlowtable { priority, counter, hw_offload } => {
+                if table.flowtables.iter().any(|f| f.name == FLOWTABLE) {
+                    return Err(libc::EEXIST);
+                }
+                table.flowtables.push(ObservedFlowtable {
+                    name: FLOWTABLE.to_owned(),
+                    priority: *priority,
+                    counter: *counter,
+                    hw_offload: *hw_offload,
+                    devices: Some(BTreeSet::new()),
+                });
+            }
+            Op::DeleteFlowtable if refers(FLOWTABLE, table) => return Err(libc::EBUSY),
+            Op::DeleteFlowtable => remove(&mut table.flowtables, |f| f.name == FLOWTABLE)?,
+            Op::AddDeviceSet => {
+                if table.sets.iter().any(|s| s.name == DEVICE_SET) {
+                    return Err(libc::EEXIST);
+                }
+                table.sets.push(ObservedSet {
+                    name: DEVICE_SET.to_owned(),
+                    key_type: KEY_TYPE_IFINDEX,
+                    elements: BTreeSet::new(),
+                });
+            }
+            Op::DeleteDeviceSet if refers(DEVICE_SET, table) => return Err(libc::EBUSY),
+            Op::DeleteDeviceSet => remove(&mut table.sets, |s| s.name == DEVICE_SET)?,
+            Op::AddChain { priority } => {
+                if table.chains.iter().any(|c| c.name == CHAIN) {
+                    return Err(libc::EEXIST);
+                }
+                table.chains.push(ObservedChain {
+                    name: CHAIN.to_owned(),
+                    hook: Some(ChainHook {
+                        kind: "filter".to_owned(),
+                        hook: 2,
+                        priority: *priority,
+                        accept: true,
+                    }),
+                    rules: Vec::new(),
+                });
+            }
+            Op::DeleteChain => remove(&mut table.chains, |c| c.name == CHAIN)?,
+            Op::AddRule { exprs } => {
+                if Rule::recognise(exprs).is_none() {
+                    return Err(libc::EINVAL);
+                }
+                let known = table.sets.iter().any(|s| s.name == DEVICE_SET)
+                    && table.flowtables.iter().any(|f| f.name == FLOWTABLE);
+                let chain = table.chains.iter_mut().find(|c| c.name == CHAIN);
+                let chain = chain.filter(|_| known).ok_or(libc::ENOENT)?;
+                chain.rules.push(ObservedRule {
+                    handle,
+                    owner: Owner::Ours,
+                    exprs: exprs.clone(),
+                    counter: Some(Counter::default()),
+                });
+            }
+            Op::DeleteRule { handle } => {
+                let chain = table.chains.iter_mut().find(|c| c.name == CHAIN).ok_or(libc::ENOENT)?;
+                remove(&mut chain.rules, |r| r.handle == *handle)?;
+            }
+            Op::AddDevices(names) => {
+                if names.len() > 256 {
+                    return Err(libc::EFBIG);
+                }
+                if names.iter().any(|n| !self.devices.contains(n)) {
+                    return Err(libc::ENOENT);
+                }
+                if names.iter().any(|n| self.refusing.contains(n)) {
+                    return Err(libc::EOPNOTSUPP);
+                }
+                flowtable_devices(table)?.extend(names.iter().cloned());
+            }
+            Op::RemoveDevices(names) => {
+                let devices = flowtable_devices(table)?;
+                for name in names {
+                    if !devices.remove(name) {
+                        return Err(libc::ENOENT);
+                    }
+                }
+            }
+            Op::AddIndices(new) => set(table)?.elements.extend(new),
+            Op::RemoveIndices(gone) => {
+                let set = set(table)?;
+                for index in gone {
+                    if !set.elements.remove(index) {
+                        return Err(libc::ENOENT);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn remove<T>(from: &mut Vec<T>, which: impl Fn(&T) -> bool) -> Result<(), i32> {
+    let before = from.len();
+    from.retain(|item| !which(item));
+    if from.len() == before { Err(libc::ENOENT) } else { Ok(()) }
+}
+
+fn flowtable_devices(table: &mut ObservedTable) -> Result<&mut BTreeSet<IfName>, i32> {
+    let flowtable = table.flowtables.iter_mut().find(|f| f.name == FLOWTABLE).ok_or(libc::ENOENT)?;
+    Ok(flowtable.devices.get_or_insert_with(BTreeSet::new))
+}
+
+fn set(table: &mut ObservedTable) -> Result<&mut ObservedSet, i32> {
+    table.sets.iter_mut().find(|s| s.name == DEVICE_SET).ok_or(libc::ENOENT)
+}
+
+impl Ruleset for FakeRuleset {
+    fn observe(&mut self) -> Result<Observed, NftError> {
+        Ok(Observed { generation: Generation(self.generation), table: self.table.clone() })
+    }
+
+    fn commit(&mut self, ops: &[Op], expected: Generation) -> Result<Generation, CommitError> {
+        if !self.script.is_empty()
+            && let Some(error) = self.script.remove(0)
+        {
+            return Err(error);
+        }
+        if expected.0 != self.generation {
+            return Err(CommitError::Stale);
+        }
+        let mut table = self.table.clone();
+        let mut rejections = Vec::new();
+        for (index, op) in ops.iter().enumerate() {
+            if let Err(errno) = self.apply(&mut table, op, self.next_handle + index as u64) {
+                rejections.push(Rejection {
+                    index,
+                    source: io::Error::from_raw_os_error(errno),
+                    message: None,
+                    device: None,
+                });
+            }
+        }
+        if !rejections.is_empty() {
+            return Err(CommitError::Rejected(rejections));
+        }
+        self.next_handle += ops.len() as u64;
+        self.table = table;
+        self.generation += 1;
+        self.commits.push(ops.to_vec());
+        Ok(Generation(self.generation))
+    }
+}

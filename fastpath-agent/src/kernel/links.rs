@@ -1,0 +1,199 @@
+//! Links of this network namespace over rtnetlink: all of them once, then every change as the kernel announces it.
+//! Decides nothing about them.
+
+use std::{io, os::fd::AsRawFd};
+
+use futures_util::{StreamExt, TryStreamExt, stream::Stream};
+use nix::sys::socket::{setsockopt, sockopt};
+use rtnetlink::{
+    MulticastGroup,
+    packet_core::NetlinkPayload,
+    packet_route::{
+        AddressFamily, RouteNetlinkMessage,
+        link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, State},
+    },
+};
+
+use crate::core::{
+    link_table::LinkEvent,
+    model::{IfIndex, IfName, Link, OperState},
+};
+
+/// Receive buffer for notifications, in bytes: about 2,000 of them at 2 KiB each.
+const RECEIVE_BUFFER: usize = 4 << 20;
+
+/// Reading links failed.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// No rtnetlink socket.
+    #[error("cannot open an rtnetlink socket: {0}")]
+    Open(#[source] io::Error),
+    /// The list of links couldn't be read.
+    #[error("cannot list the network interfaces: {0}")]
+    Dump(#[source] rtnetlink::Error),
+    /// The socket for notifications was shut down.
+    #[error("the kernel's link notifications ended")]
+    Ended,
+}
+
+/// Access to the links of the namespace that it was opened in.
+pub struct Links {
+    requests: rtnetlink::Handle,
+    events: Box<dyn Stream<Item = LinkEvent> + Unpin>,
+}
+
+impl Links {
+    /// Opens the sockets and subscribes; from now on no change is missed without a [`LinkEvent::Overrun`].
+    /// Must be called inside a tokio runtime.
+    pub fn open() -> Result<Self, LinkError> {
+        let (mut connection, _, messages) =
+            rtnetlink::new_multicast_connection(&[MulticastGroup::Link]).map_err(LinkError::Open)?;
+        enlarge(&mut connection);
+        tokio::spawn(connection);
+        // Requests have a socket of their own: an overrun there must not look like an answer.
+        let (connection, requests, _) = rtnetlink::new_connection().map_err(LinkError::Open)?;
+        tokio::spawn(connection);
+        let events = messages.filter_map(|(message, _)| std::future::ready(event(message.payload)));
+        Ok(Self { requests, events: Box::new(events) })
+    }
+
+    /// All links of this namespace.
+    pub async fn list(&self) -> Result<Vec<Link>, LinkError> {
+        let messages: Vec<LinkMessage> =
+            self.requests.link().get().execute().try_collect().await.map_err(LinkError::Dump)?;
+        Ok(messages.iter().filter_map(parse).collect())
+    }
+
+    /// The next change. Cancelling it loses nothing.
+    pub async fn next(&mut self) -> Result<LinkEvent, LinkError> {
+        self.events.next().await.ok_or(LinkError::Ended)
+    }
+
+    /// A change that is there already, without waiting.
+    pub fn try_next(&mut self) -> Option<LinkEvent> {
+        futures_util::FutureExt::now_or_never(self.events.next()).flatten()
+    }
+}
+
+/// A larger buffer makes overruns rarer; without the capability for it the default has to do.
+fn enlarge(connection: &mut rtnetlink::proto::Connection<RouteNetlinkMessage>) {
+    let fd = connection.socket_mut().as_raw_fd();
+    // SAFETY: the descriptor belongs to `connection`, which outlives this call.
+    #[expect(unsafe_code, reason = "rtnetlink lends its socket as a raw descriptor only")]
+    let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
+    if setsockopt(&fd, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+        let _ = setsockopt(&fd, sockopt::RcvBuf, &RECEIVE_BUFFER);
+    }
+}
+
+fn event(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<LinkEvent> {
+    match payload {
+        NetlinkPayload::Overrun(_) => Some(LinkEvent::Overrun),
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(message)) => {
+            parse(&message).map(LinkEvent::Changed)
+        }
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(message)) if describes_link(&message) => {
+            Some(LinkEvent::Gone(IfIndex(message.header.index)))
+        }
+        _ => None,
+    }
+}
+
+/// The group also carries messages about bridge ports (AF_BRIDGE): there a deletion means that a link left its
+/// bridge, not that it is gone (net/bridge/br_netlink.c).
+fn describes_link(message: &LinkMessage) -> bool {
+    message.header.interface_family == AddressFamily::Unspec
+}
+
+fn parse(message: &LinkMessage) -> Option<Link> {
+    if !describes_link(message) {
+        return None;
+    }
+    let mut name = None;
+    let mut oper_state = OperState::Unknown;
+    let mut kind = None;
+    let mut master = None;
+    let mut lower = None;
+    let mut elsewhere = false;
+    let mut mtu = 0;
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(value) => name = IfName::new(value),
+            LinkAttribute::OperState(State::Unknown) => oper_state = OperState::Unknown,
+            LinkAttribute::OperState(State::Up) => oper_state = OperState::Up,
+            LinkAttribute::OperState(_) => oper_state = OperState::Down,
+            LinkAttribute::Mtu(value) => mtu = *value,
+            LinkAttribute::Link(index) if *index != 0 => lower = Some(IfIndex(*index)),
+            LinkAttribute::LinkNetNsId(_) => elsewhere = true,
+            LinkAttribute::Controller(index) => master = Some(IfIndex(*index)),
+            LinkAttribute::LinkInfo(infos) => {
+                kind = infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind.to_string()),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    Some(Link {
+        index: IfIndex(message.header.index),
+        name: name?,
+        admin_up: message.header.flags.contains(LinkFlags::Up),
+        oper_state,
+        loopback: message.header.flags.contains(LinkFlags::Loopback),
+        kind,
+        master,
+        lower: lower.filter(|_| !elsewhere),
+        mtu,
+        ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use rtnetlink::packet_route::link::InfoKind;
+
+    use super::*;
+
+    fn message(family: AddressFamily) -> LinkMessage {
+        let mut message = LinkMessage::default();
+        message.header.interface_family = family;
+        message.header.index = 7;
+        message.header.flags = LinkFlags::Up;
+        message.header.link_layer_type = LinkLayerType::Ether;
+        message.attributes = vec![
+            LinkAttribute::IfName("vethabc".to_owned()),
+            LinkAttribute::OperState(State::Up),
+            LinkAttribute::Mtu(1500),
+            LinkAttribute::Controller(3),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)]),
+        ];
+        message
+    }
+
+    #[test]
+    fn a_link_is_read_whole() {
+        let link = parse(&message(AddressFamily::Unspec)).unwrap();
+        assert_eq!(link.name.as_str(), "vethabc");
+        assert_eq!((link.index, link.master, link.mtu), (IfIndex(7), Some(IfIndex(3)), 1500));
+        assert_eq!((link.admin_up, link.oper_state, link.ethernet), (true, OperState::Up, true));
+        assert_eq!(link.kind.as_deref(), Some("veth"));
+    }
+
+    #[test]
+    fn leaving_a_bridge_is_not_going_away() {
+        let gone =
+            |family| event(NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(message(family))));
+        assert_eq!(gone(AddressFamily::Unspec), Some(LinkEvent::Gone(IfIndex(7))));
+        assert_eq!(gone(AddressFamily::Bridge), None);
+    }
+
+    #[test]
+    fn other_states_than_up_and_unknown_are_down() {
+        for state in [State::NotPresent, State::Down, State::LowerLayerDown, State::Testing, State::Dormant] {
+            let mut message = message(AddressFamily::Unspec);
+            message.attributes.push(LinkAttribute::OperState(state));
+            assert_eq!(parse(&message).unwrap().oper_state, OperState::Down, "{state:?}");
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! The netlink socket to netfilter: sends requests and hands back the kernel's answers, message by message.
+//!
+//! Knows nothing of nftables or conntrack, and takes no decision on an error.
+#![expect(unsafe_code, reason = "socket options that no safe wrapper has")]
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    time::Duration,
+};
+
+use mnl::{Bus, NlMessages};
+use netlink_packet_core::{NlaBuffer, NlasIterator};
+use nix::{
+    fcntl::{FcntlArg, FdFlag, OFlag, fcntl},
+    sys::{
+        socket::{MsgFlags, recv, setsockopt, sockopt},
+        time::TimeVal,
+    },
+};
+
+/// Size of the receive buffer in user space. Also what a dump may put into one datagram: the kernel allocates
+/// as much as the largest `recvmsg` so far asked for, up to 32 KiB (`netlink_dump`, net/netlink/af_netlink.c).
+const RECEIVE_BYTES: usize = 64 * 1024;
+/// Longest wait for an answer. The kernel answers before `sendmsg` returns, so this only ends a wait for an
+/// answer that was lost.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Header of a netlink message (`struct nlmsghdr`).
+pub(super) const HEADER_BYTES: usize = 16;
+/// Header of a netfilter message (`struct nfgenmsg`) behind [`HEADER_BYTES`].
+pub(super) const FAMILY_HEADER_BYTES: usize = 4;
+
+/// A netlink message as received, whole.
+pub(super) struct Message<'a> {
+    bytes: &'a [u8],
+}
+
+impl<'a> Message<'a> {
+    /// A message that is whole and aligned.
+    #[cfg(test)]
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
+        assert_eq!(u32_at(bytes, 0).map(|length| length as usize), Some(bytes.len()));
+        Self { bytes }
+    }
+
+    fn u16_at(&self, at: usize) -> u16 {
+        u16::from_ne_bytes([self.bytes[at], self.bytes[at + 1]])
+    }
+
+    /// `nlmsg_type`.
+    pub(super) fn kind(&self) -> u16 {
+        self.u16_at(4)
+    }
+
+    /// `nlmsg_flags`.
+    pub(super) fn flags(&self) -> u16 {
+        self.u16_at(6)
+    }
+
+    /// `nlmsg_seq`.
+    pub(super) fn sequence(&self) -> u32 {
+        u32_at(self.bytes, 8).expect("a message is at least its header")
+    }
+
+    /// Everything behind the netlink header.
+    pub(super) fn payload(&self) -> &'a [u8] {
+        &self.bytes[HEADER_BYTES..]
+    }
+
+    /// Attributes of a netfilter message.
+    pub(super) fn attributes(&self) -> impl Iterator<Item = NlaBuffer<&'a [u8]>> + use<'a> {
+        attributes(self.payload().get(FAMILY_HEADER_BYTES..).unwrap_or_default())
+    }
+
+    /// The whole message; its address is aligned for `struct nlmsghdr`, its length is `nlmsg_len`.
+    pub(super) fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+}
+
+/// Well-formed attributes up to the first malformed one.
+pub(super) fn attributes(bytes: &[u8]) -> impl Iterator<Item = NlaBuffer<&[u8]>> {
+    NlasIterator::new(bytes).map_while(Result::ok)
+}
+
+/// The u32 in host byte order at `at`.
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+/// One message that the kernel refused (`NLMSG_ERROR`).
+pub(super) struct Refusal {
+    /// Sequence number of the refused message.
+    pub(super) sequence: u32,
+    /// errno, positive.
+    pub(super) errno: i32,
+    /// Text of the extended acknowledgement.
+    pub(super) message: Option<String>,
+    /// Where in the refused message the kernel saw the fault, in bytes from its header.
+    pub(super) offset: Option<usize>,
+}
+
+impl Refusal {
+    /// Reads an `NLMSG_ERROR`; `None` if it is an acknowledgement.
+    fn parse(message: &Message<'_>) -> Option<Self> {
+        // enum nlmsgerr_attrs, include/uapi/linux/netlink.h
+        const MSG: u16 = 1;
+        const OFFS: u16 = 2;
+        let payload = message.payload();
+        let errno = u32_at(payload, 0)?.cast_signed().wrapping_neg();
+        if errno == 0 {
+            return None;
+        }
+        let mut refusal = Self { sequence: message.sequence(), errno, message: None, offset: None };
+        if message.flags() & libc::NLM_F_ACK_TLVS as u16 != 0 {
+            // struct nlmsgerr: errno, header of the refused message, and (unless capped) the rest of it.
+            let refused = match message.flags() & libc::NLM_F_CAPPED as u16 {
+                0 => u32_at(payload, 4)? as usize,
+                _ => HEADER_BYTES,
+            };
+            for nla in attributes(payload.get(4 + refused.next_multiple_of(4)..).unwrap_or_default()) {
+                match nla.kind() {
+                    MSG => {
+                        let text = nla.value().split(|b| *b == 0).next().unwrap_or_default();
+                        refusal.message = Some(String::from_utf8_lossy(text).into_owned());
+                    }
+                    OFFS => refusal.offset = u32_at(nla.value(), 0).map(|offset| offset as usize),
+                    _ => {}
+                }
+            }
+        }
+        Some(refusal)
+    }
+}
+
+/// How a dump ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Completion {
+    /// All of it belongs together.
+    Consistent,
+    /// Something changed while it ran (`NLM_F_DUMP_INTR`).
+    Interrupted,
+}
+
+/// A socket to nfnetlink, closed on exec.
+pub(super) struct Socket {
+    inner: mnl::Socket,
+    buffer: Vec<u8>,
+    sequence: u32,
+}
+
+impl Socket {
+    /// Opens a socket for requests.
+    pub(super) fn open() -> io::Result<Self> {
+        let socket = Self::unbound()?;
+        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::from(libc_timeval(ANSWER_TIMEOUT)))?;
+        // Both are comfort: without them errors have no text, or carry the refused message with them.
+        let _ = socket.set_option(libc::SOL_NETLINK, libc::NETLINK_EXT_ACK, 1);
+        let _ = socket.set_option(libc::SOL_NETLINK, libc::NETLINK_CAP_ACK, 1);
+        socket.inner.bind(0, mnl::mnl_sys::MNL_SOCKET_AUTOPID)?;
+        Ok(socket)
+    }
+
+    /// Opens a nonblocking socket that hears those notifications of `groups` (bit mask) that `filter` lets through.
+    pub(super) fn listen(groups: u32, filter: &[libc::sock_filter]) -> io::Result<Self> {
+        let socket = Self::unbound()?;
+        let flags = OFlag::from_bits_retain(fcntl(&socket, FcntlArg::F_GETFL)?);
+        fcntl(&socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        // Before joining, so that nothing unfiltered gets in.
+        socket.attach_filter(filter)?;
+        socket.inner.bind(groups, mnl::mnl_sys::MNL_SOCKET_AUTOPID)?;
+        Ok(socket)
+    }
+
+    fn unbound() -> io::Result<Self> {
+        const KERNEL_BUFFER_BYTES: i32 = 4 << 20;
+        let inner = mnl::Socket::open(Bus::Netfilter)?;
+        let socket =
+            Self { inner, buffer: vec![0; RECEIVE_BYTES + align_of::<libc::nlmsghdr>()], sequence: 0 };
+        fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+        // Limits, not allocations. The forced ones go beyond net.core.[rw]mem_max and need CAP_NET_ADMIN in the
+        // first user namespace; without it as much as is allowed.
+        for (forced, plain) in
+            [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)]
+        {
+            if socket.set_option(libc::SOL_SOCKET, forced, KERNEL_BUFFER_BYTES).is_err() {
+                socket.set_option(libc::SOL_SOCKET, plain, KERNEL_BUFFER_BYTES)?;
+            }
+        }
+        Ok(socket)
+    }
+
+    fn set_option(&self, level: i32, name: i32, value: i32) -> io::Result<()> {
+        // SAFETY: the option value is an int on our stack, whose size is passed.
+        let result = unsafe {
+            libc::setsockopt(
+                self.inner.as_raw_fd(),
+                level,
+                name,
+                (&raw const value).cast(),
+                size_of::<i32>() as libc::socklen_t,
+            )
+        };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    fn attach_filter(&self, filter: &[libc::sock_filter]) -> io::Result<()> {
+        let program = libc::sock_fprog {
+            len: u16::try_from(filter.len()).map_err(io::Error::other)?,
+            filter: filter.as_ptr().cast_mut(),
+        };
+        // SAFETY: the kernel copies the program, `len` instructions from `filter`, and doesn't write to it.
+        let result = unsafe {
+            libc::setsockopt(
+                self.inner.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_ATTACH_FILTER,
+                (&raw const program).cast(),
+                size_of::<libc::sock_fprog>() as libc::socklen_t,
+            )
+        };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// The first of `count` sequence numbers that nobody else uses on this socket. Never 0.
+    pub(super) fn reserve_sequence(&mut self, count: u32) -> u32 {
+        if self.sequence.checked_add(count).is_none() {
+            self.sequence = 0;
+        }
+        let first = self.sequence + 1;
+        self.sequence += count;
+        first
+    }
+
+    /// Sends `bytes` as one datagram.
+    pub(super) fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        match self.inner.send(bytes)? {
+            sent if sent == bytes.len() => Ok(()),
+            _ => Err(io::Error::other("netlink message sent in part")),
+        }
+    }
+
+    /// Sends one request (which asks for a dump or an acknowledgement) and calls `each` for every message of the
+    /// answer. An `NLMSG_ERROR` becomes an error with its errno.
+    pub(super) fn request(
+        &mut self,
+        request: &[u8],
+        mut each: impl FnMut(&Message<'_>),
+    ) -> io::Result<Completion> {
+        let sequence = u32_at(request, 8).ok_or_else(|| io::Error::other("request without header"))?;
+        self.send(request)?;
+        let mut completion = Completion::Consistent;
+        loop {
+            let received = self.receive(MsgFlags::empty())?;
+            for message in NlMessages::new(received) {
+                let message = Message { bytes: message? };
+                if message.sequence() != sequence {
+                    continue; // an answer that an earlier request gave up waiting for
+                }
+                if message.flags() & libc::NLM_F_DUMP_INTR as u16 != 0 {
+                    completion = Completion::Interrupted;
+                }
+                match i32::from(message.kind()) {
+                    libc::NLMSG_NOOP => {}
+                    libc::NLMSG_ERROR => {
+                        return match Refusal::parse(&message) {
+                            Some(refusal) => Err(io::Error::from_raw_os_error(refusal.errno)),
+                            None => Ok(completion),
+                        };
+                    }
+                    libc::NLMSG_DONE => {
+                        // A dump that failed half-way says so here.
+                        return match u32_at(message.payload(), 0).map(u32::cast_signed) {
+                            Some(error @ ..0) => Err(io::Error::from_raw_os_error(error.wrapping_neg())),
+                            _ => Ok(completion),
+                        };
+                    }
+                    _ => each(&message),
+                }
+            }
+        }
+    }
+
+    /// Takes all refusals that wait on the socket, without blocking. After `send` of a batch these are all there
+    /// will be: the kernel has done the work and queued its answers before `sendmsg` returns.
+    pub(super) fn refusals(&mut self) -> io::Result<Vec<Refusal>> {
+        let mut refusals = Vec::new();
+        while let Some(received) = self.try_receive()? {
+            for message in NlMessages::new(received) {
+                let message = Message { bytes: message? };
+                if i32::from(message.kind()) == libc::NLMSG_ERROR {
+                    refusals.extend(Refusal::parse(&message));
+                }
+            }
+        }
+        Ok(refusals)
+    }
+
+    /// Calls `each` for every message of the next datagram; false if there is none. An overrun is `ENOBUFS`.
+    pub(super) fn next_notification(&mut self, mut each: impl FnMut(&Message<'_>)) -> io::Result<bool> {
+        let Some(received) = self.try_receive()? else { return Ok(false) };
+        for message in NlMessages::new(received) {
+            each(&Message { bytes: message? });
+        }
+        Ok(true)
+    }
+
+    fn try_receive(&mut self) -> io::Result<Option<&[u8]>> {
+        match self.receive(MsgFlags::MSG_DONTWAIT) {
+            Ok(received) => Ok(Some(received)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn receive(&mut self, flags: MsgFlags) -> io::Result<&[u8]> {
+        let aligned = self.buffer.as_ptr().align_offset(align_of::<libc::nlmsghdr>());
+        let buffer = &mut self.buffer[aligned..];
+        let received = loop {
+            // MSG_TRUNC: the datagram's own length, even where it didn't fit.
+            match recv(self.inner.as_raw_fd(), buffer, flags | MsgFlags::MSG_TRUNC) {
+                Err(nix::errno::Errno::EINTR) => {}
+                result => break result?,
+            }
+        };
+        buffer.get(..received).ok_or_else(|| io::Error::from_raw_os_error(libc::EMSGSIZE))
+    }
+}
+
+fn libc_timeval(duration: Duration) -> libc::timeval {
+    libc::timeval { tv_sec: duration.as_secs().cast_signed(), tv_usec: 0 }
+}
+
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> i32 {
+        self.inner.as_raw_fd()
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor stays open as long as `self.inner` lives, which the borrow outlasts not.
+        unsafe { BorrowedFd::borrow_raw(self.inner.as_raw_fd()) }
+    }
+}

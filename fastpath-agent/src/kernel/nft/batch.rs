@@ -1,0 +1,230 @@
+//! A plan as one nf_tables transaction: messages between a begin and an end, sent in one datagram.
+//!
+//! Decides nothing: every operation becomes the messages that say it.
+
+use std::{io, ops::Range};
+
+use libc::{NLM_F_APPEND, NLM_F_CREATE};
+use netlink_packet_core::NlaBuffer;
+use nftnl_sys as sys;
+
+use super::{
+    Rejection, expr, marker,
+    object::{Chain, Elements, Flowtable, Object, Payload, Rule, Scratch, Set, Table},
+};
+use crate::{
+    core::{
+        model::{
+            CHAIN, DEVICE_SET, FLOWTABLE, IfIndex, IfName, MAX_DEVICES_PER_MESSAGE, TABLE, TABLE_COMMENT,
+        },
+        plan::Op,
+    },
+    kernel::nfnetlink::Refusal,
+};
+
+/// Messages of enum nf_tables_msg_types that libc lacks.
+pub(super) const NFT_MSG_NEWFLOWTABLE: i32 = 22;
+pub(super) const NFT_MSG_GETFLOWTABLE: i32 = 23;
+const NFT_MSG_DELFLOWTABLE: i32 = 24;
+/// `NFT_FLOWTABLE_HW_OFFLOAD`.
+pub(super) const FLOWTABLE_HW_OFFLOAD: u32 = 1;
+/// `NFT_FLOWTABLE_COUNTER`.
+pub(super) const FLOWTABLE_COUNTER: u32 = 2;
+/// `NF_NETDEV_INGRESS`.
+const INGRESS: u32 = 0;
+/// Type of set keys that hold an interface index (nft's datatype.h).
+pub(super) const IFACE_INDEX_TYPE: u32 = 20;
+/// Set elements that go into one message.
+const ELEMENTS_PER_MESSAGE: usize = 256;
+
+/// A transaction under construction.
+pub(super) struct Batch {
+    scratch: Scratch,
+    bytes: Vec<u8>,
+    /// Sequence number of the begin message; those after it count up.
+    first: u32,
+    /// For every message behind the begin: the operation's position, and where the message stands in `bytes`.
+    messages: Vec<(usize, Range<usize>)>,
+}
+
+impl Batch {
+    /// Sequence numbers that a batch of `ops` takes at most.
+    pub(super) fn sequence_numbers(ops: &[Op]) -> u32 {
+        let messages: usize = ops.iter().map(message_count).sum();
+        u32::try_from(messages + 2).expect("a plan has fewer messages than sequence numbers")
+    }
+
+    /// Begins a transaction with the first of its reserved sequence numbers; `generation` binds it to one
+    /// generation of the ruleset.
+    pub(super) fn begin(first: u32, generation: Option<u32>) -> Self {
+        let mut scratch = Scratch::new();
+        let bytes = scratch.batch_begin(first, generation).to_vec();
+        Self { scratch, bytes, first, messages: Vec::new() }
+    }
+
+    /// Ends it with the message that makes the kernel commit.
+    pub(super) fn end(mut self) -> Self {
+        let message = self.scratch.batch_end(self.first + 1 + self.messages.len() as u32);
+        self.bytes.extend_from_slice(message);
+        self
+    }
+
+    /// What goes into the socket.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn push(&mut self, index: usize, kind: i32, flags: i32, payload: &dyn Payload) {
+        let sequence = self.first + 1 + self.messages.len() as u32;
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(self.scratch.message(kind, flags, sequence, payload));
+        self.messages.push((index, start..self.bytes.len()));
+    }
+
+    /// Adds one operation. On error it holds an instruction that can't be written.
+    pub(super) fn add(&mut self, index: usize, op: &Op) -> Result<(), Rejection> {
+        match op {
+            Op::AddTable => {
+                let payload = table().set(sys::NFTNL_TABLE_USERDATA, &marker::table(TABLE_COMMENT));
+                self.push(index, libc::NFT_MSG_NEWTABLE, NLM_F_CREATE, &payload);
+            }
+            Op::DeleteTable => self.push(index, libc::NFT_MSG_DELTABLE, 0, &table()),
+            Op::AddFlowtable { priority, counter, hw_offload } => {
+                let flags =
+                    u32::from(*counter) * FLOWTABLE_COUNTER + u32::from(*hw_offload) * FLOWTABLE_HW_OFFLOAD;
+                let mut payload = flowtable()
+                    .set_u32(sys::NFTNL_FLOWTABLE_HOOKNUM, INGRESS)
+                    .set_u32(sys::NFTNL_FLOWTABLE_PRIO, priority.cast_unsigned());
+                if flags != 0 {
+                    payload = payload.set_u32(sys::NFTNL_FLOWTABLE_FLAGS, flags);
+                }
+                self.push(index, NFT_MSG_NEWFLOWTABLE, NLM_F_CREATE, &payload);
+            }
+            Op::DeleteFlowtable => self.push(index, NFT_MSG_DELFLOWTABLE, 0, &flowtable()),
+            Op::AddDeviceSet => {
+                let payload = Set::new()
+                    .set_str(sys::NFTNL_SET_TABLE, TABLE)
+                    .set_str(sys::NFTNL_SET_NAME, DEVICE_SET)
+                    // The kernel wants a number that is unique in the transaction.
+                    .set_u32(sys::NFTNL_SET_ID, 1)
+                    .set_u32(sys::NFTNL_SET_FLAGS, 0)
+                    .set_u32(sys::NFTNL_SET_KEY_TYPE, IFACE_INDEX_TYPE)
+                    .set_u32(sys::NFTNL_SET_KEY_LEN, size_of::<u32>() as u32)
+                    .set(sys::NFTNL_SET_USERDATA, &marker::set());
+                self.push(index, libc::NFT_MSG_NEWSET, NLM_F_CREATE, &payload);
+            }
+            Op::DeleteDeviceSet => {
+                let payload =
+                    Set::new().set_str(sys::NFTNL_SET_TABLE, TABLE).set_str(sys::NFTNL_SET_NAME, DEVICE_SET);
+                self.push(index, libc::NFT_MSG_DELSET, 0, &payload);
+            }
+            Op::AddChain { priority } => {
+                let payload = chain()
+                    .set_str(sys::NFTNL_CHAIN_TYPE, "filter")
+                    .set_u32(sys::NFTNL_CHAIN_HOOKNUM, libc::NF_INET_FORWARD as u32)
+                    .set_u32(sys::NFTNL_CHAIN_PRIO, priority.cast_unsigned())
+                    .set_u32(sys::NFTNL_CHAIN_POLICY, libc::NF_ACCEPT as u32);
+                self.push(index, libc::NFT_MSG_NEWCHAIN, NLM_F_CREATE, &payload);
+            }
+            Op::DeleteChain => self.push(index, libc::NFT_MSG_DELCHAIN, 0, &chain()),
+            Op::AddRule { exprs } => {
+                let mut payload = rule().set(sys::NFTNL_RULE_USERDATA, &marker::rule());
+                for instruction in exprs {
+                    payload = payload.push(expr::encode(instruction).ok_or_else(|| Rejection {
+                        index,
+                        source: io::ErrorKind::InvalidInput.into(),
+                        message: Some(format!("cannot write {instruction:?}")),
+                        device: None,
+                    })?);
+                }
+                self.push(index, libc::NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, &payload);
+            }
+            Op::DeleteRule { handle } => {
+                let payload = rule().set(sys::NFTNL_RULE_HANDLE, &handle.to_ne_bytes());
+                self.push(index, libc::NFT_MSG_DELRULE, 0, &payload);
+            }
+            Op::AddDevices(names) => {
+                if !names.is_empty() {
+                    self.push(index, NFT_MSG_NEWFLOWTABLE, NLM_F_CREATE, &devices(names));
+                }
+            }
+            Op::RemoveDevices(names) => {
+                // Without devices the message would delete the flowtable.
+                if !names.is_empty() {
+                    self.push(index, NFT_MSG_DELFLOWTABLE, 0, &devices(names));
+                }
+            }
+            Op::AddIndices(indices) => {
+                for chunk in indices.chunks(ELEMENTS_PER_MESSAGE) {
+                    self.push(index, libc::NFT_MSG_NEWSETELEM, NLM_F_CREATE, &elements(chunk));
+                }
+            }
+            Op::RemoveIndices(indices) => {
+                for chunk in indices.chunks(ELEMENTS_PER_MESSAGE) {
+                    self.push(index, libc::NFT_MSG_DELSETELEM, 0, &elements(chunk));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The refused message's operation; `Err` gives back a refusal of the batch as a whole.
+    pub(super) fn rejection(&self, refusal: Refusal) -> Result<Rejection, Refusal> {
+        let message =
+            refusal.sequence.checked_sub(self.first + 1).and_then(|i| self.messages.get(i as usize));
+        let Some((index, range)) = message else { return Err(refusal) };
+        // The offset is that of the attribute which the kernel objected to.
+        let device = refusal
+            .offset
+            .and_then(|offset| self.bytes[range.clone()].get(offset..))
+            .and_then(|attribute| NlaBuffer::new_checked(attribute).ok())
+            .and_then(|attribute| IfName::new(str::from_utf8(attribute.value().strip_suffix(&[0])?).ok()?));
+        Ok(Rejection {
+            index: *index,
+            source: io::Error::from_raw_os_error(refusal.errno),
+            message: refusal.message,
+            device: device.filter(|_| self.is_about_devices(range)),
+        })
+    }
+
+    fn is_about_devices(&self, message: &Range<usize>) -> bool {
+        let kind = i32::from(self.bytes[message.start + 4]);
+        kind == NFT_MSG_NEWFLOWTABLE || kind == NFT_MSG_DELFLOWTABLE
+    }
+}
+
+fn message_count(op: &Op) -> usize {
+    match op {
+        Op::AddIndices(indices) | Op::RemoveIndices(indices) => indices.len().div_ceil(ELEMENTS_PER_MESSAGE),
+        _ => 1,
+    }
+}
+
+fn table() -> Table {
+    Table::new().set_str(sys::NFTNL_TABLE_NAME, TABLE)
+}
+
+fn chain() -> Chain {
+    Chain::new().set_str(sys::NFTNL_CHAIN_TABLE, TABLE).set_str(sys::NFTNL_CHAIN_NAME, CHAIN)
+}
+
+fn rule() -> Rule {
+    Rule::new().set_str(sys::NFTNL_RULE_TABLE, TABLE).set_str(sys::NFTNL_RULE_CHAIN, CHAIN)
+}
+
+fn flowtable() -> Flowtable {
+    Flowtable::new().set_str(sys::NFTNL_FLOWTABLE_TABLE, TABLE).set_str(sys::NFTNL_FLOWTABLE_NAME, FLOWTABLE)
+}
+
+fn devices(names: &[IfName]) -> Flowtable {
+    assert!(names.len() <= MAX_DEVICES_PER_MESSAGE, "a plan has at most so many devices in an operation");
+    flowtable()
+        // Without a hook number libnftnl 1.2.4 writes no hook attribute around the devices.
+        .set_u32(sys::NFTNL_FLOWTABLE_HOOKNUM, INGRESS)
+        .set_devices(names.iter().map(IfName::as_str))
+}
+
+fn elements(indices: &[IfIndex]) -> Elements {
+    let set = Elements::new().set_str(sys::NFTNL_SET_TABLE, TABLE).set_str(sys::NFTNL_SET_NAME, DEVICE_SET);
+    indices.iter().fold(set, |set, index| set.push(&index.0.to_ne_bytes()))
+}

@@ -1,0 +1,232 @@
+//! [`Expr`] to and from libnftnl's expressions. What `encode` makes and the kernel gives back, `decode` turns into
+//! the same [`Expr`]; anything that would lose a detail on the way becomes [`Expr::Other`].
+//!
+//! Registers are numbered as the kernel gives them back: 1 to 4 (`NFT_REG_1`…) where a value begins at 16 bytes.
+
+use nftnl_sys::{
+    NFTNL_EXPR_BITWISE_DREG as BITWISE_DREG, NFTNL_EXPR_BITWISE_LEN as BITWISE_LEN,
+    NFTNL_EXPR_BITWISE_MASK as BITWISE_MASK, NFTNL_EXPR_BITWISE_OP as BITWISE_OP,
+    NFTNL_EXPR_BITWISE_SREG as BITWISE_SREG, NFTNL_EXPR_BITWISE_XOR as BITWISE_XOR,
+    NFTNL_EXPR_BYTEORDER_DREG as BYTEORDER_DREG, NFTNL_EXPR_BYTEORDER_LEN as BYTEORDER_LEN,
+    NFTNL_EXPR_BYTEORDER_OP as BYTEORDER_OP, NFTNL_EXPR_BYTEORDER_SIZE as BYTEORDER_SIZE,
+    NFTNL_EXPR_BYTEORDER_SREG as BYTEORDER_SREG, NFTNL_EXPR_CMP_DATA as CMP_DATA,
+    NFTNL_EXPR_CMP_OP as CMP_OP, NFTNL_EXPR_CMP_SREG as CMP_SREG, NFTNL_EXPR_CT_DIR as CT_DIR,
+    NFTNL_EXPR_CT_DREG as CT_DREG, NFTNL_EXPR_CT_KEY as CT_KEY, NFTNL_EXPR_CTR_BYTES as CTR_BYTES,
+    NFTNL_EXPR_CTR_PACKETS as CTR_PACKETS, NFTNL_EXPR_FLOW_TABLE_NAME as FLOW_TABLE_NAME,
+    NFTNL_EXPR_LOOKUP_DREG as LOOKUP_DREG, NFTNL_EXPR_LOOKUP_FLAGS as LOOKUP_FLAGS,
+    NFTNL_EXPR_LOOKUP_SET as LOOKUP_SET, NFTNL_EXPR_LOOKUP_SREG as LOOKUP_SREG,
+    NFTNL_EXPR_META_DREG as META_DREG, NFTNL_EXPR_META_KEY as META_KEY,
+};
+
+use super::object::{ExprObject, ExprRef, MAX_DATA_BYTES};
+use crate::core::{
+    expr::{CmpOp, CtKey, Expr, MetaKey},
+    observed::Counter,
+};
+
+/// Name of every instruction (`NFTNL_EXPR_NAME`, libnftnl's expr.h).
+const NAME: u32 = 0;
+/// `NFT_CT_ID` (enum nft_ct_keys), younger than libc's list.
+const NFT_CT_ID: u32 = 23;
+/// `NFT_BYTEORDER_HTON` (enum nft_byteorder_ops).
+const HTON: u32 = 1;
+
+/// The instruction for libnftnl; `None` for what it cannot write: [`Expr::Other`] and over-long data.
+pub(super) fn encode(expr: &Expr) -> Option<ExprObject> {
+    Some(match expr {
+        Expr::Ct { key, dreg } => ExprObject::new("ct")?
+            .set_u32(
+                CT_KEY,
+                match key {
+                    CtKey::State => libc::NFT_CT_STATE as u32,
+                    CtKey::Packets => libc::NFT_CT_PKTS as u32,
+                    CtKey::Id => NFT_CT_ID,
+                    CtKey::Other(key) => *key,
+                },
+            )
+            .set_u32(CT_DREG, *dreg),
+        Expr::HostToNet { reg, size, len } => ExprObject::new("byteorder")?
+            .set_u32(BYTEORDER_SREG, *reg)
+            .set_u32(BYTEORDER_DREG, *reg)
+            .set_u32(BYTEORDER_OP, HTON)
+            .set_u32(BYTEORDER_LEN, *len)
+            .set_u32(BYTEORDER_SIZE, *size),
+        Expr::Cmp { sreg, op, data } if data.len() <= MAX_DATA_BYTES => ExprObject::new("cmp")?
+            .set_u32(CMP_SREG, *sreg)
+            .set_u32(CMP_OP, cmp_ops().position(|candidate| candidate == *op)? as u32)
+            .set(CMP_DATA, data),
+        Expr::Bitwise { reg, mask, xor } if mask.len() <= MAX_DATA_BYTES && xor.len() == mask.len() => {
+            ExprObject::new("bitwise")?
+                .set_u32(BITWISE_SREG, *reg)
+                .set_u32(BITWISE_DREG, *reg)
+                .set_u32(BITWISE_LEN, mask.len() as u32)
+                .set(BITWISE_MASK, mask)
+                .set(BITWISE_XOR, xor)
+        }
+        Expr::Meta { key, dreg } => ExprObject::new("meta")?
+            .set_u32(
+                META_KEY,
+                match key {
+                    MetaKey::InIfIndex => libc::NFT_META_IIF as u32,
+                    MetaKey::OutIfIndex => libc::NFT_META_OIF as u32,
+                    MetaKey::Other(key) => *key,
+                },
+            )
+            .set_u32(META_DREG, *dreg),
+        Expr::Lookup { set, sreg } => {
+            ExprObject::new("lookup")?.set_str(LOOKUP_SET, set).set_u32(LOOKUP_SREG, *sreg)
+        }
+        Expr::FlowAdd { flowtable } => ExprObject::new("flow_offload")?.set_str(FLOW_TABLE_NAME, flowtable),
+        Expr::Counter => ExprObject::new("counter")?,
+        Expr::Cmp { .. } | Expr::Bitwise { .. } | Expr::Other { .. } => return None,
+    })
+}
+
+/// The instruction as data.
+pub(super) fn decode(expr: &ExprRef<'_>) -> Expr {
+    let name = expr.get_str(NAME).unwrap_or_default();
+    known(&name, expr).unwrap_or(Expr::Other { name })
+}
+
+/// Value of the instruction's counter, if it is one.
+pub(super) fn counter(expr: &ExprRef<'_>) -> Option<Counter> {
+    (expr.get_str(NAME)? == "counter")
+        .then(|| Some(Counter { packets: expr.get_u64(CTR_PACKETS)?, bytes: expr.get_u64(CTR_BYTES)? }))
+        .flatten()
+}
+
+fn known(name: &str, expr: &ExprRef<'_>) -> Option<Expr> {
+    Some(match name {
+        "ct" if !expr.has(CT_DIR) => Expr::Ct {
+            key: match expr.get_u32(CT_KEY)? {
+                key if key == libc::NFT_CT_STATE as u32 => CtKey::State,
+                key if key == libc::NFT_CT_PKTS as u32 => CtKey::Packets,
+                NFT_CT_ID => CtKey::Id,
+                key => CtKey::Other(key),
+            },
+            dreg: expr.get_u32(CT_DREG)?,
+        },
+        "byteorder" if expr.get_u32(BYTEORDER_OP) == Some(HTON) => Expr::HostToNet {
+            reg: same(expr.get_u32(BYTEORDER_SREG)?, expr.get_u32(BYTEORDER_DREG)?)?,
+            size: expr.get_u32(BYTEORDER_SIZE)?,
+            len: expr.get_u32(BYTEORDER_LEN)?,
+        },
+        "cmp" => Expr::Cmp {
+            sreg: expr.get_u32(CMP_SREG)?,
+            op: cmp_ops().nth(expr.get_u32(CMP_OP)? as usize)?,
+            data: expr.get(CMP_DATA)?.to_vec(),
+        },
+        // Operation 0 is mask and xor, the others are shifts; kernels before 5.6 don't say.
+        "bitwise" if expr.get_u32(BITWISE_OP).unwrap_or(0) == 0 => Expr::Bitwise {
+            reg: same(expr.get_u32(BITWISE_SREG)?, expr.get_u32(BITWISE_DREG)?)?,
+            mask: expr.get(BITWISE_MASK)?.to_vec(),
+            xor: expr.get(BITWISE_XOR)?.to_vec(),
+        },
+        "meta" => Expr::Meta {
+            key: match expr.get_u32(META_KEY)? {
+                key if key == libc::NFT_META_IIF as u32 => MetaKey::InIfIndex,
+                key if key == libc::NFT_META_OIF as u32 => MetaKey::OutIfIndex,
+                key => MetaKey::Other(key),
+            },
+            dreg: expr.get_u32(META_DREG)?,
+        },
+        // Flags invert the look-up; a destination makes it a map's.
+        "lookup" if !expr.has(LOOKUP_DREG) && expr.get_u32(LOOKUP_FLAGS).unwrap_or(0) == 0 => {
+            Expr::Lookup { set: expr.get_str(LOOKUP_SET)?, sreg: expr.get_u32(LOOKUP_SREG)? }
+        }
+        "flow_offload" => Expr::FlowAdd { flowtable: expr.get_str(FLOW_TABLE_NAME)? },
+        "counter" => Expr::Counter,
+        _ => return None,
+    })
+}
+
+/// In the order of enum nft_cmp_ops.
+fn cmp_ops() -> impl Iterator<Item = CmpOp> {
+    [CmpOp::Eq, CmpOp::Neq, CmpOp::Lt, CmpOp::Lte, CmpOp::Gt, CmpOp::Gte].into_iter()
+}
+
+fn same(source: u32, destination: u32) -> Option<u32> {
+    (source == destination).then_some(source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        core::{observed::Owner, rule},
+        kernel::{
+            nfnetlink::Message,
+            nft::{
+                marker,
+                object::{Object, Rule, Scratch},
+            },
+        },
+    };
+    use nftnl_sys::NFTNL_RULE_USERDATA;
+
+    /// Through a message of libnftnl and back.
+    fn round_trip(exprs: &[Expr]) -> Vec<Expr> {
+        let rule = exprs.iter().fold(Rule::new().set(NFTNL_RULE_USERDATA, &marker::rule()), |rule, expr| {
+            rule.push(encode(expr).expect("an instruction of ours"))
+        });
+        let mut scratch = Scratch::new();
+        let message = scratch.message(libc::NFT_MSG_NEWRULE, 0, 1, &rule);
+        let (rule, complete) = Rule::parse(&Message::new(message));
+        assert!(complete);
+        assert_eq!(marker::owner(rule.get(NFTNL_RULE_USERDATA).expect("user data")), Owner::Ours);
+        let mut exprs = Vec::new();
+        rule.for_each_expr(|expr| exprs.push(decode(&expr)));
+        exprs
+    }
+
+    #[test]
+    fn our_rule_comes_back_as_it_was() {
+        let exprs = rule::Rule::Offload { threshold: 20 }.exprs();
+        assert_eq!(round_trip(&exprs), exprs);
+    }
+
+    #[test]
+    fn every_instruction_comes_back_as_it_was() {
+        let keys = [CtKey::State, CtKey::Packets, CtKey::Id, CtKey::Other(3)];
+        let mut exprs: Vec<Expr> = keys.map(|key| Expr::Ct { key, dreg: 2 }).into();
+        let keys = [MetaKey::InIfIndex, MetaKey::OutIfIndex, MetaKey::Other(3)];
+        exprs.extend(keys.map(|key| Expr::Meta { key, dreg: 3 }));
+        exprs.extend(cmp_ops().map(|op| Expr::Cmp { sreg: 1, op, data: vec![1, 2, 3, 4] }));
+        exprs.extend([
+            Expr::Cmp { sreg: 1, op: CmpOp::Eq, data: vec![7; MAX_DATA_BYTES] },
+            Expr::HostToNet { reg: 4, size: 2, len: 6 },
+            Expr::Bitwise { reg: 1, mask: vec![0xff; 8], xor: vec![1, 0, 0, 0, 0, 0, 0, 9] },
+            Expr::Lookup { set: "a-set".to_owned(), sreg: 1 },
+            Expr::FlowAdd { flowtable: "a-flowtable".to_owned() },
+            Expr::Counter,
+        ]);
+        assert_eq!(round_trip(&exprs), exprs);
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_not() {
+        for expr in [
+            Expr::Other { name: "log".to_owned() },
+            Expr::Cmp { sreg: 1, op: CmpOp::Eq, data: vec![0; MAX_DATA_BYTES + 1] },
+            Expr::Bitwise { reg: 1, mask: vec![0; 4], xor: vec![0; 8] },
+        ] {
+            assert!(encode(&expr).is_none(), "{expr:?}");
+        }
+    }
+
+    #[test]
+    fn a_detail_that_expr_cannot_hold_makes_another_instruction_of_it() {
+        let other = |object: ExprObject| {
+            let rule = Rule::new().push(object);
+            let mut exprs = Vec::new();
+            rule.for_each_expr(|expr| exprs.push(decode(&expr)));
+            matches!(exprs.as_slice(), [Expr::Other { .. }])
+        };
+        let new = |expr: Expr| encode(&expr).expect("an instruction of ours");
+        assert!(other(new(Expr::Ct { key: CtKey::Packets, dreg: 1 }).set(CT_DIR, &[0])));
+        assert!(other(new(Expr::Lookup { set: "s".to_owned(), sreg: 1 }).set_u32(LOOKUP_FLAGS, 1)));
+        assert!(other(new(Expr::HostToNet { reg: 1, size: 4, len: 4 }).set_u32(BYTEORDER_DREG, 2)));
+        assert!(other(new(Expr::HostToNet { reg: 1, size: 4, len: 4 }).set_u32(BYTEORDER_OP, 0)));
+        assert!(other(new(Expr::Bitwise { reg: 1, mask: vec![1], xor: vec![0] }).set_u32(BITWISE_OP, 1)));
+    }
+}

@@ -1,0 +1,65 @@
+//! User data of tables, rules and sets: a sequence of type, length and value, one byte each for the first two
+//! (libnftnl's udata.h). `nft` passes over types that it doesn't know, which is where our mark of ownership stands.
+
+use crate::core::observed::Owner;
+
+/// Type of our mark; nft's own types count up from 0.
+const TYPE: u8 = 0xf0;
+/// Content of our mark. The number is that of the format of what we leave in the kernel.
+const MARK: &[u8] = b"fastpath/1";
+/// `NFTNL_UDATA_TABLE_COMMENT`.
+const TABLE_COMMENT_TYPE: u8 = 0;
+/// `NFTNL_UDATA_SET_KEYBYTEORDER`.
+const SET_KEY_BYTE_ORDER_TYPE: u8 = 0;
+/// `BYTEORDER_HOST_ENDIAN` of nft: set keys are integers of this machine, which nft prints as such.
+const HOST_ENDIAN: u32 = 1;
+
+/// User data of our table: the comment that `nft list` prints, then our mark.
+pub(super) fn table(comment: &str) -> Vec<u8> {
+    let mut data = entry(TABLE_COMMENT_TYPE, &[comment.as_bytes(), &[0]].concat());
+    data.extend(rule());
+    data
+}
+
+/// User data of our rules: our mark. (A comment would show in `nft list`.)
+pub(super) fn rule() -> Vec<u8> {
+    entry(TYPE, MARK)
+}
+
+/// User data of our set of interface indices.
+pub(super) fn set() -> Vec<u8> {
+    entry(SET_KEY_BYTE_ORDER_TYPE, &HOST_ENDIAN.to_ne_bytes())
+}
+
+/// Whose object it is that carries this user data.
+pub(super) fn owner(mut data: &[u8]) -> Owner {
+    while let [kind, length, rest @ ..] = data {
+        let Some((value, next)) = rest.split_at_checked(usize::from(*length)) else { break };
+        if *kind == TYPE && value == MARK {
+            return Owner::Ours;
+        }
+        data = next;
+    }
+    Owner::Foreign
+}
+
+fn entry(kind: u8, value: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(value.len()).expect("our user data is short");
+    [&[kind, length], value].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mark_is_found_behind_a_comment_only_as_a_whole_entry() {
+        assert_eq!(owner(&table("a comment")), Owner::Ours);
+        assert_eq!(owner(&rule()), Owner::Ours);
+        assert_eq!(owner(&[]), Owner::Foreign);
+        assert_eq!(owner(&entry(TABLE_COMMENT_TYPE, MARK)), Owner::Foreign);
+        assert_eq!(owner(&entry(TABLE_COMMENT_TYPE, &rule())), Owner::Foreign);
+        assert_eq!(owner(&entry(TYPE, b"fastpath/2")), Owner::Foreign);
+        assert_eq!(owner(&rule()[..5]), Owner::Foreign);
+    }
+}

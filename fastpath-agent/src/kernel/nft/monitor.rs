@@ -1,0 +1,132 @@
+//! Hears that the ruleset changed. One wake-up for each transaction, whatever its size: all notifications but
+//! the new generation's are kept out by a socket filter.
+#![expect(unsafe_code, reason = "tokio cannot know that a descriptor stays open")]
+
+use std::{io, os::fd::AsRawFd};
+
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::{NftError, dump::parse_generation};
+use crate::{
+    core::observed::Generation,
+    kernel::nfnetlink::{Message, Socket},
+};
+
+/// `NFTA_GEN_PROC_PID` and `NFTA_GEN_PROC_NAME` (enum nft_gen_attributes).
+const NFTA_GEN_PROC_PID: u16 = 2;
+const NFTA_GEN_PROC_NAME: u16 = 3;
+
+const OBJECT: &str = "the nftables ruleset";
+
+/// What the monitor heard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A transaction was committed.
+    Generation {
+        /// The ruleset's generation since then.
+        generation: Generation,
+        /// Process that did it, in its own process namespace's numbers.
+        process: Option<u32>,
+        /// Name of that process's thread (`comm`), cut to 15 bytes.
+        name: Option<String>,
+    },
+    /// Notifications were lost (`ENOBUFS`): what the ruleset looks like now is unknown.
+    Overrun,
+}
+
+/// A socket that hears of every new generation of this network namespace's ruleset, including those that the
+/// agent makes.
+pub struct Monitor {
+    socket: AsyncFd<Socket>,
+}
+
+impl Monitor {
+    /// Begins to listen. Must be called inside a tokio runtime with I/O enabled.
+    ///
+    /// A change is heard of after it took effect, but a reader may see a new generation's number an instant
+    /// before all of its changes; so read (again) when told of a generation even if its number is known, unless
+    /// it was made by one's own commit.
+    pub fn open() -> Result<Self, NftError> {
+        let failed = |error| NftError::new("listening to changes of", OBJECT, error);
+        let groups = 1 << (libc::NFNLGRP_NFTABLES - 1);
+        let socket = Socket::listen(groups, &only_new_generations()).map_err(failed)?;
+        // SAFETY: the socket owns its descriptor and keeps it open until it is dropped.
+        let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
+        Ok(Self { socket: socket.map_err(|error| failed(error.into()))? })
+    }
+
+    /// The next event. Safe to cancel: nothing is lost.
+    pub async fn next(&mut self) -> Result<Event, NftError> {
+        loop {
+            let mut ready = self
+                .socket
+                .readable_mut()
+                .await
+                .map_err(|error| NftError::new("waiting for changes of", OBJECT, error))?;
+            match ready.try_io(|socket| receive(socket.get_mut())) {
+                Err(_not_ready) => {}
+                Ok(Ok(Some(event))) => return Ok(event),
+                Ok(Ok(None)) => {}
+                Ok(Err(error)) => {
+                    return Err(NftError::new("listening to changes of", OBJECT, error));
+                }
+            }
+        }
+    }
+}
+
+impl AsRawFd for Monitor {
+    fn as_raw_fd(&self) -> i32 {
+        self.socket.get_ref().as_raw_fd()
+    }
+}
+
+/// One event, `None` for a message that says nothing, `WouldBlock` if there is none.
+fn receive(socket: &mut Socket) -> io::Result<Option<Event>> {
+    let mut event = None;
+    match socket.next_notification(|message| event = parse(message)) {
+        Ok(true) => Ok(event),
+        Ok(false) => Err(io::ErrorKind::WouldBlock.into()),
+        Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(Some(Event::Overrun)),
+        Err(error) => Err(error),
+    }
+}
+
+fn new_generation() -> u16 {
+    (libc::NFNL_SUBSYS_NFTABLES << 8 | libc::NFT_MSG_NEWGEN) as u16
+}
+
+fn parse(message: &Message<'_>) -> Option<Event> {
+    if message.kind() != new_generation() {
+        return None;
+    }
+    let generation = parse_generation(message)?;
+    let (mut process, mut name) = (None, None);
+    for nla in message.attributes() {
+        match nla.kind() {
+            NFTA_GEN_PROC_PID => process = nla.value().try_into().ok().map(u32::from_be_bytes),
+            NFTA_GEN_PROC_NAME => {
+                let text = nla.value().split(|byte| *byte == 0).next().unwrap_or_default();
+                name = Some(String::from_utf8_lossy(text).into_owned());
+            }
+            _ => {}
+        }
+    }
+    Some(Event::Generation { generation, process, name })
+}
+
+/// Classic BPF: lets a datagram through if its first message is a new generation. The kernel sends that one in a
+/// datagram of its own and packs all others of a transaction together (nf_tables_gen_notify and
+/// nft_commit_notify, net/netfilter/nf_tables_api.c).
+fn only_new_generations() -> [libc::sock_filter; 4] {
+    const TYPE_OFFSET: u32 = 4;
+    let instruction = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+    // The load is big-endian, the header isn't.
+    let wanted = u32::from(u16::from_be_bytes(new_generation().to_ne_bytes()));
+    [
+        instruction(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, 0, 0, TYPE_OFFSET),
+        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, wanted),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+    ]
+}

@@ -1,0 +1,420 @@
+//! Safe handles on libnftnl's objects: set and get attributes, write into a message, read from one.
+//!
+//! Attributes are typed by libnftnl only in its headers: each has one type, and the methods here check lengths
+//! on reading. What the attributes mean is not decided here.
+#![expect(unsafe_code, reason = "libnftnl is a C library")]
+
+use std::{
+    ffi::{CStr, CString, c_char, c_void},
+    ptr::{self, NonNull},
+};
+
+use libc::nlmsghdr;
+use nftnl_sys as sys;
+
+use super::super::nfnetlink::Message;
+
+/// Largest message that libnftnl writes: an attribute's length has 16 bits, and element lists are one attribute
+/// (and headers and names stand before it).
+const MESSAGE_BYTES: usize = 0x1_0000 + 4096;
+/// Longest value in a register (`NFT_DATA_VALUE_MAXLEN`); libnftnl doesn't check it.
+pub(super) const MAX_DATA_BYTES: usize = 64;
+
+/// Something that libnftnl writes into a message behind the header.
+pub(super) trait Payload {
+    /// Writes the attributes.
+    ///
+    /// # Safety
+    /// `header` is a finished message header with [`MESSAGE_BYTES`] of room.
+    unsafe fn write(&self, header: *mut nlmsghdr);
+}
+
+/// Room for one message, where libnftnl writes it.
+pub(super) struct Scratch(Vec<nlmsghdr>);
+
+impl Scratch {
+    pub(super) fn new() -> Self {
+        // SAFETY: nlmsghdr is plain integers.
+        let zero: nlmsghdr = unsafe { std::mem::zeroed() };
+        Self(vec![zero; MESSAGE_BYTES.div_ceil(size_of::<nlmsghdr>())])
+    }
+
+    /// A whole nf_tables message of the inet family.
+    pub(super) fn message(&mut self, kind: i32, flags: i32, sequence: u32, payload: &dyn Payload) -> &[u8] {
+        let family = libc::NFPROTO_INET as u16;
+        // SAFETY: the buffer is aligned for a header and has room for MESSAGE_BYTES.
+        let header = unsafe {
+            let buffer = self.0.as_mut_ptr().cast::<c_char>();
+            let header = sys::nftnl_nlmsg_build_hdr(buffer, kind as u16, family, flags as u16, sequence);
+            payload.write(header);
+            header
+        };
+        self.written(header)
+    }
+
+    /// The message that begins a batch, which the kernel accepts at `generation` only (if there is one).
+    pub(super) fn batch_begin(&mut self, sequence: u32, generation: Option<u32>) -> &[u8] {
+        // SAFETY: as in `message`.
+        let header = unsafe {
+            let header = sys::nftnl_batch_begin(self.0.as_mut_ptr().cast(), sequence);
+            if let Some(generation) = generation {
+                mnl::mnl_sys::mnl_attr_put_u32(header, libc::NFNL_BATCH_GENID as u16, generation.to_be());
+            }
+            header
+        };
+        self.written(header)
+    }
+
+    /// The message that ends a batch.
+    pub(super) fn batch_end(&mut self, sequence: u32) -> &[u8] {
+        // SAFETY: as in `message`.
+        let header = unsafe { sys::nftnl_batch_end(self.0.as_mut_ptr().cast(), sequence) };
+        self.written(header)
+    }
+
+    fn written(&self, header: *const nlmsghdr) -> &[u8] {
+        assert_eq!(header, self.0.as_ptr(), "libnftnl writes where it is told");
+        let length = self.0[0].nlmsg_len as usize;
+        assert!(length <= size_of_val(self.0.as_slice()), "a message of libnftnl fits the room for it");
+        // SAFETY: the buffer is initialised and at least `length` long; u8 has no alignment.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), length) }
+    }
+}
+
+/// No attributes at all.
+impl Payload for () {
+    unsafe fn write(&self, _: *mut nlmsghdr) {}
+}
+
+/// What all objects have in common.
+pub(super) trait Object: Sized {
+    fn new() -> Self;
+
+    /// Reads a message of this kind of object. On failure (something in it that libnftnl doesn't know, told by
+    /// the bool) the attributes that come before it are there all the same.
+    fn parse(message: &Message<'_>) -> (Self, bool);
+
+    fn set(self, attribute: u32, data: &[u8]) -> Self;
+
+    fn get(&self, attribute: u32) -> Option<&[u8]>;
+
+    /// Strings are apart from `get`, which doesn't give all of them their length.
+    fn get_str(&self, attribute: u32) -> Option<String>;
+
+    fn set_u32(self, attribute: u32, value: u32) -> Self {
+        self.set(attribute, &value.to_ne_bytes())
+    }
+
+    fn set_str(self, attribute: u32, value: &str) -> Self {
+        self.set(attribute, c_string(value).as_bytes_with_nul())
+    }
+
+    fn get_u32(&self, attribute: u32) -> Option<u32> {
+        Some(u32::from_ne_bytes(self.get(attribute)?.try_into().ok()?))
+    }
+}
+
+macro_rules! object {
+    ($(#[$doc:meta])* $name:ident = $type:ident {
+        $alloc:ident, $free:ident, $set:ident, $get:path, $get_str:ident, $build:ident, $parse:ident $(,)?
+    }) => {
+        $(#[$doc])*
+        pub(super) struct $name(NonNull<sys::$type>);
+
+        impl Object for $name {
+            fn new() -> Self {
+                // SAFETY: allocates, no preconditions.
+                Self(NonNull::new(unsafe { sys::$alloc() }).expect("out of memory"))
+            }
+
+            fn parse(message: &Message<'_>) -> (Self, bool) {
+                let object = Self::new();
+                // SAFETY: the message is whole and aligned, the object is ours.
+                let result = unsafe { sys::$parse(message.bytes().as_ptr().cast(), object.0.as_ptr()) };
+                (object, result >= 0)
+            }
+
+            fn set(self, attribute: u32, data: &[u8]) -> Self {
+                // SAFETY: libnftnl copies `data`.
+                let result = unsafe {
+                    sys::$set(self.0.as_ptr(), attribute as u16, data.as_ptr().cast(), data.len() as u32)
+                };
+                assert!(result >= 0, "out of memory");
+                self
+            }
+
+            fn get(&self, attribute: u32) -> Option<&[u8]> {
+                let mut length = 0;
+                // SAFETY: returns NULL or `length` bytes that live as long as the object doesn't change.
+                unsafe {
+                    let data = $get(self.0.as_ptr(), attribute as u16, &raw mut length);
+                    (!data.is_null()).then(|| std::slice::from_raw_parts(data.cast(), length as usize))
+                }
+            }
+
+            fn get_str(&self, attribute: u32) -> Option<String> {
+                // SAFETY: returns NULL or a string that lives as long as the object doesn't change.
+                unsafe { owned_string(sys::$get_str(self.0.as_ptr(), attribute as u16)) }
+            }
+        }
+
+        impl Payload for $name {
+            unsafe fn write(&self, header: *mut nlmsghdr) {
+                // SAFETY: the caller vouches for `header`.
+                unsafe { sys::$build(header, self.0.as_ptr()) }
+            }
+        }
+
+        impl Drop for $name {
+            fn drop(&mut self) {
+                // SAFETY: the object is ours alone.
+                unsafe { sys::$free(self.0.as_ptr()) }
+            }
+        }
+    };
+}
+
+object!(
+    /// A table.
+    Table = nftnl_table {
+        nftnl_table_alloc, nftnl_table_free, nftnl_table_set_data, sys::nftnl_table_get_data, nftnl_table_get_str,
+        nftnl_table_nlmsg_build_payload, nftnl_table_nlmsg_parse,
+    }
+);
+object!(
+    /// A chain.
+    Chain = nftnl_chain {
+        nftnl_chain_alloc, nftnl_chain_free, nftnl_chain_set_data, sys::nftnl_chain_get_data, nftnl_chain_get_str,
+        nftnl_chain_nlmsg_build_payload, nftnl_chain_nlmsg_parse,
+    }
+);
+object!(
+    /// A rule.
+    Rule = nftnl_rule {
+        nftnl_rule_alloc, nftnl_rule_free, nftnl_rule_set_data, sys::nftnl_rule_get_data, nftnl_rule_get_str,
+        nftnl_rule_nlmsg_build_payload, nftnl_rule_nlmsg_parse,
+    }
+);
+object!(
+    /// A flowtable.
+    Flowtable = nftnl_flowtable {
+        nftnl_flowtable_alloc, nftnl_flowtable_free, nftnl_flowtable_set_data, flowtable_get_data,
+        nftnl_flowtable_get_str, nftnl_flowtable_nlmsg_build_payload, nftnl_flowtable_nlmsg_parse,
+    }
+);
+object!(
+    /// A set without its elements.
+    Set = nftnl_set {
+        nftnl_set_alloc, nftnl_set_free, nftnl_set_set_data, sys::nftnl_set_get_data, nftnl_set_get_str,
+        nftnl_set_nlmsg_build_payload, nftnl_set_nlmsg_parse,
+    }
+);
+object!(
+    /// Elements of a set.
+    Elements = nftnl_set {
+        nftnl_set_alloc, nftnl_set_free, nftnl_set_set_data, sys::nftnl_set_get_data, nftnl_set_get_str,
+        nftnl_set_elems_nlmsg_build_payload, nftnl_set_elems_nlmsg_parse,
+    }
+);
+
+/// Stands in for `nftnl_flowtable_get_data`, which libnftnl 1.2.4 declares but doesn't export.
+///
+/// # Safety
+/// `flowtable` is one; `attribute` is a u32 or an i32.
+unsafe fn flowtable_get_data(
+    flowtable: *const sys::nftnl_flowtable,
+    attribute: u16,
+    length: *mut u32,
+) -> *const c_void {
+    // SAFETY: the caller vouches for both pointers.
+    unsafe {
+        *length = size_of::<u32>() as u32;
+        sys::nftnl_flowtable_get(flowtable, attribute)
+    }
+}
+
+impl Rule {
+    /// Appends an instruction.
+    pub(super) fn push(self, expr: ExprObject) -> Self {
+        // SAFETY: both are ours; the rule takes over the instruction and frees it.
+        unsafe { sys::nftnl_rule_add_expr(self.0.as_ptr(), expr.0.as_ptr()) };
+        std::mem::forget(expr);
+        self
+    }
+
+    /// Calls `each` for every instruction in order.
+    pub(super) fn for_each_expr(&self, mut each: impl FnMut(ExprRef<'_>)) {
+        // SAFETY: the iterator and the instructions live no longer than the rule, which doesn't change meanwhile.
+        unsafe {
+            let iterator = NonNull::new(sys::nftnl_expr_iter_create(self.0.as_ptr())).expect("out of memory");
+            while let Some(expr) = NonNull::new(sys::nftnl_expr_iter_next(iterator.as_ptr())) {
+                each(ExprRef(expr, std::marker::PhantomData));
+            }
+            sys::nftnl_expr_iter_destroy(iterator.as_ptr());
+        }
+    }
+}
+
+impl Flowtable {
+    /// Sets the device names.
+    pub(super) fn set_devices<'n>(self, names: impl Iterator<Item = &'n str>) -> Self {
+        let names: Vec<CString> = names.map(c_string).collect();
+        let mut array: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
+        array.push(ptr::null());
+        // SAFETY: the array ends with NULL; libnftnl copies the strings.
+        let result = unsafe {
+            sys::nftnl_flowtable_set_array(
+                self.0.as_ptr(),
+                sys::NFTNL_FLOWTABLE_DEVICES as u16,
+                array.as_mut_ptr(),
+            )
+        };
+        assert!(result >= 0, "out of memory");
+        self
+    }
+
+    /// The device names.
+    pub(super) fn devices(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        // SAFETY: NULL or an array of strings that ends with NULL and lives as long as the flowtable.
+        unsafe {
+            let mut next =
+                sys::nftnl_flowtable_get_array(self.0.as_ptr(), sys::NFTNL_FLOWTABLE_DEVICES as u16);
+            while !next.is_null()
+                && let Some(name) = owned_string(*next)
+            {
+                names.push(name);
+                next = next.add(1);
+            }
+        }
+        names
+    }
+}
+
+impl Elements {
+    /// Adds an element with this key.
+    pub(super) fn push(self, key: &[u8]) -> Self {
+        // SAFETY: libnftnl copies the key; the set takes over the element and frees it.
+        unsafe {
+            let element = NonNull::new(sys::nftnl_set_elem_alloc()).expect("out of memory");
+            let result = sys::nftnl_set_elem_set(
+                element.as_ptr(),
+                sys::NFTNL_SET_ELEM_KEY as u16,
+                key.as_ptr().cast(),
+                key.len() as u32,
+            );
+            assert!(result >= 0, "out of memory");
+            sys::nftnl_set_elem_add(self.0.as_ptr(), element.as_ptr());
+        }
+        self
+    }
+
+    /// Calls `each` with the key of every element.
+    pub(super) fn for_each_key(&self, mut each: impl FnMut(&[u8])) {
+        // SAFETY: the iterator, elements and keys live no longer than the set, which doesn't change meanwhile.
+        unsafe {
+            let iterator =
+                NonNull::new(sys::nftnl_set_elems_iter_create(self.0.as_ptr())).expect("out of memory");
+            while let Some(element) = NonNull::new(sys::nftnl_set_elems_iter_next(iterator.as_ptr())) {
+                let mut length = 0;
+                let key = sys::nftnl_set_elem_get(
+                    element.as_ptr(),
+                    sys::NFTNL_SET_ELEM_KEY as u16,
+                    &raw mut length,
+                );
+                if !key.is_null() {
+                    each(std::slice::from_raw_parts(key.cast(), length as usize));
+                }
+            }
+            sys::nftnl_set_elems_iter_destroy(iterator.as_ptr());
+        }
+    }
+}
+
+/// An instruction that is ours until a rule takes it over.
+pub(super) struct ExprObject(NonNull<sys::nftnl_expr>);
+
+impl ExprObject {
+    /// An instruction of this kernel name; `None` if libnftnl doesn't know it.
+    pub(super) fn new(name: &str) -> Option<Self> {
+        // SAFETY: the name is only looked up.
+        NonNull::new(unsafe { sys::nftnl_expr_alloc(c_string(name).as_ptr()) }).map(Self)
+    }
+
+    /// Sets a value of at most [`MAX_DATA_BYTES`].
+    pub(super) fn set(self, attribute: u32, data: &[u8]) -> Self {
+        assert!(data.len() <= MAX_DATA_BYTES, "a register's value has at most {MAX_DATA_BYTES} bytes");
+        // SAFETY: libnftnl copies `data`, into a buffer of MAX_DATA_BYTES where it isn't one integer.
+        let result = unsafe {
+            sys::nftnl_expr_set(self.0.as_ptr(), attribute as u16, data.as_ptr().cast(), data.len() as u32)
+        };
+        assert!(result >= 0, "out of memory");
+        self
+    }
+
+    pub(super) fn set_u32(self, attribute: u32, value: u32) -> Self {
+        self.set(attribute, &value.to_ne_bytes())
+    }
+
+    pub(super) fn set_str(self, attribute: u32, value: &str) -> Self {
+        let value = c_string(value);
+        // SAFETY: libnftnl copies the string.
+        let result = unsafe { sys::nftnl_expr_set_str(self.0.as_ptr(), attribute as u16, value.as_ptr()) };
+        assert!(result >= 0, "out of memory");
+        self
+    }
+}
+
+impl Drop for ExprObject {
+    fn drop(&mut self) {
+        // SAFETY: no rule has taken it over (`Rule::push` forgets it).
+        unsafe { sys::nftnl_expr_free(self.0.as_ptr()) }
+    }
+}
+
+/// An instruction of a rule.
+pub(super) struct ExprRef<'r>(NonNull<sys::nftnl_expr>, std::marker::PhantomData<&'r Rule>);
+
+impl ExprRef<'_> {
+    /// The attribute is there.
+    pub(super) fn has(&self, attribute: u32) -> bool {
+        // SAFETY: looks only.
+        unsafe { sys::nftnl_expr_is_set(self.0.as_ptr(), attribute as u16) }
+    }
+
+    pub(super) fn get(&self, attribute: u32) -> Option<&[u8]> {
+        let mut length = 0;
+        // SAFETY: returns NULL or `length` bytes that live as long as the rule.
+        unsafe {
+            let data = sys::nftnl_expr_get(self.0.as_ptr(), attribute as u16, &raw mut length);
+            (!data.is_null()).then(|| std::slice::from_raw_parts(data.cast(), length as usize))
+        }
+    }
+
+    pub(super) fn get_u32(&self, attribute: u32) -> Option<u32> {
+        Some(u32::from_ne_bytes(self.get(attribute)?.try_into().ok()?))
+    }
+
+    pub(super) fn get_u64(&self, attribute: u32) -> Option<u64> {
+        Some(u64::from_ne_bytes(self.get(attribute)?.try_into().ok()?))
+    }
+
+    pub(super) fn get_str(&self, attribute: u32) -> Option<String> {
+        // SAFETY: returns NULL or a string that lives as long as the rule.
+        unsafe { owned_string(sys::nftnl_expr_get_str(self.0.as_ptr(), attribute as u16)) }
+    }
+}
+
+fn c_string(text: &str) -> CString {
+    CString::new(text).expect("names of kernel objects hold no NUL")
+}
+
+/// # Safety
+/// `text` is NULL or a C string.
+unsafe fn owned_string(text: *const c_char) -> Option<String> {
+    if text.is_null() {
+        return None;
+    }
+    // SAFETY: the caller vouches for it.
+    Some(unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
+}

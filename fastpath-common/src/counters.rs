@@ -1,0 +1,102 @@
+//! Values of the maps.
+
+use crate::assert_layout;
+
+/// What is known of one direction of a flow. Times are `CLOCK_MONOTONIC` at the resolution of the kernel's tick
+/// (`bpf_ktime_get_coarse_ns`: 1 to 10 ms).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FlowCounters {
+    /// Packets as the stack handles them (skbs): what `ct packets` counts, a GRO packet once. Of a fragmented
+    /// packet the first fragment only.
+    pub packets: u64,
+    /// Packets as they were on the wire: the segments of GSO/GRO packets each.
+    pub segments: u64,
+    /// Bytes from the IP header on, of the packets counted in `packets`, without link-layer padding.
+    pub bytes: u64,
+    /// When the first of them was seen, in ns.
+    pub first_seen_ns: u64,
+    /// When the last of them was seen, in ns.
+    pub last_seen_ns: u64,
+    /// All TCP flags seen so far, or-ed (byte 13 of the TCP header: FIN 1, SYN 2, RST 4, PSH 8, ACK 16, URG 32).
+    pub tcp_flags: u64,
+    /// Whether the crossing of the threshold was signalled, see [`Signal`].
+    pub signal: u64,
+    /// Index of the interface that the first of them came in on.
+    pub ifindex: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+assert_layout!(
+    FlowCounters, 64, packets @ 0, segments @ 8, bytes @ 16, first_seen_ns @ 24, last_seen_ns @ 32, tcp_flags @ 40,
+    signal @ 48, ifindex @ 56, reserved @ 60,
+);
+
+/// Values of [`FlowCounters::signal`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Signal {
+    /// Not signalled: at or below the threshold, or events are off.
+    None = 0,
+    /// An event was sent.
+    Sent = 1,
+    /// The ring buffer was full: no event will come, a sweep of the map finds the flow.
+    Lost = 2,
+}
+
+/// Packets and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Tally {
+    /// Packets (skbs).
+    pub packets: u64,
+    /// Bytes (skb length, link-layer header included where there is one).
+    pub bytes: u64,
+}
+
+assert_layout!(Tally, 16, packets @ 0, bytes @ 8);
+
+/// What became of the packets that were seen, per CPU: each packet is in exactly one tally. Reasons for not being
+/// counted in a flow come in the order in which they are tested.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct PacketStats {
+    /// Counted in a flow.
+    pub counted: Tally,
+    /// Neither IPv4 nor IPv6 (ARP, LLDP, PPPoE, MPLS, more than two VLAN tags).
+    pub not_ip: Tally,
+    /// Cut short, lengths that contradict each other, or headers that the program couldn't read.
+    pub malformed: Tally,
+    /// A fragment that isn't the first: it carries no ports.
+    pub later_fragment: Tally,
+    /// Neither TCP nor UDP (ICMP, ESP, GRE, SCTP).
+    pub other_protocol: Tally,
+    /// More IPv6 extension headers than [`MAX_EXTENSION_HEADERS`](crate::limits::MAX_EXTENSION_HEADERS).
+    pub too_many_headers: Tally,
+    /// A new flow for which the map had no room, not even after evicting.
+    pub no_room: Tally,
+    /// Flows that were entered into the map. Less those still in it: evicted or deleted.
+    pub flows_entered: u64,
+    /// Crossings of the threshold that were sent.
+    pub events_sent: u64,
+    /// Crossings of the threshold for which the ring buffer had no room.
+    pub events_lost: u64,
+}
+
+assert_layout!(
+    PacketStats, 136, counted @ 0, not_ip @ 16, malformed @ 32, later_fragment @ 48, other_protocol @ 64,
+    too_many_headers @ 80, no_room @ 96, flows_entered @ 112, events_sent @ 120, events_lost @ 128,
+);
+
+/// What the agent tells the programs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Config {
+    /// [`ABI_VERSION`](crate::ABI_VERSION) of who made the maps; the first field in every version.
+    pub abi_version: u32,
+    /// A direction of a flow is signalled with its packet number `threshold + 1`; 0: never.
+    pub threshold: u32,
+}
+
+assert_layout!(Config, 8, abi_version @ 0, threshold @ 4);

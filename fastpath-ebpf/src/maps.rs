@@ -1,0 +1,23 @@
+//! The maps. Their types are part of the object's BTF, so that `bpftool map dump` prints fields by name.
+
+use aya_ebpf::{
+    btf_maps::{Array, LruHashMap, PerCpuArray, RingBuf},
+    macros::btf_map,
+};
+use fastpath_common::{Config, FlowCounters, FlowEvent, FlowKey, PacketStats, limits};
+
+/// One entry for each direction of a flow. The agent sets the size when it loads the programs.
+#[btf_map(name = "fastpath_flows")]
+pub static FLOWS: LruHashMap<FlowKey, FlowCounters, { limits::DEFAULT_MAX_FLOWS as usize }> =
+    LruHashMap::new();
+
+/// One element.
+#[btf_map(name = "fastpath_stats")]
+pub static STATS: PerCpuArray<PacketStats, 1> = PerCpuArray::new();
+
+/// One element.
+#[btf_map(name = "fastpath_config")]
+pub static CONFIG: Array<Config, 1> = Array::new();
+
+#[btf_map(name = "fastpath_events")]
+pub static EVENTS: RingBuf<FlowEvent, { limits::EVENT_RING_BYTES as usize }> = RingBuf::new();
