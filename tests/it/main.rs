@@ -3,10 +3,13 @@
 //! Tests below `host::` need no flowtable and also run on the developer's kernel; all others run in the test guest.
 //! Every test is run by itself, as root: `it --exact NAME --nocapture --test-threads=1`.
 
+mod foreign;
 mod host;
 mod interfaces;
 mod mtu;
 mod reference;
+mod repair;
+mod restart;
 mod threshold;
 mod topologies;
 mod traffic;
