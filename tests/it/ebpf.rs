@@ -17,7 +17,7 @@ fn counted(node: &Netns, src_port: Option<u16>, dst_port: Option<u16>) -> u64 {
     let dump = node.output("bpftool", &["-j", "map", "dump", "pinned", FLOWS]);
     let dump: Value = serde_json::from_str(&dump).expect("bpftool prints JSON");
     let entries = dump.as_array().expect("a list").iter().map(|entry| &entry["formatted"]);
-    let has = |key: &Value, port: Option<u16>| port.is_none_or(|port| *key == Value::from(port));
+    let has = |key: &Value, port: Option<u16>| port.is_none_or(|port| key.as_u64() == Some(u64::from(port)));
     entries
         .filter(|entry| has(&entry["key"]["src_port"], src_port) && has(&entry["key"]["dst_port"], dst_port))
         .map(|entry| {
