@@ -42,7 +42,14 @@ impl fmt::Debug for Outcome {
 
 /// Takes a fresh TCP flow over the threshold and looks what becomes of it.
 fn observe(topology: &Topology, family: Family, port: u16) -> Outcome {
-    let mut flow = topology.open(Proto::Tcp, family, port);
+    look(topology, topology.open(Proto::Tcp, family, port))
+}
+
+fn observe_back(topology: &Topology, family: Family, port: u16) -> Outcome {
+    look(topology, topology.open_between(1, 0, Proto::Tcp, family, port))
+}
+fn look(topology: &Topology, mut flow: fastpath_tests::traffic::Flow) -> Outcome {
+    let port = flow.port();
     let young = flow.rounds(20);
     let measured = topology.measure(&mut flow, 50);
     eprintln!("{flow:?}: {young} {measured:?} {}", topology.marked_offloaded(port));
@@ -77,10 +84,12 @@ fn explore(attach: Attach) {
         reference::flowtable_for_all(&topology.node, &devices);
         let outcome = observe(&topology, Family::V4, port);
         let outcome6 = if recipe.ipv6 && name == "all" { Some(observe(&topology, Family::V6, port)) } else { None };
-        eprintln!("RESULT {attach:?} {name}: {outcome:?} {outcome6:?}");
+        let back = observe_back(&topology, Family::V4, port);
+        eprintln!("RESULT {attach:?} {name}: {outcome:?} {outcome6:?} back {back:?}");
         port += 1;
         topology.node.nft("delete table inet reference");
     }
+    panic!("explored");
 }
 
 macro_rules! explore { ($($name:ident $attach:ident,)*) => { $(#[test] fn $name() { explore(Attach::$attach) })* } }

@@ -162,10 +162,15 @@ impl Attach {
                 uppers: &["iv0"],
                 ..PLAIN
             },
-            // What goes out of an L3 ipvlan is routed once more, bound to the lower device.
+            // What goes out of an L3 ipvlan is routed once more, bound to the lower device; ARP doesn't work over it.
             Self::IpvlanL3 => Recipe {
-                node: "link add link s0 name iv0 type ipvlan mode l3\nlink set iv0 up\n\
-                       route add 10.2.0.0/24 dev s0 metric 900\n",
+                node: "link set s0 address 02:00:00:00:02:01\nlink add link s0 name iv0 type ipvlan mode l3\n\
+                       link set iv0 up\nroute add 10.2.0.0/24 dev s0 metric 900\n\
+                       neighbour add 10.2.0.2 lladdr 02:00:00:00:02:02 dev s0\n",
+                server_steps: &[
+                    ("ip", "link set eth0 address 02:00:00:00:02:02", ""),
+                    ("ip", "neighbour add 10.2.0.1 lladdr 02:00:00:00:02:01 dev eth0", ""),
+                ],
                 uppers: &["iv0"],
                 ipv6: false,
                 ..PLAIN
@@ -225,6 +230,7 @@ impl Attach {
                 uppers: &["xf0"],
                 server_dev: "xf0",
                 underlay: true,
+                ipv6: false,
                 ..PLAIN
             },
             Self::GreOverEsp => Recipe {

@@ -29,10 +29,10 @@ pub fn kindnet(devices: &[&str]) -> String {
 pub fn flowtable_for_all(node: &Netns, devices: &[&str]) {
     node.nft(&format!(
         "table inet reference {{
-            flowtable all {{ hook ingress priority filter; devices = {{ {} }}; }}
-            chain forward {{
+            flowtable every {{ hook ingress priority filter; devices = {{ {} }}; }}
+            chain late {{
                 type filter hook forward priority 300; policy accept;
-                ct state established ct packets > 20 flow add @all counter
+                ct state established ct packets > 20 flow add @every counter
             }}
         }}",
         devices.join(", "),

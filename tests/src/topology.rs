@@ -178,6 +178,9 @@ impl Topology {
 
     /// A tun device on both ends; socat carries its packets over UDP between the ends of the pair.
     fn start_relays(&mut self) {
+        if !std::path::Path::new("/dev/net/tun").exists() {
+            self.node.output("modprobe", &["tun"]);
+        }
         for (ns, local, remote) in [
             (&self.node, NODE_UNDERLAY, SERVER_UNDERLAY),
             (&self.server().ns, SERVER_UNDERLAY, NODE_UNDERLAY),
