@@ -4,4 +4,9 @@
 //! Every test is run by itself, as root: `it --exact NAME --nocapture --test-threads=1`.
 
 mod host;
+mod interfaces;
+mod mtu;
+mod reference;
+mod threshold;
 mod topologies;
+mod traffic;

@@ -34,7 +34,8 @@ pub fn binary() -> String {
 pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(binary());
     command.args(args);
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("FASTPATH_") || name == "NODE_NAME") {
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("FASTPATH_") || name == "NODE_NAME")
+    {
         command.env_remove(name);
     }
     command
@@ -70,8 +71,19 @@ impl Agent {
     #[track_caller]
     pub fn start_with(node: &Netns, args: &[&str]) -> Self {
         let mut agent = Self::spawn(node, &mut command(args));
-        agent.wait_for("ruleset verified", START_LIMIT);
+        agent.wait_for_ruleset();
         agent
+    }
+
+    /// Waits until the first reconcile is done.
+    #[track_caller]
+    pub fn wait_for_ruleset(&mut self) {
+        self.wait_for("ruleset verified", START_LIMIT);
+    }
+
+    /// Whether it hasn't ended.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("wait for the agent").is_none()
     }
 
     /// Starts it and waits for nothing.
@@ -157,11 +169,16 @@ impl Agent {
 
     /// Processor time that it has used so far.
     pub fn cpu_time(&self) -> Duration {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("the agent runs");
+        let stat =
+            std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("the agent runs");
         // Fields 14 and 15 of proc(5), in ticks of 10 ms; the second field may have spaces in it.
         let after_name = stat.rsplit_once(')').expect("proc(5)").1;
-        let ticks: u64 =
-            after_name.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().expect("ticks")).sum();
+        let ticks: u64 = after_name
+            .split_whitespace()
+            .skip(11)
+            .take(2)
+            .map(|field| field.parse::<u64>().expect("ticks"))
+            .sum();
         Duration::from_millis(ticks * 10)
     }
 }

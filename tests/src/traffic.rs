@@ -95,7 +95,8 @@ impl Flow {
         let ends = match proto {
             Proto::Udp => {
                 let server = server.run(|| UdpSocket::bind(listen)).expect("bind the server");
-                let any: SocketAddr = if dial.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().expect("address");
+                let any: SocketAddr =
+                    if dial.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().expect("address");
                 let client = client.run(|| UdpSocket::bind(any)).expect("bind the client");
                 client.connect(dial).expect("a route to the server");
                 for socket in [&server, &client] {
@@ -123,6 +124,16 @@ impl Flow {
     /// The port that the client dialled.
     pub fn port(&self) -> u16 {
         self.dialled.port()
+    }
+
+    /// The client's address as the server sees it: with masquerade the node's. UDP: after the first request.
+    #[track_caller]
+    pub fn seen_by_server(&self) -> SocketAddr {
+        match &self.ends {
+            Ends::Udp { server, .. } => server.peer_addr(),
+            Ends::Tcp { server, .. } => server.peer_addr(),
+        }
+        .expect("a client")
     }
 
     /// Sets the size in bytes of every request and response.
@@ -163,13 +174,10 @@ impl Flow {
         let mut sent = vec![0; self.payload];
         Content::new(self.seed).fill(&mut sent);
         match &mut self.ends {
-            Ends::Udp { client, server } => {
-                let delivered = match direction {
-                    Direction::Upload => client.send(&sent).is_ok() && receive(server, &sent, Some(client)),
-                    Direction::Download => server.send(&sent).is_ok() && receive(client, &sent, None),
-                };
-                delivered
-            }
+            Ends::Udp { client, server } => match direction {
+                Direction::Upload => client.send(&sent).is_ok() && receive(server, &sent, Some(client)),
+                Direction::Download => server.send(&sent).is_ok() && receive(client, &sent, None),
+            },
             Ends::Tcp { client, server } => {
                 let (from, to) = match direction {
                     Direction::Upload => (client, server),
@@ -231,6 +239,25 @@ impl Flow {
             received.and(sent)
         })
         .map(|()| start.elapsed())
+    }
+
+    /// Sends requests until one is answered, after the way was interrupted: stale neighbours, late datagrams.
+    #[track_caller]
+    pub fn settle(&mut self) {
+        let start = Instant::now();
+        while self.rounds(1) == 0 {
+            assert!(start.elapsed() < STREAM_LIMIT, "{self:?} doesn't come back");
+        }
+    }
+
+    /// Ends a TCP connection from the client's side with FIN, and waits for the server's.
+    #[track_caller]
+    pub fn close_gracefully(self) {
+        let Ends::Tcp { mut client, mut server } = self.ends else { panic!("only TCP is closed") };
+        client.shutdown(std::net::Shutdown::Write).expect("close");
+        assert_eq!(server.read(&mut [0]).expect("the client's FIN"), 0);
+        drop(server);
+        assert_eq!(client.read(&mut [0]).expect("the server's FIN"), 0);
     }
 
     /// Keeps sending rounds on a thread of its own until told to stop.
