@@ -1,3 +1,4 @@
 //! Behaviour that needs no flowtable in the kernel.
 
+mod ebpf;
 mod harness;
