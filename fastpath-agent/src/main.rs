@@ -1,3 +1,103 @@
-//! Entry point of the agent.
+//! Entry point of the agent: parses, dispatches, and turns errors into one line and an exit code.
 
-fn main() {}
+use std::{
+    io::{self, IsTerminal, Write},
+    process::ExitCode,
+};
+
+use anyhow::Context;
+use clap::Parser;
+use fastpath_agent::{
+    cli::{Cli, Command, Output, RuleArgs, StatusArgs},
+    config::{BadValue, Config, Rules},
+    core::{desired, link_table::LinkTable},
+    daemon,
+    kernel::{self, links::Links},
+    report,
+};
+use tracing_subscriber::filter::LevelFilter;
+
+/// Exit code for a wrong flag or value (`EX_USAGE`, sysexits.h).
+const EX_USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(EX_USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let result = match cli.command {
+        None => run(&cli),
+        Some(Command::Render(args)) => render(&args),
+        Some(Command::Status(args)) => status(&args),
+        Some(Command::Cleanup(args)) => cleanup(&args.pin_path),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            if error.is::<BadValue>() {
+                eprintln!("\nFor more information, try '--help'.");
+                return ExitCode::from(EX_USAGE);
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> anyhow::Result<()> {
+    let config = Config::new(&cli.run, hostname())?;
+    let level = match config.verbosity {
+        0..=1 => LevelFilter::INFO,
+        2..=4 => LevelFilter::DEBUG,
+        5.. => LevelFilter::TRACE,
+    };
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .with_max_level(level)
+        .init();
+    let kernel = kernel::probe::probe();
+    runtime()?.block_on(daemon::run(config, &kernel))?;
+    Ok(())
+}
+
+fn render(args: &RuleArgs) -> anyhow::Result<()> {
+    let rules = Rules::try_from(args)?;
+    let links: LinkTable = runtime()?.block_on(async { Links::open()?.list().await })?.into_iter().collect();
+    let desired = desired::desired(&rules.policy(true), links.iter(), &Default::default());
+    print(&report::render::ruleset(&desired))
+}
+
+fn status(args: &StatusArgs) -> anyhow::Result<()> {
+    let status = runtime()?.block_on(report::status::gather(hostname(), &args.pin_path))?;
+    match args.output {
+        Output::Text => print(&status.to_string()),
+        Output::Json => print(&(serde_json::to_string_pretty(&status)? + "\n")),
+    }
+}
+
+fn cleanup(pin_path: &std::path::Path) -> anyhow::Result<()> {
+    print(&daemon::cleanup::cleanup(pin_path)?.to_string())
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the event loop")
+}
+
+fn hostname() -> String {
+    nix::unistd::gethostname()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_else(|_| "localhost".to_owned())
+}
+
+/// Prints to standard output; a reader that has gone away is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("cannot write to standard output"),
+    }
+}

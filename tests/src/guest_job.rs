@@ -52,7 +52,7 @@ pub(crate) fn run(
         let in_time = !matches!(end.recv_timeout(limit), Err(RecvTimeoutError::Timeout));
         let took = began.elapsed();
         if !in_time {
-            // Into the pipe's reader's stream would interleave with the job's lines: the console log takes it.
+            // On the console: the port carries the job's own lines.
             let _ = describe_processes(&mut io::stderr());
         }
         kill_all();
@@ -112,11 +112,13 @@ fn describe_processes(out: &mut impl Write) -> io::Result<()> {
     for entry in fs::read_dir("/proc")?.flatten() {
         let path = entry.path();
         let command = fs::read(path.join("cmdline")).unwrap_or_default();
-        if command.is_empty() {
-            continue; // not a process, or a kernel thread
+        let name = entry.file_name();
+        let number = name.to_string_lossy().parse::<u32>();
+        if command.is_empty() || number.is_err() || number == Ok(1) {
+            continue; // not a process, a kernel thread, or this one
         }
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
-        writeln!(out, "init: {} {command}", entry.file_name().display())?;
+        writeln!(out, "init: {} {command}", name.display())?;
         for line in fs::read(path.join("stack")).unwrap_or_default().lines().map_while(Result::ok).take(6) {
             writeln!(out, "init:     {line}")?;
         }

@@ -1,29 +1,63 @@
 //! Builds the eBPF object with a compiler that has its library source.
 
-use std::{path::PathBuf, process::Command};
+use std::{env, path::PathBuf, process::Command};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
-use crate::{process, workspace};
+use crate::{process, toolchain, workspace};
 
 /// Builds the eBPF programs and returns the object's path.
 pub(crate) fn build() -> Result<PathBuf> {
-    let target = workspace::target().join("ebpf");
-    process::run(
-        Command::new("/usr/bin/cargo")
-            .args(["build", "--release", "-Zbuild-std=core", "--target", "bpfel-unknown-none"])
-            .args(["-p", "fastpath-ebpf"])
-            .env("RUSTC", "/usr/bin/rustc")
-            .env("RUSTC_BOOTSTRAP", "1")
-            .env("CARGO_TARGET_DIR", &target)
-            .env(
-                "RUSTFLAGS",
-                format!(
-                    "-C linker={} -C link-arg=--btf -C debuginfo=2",
-                    workspace::cache()?.join("bpf-linker/bin/bpf-linker").display()
-                ),
-            )
-            .current_dir(workspace::root()),
-    )?;
-    Ok(target.join("bpfel-unknown-none/release/fastpath-ebpf"))
+    process::run(cargo("build")?.arg("--release"))?;
+    Ok(target().join("bpfel-unknown-none/release/fastpath-ebpf"))
+}
+
+/// Checks the eBPF programs with clippy, where the compiler came with one.
+pub(crate) fn clippy() -> Result<()> {
+    let compiler = toolchain::compiler().context("no compiler for eBPF programs")?;
+    if !compiler.sysroot.join("bin/cargo-clippy").exists() {
+        return Ok(());
+    }
+    process::run(cargo("clippy")?.args(["--release", "--", "-D", "warnings"]))
+}
+
+/// Apart from the other packages': two compilers would throw each other's results away.
+fn target() -> PathBuf {
+    workspace::target().join("ebpf")
+}
+
+/// A cargo command for the eBPF crate, set up with all that its target needs.
+fn cargo(subcommand: &str) -> Result<Command> {
+    let compiler = toolchain::compiler().context("no compiler for eBPF programs")?;
+    let linker = compiler.linker()?.context("no bpf-linker")?;
+    let flags = [
+        format!("-Clinker={}", linker.display()),
+        // Types of maps and functions for the kernel and bpftool, from debug information.
+        "-Clink-arg=--btf".to_owned(),
+        "-Cdebuginfo=2".to_owned(),
+    ];
+    let mut command = Command::new(compiler.sysroot.join("bin/cargo"));
+    command
+        .args([
+            subcommand,
+            "--package",
+            "fastpath-ebpf",
+            "--target",
+            "bpfel-unknown-none",
+            "-Zbuild-std=core",
+        ])
+        .env("RUSTC", compiler.sysroot.join("bin/rustc"))
+        // Debian's compiler is not a nightly; a nightly doesn't mind.
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+        .env("CARGO_TARGET_DIR", target())
+        .current_dir(workspace::root());
+    // What the calling cargo and rustup say to their children is about another compiler.
+    for (name, _) in env::vars_os() {
+        let name = name.to_string_lossy();
+        if matches!(&*name, "RUSTUP_TOOLCHAIN" | "CARGO" | "RUSTDOC" | "LD_LIBRARY_PATH" | "RUSTC_WRAPPER") {
+            command.env_remove(&*name);
+        }
+    }
+    Ok(command)
 }

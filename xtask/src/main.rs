@@ -1,10 +1,18 @@
-//! `cargo xtask`: set-up, build, test and demonstration.
+//! `cargo xtask`: set-up, build, test and demonstration. Only this program knows how the pieces are built; it needs no
+//! native library itself.
 
+mod build;
 mod ebpf;
 mod guest;
+mod lint;
 mod process;
+mod progress;
+mod setup;
 mod test;
+mod toolchain;
 mod workspace;
+
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -19,12 +27,38 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Run the tests.
+    /// Install what the other commands need (they do it by themselves too)
+    Setup,
+    /// Build the eBPF object and the agent, and print the agent's path
+    Build(build::Options),
+    /// Check format, clippy, documentation and the repository's own rules
+    Lint,
+    /// Run the tests
     Test(test::Options),
+    /// Open a shell in the test guest, or run one command there
+    Guest(guest::Options),
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    run().unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run() -> Result<ExitCode> {
     match Cli::parse().command {
-        Task::Test(options) => test::run(&options),
+        Task::Setup => setup::everything()?,
+        Task::Build(options) => {
+            setup::ensure(&[setup::Need::Build])?;
+            build::run(&options)?;
+        }
+        Task::Lint => {
+            setup::ensure(&[setup::Need::Build])?;
+            lint::run()?;
+        }
+        Task::Test(options) => test::run(&options)?,
+        Task::Guest(options) => return guest::run(&options),
     }
+    Ok(ExitCode::SUCCESS)
 }

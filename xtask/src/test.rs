@@ -1,35 +1,30 @@
-//! `cargo xtask test`.
+//! `cargo xtask test`: all kinds of tests, one summary.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
-    path::{Path, PathBuf},
+    env,
+    io::{BufRead, BufReader},
+    path::Path,
     process::{Command, Stdio},
-    sync::{Mutex, MutexGuard, PoisonError},
-    thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
-use serde::Deserialize;
 
 use crate::{
-    ebpf,
-    guest::{
-        initramfs::{self, Archive},
-        kernels::{self, Kernel},
-        qemu::Machine,
-        verdict::{self, Verdict},
-    },
-    process, workspace,
+    build::{self, Binaries},
+    guest::{fleet, kernels, verdict},
+    lint, process,
+    setup::{self, Need},
+    workspace,
 };
 
 /// What `cargo xtask test` was asked for.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Which kinds of tests to run; all if none is named.
+    /// Which kinds of tests to run; all if none is named. Repeatable.
     #[arg(long, value_enum)]
     tier: Vec<Tier>,
-    /// Which guest kernels (see tests/kernels.toml); all if none is named.
+    /// Which guest kernels (see tests/kernels.toml); all if none is named. Repeatable.
     #[arg(long)]
     kernel: Vec<String>,
     /// Only tests whose name contains this.
@@ -45,31 +40,56 @@ pub(crate) struct Options {
 
 #[derive(clap::ValueEnum, Clone, Copy, PartialEq)]
 enum Tier {
-    /// Format, clippy, rules of the repository.
+    /// Format, clippy, documentation, rules of the repository.
     Lint,
     /// Unit and property tests.
     Unit,
-    /// Tests in network namespaces of this kernel.
+    /// Tests in namespaces of this kernel, as root.
     Host,
     /// Tests on the guest's kernels.
     Guest,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let tier = |tier| options.tier.is_empty() || options.tier.contains(&tier);
-    let mut counts = Counts::default();
-    if tier(Tier::Guest) {
-        let binaries = binaries()?;
-        counts.add(&guest_tests(options, &binaries)?);
+    let has = |tier| options.tier.is_empty() || options.tier.contains(&tier);
+    let wanted = kernels::wanted(&options.kernel)?;
+    let mut needs = vec![Need::Build];
+    if has(Tier::Host) {
+        needs.push(Need::Host);
     }
-    counts.report()
+    if has(Tier::Guest) {
+        needs.push(Need::Guest(&wanted));
+    }
+    setup::ensure(&needs)?;
+
+    let limit = Duration::from_secs(options.time_limit);
+    let mut counts = Counts::default();
+    if has(Tier::Lint) {
+        counts.require(lint::run());
+    }
+    if has(Tier::Unit) {
+        counts.add(&unit_tests(&options.filter)?);
+    }
+    if has(Tier::Host) || has(Tier::Guest) {
+        let binaries = build::for_tests()?;
+        let tests = List::of(&binaries["it"], &options.filter)?;
+        if has(Tier::Host) {
+            counts.add(&host_tests(&binaries, &tests.below("host::"), limit)?);
+        }
+        if has(Tier::Guest) {
+            counts.add(&fleet::run(&wanted, &binaries, &tests, limit, options.kvm)?);
+        }
+    }
+    let only_lint = options.tier.iter().all(|tier| *tier == Tier::Lint) && !options.tier.is_empty();
+    counts.report(only_lint)
 }
 
+/// Results, added up.
 #[derive(Default)]
-struct Counts {
-    passed: usize,
-    failed: usize,
-    skipped: usize,
+pub(crate) struct Counts {
+    pub(crate) passed: usize,
+    pub(crate) failed: usize,
+    pub(crate) skipped: usize,
 }
 
 impl Counts {
@@ -79,183 +99,143 @@ impl Counts {
         self.skipped += other.skipped;
     }
 
-    fn report(&self) -> Result<()> {
+    /// Something that counts only when it fails.
+    fn require(&mut self, result: Result<()>) {
+        if let Err(error) = result {
+            println!("{error:#}");
+            self.failed += 1;
+        }
+    }
+
+    fn report(&self, none_is_right: bool) -> Result<()> {
         let skipped = if self.skipped > 0 { format!(", {} skipped", self.skipped) } else { String::new() };
         println!("{} passed, {} failed{skipped}", self.passed, self.failed);
         if self.failed > 0 {
-            bail!("{} failed", self.failed);
+            bail!("some tests failed");
         }
-        if self.passed == 0 {
+        if self.passed == 0 && !none_is_right {
             bail!("no test was run");
         }
-        if self.skipped > 0 && std::env::var_os("CI").is_some_and(|ci| ci == "true") {
-            bail!("{} skipped, which CI does not accept", self.skipped);
+        if self.skipped > 0 && env::var_os("CI").is_some_and(|ci| ci == "true") {
+            bail!("some tests were skipped, which CI does not accept");
         }
         Ok(())
     }
 }
 
-/// What runs in the guest, by name.
-type Binaries = BTreeMap<String, PathBuf>;
-
-/// Builds the agent, the test binary and the guest's PID 1.
-fn binaries() -> Result<Binaries> {
-    #[derive(Deserialize)]
-    struct Message {
-        executable: Option<PathBuf>,
-        target: Option<Target>,
-    }
-    #[derive(Deserialize)]
-    struct Target {
-        name: String,
-    }
-
-    let object = ebpf::build()?;
-    let mut command = Command::new("cargo");
-    command
-        .args(["build", "--profile", "guest", "-p", "fastpath-agent", "-p", "fastpath-tests", "--bins"])
-        .args(["--test", "it", "--message-format", "json-render-diagnostics"])
-        .env("FASTPATH_EBPF_OBJECT", object)
-        .current_dir(workspace::root())
-        .stderr(Stdio::inherit());
-    let output = command.output().context("cannot run cargo")?;
-    if !output.status.success() {
-        bail!("`{}` failed ({})", process::shown(&command), output.status);
-    }
-    let mut found = Binaries::new();
-    for line in String::from_utf8_lossy(&output.stdout).lines() {
-        let message: Message = serde_json::from_str(line).context("cargo's messages")?;
-        if let Message { executable: Some(executable), target: Some(target) } = message {
-            found.insert(target.name, executable);
-        }
-    }
-    for name in ["fastpath-agent", "init", "it"] {
-        if !found.contains_key(name) {
-            bail!("cargo built no {name}");
-        }
-    }
-    Ok(found)
+/// The tests in the `it` binary.
+pub(crate) struct List {
+    pub(crate) names: Vec<String>,
+    /// Those that are `#[ignore]`d.
+    pub(crate) ignored: usize,
 }
 
-/// The names of the tests in the `it` binary, all or only the ignored ones.
-fn list(it: &Path, ignored: bool) -> Result<Vec<String>> {
-    let mut command = Command::new(it);
-    command.args(["--list", "--format", "terse"]).args(ignored.then_some("--ignored"));
-    let text = process::output(&mut command)?;
-    Ok(text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
-}
-
-/// One result, and where it was obtained.
-struct Result1 {
-    name: String,
-    verdict: Verdict,
-    took: Duration,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn guest_tests(options: &Options, binaries: &Binaries) -> Result<Counts> {
-    let it = &binaries["it"];
-    let ignored = list(it, true)?;
-    let names: Vec<_> = list(it, false)?.into_iter().filter(|name| name.contains(&options.filter)).collect();
-    let wanted = kernels::wanted(&options.kernel)?;
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let shards = (cores / wanted.len()).clamp(1, 4).min(names.len().max(1));
-    let directory = workspace::target().join("guest");
-
-    let mut jobs = Vec::new();
-    for wanted in &wanted {
-        let kernel = match kernels::cached(wanted)? {
-            Some(kernel) => kernel,
-            None => kernels::download(wanted, &[])?,
+impl List {
+    fn of(it: &Path, filter: &str) -> Result<Self> {
+        let list = |only_ignored: bool| -> Result<Vec<String>> {
+            let mut command = Command::new(it);
+            command.args(["--list", "--format", "terse"]).args(only_ignored.then_some("--ignored"));
+            let text = process::output(&mut command)?;
+            let names = text.lines().filter_map(|line| line.strip_suffix(": test"));
+            Ok(names.filter(|name| name.contains(filter)).map(str::to_owned).collect())
         };
-        let initramfs = initramfs_with(&kernel, &directory.join(&kernel.name), binaries)?;
-        let (skipped, queue): (Vec<_>, Vec<_>) =
-            names.iter().cloned().partition(|name| ignored.contains(name));
-        jobs.push(Job { kernel, initramfs, queue: Mutex::new(queue.into()), skipped: skipped.len() });
+        let (all, ignored) = (list(false)?, list(true)?);
+        let names = all.into_iter().filter(|name| !ignored.contains(name)).collect();
+        Ok(Self { names, ignored: ignored.len() })
     }
-    let results = Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        for job in &jobs {
-            for shard in 1..=shards {
-                let log = directory.join(format!("{}-{shard}.log", job.kernel.name));
-                let results = &results;
-                scope.spawn(move || work(options, job, &log, results));
-            }
+
+    /// The tests of one module.
+    fn below(&self, prefix: &str) -> Self {
+        let names = self.names.iter().filter(|name| name.starts_with(prefix)).cloned().collect();
+        Self { names, ignored: 0 }
+    }
+}
+
+/// `cargo test` for the packages that need nothing special, its output shown as it comes.
+fn unit_tests(filter: &str) -> Result<Counts> {
+    let mut command = Command::new("cargo");
+    command.args(["test", "--no-fail-fast"]).current_dir(workspace::root()).stdout(Stdio::piped());
+    if !filter.is_empty() {
+        command.args(["--", filter]);
+    }
+    let mut child = command.spawn().with_context(|| format!("cannot run `{}`", process::shown(&command)))?;
+    let mut counts = Counts::default();
+    for line in BufReader::new(child.stdout.take().context("cargo's stdout is a pipe")?).lines() {
+        let line = line?;
+        println!("{line}");
+        if let Some(found) = summary(&line) {
+            counts.add(&found);
         }
-    });
-    let mut counts = Counts { skipped: jobs.iter().map(|job| job.skipped).sum(), ..Counts::default() };
-    for result in lock(&results).iter() {
-        match &result.verdict {
-            Verdict::Passed => counts.passed += 1,
-            Verdict::Failed(_) => counts.failed += 1,
-            Verdict::Skipped => counts.skipped += 1,
-            Verdict::NotApplicable(_) => {}
-        }
+    }
+    if !child.wait()?.success() && counts.failed == 0 {
+        counts.failed = 1; // it didn't compile, or a test binary died
     }
     Ok(counts)
 }
 
-/// The tests of one kernel.
-struct Job {
-    kernel: Kernel,
-    initramfs: PathBuf,
-    queue: Mutex<VecDeque<String>>,
-    skipped: usize,
-}
-
-/// Takes tests from the queue until it is empty, in a guest of its own; in another one after a guest broke.
-fn work(options: &Options, job: &Job, log: &Path, results: &Mutex<Vec<Result1>>) {
-    let machine = Machine {
-        kernel: &job.kernel,
-        initramfs: &job.initramfs,
-        log: log.to_owned(),
-        kvm: options.kvm,
-        cpus: 1,
-        memory_mib: 1536,
+/// libtest's "test result: ok. 3 passed; 0 failed; 1 ignored; …".
+fn summary(line: &str) -> Option<Counts> {
+    let (_, numbers) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let count = |what: &str| {
+        numbers
+            .split("; ")
+            .find_map(|part| part.strip_suffix(what)?.trim().parse::<usize>().ok())
+            .unwrap_or(0)
     };
-    let limit = Duration::from_secs(options.time_limit);
-    let mut guest = None;
-    loop {
-        let Some(name) = lock(&job.queue).pop_front() else { return };
-        let mut running = match guest.take().map_or_else(|| machine.boot(), Ok) {
-            Ok(guest) => guest,
-            Err(error) => {
-                println!("{error:#}");
-                return;
-            }
+    Some(Counts { passed: count("passed"), failed: count("failed"), skipped: count("ignored") })
+}
+
+/// Each test by itself on this kernel, as root, in fresh namespaces, so that neither it nor what it leaves behind
+/// touches this machine.
+fn host_tests(binaries: &Binaries, tests: &List, limit: Duration) -> Result<Counts> {
+    let sudo: &[&str] = if setup::is_root()? { &[] } else { &["sudo", "-n"] };
+    let mut counts = Counts::default();
+    for name in &tests.names {
+        let mut words = sudo.iter().chain(&["env"]);
+        let mut command = Command::new(words.next().context("there is a first word")?);
+        command.args(words).arg(format!("FASTPATH_AGENT={}", binaries["fastpath-agent"].display()));
+        // With `unshare` all processes of its namespace are killed.
+        command.args(["timeout", "--foreground", "--signal=KILL", &limit.as_secs().to_string()]);
+        command.args(["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]);
+        // A first process that isn't the test, since the first one is deaf to signals.
+        command.args(["sh", "-c", "\"$@\"; exit $?", "sh"]);
+        command.arg(&binaries["init"]).arg("isolated").arg(&binaries["it"]);
+        command.args(["--exact", name, "--nocapture", "--test-threads=1"]);
+        let began = Instant::now();
+        let output = command.stdin(Stdio::null()).output().context("cannot run a test as root")?;
+        let end = match output.status.code() {
+            Some(137) | None => verdict::End::TimeLimit,
+            Some(code) => verdict::End::Exit(code),
         };
-        let mut output = Vec::new();
-        let (verdict, took) = match running.test(&name, limit, |line| output.push(line.to_owned())) {
-            Ok((end, took)) => {
-                let verdict = verdict::judge(end, output.iter().map(String::as_str));
-                guest = Some(running);
-                (verdict, took)
-            }
-            Err(broken) => (Verdict::Failed(broken), Duration::ZERO),
-        };
-        println!("{:?} {} {name} {:.1}s", verdict, job.kernel.name, took.as_secs_f64());
-        if matches!(verdict, Verdict::Failed(_)) {
-            for line in &output {
-                println!("    {line}");
-            }
+        let text =
+            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let verdict = verdict::judge(end, text.lines());
+        counts.count(&verdict);
+        print!("{}", verdict::shown(&verdict, "host", name, began.elapsed(), text.lines()));
+    }
+    Ok(counts)
+}
+
+impl Counts {
+    /// Counts one test.
+    pub(crate) fn count(&mut self, verdict: &verdict::Verdict) {
+        match verdict {
+            verdict::Verdict::Passed => self.passed += 1,
+            verdict::Verdict::Failed(_) => self.failed += 1,
+            verdict::Verdict::NotApplicable(_) => {}
         }
-        lock(results).push(Result1 { name, verdict, took });
     }
 }
 
-/// The whole initial file system: the kernel's base and our binaries.
-pub(crate) fn initramfs_with(kernel: &Kernel, directory: &Path, binaries: &Binaries) -> Result<PathBuf> {
-    let base = initramfs::base(kernel, directory)?;
-    let mut ours = Archive::default();
-    for (name, source) in binaries {
-        let path = if name == "init" { "init".to_owned() } else { format!("usr/bin/{name}") };
-        ours.program(&path, source)?;
+#[cfg(test)]
+mod tests {
+    use super::summary;
+
+    #[test]
+    fn cargo_test_summaries_are_added_up() {
+        let line = "test result: FAILED. 12 passed; 1 failed; 2 ignored; 0 measured; 3 filtered out; finished in 0.1s";
+        let counts = summary(line).expect("a summary");
+        assert_eq!((counts.passed, counts.failed, counts.skipped), (12, 1, 2));
+        assert!(summary("test a ... ok").is_none());
     }
-    let (ours_path, whole) = (directory.join("ours.cpio"), directory.join("initramfs.cpio"));
-    ours.write(&ours_path)?;
-    initramfs::concatenate(&[&base, &ours_path], &whole)?;
-    Ok(whole)
 }

@@ -14,7 +14,10 @@ const STACKED: [&str; 5] = ["vlan", "macvlan", "macvtap", "ipvlan", "ipvtap"];
 
 /// Of the links in `managed`, those to count packets on: all that have no managed link below them, at any depth.
 /// `links` are all links of the namespace.
-pub fn watched(links: &[Link], managed: &BTreeSet<IfIndex>) -> BTreeSet<IfIndex> {
+pub fn watched<'a>(
+    links: impl IntoIterator<Item = &'a Link>,
+    managed: &BTreeSet<IfIndex>,
+) -> BTreeSet<IfIndex> {
     let mut below: BTreeMap<IfIndex, BTreeSet<IfIndex>> = BTreeMap::new();
     for link in links {
         if let Some(master) = link.master {

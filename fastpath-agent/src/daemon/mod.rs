@@ -1,3 +1,248 @@
-//! The running agent.
+//! The running agent: waits for the kernel's announcements, and has the reconciler answer them.
 
+use std::time::{Duration, Instant};
+
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::sleep_until,
+};
+use tracing::{debug, info, warn};
+
+use crate::{
+    config::Config,
+    core::{
+        link_table::{LinkEvent, LinkTable},
+        model::TABLE,
+        pace::{Outcome, Pace, Trigger},
+    },
+    kernel::{
+        bpf,
+        links::{LinkError, Links},
+        nft::{CommitError, Event, Monitor, Nft, NftError},
+        probe::Kernel,
+    },
+};
+
+pub mod cleanup;
 pub mod reconcile;
+pub mod watch;
+
+use cleanup::TableCleanup;
+use reconcile::{Reconciler, Standing};
+use watch::Watch;
+
+/// Why the agent can't go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The ruleset can't be read or written at all.
+    #[error(transparent)]
+    Nft(#[from] NftError),
+    /// Links can't be read.
+    #[error(transparent)]
+    Links(#[from] LinkError),
+    /// Programs or maps can't be removed.
+    #[error(transparent)]
+    Bpf(#[from] bpf::BpfError),
+    /// Removing our table failed.
+    #[error("cannot remove table inet {TABLE}: {0}")]
+    Remove(#[source] CommitError),
+    /// Signals can't be received.
+    #[error("cannot wait for signals: {0}")]
+    Signals(#[source] std::io::Error),
+    /// `--once` ended without the ruleset in place.
+    #[error("the ruleset is not in place: {0}")]
+    NotInPlace(&'static str),
+}
+
+/// Runs the agent until it is told to stop, or once.
+pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
+    let mut stop = Stop::new().map_err(DaemonError::Signals)?;
+    let mut agent = Agent::start(config, kernel).await?;
+    if agent.config.once {
+        agent.reconcile(Trigger::Start)?;
+        return agent.in_place();
+    }
+    agent.pace.trigger(Trigger::Start, agent.now());
+    loop {
+        let (due, trigger) = agent.pace.next();
+        tokio::select! {
+            // Stopping comes first. Every branch may be cancelled without losing anything.
+            biased;
+            name = stop.next() => {
+                info!(signal = name, cleanup = agent.config.cleanup_on_exit, "stopping");
+                break;
+            }
+            event = agent.links_source.next() => agent.link_event(event?).await?,
+            event = agent.monitor.next() => agent.ruleset_event(event?),
+            () = sleep_until((agent.started + Duration::from_millis(due)).into()) => agent.reconcile(trigger)?,
+        }
+    }
+    if agent.config.cleanup_on_exit { agent.cleanup() } else { Ok(()) }
+}
+
+/// SIGTERM or SIGINT.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+struct Agent {
+    config: Config,
+    started: Instant,
+    pace: Pace,
+    links_source: Links,
+    links: LinkTable,
+    monitor: Monitor,
+    /// Absent where the kernel has no flowtable: then flows are only watched.
+    reconciler: Option<Reconciler<Nft>>,
+    watch: Option<Watch>,
+    overruns: u64,
+    /// Whether it was said that repairs wait.
+    backing_off: bool,
+}
+
+impl Agent {
+    /// Subscribes first and reads then, so that nothing is missed in between.
+    async fn start(config: Config, kernel: &Kernel) -> Result<Self, DaemonError> {
+        info!(node = config.node, kernel = kernel.release, "fastpath-agent {}", env!("CARGO_PKG_VERSION"));
+        let links_source = Links::open()?;
+        let monitor = Monitor::open()?;
+        let links = links_source.list().await?.into_iter().collect::<LinkTable>();
+        let reconciler = if let Some(reason) = kernel.lacks_flowtable() {
+            warn!("nothing is offloaded, flows are only watched: {reason}");
+            None
+        } else {
+            let policy = config.rules.policy(kernel.flowtable_counter.is_supported());
+            Some(Reconciler::new(Nft::open()?, policy, config.foreign))
+        };
+        let mut watch = Watch::start(&config);
+        if let Some(watch) = &mut watch {
+            watch.take_over(&links);
+        }
+        Ok(Self {
+            started: Instant::now(),
+            pace: Pace::default(),
+            links_source,
+            links,
+            monitor,
+            reconciler,
+            watch,
+            overruns: 0,
+            backing_off: false,
+            config,
+        })
+    }
+
+    /// Milliseconds since the start.
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Takes an announcement and all that wait behind it.
+    async fn link_event(&mut self, first: LinkEvent) -> Result<(), DaemonError> {
+        let mut next = Some(first);
+        let mut lost = false;
+        let mut changed = false;
+        while let Some(event) = next {
+            lost |= event == LinkEvent::Overrun;
+            if let Some(change) = self.links.apply(event) {
+                changed = true;
+                if let Some(reconciler) = &mut self.reconciler {
+                    reconciler.link_changed(&change);
+                }
+            }
+            next = self.links_source.try_next();
+        }
+        if lost {
+            self.overrun("links");
+            self.reread_links().await?;
+        }
+        if changed {
+            self.pace.trigger(Trigger::Links, self.now());
+        }
+        Ok(())
+    }
+
+    async fn reread_links(&mut self) -> Result<(), DaemonError> {
+        self.links = self.links_source.list().await?.into_iter().collect();
+        Ok(())
+    }
+
+    fn ruleset_event(&mut self, event: Event) {
+        match event {
+            Event::Overrun => self.overrun("ruleset"),
+            Event::Generation { generation, .. } => {
+                if self.reconciler.as_mut().is_some_and(|r| r.committed(generation)) {
+                    self.pace.trigger(Trigger::Ruleset, self.now());
+                }
+            }
+        }
+    }
+
+    fn overrun(&mut self, source: &'static str) {
+        self.overruns += 1;
+        warn!(
+            source,
+            overruns = self.overruns,
+            "the kernel's announcements came too fast: reading everything again"
+        );
+        self.pace.trigger(Trigger::Overrun, self.now());
+    }
+
+    fn reconcile(&mut self, trigger: Trigger) -> Result<(), DaemonError> {
+        let mut outcome = Outcome::Done;
+        if let Some(reconciler) = &mut self.reconciler {
+            let report = reconciler.reconcile(trigger, &self.links)?;
+            debug!(%trigger, ?report, "reconciled");
+            outcome = report.outcome;
+        }
+        if let Some(watch) = &mut self.watch {
+            watch.follow(&self.links);
+        }
+        self.pace.ran(outcome, self.now());
+        let wait = self.pace.backing_off();
+        if let (Some(wait), false) = (wait, self.backing_off) {
+            warn!(
+                wait_ms = wait,
+                "somebody keeps changing table {TABLE}: from now on it is put back ever more slowly, up to every 30 s. Find \
+                 out who: nft monitor trace, or the log of the node's firewall"
+            );
+        }
+        self.backing_off = wait.is_some();
+        Ok(())
+    }
+
+    fn in_place(&self) -> Result<(), DaemonError> {
+        match self.reconciler.as_ref().and_then(Reconciler::standing) {
+            Some(Standing::Right) | None => Ok(()),
+            Some(Standing::Foreign) => {
+                Err(DaemonError::NotInPlace("a table of that name is somebody else's"))
+            }
+            Some(Standing::Wrong) => Err(DaemonError::NotInPlace("the kernel refused it")),
+        }
+    }
+
+    fn cleanup(self) -> Result<(), DaemonError> {
+        let table = match self.reconciler {
+            Some(reconciler) => cleanup::remove_table(&mut reconciler.into_ruleset())?,
+            None => TableCleanup::Absent,
+        };
+        drop(self.watch);
+        let ebpf = bpf::cleanup(&self.config.pin_path)?;
+        info!(table = ?table, ebpf = ?ebpf, "cleaned up");
+        Ok(())
+    }
+}

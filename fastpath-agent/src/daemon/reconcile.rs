@@ -13,7 +13,7 @@ use crate::{
         model::{FLOWTABLE, IfIndex, IfName, TABLE},
         observed::{Generation, Observed},
         pace::{Outcome, Trigger},
-        plan::Op,
+        plan::{Op, Plan},
     },
     kernel::{
         Ruleset,
@@ -55,9 +55,13 @@ pub struct Reconciler<R> {
     refused: BTreeMap<IfIndex, String>,
     /// What the kernel has, as long as nobody else commits.
     cache: Option<Observed>,
+    /// The generation that our last commit made.
+    own: Option<Generation>,
     /// What stood in the kernel when the last reconcile ended well.
     achieved: Option<Desired>,
     standing: Option<Standing>,
+    /// Why the last reconcile failed, as last reported.
+    failure: Option<String>,
     /// What others have put into our table, as last reported.
     foreign_objects: Vec<String>,
 }
@@ -71,8 +75,10 @@ impl<R: Ruleset> Reconciler<R> {
             foreign,
             refused: BTreeMap::new(),
             cache: None,
+            own: None,
             achieved: None,
             standing: None,
+            failure: None,
             foreign_objects: Vec::new(),
         }
     }
@@ -98,15 +104,16 @@ impl<R: Ruleset> Reconciler<R> {
     }
 
     /// A transaction was committed by anybody; says whether it was news.
+    ///
+    /// The announcement of a generation that was read already is news all the same unless the commit was ours: a
+    /// reader may see the new number an instant before all of the change.
     pub fn committed(&mut self, generation: Generation) -> bool {
-        match &self.cache {
-            Some(cache) if generation.is_after(cache.generation) => {
-                self.cache = None;
-                true
-            }
-            Some(_) => false,
-            None => true,
+        let known = self.own == Some(generation)
+            || self.cache.as_ref().is_some_and(|cache| cache.generation.is_after(generation));
+        if !known {
+            self.cache = None;
         }
+        !known
     }
 
     /// Drops what is known of the kernel's ruleset and of refused interfaces: the next reconcile begins afresh.
@@ -115,22 +122,14 @@ impl<R: Ruleset> Reconciler<R> {
         self.refused.clear();
     }
 
-    /// Takes our table away, if it is ours.
-    pub fn remove(&mut self) -> Result<(), CommitError> {
-        for _ in 0..ATTEMPTS {
-            let observed = self.ruleset.observe()?;
-            self.cache = None;
-            match diff::diff(&None, &observed, ForeignTable::Refuse) {
-                Decision::Apply(ops) if !ops.is_empty() => {
-                    match self.ruleset.commit(&ops, observed.generation) {
-                        Err(CommitError::Stale) => {}
-                        other => return other.map(drop),
-                    }
-                }
-                Decision::Apply(_) | Decision::Foreign => return Ok(()),
-            }
-        }
-        Err(CommitError::Stale)
+    /// What stood in our table's place after the last reconcile; `None` before the first.
+    pub fn standing(&self) -> Option<Standing> {
+        self.standing
+    }
+
+    /// Gives the ruleset back.
+    pub fn into_ruleset(self) -> R {
+        self.ruleset
     }
 
     /// Makes the kernel have what it should have.
@@ -148,7 +147,10 @@ impl<R: Ruleset> Reconciler<R> {
         for _ in 0..ATTEMPTS {
             let observed = match self.cache.take() {
                 Some(observed) => observed,
-                None => self.ruleset.observe()?,
+                None => match self.ruleset.observe() {
+                    Ok(observed) => observed,
+                    Err(error) => return self.failed(error, commits),
+                },
             };
             let wanted = desired::desired(&self.policy, links.iter(), &self.refused);
             let ops = match diff::diff(&wanted, &observed, self.foreign) {
@@ -171,10 +173,11 @@ impl<R: Ruleset> Reconciler<R> {
                 info!(operations = ops.len(), "somebody changed table {TABLE}: putting it back");
             }
             let ops = if split { one_device_a_message(ops) } else { ops };
-            debug!(?ops, "plan");
+            debug!(plan = %Plan(&ops), "committing");
             match self.ruleset.commit(&ops, observed.generation) {
                 Ok(generation) => {
                     commits += 1;
+                    self.own = Some(observed.generation.next());
                     if generation == observed.generation.next() {
                         self.cache = diff::after(&observed, &ops)
                             .map(|table| Observed { generation, table: Some(table) });
@@ -185,16 +188,30 @@ impl<R: Ruleset> Reconciler<R> {
                     Blame::Device => {}
                     Blame::SomeDevice => split = true,
                     Blame::Ours => {
-                        let error = CommitError::Rejected(rejections);
-                        warn!(%error, "the kernel refused a change of table {TABLE}; trying again later");
-                        return Ok(self.stands(Standing::Wrong, Outcome::Failed, commits));
+                        return Ok(self.fail_for_now(&CommitError::Rejected(rejections), commits));
                     }
                 },
-                Err(CommitError::Io(error)) => return Err(error),
+                Err(CommitError::Io(error)) => return self.failed(error, commits),
             }
         }
-        warn!("the ruleset or the interfaces change faster than they can be followed; trying again later");
-        Ok(self.stands(Standing::Wrong, Outcome::Failed, commits))
+        Ok(self.fail_for_now(&CommitError::Stale, commits))
+    }
+
+    /// An error that may pass is retried; others end the agent.
+    fn failed(&mut self, error: NftError, commits: u32) -> Result<Report, NftError> {
+        if error.is_final() {
+            return Err(error);
+        }
+        Ok(self.fail_for_now(&error, commits))
+    }
+
+    fn fail_for_now(&mut self, error: &dyn std::error::Error, commits: u32) -> Report {
+        let error = error.to_string();
+        if self.failure.as_ref() != Some(&error) {
+            warn!(error, "table {TABLE} can't be put right; trying again, ever more slowly");
+            self.failure = Some(error);
+        }
+        self.stands(Standing::Wrong, Outcome::Failed, commits)
     }
 
     fn stands(&mut self, standing: Standing, outcome: Outcome, commits: u32) -> Report {
@@ -202,9 +219,11 @@ impl<R: Ruleset> Reconciler<R> {
         if before != Some(standing) {
             match standing {
                 Standing::Right if self.policy.threshold == 0 => {
+                    self.failure = None;
                     info!("ruleset verified: threshold 0, nothing is offloaded");
                 }
                 Standing::Right => {
+                    self.failure = None;
                     let devices =
                         self.achieved.as_ref().and_then(|d| d.as_ref()).map_or(0, |t| t.devices.len());
                     info!(
@@ -244,21 +263,34 @@ impl<R: Ruleset> Reconciler<R> {
     /// Finds out who is to blame for a refused transaction, and remembers devices that were.
     fn blame(&mut self, ops: &[Op], rejections: &[Rejection], split: bool, links: &LinkTable) -> Blame {
         let mut blame = Blame::Ours;
+        let about_devices = |rejection: &Rejection| {
+            ops.get(rejection.index).is_some_and(|op| match op {
+                Op::AddDevices(_) => true,
+                // A device that is gone already leaves the flowtable by itself; a table that was recreated has other
+                // handles. The next look shows.
+                Op::RemoveDevices(_) | Op::RemoveIndices(_) | Op::DeleteRule { .. } => {
+                    rejection.source.raw_os_error() == Some(libc::ENOENT)
+                }
+                _ => false,
+            })
+        };
+        // Where the flowtable itself was refused, the devices' refusals only follow from that.
+        if !rejections.iter().all(about_devices) {
+            return Blame::Ours;
+        }
         for rejection in rejections {
-            match ops.get(rejection.index) {
-                Some(Op::AddDevices(names)) if names.len() == 1 => {
+            match (ops.get(rejection.index), &rejection.device) {
+                (Some(Op::AddDevices(_)), Some(name)) => {
+                    self.refuse(name, &rejection.source, links);
+                    blame = Blame::Device;
+                }
+                (Some(Op::AddDevices(names)), None) if names.len() == 1 => {
                     self.refuse(&names[0], &rejection.source, links);
                     blame = Blame::Device;
                 }
-                Some(Op::AddDevices(_)) if !split => return Blame::SomeDevice,
-                // A device that is gone already leaves the flowtable by itself; a table that was recreated has other
-                // handles. The next look shows.
-                Some(Op::RemoveDevices(_) | Op::RemoveIndices(_) | Op::DeleteRule { .. })
-                    if rejection.source.raw_os_error() == Some(libc::ENOENT) =>
-                {
-                    blame = Blame::Device;
-                }
-                _ => {}
+                (Some(Op::AddDevices(_)), None) if !split => return Blame::SomeDevice,
+                (Some(Op::AddDevices(_)), None) => {}
+                _ => blame = Blame::Device,
             }
         }
         blame

@@ -8,6 +8,7 @@ use crate::{
         observed::{ObservedFlowtable, Owner},
         select::Selection,
     },
+    daemon::cleanup::{TableCleanup, remove_table},
     kernel::fake::FakeRuleset,
 };
 
@@ -214,7 +215,7 @@ fn a_foreign_table_is_left_alone_until_it_goes_away() {
     let report = r.reconcile(Trigger::Start).unwrap();
     assert_eq!((report.standing, report.commits), (Standing::Foreign, 0));
     assert_eq!(r.ruleset.table, Some(foreign));
-    r.remove().unwrap();
+    assert_eq!(remove_table(&mut r.inner.ruleset).unwrap(), TableCleanup::Foreign);
     assert!(r.ruleset.table.is_some(), "removing ours leaves theirs");
 
     r.ruleset.disturb(|t| *t = None);

@@ -123,9 +123,9 @@ fn parse(message: &LinkMessage) -> Option<Link> {
             LinkAttribute::OperState(State::Up) => oper_state = OperState::Up,
             LinkAttribute::OperState(_) => oper_state = OperState::Down,
             LinkAttribute::Mtu(value) => mtu = *value,
-            LinkAttribute::Controller(index) => master = Some(IfIndex(*index)),
-            LinkAttribute::Link(index) => lower = Some(IfIndex(*index)),
+            LinkAttribute::Link(index) if *index != 0 => lower = Some(IfIndex(*index)),
             LinkAttribute::LinkNetNsId(_) => elsewhere = true,
+            LinkAttribute::Controller(index) => master = Some(IfIndex(*index)),
             LinkAttribute::LinkInfo(infos) => {
                 kind = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind.to_string()),

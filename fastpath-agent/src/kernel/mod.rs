@@ -6,11 +6,13 @@ use crate::core::{
 };
 
 pub mod bpf;
+pub mod conntrack;
 #[cfg(test)]
 pub mod fake;
 pub mod links;
 mod nfnetlink;
 pub mod nft;
+pub mod probe;
 
 /// The ruleset as far as it concerns us.
 pub trait Ruleset {

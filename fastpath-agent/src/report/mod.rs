@@ -1,3 +1,4 @@
 //! What the agent shows to people and programs.
 
 pub mod render;
+pub mod status;

@@ -15,7 +15,7 @@ use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
     sys::reboot::{RebootMode, reboot},
-    unistd::{Pid, getpid, sync},
+    unistd::sync,
 };
 
 #[path = "../guest_job.rs"]
@@ -27,8 +27,8 @@ const PORT: &str = "/dev/ttyS1";
 const EXEC_ARGUMENTS: &str = "/job/arguments";
 
 fn main() {
-    if getpid() != Pid::from_raw(1) {
-        // `init isolated PROGRAM ARGUMENTS…`: started below, replaces itself.
+    if std::env::args_os().nth(1).is_some_and(|word| word == "isolated") {
+        // `init isolated PROGRAM ARGUMENTS…` replaces itself.
         let error = isolated().map_or_else(|e| e, |never| match never {});
         eprintln!("init: {error:#}");
         process::exit(125);
@@ -61,6 +61,7 @@ fn prepare() -> Result<()> {
         symlink(target, Path::new("/dev").join(link))?;
     }
     mount_for_a_job()?;
+    mount_at("tmpfs", "/tmp")?;
     fs::write("/proc/sys/kernel/hostname", "fastpath-guest")?;
     run_ip_link_lo_up()?;
     // A failing job should say so, not fill the guest's memory with a core.
@@ -68,11 +69,10 @@ fn prepare() -> Result<()> {
     Ok(())
 }
 
-/// File systems of which each job gets its own, so that nothing of it outlives it: named namespaces, pins, files.
+/// File systems of which each job gets its own, so that nothing of it outlives it: pins, named namespaces, sockets.
 fn mount_for_a_job() -> Result<()> {
     mount_at("bpf", "/sys/fs/bpf")?;
-    mount_at("tmpfs", "/run")?;
-    mount_at("tmpfs", "/tmp")
+    mount_at("tmpfs", "/run")
 }
 
 fn mount_at(kind: &str, target: &str) -> Result<()> {
@@ -165,7 +165,8 @@ fn isolated_command(program: &str) -> Command {
     command
 }
 
-/// Enters network and mount namespaces of its own and becomes the program named on the command line.
+/// Enters network and mount namespaces of its own and becomes the program named on the command line. Used on the
+/// developer's kernel too.
 fn isolated() -> Result<std::convert::Infallible> {
     let mut words = std::env::args_os().skip(2);
     let program = words.next().context("nothing to run")?;

@@ -14,159 +14,35 @@ use std::{
 use anyhow::{Context, Result, bail};
 use cpio::newc::{Builder, ModeFileType, trailer};
 
-use super::kernels::Kernel;
+use super::{RemoveLater, kernels::Kernel};
 use crate::process;
 
 /// Programs that the guest gets from this machine. Not BusyBox: its applets run each other instead of the real
 /// programs.
-const TOOLS: &[&str] = &[
-    // networking
-    "ip",
-    "tc",
-    "bridge",
-    "ss",
-    "ethtool",
-    "nft",
-    "conntrack",
-    "iperf3",
-    "socat",
-    "wg",
-    "ping",
-    "tcpdump",
-    "bpftool",
-    "xtables-nft-multi",
-    "xtables-legacy-multi",
-    // kernel modules
-    "kmod",
-    "xz",
-    // coreutils
-    "basename",
-    "cat",
-    "chmod",
-    "chown",
-    "chroot",
-    "cksum",
-    "cmp",
-    "comm",
-    "cp",
-    "cut",
-    "date",
-    "dd",
-    "df",
-    "dirname",
-    "du",
-    "echo",
-    "env",
-    "expr",
-    "false",
-    "head",
-    "id",
-    "join",
-    "kill",
-    "ln",
-    "ls",
-    "md5sum",
-    "mkdir",
-    "mkfifo",
-    "mknod",
-    "mktemp",
-    "mv",
-    "nice",
-    "nohup",
-    "nproc",
-    "od",
-    "paste",
-    "printf",
-    "pwd",
-    "readlink",
-    "realpath",
-    "rm",
-    "rmdir",
-    "seq",
-    "sha256sum",
-    "shuf",
-    "sleep",
-    "sort",
-    "stat",
-    "stdbuf",
-    "stty",
-    "sync",
-    "tac",
-    "tail",
-    "tee",
-    "test",
-    "timeout",
-    "touch",
-    "tr",
-    "true",
-    "truncate",
-    "tty",
-    "uname",
-    "uniq",
-    "wc",
-    "yes",
-    // the rest of a plain system
-    "bash",
-    "diff",
-    "find",
-    "grep",
-    "mawk",
-    "sed",
-    "xargs",
-    "dmesg",
-    "flock",
-    "hostname",
-    "lsns",
-    "mount",
-    "nsenter",
-    "setpriv",
-    "setsid",
-    "taskset",
-    "umount",
-    "unshare",
-    "free",
-    "pgrep",
-    "pkill",
-    "ps",
-    "sysctl",
-    "top",
-    "uptime",
-];
+const TOOLS: &str = "
+    ip tc bridge ss ethtool nft conntrack iperf3 socat wg ping tcpdump bpftool xtables-nft-multi xtables-legacy-multi
+    kmod xz
+    basename cat chmod chown chroot cksum comm cp cut date dd df dirname du echo env expr false head id join kill ln ls
+    md5sum mkdir mkfifo mknod mktemp mv nice nohup nproc od paste printf pwd readlink realpath rm rmdir seq sha256sum
+    shuf sleep sort stat stdbuf stty sync tac tail tee test timeout touch tr true truncate tty uname uniq wc yes
+    bash cmp diff find grep mawk sed xargs dmesg flock hostname lsns mount nsenter setpriv setsid taskset umount unshare
+    free pgrep pkill ps sysctl top uptime";
 
 /// Other names of those programs.
-const ALIASES: &[(&str, &[&str])] = &[
+const ALIASES: &[(&str, &str)] = &[
     (
         "xtables-nft-multi",
-        &[
-            "iptables",
-            "iptables-save",
-            "iptables-restore",
-            "ip6tables",
-            "ip6tables-save",
-            "ip6tables-restore",
-            "iptables-nft",
-            "iptables-nft-save",
-            "iptables-nft-restore",
-            "ip6tables-nft",
-            "ip6tables-nft-save",
-            "ip6tables-nft-restore",
-            "xtables-monitor",
-        ],
+        "iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore iptables-nft \
+         iptables-nft-save iptables-nft-restore ip6tables-nft ip6tables-nft-save ip6tables-nft-restore",
     ),
     (
         "xtables-legacy-multi",
-        &[
-            "iptables-legacy",
-            "iptables-legacy-save",
-            "iptables-legacy-restore",
-            "ip6tables-legacy",
-            "ip6tables-legacy-save",
-            "ip6tables-legacy-restore",
-        ],
+        "iptables-legacy iptables-legacy-save iptables-legacy-restore ip6tables-legacy ip6tables-legacy-save \
+         ip6tables-legacy-restore",
     ),
-    ("kmod", &["modprobe", "insmod", "rmmod", "lsmod", "modinfo", "depmod"]),
-    ("bash", &["sh"]),
-    ("mawk", &["awk"]),
+    ("kmod", "modprobe insmod rmmod lsmod modinfo depmod"),
+    ("bash", "sh"),
+    ("mawk", "awk"),
 ];
 
 /// Directories of modules of which the guest gets everything; what they need from elsewhere comes along.
@@ -212,6 +88,19 @@ impl Archive {
         Ok(())
     }
 
+    /// A file or everything below a directory of this machine.
+    pub(crate) fn tree(&mut self, path: &str, source: &Path) -> Result<()> {
+        if !source.is_dir() {
+            return self.file(path, source);
+        }
+        self.put(path, Node::Directory);
+        for entry in fs::read_dir(source).with_context(|| format!("cannot read {}", source.display()))? {
+            let entry = entry?;
+            self.tree(&format!("{path}/{}", entry.file_name().to_string_lossy()), &entry.path())?;
+        }
+        Ok(())
+    }
+
     /// A file with that content.
     pub(crate) fn text(&mut self, path: &str, content: impl Into<String>) {
         self.put(path, Node::Text(content.into()));
@@ -234,7 +123,7 @@ impl Archive {
 
     /// Writes the archive; on an error the file isn't touched.
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
-        let scratch = path.with_extension("new");
+        let scratch = path.with_extension(format!("new-{}", std::process::id()));
         let file =
             fs::File::create(&scratch).with_context(|| format!("cannot write {}", scratch.display()))?;
         let mut out = BufWriter::with_capacity(1 << 20, file);
@@ -300,7 +189,7 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
 }
 
 /// Ubuntu's bpftool is a script that looks for the running kernel's; any version does here.
-fn find_bpftool() -> Option<PathBuf> {
+pub(crate) fn find_bpftool() -> Option<PathBuf> {
     let packaged = |dir: &str| -> Vec<PathBuf> {
         let entries = fs::read_dir(dir).into_iter().flatten().flatten();
         entries.map(|entry| entry.path().join("bpftool")).filter(|file| file.is_file()).collect()
@@ -319,7 +208,8 @@ fn find_tool(name: &str) -> Result<PathBuf> {
 pub(crate) fn base(kernel: &Kernel, directory: &Path) -> Result<PathBuf> {
     let archive = directory.join("base.cpio");
     let stamp = directory.join("base.stamp");
-    let tools = TOOLS.iter().map(|name| Ok((*name, find_tool(name)?))).collect::<Result<Vec<_>>>()?;
+    let tools =
+        TOOLS.split_whitespace().map(|name| Ok((name, find_tool(name)?))).collect::<Result<Vec<_>>>()?;
     let inputs = inputs(kernel, &tools)?;
     if archive.exists() && fs::read_to_string(&stamp).is_ok_and(|old| old == inputs) {
         return Ok(archive);
@@ -335,7 +225,7 @@ pub(crate) fn base(kernel: &Kernel, directory: &Path) -> Result<PathBuf> {
         base.program(&format!("usr/bin/{name}"), source)?;
     }
     for (name, aliases) in ALIASES {
-        for alias in *aliases {
+        for alias in aliases.split_whitespace() {
             base.link(&format!("usr/bin/{alias}"), name);
         }
     }
@@ -343,7 +233,9 @@ pub(crate) fn base(kernel: &Kernel, directory: &Path) -> Result<PathBuf> {
     base.link("usr/sbin/modprobe", "../bin/kmod");
     add_plugins(&mut base)?;
     add_configuration(&mut base)?;
-    add_modules(&mut base, kernel, &directory.join("modules"))?;
+    // Removed only after the archive is written.
+    let modules = RemoveLater(directory.join(format!("modules-{}", std::process::id())));
+    add_modules(&mut base, kernel, &modules.0)?;
     base.write(&archive)?;
     fs::write(&stamp, inputs)?;
     Ok(archive)
@@ -389,9 +281,6 @@ fn add_configuration(base: &mut Archive) -> Result<()> {
 /// The modules, unpacked: kmod in the guest would do it at emulated speed.
 fn add_modules(base: &mut Archive, kernel: &Kernel, scratch: &Path) -> Result<()> {
     let tree = scratch.join("lib/modules").join(&kernel.release);
-    if scratch.exists() {
-        fs::remove_dir_all(scratch)?;
-    }
     fs::create_dir_all(&tree)?;
     for list in ["modules.order", "modules.builtin", "modules.builtin.modinfo"] {
         fs::copy(kernel.modules.join(list), tree.join(list))

@@ -1,6 +1,164 @@
-//! The test guest: kernels, its initramfs, QEMU, and what comes back from it.
+//! The test guest: kernels, its initramfs, QEMU, and what comes back from it; and `cargo xtask guest`, which keeps one
+//! open or runs one command in it.
 
+pub(crate) mod fleet;
 pub(crate) mod initramfs;
 pub(crate) mod kernels;
 pub(crate) mod qemu;
 pub(crate) mod verdict;
+
+use std::{
+    fs,
+    io::IsTerminal,
+    path::{Path, PathBuf},
+    process::{self, Command, ExitCode, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use self::{
+    initramfs::Archive,
+    kernels::{Kernel, Wanted},
+    qemu::Machine,
+    verdict::End,
+};
+use crate::{
+    build::{self, Binaries},
+    setup, workspace,
+};
+
+/// What `cargo xtask guest` was asked for.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Which kernel to boot (see tests/kernels.toml); the newest if none is named.
+    #[arg(long)]
+    kernel: Option<String>,
+    /// Copy this file or directory of the host into the guest's top directory. Repeatable.
+    #[arg(long, value_name = "PATH")]
+    copy: Vec<PathBuf>,
+    /// Run the guest with KVM instead of software emulation.
+    #[arg(long)]
+    kvm: bool,
+    /// The guest's processors.
+    #[arg(long, default_value_t = 1)]
+    cpus: u32,
+    /// The guest's memory in MiB.
+    #[arg(long, default_value_t = MEMORY_MIB)]
+    memory: u32,
+    /// Seconds that the command may take.
+    #[arg(long, default_value_t = 600)]
+    time_limit: u64,
+    /// Run this instead of a shell, print its output, and exit with its exit status.
+    #[arg(last = true)]
+    command: Vec<String>,
+}
+
+/// Enough for a test with hundreds of interfaces; the initramfs takes 100 of it.
+pub(crate) const MEMORY_MIB: u32 = 1536;
+
+/// Where guests' file systems and logs are.
+pub(crate) fn directory() -> PathBuf {
+    workspace::target().join("qemu")
+}
+
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let wanted = newest(options.kernel.as_deref())?;
+    setup::ensure(&[setup::Need::Build, setup::Need::Guest(std::slice::from_ref(&wanted))])?;
+    let kernel = kernels::cached(&wanted)?.context("set-up has fetched the kernel")?;
+    let mut extra = Archive::default();
+    for path in &options.copy {
+        let path = path.canonicalize().with_context(|| format!("cannot read {}", path.display()))?;
+        let name =
+            path.file_name().context("a path to copy must have a name")?.to_string_lossy().into_owned();
+        extra.tree(&name, &path)?;
+    }
+    let machine = |initramfs, log| Machine {
+        kernel: &kernel,
+        initramfs,
+        log,
+        kvm: options.kvm,
+        cpus: options.cpus,
+        memory_mib: options.memory,
+    };
+    // A directory of its own, so that guests of different kinds don't take each other's files away.
+    let own = directory().join(format!("{}-{}", kernel.name, process::id()));
+    let _removed = RemoveLater(own.clone());
+    let log = directory().join(format!("guest-{}.log", kernel.name));
+    if options.command.is_empty() {
+        if !std::io::stdin().is_terminal() {
+            bail!("a shell needs a terminal; to run one command: cargo xtask guest -- COMMAND");
+        }
+        if let Ok(size) = Command::new("stty").arg("size").stdin(Stdio::inherit()).output()
+            && let Some((rows, columns)) = String::from_utf8_lossy(&size.stdout).trim().split_once(' ')
+        {
+            extra.text("job/size", format!("rows {rows} cols {columns}\n"));
+        }
+        let initramfs = assemble(&kernel, &own, &build::for_tests()?, extra)?;
+        eprintln!("guest {}: the kernel's messages go to {}; leave with `exit`", kernel.name, log.display());
+        machine(&initramfs, log).shell()?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let initramfs = with_command(&kernel, &own, extra, &options.command)?;
+    let machine = machine(&initramfs, log);
+    let limit = Duration::from_secs(options.time_limit);
+    match execute(&machine, limit)? {
+        End::Exit(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
+        other => bail!("{other}; see {}", machine.log.display()),
+    }
+}
+
+/// The kernel of that name, or the last of tests/kernels.toml.
+pub(crate) fn newest(name: Option<&str>) -> Result<Wanted> {
+    let names: Vec<_> = name.into_iter().map(str::to_owned).collect();
+    kernels::wanted(&names)?.pop().context("tests/kernels.toml names no kernel")
+}
+
+/// An initial file system for running `command`, with our programs and `extra` in it.
+pub(crate) fn with_command(
+    kernel: &Kernel,
+    directory: &Path,
+    mut extra: Archive,
+    command: &[String],
+) -> Result<PathBuf> {
+    extra.text("job/arguments", command.iter().map(|word| format!("{word}\0")).collect::<String>());
+    assemble(kernel, directory, &build::for_tests()?, extra)
+}
+
+/// Boots, runs the command that was put in, and prints what it prints.
+pub(crate) fn execute(machine: &Machine<'_>, limit: Duration) -> Result<End> {
+    let mut guest = machine.boot()?;
+    eprintln!("guest {}: up after {:.1} s", machine.kernel.name, guest.booted_in().as_secs_f64());
+    let (end, _) = guest
+        .exec(limit, |line| println!("{line}"))
+        .map_err(|broken| anyhow!("{broken}; see {}", machine.log.display()))?;
+    Ok(end)
+}
+
+/// The whole initial file system in `directory`: the kernel's base, our binaries, and `extra`.
+pub(crate) fn assemble(
+    kernel: &Kernel,
+    directory: &Path,
+    binaries: &Binaries,
+    mut extra: Archive,
+) -> Result<PathBuf> {
+    let base = initramfs::base(kernel, &self::directory().join(&kernel.name))?;
+    for (name, source) in binaries {
+        let path = if name == "init" { "init".to_owned() } else { format!("usr/bin/{name}") };
+        extra.program(&path, source)?;
+    }
+    fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    let (ours, whole) = (directory.join("ours.cpio"), directory.join("initramfs.cpio"));
+    extra.write(&ours)?;
+    initramfs::concatenate(&[&base, &ours], &whole)?;
+    Ok(whole)
+}
+
+/// Removes a directory when it goes out of use.
+pub(crate) struct RemoveLater(pub(crate) PathBuf);
+
+impl Drop for RemoveLater {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

@@ -94,8 +94,7 @@ impl Machine<'_> {
         read_lines(stdout, sender.clone(), Event::Port);
         read_lines(stderr, sender, Event::Console);
         let port = qemu.stdin.take().context("QEMU's stdin is a pipe")?;
-        let mut guest =
-            Guest { qemu, port, events, log, log_path: self.log.clone(), booted_in: Duration::ZERO };
+        let mut guest = Guest { qemu, port, events, log, booted_in: Duration::ZERO };
         let began = Instant::now();
         match guest.follow(BOOT_LIMIT, |line| (line == Line::Ready).then_some(())) {
             Ok(()) => {
@@ -132,7 +131,6 @@ pub(crate) struct Guest {
     port: ChildStdin,
     events: Receiver<Event>,
     log: File,
-    log_path: PathBuf,
     booted_in: Duration,
 }
 
@@ -142,10 +140,6 @@ pub(crate) type Broken = String;
 impl Guest {
     pub(crate) fn booted_in(&self) -> Duration {
         self.booted_in
-    }
-
-    pub(crate) fn log_path(&self) -> &Path {
-        &self.log_path
     }
 
     /// Runs one test of the `it` binary.

@@ -87,8 +87,6 @@ pub(crate) fn alarm(console_line: &str) -> Option<&'static str> {
 pub(crate) enum Verdict {
     Passed,
     Failed(String),
-    /// `#[ignore]`d.
-    Skipped,
     /// The test itself says that this kernel is too old for what it tests, and why.
     NotApplicable(String),
 }
@@ -111,6 +109,25 @@ pub(crate) fn judge<'a>(end: End, output: impl IntoIterator<Item = &'a str>) -> 
         _ if !counted => Verdict::Failed("the test binary ran no test of this name".to_owned()),
         Some(reason) => Verdict::NotApplicable(reason),
         None => Verdict::Passed,
+    }
+}
+
+/// The report on a test: one line, and what it printed if it failed.
+pub(crate) fn shown<'a>(
+    verdict: &Verdict,
+    place: &str,
+    name: &str,
+    took: Duration,
+    output: impl IntoIterator<Item = &'a str>,
+) -> String {
+    let seconds = took.as_secs_f64();
+    match verdict {
+        Verdict::Passed => format!("ok      {place:<5} {name} ({seconds:.1} s)\n"),
+        Verdict::NotApplicable(reason) => format!("n/a     {place:<5} {name}: {reason}\n"),
+        Verdict::Failed(reason) => {
+            let output: String = output.into_iter().map(|line| format!("    {line}\n")).collect();
+            format!("FAILED  {place:<5} {name}: {reason} ({seconds:.1} s)\n{output}")
+        }
     }
 }
 

@@ -46,6 +46,11 @@ pub enum NftError {
 }
 
 impl NftError {
+    /// Trying again later won't help.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Unsupported { .. } | Self::Permission { .. })
+    }
+
     /// Sorts an errno of the kernel into a variant.
     pub(super) fn new(operation: &'static str, object: &'static str, source: io::Error) -> Self {
         match source.raw_os_error() {

@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "libnftnl is a C library")]
 
 use std::{
-    ffi::{CStr, CString, c_char},
+    ffi::{CStr, CString, c_char, c_void},
     ptr::{self, NonNull},
 };
 
@@ -116,7 +116,7 @@ pub(super) trait Object: Sized {
 
 macro_rules! object {
     ($(#[$doc:meta])* $name:ident = $type:ident {
-        $alloc:ident, $free:ident, $set:ident, $get:ident, $get_str:ident, $build:ident, $parse:ident $(,)?
+        $alloc:ident, $free:ident, $set:ident, $get:path, $get_str:ident, $build:ident, $parse:ident $(,)?
     }) => {
         $(#[$doc])*
         pub(super) struct $name(NonNull<sys::$type>);
@@ -147,7 +147,7 @@ macro_rules! object {
                 let mut length = 0;
                 // SAFETY: returns NULL or `length` bytes that live as long as the object doesn't change.
                 unsafe {
-                    let data = sys::$get(self.0.as_ptr(), attribute as u16, &raw mut length);
+                    let data = $get(self.0.as_ptr(), attribute as u16, &raw mut length);
                     (!data.is_null()).then(|| std::slice::from_raw_parts(data.cast(), length as usize))
                 }
             }
@@ -177,45 +177,61 @@ macro_rules! object {
 object!(
     /// A table.
     Table = nftnl_table {
-        nftnl_table_alloc, nftnl_table_free, nftnl_table_set_data, nftnl_table_get_data, nftnl_table_get_str,
+        nftnl_table_alloc, nftnl_table_free, nftnl_table_set_data, sys::nftnl_table_get_data, nftnl_table_get_str,
         nftnl_table_nlmsg_build_payload, nftnl_table_nlmsg_parse,
     }
 );
 object!(
     /// A chain.
     Chain = nftnl_chain {
-        nftnl_chain_alloc, nftnl_chain_free, nftnl_chain_set_data, nftnl_chain_get_data, nftnl_chain_get_str,
+        nftnl_chain_alloc, nftnl_chain_free, nftnl_chain_set_data, sys::nftnl_chain_get_data, nftnl_chain_get_str,
         nftnl_chain_nlmsg_build_payload, nftnl_chain_nlmsg_parse,
     }
 );
 object!(
     /// A rule.
     Rule = nftnl_rule {
-        nftnl_rule_alloc, nftnl_rule_free, nftnl_rule_set_data, nftnl_rule_get_data, nftnl_rule_get_str,
+        nftnl_rule_alloc, nftnl_rule_free, nftnl_rule_set_data, sys::nftnl_rule_get_data, nftnl_rule_get_str,
         nftnl_rule_nlmsg_build_payload, nftnl_rule_nlmsg_parse,
     }
 );
 object!(
     /// A flowtable.
     Flowtable = nftnl_flowtable {
-        nftnl_flowtable_alloc, nftnl_flowtable_free, nftnl_flowtable_set_data, nftnl_flowtable_get_data,
+        nftnl_flowtable_alloc, nftnl_flowtable_free, nftnl_flowtable_set_data, flowtable_get_data,
         nftnl_flowtable_get_str, nftnl_flowtable_nlmsg_build_payload, nftnl_flowtable_nlmsg_parse,
     }
 );
 object!(
     /// A set without its elements.
     Set = nftnl_set {
-        nftnl_set_alloc, nftnl_set_free, nftnl_set_set_data, nftnl_set_get_data, nftnl_set_get_str,
+        nftnl_set_alloc, nftnl_set_free, nftnl_set_set_data, sys::nftnl_set_get_data, nftnl_set_get_str,
         nftnl_set_nlmsg_build_payload, nftnl_set_nlmsg_parse,
     }
 );
 object!(
     /// Elements of a set.
     Elements = nftnl_set {
-        nftnl_set_alloc, nftnl_set_free, nftnl_set_set_data, nftnl_set_get_data, nftnl_set_get_str,
+        nftnl_set_alloc, nftnl_set_free, nftnl_set_set_data, sys::nftnl_set_get_data, nftnl_set_get_str,
         nftnl_set_elems_nlmsg_build_payload, nftnl_set_elems_nlmsg_parse,
     }
 );
+
+/// Stands in for `nftnl_flowtable_get_data`, which libnftnl 1.2.4 declares but doesn't export.
+///
+/// # Safety
+/// `flowtable` is one; `attribute` is a u32 or an i32.
+unsafe fn flowtable_get_data(
+    flowtable: *const sys::nftnl_flowtable,
+    attribute: u16,
+    length: *mut u32,
+) -> *const c_void {
+    // SAFETY: the caller vouches for both pointers.
+    unsafe {
+        *length = size_of::<u32>() as u32;
+        sys::nftnl_flowtable_get(flowtable, attribute)
+    }
+}
 
 impl Rule {
     /// Appends an instruction.

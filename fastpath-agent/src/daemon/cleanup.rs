@@ -1,0 +1,83 @@
+//! Removes all that the agent ever installed on this node, and nothing else.
+
+use std::{fmt, path::Path};
+
+use super::DaemonError;
+use crate::{
+    core::{
+        diff::{self, Decision, ForeignTable},
+        model::TABLE,
+    },
+    kernel::{
+        Ruleset, bpf,
+        nft::{CommitError, Nft},
+    },
+};
+
+/// Transactions that may be beaten by other people's before we give up.
+const ATTEMPTS: u32 = 8;
+
+/// What became of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableCleanup {
+    /// There was none.
+    Absent,
+    /// It was ours and is gone.
+    Removed,
+    /// It is somebody else's and still there.
+    Foreign,
+}
+
+/// What a clean-up did.
+#[derive(Debug)]
+pub struct Cleanup {
+    /// About the table.
+    pub table: TableCleanup,
+    /// About programs and maps.
+    pub ebpf: bpf::CleanupReport,
+}
+
+/// Removes everything; a table of our name that isn't ours stays.
+pub fn cleanup(pin_path: &Path) -> Result<Cleanup, DaemonError> {
+    let table = remove_table(&mut Nft::open()?)?;
+    let ebpf = bpf::cleanup(pin_path)?;
+    Ok(Cleanup { table, ebpf })
+}
+
+/// Removes our table with all that is in it.
+pub fn remove_table(ruleset: &mut impl Ruleset) -> Result<TableCleanup, DaemonError> {
+    for _ in 0..ATTEMPTS {
+        let observed = ruleset.observe()?;
+        let ops = match diff::diff(&None, &observed, ForeignTable::Refuse) {
+            Decision::Foreign => return Ok(TableCleanup::Foreign),
+            Decision::Apply(ops) if ops.is_empty() => return Ok(TableCleanup::Absent),
+            Decision::Apply(ops) => ops,
+        };
+        match ruleset.commit(&ops, observed.generation) {
+            Ok(_) => return Ok(TableCleanup::Removed),
+            Err(CommitError::Stale) => {}
+            Err(error) => return Err(DaemonError::Remove(error)),
+        }
+    }
+    Err(DaemonError::Remove(CommitError::Stale))
+}
+
+impl fmt::Display for Cleanup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.table {
+            TableCleanup::Absent => writeln!(f, "table     none was there")?,
+            TableCleanup::Removed => writeln!(f, "table     inet {TABLE} removed")?,
+            TableCleanup::Foreign => {
+                writeln!(f, "table     inet {TABLE} was made by somebody else: left alone")?
+            }
+        }
+        match self.ebpf.detached.as_slice() {
+            [] => writeln!(f, "programs  none were attached")?,
+            names => writeln!(f, "programs  detached from {}", names.join(", "))?,
+        }
+        match self.ebpf.unpinned.as_slice() {
+            [] => writeln!(f, "maps      none were pinned"),
+            names => writeln!(f, "maps      removed {}", names.join(", ")),
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Keeps the eBPF programs attached where `core::watch` wants them. Whatever fails here costs sight, never packets:
+//! it is said once and tried again when the link changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tracing::{debug, info, warn};
+
+use crate::{
+    cli::EbpfMode,
+    config::Config,
+    core::{
+        link_table::LinkTable,
+        model::{IfIndex, Link},
+        select::Selection,
+        watch::watched,
+    },
+    kernel::bpf::{self, FlowEyes, LoadConfig},
+};
+
+/// The attached programs.
+pub struct Watch {
+    eyes: Box<dyn FlowEyes>,
+    selection: Selection,
+    attached: BTreeSet<IfIndex>,
+    /// Links that couldn't be attached to, as they were then.
+    refused: BTreeMap<IfIndex, Link>,
+}
+
+impl Watch {
+    /// Loads the programs; `None` if that isn't wanted or doesn't work (which is said).
+    pub fn start(config: &Config) -> Option<Self> {
+        if config.ebpf == EbpfMode::Off {
+            return None;
+        }
+        let load = LoadConfig {
+            pin_path: config.pin_path.clone(),
+            max_flows: fastpath_common::limits::DEFAULT_MAX_FLOWS,
+            threshold: config.rules.threshold,
+        };
+        let eyes = match bpf::load(&load) {
+            Ok(eyes) => eyes,
+            Err(error) => {
+                warn!("flows are not watched: {error}");
+                return None;
+            }
+        };
+        let attached = match eyes.attachments() {
+            Ok(attachments) => attachments.into_iter().map(|a| a.index).collect(),
+            Err(error) => {
+                warn!(%error, "programs of an earlier agent can't be listed");
+                BTreeSet::new()
+            }
+        };
+        info!(maps = %config.pin_path.display(), "flows are watched by eBPF programs");
+        Some(Self {
+            eyes: Box::new(eyes),
+            selection: config.rules.selection.clone(),
+            attached,
+            refused: BTreeMap::new(),
+        })
+    }
+
+    /// Takes over what an earlier agent left attached: its programs are replaced by ours, in place.
+    pub fn take_over(&mut self, links: &LinkTable) {
+        let wanted = self.wanted(links);
+        for index in std::mem::take(&mut self.attached) {
+            match links.get(index) {
+                Some(link) if wanted.contains(&index) => self.attach(link),
+                _ => self.detach(index),
+            }
+        }
+    }
+
+    /// Attaches to new links and detaches from those that are watched no more.
+    pub fn follow(&mut self, links: &LinkTable) {
+        let wanted = self.wanted(links);
+        self.refused.retain(|index, link| links.get(*index) == Some(link));
+        let gone: Vec<IfIndex> = self.attached.difference(&wanted).copied().collect();
+        for index in gone {
+            self.attached.remove(&index);
+            self.detach(index);
+        }
+        for index in wanted {
+            if !self.attached.contains(&index)
+                && !self.refused.contains_key(&index)
+                && let Some(link) = links.get(index)
+            {
+                self.attach(link);
+            }
+        }
+    }
+
+    fn wanted(&self, links: &LinkTable) -> BTreeSet<IfIndex> {
+        let selected =
+            links.iter().filter(|link| self.selection.reject(link).is_none()).map(|link| link.index);
+        watched(links.iter(), &selected.collect())
+    }
+
+    fn attach(&mut self, link: &Link) {
+        match self.eyes.attach(link) {
+            Ok(attachment) => {
+                debug!(iface = %link.name, ?attachment, "watching");
+                self.attached.insert(link.index);
+            }
+            Err(error) => {
+                warn!(iface = %link.name, "flows that arrive here are not watched: {error}");
+                self.refused.insert(link.index, link.clone());
+            }
+        }
+    }
+
+    fn detach(&mut self, index: IfIndex) {
+        if let Err(error) = self.eyes.detach(index) {
+            debug!(%index, %error, "could not detach");
+        }
+    }
+}

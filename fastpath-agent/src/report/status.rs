@@ -1,0 +1,211 @@
+//! What is installed on this node, read from the kernel at the moment of asking; no running agent is needed.
+
+use std::{fmt, path::Path};
+
+use serde::Serialize;
+
+use crate::{
+    core::{
+        model::{CHAIN, DEVICE_SET, FLOWTABLE, IfIndex, Link, OperState, TABLE},
+        observed::{Counter, Observed, ObservedTable, Owner},
+        rule::Rule,
+    },
+    kernel::{
+        Ruleset, bpf, conntrack,
+        links::{LinkError, Links},
+        nft::Nft,
+        probe::{self, Kernel},
+    },
+};
+
+/// The whole status. Its JSON form is what `status -o json` prints; fields are only ever added.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    /// Name of this node.
+    pub node: String,
+    /// What the kernel can do.
+    pub kernel: Kernel,
+    /// The table of our name.
+    pub table: Part<Option<Table>>,
+    /// Connections that conntrack follows.
+    pub conntrack: Part<conntrack::Summary>,
+    /// Programs and maps.
+    pub ebpf: Part<bpf::Inspection>,
+    /// Every interface of this network namespace.
+    pub interfaces: Vec<Interface>,
+}
+
+/// A part of the status that may not have been readable.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum Part<T> {
+    /// It was.
+    Known(T),
+    /// It wasn't.
+    Unknown {
+        /// Why, and what to do about it.
+        error: String,
+    },
+}
+
+impl<T, E: fmt::Display> From<Result<T, E>> for Part<T> {
+    fn from(result: Result<T, E>) -> Self {
+        match result {
+            Ok(value) => Self::Known(value),
+            Err(error) => Self::Unknown { error: error.to_string() },
+        }
+    }
+}
+
+/// The table `inet kindnet-fastpath`.
+#[derive(Debug, Serialize)]
+pub struct Table {
+    /// Whether this agent made it.
+    pub owner: Owner,
+    /// Packets of both directions after which a flow is offloaded; none if our rule isn't there.
+    pub threshold: Option<u32>,
+    /// Priority of the chain in the forward hook.
+    pub chain_priority: Option<i32>,
+    /// Offloads since the rule was installed, as its counter has them: packets that moved their flow to the flowtable.
+    pub offloads: Option<Counter>,
+    /// The flowtable asks the devices to forward in hardware.
+    pub hw_offload: bool,
+    /// The flowtable counts, so that conntrack's counters go on for offloaded flows.
+    pub counter: bool,
+    /// Interfaces in the flowtable; none where the kernel can't tell.
+    pub devices: Option<usize>,
+}
+
+/// One interface.
+#[derive(Debug, Serialize)]
+pub struct Interface {
+    /// The link as the kernel describes it.
+    #[serde(flatten)]
+    pub link: Link,
+    /// It is in the flowtable and its index in the set that the rule asks.
+    pub managed: bool,
+    /// Why it isn't managed, as far as that can be told from outside.
+    pub reason: Option<&'static str>,
+}
+
+/// Asks the kernel.
+pub async fn gather(node: String, pin_path: &Path) -> Result<Status, LinkError> {
+    let links = Links::open()?.list().await?;
+    let observed = Nft::open().and_then(|mut nft| nft.observe());
+    let table = observed.as_ref().ok().and_then(|o| o.table.as_ref());
+    Ok(Status {
+        node,
+        kernel: probe::probe(),
+        interfaces: links.into_iter().map(|link| interface(link, table)).collect(),
+        table: observed.map(|o: Observed| o.table.as_ref().map(summary)).into(),
+        conntrack: conntrack::summary().into(),
+        ebpf: bpf::inspect(pin_path).into(),
+    })
+}
+
+fn summary(table: &ObservedTable) -> Table {
+    let chain = table.chains.iter().find(|c| c.name == CHAIN);
+    let flowtable = table.flowtables.iter().find(|f| f.name == FLOWTABLE);
+    let rule =
+        chain.into_iter().flat_map(|c| &c.rules).find_map(|r| Some((Rule::recognise(&r.exprs)?, r.counter)));
+    Table {
+        owner: table.owner.clone(),
+        threshold: rule.as_ref().map(|(Rule::Offload { threshold }, _)| *threshold),
+        chain_priority: chain.and_then(|c| c.hook.as_ref()).map(|h| h.priority),
+        offloads: rule.and_then(|(_, counter)| counter),
+        hw_offload: flowtable.is_some_and(|f| f.hw_offload),
+        counter: flowtable.is_some_and(|f| f.counter),
+        devices: flowtable.and_then(|f| f.devices.as_ref()).map(|d| d.len()),
+    }
+}
+
+fn interface(link: Link, table: Option<&ObservedTable>) -> Interface {
+    let in_set = |index: IfIndex| {
+        table.is_some_and(|t| t.sets.iter().any(|s| s.name == DEVICE_SET && s.elements.contains(&index)))
+    };
+    let in_flowtable = table
+        .and_then(|t| t.flowtables.iter().find(|f| f.name == FLOWTABLE))
+        // Where the kernel can't list the devices the set has to speak for them.
+        .is_some_and(|f| f.devices.as_ref().is_none_or(|d| d.contains(&link.name)));
+    let managed = in_set(link.index) && in_flowtable;
+    let reason = if managed {
+        None
+    } else if link.loopback {
+        Some("loopback: its packets are for this node itself")
+    } else if !link.admin_up || link.oper_state == OperState::Down {
+        Some("down")
+    } else if table.is_none() {
+        Some("no ruleset is installed")
+    } else {
+        Some(
+            "left out by --interfaces or --exclude-interfaces, or refused by the kernel (the agent's log says)",
+        )
+    };
+    Interface { link, managed, reason }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "node        {}", self.node)?;
+        writeln!(f, "kernel      {}", self.kernel)?;
+        write!(f, "ruleset     ")?;
+        match &self.table {
+            Part::Unknown { error } => writeln!(f, "unknown: {error}")?,
+            Part::Known(None) => writeln!(f, "none: there is no table inet {TABLE}")?,
+            Part::Known(Some(table)) => writeln!(f, "{table}")?,
+        }
+        write!(f, "conntrack   ")?;
+        match &self.conntrack {
+            Part::Unknown { error } => writeln!(f, "unknown: {error}")?,
+            Part::Known(summary) => writeln!(f, "{summary}")?,
+        }
+        write!(f, "ebpf        ")?;
+        match &self.ebpf {
+            Part::Unknown { error } => writeln!(f, "unknown: {error}")?,
+            Part::Known(inspection) => write_ebpf(f, inspection)?,
+        }
+        let managed = self.interfaces.iter().filter(|i| i.managed).count();
+        writeln!(f, "interfaces  {managed} of {} in the flowtable", self.interfaces.len())?;
+        let width = self.interfaces.iter().map(|i| i.link.name.as_str().len()).max().unwrap_or(0);
+        for interface in &self.interfaces {
+            let kind = interface.link.kind.as_deref().unwrap_or("-");
+            let what = interface.reason.unwrap_or("managed");
+            writeln!(f, "  {:width$}  {kind:10}  {what}", interface.link.name.as_str())?;
+        }
+        Ok(())
+    }
+}
+
+fn write_ebpf(f: &mut fmt::Formatter<'_>, ebpf: &bpf::Inspection) -> fmt::Result {
+    match &ebpf.maps {
+        None => writeln!(f, "no programs: nothing is pinned in {}", ebpf.pin_path.display()),
+        Some(maps) => writeln!(
+            f,
+            "{} interfaces watched, {} of {} entries in the flow map (one for each direction)",
+            ebpf.attachments.len(),
+            maps.flows,
+            maps.max_flows
+        ),
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.owner, self.threshold) {
+            (Owner::Foreign, _) => {
+                return write!(f, "table inet {TABLE} was made by somebody else and is left alone");
+            }
+            (Owner::Ours, None) => write!(f, "table inet {TABLE} without our rule: nothing is offloaded")?,
+            (Owner::Ours, Some(threshold)) => {
+                write!(f, "flows of more than {threshold} packets are offloaded")?
+            }
+        }
+        if let Some(offloads) = self.offloads {
+            write!(f, ", {} so far", offloads.packets)?;
+        }
+        if let Some(priority) = self.chain_priority {
+            write!(f, ", chain priority {priority}")?;
+        }
+        write!(f, "{}", if self.hw_offload { ", in hardware" } else { "" })
+    }
+}

@@ -1,0 +1,79 @@
+//! Builds what runs: the eBPF object first, then the agent that carries it, then the tests.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::{ebpf, process, workspace};
+
+/// What `cargo xtask build` was asked for.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Cargo's profile for the agent.
+    #[arg(long, default_value = "release")]
+    profile: String,
+}
+
+/// Programs by name.
+pub(crate) type Binaries = BTreeMap<String, PathBuf>;
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    println!("{}", agent(&options.profile)?.display());
+    Ok(())
+}
+
+/// The agent, with the eBPF object in it.
+pub(crate) fn agent(profile: &str) -> Result<PathBuf> {
+    let mut built = cargo(profile, &["-p", "fastpath-agent", "--bins"])?;
+    built.remove("fastpath-agent").context("cargo built no fastpath-agent")
+}
+
+/// The agent, and everything of the package `fastpath-tests`: the test binary `it`, the guest's PID 1, the demonstration.
+pub(crate) fn for_tests() -> Result<Binaries> {
+    let built = cargo("guest", &["-p", "fastpath-agent", "-p", "fastpath-tests", "--bins", "--test", "it"])?;
+    for name in ["fastpath-agent", "init", "it"] {
+        if !built.contains_key(name) {
+            bail!("cargo built no {name}");
+        }
+    }
+    Ok(built)
+}
+
+fn cargo(profile: &str, what: &[&str]) -> Result<Binaries> {
+    #[derive(Deserialize)]
+    struct Message {
+        executable: Option<PathBuf>,
+        target: Option<Target>,
+    }
+    #[derive(Deserialize)]
+    struct Target {
+        name: String,
+    }
+
+    let object = ebpf::build()?;
+    let mut command = Command::new("cargo");
+    command
+        .args(["build", "--profile", profile])
+        .args(what)
+        .args(["--message-format", "json-render-diagnostics"])
+        .env("FASTPATH_EBPF_OBJECT", object)
+        .current_dir(workspace::root())
+        .stderr(Stdio::inherit());
+    let output = command.output().context("cannot run cargo")?;
+    if !output.status.success() {
+        bail!("`{}` failed ({})", process::shown(&command), output.status);
+    }
+    let mut built = Binaries::new();
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let message: Message = serde_json::from_str(line).context("cannot read cargo's messages")?;
+        if let Message { executable: Some(executable), target: Some(target) } = message {
+            built.insert(target.name, executable);
+        }
+    }
+    Ok(built)
+}

@@ -1,0 +1,122 @@
+//! Runs the tests on all kernels: several guests at a time, one for each processor of this machine, which take tests
+//! from their kernel's queue. A guest that breaks fails the test that it ran and is replaced.
+
+use std::{
+    collections::VecDeque,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+
+use super::{
+    MEMORY_MIB, assemble, directory,
+    initramfs::Archive,
+    kernels::{self, Kernel, Wanted},
+    qemu::Machine,
+    verdict::{self, Verdict},
+};
+use crate::{
+    build::Binaries,
+    test::{Counts, List},
+};
+
+/// More guests for one kernel would cost more in booting than they save.
+const MOST_GUESTS: usize = 4;
+
+/// The tests of one kernel.
+struct Job {
+    kernel: Kernel,
+    initramfs: PathBuf,
+    queue: Mutex<VecDeque<String>>,
+}
+
+pub(crate) fn run(
+    wanted: &[Wanted],
+    binaries: &Binaries,
+    tests: &List,
+    limit: Duration,
+    kvm: bool,
+) -> Result<Counts> {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let guests = (processors / wanted.len().max(1)).clamp(1, MOST_GUESTS).min(tests.names.len());
+    let mut jobs = Vec::new();
+    for wanted in wanted {
+        let kernel = kernels::cached(wanted)?.context("set-up has fetched the kernel")?;
+        let initramfs = assemble(
+            &kernel,
+            &directory().join(format!("{}-tests", kernel.name)),
+            binaries,
+            Archive::default(),
+        )?;
+        let queue = Mutex::new(tests.names.iter().cloned().collect());
+        jobs.push(Job { kernel, initramfs, queue });
+    }
+    let results = Mutex::new(Counts { skipped: tests.ignored * jobs.len(), ..Counts::default() });
+    thread::scope(|scope| {
+        for job in &jobs {
+            for number in 1..=guests {
+                let machine = Machine {
+                    kernel: &job.kernel,
+                    initramfs: &job.initramfs,
+                    log: directory().join(format!("{}-{number}.log", job.kernel.name)),
+                    kvm,
+                    cpus: 1,
+                    memory_mib: MEMORY_MIB,
+                };
+                let results = &results;
+                scope.spawn(move || work(&machine, job, limit, results));
+            }
+        }
+    });
+    Ok(results.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Takes tests from the queue until it is empty.
+fn work(machine: &Machine<'_>, job: &Job, limit: Duration, results: &Mutex<Counts>) {
+    let report = |verdict: &Verdict, name: &str, took: Duration, output: &[String]| {
+        let lines = output.iter().map(String::as_str);
+        let text = verdict::shown(verdict, &job.kernel.name, name, took, lines);
+        let mut counts = lock(results); // also keeps the guests' reports apart
+        counts.count(verdict);
+        print!("{text}");
+        if matches!(verdict, Verdict::Failed(_)) {
+            println!("  guest's log: {}", relative(&machine.log));
+        }
+    };
+    let mut idle = None;
+    loop {
+        let Some(name) = lock(&job.queue).pop_front() else { return };
+        let mut guest = match idle.take().map_or_else(|| machine.boot(), Ok) {
+            Ok(guest) => guest,
+            Err(error) => {
+                // It won't boot for the next test either.
+                let verdict = Verdict::Failed(format!("{error:#}"));
+                let left = std::mem::take(&mut *lock(&job.queue));
+                for name in std::iter::once(name).chain(left) {
+                    report(&verdict, &name, Duration::ZERO, &[]);
+                }
+                return;
+            }
+        };
+        let mut output = Vec::new();
+        match guest.test(&name, limit, |line| output.push(line.to_owned())) {
+            Ok((end, took)) => {
+                report(&verdict::judge(end, output.iter().map(String::as_str)), &name, took, &output);
+                idle = Some(guest);
+            }
+            Err(broken) => report(&Verdict::Failed(broken), &name, Duration::ZERO, &output),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The path as seen from the workspace.
+fn relative(path: &Path) -> String {
+    path.strip_prefix(crate::workspace::root()).unwrap_or(path).display().to_string()
+}

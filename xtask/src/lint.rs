@@ -1,0 +1,241 @@
+//! `cargo xtask lint`: format, clippy, documentation, and the repository's own rules.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{ebpf, process, workspace};
+
+/// Lines after which a file has to become two.
+const LONGEST_FILE: usize = 600;
+
+pub(crate) fn run() -> Result<()> {
+    let mut failures = Vec::new();
+    let mut check = |what: &str, result: Result<()>| match result {
+        Ok(()) => println!("lint: {what} ok"),
+        Err(error) => {
+            println!("lint: {what} FAILED: {error:#}");
+            failures.push(what.to_owned());
+        }
+    };
+    check("rules of the repository", rules());
+    check("format", process::run(&mut cargo(&["fmt", "--all", "--check"])));
+    let host = ["--workspace", "--exclude", "fastpath-ebpf"];
+    let clippy = [&["clippy", "--quiet"], &host[..], &["--all-targets", "--", "-D", "warnings"]].concat();
+    check("clippy", process::run(&mut cargo(&clippy)));
+    check("clippy for eBPF", ebpf::clippy());
+    let doc = [&["doc", "--quiet", "--no-deps", "--document-private-items"], &host[..]].concat();
+    check("documentation", process::run(cargo(&doc).env("RUSTDOCFLAGS", "-D warnings")));
+    if !failures.is_empty() {
+        bail!("lint failed: {}", failures.join(", "));
+    }
+    Ok(())
+}
+
+fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new("cargo");
+    command.args(arguments).current_dir(workspace::root());
+    command
+}
+
+/// The rules that no other tool knows.
+fn rules() -> Result<()> {
+    let root = workspace::root();
+    let mut broken = Vec::new();
+    for path in tracked_files(&root)? {
+        let Ok(text) = fs::read_to_string(root.join(&path)) else { continue }; // not text, or deleted and not yet committed
+        broken.extend(rules_for(&path, &text));
+    }
+    if broken.is_empty() { Ok(()) } else { bail!("\n  {}", broken.join("\n  ")) }
+}
+
+/// Everything that belongs to the repository, committed or about to be.
+fn tracked_files(root: &Path) -> Result<Vec<PathBuf>> {
+    let mut git = Command::new("git");
+    git.args(["ls-files", "--cached", "--others", "--exclude-standard"]).current_dir(root);
+    let list = process::output(&mut git).context("the rules are for what git knows")?;
+    Ok(list.lines().map(PathBuf::from).collect())
+}
+
+fn rules_for(path: &Path, text: &str) -> Vec<String> {
+    let shown = path.display().to_string();
+    let mut broken = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        if let Some(found) = machine_path(line) {
+            broken.push(format!("{shown}:{}: path of somebody's machine: {found}", number + 1));
+        }
+    }
+    if path.extension().is_none_or(|extension| extension != "rs") {
+        return broken;
+    }
+    if !text.starts_with("//!") {
+        broken.push(format!("{shown}: must open with `//!`: its job, and what it must not do"));
+    }
+    let lines = text.lines().count();
+    if lines > LONGEST_FILE {
+        broken.push(format!("{shown}: {lines} lines; over {LONGEST_FILE} a file has to become two"));
+    }
+    for (number, line) in text.lines().enumerate() {
+        let code = code(line);
+        if has_word(code, "unsafe") && !may_be_unsafe(&shown) {
+            broken.push(format!("{shown}:{}: `unsafe` belongs to fastpath-agent/src/kernel", number + 1));
+        }
+        if let Some(reason) = layering(&shown, code) {
+            broken.push(format!("{shown}:{}: {reason}", number + 1));
+        }
+    }
+    broken
+}
+
+/// An absolute path that exists on one machine only.
+fn machine_path(line: &str) -> Option<&str> {
+    // Put together, so that this file keeps its own rule.
+    let places = [concat!("/ro", "ot/"), concat!("/ho", "me/"), concat!("/wo", "rk/")];
+    places.into_iter().find_map(|place| {
+        let start = line.find(place)?;
+        let before = line[..start].chars().next_back();
+        // One below another directory is not it.
+        (!before.is_some_and(|c| c.is_alphanumeric() || "._-$}".contains(c))).then(|| {
+            line[start..].split(|c: char| c.is_whitespace() || "\"'`)".contains(c)).next().unwrap_or(place)
+        })
+    })
+}
+
+/// The line without its comment. A `//` in a string ends it too, which hides code behind it from the rules: rare.
+fn code(line: &str) -> &str {
+    line.split("//").next().unwrap_or_default()
+}
+
+fn has_word(code: &str, word: &str) -> bool {
+    code.split(|c: char| !c.is_alphanumeric() && c != '_').any(|found| found == word)
+        && !code.contains(&format!("\"{word}"))
+}
+
+fn may_be_unsafe(path: &str) -> bool {
+    ["fastpath-agent/src/kernel/", "fastpath-ebpf/", "fastpath-common/"]
+        .iter()
+        .any(|place| path.starts_with(place))
+}
+
+/// The agent's layers: what files below a path may not mention, and why.
+const LAYERS: &[(&str, &[&str], &str)] = &[
+    (
+        "fastpath-agent/src/core/",
+        &["crate::kernel", "crate::daemon", "crate::report", "crate::cli", "crate::config"],
+        "core depends on no other layer",
+    ),
+    (
+        "fastpath-agent/src/core/",
+        &[
+            "tokio",
+            "std::fs",
+            "std::env",
+            "std::process",
+            "std::thread",
+            "Instant::now",
+            "SystemTime::now",
+            "TcpStream",
+            "TcpListener",
+            "UdpSocket",
+            "UnixStream",
+            "nix::",
+            "libc::",
+            "aya::",
+            "nftnl",
+            "rtnetlink",
+        ],
+        "core is pure: no input or output, no clock",
+    ),
+    (
+        "fastpath-agent/src/kernel/",
+        &["crate::daemon", "crate::report", "crate::cli"],
+        "kernel depends on core only",
+    ),
+    (
+        "fastpath-agent/src/report/",
+        &["crate::daemon", "crate::cli"],
+        "report depends on kernel and core only",
+    ),
+];
+
+fn layering(path: &str, code: &str) -> Option<String> {
+    // `core.rs` is as much of the layer as `core/…`.
+    let module = path.strip_suffix(".rs").unwrap_or(path);
+    LAYERS.iter().find_map(|(layer, forbidden, reason)| {
+        if !path.starts_with(layer) && module != layer.trim_end_matches('/') {
+            return None;
+        }
+        let found = forbidden.iter().find(|name| mentions(code, name))?;
+        Some(format!("`{found}` here, but {reason}"))
+    })
+}
+
+/// Whether the code names that path, also at the start of a longer one.
+fn mentions(code: &str, name: &str) -> bool {
+    code.match_indices(name).any(|(at, _)| {
+        let before = code[..at].chars().next_back();
+        let after = code[at + name.len()..].chars().next();
+        let word = |c: char| c.is_alphanumeric() || c == '_';
+        !before.is_some_and(word) && (name.ends_with(':') || !after.is_some_and(word))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::rules_for;
+
+    fn broken(path: &str, text: &str) -> Vec<String> {
+        rules_for(Path::new(path), text)
+    }
+
+    #[test]
+    fn layers() {
+        let core = "fastpath-agent/src/core/plan.rs";
+        assert_eq!(
+            broken(core, "//! x\nuse crate::core::model;\nuse std::net::IpAddr;\n"),
+            Vec::<String>::new()
+        );
+        for line in [
+            "use crate::kernel::nft;",
+            "use crate::daemon::{self};",
+            "let now = std::time::Instant::now();",
+            "use std::fs;",
+            "tokio::spawn(x);",
+        ] {
+            assert_eq!(broken(core, &format!("//! x\n{line}\n")).len(), 1, "{line}");
+        }
+        assert_eq!(broken("fastpath-agent/src/kernel/nft.rs", "//! x\nuse crate::core::plan;\n").len(), 0);
+        assert_eq!(broken("fastpath-agent/src/kernel/nft.rs", "//! x\nuse crate::report::text;\n").len(), 1);
+        assert_eq!(
+            broken("fastpath-agent/src/report/text.rs", "//! x\nuse crate::daemon::reconcile;\n").len(),
+            1
+        );
+        assert_eq!(broken("fastpath-agent/src/daemon/mod.rs", "//! x\nuse crate::kernel::links;\n").len(), 0);
+        // A comment may say anything.
+        assert_eq!(broken(core, "//! x\n// unlike crate::kernel\n").len(), 0);
+    }
+
+    #[test]
+    fn opening_length_and_unsafe() {
+        assert_eq!(broken("xtask/src/a.rs", "use std::fs;\n").len(), 1);
+        let long = format!("//! x\n{}", "\n".repeat(600));
+        assert_eq!(broken("xtask/src/a.rs", &long).len(), 1);
+        let code = concat!("//! x\n", "un", "safe { f() }\n");
+        assert_eq!(broken("xtask/src/a.rs", code).len(), 1);
+        assert_eq!(broken("fastpath-agent/src/kernel/a.rs", code).len(), 0);
+    }
+
+    #[test]
+    fn machine_paths() {
+        let text = |place: &str| format!("see {place}me/x for it\n");
+        assert_eq!(broken("docs/a.md", &text(concat!("/ho", "me/"))).len(), 1);
+        assert_eq!(broken("docs/a.md", &text(concat!("$X/ho", "me/"))).len(), 1 - 1);
+        assert_eq!(broken("docs/a.md", &text("/usr/share/")).len(), 0);
+    }
+}

@@ -1,0 +1,348 @@
+//! Finds what a command needs and this machine lacks, and installs it: packages of the distribution, a compiler for
+//! eBPF programs with bpf-linker, kernels for the test guest. With nothing missing it says nothing and starts nothing.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    guest::{
+        initramfs::{find_bpftool, find_program},
+        kernels::{self, Wanted},
+    },
+    process, progress,
+    toolchain::{self, Compiler, Origin},
+    workspace,
+};
+
+/// What a command is going to do.
+#[derive(Clone, Copy)]
+pub(crate) enum Need<'a> {
+    /// Build the eBPF object and the agent.
+    Build,
+    /// Run tests in namespaces of this kernel.
+    Host,
+    /// Run guests with these kernels.
+    Guest(&'a [Wanted]),
+}
+
+/// How to see that a package is there, without asking the distribution.
+enum Probe {
+    Program(&'static str),
+    File(&'static str),
+    Bpftool,
+}
+use Probe::{Bpftool, File, Program};
+
+impl Probe {
+    fn found(&self) -> bool {
+        match self {
+            Program(name) => find_program(name).is_some(),
+            File(path) => Path::new(path).exists(),
+            Bpftool => find_bpftool().is_some(),
+        }
+    }
+}
+
+/// A package by its name in Debian, and in Ubuntu where that differs.
+struct Package(&'static str, Option<&'static str>, Probe);
+
+const FOR_BUILD: &[Package] = &[
+    Package("g++", None, Program("g++")),
+    Package("pkg-config", None, Program("pkg-config")),
+    Package("libmnl-dev", None, File("/usr/include/libmnl/libmnl.h")),
+    Package("libnftnl-dev", None, File("/usr/include/libnftnl/table.h")),
+];
+
+/// What tests use, in the guest and out of it.
+const FOR_TESTS: &[Package] = &[
+    Package("bpftool", Some("linux-tools-generic"), Bpftool),
+    Package("conntrack", None, Program("conntrack")),
+    Package("ethtool", None, Program("ethtool")),
+    Package("iperf3", None, Program("iperf3")),
+    Package("iproute2", None, Program("ip")),
+    Package("iptables", None, Program("xtables-nft-multi")),
+    Package("iputils-ping", None, Program("ping")),
+    Package("mawk", None, Program("mawk")),
+    Package("nftables", None, Program("nft")),
+    Package("procps", None, Program("ps")),
+    Package("socat", None, Program("socat")),
+    Package("tcpdump", None, Program("tcpdump")),
+    Package("wireguard-tools", None, Program("wg")),
+];
+
+const FOR_GUESTS: &[Package] = &[
+    Package("kmod", None, Program("depmod")),
+    Package("qemu-system-x86", None, Program("qemu-system-x86_64")),
+    Package("xz-utils", None, Program("xz")),
+];
+
+/// Debian 12's compiler for eBPF programs and what bpf-linker needs to be built for it.
+const DEBIAN_COMPILER: &[&str] = &[
+    "rustc-web",
+    "cargo-web",
+    "rust-web-src",
+    "llvm-22-dev",
+    "libpolly-22-dev",
+    "libzstd-dev",
+    "zlib1g-dev",
+    "libxml2-dev",
+];
+
+/// The distributions that are known; on others the user is told what to install.
+#[derive(Clone, Copy, PartialEq)]
+enum Distribution {
+    Debian12,
+    Ubuntu2404,
+    Other,
+}
+
+impl Distribution {
+    fn here() -> Self {
+        let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
+        let value = |key: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+            line.unwrap_or_default().trim_matches('"').to_owned()
+        };
+        match (value("ID").as_str(), value("VERSION_ID").as_str()) {
+            ("debian", "12") => Self::Debian12,
+            ("ubuntu", "24.04") => Self::Ubuntu2404,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// What is missing.
+struct Missing {
+    packages: Vec<&'static str>,
+    compiler: bool,
+    linker: bool,
+    kernels: Vec<Wanted>,
+}
+
+/// Installs what any command needs.
+pub(crate) fn everything() -> Result<()> {
+    ensure(&[Need::Build, Need::Host, Need::Guest(&kernels::wanted(&[])?)])
+}
+
+/// Installs what `needs` demands and isn't there, or says what to do about it.
+pub(crate) fn ensure(needs: &[Need<'_>]) -> Result<()> {
+    let distribution = Distribution::here();
+    let missing = Missing::find(needs, distribution)?;
+    if missing.nothing() {
+        return Ok(());
+    }
+    missing.announce();
+    if distribution == Distribution::Other {
+        bail!(
+            "set-up knows Debian 12 and Ubuntu 24.04; on this distribution please install by hand what stands above \
+             (package names are Debian's)"
+        );
+    }
+    let mut packages = missing.packages.clone();
+    if missing.compiler && !install_nightly()? {
+        if distribution != Distribution::Debian12 {
+            bail!(
+                "rustup cannot install {}; a compiler with its library source is needed for the eBPF programs: \
+                 install rustup (https://rustup.rs), then run this again",
+                toolchain::PINNED_NIGHTLY
+            );
+        }
+        packages.extend(DEBIAN_COMPILER);
+    } else if missing.linker && toolchain::compiler().is_some_and(|found| found.origin == Origin::Debian) {
+        packages.extend(DEBIAN_COMPILER); // perhaps not all of it is there
+    }
+    if distribution == Distribution::Ubuntu2404 && !missing.kernels.is_empty() {
+        packages.push("debian-archive-keyring"); // the guest's kernels are Debian's
+    }
+    install_packages(&packages)?;
+    if missing.compiler || missing.linker {
+        install_linker()?;
+    }
+    if !missing.kernels.is_empty() {
+        download_kernels(&missing.kernels, distribution)?;
+    }
+    let still = Missing::find(needs, distribution)?;
+    if !still.nothing() {
+        still.announce();
+        bail!("set-up ran and yet this is missing");
+    }
+    Ok(())
+}
+
+impl Missing {
+    fn find(needs: &[Need<'_>], distribution: Distribution) -> Result<Self> {
+        let mut tables: Vec<&[Package]> = Vec::new();
+        let mut missing = Self { packages: Vec::new(), compiler: false, linker: false, kernels: Vec::new() };
+        for need in needs {
+            match need {
+                Need::Build => {
+                    tables.push(FOR_BUILD);
+                    let compiler = toolchain::compiler();
+                    missing.compiler = compiler.is_none();
+                    missing.linker = compiler.as_ref().map(Compiler::linker).transpose()?.flatten().is_none();
+                }
+                Need::Host => tables.push(FOR_TESTS),
+                Need::Guest(wanted) => {
+                    tables.extend([FOR_TESTS, FOR_GUESTS]);
+                    for wanted in *wanted {
+                        if kernels::cached(wanted)?.is_none() {
+                            missing.kernels.push(wanted.clone());
+                        }
+                    }
+                }
+            }
+        }
+        for Package(debian, ubuntu, probe) in tables.into_iter().flatten() {
+            let name = ubuntu.filter(|_| distribution == Distribution::Ubuntu2404).unwrap_or(debian);
+            if !missing.packages.contains(&name) && !probe.found() {
+                missing.packages.push(name);
+            }
+        }
+        Ok(missing)
+    }
+
+    fn nothing(&self) -> bool {
+        self.packages.is_empty() && !self.compiler && !self.linker && self.kernels.is_empty()
+    }
+
+    fn announce(&self) {
+        eprintln!("Set-up; this machine still needs:");
+        if !self.packages.is_empty() {
+            eprintln!("  packages {} (about a minute)", self.packages.join(" "));
+        }
+        if self.compiler {
+            eprintln!(
+                "  a Rust compiler with its library source, for eBPF: rustup's {}, else Debian's rustc-web (about a minute)",
+                toolchain::PINNED_NIGHTLY
+            );
+        }
+        if self.linker {
+            eprintln!("  bpf-linker {}, built for that compiler (1 to 3 minutes)", toolchain::BPF_LINKER);
+        }
+        for kernel in &self.kernels {
+            eprintln!("  kernel {} for the test guest, downloaded and not installed (30 MB)", kernel.name);
+        }
+    }
+}
+
+/// Tries to get the pinned nightly from rustup; whether there is a usable compiler now. Existing toolchains and rustup
+/// itself are left as they are.
+fn install_nightly() -> Result<bool> {
+    if find_program("rustup").is_none() {
+        return Ok(false);
+    }
+    let mut command = Command::new("rustup");
+    command.args(["toolchain", "install", toolchain::PINNED_NIGHTLY, "--profile", "minimal"]);
+    command.args(["--component", "rust-src", "--no-self-update"]);
+    if let Err(error) = progress::step(&format!("installing {}", toolchain::PINNED_NIGHTLY), &mut command) {
+        eprintln!("  not available: {}", error.to_string().lines().last().unwrap_or_default());
+        return Ok(false);
+    }
+    Ok(toolchain::compiler().is_some())
+}
+
+fn install_packages(packages: &[&str]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let Some(mut install) = apt_get(&["install", "--no-install-recommends"])? else {
+        bail!(
+            "only root can install packages, and sudo wants a password here. Please run\n  \
+             sudo apt-get update\n  sudo apt-get install --no-install-recommends {}\nand then this command again",
+            packages.join(" ")
+        );
+    };
+    update_lists()?;
+    progress::step(&format!("installing {} packages", packages.len()), install.args(packages))
+}
+
+/// A source that can't be reached and isn't needed must not stop set-up: what comes next says what it lacks.
+fn update_lists() -> Result<()> {
+    let Some(mut update) = apt_get(&["update"])? else {
+        bail!("only root can update the lists of packages; please run `sudo apt-get update`, then this again")
+    };
+    if let Err(error) = progress::step("updating the lists of packages", &mut update) {
+        eprintln!("  {error:#}");
+    }
+    Ok(())
+}
+
+/// apt-get as root, or nothing where this user can't become root without a password.
+fn apt_get(arguments: &[&str]) -> Result<Option<Command>> {
+    let privilege: &[&str] = if is_root()? {
+        &[]
+    } else if process::succeeds(Command::new("sudo").args(["-n", "true"])) {
+        &["sudo", "-n"]
+    } else {
+        return Ok(None);
+    };
+    let mut words = privilege.iter().chain(&["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]);
+    let mut command = Command::new(words.next().expect("the chain isn't empty"));
+    command.args(words).args(["-q", "-y", "-o", "DPkg::Lock::Timeout=300"]).args(arguments);
+    Ok(Some(command))
+}
+
+/// Whether this program may do anything.
+pub(crate) fn is_root() -> Result<bool> {
+    Ok(process::output(Command::new("id").arg("-u"))?.trim() == "0")
+}
+
+fn install_linker() -> Result<()> {
+    let compiler = toolchain::compiler().context("there is still no compiler for eBPF programs")?;
+    if compiler.linker()?.is_none() {
+        progress::step("building bpf-linker", &mut compiler.install_linker()?)?;
+        compiler.remove_linker_build()?;
+    }
+    Ok(())
+}
+
+fn download_kernels(wanted: &[Wanted], distribution: Distribution) -> Result<()> {
+    let apt = if distribution == Distribution::Debian12 { Vec::new() } else { debian_archive()? };
+    for wanted in wanted {
+        eprintln!("downloading kernel {}", wanted.name);
+        let kernel = kernels::download(wanted, &apt).or_else(|error| {
+            // No lists yet, or older than what the archive holds now.
+            eprintln!("  {error:#}");
+            if distribution == Distribution::Debian12 {
+                update_lists()?;
+            }
+            kernels::download(wanted, &apt)
+        })?;
+        eprintln!("  {}", kernel.release);
+    }
+    Ok(())
+}
+
+/// Options that make apt use Debian 12's archive with lists of its own, without touching the system's.
+fn debian_archive() -> Result<Vec<String>> {
+    let directory = workspace::cache()?.join("apt");
+    let path = |name: &str| -> PathBuf { directory.join(name) };
+    for name in ["lists/partial", "cache/archives/partial"] {
+        fs::create_dir_all(path(name)).with_context(|| format!("cannot make {}", path(name).display()))?;
+    }
+    let signed = "signed-by=/usr/share/keyrings/debian-archive-keyring.gpg";
+    let sources = format!(
+        "deb [{signed}] http://archive.example/debian bookworm main\n\
+         deb [{signed}] http://security.example/debian-security bookworm-security main\n"
+    );
+    fs::write(path("sources.list"), sources)?;
+    fs::write(path("status"), "")?;
+    let mut options = Vec::new();
+    for (name, value) in [
+        ("Dir::Etc::SourceList", path("sources.list")),
+        ("Dir::Etc::SourceParts", PathBuf::from("/dev/null")),
+        ("Dir::State::Lists", path("lists")),
+        ("Dir::State::Status", path("status")),
+        ("Dir::Cache", path("cache")),
+    ] {
+        options.extend(["-o".to_owned(), format!("{name}={}", value.display())]);
+    }
+    let mut update = Command::new("apt-get");
+    progress::step("reading Debian's list of packages", update.args(&options).args(["-q", "update"]))?;
+    Ok(options)
+}
