@@ -108,8 +108,9 @@ fn link_pin(pin_path: &Path, index: IfIndex) -> PathBuf {
 
 /// The name that goes with an index now: it may have been renamed since the caller heard of it.
 pub(super) fn current_name(index: IfIndex) -> io::Result<IfName> {
+    // nix (0.31) takes if_indextoname's null pointer for success, and the name is empty then.
     let name = if_indextoname(index.0)?;
-    name.to_str().ok().and_then(IfName::new).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    name.to_str().ok().and_then(IfName::new).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
 }
 
 /// What a kernel before 6.6 says to `BPF_LINK_CREATE` with `BPF_TCX_INGRESS`, or one without `CONFIG_NET_XGRESS`.
