@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+
 use fastpath_tests::{
     agent::Agent,
     netns::Netns,
@@ -20,6 +22,10 @@ struct Bystander {
 }
 
 const BYSTANDER: u16 = 7008;
+/// Whenever any link comes up, the kernel forgets all cached routes (`rt_cache_flush`) and tears down the offloaded
+/// flows that used them; they are offloaded again with their next packet. That is so without an agent, too
+/// (`reference::any_link_that_comes_up_costs_a_few_packets`), and no agent can prevent it.
+const ROUTE_STRAYS: u64 = 30;
 
 impl Bystander {
     #[track_caller]
@@ -34,7 +40,7 @@ impl Bystander {
         let (flow, report) = self.flow.stop_intact();
         let passed = topology.forwarded(BYSTANDER).total() - self.forwarded;
         assert!(report.rounds > 50, "{report:?}");
-        assert_eq!(passed, 0, "{flow:?}: packets took the forward path, of {report:?}");
+        assert!(passed <= ROUTE_STRAYS, "{flow:?}: {passed} packets took the forward path, of {report:?}");
     }
 }
 
@@ -155,6 +161,27 @@ fn moved_to_another_namespace_and_back_under_traffic() {
     let mut flow = topology.open_between(2, 3, Proto::Udp, Family::V4, 7002);
     topology.assert_becomes_accelerated(&mut flow);
     bystander.assert_undisturbed(&topology);
+}
+
+/// What the agent itself does to the flowtable costs offloaded flows nothing at all. The kernel's own doings come
+/// first, while the agent is stopped.
+#[test]
+fn the_agents_own_changes_cost_no_packet() {
+    let topology = four_pods();
+    let node = &topology.node;
+    let agent = Agent::start(node, &[]);
+    let mut flow = topology.open(Proto::Udp, Family::V4, BYSTANDER);
+    topology.assert_becomes_accelerated(&mut flow);
+    agent.signal(Signal::SIGSTOP);
+    node.ip("link add d0 type dummy\nlink set d0 up\nlink set p3 down\nlink set p4 down\n\
+         link set p4 name uplink\nlink set uplink up\n");
+    topology.assert_becomes_accelerated(&mut flow);
+    let before = topology.forwarded(BYSTANDER);
+    let background = flow.in_background();
+    agent.signal(Signal::SIGCONT);
+    table::wait_for_devices(node, &["c0", "s0", "uplink", "d0"], SOON);
+    let (flow, report) = background.stop_intact();
+    assert_eq!(topology.forwarded(BYSTANDER), before, "{flow:?}: {report:?}");
 }
 
 #[test]

@@ -47,3 +47,17 @@ fn kindnet_rules_cannot_hold_300_interfaces() {
     let mut flow = topology.open(Proto::Tcp, Family::V4, 7001);
     topology.assert_forwarded(&mut flow);
 }
+
+/// No flowtable changes here: it is the kernel that throws flows out when it forgets its cached routes.
+#[test]
+fn any_link_that_comes_up_costs_a_few_packets() {
+    let topology = Topology::routed();
+    topology.node.nft(&reference::kindnet(&["c0", "s0"]));
+    let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
+    topology.assert_becomes_accelerated(&mut flow);
+    topology.node.ip("link add d0 type dummy\nlink set d0 up\n");
+    let measured = topology.measure(&mut flow, 50);
+    assert!(measured.delivered(), "{measured:?}");
+    assert!((1..=4).contains(&measured.forwarded.total()), "{measured:?}");
+    topology.assert_accelerated(&mut flow);
+}

@@ -21,13 +21,24 @@ pub fn ruleset(node: &Netns) -> String {
     node.output("nft", &["-s", "list", "ruleset"])
 }
 
-/// Devices in the agent's flowtable, by name; none when there is no flowtable.
+/// Devices in the flowtables of the agent's table, by name; none when there is no flowtable.
 #[track_caller]
 pub fn devices(node: &Netns) -> BTreeSet<String> {
+    devices_where(node, |_| true)
+}
+
+/// Devices in one flowtable of the agent's table.
+#[track_caller]
+pub fn devices_of(node: &Netns, name: &str) -> BTreeSet<String> {
+    devices_where(node, |flowtable| flowtable["name"] == name)
+}
+
+#[track_caller]
+fn devices_where(node: &Netns, wanted: impl Fn(&Value) -> bool) -> BTreeSet<String> {
     let listing = node.output("nft", &["-j", "list", "flowtables"]);
     let listing: Value = serde_json::from_str(&listing).expect("nft prints JSON");
-    let flowtables = listing["nftables"].as_array().into_iter().flatten();
-    let ours = flowtables.map(|object| &object["flowtable"]).filter(|flowtable| flowtable["table"] == TABLE);
+    let flowtables = listing["nftables"].as_array().into_iter().flatten().map(|object| &object["flowtable"]);
+    let ours = flowtables.filter(|flowtable| flowtable["table"] == TABLE && wanted(flowtable));
     ours.flat_map(|flowtable| match &flowtable["dev"] {
         Value::String(device) => vec![device.clone()],
         Value::Array(devices) => devices.iter().filter_map(|d| d.as_str().map(str::to_owned)).collect(),

@@ -25,6 +25,8 @@ const DATAGRAM_LIMIT: Duration = Duration::from_secs(1);
 const STREAM_LIMIT: Duration = Duration::from_secs(6);
 /// Losses after which a series of rounds is given up.
 const MOST_LOSSES: usize = 3;
+/// Time between two rounds of a background flow: leaves the emulated processor to what the test is about.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// Transport protocol of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -274,6 +276,7 @@ impl Flow {
                 if report.rounds > report.intact + MOST_LOSSES {
                     break;
                 }
+                thread::sleep(PAUSE);
             }
             (self, report)
         });

@@ -2,5 +2,6 @@
 
 mod conntrack;
 mod ebpf;
+mod errors;
 mod harness;
 mod nft;
