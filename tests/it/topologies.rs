@@ -83,7 +83,8 @@ fn explore(attach: Attach) {
     ] {
         reference::flowtable_for_all(&topology.node, &devices);
         let outcome = observe(&topology, Family::V4, port);
-        let outcome6 = if recipe.ipv6 && name == "all" { Some(observe(&topology, Family::V6, port)) } else { None };
+        let outcome6 =
+            if recipe.ipv6 && name == "all" { Some(observe(&topology, Family::V6, port)) } else { None };
         let back = observe_back(&topology, Family::V4, port);
         eprintln!("RESULT {attach:?} {name}: {outcome:?} {outcome6:?} back {back:?}");
         port += 1;
@@ -94,4 +95,4 @@ fn explore(attach: Attach) {
 
 macro_rules! explore { ($($name:ident $attach:ident,)*) => { $(#[test] fn $name() { explore(Attach::$attach) })* } }
 explore! { veth Veth, bridge Bridge, bridge_vlan BridgeVlan, vlan Vlan, qinq QinQ, bond Bond, macvlan Macvlan, ipvlan_l2 IpvlanL2,
- ipvlan_l3 IpvlanL3, vxlan Vxlan, ipip Ipip, gre Gre, wireguard WireGuard, tun Tun, xfrm_tunnel XfrmTunnel, xfrm_interface XfrmInterface, gre_over_esp GreOverEsp, }
+ipvlan_l3 IpvlanL3, vxlan Vxlan, ipip Ipip, gre Gre, wireguard WireGuard, tun Tun, xfrm_tunnel XfrmTunnel, xfrm_interface XfrmInterface, gre_over_esp GreOverEsp, }

@@ -34,7 +34,8 @@ pub fn binary() -> String {
 pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(binary());
     command.args(args);
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("FASTPATH_") || name == "NODE_NAME") {
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("FASTPATH_") || name == "NODE_NAME")
+    {
         command.env_remove(name);
     }
     command
@@ -157,11 +158,16 @@ impl Agent {
 
     /// Processor time that it has used so far.
     pub fn cpu_time(&self) -> Duration {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("the agent runs");
+        let stat =
+            std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("the agent runs");
         // Fields 14 and 15 of proc(5), in ticks of 10 ms; the second field may have spaces in it.
         let after_name = stat.rsplit_once(')').expect("proc(5)").1;
-        let ticks: u64 =
-            after_name.split_whitespace().skip(11).take(2).map(|field| field.parse::<u64>().expect("ticks")).sum();
+        let ticks: u64 = after_name
+            .split_whitespace()
+            .skip(11)
+            .take(2)
+            .map(|field| field.parse::<u64>().expect("ticks"))
+            .sum();
         Duration::from_millis(ticks * 10)
     }
 }

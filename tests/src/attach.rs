@@ -233,13 +233,9 @@ impl Attach {
                 ipv6: false,
                 ..PLAIN
             },
-            Self::GreOverEsp => Recipe {
-                both: GRE_IN_ESP,
-                uppers: &["gre1"],
-                server_dev: "gre1",
-                underlay: true,
-                ..PLAIN
-            },
+            Self::GreOverEsp => {
+                Recipe { both: GRE_IN_ESP, uppers: &["gre1"], server_dev: "gre1", underlay: true, ..PLAIN }
+            }
         }
     }
 }

@@ -121,7 +121,8 @@ impl Topology {
         let mut node = String::new();
         for pod in &self.pods {
             let Pod { ns, node_dev, .. } = pod;
-            writeln!(node, "link add {node_dev} type veth peer name eth0 netns {}", ns.path()).expect("string");
+            writeln!(node, "link add {node_dev} type veth peer name eth0 netns {}", ns.path())
+                .expect("string");
             writeln!(node, "link set {node_dev} up").expect("string");
             if pod.number != 2 {
                 node += &addresses(node_dev, pod.number, 1, true);
@@ -265,9 +266,25 @@ fn server_addresses(recipe: &Recipe) -> String {
 
 fn fill_in(template: &str, node: bool) -> String {
     let words = if node {
-        [("LOWER", "s0"), ("LOCAL", NODE_UNDERLAY), ("REMOTE", SERVER_UNDERLAY), ("SPI_OUT", "0x11"), ("SPI_IN", "0x22"), ("NEAR", "1"), ("FAR", "2")]
+        [
+            ("LOWER", "s0"),
+            ("LOCAL", NODE_UNDERLAY),
+            ("REMOTE", SERVER_UNDERLAY),
+            ("SPI_OUT", "0x11"),
+            ("SPI_IN", "0x22"),
+            ("NEAR", "1"),
+            ("FAR", "2"),
+        ]
     } else {
-        [("LOWER", "eth0"), ("LOCAL", SERVER_UNDERLAY), ("REMOTE", NODE_UNDERLAY), ("SPI_OUT", "0x22"), ("SPI_IN", "0x11"), ("NEAR", "2"), ("FAR", "1")]
+        [
+            ("LOWER", "eth0"),
+            ("LOCAL", SERVER_UNDERLAY),
+            ("REMOTE", NODE_UNDERLAY),
+            ("SPI_OUT", "0x22"),
+            ("SPI_IN", "0x11"),
+            ("NEAR", "2"),
+            ("FAR", "1"),
+        ]
     };
     words.iter().fold(template.to_owned(), |text, (word, value)| text.replace(word, value))
 }

@@ -95,7 +95,8 @@ impl Flow {
         let ends = match proto {
             Proto::Udp => {
                 let server = server.run(|| UdpSocket::bind(listen)).expect("bind the server");
-                let any: SocketAddr = if dial.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().expect("address");
+                let any: SocketAddr =
+                    if dial.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().expect("address");
                 let client = client.run(|| UdpSocket::bind(any)).expect("bind the client");
                 client.connect(dial).expect("a route to the server");
                 for socket in [&server, &client] {
