@@ -69,15 +69,9 @@ fn on_this_node(agent: &Path, flags: &[String]) -> Result<ExitCode> {
 }
 
 fn as_root(program: &Path) -> Result<Command> {
-    if setup::is_root()? {
-        return Ok(Command::new(program));
-    }
-    if !process::succeeds(Command::new("sudo").args(["-n", "true"])) {
-        bail!("the agent needs root, and sudo wants a password here: run `sudo -v` first, or use `--guest`");
-    }
-    let mut command = Command::new("sudo");
-    command.arg("-n").arg(program);
-    Ok(command)
+    setup::as_root(program)?.context(
+        "the agent needs root, and sudo wants a password here: run `sudo -v` first, or use `--guest`",
+    )
 }
 
 /// Why this kernel can't offload flows, if so: as the agent says it.
