@@ -116,7 +116,7 @@ pub struct RunArgs {
 #[derive(Clone, Debug, Args)]
 pub struct StatusArgs {
     /// Output format
-    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    #[arg(short, long, value_name = "FORMAT", default_value = "text", env = "FASTPATH_OUTPUT")]
     pub output: Output,
     /// Directory of the pinned eBPF maps
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]

@@ -3,5 +3,18 @@
 //! Tests below `host::` need no flowtable and also run on the developer's kernel; all others run in the test guest.
 //! Every test is run by itself, as root: `it --exact NAME --nocapture --test-threads=1`.
 
+mod ebpf;
+mod errors;
+mod foreign;
 mod host;
+mod interfaces;
+mod mtu;
+mod overrun;
+mod reference;
+mod repair;
+mod report;
+mod restart;
+mod scale;
+mod threshold;
 mod topologies;
+mod traffic;

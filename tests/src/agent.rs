@@ -71,8 +71,19 @@ impl Agent {
     #[track_caller]
     pub fn start_with(node: &Netns, args: &[&str]) -> Self {
         let mut agent = Self::spawn(node, &mut command(args));
-        agent.wait_for("ruleset verified", START_LIMIT);
+        agent.wait_for_ruleset();
         agent
+    }
+
+    /// Waits until the first reconcile is done.
+    #[track_caller]
+    pub fn wait_for_ruleset(&mut self) {
+        self.wait_for("ruleset verified", START_LIMIT);
+    }
+
+    /// Whether it hasn't ended.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("wait for the agent").is_none()
     }
 
     /// Starts it and waits for nothing.

@@ -9,6 +9,7 @@ pub mod monitor;
 pub mod netns;
 pub mod path;
 pub mod reference;
+pub mod table;
 pub mod topology;
 pub mod traffic;
 

@@ -5,7 +5,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::{netns::Netns, wait_until};
@@ -62,6 +62,24 @@ impl Monitor {
             .iter()
             .filter(|line| line.starts_with("# new generation") && line.contains("fastpath-agent"))
             .count()
+    }
+
+    /// Waits for a line that `wanted` accepts, looking every millisecond.
+    #[track_caller]
+    pub fn wait_for_line(&self, limit: Duration, wanted: impl Fn(&str) -> bool) {
+        let start = Instant::now();
+        let mut looked_at = 0;
+        loop {
+            {
+                let lines = self.lines.lock().expect("lines");
+                if lines[looked_at..].iter().any(|line| wanted(line)) {
+                    return;
+                }
+                looked_at = lines.len();
+            }
+            assert!(start.elapsed() < limit, "not seen by nft monitor within {limit:?}");
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// All that it has printed.

@@ -69,6 +69,12 @@ impl Pod {
             Family::V6 => Ipv6Addr::new(0xfd00, self.number, 0, 0, 0, 0, 0, 2).into(),
         }
     }
+
+    fn set_up(&self) {
+        let up = "link set lo up\nlink set eth0 up\n".to_owned();
+        let addresses = addresses("eth0", self.number, 2, true);
+        self.ns.ip(&(up + &addresses + &default_routes("eth0", self.number, true)));
+    }
 }
 
 /// A node with its pods, all set up, forwarding, and counting what it forwards.
@@ -91,14 +97,7 @@ impl Topology {
     /// Builds it.
     pub fn build(layout: Layout) -> Self {
         let node = Netns::new("node");
-        for (key, value) in [
-            ("net/ipv4/ip_forward", "1"),
-            ("net/ipv6/conf/all/forwarding", "1"),
-            ("net/ipv4/conf/all/rp_filter", "0"),
-            ("net/ipv4/conf/default/rp_filter", "0"),
-        ] {
-            node.sysctl(key, value);
-        }
+        make_router(&node);
         let pods: Vec<Pod> = (1..=layout.pods)
             .map(|number| Pod {
                 ns: Netns::new(["client", "server", "pod"][number.min(3) - 1]),
@@ -141,16 +140,12 @@ impl Topology {
             node += &addresses_on_top;
         }
         self.node.ip(&node);
-
         for pod in &self.pods {
-            let mut batch = "link set lo up\nlink set eth0 up\n".to_owned();
             if pod.number == 2 {
-                batch += &self.server_batch(&recipe);
+                pod.ns.ip(&self.server_batch(&recipe));
             } else {
-                batch += &addresses("eth0", pod.number, 2, true);
-                batch += &default_routes("eth0", pod.number, true);
+                pod.set_up();
             }
-            pod.ns.ip(&batch);
         }
         if self.attach == Attach::Tun {
             self.start_relays();
@@ -166,7 +161,7 @@ impl Topology {
     }
 
     fn server_batch(&self, recipe: &Recipe) -> String {
-        let mut batch = String::new();
+        let mut batch = "link set lo up\nlink set eth0 up\n".to_owned();
         if recipe.underlay {
             writeln!(batch, "address add {SERVER_UNDERLAY}/24 dev eth0").expect("string");
         }
@@ -196,6 +191,38 @@ impl Topology {
             self.relays.push(ns.spawn(&mut command));
             wait_until("socat's tun0", Duration::from_secs(5), || links(&ns).contains(&"tun0".to_owned()));
         }
+    }
+
+    /// Gives a pod (not client or server) whose pair was deleted a new one, of the same name.
+    pub fn connect_again(&self, pod: usize) {
+        let pod = &self.pods[pod];
+        let dev = &pod.node_dev;
+        let link =
+            format!("link add {dev} type veth peer name eth0 netns {}\nlink set {dev} up\n", pod.ns.path());
+        self.node.ip(&(link + &addresses(dev, pod.number, 1, true)));
+        pod.set_up();
+    }
+
+    /// Makes the server a second node, with one more pod behind it.
+    pub fn add_pod_behind_server(&mut self) {
+        let pod = Pod { ns: Netns::new("far pod"), node_dev: "p3".to_owned(), number: 3 };
+        let far = &self.server().ns;
+        make_router(far);
+        far.ip(&format!(
+            "link add p3 type veth peer name eth0 netns {}\nlink set p3 up\n{}",
+            pod.ns.path(),
+            addresses("p3", 3, 1, true),
+        ));
+        pod.set_up();
+        path::install(far, "");
+        self.node.ip("route add 10.3.0.0/24 via 10.2.0.2\nroute add fd00:3::/64 via fd00:2::2\n");
+        self.pods.push(pod);
+    }
+
+    /// Those lines of the server's set-up that begin with `words`.
+    pub fn server_recipe_lines(&self, words: &str) -> String {
+        let lines = fill_in(self.attach.recipe().both, false);
+        lines.lines().filter(|line| line.starts_with(words)).flat_map(|line| [line, "\n"]).collect()
     }
 
     /// The first pod.
@@ -235,6 +262,17 @@ impl Drop for Topology {
             let _ = relay.kill();
             let _ = relay.wait();
         }
+    }
+}
+
+fn make_router(ns: &Netns) {
+    for (key, value) in [
+        ("net/ipv4/ip_forward", "1"),
+        ("net/ipv6/conf/all/forwarding", "1"),
+        ("net/ipv4/conf/all/rp_filter", "0"),
+        ("net/ipv4/conf/default/rp_filter", "0"),
+    ] {
+        ns.sysctl(key, value);
     }
 }
 

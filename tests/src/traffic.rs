@@ -25,6 +25,8 @@ const DATAGRAM_LIMIT: Duration = Duration::from_secs(1);
 const STREAM_LIMIT: Duration = Duration::from_secs(6);
 /// Losses after which a series of rounds is given up.
 const MOST_LOSSES: usize = 3;
+/// Time between two rounds of a background flow: leaves the emulated processor to what the test is about.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// Transport protocol of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +128,16 @@ impl Flow {
         self.dialled.port()
     }
 
+    /// The client's address as the server sees it: with masquerade the node's. UDP: after the first request.
+    #[track_caller]
+    pub fn seen_by_server(&self) -> SocketAddr {
+        match &self.ends {
+            Ends::Udp { server, .. } => server.peer_addr(),
+            Ends::Tcp { server, .. } => server.peer_addr(),
+        }
+        .expect("a client")
+    }
+
     /// Sets the size in bytes of every request and response.
     pub fn set_payload(&mut self, bytes: usize) {
         self.payload = bytes;
@@ -164,13 +176,10 @@ impl Flow {
         let mut sent = vec![0; self.payload];
         Content::new(self.seed).fill(&mut sent);
         match &mut self.ends {
-            Ends::Udp { client, server } => {
-                let delivered = match direction {
-                    Direction::Upload => client.send(&sent).is_ok() && receive(server, &sent, Some(client)),
-                    Direction::Download => server.send(&sent).is_ok() && receive(client, &sent, None),
-                };
-                delivered
-            }
+            Ends::Udp { client, server } => match direction {
+                Direction::Upload => client.send(&sent).is_ok() && receive(server, &sent, Some(client)),
+                Direction::Download => server.send(&sent).is_ok() && receive(client, &sent, None),
+            },
             Ends::Tcp { client, server } => {
                 let (from, to) = match direction {
                     Direction::Upload => (client, server),
@@ -234,6 +243,25 @@ impl Flow {
         .map(|()| start.elapsed())
     }
 
+    /// Sends requests until one is answered, after the way was interrupted: stale neighbours, late datagrams.
+    #[track_caller]
+    pub fn settle(&mut self) {
+        let start = Instant::now();
+        while self.rounds(1) == 0 {
+            assert!(start.elapsed() < STREAM_LIMIT, "{self:?} doesn't come back");
+        }
+    }
+
+    /// Ends a TCP connection from the client's side with FIN, and waits for the server's.
+    #[track_caller]
+    pub fn close_gracefully(self) {
+        let Ends::Tcp { mut client, mut server } = self.ends else { panic!("only TCP is closed") };
+        client.shutdown(std::net::Shutdown::Write).expect("close");
+        assert_eq!(server.read(&mut [0]).expect("the client's FIN"), 0);
+        drop(server);
+        assert_eq!(client.read(&mut [0]).expect("the server's FIN"), 0);
+    }
+
     /// Keeps sending rounds on a thread of its own until told to stop.
     pub fn in_background(mut self) -> Background {
         let stop = Arc::new(AtomicBool::new(false));
@@ -248,6 +276,7 @@ impl Flow {
                 if report.rounds > report.intact + MOST_LOSSES {
                     break;
                 }
+                thread::sleep(PAUSE);
             }
             (self, report)
         });

@@ -28,16 +28,26 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 /// The agent, with the eBPF object in it.
-pub(crate) fn agent(profile: &str) -> Result<PathBuf> {
+fn agent(profile: &str) -> Result<PathBuf> {
     let mut built = cargo(profile, &["-p", "fastpath-agent", "--bins"])?;
     built.remove("fastpath-agent").context("cargo built no fastpath-agent")
 }
 
-/// The agent, and everything of the package `fastpath-tests`: the test binary `it`, the guest's PID 1, the demonstration.
+/// The agent, the guest's PID 1 and the demonstration.
+pub(crate) fn for_demonstration() -> Result<Binaries> {
+    // The same packages as below: with fewer of them cargo would choose other features, and build all of it twice.
+    complete(cargo("guest", &["-p", "fastpath-agent", "-p", "fastpath-tests", "--bins"])?, &["demo"])
+}
+
+/// The agent and everything of the package `fastpath-tests`: also the test binary `it`.
 pub(crate) fn for_tests() -> Result<Binaries> {
-    let built = cargo("guest", &["-p", "fastpath-agent", "-p", "fastpath-tests", "--bins", "--test", "it"])?;
-    for name in ["fastpath-agent", "init", "it"] {
-        if !built.contains_key(name) {
+    let what = ["-p", "fastpath-agent", "-p", "fastpath-tests", "--bins", "--test", "it"];
+    complete(cargo("guest", &what)?, &["it"])
+}
+
+fn complete(built: Binaries, more: &[&str]) -> Result<Binaries> {
+    for name in ["fastpath-agent", "init"].iter().chain(more) {
+        if !built.contains_key(*name) {
             bail!("cargo built no {name}");
         }
     }

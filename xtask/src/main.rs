@@ -7,6 +7,7 @@ mod guest;
 mod lint;
 mod process;
 mod progress;
+mod run;
 mod setup;
 mod test;
 mod toolchain;
@@ -35,6 +36,8 @@ enum Task {
     Lint,
     /// Run the tests
     Test(test::Options),
+    /// Run the agent on this node, or show what it does in the test guest
+    Run(run::Options),
     /// Open a shell in the test guest, or run one command there
     Guest(guest::Options),
 }
@@ -58,6 +61,7 @@ fn run() -> Result<ExitCode> {
             lint::run()?;
         }
         Task::Test(options) => test::run(&options)?,
+        Task::Run(options) => return run::run(&options),
         Task::Guest(options) => return guest::run(&options),
     }
     Ok(ExitCode::SUCCESS)

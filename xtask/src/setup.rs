@@ -238,7 +238,7 @@ fn install_nightly() -> Result<bool> {
     }
     let mut command = Command::new("rustup");
     command.args(["toolchain", "install", toolchain::PINNED_NIGHTLY, "--profile", "minimal"]);
-    command.args(["--component", "rust-src", "--no-self-update"]);
+    command.args(["--component", "rust-src,clippy", "--no-self-update"]);
     if let Err(error) = progress::step(&format!("installing {}", toolchain::PINNED_NIGHTLY), &mut command) {
         eprintln!("  not available: {}", error.to_string().lines().last().unwrap_or_default());
         return Ok(false);

@@ -73,7 +73,7 @@ pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
                 break;
             }
             event = agent.links_source.next() => agent.link_event(event?).await?,
-            event = agent.monitor.next() => agent.ruleset_event(event?),
+            event = Offload::next(&mut agent.offload) => agent.ruleset_event(event?),
             () = sleep_until((agent.started + Duration::from_millis(due)).into()) => agent.reconcile(trigger)?,
         }
     }
@@ -99,15 +99,41 @@ impl Stop {
     }
 }
 
+/// The half that concerns the ruleset.
+struct Offload {
+    monitor: Monitor,
+    reconciler: Reconciler<Nft>,
+}
+
+impl Offload {
+    /// Subscribes before anything is read, so that nothing is missed in between.
+    fn open(config: &Config, kernel: &Kernel) -> Result<Option<Self>, NftError> {
+        if let Some(reason) = kernel.lacks_flowtable() {
+            warn!("nothing is offloaded, flows are only watched: {reason}");
+            return Ok(None);
+        }
+        let monitor = Monitor::open()?;
+        let policy = config.rules.policy(kernel.flowtable_counter.is_supported());
+        Ok(Some(Self { monitor, reconciler: Reconciler::new(Nft::open()?, policy, config.foreign) }))
+    }
+
+    /// The next change of the ruleset; never where there is none to follow.
+    async fn next(offload: &mut Option<Self>) -> Result<Event, NftError> {
+        match offload {
+            Some(offload) => offload.monitor.next().await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
 struct Agent {
     config: Config,
     started: Instant,
     pace: Pace,
     links_source: Links,
     links: LinkTable,
-    monitor: Monitor,
     /// Absent where the kernel has no flowtable: then flows are only watched.
-    reconciler: Option<Reconciler<Nft>>,
+    offload: Option<Offload>,
     watch: Option<Watch>,
     overruns: u64,
     /// Whether it was said that repairs wait.
@@ -119,15 +145,8 @@ impl Agent {
     async fn start(config: Config, kernel: &Kernel) -> Result<Self, DaemonError> {
         info!(node = config.node, kernel = kernel.release, "fastpath-agent {}", env!("CARGO_PKG_VERSION"));
         let links_source = Links::open()?;
-        let monitor = Monitor::open()?;
+        let offload = Offload::open(&config, kernel)?;
         let links = links_source.list().await?.into_iter().collect::<LinkTable>();
-        let reconciler = if let Some(reason) = kernel.lacks_flowtable() {
-            warn!("nothing is offloaded, flows are only watched: {reason}");
-            None
-        } else {
-            let policy = config.rules.policy(kernel.flowtable_counter.is_supported());
-            Some(Reconciler::new(Nft::open()?, policy, config.foreign))
-        };
         let mut watch = Watch::start(&config);
         if let Some(watch) = &mut watch {
             watch.take_over(&links);
@@ -137,8 +156,7 @@ impl Agent {
             pace: Pace::default(),
             links_source,
             links,
-            monitor,
-            reconciler,
+            offload,
             watch,
             overruns: 0,
             backing_off: false,
@@ -160,8 +178,8 @@ impl Agent {
             lost |= event == LinkEvent::Overrun;
             if let Some(change) = self.links.apply(event) {
                 changed = true;
-                if let Some(reconciler) = &mut self.reconciler {
-                    reconciler.link_changed(&change);
+                if let Some(offload) = &mut self.offload {
+                    offload.reconciler.link_changed(&change);
                 }
             }
             next = self.links_source.try_next();
@@ -185,7 +203,7 @@ impl Agent {
         match event {
             Event::Overrun => self.overrun("ruleset"),
             Event::Generation { generation, .. } => {
-                if self.reconciler.as_mut().is_some_and(|r| r.committed(generation)) {
+                if self.offload.as_mut().is_some_and(|o| o.reconciler.committed(generation)) {
                     self.pace.trigger(Trigger::Ruleset, self.now());
                 }
             }
@@ -204,8 +222,8 @@ impl Agent {
 
     fn reconcile(&mut self, trigger: Trigger) -> Result<(), DaemonError> {
         let mut outcome = Outcome::Done;
-        if let Some(reconciler) = &mut self.reconciler {
-            let report = reconciler.reconcile(trigger, &self.links)?;
+        if let Some(offload) = &mut self.offload {
+            let report = offload.reconciler.reconcile(trigger, &self.links)?;
             debug!(%trigger, ?report, "reconciled");
             outcome = report.outcome;
         }
@@ -226,8 +244,9 @@ impl Agent {
     }
 
     fn in_place(&self) -> Result<(), DaemonError> {
-        match self.reconciler.as_ref().and_then(Reconciler::standing) {
-            Some(Standing::Right) | None => Ok(()),
+        match self.offload.as_ref().and_then(|o| o.reconciler.standing()) {
+            Some(Standing::Right) => Ok(()),
+            None => Err(DaemonError::NotInPlace("this kernel can't offload flows")),
             Some(Standing::Foreign) => {
                 Err(DaemonError::NotInPlace("a table of that name is somebody else's"))
             }
@@ -236,8 +255,8 @@ impl Agent {
     }
 
     fn cleanup(self) -> Result<(), DaemonError> {
-        let table = match self.reconciler {
-            Some(reconciler) => cleanup::remove_table(&mut reconciler.into_ruleset())?,
+        let table = match self.offload {
+            Some(offload) => cleanup::remove_table(&mut offload.reconciler.into_ruleset())?,
             None => TableCleanup::Absent,
         };
         drop(self.watch);

@@ -14,7 +14,7 @@ use crate::{
         select::Selection,
         watch::watched,
     },
-    kernel::bpf::{self, FlowEyes, LoadConfig},
+    kernel::bpf::{self, CleanupReport, FlowEyes, LoadConfig},
 };
 
 /// The attached programs.
@@ -30,6 +30,7 @@ impl Watch {
     /// Loads the programs; `None` if that isn't wanted or doesn't work (which is said).
     pub fn start(config: &Config) -> Option<Self> {
         if config.ebpf == EbpfMode::Off {
+            remove_leftovers(config);
             return None;
         }
         let load = LoadConfig {
@@ -113,5 +114,17 @@ impl Watch {
         if let Err(error) = self.eyes.detach(index) {
             debug!(%index, %error, "could not detach");
         }
+    }
+}
+
+/// An agent that ran before may have left programs at work that nobody wants any more.
+fn remove_leftovers(config: &Config) {
+    match bpf::cleanup(&config.pin_path) {
+        Ok(report) if report == CleanupReport::default() => {}
+        Ok(report) => info!(
+            detached = report.detached.join(", "),
+            "programs of an earlier agent are removed (--ebpf=off)"
+        ),
+        Err(error) => debug!(%error, "programs of an earlier agent, if any, stay"),
     }
 }

@@ -1,24 +1,298 @@
-//! Connections that the kernel tracks.
+//! Connections as conntrack has them, read over ctnetlink one by one so that memory stays bounded. Reads only.
 
-use std::{fmt, fs, io};
+use std::{
+    fmt, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
+use libc::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
+use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED, NetlinkHeader, NlaBuffer};
 use serde::Serialize;
 
-/// How many there are.
-#[derive(Clone, Debug, Serialize)]
+use super::nfnetlink::{FAMILY_HEADER_BYTES, HEADER_BYTES, Message, Socket, attributes};
+use crate::core::{
+    connection::{Entry, Status, TcpState, Tuple},
+    observed::Counter,
+};
+
+// enum ctattr_type and its kind, include/uapi/linux/netfilter/nfnetlink_conntrack.h
+const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_STATUS: u16 = 3;
+const CTA_PROTOINFO: u16 = 4;
+const CTA_HELP: u16 = 5;
+const CTA_MARK: u16 = 8;
+const CTA_COUNTERS_ORIG: u16 = 9;
+const CTA_COUNTERS_REPLY: u16 = 10;
+const CTA_ID: u16 = 12;
+const CTA_ZONE: u16 = 18;
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_IP_V4_SRC: u16 = 1;
+const CTA_IP_V4_DST: u16 = 2;
+const CTA_IP_V6_SRC: u16 = 3;
+const CTA_IP_V6_DST: u16 = 4;
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_SRC_PORT: u16 = 2;
+const CTA_PROTO_DST_PORT: u16 = 3;
+const CTA_PROTOINFO_TCP: u16 = 1;
+const CTA_PROTOINFO_TCP_STATE: u16 = 1;
+const CTA_HELP_NAME: u16 = 1;
+const CTA_COUNTERS_PACKETS: u16 = 1;
+const CTA_COUNTERS_BYTES: u16 = 2;
+const IPCTNL_MSG_CT_NEW: i32 = 0;
+const IPCTNL_MSG_CT_GET: i32 = 1;
+const NFNL_SUBSYS_CTNETLINK: i32 = 1;
+
+/// Conntrack could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ConntrackError {
+    /// The kernel doesn't hand conntrack out.
+    #[error(
+        "this kernel has no ctnetlink: run `modprobe nf_conntrack_netlink` on the host, or use a kernel with CONFIG_NF_CT_NETLINK"
+    )]
+    Unsupported,
+    /// The process isn't allowed to.
+    #[error("{operation} is not permitted: needs CAP_NET_ADMIN: run as root or add the capability")]
+    Permission {
+        /// What was asked of the kernel.
+        operation: &'static str,
+    },
+    /// The socket or a request failed.
+    #[error("{operation}: {source}")]
+    Io {
+        /// What was asked of the kernel.
+        operation: &'static str,
+        /// errno.
+        source: io::Error,
+    },
+}
+
+impl ConntrackError {
+    fn new(operation: &'static str, source: io::Error) -> Self {
+        match source.raw_os_error() {
+            Some(libc::EPERM) => Self::Permission { operation },
+            // nfnetlink knows no such subsystem (nfnetlink_rcv_msg), or there is no nfnetlink.
+            Some(libc::EINVAL | libc::EPROTONOSUPPORT) => Self::Unsupported,
+            _ => Self::Io { operation, source },
+        }
+    }
+}
+
+/// How many connections there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Summary {
-    /// Entries in this network namespace.
+    /// All connections.
     pub entries: u64,
+    /// Those with packets in both directions.
+    pub seen_reply: u64,
+    /// Those in a flowtable.
+    pub offloaded: u64,
+    /// Those handed to hardware.
+    pub hw_offloaded: u64,
+    /// Those without packet counters, which `ct packets` never matches.
+    pub without_counters: u64,
 }
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} entries", self.entries)
+        write!(f, "{} connections, {} in a flowtable", self.entries, self.offloaded)?;
+        if self.hw_offloaded > 0 {
+            write!(f, " ({} in hardware)", self.hw_offloaded)?;
+        }
+        if self.without_counters > 0 {
+            write!(f, ", {} not counted", self.without_counters)?;
+        }
+        Ok(())
     }
 }
 
-/// Counts them.
-pub fn summary() -> Result<Summary, io::Error> {
-    let count = fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count")?;
-    Ok(Summary { entries: count.trim().parse().map_err(io::Error::other)? })
+/// Counts the connections of the calling thread's network namespace.
+pub fn summary() -> Result<Summary, ConntrackError> {
+    Conntrack::open()?.summary()
+}
+
+/// Conntrack of the network namespace in which it was opened.
+pub struct Conntrack {
+    socket: Socket,
+}
+
+impl Conntrack {
+    /// Opens conntrack of the calling thread's network namespace.
+    pub fn open() -> Result<Self, ConntrackError> {
+        let socket =
+            Socket::open().map_err(|error| ConntrackError::new("opening a netfilter socket", error))?;
+        Ok(Self { socket })
+    }
+
+    /// Calls `each` for every connection. Connections that come or go meanwhile may be seen, or not, or twice.
+    pub fn dump(&mut self, mut each: impl FnMut(Entry)) -> Result<(), ConntrackError> {
+        let request = self.request(NLM_F_DUMP, libc::AF_UNSPEC as u8, &[]);
+        self.socket
+            .request(&request, |message| entry(message).into_iter().for_each(&mut each))
+            .map_err(|error| ConntrackError::new("reading conntrack", error))?;
+        Ok(())
+    }
+
+    /// The connection that has `tuple` in its original or its reply direction, in `zone`.
+    pub fn get(&mut self, tuple: &Tuple, zone: u16) -> Result<Option<Entry>, ConntrackError> {
+        let family = if tuple.source.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+        let mut nlas = vec![nest(CTA_TUPLE_ORIG, &tuple_nlas(tuple))];
+        if zone != 0 {
+            nlas.push(DefaultNla::new(CTA_ZONE, zone.to_be_bytes().to_vec()));
+        }
+        let request = self.request(NLM_F_ACK, family as u8, &nlas);
+        let mut found = None;
+        match self.socket.request(&request, |message| found = entry(message)) {
+            Ok(_) => Ok(found),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(ConntrackError::new("reading a connection", error)),
+        }
+    }
+
+    /// Counts all connections.
+    pub fn summary(&mut self) -> Result<Summary, ConntrackError> {
+        let mut summary = Summary::default();
+        self.dump(|entry| {
+            summary.entries += 1;
+            summary.seen_reply += u64::from(entry.status.seen_reply());
+            summary.offloaded += u64::from(entry.status.offloaded());
+            summary.hw_offloaded += u64::from(entry.status.hw_offloaded());
+            summary.without_counters += u64::from(entry.counters.is_none());
+        })?;
+        Ok(summary)
+    }
+
+    fn request(&mut self, flags: i32, family: u8, nlas: &[DefaultNla]) -> Vec<u8> {
+        let start = HEADER_BYTES + FAMILY_HEADER_BYTES;
+        let mut message = vec![0; start + nlas.buffer_len()];
+        let mut header = NetlinkHeader::default();
+        header.length = message.len() as u32;
+        header.message_type = (NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET) as u16;
+        header.flags = (NLM_F_REQUEST | flags) as u16;
+        header.sequence_number = self.socket.reserve_sequence(1);
+        header.emit(&mut message[..HEADER_BYTES]);
+        message[HEADER_BYTES] = family;
+        nlas.emit(&mut message[start..]);
+        message
+    }
+}
+
+fn nest(kind: u16, nlas: &[DefaultNla]) -> DefaultNla {
+    let mut value = vec![0; nlas.buffer_len()];
+    nlas.emit(&mut value);
+    DefaultNla::new(kind | NLA_F_NESTED, value)
+}
+
+fn tuple_nlas(tuple: &Tuple) -> [DefaultNla; 2] {
+    let (source, destination) = match tuple.source {
+        IpAddr::V4(_) => (CTA_IP_V4_SRC, CTA_IP_V4_DST),
+        IpAddr::V6(_) => (CTA_IP_V6_SRC, CTA_IP_V6_DST),
+    };
+    let octets = |address: IpAddr| match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
+    [
+        nest(
+            CTA_TUPLE_IP,
+            &[
+                DefaultNla::new(source, octets(tuple.source)),
+                DefaultNla::new(destination, octets(tuple.destination)),
+            ],
+        ),
+        nest(
+            CTA_TUPLE_PROTO,
+            &[
+                DefaultNla::new(CTA_PROTO_NUM, vec![tuple.protocol]),
+                DefaultNla::new(CTA_PROTO_SRC_PORT, tuple.source_port.to_be_bytes().to_vec()),
+                DefaultNla::new(CTA_PROTO_DST_PORT, tuple.destination_port.to_be_bytes().to_vec()),
+            ],
+        ),
+    ]
+}
+
+/// The connection in a message; `None` if it isn't one of IPv4 or IPv6.
+fn entry(message: &Message<'_>) -> Option<Entry> {
+    if i32::from(message.kind()) != NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW {
+        return None;
+    }
+    let (mut original, mut reply, mut counters) = (None, None, [None; 2]);
+    let (mut id, mut status, mut zone, mut mark) = (0, Status::default(), 0, 0);
+    let (mut tcp_state, mut helper) = (None, None);
+    for nla in message.attributes() {
+        match nla.kind() {
+            CTA_TUPLE_ORIG => original = self::tuple(nla.value()),
+            CTA_TUPLE_REPLY => reply = self::tuple(nla.value()),
+            CTA_COUNTERS_ORIG => counters[0] = counter(nla.value()),
+            CTA_COUNTERS_REPLY => counters[1] = counter(nla.value()),
+            CTA_ID => id = u32::from_ne_bytes(fixed(&nla)?),
+            CTA_STATUS => status = Status(u32::from_be_bytes(fixed(&nla)?)),
+            CTA_ZONE => zone = u16::from_be_bytes(fixed(&nla)?),
+            CTA_PROTOINFO => tcp_state = self::tcp_state(nla.value()),
+            CTA_HELP => helper = self::helper(nla.value()),
+            CTA_MARK => mark = u32::from_be_bytes(fixed(&nla)?),
+            _ => {}
+        }
+    }
+    let counters = counters[0].zip(counters[1]).map(|(original, reply)| [original, reply]);
+    Some(Entry { id, original: original?, reply: reply?, status, tcp_state, helper, zone, mark, counters })
+}
+
+fn tuple(bytes: &[u8]) -> Option<Tuple> {
+    let (mut source, mut destination) = (None, None);
+    let (mut protocol, mut source_port, mut destination_port) = (None, 0, 0);
+    for outer in attributes(bytes) {
+        for inner in attributes(outer.value()) {
+            match (outer.kind(), inner.kind()) {
+                (CTA_TUPLE_IP, CTA_IP_V4_SRC) => source = Some(Ipv4Addr::from(fixed(&inner)?).into()),
+                (CTA_TUPLE_IP, CTA_IP_V4_DST) => destination = Some(Ipv4Addr::from(fixed(&inner)?).into()),
+                (CTA_TUPLE_IP, CTA_IP_V6_SRC) => source = Some(Ipv6Addr::from(fixed::<16>(&inner)?).into()),
+                (CTA_TUPLE_IP, CTA_IP_V6_DST) => {
+                    destination = Some(Ipv6Addr::from(fixed::<16>(&inner)?).into());
+                }
+                (CTA_TUPLE_PROTO, CTA_PROTO_NUM) => protocol = Some(u8::from_be_bytes(fixed(&inner)?)),
+                (CTA_TUPLE_PROTO, CTA_PROTO_SRC_PORT) => source_port = u16::from_be_bytes(fixed(&inner)?),
+                (CTA_TUPLE_PROTO, CTA_PROTO_DST_PORT) => {
+                    destination_port = u16::from_be_bytes(fixed(&inner)?);
+                }
+                _ => {}
+            }
+        }
+    }
+    Some(Tuple {
+        source: source?,
+        destination: destination?,
+        protocol: protocol?,
+        source_port,
+        destination_port,
+    })
+}
+
+fn tcp_state(bytes: &[u8]) -> Option<TcpState> {
+    let tcp = attributes(bytes).find(|nla| nla.kind() == CTA_PROTOINFO_TCP)?;
+    let state = attributes(tcp.value()).find(|nla| nla.kind() == CTA_PROTOINFO_TCP_STATE)?;
+    Some(TcpState::new(u8::from_be_bytes(fixed(&state)?)))
+}
+
+fn helper(bytes: &[u8]) -> Option<String> {
+    let name = attributes(bytes).find(|nla| nla.kind() == CTA_HELP_NAME)?;
+    let name = name.value().split(|byte| *byte == 0).next().unwrap_or_default();
+    Some(String::from_utf8_lossy(name).into_owned())
+}
+
+fn counter(bytes: &[u8]) -> Option<Counter> {
+    let mut counter = Counter::default();
+    for nla in attributes(bytes) {
+        match nla.kind() {
+            CTA_COUNTERS_PACKETS => counter.packets = u64::from_be_bytes(fixed(&nla)?),
+            CTA_COUNTERS_BYTES => counter.bytes = u64::from_be_bytes(fixed(&nla)?),
+            _ => {}
+        }
+    }
+    Some(counter)
+}
+
+fn fixed<const N: usize>(nla: &NlaBuffer<&[u8]>) -> Option<[u8; N]> {
+    nla.value().try_into().ok()
 }

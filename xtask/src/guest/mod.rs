@@ -99,7 +99,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         machine(&initramfs, log).shell()?;
         return Ok(ExitCode::SUCCESS);
     }
-    let initramfs = with_command(&kernel, &own, extra, &options.command)?;
+    let initramfs = with_command(&kernel, &own, &build::for_tests()?, extra, &options.command)?;
     let machine = machine(&initramfs, log);
     let limit = Duration::from_secs(options.time_limit);
     match execute(&machine, limit)? {
@@ -118,11 +118,12 @@ pub(crate) fn newest(name: Option<&str>) -> Result<Wanted> {
 pub(crate) fn with_command(
     kernel: &Kernel,
     directory: &Path,
+    binaries: &Binaries,
     mut extra: Archive,
     command: &[String],
 ) -> Result<PathBuf> {
     extra.text("job/arguments", command.iter().map(|word| format!("{word}\0")).collect::<String>());
-    assemble(kernel, directory, &build::for_tests()?, extra)
+    assemble(kernel, directory, binaries, extra)
 }
 
 /// Boots, runs the command that was put in, and prints what it prints.

@@ -74,7 +74,8 @@ impl Batch {
         &self.bytes
     }
 
-    fn push(&mut self, index: usize, kind: i32, flags: i32, payload: &dyn Payload) {
+    /// Adds one message of the operation at `index`.
+    pub(super) fn push(&mut self, index: usize, kind: i32, flags: i32, payload: &dyn Payload) {
         let sequence = self.first + 1 + self.messages.len() as u32;
         let start = self.bytes.len();
         self.bytes.extend_from_slice(self.scratch.message(kind, flags, sequence, payload));

@@ -18,10 +18,12 @@ pub enum NftError {
         remedy: &'static str,
     },
     /// The process isn't allowed to.
-    #[error("{operation} is not permitted: needs {capability}: run as root or add the capability")]
+    #[error("{operation} {object} is not permitted without {capability}: run as root or add the capability")]
     Permission {
         /// What was asked of the kernel.
         operation: &'static str,
+        /// What it was about.
+        object: &'static str,
         /// The missing capability.
         capability: &'static str,
     },
@@ -54,7 +56,7 @@ impl NftError {
     /// Sorts an errno of the kernel into a variant.
     pub(super) fn new(operation: &'static str, object: &'static str, source: io::Error) -> Self {
         match source.raw_os_error() {
-            Some(libc::EPERM) => Self::Permission { operation, capability: "CAP_NET_ADMIN" },
+            Some(libc::EPERM) => Self::Permission { operation, object, capability: "CAP_NET_ADMIN" },
             _ => Self::Io { operation, object, source },
         }
     }

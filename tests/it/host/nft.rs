@@ -1,0 +1,317 @@
+//! The agent's view of nftables against the kernel, without the parts that need a flowtable.
+
+use std::{
+    fs,
+    future::Future,
+    os::fd::{AsRawFd, RawFd},
+    time::Duration,
+};
+
+use fastpath_agent::{
+    core::{
+        expr::Expr,
+        model::{CHAIN, DEVICE_SET, IfIndex, TABLE},
+        observed::{ChainHook, Generation, ObservedTable, Owner},
+        plan::Op,
+        rule::Rule,
+    },
+    kernel::{
+        Ruleset,
+        nft::{CommitError, Event, Monitor, Nft},
+        probe::{self, Support},
+    },
+};
+use fastpath_tests::netns::Netns;
+
+/// Our rule on a kernel without flowtables.
+fn exprs() -> Vec<Expr> {
+    let mut exprs = Rule::Offload { threshold: 20 }.exprs();
+    exprs.retain(|expr| !matches!(expr, Expr::FlowAdd { .. }));
+    exprs
+}
+
+fn install(indices: impl IntoIterator<Item = u32>) -> Vec<Op> {
+    vec![
+        Op::AddTable,
+        Op::AddDeviceSet,
+        Op::AddIndices(indices.into_iter().map(IfIndex).collect()),
+        Op::AddChain { priority: 300 },
+        Op::AddRule { exprs: exprs() },
+    ]
+}
+
+fn generation(nft: &mut Nft) -> Generation {
+    nft.observe().expect("observe").generation
+}
+
+fn table(nft: &mut Nft) -> ObservedTable {
+    nft.observe().expect("observe").table.expect("a table")
+}
+
+#[test]
+fn what_was_committed_is_observed() {
+    let node = Netns::new("node");
+    node.run(|| {
+        let mut nft = Nft::open().expect("open");
+        let before = nft.observe().expect("observe");
+        assert_eq!(before.table, None);
+        let after = nft.commit(&install([1, 77]), before.generation).expect("commit");
+        assert_eq!(after, before.generation.next());
+
+        let observed = nft.observe().expect("observe");
+        assert_eq!(observed.generation, after);
+        let table = observed.table.expect("our table");
+        assert_eq!(table.owner, Owner::Ours);
+        assert_eq!(table.flowtables, []);
+        let [set] = table.sets.as_slice() else { panic!("one set: {:?}", table.sets) };
+        assert_eq!((set.name.as_str(), set.key_type), (DEVICE_SET, 20));
+        assert_eq!(set.elements, [IfIndex(1), IfIndex(77)].into());
+        let [chain] = table.chains.as_slice() else { panic!("one chain: {:?}", table.chains) };
+        assert_eq!(chain.name, CHAIN);
+        let hook = ChainHook { kind: "filter".to_owned(), hook: 2, priority: 300, accept: true };
+        assert_eq!(chain.hook, Some(hook));
+        let [rule] = chain.rules.as_slice() else { panic!("one rule: {:?}", chain.rules) };
+        assert_eq!(rule.owner, Owner::Ours);
+        assert_eq!(rule.exprs, exprs());
+        assert_eq!(rule.counter.map(|counter| counter.packets), Some(0));
+
+        // And all of it can be taken apart again.
+        let ops = [
+            Op::RemoveIndices(vec![IfIndex(77)]),
+            Op::DeleteRule { handle: rule.handle },
+            Op::DeleteChain,
+            Op::DeleteDeviceSet,
+        ];
+        let after = nft.commit(&ops, after).expect("commit");
+        assert_eq!(self::table(&mut nft), ObservedTable { chains: vec![], sets: vec![], ..table });
+        nft.commit(&[Op::DeleteTable], after).expect("commit");
+        assert_eq!(nft.observe().expect("observe").table, None);
+    });
+}
+
+#[test]
+fn nft_lists_what_was_committed() {
+    let node = Netns::new("node");
+    node.run(|| {
+        let mut nft = Nft::open().expect("open");
+        let generation = generation(&mut nft);
+        nft.commit(&install([1]), generation).expect("commit");
+    });
+    assert_eq!(
+        node.output("nft", &["list", "table", "inet", TABLE]),
+        r#"table inet kindnet-fastpath {
+	comment "rules for kindnet fastpath"
+	set kindnet-set-devices {
+		type iface_index
+		elements = { "lo" }
+	}
+
+	chain kindnet-fastpath-chain {
+		type filter hook forward priority 300; policy accept;
+		ct packets > 20 ct state established iif @kindnet-set-devices oif @kindnet-set-devices counter packets 0 bytes 0
+	}
+}
+"#
+    );
+}
+
+#[test]
+fn what_others_wrote_is_foreign_and_read_all_the_same() {
+    let node = Netns::new("node");
+    node.nft(
+        "table inet other { set kindnet-set-devices { type iface_index; elements = { 1 } }; chain c { counter; }; }
+         table ip kindnet-fastpath { chain c { counter; }; }",
+    );
+    node.run(|| {
+        let mut nft = Nft::open().expect("open");
+        assert_eq!(nft.observe().expect("observe").table, None);
+    });
+    node.nft(
+        r#"table inet kindnet-fastpath {
+             comment "rules for kindnet fastpath"
+             set names { type ifname; elements = { "lo" }; }
+             set kindnet-set-devices { type iface_index; elements = { 1 }; }
+             chain jumped { ct original packets > 5 log; counter comment "fastpath/1"; tcp dport { 1, 2 } drop; }
+             chain kindnet-fastpath-chain {
+               type filter hook forward priority -110; policy drop;
+               ct packets > 20 ct state established iif @kindnet-set-devices oif @kindnet-set-devices counter
+             }
+           }"#,
+    );
+    node.run(|| {
+        let mut nft = Nft::open().expect("open");
+        let table = table(&mut nft);
+        assert_eq!(table.owner, Owner::Foreign);
+        let mut sets: Vec<_> =
+            table.sets.iter().map(|set| (set.name.as_str(), set.key_type, set.elements.len())).collect();
+        sets.sort();
+        assert_eq!(sets, [(DEVICE_SET, 20, 1), ("names", 41, 0)]);
+        let chain = |name| table.chains.iter().find(|chain| chain.name == name).expect("the chain");
+        let hook = ChainHook { kind: "filter".to_owned(), hook: 2, priority: -110, accept: false };
+        assert_eq!(chain(CHAIN).hook, Some(hook));
+        // nft itself makes the very rule that we make.
+        assert_eq!(chain(CHAIN).rules[0].exprs, exprs());
+        assert_eq!(chain(CHAIN).rules[0].owner, Owner::Foreign);
+        assert_eq!(chain("jumped").hook, None);
+        assert_eq!(chain("jumped").rules.len(), 3);
+        assert!(matches!(&chain("jumped").rules[0].exprs[0], Expr::Other { name } if name == "ct"));
+        assert!(chain("jumped").rules.iter().all(|rule| rule.owner == Owner::Foreign));
+    });
+}
+
+#[test]
+fn a_foreign_change_makes_the_plan_stale_and_nothing_is_written() {
+    let node = Netns::new("node");
+    node.run(|| {
+        let mut nft = Nft::open().expect("open");
+        let seen = generation(&mut nft);
+        node.nft("table ip other {}");
+        let error = nft.commit(&install([1]), seen).expect_err("stale");
+        assert!(matches!(error, CommitError::Stale), "{error:?}");
+        let observed = nft.observe().expect("observe");
+        assert_eq!((observed.table, observed.generation), (None, seen.next()));
+        nft.commit(&install([1]), seen.next()).expect("commit");
+    });
+}
+
+#[test]
+fn every_refused_operation_is_named_and_nothing_is_applied() {
+    let node = Netns::new("node");
+    node.run(|| {
+        let mut nft = Nft::open().expect("open");
+        let seen = generation(&mut nft);
+        let mut ops = install([1]);
+        // More elements than one message takes: the refusal comes from the second one.
+        ops.insert(3, Op::AddIndices((2..600).map(IfIndex).collect()));
+        ops.insert(4, Op::RemoveIndices((1..300).chain([999]).map(IfIndex).collect()));
+        ops.push(Op::DeleteRule { handle: 4711 });
+        let refused = |result: Result<_, CommitError>| match result {
+            Err(CommitError::Rejected(rejections)) => rejections
+                .iter()
+                .map(|rejection| (rejection.index, rejection.source.raw_os_error()))
+                .collect::<Vec<_>>(),
+            other => panic!("not rejected: {other:?}"),
+        };
+        let enoent = Some(nix::libc::ENOENT);
+        assert_eq!(refused(nft.commit(&ops, seen)), [(4, enoent), (7, enoent)]);
+        let observed = nft.observe().expect("observe");
+        assert_eq!((observed.table, observed.generation), (None, seen));
+        // What the codec can't write doesn't reach the kernel.
+        let ops = [Op::AddTable, Op::AddRule { exprs: vec![Expr::Other { name: "log".to_owned() }] }];
+        assert_eq!(refused(nft.commit(&ops, seen)), [(1, None)]);
+    });
+}
+
+#[test]
+fn a_plan_of_thousands_of_elements_and_an_empty_one() {
+    let node = Netns::new("node");
+    node.run(|| {
+        let mut nft = Nft::open().expect("open");
+        let seen = generation(&mut nft);
+        let after = nft.commit(&install(1..=5000), seen).expect("commit");
+        assert_eq!(table(&mut nft).sets[0].elements.len(), 5000);
+        assert_eq!(nft.commit(&[], after).expect("commit"), after);
+        assert_eq!(generation(&mut nft), after);
+    });
+}
+
+/// Runs a future that must be done within five seconds.
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        tokio::time::timeout(Duration::from_secs(5), future).await.expect("done within five seconds")
+    })
+}
+
+/// Memory that datagrams take which wait on a netlink socket of this thread's namespace.
+fn receive_queue_bytes(socket: RawFd) -> u32 {
+    let link = fs::read_link(format!("/proc/self/fd/{socket}")).expect("the socket's inode");
+    let link = link.to_str().expect("socket:[INODE]");
+    let inode = link.trim_start_matches("socket:[").trim_end_matches(']');
+    let sockets = fs::read_to_string("/proc/thread-self/net/netlink").expect("procfs");
+    let fields = sockets
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .find(|fields| fields.last() == Some(&inode))
+        .expect("our socket is listed");
+    fields[4].parse().expect("column Rmem")
+}
+
+#[test]
+fn the_monitor_hears_of_generations_and_of_nothing_else() {
+    let node = Netns::new("node");
+    node.run(|| {
+        block_on(async {
+            let mut monitor = Monitor::open().expect("monitor");
+            let mut nft = Nft::open().expect("open");
+            let first = generation(&mut nft);
+            let rules: String =
+                (0..500).map(|n| format!("add rule ip other c tcp dport {} counter\n", n + 1)).collect();
+            node.nft(&format!("add table ip other\nadd chain ip other c\n{rules}"));
+            nft.commit(&install([1]), first.next()).expect("commit");
+            // Two small datagrams wait, and not those about 500 rules too.
+            let waiting = receive_queue_bytes(monitor.as_raw_fd());
+            assert!((1..8192).contains(&waiting), "{waiting}");
+            let expected = [(first.next(), "nft"), (first.next().next(), "")];
+            for (expected, process_name) in expected {
+                let Event::Generation { generation, process, name } = monitor.next().await.expect("event")
+                else {
+                    panic!("an overrun")
+                };
+                assert_eq!(generation, expected);
+                assert!(process.is_some_and(|process| process != 0));
+                let name = name.expect("a name");
+                assert!(process_name.is_empty() || name == process_name, "{name}");
+            }
+            let more = tokio::time::timeout(Duration::from_millis(200), monitor.next()).await;
+            assert!(more.is_err(), "{more:?}");
+        });
+    });
+}
+
+#[test]
+fn probes_answer_as_nft_does_and_leave_no_trace() {
+    let node = Netns::new("node");
+    // Below /proc/sys/net everybody sees his own namespace's.
+    let accounting = || fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_acct").expect("sysctl");
+    node.nft("table inet other { chain c { counter; }; }");
+    let ruleset = || node.output("nft", &["-a", "list", "ruleset"]);
+    let before = (ruleset(), node.run(accounting));
+    let kernel = node.run(|| {
+        block_on(async {
+            let mut monitor = Monitor::open().expect("monitor");
+            let before = generation(&mut Nft::open().expect("open"));
+            let kernel = probe::probe();
+            assert_eq!(generation(&mut Nft::open().expect("open")), before);
+            let heard = tokio::time::timeout(Duration::from_millis(200), monitor.next()).await;
+            assert!(heard.is_err(), "{heard:?}");
+            kernel
+        })
+    });
+    assert_eq!((ruleset(), node.run(accounting)), before);
+
+    let accepts = |script: &str| node.try_run("nft", &["-c", "-f", "-"], script).status.success();
+    let flowtable = "flowtable f { hook ingress priority 0; devices = { lo }; ";
+    let cases = [
+        ("nf_tables", &kernel.nf_tables, accepts("table inet t {}")),
+        ("ct", &kernel.ct, accepts("table inet t { chain c { ct packets > 20; }; }")),
+        ("flowtable", &kernel.flowtable, accepts(&format!("table inet t {{ {flowtable} }}; }}"))),
+        (
+            "counter",
+            &kernel.flowtable_counter,
+            accepts(&format!("table inet t {{ {flowtable} counter; }}; }}")),
+        ),
+        (
+            "flow_offload",
+            &kernel.flow_offload,
+            accepts(&format!("table inet t {{ {flowtable} }}; chain c {{ flow add @f; }}; }}")),
+        ),
+    ];
+    for (name, support, accepted) in cases {
+        assert_eq!(support.known(), Some(accepted), "{name}: {support:?}");
+        println!("{name}: {support:?}");
+    }
+    let release = node.output("uname", &["-r"]);
+    assert_eq!(kernel.release, release.trim());
+    assert_eq!(kernel.lacks_flowtable().is_none(), kernel.flowtable == Support::Yes);
+}

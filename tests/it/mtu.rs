@@ -1,0 +1,110 @@
+//! MTU 9000 → 1500 → 2000 (client — node — second node — server), with and without path MTU discovery, and with
+//! discovery whose ICMP messages are dropped: what is delivered without the agent is delivered with it, and the same.
+
+use fastpath_tests::{
+    agent::Agent,
+    topology::{Family, Topology},
+    traffic::{Direction, Flow, Proto},
+};
+
+const BULK: usize = 1 << 20;
+
+/// The server becomes the second node, and the pod behind it the server.
+fn build() -> Topology {
+    let mut topology = Topology::routed();
+    topology.add_pod_behind_server();
+    topology.node.ip("link set c0 mtu 9000\nlink set s0 mtu 1500\n");
+    topology.client().ns.ip("link set eth0 mtu 9000\n");
+    topology.server().ns.ip("link set eth0 mtu 1500\nlink set p3 mtu 2000\n");
+    topology.pods[2].ns.ip("link set eth0 mtu 2000\n");
+    topology
+}
+
+fn open(topology: &Topology, family: Family, port: u16) -> Flow {
+    topology.open_between(0, 2, Proto::Tcp, family, port)
+}
+
+/// Both transfers, and how many packets of them took the forward path.
+#[track_caller]
+fn transfer(topology: &Topology, flow: &mut Flow) -> u64 {
+    let before = topology.forwarded(flow.port()).total();
+    flow.transfer(Direction::Upload, BULK).expect("upload");
+    flow.transfer(Direction::Download, BULK).expect("download");
+    topology.forwarded(flow.port()).total() - before
+}
+
+#[test]
+fn with_path_mtu_discovery() {
+    let topology = build();
+    let mut before = open(&topology, Family::V4, 7001);
+    assert!(transfer(&topology, &mut before) > 500, "without the agent");
+    let _agents = [Agent::start(&topology.node, &[]), Agent::start(&topology.server().ns, &[])];
+    for (family, port) in [(Family::V4, 7002), (Family::V6, 7003)] {
+        let mut flow = open(&topology, family, port);
+        topology.assert_becomes_accelerated(&mut flow);
+        // Until both ends know the path's MTU, larger packets are handed to the forward path, which answers them.
+        transfer(&topology, &mut flow);
+        let passed = transfer(&topology, &mut flow);
+        assert!(passed <= 20, "{family:?}: {passed} packets took the forward path once the MTU was known");
+        topology.assert_accelerated(&mut flow);
+    }
+}
+
+/// Neither end sets DF: the nodes fragment (IPv4 only), and that is the forward path's work.
+#[test]
+fn without_path_mtu_discovery() {
+    let topology = build();
+    for pod in [0, 2] {
+        topology.pods[pod].ns.sysctl("net/ipv4/ip_no_pmtu_disc", "1");
+    }
+    let mut before = open(&topology, Family::V4, 7001);
+    transfer(&topology, &mut before);
+    let _agents = [Agent::start(&topology.node, &[]), Agent::start(&topology.server().ns, &[])];
+    let mut flow = open(&topology, Family::V4, 7002);
+    topology.assert_becomes_accelerated(&mut flow);
+    let passed = transfer(&topology, &mut flow);
+    assert!(
+        passed > 100,
+        "what is larger than the MTU can't bypass the forward path, {passed} packets didn't"
+    );
+    // What fits still does.
+    topology.assert_accelerated(&mut flow);
+}
+
+/// Nobody tells the ends what fits: large packets are lost, with the agent as without it, and small ones go on.
+#[test]
+fn with_path_mtu_discovery_into_a_black_hole() {
+    let topology = build();
+    let drop_icmp = "table inet black-hole { chain out { type filter hook output priority 0; policy accept;
+        icmp type destination-unreachable drop
+        icmpv6 type packet-too-big drop
+    }; }";
+    topology.node.nft(drop_icmp);
+    topology.server().ns.nft(drop_icmp);
+    let fate = |port| {
+        let mut flow = open(&topology, Family::V4, port);
+        assert_eq!(flow.rounds(30), 30, "small packets");
+        let error = flow.transfer(Direction::Upload, 100_000).expect_err("nothing tells the client the MTU");
+        assert!(error.contains("100000 bytes left"), "{error}");
+    };
+    fate(7001);
+    let _agents = [Agent::start(&topology.node, &[]), Agent::start(&topology.server().ns, &[])];
+    fate(7002);
+    assert!(topology.marked_offloaded(7002));
+}
+
+/// The MTU changes while a flow is offloaded.
+#[test]
+fn lowered_and_raised_under_traffic() {
+    let topology = Topology::routed();
+    let _agent = Agent::start(&topology.node, &[]);
+    let mut flow = topology.open(Proto::Tcp, Family::V4, 7001);
+    topology.assert_becomes_accelerated(&mut flow);
+    for mtu in [1300, 1500] {
+        topology.node.ip(&format!("link set s0 mtu {mtu}\n"));
+        topology.server().ns.ip(&format!("link set eth0 mtu {mtu}\n"));
+        flow.transfer(Direction::Upload, BULK).expect("upload");
+        flow.transfer(Direction::Download, BULK).expect("download");
+        topology.assert_accelerated(&mut flow);
+    }
+}

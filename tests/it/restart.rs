@@ -1,0 +1,182 @@
+//! The agent stops, is killed, starts again: what is right is left alone, and offloaded flows don't notice.
+
+use std::{thread, time::Duration};
+
+use fastpath_tests::{
+    agent::{self, Agent},
+    monitor::Monitor,
+    table,
+    topology::{Family, Topology, links},
+    traffic::Proto,
+};
+use nix::sys::signal::Signal;
+
+/// Kills an agent after each of these times from its start: before, during and after its first reconcile.
+fn moments() -> impl Iterator<Item = Duration> {
+    [1, 3, 8, 15, 25, 40, 60, 90, 130, 200, 300, 450].into_iter().map(Duration::from_millis)
+}
+
+#[test]
+fn killed_in_a_loop_under_traffic() {
+    let topology = Topology::routed();
+    let node = &topology.node;
+    Agent::start(node, &[]).kill();
+    let listing = table::listing(node);
+    let mut flow = topology.open(Proto::Tcp, Family::V4, 7001);
+    topology.assert_becomes_accelerated(&mut flow);
+    let before = topology.forwarded(7001);
+    let background = flow.in_background();
+    let mut monitor = Monitor::start(node);
+    for moment in moments() {
+        let agent = Agent::spawn(node, &mut agent::command(&["--ebpf=off"]));
+        thread::sleep(moment);
+        agent.kill();
+    }
+    let _agent = Agent::start(node, &[]);
+    assert_eq!(monitor.commits_of_agent(), 0, "{:#?}", monitor.lines());
+    let (mut flow, report) = background.stop_intact();
+    assert_eq!(topology.forwarded(7001), before, "packets took the forward path, of {report:?}");
+    topology.assert_accelerated(&mut flow);
+    assert_eq!(table::listing(node), listing);
+}
+
+#[test]
+fn killed_while_it_installs() {
+    let topology = Topology::routed();
+    let node = &topology.node;
+    Agent::start(node, &[]).kill();
+    let whole = table::listing(node);
+    let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
+    for moment in moments() {
+        node.nft("delete table inet kindnet-fastpath");
+        let agent = Agent::spawn(node, &mut agent::command(&["--ebpf=off"]));
+        thread::sleep(moment);
+        agent.kill();
+        let left = table::listing(node);
+        assert!(left.is_none() || left == whole, "half a table after {moment:?}:\n{left:?}");
+        assert_eq!(flow.rounds(3), 3);
+        if left.is_none() {
+            // For the next round's deletion.
+            node.nft("add table inet kindnet-fastpath");
+        }
+    }
+    node.nft("delete table inet kindnet-fastpath");
+    let _agent = Agent::start(node, &[]);
+    assert_eq!(table::listing(node), whole);
+    topology.assert_becomes_accelerated(&mut flow);
+}
+
+#[test]
+fn with_nothing_to_change_nothing_is_written() {
+    let topology = Topology::routed();
+    let node = &topology.node;
+    Agent::start(node, &[]).stop();
+    let mut flow = topology.open(Proto::Udp, Family::V6, 7001);
+    topology.assert_becomes_accelerated(&mut flow);
+    let before = topology.forwarded(7001);
+    let background = flow.in_background();
+    let mut monitor = Monitor::start(node);
+    for _ in 0..3 {
+        let agent = Agent::start(node, &[]);
+        thread::sleep(Duration::from_millis(300));
+        agent.stop();
+    }
+    assert_eq!(monitor.commits_of_agent(), 0, "{:#?}", monitor.lines());
+    let (flow, report) = background.stop_intact();
+    assert_eq!(topology.forwarded(7001), before, "{flow:?}: {report:?}");
+}
+
+/// Links that changed while no agent ran are all that is written afterwards.
+#[test]
+fn what_changed_meanwhile_is_all_that_is_written() {
+    let topology = Topology::routed();
+    let node = &topology.node;
+    node.ip("link add d0 type dummy\nlink set d0 up\n");
+    Agent::start(node, &[]).stop();
+    node.ip("link del d0\nlink add d1 type dummy\nlink set d1 up\n");
+    let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
+    topology.assert_becomes_accelerated(&mut flow);
+    let before = topology.forwarded(7001);
+    let background = flow.in_background();
+    let mut monitor = Monitor::start(node);
+    let _agent = Agent::start(node, &[]);
+    table::wait_for_devices(node, &["c0", "s0", "d1"], Duration::from_secs(2));
+    assert_eq!(monitor.commits_of_agent(), 1, "{:#?}", monitor.lines());
+    let (flow, report) = background.stop_intact();
+    assert_eq!(topology.forwarded(7001), before, "{flow:?}: {report:?}");
+}
+
+#[test]
+fn stops_within_a_second_and_leaves_the_rules() {
+    let topology = Topology::routed();
+    let node = &topology.node;
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let mut agent = Agent::start(node, &[]);
+        let listing = table::listing(node);
+        agent.signal(signal);
+        let status = agent.wait_exit(Duration::from_secs(1));
+        assert!(status.success(), "{signal}: {status}");
+        assert!(listing.is_some() && table::listing(node) == listing, "{signal}");
+    }
+    let mut flow = topology.open(Proto::Tcp, Family::V4, 7001);
+    topology.assert_becomes_accelerated(&mut flow);
+}
+
+#[test]
+fn once_installs_and_exits() {
+    let topology = Topology::routed();
+    let output = agent::run(&topology.node, &["--ebpf=off", "--once"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut flow = topology.open(Proto::Tcp, Family::V4, 7001);
+    topology.assert_becomes_accelerated(&mut flow);
+}
+
+/// Everything that could show a trace: the ruleset, the links, traffic control, and pins.
+fn traces(topology: &Topology) -> String {
+    let node = &topology.node;
+    let mut traces = table::ruleset(node);
+    traces += &node.output("ip", &["-d", "link"]);
+    for link in links(node) {
+        traces += &node.output("tc", &["filter", "show", "dev", &link, "ingress"]);
+        traces += &node.output("tc", &["filter", "show", "dev", &link, "egress"]);
+    }
+    let programs = node.output("bpftool", &["net"]);
+    let pins = node.output("find", &["/sys/fs/bpf", "-mindepth", "1"]);
+    traces + &programs + &pins
+}
+
+/// Things of others, beside which the agent works.
+fn add_things_of_others(topology: &Topology) {
+    topology.node.nft(
+        "table inet firewall { chain forward { type filter hook forward priority 0; policy accept; counter; }; }",
+    );
+    topology.node.output("tc", &["qdisc", "add", "dev", "c0", "clsact"]);
+    topology.node.output("tc", &["filter", "add", "dev", "c0", "ingress", "matchall", "action", "ok"]);
+}
+
+#[test]
+fn cleanup_leaves_no_trace_and_nothing_of_others_changed() {
+    let topology = Topology::routed();
+    add_things_of_others(&topology);
+    let before = traces(&topology);
+    let agent = Agent::start_with(&topology.node, &[]);
+    topology.assert_becomes_accelerated(&mut topology.open(Proto::Tcp, Family::V4, 7001));
+    agent.stop();
+    assert_ne!(traces(&topology), before, "the agent left what cleanup has to remove");
+    agent::output(&topology.node, &["cleanup"]);
+    assert_eq!(traces(&topology), before);
+    // Again, with nothing there.
+    agent::output(&topology.node, &["cleanup"]);
+    assert_eq!(traces(&topology), before);
+}
+
+#[test]
+fn cleanup_on_exit() {
+    let topology = Topology::routed();
+    add_things_of_others(&topology);
+    let before = traces(&topology);
+    let agent = Agent::start_with(&topology.node, &["--cleanup-on-exit"]);
+    topology.assert_becomes_accelerated(&mut topology.open(Proto::Tcp, Family::V4, 7001));
+    agent.stop();
+    assert_eq!(traces(&topology), before);
+}

@@ -1,0 +1,148 @@
+//! `cargo xtask run`: the agent on this node, or, where this kernel has no flowtable, the demonstration in the guest.
+
+use std::{
+    io::Write,
+    path::Path,
+    process::{Command, ExitCode, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::{
+    build::{self, Binaries},
+    guest::{self, RemoveLater, initramfs::Archive, kernels, qemu::Machine, verdict::End},
+    process,
+    setup::{self, Need},
+};
+
+/// What `cargo xtask run` was asked for.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Run the agent on this node, also if its kernel has no flowtable.
+    #[arg(long, conflicts_with = "guest")]
+    host: bool,
+    /// Show the demonstration in the test guest, also if this kernel has a flowtable.
+    #[arg(long)]
+    guest: bool,
+    /// Which kernel the guest boots (see tests/kernels.toml); the newest if none is named.
+    #[arg(long)]
+    kernel: Option<String>,
+    /// Run the guest with KVM instead of software emulation.
+    #[arg(long)]
+    kvm: bool,
+    /// Flags for the agent.
+    #[arg(last = true)]
+    agent_flags: Vec<String>,
+}
+
+/// Booting not included.
+const DEMONSTRATION_LIMIT: Duration = Duration::from_secs(300);
+
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    setup::ensure(&[Need::Build])?;
+    let binaries = build::for_demonstration()?;
+    let agent = &binaries["fastpath-agent"];
+    if options.host {
+        return on_this_node(agent, &options.agent_flags);
+    }
+    if !options.guest && options.kernel.is_none() {
+        let Some(reason) = lacks_flowtable(agent)? else {
+            return on_this_node(agent, &options.agent_flags);
+        };
+        eprintln!("no flow can be offloaded on this node: {reason}");
+        eprintln!("so this shows it in the test guest (`--host` runs the agent here all the same)");
+    }
+    in_guest(options, &binaries)
+}
+
+/// The agent in the foreground, as root.
+fn on_this_node(agent: &Path, flags: &[String]) -> Result<ExitCode> {
+    let mut command = as_root(agent)?;
+    command.args(flags);
+    eprintln!("running {} (Ctrl-C ends it)", process::shown(&command));
+    let status = command.status().with_context(|| format!("cannot run `{}`", process::shown(&command)))?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    // Ended by Ctrl-C: as the user wished.
+    Ok(code.map_or(ExitCode::SUCCESS, ExitCode::from))
+}
+
+fn as_root(program: &Path) -> Result<Command> {
+    if setup::is_root()? {
+        return Ok(Command::new(program));
+    }
+    if !process::succeeds(Command::new("sudo").args(["-n", "true"])) {
+        bail!("the agent needs root, and sudo wants a password here: run `sudo -v` first, or use `--guest`");
+    }
+    let mut command = Command::new("sudo");
+    command.arg("-n").arg(program);
+    Ok(command)
+}
+
+/// Why this kernel can't offload flows, if so: as the agent says it.
+fn lacks_flowtable(agent: &Path) -> Result<Option<String>> {
+    #[derive(Deserialize)]
+    struct Status {
+        kernel: Kernel,
+    }
+    #[derive(Deserialize)]
+    struct Kernel {
+        flowtable: Option<Support>,
+    }
+    #[derive(Deserialize)]
+    struct Support {
+        supported: bool,
+        #[serde(default)]
+        reason: String,
+    }
+    let text = process::output(as_root(agent)?.args(["status", "-o", "json"]))?;
+    let status: Status = serde_json::from_str(&text).context("cannot read the agent's status")?;
+    match status.kernel.flowtable {
+        Some(support) if support.supported => Ok(None),
+        Some(support) => Ok(Some(support.reason)),
+        None => try_flowtable(),
+    }
+}
+
+/// Asks the kernel itself, in a transaction that is checked and thrown away.
+fn try_flowtable() -> Result<Option<String>> {
+    const RULESET: &str = "table inet fastpath-probe {
+        flowtable f { hook ingress priority filter; devices = { lo }; }
+        chain c { type filter hook forward priority 0; flow add @f }
+    }";
+    let mut command = as_root(Path::new("nft"))?;
+    command.args(["--check", "--file", "-"]).stdin(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().context("cannot run nft")?;
+    child.stdin.take().context("nft's stdin is a pipe")?.write_all(RULESET.as_bytes())?;
+    Ok((!child.wait()?.success()).then(|| {
+        "its kernel refuses flowtables; they need CONFIG_NF_FLOW_TABLE, CONFIG_NF_FLOW_TABLE_INET and \
+         CONFIG_NFT_FLOW_OFFLOAD (modules nf_flow_table, nf_flow_table_inet, nft_flow_offload)"
+            .to_owned()
+    }))
+}
+
+/// The demonstration, whose output is this program's.
+fn in_guest(options: &Options, binaries: &Binaries) -> Result<ExitCode> {
+    let wanted = guest::newest(options.kernel.as_deref())?;
+    setup::ensure(&[Need::Guest(std::slice::from_ref(&wanted))])?;
+    let kernel = kernels::cached(&wanted)?.context("set-up has fetched the kernel")?;
+    let own = guest::directory().join(format!("{}-{}", kernel.name, std::process::id()));
+    let _removed = RemoveLater(own.clone());
+    let mut command = vec!["demo".to_owned()];
+    command.extend(options.agent_flags.iter().cloned());
+    let initramfs = guest::with_command(&kernel, &own, binaries, Archive::default(), &command)?;
+    let machine = Machine {
+        kernel: &kernel,
+        initramfs: &initramfs,
+        log: guest::directory().join(format!("run-{}.log", kernel.name)),
+        kvm: options.kvm,
+        cpus: 1,
+        memory_mib: guest::MEMORY_MIB,
+    };
+    eprintln!("booting Linux {} in QEMU (about 10 seconds)", kernel.release);
+    match guest::execute(&machine, DEMONSTRATION_LIMIT)? {
+        End::Exit(0) => Ok(ExitCode::SUCCESS),
+        end => bail!("the demonstration failed: {end}; see {}", machine.log.display()),
+    }
+}
