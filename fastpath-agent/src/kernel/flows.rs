@@ -98,7 +98,8 @@ pub fn for_each(pin_path: &Path, node: &Node, mut each: impl FnMut(Flow)) -> Res
     if let Some(error) = failed {
         return Err(error.into());
     }
-    for flow in pinned.iter().flat_map(Pinned::flows) {
+    let Some(pinned) = pinned else { return Ok(()) };
+    for flow in pinned.flows()? {
         let (key, counters) = flow?;
         if !known.contains(&hasher.hash_one(key)) {
             each(Flow::gone(Tuple::from_flow_key(&key), counters));
