@@ -1,8 +1,11 @@
 //! The pure half: configuration and observed state in, plan out. No I/O, no clock, no async.
 
+pub mod connection;
 pub mod desired;
 pub mod diff;
 pub mod expr;
+pub mod flow;
+pub mod flow_filter;
 pub mod link_table;
 pub mod model;
 pub mod observed;

@@ -10,12 +10,17 @@ use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED, NetlinkHeader, Nla
 use serde::Serialize;
 
 use super::nfnetlink::{FAMILY_HEADER_BYTES, HEADER_BYTES, Message, Socket, attributes};
-use crate::core::observed::Counter;
+use crate::core::{
+    connection::{Entry, Status, TcpState, Tuple},
+    observed::Counter,
+};
 
 // enum ctattr_type and its kind, include/uapi/linux/netfilter/nfnetlink_conntrack.h
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_STATUS: u16 = 3;
+const CTA_PROTOINFO: u16 = 4;
+const CTA_HELP: u16 = 5;
 const CTA_MARK: u16 = 8;
 const CTA_COUNTERS_ORIG: u16 = 9;
 const CTA_COUNTERS_REPLY: u16 = 10;
@@ -30,6 +35,9 @@ const CTA_IP_V6_DST: u16 = 4;
 const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
+const CTA_PROTOINFO_TCP: u16 = 1;
+const CTA_PROTOINFO_TCP_STATE: u16 = 1;
+const CTA_HELP_NAME: u16 = 1;
 const CTA_COUNTERS_PACKETS: u16 = 1;
 const CTA_COUNTERS_BYTES: u16 = 2;
 const IPCTNL_MSG_CT_NEW: i32 = 0;
@@ -69,69 +77,6 @@ impl ConntrackError {
             _ => Self::Io { operation, source },
         }
     }
-}
-
-/// One direction of a connection: what its packets have in their headers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-pub struct Tuple {
-    /// Source address.
-    pub source: IpAddr,
-    /// Destination address.
-    pub destination: IpAddr,
-    /// IP protocol number.
-    pub protocol: u8,
-    /// Source port; 0 for protocols without ports.
-    pub source_port: u16,
-    /// Destination port; 0 for protocols without ports.
-    pub destination_port: u16,
-}
-
-/// State bits of a connection (enum ip_conntrack_status, include/uapi/linux/netfilter/nf_conntrack_common.h).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
-pub struct Status(pub u32);
-
-impl Status {
-    /// `IPS_SEEN_REPLY`: packets were seen in both directions.
-    pub fn seen_reply(self) -> bool {
-        self.0 & 1 << 1 != 0
-    }
-
-    /// `IPS_ASSURED`: isn't dropped early when the table is full.
-    pub fn assured(self) -> bool {
-        self.0 & 1 << 2 != 0
-    }
-
-    /// `IPS_OFFLOAD`: is in a flowtable. Doesn't say that packets take that way.
-    pub fn offloaded(self) -> bool {
-        self.0 & 1 << 14 != 0
-    }
-
-    /// `IPS_HW_OFFLOAD`: was handed to hardware.
-    pub fn hw_offloaded(self) -> bool {
-        self.0 & 1 << 15 != 0
-    }
-}
-
-/// A connection.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Entry {
-    /// `CTA_ID` as nftables has it in a register (`ct id`): the four bytes as they are. `conntrack -o id` prints
-    /// the same bytes as a big-endian number.
-    pub id: u32,
-    /// As the first packet had it.
-    pub original: Tuple,
-    /// As answers have it; differs from the original turned round where there is NAT.
-    pub reply: Tuple,
-    /// State bits.
-    pub status: Status,
-    /// Conntrack zone of the original direction.
-    pub zone: u16,
-    /// `ct mark`.
-    pub mark: u32,
-    /// Packets and bytes in the original and in the reply direction; `None` if nobody counts (`nf_conntrack_acct` was
-    /// off when the connection began).
-    pub counters: Option<[Counter; 2]>,
 }
 
 /// How many connections there are.
@@ -274,6 +219,7 @@ fn entry(message: &Message<'_>) -> Option<Entry> {
     }
     let (mut original, mut reply, mut counters) = (None, None, [None; 2]);
     let (mut id, mut status, mut zone, mut mark) = (0, Status::default(), 0, 0);
+    let (mut tcp_state, mut helper) = (None, None);
     for nla in message.attributes() {
         match nla.kind() {
             CTA_TUPLE_ORIG => original = self::tuple(nla.value()),
@@ -283,12 +229,14 @@ fn entry(message: &Message<'_>) -> Option<Entry> {
             CTA_ID => id = u32::from_ne_bytes(fixed(&nla)?),
             CTA_STATUS => status = Status(u32::from_be_bytes(fixed(&nla)?)),
             CTA_ZONE => zone = u16::from_be_bytes(fixed(&nla)?),
+            CTA_PROTOINFO => tcp_state = self::tcp_state(nla.value()),
+            CTA_HELP => helper = self::helper(nla.value()),
             CTA_MARK => mark = u32::from_be_bytes(fixed(&nla)?),
             _ => {}
         }
     }
     let counters = counters[0].zip(counters[1]).map(|(original, reply)| [original, reply]);
-    Some(Entry { id, original: original?, reply: reply?, status, zone, mark, counters })
+    Some(Entry { id, original: original?, reply: reply?, status, tcp_state, helper, zone, mark, counters })
 }
 
 fn tuple(bytes: &[u8]) -> Option<Tuple> {
@@ -319,6 +267,18 @@ fn tuple(bytes: &[u8]) -> Option<Tuple> {
         source_port,
         destination_port,
     })
+}
+
+fn tcp_state(bytes: &[u8]) -> Option<TcpState> {
+    let tcp = attributes(bytes).find(|nla| nla.kind() == CTA_PROTOINFO_TCP)?;
+    let state = attributes(tcp.value()).find(|nla| nla.kind() == CTA_PROTOINFO_TCP_STATE)?;
+    Some(TcpState::new(u8::from_be_bytes(fixed(&state)?)))
+}
+
+fn helper(bytes: &[u8]) -> Option<String> {
+    let name = attributes(bytes).find(|nla| nla.kind() == CTA_HELP_NAME)?;
+    let name = name.value().split(|byte| *byte == 0).next().unwrap_or_default();
+    Some(String::from_utf8_lossy(name).into_owned())
 }
 
 fn counter(bytes: &[u8]) -> Option<Counter> {

@@ -5,7 +5,10 @@ use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
 };
 
-use fastpath_agent::kernel::conntrack::{self, Conntrack, Tuple};
+use fastpath_agent::{
+    core::connection::Tuple,
+    kernel::conntrack::{self, Conntrack},
+};
 use fastpath_tests::netns::Netns;
 
 const UDP: u8 = 17;

@@ -9,6 +9,7 @@ mod cleanup;
 mod error;
 mod load;
 mod maps;
+mod sys;
 mod tc;
 
 use std::path::PathBuf;

@@ -1,0 +1,233 @@
+//! A flow: what conntrack says of a connection joined with what was counted of its two directions, and what that makes it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
+
+use fastpath_common::FlowCounters;
+use serde::Serialize;
+
+use super::{
+    connection::{Entry, TcpState, Tuple},
+    model::{IfIndex, IfName},
+};
+
+/// TCP flags that end an offload (FIN, RST).
+const TCP_CLOSING_FLAGS: u64 = 1 | 4;
+/// A flow younger than this may have crossed the threshold with the very packet that was counted last.
+const JUST_CROSSED_NS: u64 = 1_000_000_000;
+
+/// A flow with both its directions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// The connection; `None` if conntrack has none (any more) for what was counted.
+    pub entry: Option<Entry>,
+    /// The tuple of the original direction as packets of it come in, before NAT.
+    pub original: Tuple,
+    /// The same of the reply direction; unknown without an entry.
+    pub reply: Option<Tuple>,
+    /// What was counted at ingress, original and reply direction; `None` where nothing was seen.
+    pub seen: [Option<FlowCounters>; 2],
+    /// What became of it.
+    pub state: State,
+}
+
+/// What became of a flow.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "state", content = "cause")]
+pub enum State {
+    /// Handed to hardware.
+    HwOffloaded,
+    /// In the flowtable.
+    Offloaded,
+    /// Has just had more packets than the threshold.
+    Crossed,
+    /// Has had more packets than the threshold and isn't offloaded all the same.
+    Stalled(Cause),
+    /// Hasn't had more packets than the threshold.
+    BelowThreshold,
+    /// A FIN or RST was seen.
+    Closing,
+    /// Was counted, but conntrack doesn't have it any more, or never had it.
+    Gone,
+}
+
+/// Why a flow isn't offloaded: the first cause that can be told.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// Neither TCP nor UDP.
+    Protocol,
+    /// Begins or ends on this node, so it isn't forwarded.
+    Local,
+    /// No rule offloads flows on this node.
+    NoRule,
+    /// The connection is older than our rule: conntrack doesn't count its packets.
+    NotCounted,
+    /// Packets were seen in one direction only.
+    OneWay,
+    /// The TCP handshake isn't complete.
+    NotEstablished,
+    /// A conntrack helper reads along.
+    Helper(String),
+    /// Came in on an interface that isn't in the flowtable.
+    Interface(String),
+    /// None of the above.
+    Unknown,
+}
+
+/// What a flow is judged by.
+#[derive(Clone, Debug, Default)]
+pub struct Node {
+    /// Packets after which the rule offloads; `None` if there is no such rule.
+    pub threshold: Option<u32>,
+    /// Interfaces in the flowtable.
+    pub managed: BTreeSet<IfIndex>,
+    /// Names of all interfaces.
+    pub names: BTreeMap<IfIndex, IfName>,
+    /// Addresses of this node.
+    pub addresses: BTreeSet<IpAddr>,
+    /// `CLOCK_MONOTONIC` now, in ns.
+    pub now_ns: u64,
+}
+
+impl Flow {
+    /// Joins a connection with what was counted of its directions.
+    pub fn join(entry: Entry, seen: [Option<FlowCounters>; 2], node: &Node) -> Self {
+        let state = judge(&entry, &seen, node);
+        Self { original: entry.original, reply: Some(entry.reply), entry: Some(entry), seen, state }
+    }
+
+    /// A direction that was counted and that conntrack has no connection for.
+    pub fn gone(tuple: Tuple, seen: FlowCounters) -> Self {
+        Self { entry: None, original: tuple, reply: None, seen: [Some(seen), None], state: State::Gone }
+    }
+
+    /// Packets of both directions as counted at ingress, offloaded or not.
+    pub fn packets(&self) -> u64 {
+        self.sum(|c| c.packets)
+    }
+
+    /// Bytes of both directions from the IP header on, likewise.
+    pub fn bytes(&self) -> u64 {
+        self.sum(|c| c.bytes)
+    }
+
+    /// When a packet was last seen, `CLOCK_MONOTONIC` in ns; `None` if none was.
+    pub fn last_seen_ns(&self) -> Option<u64> {
+        self.seen.iter().flatten().map(|c| c.last_seen_ns).max()
+    }
+
+    /// When the first packet was seen, likewise.
+    pub fn first_seen_ns(&self) -> Option<u64> {
+        first_seen(&self.seen)
+    }
+
+    /// Interfaces that its packets came in on, original direction first.
+    pub fn interfaces(&self) -> impl Iterator<Item = IfIndex> {
+        self.seen.iter().flatten().map(|c| IfIndex(c.ifindex))
+    }
+
+    fn sum(&self, field: impl Fn(&FlowCounters) -> u64) -> u64 {
+        self.seen.iter().flatten().map(field).sum()
+    }
+}
+
+fn first_seen(seen: &[Option<FlowCounters>; 2]) -> Option<u64> {
+    seen.iter().flatten().map(|c| c.first_seen_ns).min()
+}
+
+fn judge(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node) -> State {
+    if entry.status.hw_offloaded() {
+        return State::HwOffloaded;
+    }
+    if entry.status.offloaded() {
+        return State::Offloaded;
+    }
+    let flags = seen.iter().flatten().fold(0, |flags, c| flags | c.tcp_flags);
+    if flags & TCP_CLOSING_FLAGS != 0 || entry.tcp_state == Some(TcpState::Closing) {
+        return State::Closing;
+    }
+    if entry.original.flow_key().is_none() {
+        return State::Stalled(Cause::Protocol);
+    }
+    // A masqueraded connection's replies go to an address of this node, and yet it is forwarded.
+    if node.addresses.contains(&entry.reply.source) || node.addresses.contains(&entry.original.source) {
+        return State::Stalled(Cause::Local);
+    }
+    let Some(threshold) = node.threshold else { return State::Stalled(Cause::NoRule) };
+    let counted = match entry.counters {
+        Some([original, reply]) => original.packets + reply.packets,
+        None => seen.iter().flatten().map(|c| c.packets).sum(),
+    };
+    if counted <= u64::from(threshold) {
+        return State::BelowThreshold;
+    }
+    if first_seen(seen).is_some_and(|first| node.now_ns.saturating_sub(first) < JUST_CROSSED_NS) {
+        return State::Crossed;
+    }
+    State::Stalled(stalled(entry, seen, node))
+}
+
+fn stalled(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node) -> Cause {
+    if !entry.status.seen_reply() {
+        return Cause::OneWay;
+    }
+    if entry.tcp_state == Some(TcpState::Opening) {
+        return Cause::NotEstablished;
+    }
+    if let Some(helper) = &entry.helper {
+        return Cause::Helper(helper.clone());
+    }
+    if entry.counters.is_none() {
+        return Cause::NotCounted;
+    }
+    let stranger = seen.iter().flatten().map(|c| IfIndex(c.ifindex)).find(|i| !node.managed.contains(i));
+    match stranger {
+        Some(index) => {
+            Cause::Interface(node.names.get(&index).map_or(index.to_string(), ToString::to_string))
+        }
+        None => Cause::Unknown,
+    }
+}
+
+/// All that [`State::name`] returns.
+pub const STATE_NAMES: [&str; 7] =
+    ["offloaded", "hw-offloaded", "crossed", "stalled", "below-threshold", "closing", "gone"];
+
+impl State {
+    /// Its name, as filters and JSON have it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::HwOffloaded => "hw-offloaded",
+            Self::Offloaded => "offloaded",
+            Self::Crossed => "crossed",
+            Self::Stalled(_) => "stalled",
+            Self::BelowThreshold => "below-threshold",
+            Self::Closing => "closing",
+            Self::Gone => "gone",
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Protocol => f.write_str("neither TCP nor UDP"),
+            Self::Local => f.write_str("local, not forwarded"),
+            Self::NoRule => f.write_str("no rule offloads flows"),
+            Self::NotCounted => f.write_str("older than the ruleset"),
+            Self::OneWay => f.write_str("one direction only"),
+            Self::NotEstablished => f.write_str("not established"),
+            Self::Helper(name) => write!(f, "conntrack helper {name}"),
+            Self::Interface(name) => write!(f, "{name} isn't in the flowtable"),
+            Self::Unknown => f.write_str("cause unknown"),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "flow_tests.rs"]
+mod tests;

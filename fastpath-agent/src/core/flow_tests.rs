@@ -1,0 +1,130 @@
+//! The join and the judgement of flows.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::core::{
+    connection::{Status, TCP, UDP},
+    observed::Counter,
+};
+
+const SEEN_REPLY: u32 = 1 << 1;
+const OFFLOAD: u32 = 1 << 14;
+const HW_OFFLOAD: u32 = 1 << 15;
+
+fn tuple(source: &str, destination: &str) -> Tuple {
+    Tuple {
+        source: source.parse().unwrap(),
+        destination: destination.parse().unwrap(),
+        protocol: TCP,
+        source_port: 40000,
+        destination_port: 443,
+    }
+}
+
+/// A masqueraded TCP connection with 30 packets each way.
+fn entry() -> Entry {
+    let counter = Counter { packets: 30, bytes: 3000 };
+    Entry {
+        id: 7,
+        original: tuple("10.1.0.2", "192.0.2.9"),
+        reply: tuple("192.0.2.9", "198.51.100.1"),
+        status: Status(SEEN_REPLY),
+        tcp_state: Some(TcpState::Established),
+        helper: None,
+        zone: 0,
+        mark: 0,
+        counters: Some([counter, counter]),
+    }
+}
+
+fn seen(ifindex: u32) -> Option<FlowCounters> {
+    Some(FlowCounters { packets: 30, bytes: 3000, first_seen_ns: 1, ifindex, ..FlowCounters::default() })
+}
+
+fn node() -> Node {
+    Node {
+        threshold: Some(20),
+        managed: [IfIndex(2), IfIndex(3)].into(),
+        names: [(IfIndex(9), IfName::new("wan").unwrap())].into(),
+        addresses: ["10.1.0.1".parse().unwrap(), "198.51.100.1".parse().unwrap()].into(),
+        now_ns: 10_000_000_000,
+    }
+}
+
+fn state(entry: Entry, seen: [Option<FlowCounters>; 2], node: &Node) -> State {
+    Flow::join(entry, seen, node).state
+}
+
+#[test]
+fn every_state_and_every_cause_has_its_flow() {
+    let both = [seen(2), seen(3)];
+    let fin = seen(2).map(|c| FlowCounters { tcp_flags: 1 | 16, ..c });
+    let few = Counter { packets: 10, bytes: 1000 };
+    let stalled = State::Stalled;
+    let cases = [
+        (Entry { status: Status(SEEN_REPLY | OFFLOAD), ..entry() }, both, State::Offloaded),
+        (Entry { status: Status(SEEN_REPLY | OFFLOAD | HW_OFFLOAD), ..entry() }, both, State::HwOffloaded),
+        (entry(), [fin, seen(3)], State::Closing),
+        (Entry { tcp_state: Some(TcpState::Closing), ..entry() }, both, State::Closing),
+        (Entry { counters: Some([few, few]), ..entry() }, both, State::BelowThreshold),
+        (
+            entry(),
+            [seen(2).map(|c| FlowCounters { first_seen_ns: 9_500_000_000, ..c }), None],
+            State::Crossed,
+        ),
+        (Entry { status: Status(0), ..entry() }, both, stalled(Cause::OneWay)),
+        (Entry { tcp_state: Some(TcpState::Opening), ..entry() }, both, stalled(Cause::NotEstablished)),
+        (Entry { helper: Some("ftp".to_owned()), ..entry() }, both, stalled(Cause::Helper("ftp".to_owned()))),
+        (Entry { counters: None, ..entry() }, both, stalled(Cause::NotCounted)),
+        (Entry { reply: tuple("10.1.0.1", "10.1.0.2"), ..entry() }, both, stalled(Cause::Local)),
+        (entry(), [seen(2), seen(9)], stalled(Cause::Interface("wan".to_owned()))),
+        (entry(), both, stalled(Cause::Unknown)),
+        (
+            Entry { original: Tuple { protocol: 132, ..entry().original }, ..entry() },
+            both,
+            stalled(Cause::Protocol),
+        ),
+    ];
+    for (entry, seen, expected) in cases {
+        assert_eq!(state(entry.clone(), seen, &node()), expected, "{entry:?}");
+    }
+    assert_eq!(state(entry(), both, &Node { threshold: None, ..node() }), stalled(Cause::NoRule));
+}
+
+#[test]
+fn exactly_the_threshold_is_below_it() {
+    for (packets, expected) in [(20, State::BelowThreshold), (21, State::Stalled(Cause::Unknown))] {
+        let counters = Some([Counter { packets, bytes: 0 }, Counter::default()]);
+        assert_eq!(state(Entry { counters, ..entry() }, [seen(2), seen(3)], &node()), expected);
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_join_is_symmetric_in_direction(
+        status in 0u32..1 << 16, tcp_state in 0u8..10, protocol in prop::sample::select(vec![TCP, UDP]),
+        packets in prop::collection::vec(0u64..60, 4), flags in 0u64..64, indices in prop::collection::vec(1u32..5, 2),
+    ) {
+        let counter = |i: usize| Counter { packets: packets[i], bytes: 0 };
+        let counted = |i: usize| Some(FlowCounters {
+            packets: packets[2 + i], tcp_flags: flags * i as u64, ifindex: indices[i], ..FlowCounters::default()
+        });
+        let mut forth = Entry {
+            status: Status(status), tcp_state: Some(TcpState::new(tcp_state)),
+            counters: Some([counter(0), counter(1)]), ..entry()
+        };
+        forth.original.protocol = protocol;
+        forth.reply = tuple("192.0.2.9", "10.1.0.2");
+        forth.reply.protocol = protocol;
+        let mut back = forth.clone();
+        std::mem::swap(&mut back.original, &mut back.reply);
+        back.counters = Some([counter(1), counter(0)]);
+        let node = node();
+        let forth = Flow::join(forth, [counted(0), counted(1)], &node);
+        let back = Flow::join(back, [counted(1), counted(0)], &node);
+        prop_assert_eq!(forth.state.name(), back.state.name());
+        prop_assert_eq!(forth.packets(), back.packets());
+        prop_assert_eq!(forth.last_seen_ns(), back.last_seen_ns());
+    }
+}
