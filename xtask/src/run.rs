@@ -128,7 +128,7 @@ fn in_guest(options: &Options, binaries: &Binaries) -> Result<ExitCode> {
     let machine = Machine {
         kernel: &kernel,
         initramfs: &initramfs,
-        log: guest::directory().join(format!("run-{}.log", kernel.name)),
+        log: guest::new_log(&format!("run-{}.log", kernel.name))?,
         kvm: options.kvm,
         cpus: 1,
         memory_mib: guest::MEMORY_MIB,

@@ -82,7 +82,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         memory_mib: options.memory,
     };
     let own = own_directory(&kernel)?;
-    let log = directory().join(format!("guest-{}.log", kernel.name));
+    let log = new_log(&format!("guest-{}.log", kernel.name))?;
     if options.command.is_empty() {
         if !std::io::stdin().is_terminal() {
             bail!("a shell needs a terminal; to run one command: cargo xtask guest -- COMMAND");
@@ -151,6 +151,14 @@ pub(crate) fn assemble(
     extra.write(&ours)?;
     initramfs::concatenate(&[&base, &ours], &whole)?;
     Ok(whole)
+}
+
+/// The file for what a guest says, empty at first.
+pub(crate) fn new_log(name: &str) -> Result<PathBuf> {
+    let path = directory().join(name);
+    fs::create_dir_all(directory()).with_context(|| format!("cannot make {}", directory().display()))?;
+    fs::write(&path, "").with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
 }
 
 /// A directory for the files of one guest, so that several at a time don't take each other's away.
