@@ -3,7 +3,7 @@
 use crate::assert_layout;
 
 /// What is known of one direction of a flow. Times are `CLOCK_MONOTONIC` at the resolution of the kernel's tick
-/// (`bpf_ktime_get_coarse_ns`: 1 to 10 ms).
+/// (`bpf_ktime_get_coarse_ns`: 1 to 10 ms). What [`HotFlow`](crate::HotFlow) holds of the flow comes on top.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct FlowCounters {
@@ -24,13 +24,13 @@ pub struct FlowCounters {
     pub signal: u64,
     /// Index of the interface that the first of them came in on.
     pub ifindex: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Number of the kernel's tick at `last_seen_ns`, the lower half.
+    pub last_tick: u32,
 }
 
 assert_layout!(
     FlowCounters, 64, packets @ 0, segments @ 8, bytes @ 16, first_seen_ns @ 24, last_seen_ns @ 32, tcp_flags @ 40,
-    signal @ 48, ifindex @ 56, reserved @ 60,
+    signal @ 48, ifindex @ 56, last_tick @ 60,
 );
 
 /// Values of [`FlowCounters::signal`].
@@ -51,7 +51,7 @@ pub enum Signal {
 pub struct Tally {
     /// Packets (skbs).
     pub packets: u64,
-    /// Bytes (skb length, link-layer header included where there is one).
+    /// Bytes: of packets in flows from the IP header on, of others all (the link-layer header too).
     pub bytes: u64,
 }
 
@@ -62,7 +62,7 @@ assert_layout!(Tally, 16, packets @ 0, bytes @ 8);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct PacketStats {
-    /// Counted in a flow.
+    /// Counted in a flow. What [`HotFlow`](crate::HotFlow)s hold comes on top.
     pub counted: Tally,
     /// Neither IPv4 nor IPv6 (ARP, LLDP, PPPoE, MPLS, more than two VLAN tags).
     pub not_ip: Tally,

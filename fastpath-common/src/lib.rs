@@ -7,15 +7,17 @@
 pub mod counters;
 pub mod event;
 pub mod flow_key;
+pub mod hot;
 pub mod limits;
 
 pub use counters::{Config, FlowCounters, PacketStats, Signal, Tally};
 pub use event::FlowEvent;
 pub use flow_key::{Family, FlowKey};
+pub use hot::HotFlow;
 
 /// Version of everything in this crate that the kernel side and the agent must agree on. It is the first field of
 /// the pinned [`Config`]; count it up with every change of a shared type or of what a field means.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Program for devices with an Ethernet header.
 pub const PROGRAM_ETHERNET: &str = "fastpath_tc";
@@ -28,6 +30,8 @@ pub const MAP_FLOWS: &str = "fastpath_flows";
 pub const MAP_STATS: &str = "fastpath_stats";
 /// Array with one element: [`Config`].
 pub const MAP_CONFIG: &str = "fastpath_config";
+/// Array with [`limits::HOT_SLOTS`] elements for each possible CPU: [`HotFlow`].
+pub const MAP_HOT: &str = "fastpath_hot";
 /// Ring buffer of [`FlowEvent`].
 pub const MAP_EVENTS: &str = "fastpath_events";
 
@@ -45,7 +49,7 @@ pub(crate) use assert_layout;
 #[cfg(feature = "user")]
 #[expect(unsafe_code, reason = "aya reads and writes these types as plain bytes")]
 mod pod {
-    use super::{Config, FlowCounters, FlowEvent, FlowKey, PacketStats};
+    use super::{Config, FlowCounters, FlowEvent, FlowKey, HotFlow, PacketStats};
 
     // SAFETY: repr(C), integers only, no padding (the layouts are asserted): any bytes are a value.
     unsafe impl aya::Pod for FlowKey {}
@@ -57,4 +61,6 @@ mod pod {
     unsafe impl aya::Pod for Config {}
     // SAFETY: as above.
     unsafe impl aya::Pod for FlowEvent {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for HotFlow {}
 }

@@ -10,3 +10,5 @@ pub const EVENT_RING_BYTES: u32 = 1 << 20;
 pub const MAX_VLAN_TAGS: usize = 2;
 /// IPv6 extension headers that are looked behind.
 pub const MAX_EXTENSION_HEADERS: usize = 8;
+/// Slots for hot flows on each CPU; a power of two.
+pub const HOT_SLOTS: u32 = 512;

@@ -1,10 +1,15 @@
 //! Adds a packet to its flow, or to the tally of why it has none, and signals the crossing of the threshold.
 
-use aya_ebpf::{bindings::BPF_NOEXIST, cty::c_long, helpers::bpf_ktime_get_coarse_ns, programs::TcContext};
-use fastpath_common::{FlowCounters, FlowEvent, PacketStats, Signal, Tally};
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    cty::c_long,
+    helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns},
+    programs::TcContext,
+};
+use fastpath_common::{FlowCounters, FlowEvent, FlowKey, HotFlow, PacketStats, Signal};
 
 use crate::{
-    atomic,
+    atomic, hot,
     maps::{CONFIG, EVENTS, FLOWS, STATS},
     parse::{Packet, Uncounted},
 };
@@ -12,13 +17,30 @@ use crate::{
 /// `-EEXIST` of `bpf_map_update_elem`.
 const EXISTS: c_long = -17;
 
+/// What is added to a flow.
+#[derive(Clone, Copy)]
+struct Amount {
+    packets: u64,
+    segments: u64,
+    bytes: u64,
+    tcp_flags: u64,
+}
+
+/// When: nanoseconds, and the tick of the kernel that they stand for.
+#[derive(Clone, Copy)]
+struct Now {
+    ns: u64,
+    tick: u64,
+}
+
+/// Counts a packet. With `HOT`, its flow may become hot.
 #[inline(always)]
-pub fn account(ctx: &TcContext, parsed: &Result<Packet, Uncounted>) {
+pub fn account<const HOT: bool>(ctx: &TcContext, parsed: &Result<Packet, Uncounted>) {
     let Some(stats) = STATS.get_ptr_mut(0) else { return };
     // SAFETY: the element of this CPU; programs on one CPU don't interrupt each other (softirqs are off).
     let stats = unsafe { &mut *stats };
     let tally = match parsed {
-        Ok(packet) => flow(ctx, packet, stats),
+        Ok(packet) => return flow::<HOT>(ctx, packet, stats),
         Err(Uncounted::NotIp) => &mut stats.not_ip,
         Err(Uncounted::Malformed) => &mut stats.malformed,
         Err(Uncounted::LaterFragment) => &mut stats.later_fragment,
@@ -29,95 +51,159 @@ pub fn account(ctx: &TcContext, parsed: &Result<Packet, Uncounted>) {
     tally.bytes += u64::from(ctx.len());
 }
 
-/// Adds the packet to its flow and returns the tally that it belongs to.
 #[inline(always)]
-fn flow<'a>(ctx: &TcContext, packet: &Packet, stats: &'a mut PacketStats) -> &'a mut Tally {
+fn flow<const HOT: bool>(ctx: &TcContext, packet: &Packet, stats: &mut PacketStats) {
     // SAFETY: no preconditions.
-    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    let now = unsafe { Now { tick: bpf_jiffies64(), ns: bpf_ktime_get_coarse_ns() } };
     // SAFETY: the context is a valid __sk_buff for the whole run.
     let ifindex = unsafe { (*ctx.skb.skb).ifindex };
-    let segments = segments(ctx);
-
-    if let Some(counters) = FLOWS.get_ptr_mut(&packet.key) {
-        add(counters, packet, now, ifindex, segments, stats);
-        return &mut stats.counted;
-    }
-    let new = FlowCounters {
+    let mut amount = Amount {
         packets: 1,
-        segments: u64::from(segments),
+        segments: u64::from(gso_segments(ctx).unwrap_or(1)),
         bytes: u64::from(packet.bytes),
-        first_seen_ns: now,
-        last_seen_ns: now,
         tcp_flags: u64::from(packet.tcp_flags),
+    };
+    // Within a tick a slot only grows: readers rely on it.
+    let slot = if HOT { hot::slot(&packet.key).filter(|slot| slot.tick != now.tick) } else { None };
+    let vacant = match slot {
+        Some(slot) if slot.key.words() == packet.key.words() => {
+            amount = amount.and(take(slot, now.tick));
+            None
+        }
+        slot => slot,
+    };
+    let Some(counters) = FLOWS.get_ptr_mut(&packet.key) else {
+        return insert(&packet.key, &amount, now, ifindex, stats);
+    };
+    // SAFETY: a map value that the verifier has checked.
+    let again_in_this_tick = unsafe { (*counters).last_tick } == now.tick as u32;
+    let packets = add(counters, &amount, now, stats);
+    // A hot flow's packets aren't compared with the threshold one by one.
+    let may_be_hot = signal(counters, &packet.key, packets, now, ifindex, stats);
+    if again_in_this_tick
+        && may_be_hot
+        && let Some(slot) = vacant
+    {
+        let previous = slot.key;
+        let pending = take(slot, now.tick);
+        slot.key = packet.key;
+        if pending.packets > 0 {
+            match FLOWS.get_ptr_mut(&previous) {
+                Some(counters) => {
+                    add(counters, &pending, now, stats);
+                }
+                None => insert(&previous, &pending, now, ifindex, stats),
+            }
+        }
+    }
+}
+
+impl Amount {
+    #[inline(always)]
+    fn and(self, other: Self) -> Self {
+        Self {
+            packets: self.packets + other.packets,
+            segments: self.segments + other.segments,
+            bytes: self.bytes + other.bytes,
+            tcp_flags: self.tcp_flags | other.tcp_flags,
+        }
+    }
+}
+
+/// Empties a slot and makes it this tick's.
+#[inline(always)]
+fn take(slot: &mut HotFlow, tick: u64) -> Amount {
+    let pending = Amount {
+        packets: slot.packets,
+        segments: slot.packets + slot.extra_segments,
+        bytes: slot.bytes,
+        tcp_flags: slot.tcp_flags,
+    };
+    *slot = HotFlow { key: slot.key, packets: 0, extra_segments: 0, bytes: 0, tcp_flags: 0, tick };
+    pending
+}
+
+/// Adds to a flow and returns its packets. Other CPUs may be adding to the same flow.
+#[inline(always)]
+fn add(counters: *mut FlowCounters, amount: &Amount, now: Now, stats: &mut PacketStats) -> u64 {
+    stats.counted.packets += amount.packets;
+    stats.counted.bytes += amount.bytes;
+    // SAFETY: a map value that the verifier has checked; its fields are aligned, and all shared ones are only changed
+    // atomically from here on (times are single stores: the later of two CPUs a tick apart may lose).
+    unsafe {
+        let before = atomic::fetch_add(&raw mut (*counters).packets, amount.packets);
+        atomic::add(&raw mut (*counters).segments, amount.segments);
+        atomic::add(&raw mut (*counters).bytes, amount.bytes);
+        (*counters).last_seen_ns = now.ns;
+        (*counters).last_tick = now.tick as u32;
+        if amount.tcp_flags & !(*counters).tcp_flags != 0 {
+            atomic::or(&raw mut (*counters).tcp_flags, amount.tcp_flags);
+        }
+        before + amount.packets
+    }
+}
+
+/// Enters a new flow.
+#[inline(always)]
+fn insert(key: &FlowKey, amount: &Amount, now: Now, ifindex: u32, stats: &mut PacketStats) {
+    let new = FlowCounters {
+        packets: amount.packets,
+        segments: amount.segments,
+        bytes: amount.bytes,
+        first_seen_ns: now.ns,
+        last_seen_ns: now.ns,
+        tcp_flags: amount.tcp_flags,
         signal: Signal::None as u64,
         ifindex,
-        reserved: 0,
+        last_tick: now.tick as u32,
     };
-    match FLOWS.insert(&packet.key, &new, u64::from(BPF_NOEXIST)) {
+    let tally = match FLOWS.insert(key, &new, u64::from(BPF_NOEXIST)) {
         Ok(()) => {
             stats.flows_entered += 1;
             &mut stats.counted
         }
         // Another CPU was faster with the same flow.
-        Err(e) if c_long::from(e) == EXISTS => match FLOWS.get_ptr_mut(&packet.key) {
+        Err(e) if c_long::from(e) == EXISTS => match FLOWS.get_ptr_mut(key) {
             Some(counters) => {
-                add(counters, packet, now, ifindex, segments, stats);
-                &mut stats.counted
+                add(counters, amount, now, stats);
+                return;
             }
             None => &mut stats.no_room,
         },
         Err(_) => &mut stats.no_room,
-    }
+    };
+    tally.packets += amount.packets;
+    tally.bytes += amount.bytes;
 }
 
-/// Other CPUs may be adding to the same flow.
-#[inline(always)]
-fn add(
-    counters: *mut FlowCounters,
-    packet: &Packet,
-    now: u64,
-    ifindex: u32,
-    segments: u32,
-    stats: &mut PacketStats,
-) {
-    // SAFETY: a map value that the verifier has checked; its fields are aligned, and all shared ones are only changed
-    // atomically from here on (the time is a single store: the later of two CPUs a tick apart may lose).
-    unsafe {
-        let before = atomic::fetch_add(&raw mut (*counters).packets, 1);
-        atomic::add(&raw mut (*counters).segments, u64::from(segments));
-        atomic::add(&raw mut (*counters).bytes, u64::from(packet.bytes));
-        (*counters).last_seen_ns = now;
-        let flags = u64::from(packet.tcp_flags);
-        if flags & !(*counters).tcp_flags != 0 {
-            atomic::or(&raw mut (*counters).tcp_flags, flags);
-        }
-        if (*counters).signal == Signal::None as u64 {
-            signal(counters, packet, before + 1, now, ifindex, stats);
-        }
-    }
-}
-
-/// Sends the event of a flow that hasn't had one, if it is above the threshold.
+/// Sends the event of a flow that hasn't had one, if it is above the threshold. False if it may still cross it.
 #[inline(always)]
 fn signal(
     counters: *mut FlowCounters,
-    packet: &Packet,
+    key: &FlowKey,
     packets: u64,
-    now: u64,
+    now: Now,
     ifindex: u32,
     stats: &mut PacketStats,
-) {
-    let Some(config) = CONFIG.get(0) else { return };
+) -> bool {
+    // SAFETY: as in `add`.
+    if unsafe { (*counters).signal } != Signal::None as u64 {
+        return true;
+    }
+    let Some(config) = CONFIG.get(0) else { return true };
     let threshold = config.threshold;
-    if threshold == 0 || packets <= u64::from(threshold) {
-        return;
+    if threshold == 0 {
+        return true;
+    }
+    if packets <= u64::from(threshold) {
+        return false;
     }
     // SAFETY: as in `add`. The CPU that changes the field is the one that sends.
     let before = unsafe { atomic::swap(&raw mut (*counters).signal, Signal::Sent as u64) };
     if before != Signal::None as u64 {
-        return;
+        return true;
     }
-    let event = FlowEvent { key: packet.key, time_ns: now, packets, ifindex, threshold };
+    let event = FlowEvent { key: *key, time_ns: now.ns, packets, ifindex, threshold };
     if EVENTS.output(&event, 0).is_ok() {
         stats.events_sent += 1;
     } else {
@@ -125,17 +211,21 @@ fn signal(
         unsafe { (*counters).signal = Signal::Lost as u64 };
         stats.events_lost += 1;
     }
+    true
 }
 
-/// Packets on the wire that this one stands for. Packets from a guest may know the size of their segments only
-/// (`SKB_GSO_DODGY`).
+/// Packets on the wire that a GSO packet stands for; `None` if it isn't one. Packets from a guest may know the size
+/// of their segments only (`SKB_GSO_DODGY`).
 #[inline(always)]
-fn segments(ctx: &TcContext) -> u32 {
+pub fn gso_segments(ctx: &TcContext) -> Option<u32> {
     // SAFETY: the context is a valid __sk_buff for the whole run.
-    let (segments, size) = unsafe { ((*ctx.skb.skb).gso_segs, (*ctx.skb.skb).gso_size) };
-    match (segments, size) {
-        (0, 0) => 1,
-        (0, size) => ctx.len().div_ceil(size),
-        (segments, _) => segments,
+    let size = unsafe { (*ctx.skb.skb).gso_size };
+    if size == 0 {
+        return None;
+    }
+    // SAFETY: as above.
+    match unsafe { (*ctx.skb.skb).gso_segs } {
+        0 => Some(ctx.len().div_ceil(size)),
+        segments => Some(segments),
     }
 }

@@ -6,10 +6,15 @@
 
 mod account;
 mod atomic;
+mod hot;
 mod maps;
 mod parse;
 
-use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
+use aya_ebpf::{
+    bindings::{__sk_buff, TC_ACT_UNSPEC},
+    macros::classifier,
+    programs::TcContext,
+};
 use fastpath_common::{PROGRAM_ETHERNET, PROGRAM_L3};
 
 use crate::parse::{Ethernet, NetworkLayer};
@@ -20,15 +25,24 @@ const GO_ON: i32 = TC_ACT_UNSPEC;
 /// Devices with an Ethernet header: packet data begins with it.
 #[classifier]
 fn fastpath_tc(ctx: TcContext) -> i32 {
-    account::account(&ctx, &parse::parse(&Ethernet(&ctx)));
+    if !hot::count(&ctx) {
+        ethernet(ctx.skb.skb);
+    }
     GO_ON
+}
+
+/// Not inlined, so that what it needs doesn't burden the short way.
+#[inline(never)]
+fn ethernet(skb: *mut __sk_buff) {
+    let ctx = TcContext::new(skb);
+    account::account::<true>(&ctx, &parse::parse(&Ethernet(&ctx)));
 }
 
 /// Devices without one. Where packet data begins differs between tunnels (some leave the outer header in front), so
 /// everything is read relative to the network header.
 #[classifier]
 fn fastpath_tc_l3(ctx: TcContext) -> i32 {
-    account::account(&ctx, &parse::parse(&NetworkLayer(&ctx)));
+    account::account::<false>(&ctx, &parse::parse(&NetworkLayer(&ctx)));
     GO_ON
 }
 

@@ -4,7 +4,7 @@ use aya_ebpf::{
     btf_maps::{Array, LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
-use fastpath_common::{Config, FlowCounters, FlowEvent, FlowKey, PacketStats, limits};
+use fastpath_common::{Config, FlowCounters, FlowEvent, FlowKey, HotFlow, PacketStats, limits};
 
 /// One entry for each direction of a flow. The agent sets the size when it loads the programs.
 #[btf_map(name = "fastpath_flows")]
@@ -21,3 +21,8 @@ pub static CONFIG: Array<Config, 1> = Array::new();
 
 #[btf_map(name = "fastpath_events")]
 pub static EVENTS: RingBuf<FlowEvent, { limits::EVENT_RING_BYTES as usize }> = RingBuf::new();
+
+/// Every CPU has its own range. Not a per-CPU array: looking into one costs a call before Linux 6.10, looking into
+/// this one never does. The agent sets the size to the number of possible CPUs.
+#[btf_map(name = "fastpath_hot")]
+pub static HOT: Array<HotFlow, { limits::HOT_SLOTS as usize }> = Array::new();

@@ -151,8 +151,8 @@ pub fn parse(headers: &impl Headers) -> Result<Packet, Uncounted> {
         key: FlowKey {
             src: [0; 16],
             dst: [0; 16],
-            src_port: 0,
             dst_port: 0,
+            src_port: 0,
             protocol: 0,
             family: 0,
             reserved: [0; 2],

@@ -16,6 +16,7 @@ mod reference;
 mod repair;
 mod report;
 mod restart;
+mod ruleset;
 mod scale;
 mod threshold;
 mod topologies;

@@ -10,7 +10,7 @@ use std::{
 use aya::{
     Ebpf,
     programs::{
-        LinkOrder, SchedClassifier, TcAttachType,
+        LinkOrder, MultiProgLink as _, SchedClassifier, TcAttachType,
         links::{FdLink, Link as _, PinnedLink},
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
     },
@@ -155,8 +155,7 @@ fn update_tcx(program: &mut SchedClassifier, pin: &Path, name: &IfName) -> io::R
         Err(e) if e.raw_os_error() == Some(libc::ENOLINK) => {}
         Err(e) => return Err(e),
     }
-    fs::remove_file(pin)?;
-    Ok(false)
+    detach_tcx(pin).map(|_| false).map_err(io::Error::other)
 }
 
 /// Ids of the TCX programs at ingress of an interface, in order.
@@ -212,13 +211,21 @@ fn attached_filter(name: &IfName, priority: u16, handle: TcHandle) -> io::Result
     SchedClassifierLink::attached(name.as_str(), TcAttachType::Ingress, priority, handle, None)
 }
 
-/// Removes the pin and with it the link; true if there was one.
+/// Detaches the link that is pinned there and removes the pin; true if there was one.
 pub(super) fn detach_tcx(pin: &Path) -> Result<bool, BpfError> {
-    match fs::remove_file(pin) {
-        Ok(()) => Ok(true),
-        Err(e) if is_absent(&e) => Ok(false),
-        Err(e) => Err(BpfError::io(format!("remove {}", pin.display()), e)),
+    let failed = |e| BpfError::io(format!("remove {}", pin.display()), e);
+    match PinnedLink::from_pin(pin).map_err(link_io) {
+        Ok(pinned) => detach_link(FdLink::from(pinned)).map_err(failed)?,
+        Err(e) if is_absent(&e) => return Ok(false),
+        Err(e) => return Err(failed(e)),
     }
+    fs::remove_file(pin).map(|()| true).map_err(failed)
+}
+
+/// Detaches at once; without the pin it would happen some time later.
+fn detach_link(link: FdLink) -> io::Result<()> {
+    let link = SchedClassifierLink::try_from(link).map_err(link_io)?;
+    super::sys::link_detach(link.fd().map_err(link_io)?)
 }
 
 /// Deletes our filters of an interface; true if there were any.

@@ -2,14 +2,15 @@
 #![expect(unsafe_code, reason = "events come as plain bytes")]
 
 use std::{
-    os::fd::{AsFd, BorrowedFd},
+    collections::HashSet,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     path::{Path, PathBuf},
 };
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
 use fastpath_common::{
-    ABI_VERSION, Config, FlowCounters, FlowEvent, FlowKey, MAP_CONFIG, MAP_EVENTS, MAP_FLOWS, MAP_STATS,
-    PacketStats, Tally,
+    ABI_VERSION, Config, FlowCounters, FlowEvent, FlowKey, HotFlow, MAP_CONFIG, MAP_EVENTS, MAP_FLOWS,
+    MAP_HOT, MAP_STATS, PacketStats, Tally, limits::HOT_SLOTS,
 };
 
 use super::{BpfError, error::map_io};
@@ -18,6 +19,7 @@ use super::{BpfError, error::map_io};
 pub struct Pinned {
     path: PathBuf,
     flows: HashMap<MapData, FlowKey, FlowCounters>,
+    hot: Array<MapData, HotFlow>,
     stats: PerCpuArray<MapData, PacketStats>,
 }
 
@@ -33,24 +35,69 @@ impl Pinned {
             flows: Map::LruHashMap(pinned(pin_path, MAP_FLOWS)?)
                 .try_into()
                 .map_err(|e| BpfError::map("open the flows map", e))?,
+            hot: Map::Array(pinned(pin_path, MAP_HOT)?)
+                .try_into()
+                .map_err(|e| BpfError::map("open the map of hot flows", e))?,
             stats: Map::PerCpuArray(pinned(pin_path, MAP_STATS)?)
                 .try_into()
                 .map_err(|e| BpfError::map("open the statistics map", e))?,
         })
     }
 
-    /// All flows, one direction each, in no order. Flows that come or go meanwhile may be missed or come twice.
-    pub fn flows(&self) -> impl Iterator<Item = Result<(FlowKey, FlowCounters), BpfError>> + '_ {
-        self.flows.iter().map(|flow| flow.map_err(|e| BpfError::map("read the flows map", e)))
+    /// All flows, one direction each, in no order. Each flow's counts are those of one moment between the call and
+    /// when it is handed out. Flows that come or go meanwhile may be missed or come twice.
+    pub fn flows(
+        &self,
+    ) -> Result<impl Iterator<Item = Result<(FlowKey, FlowCounters), BpfError>> + '_, BpfError> {
+        let mut hot = HashSet::new();
+        for index in 0..self.hot.len() {
+            let slot = self.hot_slot(index)?;
+            if slot.packets > 0 {
+                hot.insert(slot.key);
+            }
+        }
+        Ok(self.flows.iter().filter_map(move |flow| match flow {
+            Ok((key, _)) if hot.contains(&key) => self.flow(&key).transpose().map(|c| Ok((key, c?))),
+            flow => Some(flow.map_err(|e| BpfError::map("read the flows map", e))),
+        }))
     }
 
     /// Counters of one direction of a flow.
     pub fn flow(&self, key: &FlowKey) -> Result<Option<FlowCounters>, BpfError> {
-        match self.flows.get(key, 0) {
-            Ok(counters) => Ok(Some(counters)),
-            Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(None),
-            Err(e) => Err(BpfError::map("read the flows map", e)),
+        let mut before = self.hot_slots(key)?;
+        loop {
+            let mut counters = match self.flows.get(key, 0) {
+                Ok(counters) => counters,
+                Err(MapError::KeyNotFound | MapError::ElementNotFound) => return Ok(None),
+                Err(e) => return Err(BpfError::map("read the flows map", e)),
+            };
+            let after = self.hot_slots(key)?;
+            // Otherwise a CPU has moved its counts to the flows map meanwhile, and one can't tell if that was read
+            // with or without them.
+            let settled = before.iter().zip(&after).all(|(b, a)| (b.key, b.tick) == (a.key, a.tick));
+            if settled {
+                for slot in after.iter().filter(|slot| slot.key == *key) {
+                    counters.packets += slot.packets;
+                    counters.segments += slot.packets + slot.extra_segments;
+                    counters.bytes += slot.bytes;
+                    counters.tcp_flags |= slot.tcp_flags;
+                }
+                return Ok(Some(counters));
+            }
+            before = after;
         }
+    }
+
+    /// The slots that may hold a flow: one for each CPU.
+    fn hot_slots(&self, key: &FlowKey) -> Result<Vec<HotFlow>, BpfError> {
+        (HotFlow::index_of(key)..self.hot.len())
+            .step_by(HOT_SLOTS as usize)
+            .map(|i| self.hot_slot(i))
+            .collect()
+    }
+
+    fn hot_slot(&self, index: u32) -> Result<HotFlow, BpfError> {
+        self.hot.get(&index, 0).map_err(|e| BpfError::map("read the map of hot flows", e))
     }
 
     /// Number of entries, and how many there is room for.
@@ -66,10 +113,16 @@ impl Pinned {
         Ok((entries, room))
     }
 
-    /// What became of the packets seen, sum over the CPUs.
+    /// What became of the packets seen, sum over the CPUs. Under traffic, packets of the last tick may be missing.
     pub fn stats(&self) -> Result<PacketStats, BpfError> {
         let per_cpu = self.stats.get(&0, 0).map_err(|e| BpfError::map("read the statistics map", e))?;
-        Ok(per_cpu.iter().fold(PacketStats::default(), |sum, cpu| add(&sum, cpu)))
+        let mut sum = per_cpu.iter().fold(PacketStats::default(), |sum, cpu| add(&sum, cpu));
+        for index in 0..self.hot.len() {
+            let slot = self.hot_slot(index)?;
+            sum.counted.packets += slot.packets;
+            sum.counted.bytes += slot.bytes;
+        }
+        Ok(sum)
     }
 
     /// What the programs are told.
@@ -113,6 +166,12 @@ impl Events {
                 return Some(unsafe { item.as_ptr().cast::<FlowEvent>().read_unaligned() });
             }
         }
+    }
+}
+
+impl AsRawFd for Events {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
     }
 }
 

@@ -298,7 +298,7 @@ fn inspection_and_cleanup_need_no_agent() {
         assert_eq!(report.detached, ["rx0"]);
         assert_eq!(
             report.unpinned,
-            ["fastpath_flows", "fastpath_stats", "fastpath_config", "fastpath_events"]
+            ["fastpath_flows", "fastpath_hot", "fastpath_stats", "fastpath_config", "fastpath_events"]
         );
         assert_eq!(entries(&pin_path), ["foreign"]);
         assert_eq!(filters(&pair.node), "");

@@ -3,12 +3,17 @@
 use std::{
     collections::BTreeMap,
     net::{SocketAddr, UdpSocket},
-    os::fd::AsRawFd,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    thread,
 };
 
 use fastpath_agent::kernel::bpf::FlowEyes;
 use fastpath_common::{Family, FlowCounters, PacketStats, Tally};
-use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    sys::socket::{setsockopt, sockopt::UdpGsoSegment},
+    unistd::Pid,
+};
 
 use super::{frames::*, setup::*};
 
@@ -26,10 +31,11 @@ const LATER_FRAGMENT: As = Reason(|s| &mut s.later_fragment);
 const OTHER_PROTOCOL: As = Reason(|s| &mut s.other_protocol);
 const TOO_MANY_HEADERS: As = Reason(|s| &mut s.too_many_headers);
 
-/// Sends each case's frame three times through the pair and compares flows and statistics as a whole.
+/// Sends each case's frame five times through the pair and compares flows and statistics as a whole.
 #[track_caller]
 fn assert_counted(cases: Vec<(&str, Vec<u8>, As)>) {
-    const TIMES: u64 = 3;
+    // Enough for the flow to become hot, if they come in one tick.
+    const TIMES: u64 = 5;
     let pair = Pair::new();
     let mut programs = pair.load(0, 1024);
     pair.node.run(|| programs.attach(&pair.rx0()).unwrap());
@@ -43,8 +49,8 @@ fn assert_counted(cases: Vec<(&str, Vec<u8>, As)>) {
             raw.send(&frame);
         }
         sent += TIMES;
-        let tally = match counted_as {
-            Reason(tally) => tally(&mut expected),
+        let (tally, bytes) = match counted_as {
+            Reason(tally) => (tally(&mut expected), untagged_len(&frame)),
             Flow(key, bytes, tcp_flags) => {
                 let flow = flows.entry(key).or_insert_with(|| {
                     expected.flows_entered += 1;
@@ -54,11 +60,11 @@ fn assert_counted(cases: Vec<(&str, Vec<u8>, As)>) {
                 flow.segments += TIMES;
                 flow.bytes += TIMES * bytes;
                 flow.tcp_flags |= tcp_flags;
-                &mut expected.counted
+                (&mut expected.counted, bytes)
             }
         };
         tally.packets += TIMES;
-        tally.bytes += TIMES * untagged_len(&frame);
+        tally.bytes += TIMES * bytes;
         assert_eq!(pair.stats_of(sent), expected, "{name}");
     }
     let found: BTreeMap<_, _> = pair
@@ -67,7 +73,7 @@ fn assert_counted(cases: Vec<(&str, Vec<u8>, As)>) {
         .map(|(key, c)| {
             assert!(c.first_seen_ns > 0 && c.first_seen_ns <= c.last_seen_ns, "{c:?}");
             assert_eq!(c.ifindex, pair.rx0().index.0);
-            (key, FlowCounters { first_seen_ns: 0, last_seen_ns: 0, ifindex: 0, ..c })
+            (key, FlowCounters { first_seen_ns: 0, last_seen_ns: 0, last_tick: 0, ifindex: 0, ..c })
         })
         .collect();
     assert_eq!(found, flows);
@@ -308,7 +314,7 @@ fn datagrams_of_a_socket_and_their_gso_segments() {
                 receiver.recv(&mut buffer).unwrap();
             }
             let gso = pair.flows()[&key_of(v6)];
-            assert_eq!((gso.packets - 100, gso.segments - 100), (1, 10), "fd {}", sender.as_raw_fd());
+            assert_eq!((gso.packets - 100, gso.segments - 100), (1, 10));
             assert_eq!(gso.bytes - plain.bytes, header + 9500);
         }
     }
@@ -332,4 +338,49 @@ fn more_flows_than_room_still_add_up() {
     assert_eq!(stats.counted.packets, stats.flows_entered);
     let kept: u64 = flows.values().map(|c| c.packets).sum();
     assert_eq!(kept, flows.len() as u64);
+}
+
+#[test]
+fn a_hot_flow_on_several_cpus_is_read_exactly_at_any_time() {
+    const EACH: u64 = 30_000;
+    for (protocol, payload) in [(UDP, udp(1, 2, 40)), (TCP, tcp(1, 2, 0x10, 40))] {
+        let pair = Pair::new();
+        // Crosses the threshold on the way.
+        let mut programs = pair.load(1000, 1024);
+        pair.node.run(|| programs.attach(&pair.rx0()).unwrap());
+        let key = key4(protocol, 1, 2);
+        let frame = v4(protocol, &payload);
+        let bytes = 20 + payload.len() as u64;
+        let running = AtomicUsize::new(2);
+        thread::scope(|scope| {
+            for cpu in 0..2 {
+                let (pair, frame, running) = (&pair, &frame, &running);
+                scope.spawn(move || {
+                    let mut cpus = CpuSet::new();
+                    // On a machine with one CPU both are there.
+                    cpus.set(cpu % thread::available_parallelism().unwrap().get()).unwrap();
+                    sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
+                    let raw = RawSocket::open(&pair.sender, "tx0");
+                    for _ in 0..EACH {
+                        raw.send(frame);
+                    }
+                    running.fetch_sub(1, Relaxed);
+                });
+            }
+            let pinned = pair.pinned();
+            let (mut last, mut reads) = (0, 0);
+            while running.load(Relaxed) > 0 {
+                let Some(flow) = pinned.flow(&key).unwrap() else { continue };
+                assert!(flow.packets >= last && flow.packets <= 2 * EACH, "{flow:?} after {last}");
+                (last, reads) = (flow.packets, reads + 1);
+            }
+            assert!(reads > 10, "{reads}");
+        });
+        let stats = pair.stats_of(2 * EACH);
+        assert_eq!(stats.counted, Tally { packets: 2 * EACH, bytes: 2 * EACH * bytes });
+        assert_eq!((stats.events_sent, stats.events_lost), (1, 0));
+        let flow = pair.flows()[&key];
+        assert_eq!((flow.packets, flow.segments, flow.bytes), (2 * EACH, 2 * EACH, 2 * EACH * bytes));
+        assert_eq!(flow.tcp_flags, if protocol == TCP { 0x10 } else { 0 });
+    }
 }

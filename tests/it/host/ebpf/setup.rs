@@ -122,7 +122,7 @@ impl Pair {
     }
 
     pub(crate) fn flows(&self) -> BTreeMap<FlowKey, FlowCounters> {
-        self.pinned().flows().collect::<Result<_, _>>().unwrap()
+        self.pinned().flows().unwrap().collect::<Result<_, _>>().unwrap()
     }
 }
 
