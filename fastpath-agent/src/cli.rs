@@ -1,8 +1,14 @@
 //! Flags and subcommands as clap parses them, raw. Validation is `config`'s.
 
-use std::path::PathBuf;
+use std::{net::IpAddr, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand, ValueEnum, builder::BoolishValueParser};
+use clap::{
+    Args, Parser, Subcommand, ValueEnum,
+    builder::{BoolishValueParser, PossibleValuesParser},
+};
+use ipnet::IpNet;
+
+use crate::core::{flow::STATE_NAMES, flow_filter::Sort, model::IfName};
 
 /// Moves established flows of this node onto the kernel's flowtable, so that their packets bypass the normal
 /// forwarding path.
@@ -44,6 +50,18 @@ pub enum Command {
   fastpath-agent status
   fastpath-agent status -o json | jq .kernel.flowtable")]
     Status(StatusArgs),
+    /// Show the flows that pass this node, offloaded or not, with what became of each and why
+    #[command(after_help = "Examples:
+  fastpath-agent flows                                        every flow, as it comes
+  fastpath-agent flows --sort=bytes --limit=20                the largest
+  fastpath-agent flows --state=stalled                        what should be offloaded and isn't, with the cause
+  fastpath-agent flows --address=10.1.0.0/16 --port=443 --protocol=tcp
+  fastpath-agent flows --watch --sort=recent                  again every 2 seconds
+  fastpath-agent flows -o json | jq '.[] | select(.state == \"offloaded\")'
+
+Packets and bytes are counted by eBPF at ingress and go on for offloaded flows; without pinned maps they are 0.
+The agent doesn't have to run.")]
+    Flows(FlowsArgs),
     /// Remove the table, the eBPF programs and the pinned maps that the agent made, and nothing else
     Cleanup(CleanupArgs),
 }
@@ -121,6 +139,60 @@ pub struct StatusArgs {
     /// Directory of the pinned eBPF maps
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
+}
+
+/// Flags of `flows`.
+#[derive(Clone, Debug, Args)]
+pub struct FlowsArgs {
+    /// Only flows with an end in this network or with this address, before or after NAT (repeatable)
+    #[arg(long, value_name = "CIDR", value_parser = network)]
+    pub address: Vec<IpNet>,
+    /// Only flows with this port at one end, before or after NAT (repeatable)
+    #[arg(long, value_name = "PORT")]
+    pub port: Vec<u16>,
+    /// Only flows of this protocol (repeatable)
+    #[arg(long, value_name = "PROTOCOL")]
+    pub protocol: Vec<Protocol>,
+    /// Only flows with packets that come in on this interface (repeatable)
+    #[arg(long, value_name = "NAME", value_parser = interface_name)]
+    pub interface: Vec<IfName>,
+    /// Only flows in this state (repeatable)
+    #[arg(long, value_name = "STATE", value_parser = PossibleValuesParser::new(STATE_NAMES))]
+    pub state: Vec<String>,
+    /// Order; without it flows come as the kernel lists them, and none is held in memory
+    #[arg(long, value_name = "BY")]
+    pub sort: Option<Sort>,
+    /// Show this many flows at most
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Show them again every so many seconds, until interrupted
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u64).range(1..))]
+    pub watch: Option<u64>,
+    /// Output format
+    #[arg(short, long, value_name = "FORMAT", default_value = "text", env = "FASTPATH_OUTPUT")]
+    pub output: Output,
+    /// Directory of the pinned eBPF maps
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
+    pub pin_path: PathBuf,
+}
+
+/// Protocols whose flows are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Protocol {
+    /// TCP
+    Tcp,
+    /// UDP
+    Udp,
+}
+
+fn network(text: &str) -> Result<IpNet, String> {
+    text.parse()
+        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+        .map_err(|_| "it takes an address like 10.1.0.2 or a network like 10.1.0.0/16 or fd00::/8".to_owned())
+}
+
+fn interface_name(text: &str) -> Result<IfName, String> {
+    IfName::new(text).ok_or_else(|| "it takes the name of an interface, at most 15 characters".to_owned())
 }
 
 /// Flags of `cleanup`.

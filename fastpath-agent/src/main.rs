@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context;
 use clap::Parser;
 use fastpath_agent::{
-    cli::{Cli, Command, Output, RuleArgs, StatusArgs},
+    cli::{Cli, Command, FlowsArgs, Output, RuleArgs, StatusArgs},
     config::{BadValue, Config, Rules},
     core::{desired, link_table::LinkTable},
     daemon,
@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         None => run(&cli),
         Some(Command::Render(args)) => render(&args),
         Some(Command::Status(args)) => status(&args),
+        Some(Command::Flows(args)) => flows(&args),
         Some(Command::Cleanup(args)) => cleanup(&args.pin_path),
     };
     match result {
@@ -78,6 +79,13 @@ fn status(args: &StatusArgs) -> anyhow::Result<()> {
         Output::Text => print(&status.to_string()),
         Output::Json => print(&(serde_json::to_string_pretty(&status)? + "\n")),
     }
+}
+
+fn flows(args: &FlowsArgs) -> anyhow::Result<()> {
+    runtime()?.block_on(report::flows::show(args, &mut io::stdout().lock())).or_else(|error| match error {
+        report::flows::ShowError::Output(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => Err(other.into()),
+    })
 }
 
 fn cleanup(pin_path: &std::path::Path) -> anyhow::Result<()> {

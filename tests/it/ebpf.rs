@@ -31,6 +31,7 @@ fn offloaded_packets_are_counted() {
     let topology = Topology::routed();
     let node = &topology.node;
     let agent = Agent::start_with(node, &[]);
+    agent::wait_for_programs(node, &["c0", "s0"]);
     for (proto, family, port) in [(Proto::Udp, Family::V4, 7001), (Proto::Udp, Family::V6, 7002)] {
         let mut flow = topology.open(proto, family, port);
         topology.assert_becomes_accelerated(&mut flow);
@@ -51,13 +52,11 @@ fn programs_come_and_go_with_interfaces() {
     let topology = Topology::routed();
     let node = &topology.node;
     let _agent = Agent::start_with(node, &[]);
-    let attached = |device: &str| {
-        let programs = node.output("bpftool", &["net"]);
-        programs.lines().any(|line| line.starts_with(&format!("{device}(")) && line.contains("fastpath"))
-    };
-    assert!(attached("c0") && attached("s0") && !attached("lo"), "{}", node.output("bpftool", &["net"]));
+    agent::wait_for_programs(node, &["c0", "s0"]);
     node.ip("link add d0 type veth peer name d1\nlink set d0 up\nlink set d1 up\n");
-    fastpath_tests::wait_until("a program on d0", std::time::Duration::from_secs(5), || attached("d0"));
+    agent::wait_for_programs(node, &["c0", "s0", "d0", "d1"]);
+    node.ip("link set d1 down\n");
+    agent::wait_for_programs(node, &["c0", "s0"]);
 }
 
 /// A restart takes the programs and the counts over.
@@ -65,10 +64,13 @@ fn programs_come_and_go_with_interfaces() {
 fn counts_survive_a_restart() {
     let topology = Topology::routed();
     let node = &topology.node;
-    Agent::start_with(node, &[]).kill();
+    let agent = Agent::start_with(node, &[]);
+    agent::wait_for_programs(node, &["c0", "s0"]);
+    agent.kill();
     let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
     assert_eq!(flow.rounds(30), 30, "counted without an agent");
     let _agent = Agent::start_with(node, &[]);
+    agent::wait_for_programs(node, &["c0", "s0"]);
     assert_eq!(flow.rounds(30), 30);
     assert_eq!(counted(node, None, Some(7001)), 60);
     topology.assert_accelerated(&mut flow);

@@ -37,10 +37,15 @@ impl Bystander {
 
     #[track_caller]
     fn assert_undisturbed(self, topology: &Topology) {
+        self.assert_undisturbed_but_for(ROUTE_STRAYS, topology);
+    }
+
+    #[track_caller]
+    fn assert_undisturbed_but_for(self, strays: u64, topology: &Topology) {
         let (flow, report) = self.flow.stop_intact();
         let passed = topology.forwarded(BYSTANDER).total() - self.forwarded;
         assert!(report.rounds > 50, "{report:?}");
-        assert!(passed <= ROUTE_STRAYS, "{flow:?}: {passed} packets took the forward path, of {report:?}");
+        assert!(passed <= strays, "{flow:?}: {passed} packets took the forward path, of {report:?}");
     }
 }
 
@@ -261,6 +266,7 @@ fn a_storm_of_changes_ends_right() {
         &["c0", "s0", "p3", "p4", "storm0", "storm3", "storm6", "storm9"],
         Duration::from_secs(5),
     );
-    bystander.assert_undisturbed(&topology);
+    // A hundred links came up.
+    bystander.assert_undisturbed_but_for(200, &topology);
     assert!(agent.is_running());
 }

@@ -3,6 +3,8 @@
 //! Tests below `host::` need no flowtable and also run on the developer's kernel; all others run in the test guest.
 //! Every test is run by itself, as root: `it --exact NAME --nocapture --test-threads=1`.
 
+#![expect(clippy::unwrap_used, reason = "a test whose scene can't be set fails")]
+
 mod ebpf;
 mod errors;
 mod foreign;
@@ -14,6 +16,7 @@ mod reference;
 mod repair;
 mod report;
 mod restart;
+mod ruleset;
 mod scale;
 mod threshold;
 mod topologies;

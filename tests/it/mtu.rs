@@ -37,7 +37,8 @@ fn transfer(topology: &Topology, flow: &mut Flow) -> u64 {
 fn with_path_mtu_discovery() {
     let topology = build();
     let mut before = open(&topology, Family::V4, 7001);
-    assert!(transfer(&topology, &mut before) > 500, "without the agent");
+    // A packet of a burst can be as large as 64 KiB here (segmentation offload).
+    assert!(transfer(&topology, &mut before) > 32, "without the agent");
     let _agents = [Agent::start(&topology.node, &[]), Agent::start(&topology.server().ns, &[])];
     for (family, port) in [(Family::V4, 7002), (Family::V6, 7003)] {
         let mut flow = open(&topology, family, port);
@@ -81,16 +82,16 @@ fn with_path_mtu_discovery_into_a_black_hole() {
     }; }";
     topology.node.nft(drop_icmp);
     topology.server().ns.nft(drop_icmp);
-    let fate = |port| {
+    let fate = |port, offloaded| {
         let mut flow = open(&topology, Family::V4, port);
         assert_eq!(flow.rounds(30), 30, "small packets");
+        assert_eq!(topology.marked_offloaded(port), offloaded);
         let error = flow.transfer(Direction::Upload, 100_000).expect_err("nothing tells the client the MTU");
         assert!(error.contains("100000 bytes left"), "{error}");
     };
-    fate(7001);
+    fate(7001, false);
     let _agents = [Agent::start(&topology.node, &[]), Agent::start(&topology.server().ns, &[])];
-    fate(7002);
-    assert!(topology.marked_offloaded(7002));
+    fate(7002, true);
 }
 
 /// The MTU changes while a flow is offloaded.

@@ -1,6 +1,7 @@
 //! The agent as a process in the node's namespace: its log, its signals, its exit.
 
 use std::{
+    collections::BTreeSet,
     io::{BufRead, BufReader},
     os::unix::process::ExitStatusExt,
     process::{Child, Command, ExitStatus, Output, Stdio},
@@ -56,6 +57,18 @@ pub fn output(node: &Netns, args: &[&str]) -> String {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "fastpath-agent {args:?}: {}\n{errors}", output.status);
     String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// Waits until these interfaces, and no others, have a program of the agent's.
+#[track_caller]
+pub fn wait_for_programs(node: &Netns, expected: &[&str]) {
+    let expected: BTreeSet<String> = expected.iter().map(|&device| device.to_owned()).collect();
+    wait_until(&format!("programs on just {expected:?}"), Duration::from_secs(5), || {
+        let status = output(node, &["status", "-o", "json"]);
+        let status: serde_json::Value = serde_json::from_str(&status).expect("the agent prints JSON");
+        let attachments = status["ebpf"]["attachments"].as_array().into_iter().flatten();
+        expected == attachments.filter_map(|a| a["name"].as_str().map(str::to_owned)).collect()
+    });
 }
 
 impl Agent {

@@ -57,7 +57,7 @@ fn run() -> Result<ExitCode> {
             build::run(&options)?;
         }
         Task::Lint => {
-            setup::ensure(&[setup::Need::Build])?;
+            setup::ensure(&[setup::Need::Build, setup::Need::Lint])?;
             lint::run()?;
         }
         Task::Test(options) => test::run(&options)?,

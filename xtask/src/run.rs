@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::{
     build::{self, Binaries},
-    guest::{self, RemoveLater, initramfs::Archive, kernels, qemu::Machine, verdict::End},
+    guest::{self, initramfs::Archive, kernels, qemu::Machine, verdict::End},
     process,
     setup::{self, Need},
 };
@@ -69,15 +69,9 @@ fn on_this_node(agent: &Path, flags: &[String]) -> Result<ExitCode> {
 }
 
 fn as_root(program: &Path) -> Result<Command> {
-    if setup::is_root()? {
-        return Ok(Command::new(program));
-    }
-    if !process::succeeds(Command::new("sudo").args(["-n", "true"])) {
-        bail!("the agent needs root, and sudo wants a password here: run `sudo -v` first, or use `--guest`");
-    }
-    let mut command = Command::new("sudo");
-    command.arg("-n").arg(program);
-    Ok(command)
+    setup::as_root(program)?.context(
+        "the agent needs root, and sudo wants a password here: run `sudo -v` first, or use `--guest`",
+    )
 }
 
 /// Why this kernel can't offload flows, if so: as the agent says it.
@@ -127,15 +121,14 @@ fn in_guest(options: &Options, binaries: &Binaries) -> Result<ExitCode> {
     let wanted = guest::newest(options.kernel.as_deref())?;
     setup::ensure(&[Need::Guest(std::slice::from_ref(&wanted))])?;
     let kernel = kernels::cached(&wanted)?.context("set-up has fetched the kernel")?;
-    let own = guest::directory().join(format!("{}-{}", kernel.name, std::process::id()));
-    let _removed = RemoveLater(own.clone());
+    let own = guest::own_directory(&kernel)?;
     let mut command = vec!["demo".to_owned()];
     command.extend(options.agent_flags.iter().cloned());
-    let initramfs = guest::with_command(&kernel, &own, binaries, Archive::default(), &command)?;
+    let initramfs = guest::with_command(&kernel, &own.0, binaries, Archive::default(), &command)?;
     let machine = Machine {
         kernel: &kernel,
         initramfs: &initramfs,
-        log: guest::directory().join(format!("run-{}.log", kernel.name)),
+        log: guest::new_log(&format!("run-{}.log", kernel.name))?,
         kvm: options.kvm,
         cpus: 1,
         memory_mib: guest::MEMORY_MIB,

@@ -2,6 +2,8 @@
 //! eBPF programs with bpf-linker, kernels for the test guest. With nothing missing it says nothing and starts nothing.
 
 use std::{
+    env,
+    ffi::OsStr,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -24,6 +26,8 @@ use crate::{
 pub(crate) enum Need<'a> {
     /// Build the eBPF object and the agent.
     Build,
+    /// Check format and run clippy.
+    Lint,
     /// Run tests in namespaces of this kernel.
     Host,
     /// Run guests with these kernels.
@@ -119,6 +123,8 @@ impl Distribution {
 /// What is missing.
 struct Missing {
     packages: Vec<&'static str>,
+    /// rustfmt or clippy, beside the cargo that runs this.
+    checkers: bool,
     compiler: bool,
     linker: bool,
     kernels: Vec<Wanted>,
@@ -126,7 +132,7 @@ struct Missing {
 
 /// Installs what any command needs.
 pub(crate) fn everything() -> Result<()> {
-    ensure(&[Need::Build, Need::Host, Need::Guest(&kernels::wanted(&[])?)])
+    ensure(&[Need::Build, Need::Lint, Need::Host, Need::Guest(&kernels::wanted(&[])?)])
 }
 
 /// Installs what `needs` demands and isn't there, or says what to do about it.
@@ -142,6 +148,10 @@ pub(crate) fn ensure(needs: &[Need<'_>]) -> Result<()> {
             "set-up knows Debian 12 and Ubuntu 24.04; on this distribution please install by hand what stands above \
              (package names are Debian's)"
         );
+    }
+    if missing.checkers {
+        let mut add = Command::new("rustup");
+        progress::step("adding rustfmt and clippy", add.args(["component", "add", "rustfmt", "clippy"]))?;
     }
     let mut packages = missing.packages.clone();
     if missing.compiler && !install_nightly()? {
@@ -177,7 +187,13 @@ pub(crate) fn ensure(needs: &[Need<'_>]) -> Result<()> {
 impl Missing {
     fn find(needs: &[Need<'_>], distribution: Distribution) -> Result<Self> {
         let mut tables: Vec<&[Package]> = Vec::new();
-        let mut missing = Self { packages: Vec::new(), compiler: false, linker: false, kernels: Vec::new() };
+        let mut missing = Self {
+            packages: Vec::new(),
+            checkers: false,
+            compiler: false,
+            linker: false,
+            kernels: Vec::new(),
+        };
         for need in needs {
             match need {
                 Need::Build => {
@@ -186,6 +202,7 @@ impl Missing {
                     missing.compiler = compiler.is_none();
                     missing.linker = compiler.as_ref().map(Compiler::linker).transpose()?.flatten().is_none();
                 }
+                Need::Lint => missing.checkers = !has_checkers(),
                 Need::Host => tables.push(FOR_TESTS),
                 Need::Guest(wanted) => {
                     tables.extend([FOR_TESTS, FOR_GUESTS]);
@@ -207,13 +224,20 @@ impl Missing {
     }
 
     fn nothing(&self) -> bool {
-        self.packages.is_empty() && !self.compiler && !self.linker && self.kernels.is_empty()
+        self.packages.is_empty()
+            && !self.checkers
+            && !self.compiler
+            && !self.linker
+            && self.kernels.is_empty()
     }
 
     fn announce(&self) {
         eprintln!("Set-up; this machine still needs:");
         if !self.packages.is_empty() {
             eprintln!("  packages {} (about a minute)", self.packages.join(" "));
+        }
+        if self.checkers {
+            eprintln!("  rustfmt and clippy");
         }
         if self.compiler {
             eprintln!(
@@ -228,6 +252,12 @@ impl Missing {
             eprintln!("  kernel {} for the test guest, downloaded and not installed (30 MB)", kernel.name);
         }
     }
+}
+
+/// Whether cargo's toolchain has rustfmt and clippy. rustup's proxies in the path are there in any case.
+fn has_checkers() -> bool {
+    let Some(cargo) = env::var_os("CARGO").map(PathBuf::from) else { return true }; // not run by cargo
+    ["cargo-fmt", "cargo-clippy"].iter().all(|name| cargo.with_file_name(name).exists())
 }
 
 /// Tries to get the pinned nightly from rustup; whether there is a usable compiler now. Existing toolchains and rustup
@@ -274,22 +304,23 @@ fn update_lists() -> Result<()> {
 
 /// apt-get as root, or nothing where this user can't become root without a password.
 fn apt_get(arguments: &[&str]) -> Result<Option<Command>> {
-    let privilege: &[&str] = if is_root()? {
-        &[]
-    } else if process::succeeds(Command::new("sudo").args(["-n", "true"])) {
-        &["sudo", "-n"]
-    } else {
-        return Ok(None);
-    };
-    let mut words = privilege.iter().chain(&["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]);
-    let mut command = Command::new(words.next().expect("the chain isn't empty"));
-    command.args(words).args(["-q", "-y", "-o", "DPkg::Lock::Timeout=300"]).args(arguments);
+    let Some(mut command) = as_root("env")? else { return Ok(None) };
+    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=300"]);
+    command.args(arguments);
     Ok(Some(command))
 }
 
-/// Whether this program may do anything.
-pub(crate) fn is_root() -> Result<bool> {
-    Ok(process::output(Command::new("id").arg("-u"))?.trim() == "0")
+/// A command that runs as root, or nothing where this user can't become root without a password.
+pub(crate) fn as_root(program: impl AsRef<OsStr>) -> Result<Option<Command>> {
+    if process::output(Command::new("id").arg("-u"))?.trim() == "0" {
+        return Ok(Some(Command::new(program)));
+    }
+    if !process::succeeds(Command::new("sudo").args(["-n", "true"])) {
+        return Ok(None);
+    }
+    let mut command = Command::new("sudo");
+    command.arg("-n").arg(program);
+    Ok(Some(command))
 }
 
 fn install_linker() -> Result<()> {

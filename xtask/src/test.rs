@@ -54,6 +54,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let has = |tier| options.tier.is_empty() || options.tier.contains(&tier);
     let wanted = kernels::wanted(&options.kernel)?;
     let mut needs = vec![Need::Build];
+    if has(Tier::Lint) {
+        needs.push(Need::Lint);
+    }
     if has(Tier::Host) {
         needs.push(Need::Host);
     }
@@ -188,12 +191,13 @@ fn summary(line: &str) -> Option<Counts> {
 /// Each test by itself on this kernel, as root, in fresh namespaces, so that neither it nor what it leaves behind
 /// touches this machine.
 fn host_tests(binaries: &Binaries, tests: &List, limit: Duration) -> Result<Counts> {
-    let sudo: &[&str] = if setup::is_root()? { &[] } else { &["sudo", "-n"] };
     let mut counts = Counts::default();
     for name in &tests.names {
-        let mut words = sudo.iter().chain(&["env"]);
-        let mut command = Command::new(words.next().context("there is a first word")?);
-        command.args(words).arg(format!("FASTPATH_AGENT={}", binaries["fastpath-agent"].display()));
+        let mut command = setup::as_root("env")?.context(
+            "tests on this kernel need root, and sudo wants a password here: run `sudo -v` first, or leave them out \
+             with --tier",
+        )?;
+        command.arg(format!("FASTPATH_AGENT={}", binaries["fastpath-agent"].display()));
         // With `unshare` all processes of its namespace are killed.
         command.args(["timeout", "--foreground", "--signal=KILL", &limit.as_secs().to_string()]);
         command.args(["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]);

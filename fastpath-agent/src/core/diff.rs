@@ -100,7 +100,7 @@ fn repair(want: &DesiredTable, table: &ObservedTable) -> Vec<Op> {
     if keep_set.is_none() {
         ops.push(Op::AddDeviceSet);
     }
-    ops.extend(devices(&want.devices, keep_flowtable));
+    ops.extend(devices(&want.devices, keep_flowtable, keep_set));
     ops.extend(indices(&want.devices, keep_set));
     if keep_chain.is_none() {
         ops.push(Op::AddChain { priority: want.chain_priority });
@@ -110,7 +110,10 @@ fn repair(want: &DesiredTable, table: &ObservedTable) -> Vec<Op> {
 }
 
 fn flowtable_is_right(want: &DesiredTable, has: &ObservedFlowtable) -> bool {
-    (has.priority, has.counter, has.hw_offload) == (want.flowtable_priority, want.counter, want.hw_offload)
+    // One that can't be read is the work of our own hands, or of somebody who knows what he does.
+    has.devices.is_none()
+        || (has.priority, has.counter, has.hw_offload)
+            == (want.flowtable_priority, want.counter, want.hw_offload)
 }
 
 fn chain_is_right(want: &DesiredTable, has: &ObservedChain) -> bool {
@@ -136,14 +139,22 @@ fn rules(want: &DesiredTable, chain: Option<&ObservedChain>) -> (Vec<u64>, Vec<V
     }
 }
 
-fn devices(want: &BTreeMap<IfIndex, IfName>, flowtable: Option<&ObservedFlowtable>) -> Vec<Op> {
-    let want: BTreeSet<IfName> = want.values().cloned().collect();
+fn devices(
+    want: &BTreeMap<IfIndex, IfName>,
+    flowtable: Option<&ObservedFlowtable>,
+    set: Option<&ObservedSet>,
+) -> Vec<Op> {
     let has = match flowtable {
         None => BTreeSet::new(),
-        // Unreadable since too long: adding what is there already does no harm.
-        Some(ObservedFlowtable { devices: None, .. }) => BTreeSet::new(),
+        // Too long to be read: the set, which changes with it in the same transactions, speaks for it. What the set
+        // lacks is added, whether it is there already or not; what is there too much no rule refers to.
+        Some(ObservedFlowtable { devices: None, .. }) => {
+            let in_set = |index: &IfIndex| set.is_some_and(|set| set.elements.contains(index));
+            want.iter().filter(|(index, _)| in_set(index)).map(|(_, name)| name.clone()).collect()
+        }
         Some(ObservedFlowtable { devices: Some(devices), .. }) => devices.clone(),
     };
+    let want: BTreeSet<IfName> = want.values().cloned().collect();
     let gone = chunks(has.difference(&want)).map(Op::RemoveDevices);
     let new = chunks(want.difference(&has)).map(Op::AddDevices);
     gone.chain(new).collect()

@@ -73,7 +73,6 @@ enum Disturbance {
     ClearSet,
     WrongSetType,
     DropDevices(usize),
-    ForgetDevices,
     ForeignRule,
     ForeignChain,
     ForeignSet,
@@ -89,7 +88,6 @@ fn some_disturbance() -> impl Strategy<Value = Disturbance> {
         Just(ClearSet),
         Just(WrongSetType),
         (0usize..200).prop_map(DropDevices),
-        Just(ForgetDevices),
         Just(ForeignRule),
         Just(ForeignChain),
         Just(ForeignSet),
@@ -115,7 +113,6 @@ fn disturb(table: &mut Option<ObservedTable>, disturbance: &Disturbance) {
         (Disturbance::DropDevices(n), _, _, Some(flowtable)) => {
             flowtable.devices = flowtable.devices.take().map(|d| d.into_iter().skip(*n).collect());
         }
-        (Disturbance::ForgetDevices, _, _, Some(flowtable)) => flowtable.devices = None,
         (Disturbance::ForeignRule, Some(chain), ..) => chain.rules.insert(
             0,
             ObservedRule {
@@ -288,6 +285,30 @@ fn a_renamed_interface_changes_devices_only() {
         diff(&Some(want), &observed, ForeignTable::Refuse),
         Decision::Apply(vec![Op::RemoveDevices(vec![name(2)]), Op::AddDevices(vec![name(99)])])
     );
+}
+
+#[test]
+fn a_flowtable_too_long_to_be_read_is_kept_and_changed_by_what_the_set_lacks() {
+    let mut kernel = fake();
+    kernel.readable_devices = 3;
+    let settled = Decision::Apply(Vec::new());
+    let want = |devices: std::ops::Range<u32>| Some(DesiredTable { flowtable_priority: 5, ..table(devices) });
+    step(&mut kernel, &want(1..6), ForeignTable::Refuse);
+    assert_eq!(kernel.observe().unwrap().table.unwrap().flowtables[0].devices, None);
+    assert_eq!(step(&mut kernel, &want(1..6), ForeignTable::Refuse), settled);
+
+    let one_more = [Op::AddDevices(vec![name(6)]), Op::AddIndices(vec![IfIndex(6)])];
+    assert_eq!(step(&mut kernel, &want(1..7), ForeignTable::Refuse), Decision::Apply(one_more.into()));
+    assert_eq!(step(&mut kernel, &want(1..7), ForeignTable::Refuse), settled);
+
+    // What nobody wants any more leaves the set, so that no rule refers to it, and the flowtable once it can be read.
+    let fewer = [Op::RemoveIndices(vec![IfIndex(1)])];
+    assert_eq!(step(&mut kernel, &want(2..7), ForeignTable::Refuse), Decision::Apply(fewer.into()));
+    assert_eq!(step(&mut kernel, &want(2..7), ForeignTable::Refuse), settled);
+    kernel.readable_devices = 300;
+    let late = [Op::RemoveDevices(vec![name(1)])];
+    assert_eq!(step(&mut kernel, &want(2..7), ForeignTable::Refuse), Decision::Apply(late.into()));
+    assert_eq!(step(&mut kernel, &want(2..7), ForeignTable::Refuse), settled);
 }
 
 #[test]

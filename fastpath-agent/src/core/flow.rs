@@ -193,6 +193,10 @@ fn stalled(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node) -> Caus
     }
 }
 
+/// All that [`State::name`] returns.
+pub const STATE_NAMES: [&str; 7] =
+    ["offloaded", "hw-offloaded", "crossed", "stalled", "below-threshold", "closing", "gone"];
+
 impl State {
     /// Its name, as filters and JSON have it.
     pub fn name(&self) -> &'static str {

@@ -5,6 +5,7 @@ pub mod desired;
 pub mod diff;
 pub mod expr;
 pub mod flow;
+pub mod flow_filter;
 pub mod link_table;
 pub mod model;
 pub mod observed;

@@ -69,7 +69,7 @@ pub struct ObservedFlowtable {
     /// `NFT_FLOWTABLE_HW_OFFLOAD`.
     pub hw_offload: bool,
     /// Names of its devices; `None` where the kernel couldn't tell, since they don't fit one netlink message
-    /// (about 1,600 devices).
+    /// (about 1,600 devices). Then priority and flags are unknown too, and 0 and false here.
     pub devices: Option<BTreeSet<IfName>>,
 }
 

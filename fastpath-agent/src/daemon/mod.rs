@@ -24,10 +24,12 @@ use crate::{
 };
 
 pub mod cleanup;
+pub mod crossings;
 pub mod reconcile;
 pub mod watch;
 
 use cleanup::TableCleanup;
+use crossings::Crossings;
 use reconcile::{Reconciler, Standing};
 use watch::Watch;
 
@@ -74,7 +76,13 @@ pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
             }
             event = agent.links_source.next() => agent.link_event(event?).await?,
             event = Offload::next(&mut agent.offload) => agent.ruleset_event(event?),
-            () = sleep_until((agent.started + Duration::from_millis(due)).into()) => agent.reconcile(trigger)?,
+            () = sleep_until((agent.started + Duration::from_millis(due)).into()) => {
+                if trigger == Trigger::SafetyNet {
+                    agent.reread_links().await?;
+                }
+                agent.reconcile(trigger)?;
+            }
+            () = Crossings::next(&mut agent.crossings) => {}
         }
     }
     if agent.config.cleanup_on_exit { agent.cleanup() } else { Ok(()) }
@@ -135,6 +143,7 @@ struct Agent {
     /// Absent where the kernel has no flowtable: then flows are only watched.
     offload: Option<Offload>,
     watch: Option<Watch>,
+    crossings: Option<Crossings>,
     overruns: u64,
     /// Whether it was said that repairs wait.
     backing_off: bool,
@@ -151,6 +160,8 @@ impl Agent {
         if let Some(watch) = &mut watch {
             watch.take_over(&links);
         }
+        let crossings =
+            watch.as_ref().filter(|_| Crossings::wanted(&config)).and_then(|_| Crossings::open(&config));
         Ok(Self {
             started: Instant::now(),
             pace: Pace::default(),
@@ -158,6 +169,7 @@ impl Agent {
             links,
             offload,
             watch,
+            crossings,
             overruns: 0,
             backing_off: false,
             config,

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tracing::{debug, info, warn};
 
+use super::crossings::Crossings;
 use crate::{
     cli::EbpfMode,
     config::Config,
@@ -36,7 +37,8 @@ impl Watch {
         let load = LoadConfig {
             pin_path: config.pin_path.clone(),
             max_flows: fastpath_common::limits::DEFAULT_MAX_FLOWS,
-            threshold: config.rules.threshold,
+            // Nobody would read the signals otherwise.
+            threshold: if Crossings::wanted(config) { config.rules.threshold } else { 0 },
         };
         let eyes = match bpf::load(&load) {
             Ok(eyes) => eyes,
@@ -52,7 +54,6 @@ impl Watch {
                 BTreeSet::new()
             }
         };
-        info!(maps = %config.pin_path.display(), "flows are watched by eBPF programs");
         Some(Self {
             eyes: Box::new(eyes),
             selection: config.rules.selection.clone(),

@@ -2,7 +2,7 @@
 //! operations can meet them (what must exist, what is still referred to), and fails where a test scripts it to.
 //! What it says about the real kernel is shown by the tests that run on one.
 
-use std::{collections::BTreeSet, io};
+use std::{collections::BTreeSet, io, mem};
 
 use super::{
     Ruleset,
@@ -31,6 +31,8 @@ pub struct FakeRuleset {
     pub devices: BTreeSet<IfName>,
     /// Devices whose hook is refused with EOPNOTSUPP.
     pub refusing: BTreeSet<IfName>,
+    /// How many devices a flowtable may have before it can't be read any more.
+    pub readable_devices: usize,
     /// Transactions applied so far.
     pub commits: Vec<Vec<Op>>,
     /// Answers to the next commits; `None` lets one through.
@@ -59,6 +61,7 @@ impl FakeRuleset {
             generation: 1,
             devices: devices.into_iter().collect(),
             refusing: BTreeSet::new(),
+            readable_devices: usize::MAX,
             commits: Vec::new(),
             script: Vec::new(),
             next_handle: 1,
@@ -222,7 +225,15 @@ fn set(table: &mut ObservedTable) -> Result<&mut ObservedSet, i32> {
 
 impl Ruleset for FakeRuleset {
     fn observe(&mut self) -> Result<Observed, NftError> {
-        Ok(Observed { generation: Generation(self.generation), table: self.table.clone() })
+        let mut table = self.table.clone();
+        for flowtable in table.iter_mut().flat_map(|table| &mut table.flowtables) {
+            if flowtable.devices.as_ref().is_some_and(|devices| devices.len() > self.readable_devices) {
+                let name = mem::take(&mut flowtable.name);
+                *flowtable =
+                    ObservedFlowtable { name, priority: 0, counter: false, hw_offload: false, devices: None };
+            }
+        }
+        Ok(Observed { generation: Generation(self.generation), table })
     }
 
     fn commit(&mut self, ops: &[Op], expected: Generation) -> Result<Generation, CommitError> {

@@ -1,7 +1,7 @@
 //! Links of this network namespace over rtnetlink: all of them once, then every change as the kernel announces it.
 //! Decides nothing about them.
 
-use std::{io, os::fd::AsRawFd};
+use std::{collections::BTreeSet, io, net::IpAddr, os::fd::AsRawFd};
 
 use futures_util::{StreamExt, TryStreamExt, stream::Stream};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -10,6 +10,7 @@ use rtnetlink::{
     packet_core::NetlinkPayload,
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
+        address::{AddressAttribute, AddressMessage},
         link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, State},
     },
 };
@@ -62,6 +63,21 @@ impl Links {
         let messages: Vec<LinkMessage> =
             self.requests.link().get().execute().try_collect().await.map_err(LinkError::Dump)?;
         Ok(messages.iter().filter_map(parse).collect())
+    }
+
+    /// All addresses of this node in this namespace.
+    pub async fn addresses(&self) -> Result<BTreeSet<IpAddr>, LinkError> {
+        let messages: Vec<AddressMessage> =
+            self.requests.address().get().execute().try_collect().await.map_err(LinkError::Dump)?;
+        // Where both are given, the other one is the peer's (include/uapi/linux/if_addr.h).
+        let own = |message: &AddressMessage| {
+            let find =
+                |pick: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(pick);
+            find(|a| if let AddressAttribute::Local(address) = a { Some(*address) } else { None }).or_else(
+                || find(|a| if let AddressAttribute::Address(address) = a { Some(*address) } else { None }),
+            )
+        };
+        Ok(messages.iter().filter_map(own).collect())
     }
 
     /// The next change. Cancelling it loses nothing.

@@ -9,6 +9,7 @@ pub mod bpf;
 pub mod conntrack;
 #[cfg(test)]
 pub mod fake;
+pub mod flows;
 pub mod links;
 mod nfnetlink;
 pub mod nft;

@@ -1,4 +1,6 @@
 //! What the agent shows to people and programs.
 
+pub mod flow_writer;
+pub mod flows;
 pub mod render;
 pub mod status;

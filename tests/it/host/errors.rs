@@ -30,7 +30,7 @@ fn wrong_values_exit_64_and_touch_nothing() {
         ("--pin-path", "here", "absolute"),
         ("--v", "loud", "number"),
     ] {
-        let output = agent::run(&topology.node, &["--ebpf=off", &format!("{flag}={value}")]);
+        let output = agent::run(&topology.node, &[&format!("{flag}={value}")]);
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(64), "{flag}={value}: {said}");
         for word in [flag, value, allowed] {

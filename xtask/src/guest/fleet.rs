@@ -15,6 +15,7 @@ use super::{
     MEMORY_MIB, assemble, directory,
     initramfs::Archive,
     kernels::{self, Kernel, Wanted},
+    new_log,
     qemu::Machine,
     verdict::{self, Verdict},
 };
@@ -55,20 +56,17 @@ pub(crate) fn run(
         jobs.push(Job { kernel, initramfs, queue });
     }
     let results = Mutex::new(Counts { skipped: tests.ignored * jobs.len(), ..Counts::default() });
+    let mut machines = Vec::new();
+    for job in &jobs {
+        for number in 1..=guests {
+            let log = new_log(&format!("{}-{number}.log", job.kernel.name))?;
+            let (kernel, initramfs) = (&job.kernel, job.initramfs.as_path());
+            machines.push((Machine { kernel, initramfs, log, kvm, cpus: 1, memory_mib: MEMORY_MIB }, job));
+        }
+    }
     thread::scope(|scope| {
-        for job in &jobs {
-            for number in 1..=guests {
-                let machine = Machine {
-                    kernel: &job.kernel,
-                    initramfs: &job.initramfs,
-                    log: directory().join(format!("{}-{number}.log", job.kernel.name)),
-                    kvm,
-                    cpus: 1,
-                    memory_mib: MEMORY_MIB,
-                };
-                let results = &results;
-                scope.spawn(move || work(&machine, job, limit, results));
-            }
+        for (machine, job) in &machines {
+            scope.spawn(|| work(machine, job, limit, &results));
         }
     });
     Ok(results.into_inner().unwrap_or_else(PoisonError::into_inner))

@@ -342,13 +342,16 @@ fn files_below(directory: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// One file out of several archives: the kernel unpacks them in turn.
+/// One file out of several archives: the kernel unpacks them in turn. A guest that is just reading the old file goes on.
 pub(crate) fn concatenate(archives: &[&Path], to: &Path) -> Result<()> {
-    let mut out = fs::File::create(to).with_context(|| format!("cannot write {}", to.display()))?;
+    let scratch = to.with_extension(format!("new-{}", std::process::id()));
+    let mut out =
+        fs::File::create(&scratch).with_context(|| format!("cannot write {}", scratch.display()))?;
     for archive in archives {
         let mut file =
             fs::File::open(archive).with_context(|| format!("cannot read {}", archive.display()))?;
         io::copy(&mut file, &mut out)?;
     }
+    fs::rename(&scratch, to)?;
     Ok(())
 }

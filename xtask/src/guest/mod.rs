@@ -81,10 +81,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         cpus: options.cpus,
         memory_mib: options.memory,
     };
-    // A directory of its own, so that guests of different kinds don't take each other's files away.
-    let own = directory().join(format!("{}-{}", kernel.name, process::id()));
-    let _removed = RemoveLater(own.clone());
-    let log = directory().join(format!("guest-{}.log", kernel.name));
+    let own = own_directory(&kernel)?;
+    let log = new_log(&format!("guest-{}.log", kernel.name))?;
     if options.command.is_empty() {
         if !std::io::stdin().is_terminal() {
             bail!("a shell needs a terminal; to run one command: cargo xtask guest -- COMMAND");
@@ -94,12 +92,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         {
             extra.text("job/size", format!("rows {rows} cols {columns}\n"));
         }
-        let initramfs = assemble(&kernel, &own, &build::for_tests()?, extra)?;
+        let initramfs = assemble(&kernel, &own.0, &build::for_tests()?, extra)?;
         eprintln!("guest {}: the kernel's messages go to {}; leave with `exit`", kernel.name, log.display());
         machine(&initramfs, log).shell()?;
         return Ok(ExitCode::SUCCESS);
     }
-    let initramfs = with_command(&kernel, &own, &build::for_tests()?, extra, &options.command)?;
+    let initramfs = with_command(&kernel, &own.0, &build::for_tests()?, extra, &options.command)?;
     let machine = machine(&initramfs, log);
     let limit = Duration::from_secs(options.time_limit);
     match execute(&machine, limit)? {
@@ -153,6 +151,29 @@ pub(crate) fn assemble(
     extra.write(&ours)?;
     initramfs::concatenate(&[&base, &ours], &whole)?;
     Ok(whole)
+}
+
+/// The file for what a guest says, empty at first.
+pub(crate) fn new_log(name: &str) -> Result<PathBuf> {
+    let path = directory().join(name);
+    fs::create_dir_all(directory()).with_context(|| format!("cannot make {}", directory().display()))?;
+    fs::write(&path, "").with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
+}
+
+/// A directory for the files of one guest, so that several at a time don't take each other's away.
+pub(crate) fn own_directory(kernel: &Kernel) -> Result<RemoveLater> {
+    let parent = directory();
+    fs::create_dir_all(&parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    for entry in fs::read_dir(&parent)?.flatten() {
+        // What an interrupted command left behind.
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.rsplit_once('-')?.1.parse::<u32>().ok());
+        if number.is_some_and(|number| !Path::new("/proc").join(number.to_string()).exists()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+    Ok(RemoveLater(parent.join(format!("{}-{}", kernel.name, process::id()))))
 }
 
 /// Removes a directory when it goes out of use.

@@ -1,7 +1,7 @@
 //! A running guest: QEMU's command line, the port to PID 1, the kernel's console, time limits.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{BufRead, BufReader, Read, Write},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
@@ -28,7 +28,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 pub(crate) struct Machine<'a> {
     pub(crate) kernel: &'a Kernel,
     pub(crate) initramfs: &'a Path,
-    /// Everything that the guest says is written here.
+    /// Everything that the guest says is appended here.
     pub(crate) log: PathBuf,
     /// Use the processor's virtualisation instead of emulating it.
     pub(crate) kvm: bool,
@@ -79,10 +79,9 @@ impl Machine<'_> {
 
     /// Boots the guest and waits until PID 1 takes requests.
     pub(crate) fn boot(&self) -> Result<Guest> {
-        if let Some(directory) = self.log.parent() {
-            fs::create_dir_all(directory)?;
-        }
-        let log = File::create(&self.log).with_context(|| format!("cannot write {}", self.log.display()))?;
+        // After the log of the guest that this one replaces.
+        let log = File::options().create(true).append(true).open(&self.log);
+        let log = log.with_context(|| format!("cannot write {}", self.log.display()))?;
         let mut qemu = self
             .command("serve")
             .stdin(Stdio::piped())

@@ -73,6 +73,7 @@ const ALARMS: &[(&str, &str)] = &[
     ("detected stalls on CPUs", "RCU stall"),
     ("detected expedited stalls", "RCU stall"),
     ("blocked for more than", "hung task"),
+    ("WARNING: CPU: ", "kernel warning"),
     ("Out of memory: Killed process", "out of memory"),
     ("unregister_netdevice: waiting for", "network device never released"),
 ];

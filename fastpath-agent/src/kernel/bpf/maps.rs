@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashSet,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     path::{Path, PathBuf},
 };
 
@@ -158,6 +158,12 @@ impl Events {
                 return Some(unsafe { item.as_ptr().cast::<FlowEvent>().read_unaligned() });
             }
         }
+    }
+}
+
+impl AsRawFd for Events {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
     }
 }
 

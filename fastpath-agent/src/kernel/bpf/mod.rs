@@ -7,6 +7,7 @@
 mod attach;
 mod cleanup;
 mod error;
+mod event_stream;
 mod load;
 mod maps;
 mod sys;
@@ -20,6 +21,7 @@ pub use self::{
     attach::Programs,
     cleanup::{CleanupReport, Inspection, cleanup, inspect},
     error::BpfError,
+    event_stream::EventStream,
     load::load,
     maps::{Events, Pinned},
 };

@@ -92,7 +92,7 @@ pub struct Rejection {
     pub source: io::Error,
     /// The kernel's extended acknowledgement, if it gave one.
     pub message: Option<String>,
-    /// The device that the kernel objected to, if the operation was about several and the kernel said which
-    /// (it does for devices that don't exist).
+    /// The device that the kernel objected to, if it said which (Linux 6.12 does for devices that don't
+    /// exist, Linux 6.1 doesn't).
     pub device: Option<IfName>,
 }

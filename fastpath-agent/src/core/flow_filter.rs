@@ -1,0 +1,148 @@
+//! Which flows are shown, and in which order.
+
+use std::cmp::Ordering;
+
+use ipnet::IpNet;
+
+use super::{
+    flow::{Flow, Node},
+    model::IfName,
+};
+
+/// What a flow must have to be shown. Of several values of one kind any will do; every kind that is given must match.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Networks that one end must be in, before or after NAT.
+    pub networks: Vec<IpNet>,
+    /// Ports that one end must have, before or after NAT.
+    pub ports: Vec<u16>,
+    /// IP protocol numbers.
+    pub protocols: Vec<u8>,
+    /// Interfaces that its packets come in on.
+    pub interfaces: Vec<IfName>,
+    /// Names of states, see [`State::name`](super::flow::State::name).
+    pub states: Vec<String>,
+}
+
+impl Filter {
+    /// Whether `flow` is shown.
+    pub fn matches(&self, flow: &Flow, node: &Node) -> bool {
+        let tuples = || std::iter::once(&flow.original).chain(flow.reply.as_ref());
+        let any = |empty: bool, found: bool| empty || found;
+        any(self.states.is_empty(), self.states.iter().any(|s| s == flow.state.name()))
+            && any(self.protocols.is_empty(), self.protocols.contains(&flow.original.protocol))
+            && any(
+                self.ports.is_empty(),
+                tuples()
+                    .any(|t| self.ports.contains(&t.source_port) || self.ports.contains(&t.destination_port)),
+            )
+            && any(
+                self.networks.is_empty(),
+                tuples().any(|t| {
+                    self.networks.iter().any(|n| n.contains(&t.source) || n.contains(&t.destination))
+                }),
+            )
+            && any(
+                self.interfaces.is_empty(),
+                flow.interfaces()
+                    .filter_map(|index| node.names.get(&index))
+                    .any(|name| self.interfaces.contains(name)),
+            )
+    }
+}
+
+/// By what flows are sorted, largest or most recent first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Sort {
+    /// Packets seen at ingress
+    Packets,
+    /// Bytes seen at ingress
+    Bytes,
+    /// When the last packet was seen
+    Recent,
+    /// When the first packet was seen, oldest first
+    Age,
+    /// What became of them
+    State,
+}
+
+impl Sort {
+    /// Order of two flows; flows that are alike in what is asked are told apart by their tuples.
+    pub fn compare(self, a: &Flow, b: &Flow) -> Ordering {
+        let order = match self {
+            Self::Packets => b.packets().cmp(&a.packets()),
+            Self::Bytes => b.bytes().cmp(&a.bytes()),
+            Self::Recent => b.last_seen_ns().cmp(&a.last_seen_ns()),
+            Self::Age => a.first_seen_ns().unwrap_or(u64::MAX).cmp(&b.first_seen_ns().unwrap_or(u64::MAX)),
+            Self::State => a.state.cmp(&b.state),
+        };
+        let end = |f: &Flow| {
+            (f.original.source, f.original.source_port, f.original.destination, f.original.destination_port)
+        };
+        order.then_with(|| end(a).cmp(&end(b)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fastpath_common::FlowCounters;
+
+    use super::*;
+    use crate::core::{
+        connection::{TCP, Tuple, UDP},
+        flow::State,
+        model::IfIndex,
+    };
+
+    fn flow(source: &str, protocol: u8, packets: u64) -> Flow {
+        let tuple = Tuple {
+            source: source.parse().unwrap(),
+            destination: "192.0.2.9".parse().unwrap(),
+            protocol,
+            source_port: 40000,
+            destination_port: 443,
+        };
+        Flow::gone(tuple, FlowCounters { packets, ifindex: 2, ..FlowCounters::default() })
+    }
+
+    fn node() -> Node {
+        Node { names: [(IfIndex(2), IfName::new("eth0").unwrap())].into(), ..Node::default() }
+    }
+
+    #[test]
+    fn every_kind_must_match_and_any_value_of_a_kind_will_do() {
+        let flow = flow("10.1.2.3", TCP, 1);
+        let eth = |name: &str| vec![IfName::new(name).unwrap()];
+        let yes = [
+            Filter::default(),
+            Filter { networks: vec!["10.1.0.0/16".parse().unwrap()], ..Filter::default() },
+            Filter {
+                networks: vec!["fd00::/8".parse().unwrap(), "192.0.2.9/32".parse().unwrap()],
+                ..Filter::default()
+            },
+            Filter {
+                ports: vec![80, 443],
+                protocols: vec![TCP],
+                interfaces: eth("eth0"),
+                ..Filter::default()
+            },
+            Filter { states: vec!["offloaded".to_owned(), "gone".to_owned()], ..Filter::default() },
+        ];
+        let no = [
+            Filter { networks: vec!["10.2.0.0/16".parse().unwrap()], ..Filter::default() },
+            Filter { ports: vec![443], protocols: vec![UDP], ..Filter::default() },
+            Filter { interfaces: eth("eth1"), ..Filter::default() },
+            Filter { states: vec!["offloaded".to_owned()], ..Filter::default() },
+        ];
+        assert!(yes.iter().all(|f| f.matches(&flow, &node())));
+        assert!(no.iter().all(|f| !f.matches(&flow, &node())));
+        assert_eq!(flow.state, State::Gone);
+    }
+
+    #[test]
+    fn most_packets_come_first() {
+        let mut flows = [flow("10.0.0.1", TCP, 1), flow("10.0.0.3", TCP, 9), flow("10.0.0.2", TCP, 9)];
+        flows.sort_by(|a, b| Sort::Packets.compare(a, b));
+        assert_eq!(flows.map(|f| f.original.source.to_string()), ["10.0.0.2", "10.0.0.3", "10.0.0.1"]);
+    }
+}

@@ -1,0 +1,218 @@
+//! How a flow is written: a line of a table for people, an object for programs.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use crate::core::{
+    connection::{Tuple, protocol_name},
+    flow::{Flow, Node, State},
+};
+
+/// Writes flows one after the other.
+pub trait Writer {
+    /// Before the first flow.
+    fn begin(&mut self, out: &mut dyn Write) -> io::Result<()>;
+    /// One flow.
+    fn flow(&mut self, out: &mut dyn Write, flow: &Flow, node: &Node) -> io::Result<()>;
+    /// After the last flow.
+    fn end(&mut self, out: &mut dyn Write) -> io::Result<()>;
+}
+
+/// A table with one line for each flow.
+#[derive(Default)]
+pub struct Table {
+    flows: u64,
+}
+
+/// A JSON array with one object for each flow, each on a line of its own. Fields are only ever added.
+#[derive(Default)]
+pub struct Json {
+    flows: u64,
+}
+
+impl Writer for Table {
+    fn begin(&mut self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(
+            out,
+            "{:<15}  {:<5}  {:<47}  {:>10}  {:>13}  {:>7}  {:<15}  WHY",
+            "STATE", "PROTO", "SOURCE > DESTINATION", "PACKETS", "BYTES", "IDLE", "IN"
+        )
+    }
+
+    fn flow(&mut self, out: &mut dyn Write, flow: &Flow, node: &Node) -> io::Result<()> {
+        self.flows += 1;
+        let ends = flow.original.to_string();
+        let (protocol, ends) = ends.split_once(' ').unwrap_or(("", &ends));
+        let idle = flow.last_seen_ns().map_or("-".to_owned(), |at| idle(node.now_ns.saturating_sub(at)));
+        let why = match &flow.state {
+            State::Stalled(cause) => cause.to_string(),
+            _ => String::new(),
+        };
+        let line = format!(
+            "{:<15}  {protocol:<5}  {ends:<47}  {:>10}  {:>13}  {idle:>7}  {:<15}  {why}",
+            flow.state.name(),
+            flow.packets(),
+            flow.bytes(),
+            interfaces(flow, node).join(","),
+        );
+        writeln!(out, "{}", line.trim_end())
+    }
+
+    fn end(&mut self, out: &mut dyn Write) -> io::Result<()> {
+        if self.flows == 0 { writeln!(out, "no flows") } else { Ok(()) }
+    }
+}
+
+/// A duration in ns, in a few characters.
+fn idle(ns: u64) -> String {
+    match ns / 1_000_000 {
+        ms @ 0..1000 => format!("{ms}ms"),
+        ms @ 1000..60_000 => format!("{}s", ms / 1000),
+        ms @ 60_000..3_600_000 => format!("{}m", ms / 60_000),
+        ms => format!("{}h", ms / 3_600_000),
+    }
+}
+
+fn interfaces(flow: &Flow, node: &Node) -> Vec<String> {
+    flow.interfaces().map(|i| node.names.get(&i).map_or(format!("#{i}"), ToString::to_string)).collect()
+}
+
+/// A flow as JSON has it.
+#[derive(Serialize)]
+struct Record {
+    protocol: String,
+    original: Tuple,
+    reply: Option<Tuple>,
+    #[serde(flatten)]
+    state: State,
+    /// Interfaces that packets come in on.
+    interfaces: Vec<String>,
+    /// As counted at ingress; the original direction, then the reply direction.
+    ingress: [Option<Ingress>; 2],
+    /// As conntrack counts them.
+    conntrack: Option<Conntrack>,
+}
+
+#[derive(Serialize)]
+struct Ingress {
+    packets: u64,
+    segments: u64,
+    bytes: u64,
+    age_ms: u64,
+    idle_ms: u64,
+    tcp_flags: u64,
+}
+
+#[derive(Serialize)]
+struct Conntrack {
+    id: u32,
+    zone: u16,
+    mark: u32,
+    packets: Option<[u64; 2]>,
+    bytes: Option<[u64; 2]>,
+}
+
+impl Record {
+    fn new(flow: &Flow, node: &Node) -> Self {
+        let ago = |at: u64| node.now_ns.saturating_sub(at) / 1_000_000;
+        let ingress = flow.seen.map(|counters| {
+            counters.map(|c| Ingress {
+                packets: c.packets,
+                segments: c.segments,
+                bytes: c.bytes,
+                age_ms: ago(c.first_seen_ns),
+                idle_ms: ago(c.last_seen_ns),
+                tcp_flags: c.tcp_flags,
+            })
+        });
+        Self {
+            protocol: protocol_name(flow.original.protocol),
+            original: flow.original,
+            reply: flow.reply,
+            state: flow.state.clone(),
+            interfaces: interfaces(flow, node),
+            ingress,
+            conntrack: flow.entry.as_ref().map(|entry| Conntrack {
+                id: entry.id,
+                zone: entry.zone,
+                mark: entry.mark,
+                packets: entry.counters.map(|c| c.map(|c| c.packets)),
+                bytes: entry.counters.map(|c| c.map(|c| c.bytes)),
+            }),
+        }
+    }
+}
+
+impl Writer for Json {
+    fn begin(&mut self, out: &mut dyn Write) -> io::Result<()> {
+        write!(out, "[")
+    }
+
+    fn flow(&mut self, out: &mut dyn Write, flow: &Flow, node: &Node) -> io::Result<()> {
+        write!(out, "{}", if self.flows == 0 { "\n" } else { ",\n" })?;
+        self.flows += 1;
+        serde_json::to_writer(&mut *out, &Record::new(flow, node)).map_err(io::Error::from)
+    }
+
+    fn end(&mut self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "\n]")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fastpath_common::FlowCounters;
+
+    use super::*;
+    use crate::core::{
+        connection::TCP,
+        model::{IfIndex, IfName},
+    };
+
+    fn shown(writer: &mut dyn Writer, flows: usize) -> String {
+        let tuple = Tuple {
+            source: "10.1.0.2".parse().unwrap(),
+            destination: "10.2.0.2".parse().unwrap(),
+            protocol: TCP,
+            source_port: 40000,
+            destination_port: 443,
+        };
+        let counters =
+            FlowCounters { packets: 7, bytes: 700, last_seen_ns: 1, ifindex: 2, ..FlowCounters::default() };
+        let node = Node {
+            names: [(IfIndex(2), IfName::new("eth0").unwrap())].into(),
+            now_ns: 2_000_000_001,
+            ..Node::default()
+        };
+        let mut out = Vec::new();
+        writer.begin(&mut out).unwrap();
+        for _ in 0..flows {
+            writer.flow(&mut out, &Flow::gone(tuple, counters), &node).unwrap();
+        }
+        writer.end(&mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_flow_is_a_line() {
+        let text = shown(&mut Table::default(), 1);
+        let words: Vec<_> = text.lines().nth(1).unwrap().split_whitespace().collect();
+        assert_eq!(words, ["gone", "tcp", "10.1.0.2:40000", ">", "10.2.0.2:443", "7", "700", "2s", "eth0"]);
+        assert!(shown(&mut Table::default(), 0).ends_with("no flows\n"));
+    }
+
+    #[test]
+    fn json_is_an_array_whatever_its_length() {
+        for flows in 0..3 {
+            let json: serde_json::Value = serde_json::from_str(&shown(&mut Json::default(), flows)).unwrap();
+            assert_eq!(json.as_array().unwrap().len(), flows);
+            for flow in json.as_array().unwrap() {
+                assert_eq!(flow["state"], "gone");
+                assert_eq!(flow["original"]["source"], "10.1.0.2");
+                assert_eq!(flow["ingress"][0]["packets"], 7);
+                assert_eq!(flow["ingress"][1], serde_json::Value::Null);
+            }
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! `flows`: reads, filters, sorts and writes; once or again and again.
+
+use std::{
+    io::{self, BufWriter, Write},
+    time::Duration,
+};
+
+use super::flow_writer::{Json, Table, Writer};
+use crate::{
+    cli::{FlowsArgs, Output, Protocol},
+    core::{
+        connection::{TCP, UDP},
+        flow::{Flow, Node},
+        flow_filter::{Filter, Sort},
+    },
+    kernel::flows::{self, FlowsError},
+};
+
+/// Back to the top left corner of a terminal, and clear what is below (ECMA-48 CUP and ED).
+const CLEAR: &str = "\x1b[H\x1b[J";
+
+/// Flows can't be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum ShowError {
+    /// They can't be read.
+    #[error(transparent)]
+    Flows(#[from] FlowsError),
+    /// They can't be written.
+    #[error("cannot write: {0}")]
+    Output(#[from] io::Error),
+}
+
+/// Shows flows as `args` ask for.
+pub async fn show(args: &FlowsArgs, out: &mut dyn Write) -> Result<(), ShowError> {
+    let Some(seconds) = args.watch else { return show_once(args, out).await };
+    loop {
+        if args.output == Output::Text {
+            write!(out, "{CLEAR}")?;
+        }
+        show_once(args, out).await?;
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+    }
+}
+
+async fn show_once(args: &FlowsArgs, out: &mut dyn Write) -> Result<(), ShowError> {
+    let mut out = BufWriter::new(out);
+    let mut writer: Box<dyn Writer> = match args.output {
+        Output::Text => Box::new(Table::default()),
+        Output::Json => Box::new(Json::default()),
+    };
+    let node = flows::node().await?;
+    writer.begin(&mut out)?;
+    let mut shown =
+        Shown { node: &node, filter: filter(args), limit: args.limit.unwrap_or(usize::MAX), count: 0 };
+    match args.sort {
+        None => shown.stream(args, &mut *writer, &mut out)?,
+        Some(sort) => shown.sorted(args, sort, &mut *writer, &mut out)?,
+    }
+    writer.end(&mut out)?;
+    out.flush()?;
+    Ok(())
+}
+
+struct Shown<'a> {
+    node: &'a Node,
+    filter: Filter,
+    limit: usize,
+    count: usize,
+}
+
+impl Shown<'_> {
+    fn stream(
+        &mut self,
+        args: &FlowsArgs,
+        writer: &mut dyn Writer,
+        out: &mut dyn Write,
+    ) -> Result<(), ShowError> {
+        let mut failed = Ok(());
+        flows::for_each(&args.pin_path, self.node, |flow| {
+            if failed.is_ok() && self.count < self.limit && self.filter.matches(&flow, self.node) {
+                self.count += 1;
+                failed = writer.flow(out, &flow, self.node);
+            }
+        })?;
+        Ok(failed?)
+    }
+
+    /// Never holds more than twice the limit.
+    fn sorted(
+        &mut self,
+        args: &FlowsArgs,
+        sort: Sort,
+        writer: &mut dyn Writer,
+        out: &mut dyn Write,
+    ) -> Result<(), ShowError> {
+        let mut found: Vec<Flow> = Vec::new();
+        let cut = |found: &mut Vec<Flow>, limit: usize| {
+            found.sort_by(|a, b| sort.compare(a, b));
+            found.truncate(limit);
+        };
+        flows::for_each(&args.pin_path, self.node, |flow| {
+            if self.filter.matches(&flow, self.node) {
+                found.push(flow);
+                if found.len() >= self.limit.saturating_mul(2).max(2) {
+                    cut(&mut found, self.limit);
+                }
+            }
+        })?;
+        cut(&mut found, self.limit);
+        for flow in &found {
+            writer.flow(out, flow, self.node)?;
+        }
+        Ok(())
+    }
+}
+
+fn filter(args: &FlowsArgs) -> Filter {
+    Filter {
+        networks: args.address.clone(),
+        ports: args.port.clone(),
+        protocols: args
+            .protocol
+            .iter()
+            .map(|protocol| match protocol {
+                Protocol::Tcp => TCP,
+                Protocol::Udp => UDP,
+            })
+            .collect(),
+        interfaces: args.interface.clone(),
+        states: args.state.clone(),
+    }
+}
