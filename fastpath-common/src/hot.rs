@@ -1,6 +1,6 @@
 //! Flows with many packets in the current tick of the kernel, ahead of the flows map.
 
-use crate::{FlowKey, assert_layout, limits::HOT_SLOTS};
+use crate::{Family, FlowKey, assert_layout, limits::HOT_SLOTS};
 
 /// What one CPU has counted of a flow in one tick and not yet added to the flow's entry in the flows map. Only that
 /// CPU writes it; with the flow's first packet of a later tick it adds all to the map and begins again at 0.
@@ -10,35 +10,68 @@ use crate::{FlowKey, assert_layout, limits::HOT_SLOTS};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct HotFlow {
-    /// Which flow; all zero in a slot that was never used.
-    pub key: FlowKey,
+    /// What a packet is compared with.
+    pub words: MatchWords,
+    /// Number of the tick (the kernel's `jiffies64`).
+    pub tick: u64,
     /// As in [`FlowCounters`](crate::FlowCounters).
     pub packets: u64,
+    /// As in [`FlowCounters`](crate::FlowCounters).
+    pub bytes: u64,
     /// Segments beyond one for each packet.
     pub extra_segments: u64,
     /// As in [`FlowCounters`](crate::FlowCounters).
-    pub bytes: u64,
-    /// As in [`FlowCounters`](crate::FlowCounters).
     pub tcp_flags: u64,
-    /// Number of the tick (the kernel's `jiffies64`).
-    pub tick: u64,
+    /// Which flow; all zero in a slot that was never used.
+    pub key: FlowKey,
 }
 
-assert_layout!(HotFlow, 80, key @ 0, packets @ 40, extra_segments @ 48, bytes @ 56, tcp_flags @ 64, tick @ 72);
+assert_layout!(
+    HotFlow, 96, words @ 0, tick @ 16, packets @ 24, bytes @ 32, extra_segments @ 40, tcp_flags @ 48, key @ 56,
+);
 
-impl HotFlow {
-    /// Which slot of a CPU's is a flow's, from the xor of its addresses' 32-bit words with its ports' word.
+/// A flow's key as far as it takes little work to get it from a packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct MatchWords {
+    /// IPv4: both addresses as they lie in the packet. IPv6: their four words xor-ed.
+    pub addresses: u64,
+    /// Lower half: the ports as they lie in the packet. Upper half, IPv4: bytes 6 to 9 of the header with all masked out
+    /// but fragment offset, more-fragments flag (both 0 here) and protocol; IPv6: next header and [`MatchWords::V6`].
+    pub rest: u64,
+}
+
+assert_layout!(MatchWords, 16, addresses @ 0, rest @ 8);
+
+impl MatchWords {
+    /// No IPv4 packet that matches has it.
+    pub const V6: u64 = 1 << 8;
+
+    /// Those of a key.
     #[inline(always)]
-    pub fn index(fold: u32) -> u32 {
-        // Fibonacci hashing: the upper bits of the product depend on all of the factor's.
-        fold.wrapping_mul(0x9e37_79b1) >> (u32::BITS - HOT_SLOTS.trailing_zeros())
+    pub fn of(key: &FlowKey) -> Self {
+        let [a, b, c, d, _] = key.words();
+        let [s0, s1] = key.src_port.to_be_bytes();
+        let [d0, d1] = key.dst_port.to_be_bytes();
+        let ports = u64::from(u32::from_ne_bytes([s0, s1, d0, d1]));
+        if key.family == Family::V4 as u8 {
+            Self::new(a & 0xffff_ffff | c << 32, ports, u32::from_ne_bytes([0, 0, 0, key.protocol]).into())
+        } else {
+            Self::new(a ^ b ^ c ^ d, ports, u64::from(key.protocol) | Self::V6)
+        }
     }
 
-    /// Which slot of a CPU's is a flow's.
+    /// From their parts; of `ports` only the lower half may be used.
     #[inline(always)]
-    pub fn index_of(key: &FlowKey) -> u32 {
-        let [a, b, c, d, rest] = key.words();
-        let addresses = a ^ b ^ c ^ d;
-        Self::index(addresses as u32 ^ (addresses >> 32) as u32 ^ rest as u32)
+    pub fn new(addresses: u64, ports: u64, protocol: u64) -> Self {
+        Self { addresses, rest: ports | protocol << 32 }
+    }
+
+    /// Which of [`HOT_SLOTS`] is theirs.
+    #[inline(always)]
+    pub fn slot(&self) -> u32 {
+        // Fibonacci hashing: the upper bits of the product depend on all of the factor's.
+        let product = (self.addresses ^ self.rest).wrapping_mul(0x7e37_79b1);
+        (product >> (u64::BITS - HOT_SLOTS.trailing_zeros())) as u32
     }
 }

@@ -13,7 +13,7 @@ pub mod limits;
 pub use counters::{Config, FlowCounters, PacketStats, Signal, Tally};
 pub use event::FlowEvent;
 pub use flow_key::{Family, FlowKey};
-pub use hot::HotFlow;
+pub use hot::{HotFlow, MatchWords};
 
 /// Version of everything in this crate that the kernel side and the agent must agree on. It is the first field of
 /// the pinned [`Config`]; count it up with every change of a shared type or of what a field means.
@@ -30,7 +30,7 @@ pub const MAP_FLOWS: &str = "fastpath_flows";
 pub const MAP_STATS: &str = "fastpath_stats";
 /// Array with one element: [`Config`].
 pub const MAP_CONFIG: &str = "fastpath_config";
-/// Array with [`limits::HOT_SLOTS`] elements for each possible CPU: [`HotFlow`].
+/// Per-CPU array with [`limits::HOT_SLOTS`] elements: [`HotFlow`].
 pub const MAP_HOT: &str = "fastpath_hot";
 /// Ring buffer of [`FlowEvent`].
 pub const MAP_EVENTS: &str = "fastpath_events";

@@ -6,11 +6,11 @@ use aya_ebpf::{
     helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns},
     programs::TcContext,
 };
-use fastpath_common::{FlowCounters, FlowEvent, FlowKey, HotFlow, PacketStats, Signal};
+use fastpath_common::{FlowCounters, FlowEvent, FlowKey, HotFlow, MatchWords, PacketStats, Signal};
 
 use crate::{
-    atomic, hot,
-    maps::{CONFIG, EVENTS, FLOWS, STATS},
+    atomic,
+    maps::{CONFIG, EVENTS, FLOWS, HOT, STATS},
     parse::{Packet, Uncounted},
 };
 
@@ -33,14 +33,14 @@ struct Now {
     tick: u64,
 }
 
-/// Counts a packet. With `HOT`, its flow may become hot.
+/// Counts a packet. With `MAY_BE_HOT`, its flow may become hot.
 #[inline(always)]
-pub fn account<const HOT: bool>(ctx: &TcContext, parsed: &Result<Packet, Uncounted>) {
+pub fn account<const MAY_BE_HOT: bool>(ctx: &TcContext, parsed: &Result<Packet, Uncounted>) {
     let Some(stats) = STATS.get_ptr_mut(0) else { return };
     // SAFETY: the element of this CPU; programs on one CPU don't interrupt each other (softirqs are off).
     let stats = unsafe { &mut *stats };
     let tally = match parsed {
-        Ok(packet) => return flow::<HOT>(ctx, packet, stats),
+        Ok(packet) => return flow::<MAY_BE_HOT>(ctx, packet, stats),
         Err(Uncounted::NotIp) => &mut stats.not_ip,
         Err(Uncounted::Malformed) => &mut stats.malformed,
         Err(Uncounted::LaterFragment) => &mut stats.later_fragment,
@@ -52,7 +52,7 @@ pub fn account<const HOT: bool>(ctx: &TcContext, parsed: &Result<Packet, Uncount
 }
 
 #[inline(always)]
-fn flow<const HOT: bool>(ctx: &TcContext, packet: &Packet, stats: &mut PacketStats) {
+fn flow<const MAY_BE_HOT: bool>(ctx: &TcContext, packet: &Packet, stats: &mut PacketStats) {
     // SAFETY: no preconditions.
     let now = unsafe { Now { tick: bpf_jiffies64(), ns: bpf_ktime_get_coarse_ns() } };
     // SAFETY: the context is a valid __sk_buff for the whole run.
@@ -64,7 +64,8 @@ fn flow<const HOT: bool>(ctx: &TcContext, packet: &Packet, stats: &mut PacketSta
         tcp_flags: u64::from(packet.tcp_flags),
     };
     // Within a tick a slot only grows: readers rely on it.
-    let slot = if HOT { hot::slot(&packet.key).filter(|slot| slot.tick != now.tick) } else { None };
+    let words = MatchWords::of(&packet.key);
+    let slot = if MAY_BE_HOT { slot(&words).filter(|slot| slot.tick != now.tick) } else { None };
     let vacant = match slot {
         Some(slot) if slot.key.words() == packet.key.words() => {
             amount = amount.and(take(slot, now.tick));
@@ -87,6 +88,7 @@ fn flow<const HOT: bool>(ctx: &TcContext, packet: &Packet, stats: &mut PacketSta
         let previous = slot.key;
         let pending = take(slot, now.tick);
         slot.key = packet.key;
+        slot.words = words;
         if pending.packets > 0 {
             match FLOWS.get_ptr_mut(&previous) {
                 Some(counters) => {
@@ -119,8 +121,15 @@ fn take(slot: &mut HotFlow, tick: u64) -> Amount {
         bytes: slot.bytes,
         tcp_flags: slot.tcp_flags,
     };
-    *slot = HotFlow { key: slot.key, packets: 0, extra_segments: 0, bytes: 0, tcp_flags: 0, tick };
+    (slot.packets, slot.extra_segments, slot.bytes, slot.tcp_flags, slot.tick) = (0, 0, 0, 0, tick);
     pending
+}
+
+/// This CPU's slot for a flow, whoever is in it.
+#[inline(always)]
+fn slot<'a>(words: &MatchWords) -> Option<&'a mut HotFlow> {
+    // SAFETY: the element of this CPU; programs on one CPU don't interrupt each other (softirqs are off).
+    HOT.get_ptr_mut(words.slot()).map(|slot| unsafe { &mut *slot })
 }
 
 /// Adds to a flow and returns its packets. Other CPUs may be adding to the same flow.

@@ -10,25 +10,25 @@
 
 use core::arch::asm;
 
-use aya_ebpf::{
-    helpers::{bpf_get_smp_processor_id, bpf_jiffies64},
-    programs::TcContext,
-};
-use fastpath_common::{Family, FlowKey, HotFlow, limits::HOT_SLOTS};
+use aya_ebpf::{helpers::bpf_jiffies64, programs::TcContext};
+use fastpath_common::{HotFlow, MatchWords};
 
 use crate::{account::gso_segments, maps::HOT};
 
-const ETHERTYPE_IPV4: u64 = 0x0800_u16.to_be() as u64;
-const ETHERTYPE_IPV6: u64 = 0x86dd_u16.to_be() as u64;
-/// More-fragments flag and offset.
-const FRAGMENT: u64 = 0x3fff_u16.to_be() as u64;
-const TCP: u64 = 6;
-const UDP: u64 = 17;
-/// Length of an Ethernet header; offsets into frames below count from its beginning.
-const L3: usize = 14;
-const TCP_HEADER: usize = 20;
-const IPV4_HEADER: usize = 20;
-const IPV6_HEADER: usize = 40;
+/// EtherType, version and header length of a plain IPv4 packet, as the first three bytes of a word.
+const PLAIN_V4: u32 = u32::from_ne_bytes([0x08, 0x00, 0x45, 0]);
+const PLAIN_V4_MASK: u32 = u32::from_ne_bytes([0xff, 0xff, 0xff, 0]);
+/// EtherType and version of an IPv6 packet.
+const PLAIN_V6: u32 = u32::from_ne_bytes([0x86, 0xdd, 0x60, 0]);
+const PLAIN_V6_MASK: u32 = u32::from_ne_bytes([0xff, 0xff, 0xf0, 0]);
+/// Lengths. Offsets below count from the beginning of the frame.
+const ETHERNET: usize = 14;
+const IPV4: usize = 20;
+const IPV6: usize = 40;
+const TCP: usize = 20;
+/// Of the four bytes from 6 on of an IPv4 header: more-fragments flag, fragment offset, protocol.
+const FRAGMENT_PROTOCOL: i32 = i32::from_ne_bytes([0x3f, 0xff, 0, 0xff]);
+const PROTOCOL_TCP: u8 = 6;
 
 /// Loads from a packet, at any alignment; `$at` is checked against the end by the caller, and by the verifier.
 macro_rules! load {
@@ -39,7 +39,7 @@ macro_rules! load {
             asm!(
                 concat!("{v} = *(", $type, " *)({p} + {o})"),
                 v = out(reg) value, p = in(reg) $data, o = const $at,
-                options(pure, readonly, nostack)
+                options(readonly, nostack)
             );
         }
         value
@@ -49,112 +49,88 @@ macro_rules! load {
 /// Counts the packet if it belongs to a flow that is hot on this CPU in this tick; false, and nothing done, if not.
 #[inline(always)]
 pub fn count(ctx: &TcContext) -> bool {
-    // SAFETY: no preconditions. A load each, once the kernel has inlined them.
-    let (tick, cpu) = unsafe { (bpf_jiffies64(), bpf_get_smp_processor_id()) };
+    // SAFETY: no preconditions. A load, once the kernel has inlined it.
+    let tick = unsafe { bpf_jiffies64() };
     let data = ctx.data();
     let end = ctx.data_end();
-    if data + L3 + IPV4_HEADER + TCP_HEADER > end {
+    if data + ETHERNET + IPV4 + TCP > end {
         return false;
     }
-    match load!("u16", data, 12) {
-        ETHERTYPE_IPV4 => ipv4(ctx, data, tick, cpu),
-        ETHERTYPE_IPV6 if data + L3 + IPV6_HEADER + TCP_HEADER <= end => ipv6(ctx, data, tick, cpu),
-        _ => false,
+    if load!("u32", data, 12) as u32 & PLAIN_V4_MASK == PLAIN_V4 {
+        return ipv4(ctx, data, tick);
     }
+    if load!("u32", data, 12) as u32 & PLAIN_V6_MASK == PLAIN_V6 && data + ETHERNET + IPV6 + TCP <= end {
+        return ipv6(ctx, data, tick);
+    }
+    false
 }
 
 #[inline(always)]
-fn ipv4(ctx: &TcContext, data: usize, tick: u64, cpu: u32) -> bool {
-    // No room for TCP's header: in doubt for UDP, wrong for TCP.
-    let bytes = u64::from((load!("u16", data, L3 + 2) as u16).swap_bytes());
-    let plain = load!("u8", data, L3) == 0x45
-        && load!("u16", data, L3 + 6) & FRAGMENT == 0
-        && bytes >= (IPV4_HEADER + TCP_HEADER) as u64
-        && bytes <= u64::from(ctx.len()) - L3 as u64;
-    let protocol = load!("u8", data, L3 + 9);
-    if !plain || (protocol != TCP && protocol != UDP) {
+fn ipv4(ctx: &TcContext, data: usize, tick: u64) -> bool {
+    let mut protocol = load!("u32", data, ETHERNET + 6);
+    // SAFETY: a number. (The compiler would take two instructions more for the same.)
+    unsafe {
+        asm!("{v} &= {m}", v = inout(reg) protocol, m = const FRAGMENT_PROTOCOL, options(pure, nomem, nostack));
+    }
+    let addresses = load!("u64", data, ETHERNET + 12);
+    let words = MatchWords::new(addresses, load!("u32", data, ETHERNET + IPV4), protocol);
+    let Some(slot) = current(&words, tick) else { return false };
+    let bytes = u64::from((load!("u16", data, ETHERNET + 2) as u16).swap_bytes());
+    if !fits(ctx, bytes, IPV4 + TCP) {
         return false;
     }
-    let (src, dst) = (load!("u32", data, L3 + 12), load!("u32", data, L3 + 16));
-    let rest = rest(load!("u32", data, L3 + IPV4_HEADER), protocol, Family::V4);
-    let Some(slot) = slot_at(cpu, src as u32 ^ dst as u32 ^ rest as u32) else { return false };
-    // Read again: cheaper than keeping them.
-    let (src, dst) = (load!("u32", data, L3 + 12), load!("u32", data, L3 + 16));
-    let words = slot.key.words();
-    let same = slot.tick == tick
-        && words[0] as u32 == src as u32
-        && words[2] as u32 == dst as u32
-        && words[4] == rest;
-    if !same {
-        return false;
+    if slot.key.protocol == PROTOCOL_TCP {
+        slot.tcp_flags |= load!("u8", data, ETHERNET + IPV4 + 13);
     }
-    if protocol == TCP {
-        slot.tcp_flags |= load!("u8", data, L3 + IPV4_HEADER + 13);
-    }
-    add(ctx, slot, bytes);
-    true
+    add(ctx, slot, bytes)
 }
 
 #[inline(always)]
-fn ipv6(ctx: &TcContext, data: usize, tick: u64, cpu: u32) -> bool {
-    let bytes = u64::from((load!("u16", data, L3 + 4) as u16).swap_bytes()) + IPV6_HEADER as u64;
-    let plain = load!("u8", data, L3) >> 4 == 6
-        && bytes >= (IPV6_HEADER + TCP_HEADER) as u64
-        && bytes <= u64::from(ctx.len()) - L3 as u64;
-    let protocol = load!("u8", data, L3 + 6);
-    if !plain || (protocol != TCP && protocol != UDP) {
+fn ipv6(ctx: &TcContext, data: usize, tick: u64) -> bool {
+    let addresses = load!("u64", data, ETHERNET + 8)
+        ^ load!("u64", data, ETHERNET + 16)
+        ^ load!("u64", data, ETHERNET + 24)
+        ^ load!("u64", data, ETHERNET + 32);
+    let protocol = load!("u8", data, ETHERNET + 6) | MatchWords::V6;
+    let words = MatchWords::new(addresses, load!("u32", data, ETHERNET + IPV6), protocol);
+    let Some(slot) = current(&words, tick) else { return false };
+    let key = slot.key.words();
+    // With the xor of all four the same, three are enough.
+    let same = key[0] == load!("u64", data, ETHERNET + 8)
+        && key[1] == load!("u64", data, ETHERNET + 16)
+        && key[2] == load!("u64", data, ETHERNET + 24);
+    let bytes = u64::from((load!("u16", data, ETHERNET + 4) as u16).swap_bytes()) + IPV6 as u64;
+    if !same || !fits(ctx, bytes, IPV6 + TCP) {
         return false;
     }
-    let rest = rest(load!("u32", data, L3 + IPV6_HEADER), protocol, Family::V6);
-    let folded = load!("u64", data, L3 + 8)
-        ^ load!("u64", data, L3 + 16)
-        ^ load!("u64", data, L3 + 24)
-        ^ load!("u64", data, L3 + 32);
-    let Some(slot) = slot_at(cpu, folded as u32 ^ (folded >> 32) as u32 ^ rest as u32) else { return false };
-    let words = slot.key.words();
-    let same = slot.tick == tick
-        && words[0] == load!("u64", data, L3 + 8)
-        && words[1] == load!("u64", data, L3 + 16)
-        && words[2] == load!("u64", data, L3 + 24)
-        && words[3] == load!("u64", data, L3 + 32)
-        && words[4] == rest;
-    if !same {
-        return false;
+    if slot.key.protocol == PROTOCOL_TCP {
+        slot.tcp_flags |= load!("u8", data, ETHERNET + IPV6 + 13);
     }
-    if protocol == TCP {
-        slot.tcp_flags |= load!("u8", data, L3 + IPV6_HEADER + 13);
-    }
-    add(ctx, slot, bytes);
-    true
+    add(ctx, slot, bytes)
 }
 
-/// The last word of a flow key, from the packet's ports as they lie there.
+/// The slot, if these words are in it and it is this tick's.
 #[inline(always)]
-fn rest(ports: u64, protocol: u64, family: Family) -> u64 {
-    u64::from((ports as u32).swap_bytes()) | protocol << 32 | (family as u64) << 40
+fn current<'a>(words: &MatchWords, tick: u64) -> Option<&'a mut HotFlow> {
+    let slot = HOT.get_ptr_mut(words.slot())?;
+    // SAFETY: the element of this CPU; programs on one CPU don't interrupt each other (softirqs are off).
+    let slot = unsafe { &mut *slot };
+    (slot.tick == tick && slot.words == *words).then_some(slot)
+}
+
+/// Whether an IP packet has room for its headers and no more bytes than the frame.
+#[inline(always)]
+fn fits(ctx: &TcContext, bytes: u64, headers: usize) -> bool {
+    // The frame is at least that long; a difference below zero is a large number.
+    bytes.wrapping_sub(headers as u64) <= u64::from(ctx.len()).wrapping_sub((ETHERNET + headers) as u64)
 }
 
 #[inline(always)]
-fn add(ctx: &TcContext, slot: &mut HotFlow, bytes: u64) {
+fn add(ctx: &TcContext, slot: &mut HotFlow, bytes: u64) -> bool {
     slot.packets += 1;
     slot.bytes += bytes;
     if let Some(segments) = gso_segments(ctx) {
         slot.extra_segments += u64::from(segments) - 1;
     }
-}
-
-/// The slot for a fold of a key, in the range of this CPU.
-#[inline(always)]
-fn slot_at<'a>(cpu: u32, fold: u32) -> Option<&'a mut HotFlow> {
-    // SAFETY: nobody else writes this CPU's range, and programs on one CPU don't interrupt each other.
-    HOT.get_ptr_mut(cpu * HOT_SLOTS + HotFlow::index(fold)).map(|slot| unsafe { &mut *slot })
-}
-
-/// This CPU's slot for a key, whoever is in it.
-#[inline(always)]
-pub fn slot<'a>(key: &FlowKey) -> Option<&'a mut HotFlow> {
-    // SAFETY: no preconditions.
-    let cpu = unsafe { bpf_get_smp_processor_id() };
-    // SAFETY: as in `slot_at`.
-    HOT.get_ptr_mut(cpu * HOT_SLOTS + HotFlow::index_of(key)).map(|slot| unsafe { &mut *slot })
+    true
 }

@@ -22,7 +22,6 @@ pub static CONFIG: Array<Config, 1> = Array::new();
 #[btf_map(name = "fastpath_events")]
 pub static EVENTS: RingBuf<FlowEvent, { limits::EVENT_RING_BYTES as usize }> = RingBuf::new();
 
-/// Every CPU has its own range. Not a per-CPU array: looking into one costs a call before Linux 6.10, looking into
-/// this one never does. The agent sets the size to the number of possible CPUs.
+/// A slot is chosen by the flow's key; a CPU uses its own.
 #[btf_map(name = "fastpath_hot")]
-pub static HOT: Array<HotFlow, { limits::HOT_SLOTS as usize }> = Array::new();
+pub static HOT: PerCpuArray<HotFlow, { limits::HOT_SLOTS as usize }> = PerCpuArray::new();

@@ -50,7 +50,6 @@ pub fn load(config: &LoadConfig) -> Result<Programs, BpfError> {
 fn load_object(config: &LoadConfig, takes_over: bool) -> Result<Programs, BpfError> {
     let mut loader = EbpfLoader::new();
     loader.map_max_entries(MAP_FLOWS, config.max_flows);
-    loader.map_max_entries(MAP_HOT, hot_slots()?);
     for map in MAPS {
         loader.map_pin_path(map, config.pin_path.join(map));
     }
@@ -84,15 +83,9 @@ fn fits(config: &LoadConfig) -> bool {
     };
     maps::abi_version(&config.pin_path).is_ok_and(|abi| abi == ABI_VERSION)
         && same(MAP_FLOWS, size_of::<FlowKey>(), size_of::<FlowCounters>(), config.max_flows)
-        && hot_slots().is_ok_and(|slots| same(MAP_HOT, size_of::<u32>(), size_of::<HotFlow>(), slots))
+        && same(MAP_HOT, size_of::<u32>(), size_of::<HotFlow>(), limits::HOT_SLOTS)
         && same(MAP_STATS, size_of::<u32>(), size_of::<PacketStats>(), 1)
         && same(MAP_EVENTS, 0, 0, limits::EVENT_RING_BYTES)
-}
-
-/// Entries of the map of hot flows: a range for each CPU that there may ever be.
-fn hot_slots() -> Result<u32, BpfError> {
-    let cpus = aya::util::nr_cpus().map_err(|(file, e)| BpfError::io(format!("read {file}"), e))?;
-    Ok(limits::HOT_SLOTS.saturating_mul(u32::try_from(cpus).unwrap_or(u32::MAX)))
 }
 
 /// Removes the maps' pins; returns the names of those that were there. The maps live on as long as programs use them.

@@ -7,10 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
 use fastpath_common::{
     ABI_VERSION, Config, FlowCounters, FlowEvent, FlowKey, HotFlow, MAP_CONFIG, MAP_EVENTS, MAP_FLOWS,
-    MAP_HOT, MAP_STATS, PacketStats, Tally, limits::HOT_SLOTS,
+    MAP_HOT, MAP_STATS, MatchWords, PacketStats, Tally, limits::HOT_SLOTS,
 };
 
 use super::{BpfError, error::map_io};
@@ -19,7 +19,7 @@ use super::{BpfError, error::map_io};
 pub struct Pinned {
     path: PathBuf,
     flows: HashMap<MapData, FlowKey, FlowCounters>,
-    hot: Array<MapData, HotFlow>,
+    hot: PerCpuArray<MapData, HotFlow>,
     stats: PerCpuArray<MapData, PacketStats>,
 }
 
@@ -35,7 +35,7 @@ impl Pinned {
             flows: Map::LruHashMap(pinned(pin_path, MAP_FLOWS)?)
                 .try_into()
                 .map_err(|e| BpfError::map("open the flows map", e))?,
-            hot: Map::Array(pinned(pin_path, MAP_HOT)?)
+            hot: Map::PerCpuArray(pinned(pin_path, MAP_HOT)?)
                 .try_into()
                 .map_err(|e| BpfError::map("open the map of hot flows", e))?,
             stats: Map::PerCpuArray(pinned(pin_path, MAP_STATS)?)
@@ -50,11 +50,8 @@ impl Pinned {
         &self,
     ) -> Result<impl Iterator<Item = Result<(FlowKey, FlowCounters), BpfError>> + '_, BpfError> {
         let mut hot = HashSet::new();
-        for index in 0..self.hot.len() {
-            let slot = self.hot_slot(index)?;
-            if slot.packets > 0 {
-                hot.insert(slot.key);
-            }
+        for index in 0..HOT_SLOTS {
+            hot.extend(self.hot_slots(index)?.iter().filter(|slot| slot.packets > 0).map(|slot| slot.key));
         }
         Ok(self.flows.iter().filter_map(move |flow| match flow {
             Ok((key, _)) if hot.contains(&key) => self.flow(&key).transpose().map(|c| Ok((key, c?))),
@@ -64,17 +61,18 @@ impl Pinned {
 
     /// Counters of one direction of a flow.
     pub fn flow(&self, key: &FlowKey) -> Result<Option<FlowCounters>, BpfError> {
-        let mut before = self.hot_slots(key)?;
+        let slot = MatchWords::of(key).slot();
+        let mut before = self.hot_slots(slot)?;
         loop {
             let mut counters = match self.flows.get(key, 0) {
                 Ok(counters) => counters,
                 Err(MapError::KeyNotFound | MapError::ElementNotFound) => return Ok(None),
                 Err(e) => return Err(BpfError::map("read the flows map", e)),
             };
-            let after = self.hot_slots(key)?;
+            let after = self.hot_slots(slot)?;
             // Otherwise a CPU has moved its counts to the flows map meanwhile, and one can't tell if that was read
             // with or without them.
-            let settled = before.iter().zip(&after).all(|(b, a)| (b.key, b.tick) == (a.key, a.tick));
+            let settled = before.iter().zip(after.iter()).all(|(b, a)| (b.key, b.tick) == (a.key, a.tick));
             if settled {
                 for slot in after.iter().filter(|slot| slot.key == *key) {
                     counters.packets += slot.packets;
@@ -88,16 +86,9 @@ impl Pinned {
         }
     }
 
-    /// The slots that may hold a flow: one for each CPU.
-    fn hot_slots(&self, key: &FlowKey) -> Result<Vec<HotFlow>, BpfError> {
-        (HotFlow::index_of(key)..self.hot.len())
-            .step_by(HOT_SLOTS as usize)
-            .map(|i| self.hot_slot(i))
-            .collect()
-    }
-
-    fn hot_slot(&self, index: u32) -> Result<HotFlow, BpfError> {
-        self.hot.get(&index, 0).map_err(|e| BpfError::map("read the map of hot flows", e))
+    /// A slot of every CPU.
+    fn hot_slots(&self, slot: u32) -> Result<PerCpuValues<HotFlow>, BpfError> {
+        self.hot.get(&slot, 0).map_err(|e| BpfError::map("read the map of hot flows", e))
     }
 
     /// Number of entries, and how many there is room for.
@@ -117,10 +108,11 @@ impl Pinned {
     pub fn stats(&self) -> Result<PacketStats, BpfError> {
         let per_cpu = self.stats.get(&0, 0).map_err(|e| BpfError::map("read the statistics map", e))?;
         let mut sum = per_cpu.iter().fold(PacketStats::default(), |sum, cpu| add(&sum, cpu));
-        for index in 0..self.hot.len() {
-            let slot = self.hot_slot(index)?;
-            sum.counted.packets += slot.packets;
-            sum.counted.bytes += slot.bytes;
+        for index in 0..HOT_SLOTS {
+            for slot in self.hot_slots(index)?.iter() {
+                sum.counted.packets += slot.packets;
+                sum.counted.bytes += slot.bytes;
+            }
         }
         Ok(sum)
     }

@@ -4,6 +4,8 @@ use std::{
     fs::{self, File, OpenOptions},
     io::Write,
     os::fd::AsRawFd,
+    path::Path,
+    process::Command,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
     time::Duration,
@@ -75,7 +77,7 @@ fn a_restart_under_traffic_loses_no_packet_and_counts_none_twice() {
         let sent = thread::scope(|scope| {
             let sender = scope.spawn(|| send_until(&stop, &raw));
             let programs = &mut programs;
-            for _ in 0..10 {
+            for _ in 0..5 {
                 *programs = load_for(&pair, mechanism);
                 assert_eq!(attach(&pair, programs), first);
                 // Also when nothing is new.
@@ -326,6 +328,9 @@ fn without_a_bpf_file_system_the_error_says_what_to_do() {
 /// A tun device: packets written to the file come in on it, without an Ethernet header.
 #[expect(unsafe_code, reason = "TUNSETIFF has no safe wrapper")]
 fn tun(name: &str) -> File {
+    if !Path::new("/dev/net/tun").exists() {
+        assert!(Command::new("modprobe").arg("tun").status().unwrap().success(), "modprobe tun");
+    }
     let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun").unwrap();
     // SAFETY: all zero is a valid ifreq.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };

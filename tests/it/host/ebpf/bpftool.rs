@@ -97,6 +97,11 @@ fn every_recipe_of_the_page_works() {
     for sum in ["counted 7", "not_ip 1", "flows_entered 1", "events_sent 1", "malformed 0"] {
         assert!(sums.lines().any(|line| line == sum), "{sum}:\n{sums}");
     }
+    let hot = output_of("fastpath_hot");
+    assert!(
+        hot.lines().all(|line| line.split(' ').filter(|n| n.parse::<u64>().is_ok()).count() == 4),
+        "{hot}"
+    );
     assert!(output_of("map lookup").contains("\"packets\": 7"));
     assert!(pair.flows().is_empty(), "deleted");
     assert_eq!(pair.pinned().config().unwrap().threshold, 50);
