@@ -5,14 +5,14 @@ use crate::{Family, FlowKey, assert_layout, limits::HOT_SLOTS};
 /// What one CPU has counted of a flow in one tick and not yet added to the flow's entry in the flows map. Only that
 /// CPU writes it; with the flow's first packet of a later tick it adds all to the map and begins again at 0.
 ///
-/// Whoever wants a flow's counts adds what is here to what is in the map, and looks whether `tick` and `key` have
-/// stayed the same meanwhile: if not, it looks again.
+/// Whoever wants a flow's counts adds what is here to what is in the map, and looks afterwards whether `tick` is still
+/// what it was before, and wasn't [`HotFlow::MOVING`]: if not, it looks again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct HotFlow {
     /// What a packet is compared with.
     pub words: MatchWords,
-    /// Number of the tick (the kernel's `jiffies64`).
+    /// Number of the tick (the kernel's `jiffies64`), or [`HotFlow::MOVING`].
     pub tick: u64,
     /// As in [`FlowCounters`](crate::FlowCounters).
     pub packets: u64,
@@ -24,6 +24,11 @@ pub struct HotFlow {
     pub tcp_flags: u64,
     /// Which flow; all zero in a slot that was never used.
     pub key: FlowKey,
+}
+
+impl HotFlow {
+    /// Value of [`HotFlow::tick`] while counts are on their way to the flows map: in neither, or in both.
+    pub const MOVING: u64 = u64::MAX;
 }
 
 assert_layout!(

@@ -66,19 +66,22 @@ fn flow<const MAY_BE_HOT: bool>(ctx: &TcContext, packet: &Packet, stats: &mut Pa
     // Within a tick a slot only grows: readers rely on it.
     let words = MatchWords::of(packet.key());
     let slot = if MAY_BE_HOT { slot(&words).filter(|slot| slot.tick != now.tick) } else { None };
-    let vacant = match slot {
+    let (own, vacant) = match slot {
         Some(slot) if same(&slot.key, &packet.words) => {
-            amount = amount.and(take(slot, now.tick));
-            None
+            amount = amount.and(take(slot));
+            (Some(slot), None)
         }
-        slot => slot,
+        slot => (None, slot),
     };
     let Some(counters) = FLOWS.get_ptr_mut(packet.key()) else {
-        return insert(packet.key(), &amount, now, ifindex, stats);
+        insert(packet.key(), &amount, now, ifindex, stats);
+        own.into_iter().for_each(|slot| settle(slot, now.tick));
+        return;
     };
     // SAFETY: a map value that the verifier has checked.
     let again_in_this_tick = unsafe { (*counters).last_tick } == now.tick as u32;
     let packets = add(counters, &amount, now, stats);
+    own.into_iter().for_each(|slot| settle(slot, now.tick));
     // A hot flow's packets aren't compared with the threshold one by one.
     let may_be_hot = signal(counters, packet.key(), packets, now, ifindex, stats);
     if again_in_this_tick
@@ -86,7 +89,7 @@ fn flow<const MAY_BE_HOT: bool>(ctx: &TcContext, packet: &Packet, stats: &mut Pa
         && let Some(slot) = vacant
     {
         let previous = slot.key;
-        let pending = take(slot, now.tick);
+        let pending = take(slot);
         slot.key = *packet.key();
         slot.words = words;
         if pending.packets > 0 {
@@ -97,6 +100,7 @@ fn flow<const MAY_BE_HOT: bool>(ctx: &TcContext, packet: &Packet, stats: &mut Pa
                 None => insert(&previous, &pending, now, ifindex, stats),
             }
         }
+        settle(slot, now.tick);
     }
 }
 
@@ -119,9 +123,10 @@ fn same(key: &FlowKey, words: &[u64; 5]) -> bool {
     a == words[0] && b == words[1] && c == words[2] && d == words[3] && e == words[4]
 }
 
-/// Empties a slot and makes it this tick's.
+/// Empties a slot. What was in it is nowhere until it is added to the flows map, and readers are told so.
 #[inline(always)]
-fn take(slot: &mut HotFlow, tick: u64) -> Amount {
+fn take(slot: &mut HotFlow) -> Amount {
+    settle(slot, HotFlow::MOVING);
     let pending = Amount {
         packets: slot.packets,
         segments: slot.packets + slot.extra_segments,
@@ -132,8 +137,15 @@ fn take(slot: &mut HotFlow, tick: u64) -> Amount {
         // SAFETY: a reference. Volatile, or it would become a call as in `same`.
         unsafe { core::ptr::write_volatile(field, 0) };
     }
-    slot.tick = tick;
     pending
+}
+
+/// Says of which tick a slot's counts are, once those taken from it are in the flows map.
+#[inline(always)]
+fn settle(slot: &mut HotFlow, tick: u64) {
+    // SAFETY: a reference. Volatile, so that it stays before what follows and behind what precedes; the atomic additions
+    // to the flows map, being assembly, are not moved across it either.
+    unsafe { core::ptr::write_volatile(&raw mut slot.tick, tick) };
 }
 
 /// This CPU's slot for a flow, whoever is in it.
