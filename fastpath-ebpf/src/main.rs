@@ -10,11 +10,7 @@ mod hot;
 mod maps;
 mod parse;
 
-use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_UNSPEC},
-    macros::classifier,
-    programs::TcContext,
-};
+use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
 use fastpath_common::{PROGRAM_ETHERNET, PROGRAM_L3};
 
 use crate::parse::{Ethernet, NetworkLayer};
@@ -26,16 +22,9 @@ const GO_ON: i32 = TC_ACT_UNSPEC;
 #[classifier]
 fn fastpath_tc(ctx: TcContext) -> i32 {
     if !hot::count(&ctx) {
-        ethernet(ctx.skb.skb);
+        account::account::<true>(&ctx, &parse::parse(&Ethernet(&ctx)));
     }
     GO_ON
-}
-
-/// Not inlined, so that what it needs doesn't burden the short way.
-#[inline(never)]
-fn ethernet(skb: *mut __sk_buff) {
-    let ctx = TcContext::new(skb);
-    account::account::<true>(&ctx, &parse::parse(&Ethernet(&ctx)));
 }
 
 /// Devices without one. Where packet data begins differs between tunnels (some leave the outer header in front), so

@@ -41,11 +41,21 @@ const DESTINATION_OPTIONS: u8 = 60;
 
 /// A packet that belongs to a flow.
 pub struct Packet {
-    pub key: FlowKey,
+    /// The flow's key, as [`FlowKey::words`] has it.
+    pub words: [u64; 5],
     /// From the IP header on, without link-layer padding.
     pub bytes: u32,
     /// 0 for UDP, and where the first fragment ends before them.
     pub tcp_flags: u32,
+}
+
+impl Packet {
+    /// The flow's key.
+    #[inline(always)]
+    pub fn key(&self) -> &FlowKey {
+        // SAFETY: same size and alignment, and any bytes are a key (the layout is asserted where it is defined).
+        unsafe { &*core::ptr::from_ref(&self.words).cast() }
+    }
 }
 
 /// Why a packet belongs to no flow; the tallies of `PacketStats` have the details.
@@ -57,12 +67,37 @@ pub enum Uncounted {
     TooManyHeaders,
 }
 
+/// Bytes of a header, aligned so that the compiler needn't put words together byte by byte.
+#[repr(C, align(8))]
+pub struct Bytes<const N: usize>([u8; N]);
+
+impl<const N: usize> Bytes<N> {
+    /// A number in network byte order.
+    #[inline(always)]
+    fn be16(&self, at: usize) -> u16 {
+        u16::from_be_bytes([self.0[at], self.0[at + 1]])
+    }
+
+    /// A word as it lies there.
+    #[inline(always)]
+    fn word32(&self, at: usize) -> u64 {
+        let b = &self.0;
+        u32::from_ne_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]).into()
+    }
+
+    /// Two words as they lie there.
+    #[inline(always)]
+    fn word64(&self, at: usize) -> u64 {
+        self.word32(at) | self.word32(at + 4) << 32
+    }
+}
+
 /// Access to a packet's headers.
 pub trait Headers {
     /// EtherType of what begins at the offset given with it. VLAN tags may follow.
     fn start(&self) -> Option<(u16, u32)>;
     /// Copies the bytes at `offset`; `None` if the packet ends before.
-    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+    fn read<const N: usize>(&self, offset: u32) -> Option<Bytes<N>>;
     /// Bytes of the packet from `offset` on.
     fn remaining(&self, offset: u32) -> u32;
 }
@@ -73,12 +108,12 @@ pub struct Ethernet<'a>(pub &'a TcContext);
 impl Headers for Ethernet<'_> {
     #[inline(always)]
     fn start(&self) -> Option<(u16, u32)> {
-        Some((u16::from_be_bytes(self.read(ETHERTYPE_OFFSET)?), ETHERNET_HEADER))
+        Some((self.read::<2>(ETHERTYPE_OFFSET)?.be16(0), ETHERNET_HEADER))
     }
 
     #[inline(always)]
-    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+    fn read<const N: usize>(&self, offset: u32) -> Option<Bytes<N>> {
+        let mut bytes = MaybeUninit::<Bytes<N>>::uninit();
         // SAFETY: the helper writes N bytes or fails.
         unsafe {
             let failed =
@@ -105,8 +140,8 @@ impl Headers for NetworkLayer<'_> {
     }
 
     #[inline(always)]
-    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+    fn read<const N: usize>(&self, offset: u32) -> Option<Bytes<N>> {
+        let mut bytes = MaybeUninit::<Bytes<N>>::uninit();
         // SAFETY: the helper writes N bytes or fails.
         unsafe {
             let failed = bpf_skb_load_bytes_relative(
@@ -129,6 +164,7 @@ impl Headers for NetworkLayer<'_> {
 
 /// Where the transport header is, once the headers before it are read.
 struct Transport {
+    family: Family,
     protocol: u8,
     /// From the beginning of the IP header.
     offset: u32,
@@ -142,24 +178,11 @@ pub fn parse(headers: &impl Headers) -> Result<Packet, Uncounted> {
     let (mut ethertype, mut l3) = headers.start().ok_or(Uncounted::Malformed)?;
     for _ in 0..MAX_VLAN_TAGS {
         if ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ {
-            let tag: [u8; 4] = headers.read(l3).ok_or(Uncounted::Malformed)?;
-            ethertype = u16::from_be_bytes([tag[2], tag[3]]);
+            ethertype = headers.read::<4>(l3).ok_or(Uncounted::Malformed)?.be16(2);
             l3 += VLAN_TAG;
         }
     }
-    let mut packet = Packet {
-        key: FlowKey {
-            src: [0; 16],
-            dst: [0; 16],
-            dst_port: 0,
-            src_port: 0,
-            protocol: 0,
-            family: 0,
-            reserved: [0; 2],
-        },
-        bytes: 0,
-        tcp_flags: 0,
-    };
+    let mut packet = Packet { words: [0; 5], bytes: 0, tcp_flags: 0 };
     let transport = match ethertype {
         ETHERTYPE_IPV4 => ipv4(headers, l3, &mut packet)?,
         ETHERTYPE_IPV6 => ipv6(headers, l3, &mut packet)?,
@@ -172,72 +195,75 @@ pub fn parse(headers: &impl Headers) -> Result<Packet, Uncounted> {
 /// RFC 791; refuses what `ip_rcv_core` (net/ipv4/ip_input.c) drops, checksums excepted.
 #[inline(always)]
 fn ipv4(headers: &impl Headers, l3: u32, packet: &mut Packet) -> Result<Transport, Uncounted> {
-    let h: [u8; IPV4_HEADER as usize] = headers.read(l3).ok_or(Uncounted::Malformed)?;
-    let header_len = u32::from(h[0] & 0xf) * 4;
-    if h[0] >> 4 != 4 || header_len < IPV4_HEADER {
+    let h: Bytes<{ IPV4_HEADER as usize }> = headers.read(l3).ok_or(Uncounted::Malformed)?;
+    let header_len = u32::from(h.0[0] & 0xf) * 4;
+    if h.0[0] >> 4 != 4 || header_len < IPV4_HEADER {
         return Err(Uncounted::Malformed);
     }
-    packet.bytes = l3_len(headers, l3, u32::from(u16::from_be_bytes([h[2], h[3]])))?;
+    packet.bytes = l3_len(headers, l3, u32::from(h.be16(2)))?;
     if packet.bytes < header_len {
         return Err(Uncounted::Malformed);
     }
-    let fragment = u16::from_be_bytes([h[6], h[7]]);
+    let fragment = h.be16(6);
     if fragment & 0x1fff != 0 {
         return Err(Uncounted::LaterFragment);
     }
-    packet.key.family = Family::V4 as u8;
-    packet.key.src[..4].copy_from_slice(&h[12..16]);
-    packet.key.dst[..4].copy_from_slice(&h[16..20]);
-    Ok(Transport { protocol: h[9], offset: header_len, fragment: fragment & 0x2000 != 0 })
+    packet.words[0] = h.word32(12);
+    packet.words[2] = h.word32(16);
+    Ok(Transport {
+        family: Family::V4,
+        protocol: h.0[9],
+        offset: header_len,
+        fragment: fragment & 0x2000 != 0,
+    })
 }
 
 /// RFC 8200; walks the extension headers that `ipv6_skip_exthdr` (net/ipv6/exthdrs_core.c) walks.
 #[inline(always)]
 fn ipv6(headers: &impl Headers, l3: u32, packet: &mut Packet) -> Result<Transport, Uncounted> {
-    let h: [u8; IPV6_HEADER as usize] = headers.read(l3).ok_or(Uncounted::Malformed)?;
-    if h[0] >> 4 != 6 {
+    let h: Bytes<{ IPV6_HEADER as usize }> = headers.read(l3).ok_or(Uncounted::Malformed)?;
+    if h.0[0] >> 4 != 6 {
         return Err(Uncounted::Malformed);
     }
-    let payload = u32::from(u16::from_be_bytes([h[4], h[5]]));
+    let payload = u32::from(h.be16(4));
     packet.bytes = l3_len(headers, l3, if payload == 0 { 0 } else { payload + IPV6_HEADER })?;
-    packet.key.family = Family::V6 as u8;
-    packet.key.src.copy_from_slice(&h[8..24]);
-    packet.key.dst.copy_from_slice(&h[24..40]);
+    (packet.words[0], packet.words[1]) = (h.word64(8), h.word64(16));
+    (packet.words[2], packet.words[3]) = (h.word64(24), h.word64(32));
 
-    let mut next = h[6];
+    let mut next = h.0[6];
     let mut offset = IPV6_HEADER;
     let mut fragment = false;
     for _ in 0..MAX_EXTENSION_HEADERS {
         match next {
             HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION => {
-                let x: [u8; 2] = headers.read(l3 + offset).ok_or(Uncounted::Malformed)?;
+                let x: Bytes<2> = headers.read(l3 + offset).ok_or(Uncounted::Malformed)?;
                 // RFC 4302: the authentication header counts in units of four bytes, less two.
                 let len = if next == AUTHENTICATION {
-                    (u32::from(x[1]) + 2) * 4
+                    (u32::from(x.0[1]) + 2) * 4
                 } else {
-                    (u32::from(x[1]) + 1) * 8
+                    (u32::from(x.0[1]) + 1) * 8
                 };
-                next = x[0];
+                next = x.0[0];
                 offset += len;
             }
             FRAGMENT => {
-                let x: [u8; 4] = headers.read(l3 + offset).ok_or(Uncounted::Malformed)?;
-                let field = u16::from_be_bytes([x[2], x[3]]);
+                let x: Bytes<4> = headers.read(l3 + offset).ok_or(Uncounted::Malformed)?;
+                let field = x.be16(2);
                 if field & 0xfff8 != 0 {
                     return Err(Uncounted::LaterFragment);
                 }
                 fragment |= field & 1 != 0;
-                next = x[0];
+                next = x.0[0];
                 offset += 8;
             }
-            _ => return Ok(Transport { protocol: next, offset, fragment }),
+            _ => return Ok(Transport { family: Family::V6, protocol: next, offset, fragment }),
         }
     }
     match next {
         HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | AUTHENTICATION | FRAGMENT => {
             Err(Uncounted::TooManyHeaders)
         }
-        _ => Ok(Transport { protocol: next, offset, fragment }),
+        _ => Ok(Transport { family: Family::V6, protocol: next, offset, fragment }),
     }
 }
 
@@ -269,14 +295,16 @@ fn transport_header(
     if transport.offset + header_len > packet.bytes {
         return Err(Uncounted::Malformed);
     }
-    let ports: [u8; 4] = headers.read(l3 + transport.offset).ok_or(Uncounted::Malformed)?;
-    packet.key.src_port = u16::from_be_bytes([ports[0], ports[1]]);
-    packet.key.dst_port = u16::from_be_bytes([ports[2], ports[3]]);
-    packet.key.protocol = transport.protocol;
+    let ports: Bytes<4> = headers.read(l3 + transport.offset).ok_or(Uncounted::Malformed)?;
+    // Destination port, source port, protocol, family, in the order of a little-endian word.
+    packet.words[4] = u64::from(ports.be16(2))
+        | u64::from(ports.be16(0)) << 16
+        | u64::from(transport.protocol) << 32
+        | (transport.family as u64) << 40;
     if transport.protocol == TCP && transport.offset + TCP_FLAGS_END <= packet.bytes {
-        let flags: [u8; 1] =
+        let flags: Bytes<1> =
             headers.read(l3 + transport.offset + TCP_FLAGS_END - 1).ok_or(Uncounted::Malformed)?;
-        packet.tcp_flags = u32::from(flags[0]);
+        packet.tcp_flags = flags.0[0].into();
     }
     Ok(())
 }

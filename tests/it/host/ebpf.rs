@@ -6,4 +6,5 @@ mod bpftool;
 mod count;
 mod events;
 mod frames;
+mod parser;
 mod setup;

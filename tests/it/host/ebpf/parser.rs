@@ -1,0 +1,393 @@
+//! The parser against another one (etherparse), with arbitrary frames through `BPF_PROG_TEST_RUN`. Each frame is run
+//! several times, so that the short way of hot flows is compared too.
+#![expect(unsafe_code, reason = "BPF_PROG_TEST_RUN has no safe wrapper")]
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd},
+};
+
+use aya::{
+    maps::MapInfo,
+    programs::{ProgramFd, loaded_programs},
+};
+use etherparse::{
+    EtherType, Ethernet2HeaderSlice, IpAuthHeaderSlice, IpNumber, Ipv4HeaderSlice, Ipv6FragmentHeaderSlice,
+    Ipv6HeaderSlice, Ipv6RawExtHeaderSlice, SingleVlanHeaderSlice, UdpHeaderSlice, ether_type, ip_number,
+};
+use fastpath_agent::kernel::bpf::{FlowEyes, Programs};
+use fastpath_common::{
+    Family, FlowCounters, FlowKey, PacketStats, Tally,
+    limits::{MAX_EXTENSION_HEADERS, MAX_VLAN_TAGS},
+};
+use nix::libc;
+use proptest::{
+    collection::vec,
+    prelude::*,
+    test_runner::{Config, FileFailurePersistence, TestRunner},
+};
+
+use super::{frames, frames::*, setup::*};
+
+/// What a frame is to be counted as.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Outcome {
+    Flow { key: FlowKey, bytes: u64, tcp_flags: u64 },
+    NotIp,
+    Malformed,
+    LaterFragment,
+    OtherProtocol,
+    TooManyHeaders,
+}
+
+use Outcome::{Flow, LaterFragment, Malformed, NotIp, OtherProtocol, TooManyHeaders};
+
+/// What etherparse makes of a frame, or why it belongs to no flow.
+fn expected(frame: &[u8]) -> Result<Outcome, Outcome> {
+    let ethernet = Ethernet2HeaderSlice::from_slice(frame).map_err(|_| Malformed)?;
+    let mut kind = ethernet.ether_type();
+    let mut rest = &frame[ethernet.slice().len()..];
+    for _ in 0..MAX_VLAN_TAGS {
+        if kind == EtherType(VLAN) || kind == EtherType(QINQ) {
+            let tag = SingleVlanHeaderSlice::from_slice(rest).map_err(|_| Malformed)?;
+            kind = tag.ether_type();
+            rest = &rest[tag.slice().len()..];
+        }
+    }
+    match kind {
+        ether_type::IPV4 => expected_v4(rest),
+        ether_type::IPV6 => expected_v6(rest),
+        _ => Err(NotIp),
+    }
+}
+
+fn expected_v4(packet: &[u8]) -> Result<Outcome, Outcome> {
+    let header = Ipv4HeaderSlice::from_slice(packet);
+    // Lengths come before options: a packet whose header is cut short is malformed either way.
+    let header = header.map_err(|_| Malformed)?;
+    let total = match usize::from(header.total_len()) {
+        0 => packet.len(),
+        total if total > packet.len() || total < header.slice().len() => return Err(Malformed),
+        total => total,
+    };
+    if header.fragments_offset().value() != 0 {
+        return Err(LaterFragment);
+    }
+    let key = frames::key(Family::V4, wide(&header.source()), wide(&header.destination()), 0, 0, 0);
+    let payload = &packet[header.slice().len()..total];
+    transport(key, header.protocol(), header.more_fragments(), payload, total)
+}
+
+fn expected_v6(packet: &[u8]) -> Result<Outcome, Outcome> {
+    let header = Ipv6HeaderSlice::from_slice(packet).map_err(|_| Malformed)?;
+    let total = match usize::from(header.payload_length()) {
+        0 => packet.len(),
+        payload if 40 + payload > packet.len() => return Err(Malformed),
+        payload => 40 + payload,
+    };
+    let key = frames::key(Family::V6, header.source(), header.destination(), 0, 0, 0);
+    let mut next = header.next_header();
+    let mut fragment = false;
+    // Extension headers are read as far as the frame goes; that the transport header is inside the packet is
+    // for the end.
+    let mut rest = &packet[40..];
+    let mut used = 40;
+    for count in 0.. {
+        let is_extension = [
+            ip_number::IPV6_HEADER_HOP_BY_HOP,
+            ip_number::IPV6_ROUTE_HEADER,
+            ip_number::IPV6_DESTINATION_OPTIONS,
+            ip_number::IPV6_FRAGMENTATION_HEADER,
+            ip_number::AUTHENTICATION_HEADER,
+        ]
+        .contains(&next);
+        if !is_extension {
+            break;
+        }
+        if count == MAX_EXTENSION_HEADERS {
+            return Err(TooManyHeaders);
+        }
+        let len = match next {
+            ip_number::IPV6_FRAGMENTATION_HEADER => {
+                // Only its first half is looked at.
+                let mut whole = rest.get(..4).ok_or(Malformed)?.to_vec();
+                whole.resize(8, 0);
+                let header = Ipv6FragmentHeaderSlice::from_slice(&whole).expect("eight bytes");
+                if header.fragment_offset().value() != 0 {
+                    return Err(LaterFragment);
+                }
+                fragment |= header.more_fragments();
+                next = header.next_header();
+                8
+            }
+            kind => {
+                // The next header may lie beyond the end: then that one is what's missing.
+                let mut whole = rest.get(..2).ok_or(Malformed)?.to_vec();
+                whole.resize(8 * 256, 0);
+                if kind == ip_number::AUTHENTICATION_HEADER {
+                    // Shorter than the fixed part: nothing that etherparse takes.
+                    next = IpNumber(whole[0]);
+                    match IpAuthHeaderSlice::from_slice(&whole) {
+                        Ok(header) => header.slice().len(),
+                        Err(_) => 8,
+                    }
+                } else {
+                    let header = Ipv6RawExtHeaderSlice::from_slice(&whole).expect("long enough");
+                    next = header.next_header();
+                    header.slice().len()
+                }
+            }
+        };
+        rest = rest.get(len..).unwrap_or_default();
+        used += len;
+    }
+    let payload = packet.get(used..total).unwrap_or_default();
+    transport(key, next, fragment, payload, total)
+}
+
+fn transport(
+    key: FlowKey,
+    protocol: IpNumber,
+    fragment: bool,
+    payload: &[u8],
+    total: usize,
+) -> Result<Outcome, Outcome> {
+    let needs = match protocol {
+        ip_number::TCP if !fragment => 20,
+        ip_number::TCP | ip_number::UDP => 8,
+        _ => return Err(OtherProtocol),
+    };
+    if payload.len() < needs {
+        return Err(Malformed);
+    }
+    // The ports are in the same place in both.
+    let ports = UdpHeaderSlice::from_slice(payload).map_err(|_| Malformed)?;
+    let key = FlowKey {
+        src_port: ports.source_port(),
+        dst_port: ports.destination_port(),
+        protocol: protocol.0,
+        ..key
+    };
+    let flags = if protocol == ip_number::TCP { payload.get(13).copied().unwrap_or(0) } else { 0 };
+    Ok(Flow { key, bytes: total as u64, tcp_flags: flags.into() })
+}
+
+fn wide(address: &[u8; 4]) -> [u8; 16] {
+    let mut wide = [0; 16];
+    wide[..4].copy_from_slice(address);
+    wide
+}
+
+/// The loaded Ethernet program of this pair: the one that uses its flows map.
+fn program(pair: &Pair) -> ProgramFd {
+    let map = MapInfo::from_pin(pair.bpffs.pin_path().join("fastpath_flows")).unwrap().id();
+    loaded_programs()
+        // Others' may go while one looks.
+        .filter_map(Result::ok)
+        .filter(|info| info.name_as_str() == Some("fastpath_tc"))
+        .find(|info| info.map_ids().ok().flatten().is_some_and(|ids| ids.contains(&map)))
+        .expect("the program is loaded")
+        .fd()
+        .unwrap()
+}
+
+/// The member `test` of union bpf_attr (include/uapi/linux/bpf.h).
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    reserved: u32,
+}
+
+const BPF_PROG_TEST_RUN: libc::c_int = 10;
+
+/// Runs a program on a frame; the program's return value, and the frame as it is afterwards. `None` if the kernel
+/// won't: newer ones refuse frames that end within the IP header.
+fn run(program: &ProgramFd, frame: &[u8], repeat: u32) -> Option<(i32, Vec<u8>)> {
+    let mut after = vec![0; frame.len()];
+    let mut attributes = TestRun {
+        prog_fd: program.as_fd().as_raw_fd() as u32,
+        data_size_in: frame.len() as u32,
+        data_size_out: after.len() as u32,
+        data_in: frame.as_ptr() as u64,
+        data_out: after.as_mut_ptr() as u64,
+        repeat,
+        ..TestRun::default()
+    };
+    // SAFETY: the attributes, and the buffers they point to, live until the call returns.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attributes, size_of::<TestRun>()) };
+    if result != 0 && frame.len() < 14 + 40 {
+        return None;
+    }
+    assert_eq!(result, 0, "BPF_PROG_TEST_RUN with {} bytes: {}", frame.len(), io::Error::last_os_error());
+    after.truncate(attributes.data_size_out as usize);
+    Some((attributes.retval as i32, after))
+}
+
+/// Frames that are mostly right, and some that are cut, changed or made up.
+fn any_frame() -> impl Strategy<Value = Vec<u8>> {
+    let tags = vec((prop_oneof![Just(VLAN), Just(QINQ)], 0..4096_u16), 0..=3);
+    let protocol = prop_oneof![4 => Just(TCP), 4 => Just(UDP), 1 => Just(1), 1 => Just(AUTHENTICATION), 1 => any::<u8>()];
+    let fragment = prop_oneof![6 => Just(0), 2 => Just(0x4000), 2 => Just(0x2000), 1 => any::<u16>()];
+    // Few addresses and ports, so that flows come again.
+    let payload = (0..3_u16, 0..3_u16, any::<u8>(), 0..80_usize, any::<bool>()).prop_map(
+        |(src, dst, flags, len, is_tcp)| {
+            let mut payload = if is_tcp { tcp(src, dst, flags, 60) } else { udp(src, dst, 72) };
+            payload.truncate(len);
+            payload
+        },
+    );
+    let v4 = (protocol.clone(), 0..=10_usize, fragment, payload.clone()).prop_map(
+        |(protocol, options, fragment, payload)| {
+            (IPV4, ipv4(protocol, &vec![1; 4 * options], fragment, &payload))
+        },
+    );
+    let extensions = vec(
+        (
+            prop_oneof![
+                Just(HOP_BY_HOP),
+                Just(ROUTING),
+                Just(DESTINATION),
+                Just(AUTHENTICATION),
+                Just(FRAGMENT)
+            ],
+            0..3_u8,
+            prop_oneof![4 => Just((0, false)), 2 => Just((0, true)), 1 => (any::<u16>(), any::<bool>())],
+        ),
+        0..=10,
+    );
+    let v6 = (protocol, extensions, payload).prop_map(|(protocol, extensions, mut payload)| {
+        let mut next = protocol;
+        for (kind, units, (offset, more)) in extensions {
+            payload = match kind {
+                FRAGMENT => frames::fragment(next, offset & 0x1fff, more, &payload),
+                AUTHENTICATION => authentication(next, 1 + units, &payload),
+                _ => extension(next, units, &payload),
+            };
+            next = kind;
+        }
+        (IPV6, ipv6(next, &payload))
+    });
+    let other = (any::<u16>(), vec(any::<u8>(), 0..100));
+    let well_formed = (tags, prop_oneof![6 => v4, 6 => v6, 1 => other])
+        .prop_map(|(tags, (kind, packet))| ethernet(&tags, kind, &packet));
+    let damaged = (
+        well_formed,
+        prop_oneof![6 => Just(None), 1 => (14..200_usize).prop_map(Some)],
+        prop_oneof![3 => Just(Vec::new()), 2 => vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)],
+    )
+        .prop_map(|(mut frame, len, changes)| {
+            for (at, value) in changes {
+                let at = at.index(frame.len());
+                frame[at] = value;
+            }
+            // Shorter: cut. Longer: padded.
+            frame.resize(len.unwrap_or(frame.len()), 0);
+            frame
+        });
+    prop_oneof![12 => damaged, 1 => vec(any::<u8>(), 14..150)]
+}
+
+/// Runs a frame and compares what was counted with what etherparse says.
+fn check(pair: &Pair, program: &ProgramFd, frame: &[u8]) -> Result<(), TestCaseError> {
+    // The first makes the flow, the second makes it hot, the others take the short way.
+    const TIMES: u64 = 5;
+    let pinned = pair.pinned();
+    let outcome = expected(frame).unwrap_or_else(|reason| reason);
+    let flow = |key| pinned.flow(key).unwrap().unwrap_or_default();
+    let before = (
+        pinned.stats().unwrap(),
+        if let Flow { key, .. } = &outcome { flow(key) } else { FlowCounters::default() },
+    );
+    let Some((result, after)) = run(program, frame, TIMES as u32) else {
+        return Err(TestCaseError::reject("the kernel doesn't run frames so short"));
+    };
+    prop_assert_eq!(result, -1, "the program goes on with the next");
+    prop_assert_eq!(after.as_slice(), frame, "the frame is as it was");
+
+    let mut stats = PacketStats { flows_entered: 0, events_sent: 0, events_lost: 0, ..before.0 };
+    let tally = match outcome {
+        Flow { .. } => &mut stats.counted,
+        NotIp => &mut stats.not_ip,
+        Malformed => &mut stats.malformed,
+        LaterFragment => &mut stats.later_fragment,
+        OtherProtocol => &mut stats.other_protocol,
+        TooManyHeaders => &mut stats.too_many_headers,
+    };
+    let bytes = if let Flow { bytes, .. } = outcome { bytes } else { frame.len() as u64 };
+    *tally = Tally { packets: tally.packets + TIMES, bytes: tally.bytes + TIMES * bytes };
+    let found = PacketStats { flows_entered: 0, events_sent: 0, events_lost: 0, ..pinned.stats().unwrap() };
+    prop_assert_eq!(found, stats, "{:?}", outcome);
+    if let Flow { key, bytes, tcp_flags } = outcome {
+        let now = flow(&key);
+        prop_assert_eq!(now.packets - before.1.packets, TIMES);
+        prop_assert_eq!(now.bytes - before.1.bytes, TIMES * bytes);
+        prop_assert_eq!(now.tcp_flags, before.1.tcp_flags | tcp_flags);
+    }
+    Ok(())
+}
+
+fn attached(pair: &Pair) -> Programs {
+    let mut programs = pair.load(0, 65_536);
+    pair.node.run(|| programs.attach(&pair.rx0()).unwrap());
+    programs
+}
+
+#[test]
+fn agrees_with_another_parser_on_arbitrary_frames() {
+    let pair = Pair::new();
+    let _programs = attached(&pair);
+    let program = program(&pair);
+    let past_failures = concat!(env!("CARGO_MANIFEST_DIR"), "/it/host/ebpf/parser.regressions");
+    let mut runner = TestRunner::new(Config {
+        cases: 2000,
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(past_failures))),
+        ..Config::default()
+    });
+    runner.run(&any_frame(), |frame| check(&pair, &program, &frame)).unwrap_or_else(|e| panic!("{e}"));
+}
+
+#[test]
+fn arbitrary_frames_are_of_every_kind() {
+    // Otherwise the test above would show little.
+    let mut counts = std::collections::BTreeMap::new();
+    let mut runner = TestRunner::deterministic();
+    for _ in 0..1000 {
+        use proptest::strategy::ValueTree;
+        let frame = any_frame().new_tree(&mut runner).unwrap().current();
+        let outcome = expected(&frame).unwrap_or_else(|reason| reason);
+        let kind = match outcome {
+            Flow { key, .. } => format!("flow v{} {}", key.family, key.protocol),
+            reason => format!("{reason:?}"),
+        };
+        *counts.entry(kind).or_insert(0) += 1;
+    }
+    for kind in [
+        "flow v4 6",
+        "flow v4 17",
+        "flow v6 6",
+        "flow v6 17",
+        "NotIp",
+        "Malformed",
+        "LaterFragment",
+        "OtherProtocol",
+        "TooManyHeaders",
+    ] {
+        assert!(counts.get(kind).is_some_and(|&n| n >= 10), "{kind}: {counts:?}");
+    }
+}
