@@ -161,8 +161,11 @@ impl<R: Ruleset> Reconciler<R> {
                 Decision::Apply(ops) => ops,
             };
             if ops.is_empty() {
-                self.note_foreign_objects(&observed);
+                let released = self.note_foreign_objects(&observed);
                 self.cache = Some(observed);
+                if released {
+                    continue;
+                }
                 self.achieved = Some(wanted);
                 let outcome = if repaired { Outcome::Repaired } else { Outcome::Done };
                 return Ok(self.stands(Standing::Right, outcome, commits));
@@ -245,19 +248,20 @@ impl<R: Ruleset> Reconciler<R> {
         Report { outcome, standing, commits }
     }
 
-    fn note_foreign_objects(&mut self, observed: &Observed) {
+    /// Says once what others have put into our table. True if refused interfaces are worth another try since that
+    /// changed: one of those things may have held the device.
+    fn note_foreign_objects(&mut self, observed: &Observed) -> bool {
         let found = observed.table.as_ref().map(diff::foreign_objects).unwrap_or_default();
-        if found != self.foreign_objects {
-            // One of them may have held a device that we were refused.
-            self.refused.clear();
-            if !found.is_empty() {
-                warn!(
-                    objects = found.join(", "),
-                    "table {TABLE} holds things of others: they are left alone"
-                );
-            }
-            self.foreign_objects = found;
+        if found == self.foreign_objects {
+            return false;
         }
+        if !found.is_empty() {
+            warn!(objects = found.join(", "), "table {TABLE} holds things of others: they are left alone");
+        }
+        self.foreign_objects = found;
+        let released = !self.refused.is_empty();
+        self.refused.clear();
+        released
     }
 
     /// Finds out who is to blame for a refused transaction, and remembers devices that were.
@@ -278,6 +282,9 @@ impl<R: Ruleset> Reconciler<R> {
         if !rejections.iter().all(about_devices) {
             return Blame::Ours;
         }
+        if self.policy.hw_offload && self.fall_back_to_software(ops, rejections) {
+            return Blame::Device;
+        }
         for rejection in rejections {
             match (ops.get(rejection.index), &rejection.device) {
                 (Some(Op::AddDevices(_)), Some(name)) => {
@@ -297,22 +304,36 @@ impl<R: Ruleset> Reconciler<R> {
     }
 
     fn refuse(&mut self, name: &IfName, error: &io::Error, links: &LinkTable) {
-        if self.policy.hw_offload && error.raw_os_error() == Some(libc::EOPNOTSUPP) {
-            self.policy.hw_offload = false;
-            warn!(
-                iface = %name,
-                "no hardware offload: this interface can't do it, and a flowtable is either hardware or software; flows are \
-                 offloaded in software (--exclude-interfaces leaves interfaces out, --hw-offload=off silences this)"
-            );
-            return;
-        }
         let Some(index) = links.iter().find(|l| l.name == *name).map(|l| l.index) else { return };
-        warn!(
-            iface = %name, errno = error.raw_os_error(),
-            "the kernel refused this interface in {FLOWTABLE} ({error}): its flows take the normal path; tried again when \
-             it changes"
-        );
+        if error.raw_os_error() == Some(libc::ENOENT) {
+            // Went away, or got another name: the announcement is on its way.
+            debug!(iface = %name, "this interface has just gone");
+        } else {
+            warn!(
+                iface = %name, errno = error.raw_os_error(),
+                "the kernel refused this interface in {FLOWTABLE} ({error}): its flows take the normal path; tried again \
+                 when it changes"
+            );
+        }
         self.refused.insert(index, error.to_string());
+    }
+
+    /// Goes back to software if that is what the kernel's refusals were about; says so once.
+    fn fall_back_to_software(&mut self, ops: &[Op], rejections: &[Rejection]) -> bool {
+        let cannot = rejections.iter().find(|r| r.source.raw_os_error() == Some(libc::EOPNOTSUPP));
+        let Some(cannot) = cannot else { return false };
+        let names = match ops.get(cannot.index) {
+            Some(Op::AddDevices(names)) => names.as_slice(),
+            _ => &[],
+        };
+        let iface = cannot.device.as_ref().or(names.first()).map(ToString::to_string);
+        warn!(
+            iface,
+            "no hardware offload: not every managed interface can do it, and a flowtable is either hardware or software; \
+             flows are offloaded in software (--exclude-interfaces leaves interfaces out, --hw-offload=off silences this)"
+        );
+        self.policy.hw_offload = false;
+        true
     }
 }
 
