@@ -196,6 +196,18 @@ impl Agent {
     }
 }
 
+impl Agent {
+    /// Waits until it uses no processor time for half a second.
+    #[track_caller]
+    pub fn wait_until_idle(&self) {
+        let mut before = Duration::MAX;
+        wait_until("the agent at rest", Duration::from_secs(15), || {
+            thread::sleep(Duration::from_millis(500));
+            std::mem::replace(&mut before, self.cpu_time()) == self.cpu_time()
+        });
+    }
+}
+
 impl Drop for Agent {
     fn drop(&mut self) {
         // It may have ended already.
