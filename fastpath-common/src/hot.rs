@@ -5,14 +5,15 @@ use crate::{Family, FlowKey, assert_layout, limits::HOT_SLOTS};
 /// What one CPU has counted of a flow in one tick and not yet added to the flow's entry in the flows map. Only that
 /// CPU writes it; with the flow's first packet of a later tick it adds all to the map and begins again at 0.
 ///
-/// Whoever wants a flow's counts adds what is here to what is in the map, and looks whether `tick` and `key` have
-/// stayed the same meanwhile: if not, it looks again.
+/// Whoever wants a flow's counts adds what is here to what is in the map. If `tick` or `key` weren't the same before
+/// and after both were read, or `tick` was [`HotFlow::MOVING`], it looks again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct HotFlow {
     /// What a packet is compared with.
     pub words: MatchWords,
-    /// Number of the tick (the kernel's `jiffies64`).
+    /// Number of the tick (the kernel's `jiffies64`); 0 if the slot is nobody's, [`HotFlow::MOVING`] while what it holds
+    /// is added to the flows map.
     pub tick: u64,
     /// As in [`FlowCounters`](crate::FlowCounters).
     pub packets: u64,
@@ -29,6 +30,11 @@ pub struct HotFlow {
 assert_layout!(
     HotFlow, 96, words @ 0, tick @ 16, packets @ 24, bytes @ 32, extra_segments @ 40, tcp_flags @ 48, key @ 56,
 );
+
+impl HotFlow {
+    /// A value of [`HotFlow::tick`].
+    pub const MOVING: u64 = u64::MAX;
+}
 
 /// A flow's key as far as it takes little work to get it from a packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
