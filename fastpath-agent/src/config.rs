@@ -51,14 +51,15 @@ pub struct BadValue {
 }
 
 impl Rules {
-    /// The policy for a kernel whose flowtables can (`counter`) or can't count.
-    pub fn policy(&self, counter: bool) -> Policy {
+    /// The policy for a kernel whose flowtables can (`counter`) or can't count, with (`spare_ipsec`) or without IPsec.
+    pub fn policy(&self, counter: bool, spare_ipsec: bool) -> Policy {
         Policy {
             threshold: self.threshold,
             chain_priority: self.chain_priority,
             flowtable_priority: 0,
             counter,
             hw_offload: self.hw_offload == HwOffload::Auto,
+            spare_ipsec,
             selection: self.selection.clone(),
         }
     }

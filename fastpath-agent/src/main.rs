@@ -69,7 +69,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
 fn render(args: &RuleArgs) -> anyhow::Result<()> {
     let rules = Rules::try_from(args)?;
     let links: LinkTable = runtime()?.block_on(async { Links::open()?.list().await })?.into_iter().collect();
-    let desired = desired::desired(&rules.policy(true), links.iter(), &Default::default());
+    let desired = desired::desired(&rules.policy(true, true), links.iter(), &Default::default());
     print(&report::render::ruleset(&desired))
 }
 

@@ -12,8 +12,9 @@ use crate::{Family, FlowKey, assert_layout, limits::HOT_SLOTS};
 pub struct HotFlow {
     /// What a packet is compared with.
     pub words: MatchWords,
-    /// Number of the tick (the kernel's `jiffies64`); 0 if the slot is nobody's, [`HotFlow::MOVING`] while what it holds
-    /// is added to the flows map.
+    /// Number of the tick (the kernel's `jiffies64`); with [`HotFlow::NOBODYS`] if nothing is to be counted here;
+    /// [`HotFlow::MOVING`] while what it holds is added to the flows map. No value but the last ever comes back
+    /// once something was counted under it.
     pub tick: u64,
     /// As in [`FlowCounters`](crate::FlowCounters).
     pub packets: u64,
@@ -32,6 +33,8 @@ assert_layout!(
 );
 
 impl HotFlow {
+    /// A bit of [`HotFlow::tick`] that no tick has.
+    pub const NOBODYS: u64 = 1 << 63;
     /// A value of [`HotFlow::tick`].
     pub const MOVING: u64 = u64::MAX;
 }

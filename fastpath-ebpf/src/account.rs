@@ -88,7 +88,7 @@ fn flow<const MAY_BE_HOT: bool>(ctx: &TcContext, packet: &Packet, stats: &mut Pa
     };
     let Some(slot) = slot else { return };
     if ours {
-        end_move(slot, if may_be_hot { now.tick } else { 0 });
+        end_move(slot, if may_be_hot { now.tick } else { now.tick | HotFlow::NOBODYS });
     } else if again_in_this_tick && may_be_hot {
         let pending = begin_move(slot);
         if pending.packets > 0 {
@@ -137,7 +137,7 @@ fn begin_move(slot: &mut HotFlow) -> Amount {
     }
 }
 
-/// Empties a slot and makes it this tick's, or with 0 nobody's.
+/// Empties a slot and makes it this tick's, or nobody's.
 #[inline(always)]
 fn end_move(slot: &mut HotFlow, tick: u64) {
     for field in [&mut slot.packets, &mut slot.extra_segments, &mut slot.bytes, &mut slot.tcp_flags] {

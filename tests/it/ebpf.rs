@@ -1,15 +1,28 @@
 //! The eBPF programs from outside: attached to every managed interface, maps pinned and typed, and counting also what
 //! the flowtable forwards.
 
+use std::{thread, time::Duration};
+
 use fastpath_tests::{
     agent::{self, Agent},
     netns::Netns,
     topology::{Family, Topology},
-    traffic::Proto,
+    traffic::{Flow, Proto},
 };
 use serde_json::Value;
 
 const FLOWS: &str = "/sys/fs/bpf/fastpath/fastpath_flows";
+
+/// Rounds so far apart that each packet is counted in this map at once: of several in one tick of the kernel some are
+/// held back in another map for a while (docs/bpftool.md).
+#[track_caller]
+fn one_a_tick(flow: &mut Flow, rounds: usize) {
+    for _ in 0..rounds {
+        assert!(flow.request(), "{flow:?}");
+        thread::sleep(Duration::from_millis(11));
+        assert!(flow.response(), "{flow:?}");
+    }
+}
 
 /// Packets that the map has for flows with these ports.
 #[track_caller]
@@ -34,11 +47,13 @@ fn offloaded_packets_are_counted() {
     agent::wait_for_programs(node, &["c0", "s0"]);
     for (proto, family, port) in [(Proto::Udp, Family::V4, 7001), (Proto::Udp, Family::V6, 7002)] {
         let mut flow = topology.open(proto, family, port);
-        topology.assert_becomes_accelerated(&mut flow);
-        let before = (counted(node, None, Some(port)), counted(node, Some(port), None));
-        assert_eq!(flow.rounds(50), 50);
-        let after = (counted(node, None, Some(port)), counted(node, Some(port), None));
-        assert_eq!((after.0 - before.0, after.1 - before.1), (50, 50), "{flow:?}, from {before:?}");
+        one_a_tick(&mut flow, 15);
+        assert!(topology.marked_offloaded(port));
+        let before = topology.forwarded(port);
+        one_a_tick(&mut flow, 50);
+        assert_eq!(topology.forwarded(port), before, "these were offloaded");
+        let counted = (counted(node, None, Some(port)), counted(node, Some(port), None));
+        assert_eq!(counted, (65, 65), "{flow:?}");
     }
     agent.stop();
     let pins = node.output("find", &["/sys/fs/bpf/fastpath"]);
@@ -68,10 +83,11 @@ fn counts_survive_a_restart() {
     agent::wait_for_programs(node, &["c0", "s0"]);
     agent.kill();
     let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
-    assert_eq!(flow.rounds(30), 30, "counted without an agent");
+    // Without an agent.
+    one_a_tick(&mut flow, 30);
     let _agent = Agent::start_with(node, &[]);
     agent::wait_for_programs(node, &["c0", "s0"]);
-    assert_eq!(flow.rounds(30), 30);
+    one_a_tick(&mut flow, 30);
     assert_eq!(counted(node, None, Some(7001)), 60);
     topology.assert_accelerated(&mut flow);
 }

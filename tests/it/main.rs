@@ -3,8 +3,6 @@
 //! Tests below `host::` need no flowtable and also run on the developer's kernel; all others run in the test guest.
 //! Every test is run by itself, as root: `it --exact NAME --nocapture --test-threads=1`.
 
-#![expect(clippy::unwrap_used, reason = "a test whose scene can't be set fails")]
-
 mod ebpf;
 mod errors;
 mod foreign;

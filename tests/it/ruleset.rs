@@ -49,7 +49,7 @@ fn install() -> Vec<Op> {
         Op::AddDeviceSet,
         Op::AddIndices(vec![IfIndex(1)]),
         Op::AddChain { priority: 300 },
-        Op::AddRule { exprs: Rule::Offload { threshold: 20 }.exprs() },
+        Op::AddRule { exprs: Rule::Offload { threshold: 20, spare_ipsec: true }.exprs() },
     ]
 }
 
@@ -100,7 +100,10 @@ fn the_whole_table_is_observed_and_listed_as_committed() {
         let generation = nft.commit(&add(&names(2)), generation).expect("commit");
         assert_eq!(assert_devices(&mut nft, names(2)), generation);
         let table = nft.observe().expect("observe").table.expect("our table");
-        assert_eq!(table.chains[0].rules[0].exprs, Rule::Offload { threshold: 20 }.exprs());
+        assert_eq!(
+            table.chains[0].rules[0].exprs,
+            Rule::Offload { threshold: 20, spare_ipsec: true }.exprs()
+        );
     });
     assert_eq!(
         node.output("nft", &["list", "table", "inet", TABLE]),
@@ -119,7 +122,7 @@ fn the_whole_table_is_observed_and_listed_as_committed() {
 
 	chain kindnet-fastpath-chain {
 		type filter hook forward priority 300; policy accept;
-		ct packets > 20 ct state established iif @kindnet-set-devices oif @kindnet-set-devices flow add @kindnet-flowtables counter packets 0 bytes 0
+		ct packets > 20 ct state established rt ipsec missing iif @kindnet-set-devices oif @kindnet-set-devices flow add @kindnet-flowtables counter packets 0 bytes 0
 	}
 }
 "#

@@ -80,4 +80,6 @@ fn one_way_datagrams_are_not_established() {
     }
     assert!(!topology.marked_offloaded(7001));
     assert_eq!(topology.forwarded(7001).original, 60);
+    assert!(flow.response() && flow.request());
+    topology.assert_accelerated(&mut flow);
 }

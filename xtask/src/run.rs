@@ -1,9 +1,8 @@
 //! `cargo xtask run`: the agent on this node, or, where this kernel has no flowtable, the demonstration in the guest.
 
 use std::{
-    io::Write,
     path::Path,
-    process::{Command, ExitCode, Stdio},
+    process::{Command, ExitCode},
     time::Duration,
 };
 
@@ -82,38 +81,22 @@ fn lacks_flowtable(agent: &Path) -> Result<Option<String>> {
     }
     #[derive(Deserialize)]
     struct Kernel {
-        flowtable: Option<Support>,
+        nf_tables: Support,
+        ct: Support,
+        flowtable: Support,
+        flow_offload: Support,
     }
     #[derive(Deserialize)]
     struct Support {
-        supported: bool,
-        #[serde(default)]
-        reason: String,
+        /// None: it couldn't be told, and is worth trying.
+        supported: Option<bool>,
+        reason: Option<String>,
     }
     let text = process::output(as_root(agent)?.args(["status", "-o", "json"]))?;
-    let status: Status = serde_json::from_str(&text).context("cannot read the agent's status")?;
-    match status.kernel.flowtable {
-        Some(support) if support.supported => Ok(None),
-        Some(support) => Ok(Some(support.reason)),
-        None => try_flowtable(),
-    }
-}
-
-/// Asks the kernel itself, in a transaction that is checked and thrown away.
-fn try_flowtable() -> Result<Option<String>> {
-    const RULESET: &str = "table inet fastpath-probe {
-        flowtable f { hook ingress priority filter; devices = { lo }; }
-        chain c { type filter hook forward priority 0; flow add @f }
-    }";
-    let mut command = as_root(Path::new("nft"))?;
-    command.args(["--check", "--file", "-"]).stdin(Stdio::piped()).stderr(Stdio::null());
-    let mut child = command.spawn().context("cannot run nft")?;
-    child.stdin.take().context("nft's stdin is a pipe")?.write_all(RULESET.as_bytes())?;
-    Ok((!child.wait()?.success()).then(|| {
-        "its kernel refuses flowtables; they need CONFIG_NF_FLOW_TABLE, CONFIG_NF_FLOW_TABLE_INET and \
-         CONFIG_NFT_FLOW_OFFLOAD (modules nf_flow_table, nf_flow_table_inet, nft_flow_offload)"
-            .to_owned()
-    }))
+    let Kernel { nf_tables, ct, flowtable, flow_offload } =
+        serde_json::from_str::<Status>(&text).context("cannot read the agent's status")?.kernel;
+    let missing = [nf_tables, ct, flowtable, flow_offload].into_iter().find(|it| it.supported == Some(false));
+    Ok(missing.map(|it| it.reason.unwrap_or_else(|| "its kernel can't".to_owned())))
 }
 
 /// The demonstration, whose output is this program's.

@@ -167,7 +167,7 @@ pub(crate) fn ensure(needs: &[Need<'_>]) -> Result<()> {
         packages.extend(DEBIAN_COMPILER); // perhaps not all of it is there
     }
     if distribution == Distribution::Ubuntu2404 && !missing.kernels.is_empty() {
-        packages.push("debian-archive-keyring"); // the guest's kernels are Debian's
+        packages.extend(["debian-archive-keyring", "python-apt-common"]); // the guest's kernels are Debian's
     }
     install_packages(&packages)?;
     if missing.compiler || missing.linker {
@@ -349,6 +349,26 @@ fn download_kernels(wanted: &[Wanted], distribution: Distribution) -> Result<()>
     Ok(())
 }
 
+/// Where the archives of distributions are, from the package python-apt-common.
+const DEBIAN_TEMPLATE: &str = "/usr/share/python-apt/templates/Debian.info";
+
+/// apt's sources for Debian 12, from a template that has a `BaseURI:` below each `Suite:`.
+fn debian_sources(template: &str) -> Option<String> {
+    let base_of = |wanted: fn(&str) -> bool| {
+        let mut lines = template.lines().map(str::trim);
+        lines.find(|line| line.strip_prefix("Suite:").is_some_and(|suite| wanted(suite.trim())))?;
+        let base = lines.take_while(|l| !l.starts_with("Suite:")).find_map(|l| l.strip_prefix("BaseURI:"))?;
+        Some(base.trim().trim_end_matches('/').to_owned())
+    };
+    let main = base_of(|suite| suite == "stable")?;
+    let security = base_of(|suite| suite.ends_with("-security"))?;
+    let signed = "signed-by=/usr/share/keyrings/debian-archive-keyring.gpg";
+    Some(format!(
+        "deb [{signed}] {main} bookworm main\n\
+         deb [{signed}] {security}/debian-security bookworm-security main\n"
+    ))
+}
+
 /// Options that make apt use Debian 12's archive with lists of its own, without touching the system's.
 fn debian_archive() -> Result<Vec<String>> {
     let directory = workspace::cache()?.join("apt");
@@ -356,11 +376,10 @@ fn debian_archive() -> Result<Vec<String>> {
     for name in ["lists/partial", "cache/archives/partial"] {
         fs::create_dir_all(path(name)).with_context(|| format!("cannot make {}", path(name).display()))?;
     }
-    let signed = "signed-by=/usr/share/keyrings/debian-archive-keyring.gpg";
-    let sources = format!(
-        "deb [{signed}] http://archive.example/debian bookworm main\n\
-         deb [{signed}] http://security.example/debian-security bookworm-security main\n"
-    );
+    let template = fs::read_to_string(DEBIAN_TEMPLATE)
+        .with_context(|| format!("cannot read {DEBIAN_TEMPLATE}, which says where Debian's archive is"))?;
+    let sources = debian_sources(&template)
+        .with_context(|| format!("{DEBIAN_TEMPLATE} doesn't say where Debian's archive is"))?;
     fs::write(path("sources.list"), sources)?;
     fs::write(path("status"), "")?;
     let mut options = Vec::new();
@@ -376,4 +395,25 @@ fn debian_archive() -> Result<Vec<String>> {
     let mut update = Command::new("apt-get");
     progress::step("reading Debian's list of packages", update.args(&options).args(["-q", "update"]))?;
     Ok(options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_archive_of_debian_is_read_from_the_template() {
+        let template = "Suite: {series}\nBaseURI: https://a.example/x/\n\nSuite: {series}-security\nRepositoryType: deb\n\
+                        BaseURI: https://security.example/\n\nSuite: stable\nBaseURI: https://archive.example/debian/\n";
+        let sources = debian_sources(template).unwrap();
+        let lines: Vec<_> = sources.lines().map(|line| line.split(']').nth(1).unwrap().trim()).collect();
+        assert_eq!(
+            lines,
+            [
+                "https://archive.example/debian bookworm main",
+                "https://security.example/debian-security bookworm-security main"
+            ]
+        );
+        assert_eq!(debian_sources("Suite: stable\n\nSuite: sid\nBaseURI: https://a.example\n"), None);
+    }
 }

@@ -21,6 +21,8 @@ pub struct Policy {
     pub counter: bool,
     /// The flowtable asks the devices to do it in hardware.
     pub hw_offload: bool,
+    /// Flows to an IPsec policy stay on the normal path; kernels without IPsec don't know the question.
+    pub spare_ipsec: bool,
     /// Which interfaces.
     pub selection: Selection,
 }
@@ -65,7 +67,7 @@ pub fn desired<'a>(
         hw_offload: policy.hw_offload,
         chain_priority: policy.chain_priority,
         devices,
-        rules: vec![Rule::Offload { threshold: policy.threshold }],
+        rules: vec![Rule::Offload { threshold: policy.threshold, spare_ipsec: policy.spare_ipsec }],
     })
 }
 

@@ -21,7 +21,7 @@ fn table(indices: impl IntoIterator<Item = u32>) -> DesiredTable {
         hw_offload: false,
         chain_priority: 300,
         devices: indices.into_iter().map(|i| (IfIndex(i), name(i))).collect(),
-        rules: vec![Rule::Offload { threshold: 20 }],
+        rules: vec![Rule::Offload { threshold: 20, spare_ipsec: true }],
     }
 }
 
@@ -56,7 +56,10 @@ fn some_desired() -> impl Strategy<Value = Desired> {
                 counter,
                 hw_offload,
                 chain_priority,
-                rules: rules.into_iter().map(|threshold| Rule::Offload { threshold }).collect(),
+                rules: rules
+                    .into_iter()
+                    .map(|threshold| Rule::Offload { threshold, spare_ipsec: threshold % 2 == 0 })
+                    .collect(),
                 ..self::table(devices)
             }
         });

@@ -45,6 +45,13 @@ pub enum Expr {
         /// Destination register.
         dreg: u32,
     },
+    /// `rt load KEY => reg`: of the route that the packet takes.
+    Rt {
+        /// What is loaded.
+        key: RtKey,
+        /// Destination register.
+        dreg: u32,
+    },
     /// `lookup reg set NAME`: goes on when the set has the register's value.
     Lookup {
         /// Name of the set, same table.
@@ -86,6 +93,15 @@ pub enum MetaKey {
     InIfIndex,
     /// `NFT_META_OIF`: u32 interface index, host byte order.
     OutIfIndex,
+    /// Any other key.
+    Other(u32),
+}
+
+/// Keys of `rt` (enum nft_rt_keys).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RtKey {
+    /// `NFT_RT_XFRM`: u8, 1 if an IPsec policy transforms the packet on its way out.
+    Ipsec,
     /// Any other key.
     Other(u32),
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{
-    expr::{CmpOp, CtKey, Expr, MetaKey},
+    expr::{CmpOp, CtKey, Expr, MetaKey, RtKey},
     model::{DEVICE_SET, FLOWTABLE},
 };
 
@@ -22,14 +22,17 @@ pub enum Rule {
     Offload {
         /// Packets of both directions.
         threshold: u32,
+        /// Leaves flows to an IPsec policy on the normal path, where the policy is enforced; the flowtable doesn't ask
+        /// it. Only kernels built with IPsec (`CONFIG_XFRM`) know the question, and only they need it.
+        spare_ipsec: bool,
     },
 }
 
 impl Rule {
     /// The kernel's instructions.
     pub fn exprs(&self) -> Vec<Expr> {
-        let Self::Offload { threshold } = self;
-        vec![
+        let Self::Offload { threshold, spare_ipsec } = self;
+        let mut exprs = vec![
             Expr::Ct { key: CtKey::Packets, dreg: REG },
             // Greater-than compares bytes in order, so the value has to be big-endian first.
             Expr::HostToNet { reg: REG, size: 8, len: 8 },
@@ -37,13 +40,22 @@ impl Rule {
             Expr::Ct { key: CtKey::State, dreg: REG },
             Expr::Bitwise { reg: REG, mask: CT_STATE_ESTABLISHED.to_ne_bytes().to_vec(), xor: vec![0; 4] },
             Expr::Cmp { sreg: REG, op: CmpOp::Neq, data: vec![0; 4] },
+        ];
+        if *spare_ipsec {
+            exprs.extend([
+                Expr::Rt { key: RtKey::Ipsec, dreg: REG },
+                Expr::Cmp { sreg: REG, op: CmpOp::Eq, data: vec![0] },
+            ]);
+        }
+        exprs.extend([
             Expr::Meta { key: MetaKey::InIfIndex, dreg: REG },
             Expr::Lookup { set: DEVICE_SET.to_owned(), sreg: REG },
             Expr::Meta { key: MetaKey::OutIfIndex, dreg: REG },
             Expr::Lookup { set: DEVICE_SET.to_owned(), sreg: REG },
             Expr::FlowAdd { flowtable: FLOWTABLE.to_owned() },
             Expr::Counter,
-        ]
+        ]);
+        exprs
     }
 
     /// The rule that these instructions are; `None` for any that we wouldn't write.
@@ -54,17 +66,21 @@ impl Rule {
             return None;
         };
         let packets = u64::from_be_bytes(data.as_slice().try_into().ok()?);
-        let rule = Self::Offload { threshold: u32::try_from(packets).ok()? };
-        (rule.exprs() == exprs).then_some(rule)
+        let threshold = u32::try_from(packets).ok()?;
+        [true, false]
+            .map(|spare_ipsec| Self::Offload { threshold, spare_ipsec })
+            .into_iter()
+            .find(|rule| rule.exprs() == exprs)
     }
 }
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::Offload { threshold } = self;
+        let Self::Offload { threshold, spare_ipsec } = self;
+        let ipsec = if *spare_ipsec { "rt ipsec missing " } else { "" };
         write!(
             f,
-            "ct packets > {threshold} ct state established iif @{DEVICE_SET} oif @{DEVICE_SET} flow add @{FLOWTABLE} counter"
+            "ct packets > {threshold} ct state established {ipsec}iif @{DEVICE_SET} oif @{DEVICE_SET} flow add @{FLOWTABLE} counter"
         )
     }
 }
@@ -76,11 +92,13 @@ mod tests {
     #[test]
     fn a_rule_is_recognised_by_its_instructions() {
         for threshold in [1, 6, 20, u32::MAX] {
-            let rule = Rule::Offload { threshold };
-            assert_eq!(Rule::recognise(&rule.exprs()), Some(rule));
+            for spare_ipsec in [true, false] {
+                let rule = Rule::Offload { threshold, spare_ipsec };
+                assert_eq!(Rule::recognise(&rule.exprs()), Some(rule));
+            }
         }
         assert_eq!(Rule::recognise(&[Expr::Counter]), None);
-        let mut changed = Rule::Offload { threshold: 20 }.exprs();
+        let mut changed = Rule::Offload { threshold: 20, spare_ipsec: true }.exprs();
         changed.pop();
         assert_eq!(Rule::recognise(&changed), None);
     }

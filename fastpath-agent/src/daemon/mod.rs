@@ -121,7 +121,8 @@ impl Offload {
             return Ok(None);
         }
         let monitor = Monitor::open()?;
-        let policy = config.rules.policy(kernel.flowtable_counter.is_supported());
+        let policy =
+            config.rules.policy(kernel.flowtable_counter.is_supported(), kernel.rt_ipsec.is_supported());
         Ok(Some(Self { monitor, reconciler: Reconciler::new(Nft::open()?, policy, config.foreign) }))
     }
 

@@ -23,6 +23,7 @@ fn policy() -> Policy {
         flowtable_priority: 0,
         counter: true,
         hw_offload: false,
+        spare_ipsec: true,
         selection: Selection::new(&[], &[]).unwrap(),
     }
 }

@@ -53,7 +53,7 @@ pub async fn node() -> Result<Node, FlowsError> {
         .filter(|c| c.name == CHAIN)
         .flat_map(|c| &c.rules)
         .find_map(|rule| Rule::recognise(&rule.exprs))
-        .map(|Rule::Offload { threshold }| threshold);
+        .map(|Rule::Offload { threshold, .. }| threshold);
     Ok(Node {
         threshold,
         managed: managed.map(|set| set.elements.clone()).unwrap_or_default(),

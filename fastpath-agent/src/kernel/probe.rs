@@ -79,6 +79,8 @@ pub struct Kernel {
     pub flowtable_counter: Support,
     /// The instruction `flow add`.
     pub flow_offload: Support,
+    /// The key `rt ipsec`: kernels without IPsec don't have it, and don't need it.
+    pub rt_ipsec: Support,
 }
 
 impl Kernel {
@@ -130,6 +132,7 @@ pub fn probe() -> Kernel {
         ct: ask(Trial::Instruction("ct"), &CT),
         flowtable,
         flowtable_counter,
+        rt_ipsec: ask(Trial::RtIpsec, &RT_IPSEC),
         flow_offload: ask(Trial::Instruction("flow_offload"), &FLOW_OFFLOAD),
         release: host.release,
     }
@@ -176,6 +179,13 @@ const FLOW_OFFLOAD: Part = Part {
     options: &["CONFIG_NF_FLOW_TABLE", "CONFIG_NFT_FLOW_OFFLOAD"],
     module: "nft_flow_offload",
     modprobe: MODPROBE,
+};
+
+const RT_IPSEC: Part = Part {
+    what: "`rt ipsec` in nftables rules",
+    options: &["CONFIG_XFRM"],
+    module: "nf_tables",
+    modprobe: "modprobe nf_tables",
 };
 
 /// What this machine says about how its kernel was built.

@@ -71,6 +71,7 @@ mod tests {
             flowtable_priority: 0,
             counter: true,
             hw_offload: false,
+            spare_ipsec: true,
             selection: Selection::new(&[], &[]).unwrap(),
         }
     }
@@ -88,7 +89,7 @@ mod tests {
             "\t\thook ingress priority filter",
             "\t\tcounter",
             "\t\ttype filter hook forward priority -110; policy accept;",
-            "\t\tct packets > 6 ct state established iif @kindnet-set-devices oif @kindnet-set-devices flow add \
+            "\t\tct packets > 6 ct state established rt ipsec missing iif @kindnet-set-devices oif @kindnet-set-devices flow add \
              @kindnet-flowtables counter",
         ] {
             assert!(text.lines().any(|l| l == line), "{line:?} isn't in\n{text}");

@@ -110,7 +110,7 @@ fn summary(table: &ObservedTable) -> Table {
         chain.into_iter().flat_map(|c| &c.rules).find_map(|r| Some((Rule::recognise(&r.exprs)?, r.counter)));
     Table {
         owner: table.owner.clone(),
-        threshold: rule.as_ref().map(|(Rule::Offload { threshold }, _)| *threshold),
+        threshold: rule.as_ref().map(|(Rule::Offload { threshold, .. }, _)| *threshold),
         chain_priority: chain.and_then(|c| c.hook.as_ref()).map(|h| h.priority),
         offloads: rule.and_then(|(_, counter)| counter),
         hw_offload: flowtable.is_some_and(|f| f.hw_offload),

@@ -25,7 +25,7 @@ use fastpath_tests::netns::Netns;
 
 /// Our rule on a kernel without flowtables.
 fn exprs() -> Vec<Expr> {
-    let mut exprs = Rule::Offload { threshold: 20 }.exprs();
+    let mut exprs = Rule::Offload { threshold: 20, spare_ipsec: true }.exprs();
     exprs.retain(|expr| !matches!(expr, Expr::FlowAdd { .. }));
     exprs
 }
@@ -108,7 +108,7 @@ fn nft_lists_what_was_committed() {
 
 	chain kindnet-fastpath-chain {
 		type filter hook forward priority 300; policy accept;
-		ct packets > 20 ct state established iif @kindnet-set-devices oif @kindnet-set-devices counter packets 0 bytes 0
+		ct packets > 20 ct state established rt ipsec missing iif @kindnet-set-devices oif @kindnet-set-devices counter packets 0 bytes 0
 	}
 }
 "#
@@ -134,7 +134,7 @@ fn what_others_wrote_is_foreign_and_read_all_the_same() {
              chain jumped { ct original packets > 5 log; counter comment "fastpath/1"; tcp dport { 1, 2 } drop; }
              chain kindnet-fastpath-chain {
                type filter hook forward priority -110; policy drop;
-               ct packets > 20 ct state established iif @kindnet-set-devices oif @kindnet-set-devices counter
+               ct packets > 20 ct state established rt ipsec missing iif @kindnet-set-devices oif @kindnet-set-devices counter
              }
            }"#,
     );

@@ -14,7 +14,10 @@ use anyhow::{Context, Result, bail};
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
-    sys::reboot::{RebootMode, reboot},
+    sys::{
+        reboot::{RebootMode, reboot},
+        stat::{Mode, SFlag, makedev, mknod},
+    },
     unistd::sync,
 };
 
@@ -60,12 +63,38 @@ fn prepare() -> Result<()> {
     {
         symlink(target, Path::new("/dev").join(link))?;
     }
+    make_device_nodes()?;
     mount_for_a_job()?;
     mount_at("tmpfs", "/tmp")?;
     fs::write("/proc/sys/kernel/hostname", "fastpath-guest")?;
     run_ip_link_lo_up()?;
     // A failing job should say so, not fill the guest's memory with a core.
     fs::write("/proc/sys/kernel/core_pattern", "|/bin/false")?;
+    Ok(())
+}
+
+/// The nodes by which a device's module is loaded when first opened (`/dev/net/tun`), which elsewhere udev makes.
+fn make_device_nodes() -> Result<()> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let list = fs::read_to_string(format!("/lib/modules/{}/modules.devname", release.trim()))?;
+    // "tun net/tun c10:200", after a comment.
+    for line in list.lines() {
+        let mut words = line.split(' ');
+        let (Some(_), Some(name), Some(device)) = (words.next(), words.next(), words.next()) else {
+            continue;
+        };
+        let Some((major, minor)) = device.strip_prefix('c').and_then(|numbers| numbers.split_once(':'))
+        else {
+            continue;
+        };
+        let (Ok(major), Ok(minor)) = (major.parse(), minor.parse()) else { continue };
+        let path = Path::new("/dev").join(name);
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        mknod(&path, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(major, minor))
+            .with_context(|| format!("cannot make {}", path.display()))?;
+    }
     Ok(())
 }
 

@@ -15,12 +15,13 @@ use nftnl_sys::{
     NFTNL_EXPR_CTR_PACKETS as CTR_PACKETS, NFTNL_EXPR_FLOW_TABLE_NAME as FLOW_TABLE_NAME,
     NFTNL_EXPR_LOOKUP_DREG as LOOKUP_DREG, NFTNL_EXPR_LOOKUP_FLAGS as LOOKUP_FLAGS,
     NFTNL_EXPR_LOOKUP_SET as LOOKUP_SET, NFTNL_EXPR_LOOKUP_SREG as LOOKUP_SREG,
-    NFTNL_EXPR_META_DREG as META_DREG, NFTNL_EXPR_META_KEY as META_KEY,
+    NFTNL_EXPR_META_DREG as META_DREG, NFTNL_EXPR_META_KEY as META_KEY, NFTNL_EXPR_RT_DREG as RT_DREG,
+    NFTNL_EXPR_RT_KEY as RT_KEY,
 };
 
 use super::object::{ExprObject, ExprRef, MAX_DATA_BYTES};
 use crate::core::{
-    expr::{CmpOp, CtKey, Expr, MetaKey},
+    expr::{CmpOp, CtKey, Expr, MetaKey, RtKey},
     observed::Counter,
 };
 
@@ -28,6 +29,8 @@ use crate::core::{
 const NAME: u32 = 0;
 /// `NFT_CT_ID` (enum nft_ct_keys), younger than libc's list.
 const NFT_CT_ID: u32 = 23;
+/// `NFT_RT_XFRM` (enum nft_rt_keys).
+const NFT_RT_XFRM: u32 = 4;
 /// `NFT_BYTEORDER_HTON` (enum nft_byteorder_ops).
 const HTON: u32 = 1;
 
@@ -73,6 +76,15 @@ pub(super) fn encode(expr: &Expr) -> Option<ExprObject> {
                 },
             )
             .set_u32(META_DREG, *dreg),
+        Expr::Rt { key, dreg } => ExprObject::new("rt")?
+            .set_u32(
+                RT_KEY,
+                match key {
+                    RtKey::Ipsec => NFT_RT_XFRM,
+                    RtKey::Other(key) => *key,
+                },
+            )
+            .set_u32(RT_DREG, *dreg),
         Expr::Lookup { set, sreg } => {
             ExprObject::new("lookup")?.set_str(LOOKUP_SET, set).set_u32(LOOKUP_SREG, *sreg)
         }
@@ -130,6 +142,13 @@ fn known(name: &str, expr: &ExprRef<'_>) -> Option<Expr> {
             },
             dreg: expr.get_u32(META_DREG)?,
         },
+        "rt" => Expr::Rt {
+            key: match expr.get_u32(RT_KEY)? {
+                NFT_RT_XFRM => RtKey::Ipsec,
+                key => RtKey::Other(key),
+            },
+            dreg: expr.get_u32(RT_DREG)?,
+        },
         // Flags invert the look-up; a destination makes it a map's.
         "lookup" if !expr.has(LOOKUP_DREG) && expr.get_u32(LOOKUP_FLAGS).unwrap_or(0) == 0 => {
             Expr::Lookup { set: expr.get_str(LOOKUP_SET)?, sreg: expr.get_u32(LOOKUP_SREG)? }
@@ -181,7 +200,7 @@ mod tests {
 
     #[test]
     fn our_rule_comes_back_as_it_was() {
-        let exprs = rule::Rule::Offload { threshold: 20 }.exprs();
+        let exprs = rule::Rule::Offload { threshold: 20, spare_ipsec: true }.exprs();
         assert_eq!(round_trip(&exprs), exprs);
     }
 
@@ -191,6 +210,7 @@ mod tests {
         let mut exprs: Vec<Expr> = keys.map(|key| Expr::Ct { key, dreg: 2 }).into();
         let keys = [MetaKey::InIfIndex, MetaKey::OutIfIndex, MetaKey::Other(3)];
         exprs.extend(keys.map(|key| Expr::Meta { key, dreg: 3 }));
+        exprs.extend([RtKey::Ipsec, RtKey::Other(0)].map(|key| Expr::Rt { key, dreg: 1 }));
         exprs.extend(cmp_ops().map(|op| Expr::Cmp { sreg: 1, op, data: vec![1, 2, 3, 4] }));
         exprs.extend([
             Expr::Cmp { sreg: 1, op: CmpOp::Eq, data: vec![7; MAX_DATA_BYTES] },

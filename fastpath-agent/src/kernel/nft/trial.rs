@@ -8,9 +8,13 @@ use nftnl_sys as sys;
 use super::{
     Nft, NftError,
     batch::{Batch, FLOWTABLE_COUNTER, NFT_MSG_NEWFLOWTABLE},
+    expr,
     object::{Chain, ExprObject, Flowtable, Object, Rule, Table},
 };
-use crate::kernel::nfnetlink::Refusal;
+use crate::{
+    core::expr::{Expr, RtKey},
+    kernel::nfnetlink::Refusal,
+};
 
 /// Name of everything in the transaction; nobody ever sees it.
 const NAME: &str = "fastpath-trial";
@@ -29,6 +33,8 @@ pub(in crate::kernel) enum Trial {
     /// does anything. (A complete `ct packets` would switch on `nf_conntrack_acct` for good, and any `ct` hooks
     /// conntrack into the namespace.)
     Instruction(&'static str),
+    /// `rt ipsec`, complete: whether the kernel knows the key shows only then, and it does nothing.
+    RtIpsec,
 }
 
 /// What the kernel said.
@@ -67,14 +73,18 @@ impl Nft {
                 }
                 batch.push(1, NFT_MSG_NEWFLOWTABLE, NLM_F_CREATE, &flowtable);
             }
-            Trial::Instruction(name) => {
+            Trial::Instruction(_) | Trial::RtIpsec => {
+                let instruction = match trial {
+                    Trial::Instruction(name) => ExprObject::new(name),
+                    _ => expr::encode(&Expr::Rt { key: RtKey::Ipsec, dreg: 1 }),
+                };
                 let chain =
                     Chain::new().set_str(sys::NFTNL_CHAIN_TABLE, NAME).set_str(sys::NFTNL_CHAIN_NAME, NAME);
                 batch.push(1, libc::NFT_MSG_NEWCHAIN, NLM_F_CREATE, &chain);
                 let rule = Rule::new()
                     .set_str(sys::NFTNL_RULE_TABLE, NAME)
                     .set_str(sys::NFTNL_RULE_CHAIN, NAME)
-                    .push(ExprObject::new(name).expect("libnftnl knows the instructions of our rules"));
+                    .push(instruction.expect("libnftnl knows the instructions of our rules"));
                 batch.push(2, libc::NFT_MSG_NEWRULE, NLM_F_CREATE, &rule);
             }
         }
@@ -93,7 +103,9 @@ fn verdict(trial: Trial, first: u32, refusal: Option<Refusal>) -> Verdict {
     match (trial, sequence - first, errno) {
         (Trial::Table, 1, libc::EAFNOSUPPORT | libc::EOPNOTSUPP) => Verdict::Unknown { errno },
         (Trial::Flowtable { .. }, 2, libc::ENOENT | libc::EOPNOTSUPP) => Verdict::Unknown { errno },
-        (Trial::Instruction(_), 3, libc::ENOENT) => Verdict::Unknown { errno },
+        (Trial::Instruction(_), 3, libc::ENOENT) | (Trial::RtIpsec, 3, libc::ENOENT | libc::EOPNOTSUPP) => {
+            Verdict::Unknown { errno }
+        }
         (Trial::Instruction(_), 3, libc::EINVAL | libc::EOPNOTSUPP) => Verdict::Accepted,
         _ => Verdict::Refused { errno },
     }
