@@ -5,14 +5,16 @@ use crate::{Family, FlowKey, assert_layout, limits::HOT_SLOTS};
 /// What one CPU has counted of a flow in one tick and not yet added to the flow's entry in the flows map. Only that
 /// CPU writes it; with the flow's first packet of a later tick it adds all to the map and begins again at 0.
 ///
-/// Whoever wants a flow's counts adds what is here to what is in the map, and looks afterwards whether `tick` is still
-/// what it was before, and wasn't [`HotFlow::MOVING`]: if not, it looks again.
+/// Whoever wants a flow's counts adds what is here to what is in the map. If `tick` or `key` weren't the same before
+/// and after both were read, or `tick` was [`HotFlow::MOVING`], it looks again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct HotFlow {
     /// What a packet is compared with.
     pub words: MatchWords,
-    /// Number of the tick (the kernel's `jiffies64`), or [`HotFlow::MOVING`].
+    /// Number of the tick (the kernel's `jiffies64`); with [`HotFlow::NOBODYS`] if nothing is to be counted here;
+    /// [`HotFlow::MOVING`] while what it holds is added to the flows map. No value but the last ever comes back
+    /// once something was counted under it.
     pub tick: u64,
     /// As in [`FlowCounters`](crate::FlowCounters).
     pub packets: u64,
@@ -26,14 +28,16 @@ pub struct HotFlow {
     pub key: FlowKey,
 }
 
-impl HotFlow {
-    /// Value of [`HotFlow::tick`] while counts are on their way to the flows map: in neither, or in both.
-    pub const MOVING: u64 = u64::MAX;
-}
-
 assert_layout!(
     HotFlow, 96, words @ 0, tick @ 16, packets @ 24, bytes @ 32, extra_segments @ 40, tcp_flags @ 48, key @ 56,
 );
+
+impl HotFlow {
+    /// A bit of [`HotFlow::tick`] that no tick has.
+    pub const NOBODYS: u64 = 1 << 63;
+    /// A value of [`HotFlow::tick`].
+    pub const MOVING: u64 = u64::MAX;
+}
 
 /// A flow's key as far as it takes little work to get it from a packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

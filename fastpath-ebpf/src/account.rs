@@ -65,42 +65,43 @@ fn flow<const MAY_BE_HOT: bool>(ctx: &TcContext, packet: &Packet, stats: &mut Pa
     };
     // Within a tick a slot only grows: readers rely on it.
     let words = MatchWords::of(packet.key());
-    let slot = if MAY_BE_HOT { slot(&words).filter(|slot| slot.tick != now.tick) } else { None };
-    let (own, vacant) = match slot {
-        Some(slot) if same(&slot.key, &packet.words) => {
-            amount = amount.and(take(slot));
-            (Some(slot), None)
-        }
-        slot => (None, slot),
-    };
-    let Some(counters) = FLOWS.get_ptr_mut(packet.key()) else {
-        insert(packet.key(), &amount, now, ifindex, stats);
-        own.into_iter().for_each(|slot| settle(slot, now.tick));
-        return;
-    };
-    // SAFETY: a map value that the verifier has checked.
-    let again_in_this_tick = unsafe { (*counters).last_tick } == now.tick as u32;
-    let packets = add(counters, &amount, now, stats);
-    own.into_iter().for_each(|slot| settle(slot, now.tick));
-    // A hot flow's packets aren't compared with the threshold one by one.
-    let may_be_hot = signal(counters, packet.key(), packets, now, ifindex, stats);
-    if again_in_this_tick
-        && may_be_hot
-        && let Some(slot) = vacant
+    let mut slot = if MAY_BE_HOT { slot(&words).filter(|slot| slot.tick != now.tick) } else { None };
+    let mut ours = false;
+    if let Some(slot) = &mut slot
+        && same(&slot.key, &packet.words)
     {
-        let previous = slot.key;
-        let pending = take(slot);
-        slot.key = *packet.key();
-        slot.words = words;
+        ours = true;
+        amount = amount.and(begin_move(slot));
+    }
+    let (again_in_this_tick, may_be_hot) = match FLOWS.get_ptr_mut(packet.key()) {
+        Some(counters) => {
+            // SAFETY: a map value that the verifier has checked.
+            let last_tick = unsafe { (*counters).last_tick };
+            let packets = add(counters, &amount, now, stats);
+            // A hot flow's packets aren't compared with the threshold one by one.
+            (last_tick == now.tick as u32, signal(counters, packet.key(), packets, now, ifindex, stats))
+        }
+        None => {
+            insert(packet.key(), &amount, now, ifindex, stats);
+            (false, false)
+        }
+    };
+    let Some(slot) = slot else { return };
+    if ours {
+        end_move(slot, if may_be_hot { now.tick } else { now.tick | HotFlow::NOBODYS });
+    } else if again_in_this_tick && may_be_hot {
+        let pending = begin_move(slot);
         if pending.packets > 0 {
-            match FLOWS.get_ptr_mut(&previous) {
+            match FLOWS.get_ptr_mut(&slot.key) {
                 Some(counters) => {
                     add(counters, &pending, now, stats);
                 }
-                None => insert(&previous, &pending, now, ifindex, stats),
+                None => insert(&slot.key, &pending, now, ifindex, stats),
             }
         }
-        settle(slot, now.tick);
+        slot.key = *packet.key();
+        slot.words = words;
+        end_move(slot, now.tick);
     }
 }
 
@@ -123,29 +124,28 @@ fn same(key: &FlowKey, words: &[u64; 5]) -> bool {
     a == words[0] && b == words[1] && c == words[2] && d == words[3] && e == words[4]
 }
 
-/// Empties a slot. What was in it is nowhere until it is added to the flows map, and readers are told so.
+/// What a slot holds. Readers wait until it is said that all of it is in the flows map.
 #[inline(always)]
-fn take(slot: &mut HotFlow) -> Amount {
-    settle(slot, HotFlow::MOVING);
-    let pending = Amount {
+fn begin_move(slot: &mut HotFlow) -> Amount {
+    // SAFETY: a reference. Volatile: before what follows.
+    unsafe { core::ptr::write_volatile(&mut slot.tick, HotFlow::MOVING) };
+    Amount {
         packets: slot.packets,
         segments: slot.packets + slot.extra_segments,
         bytes: slot.bytes,
         tcp_flags: slot.tcp_flags,
-    };
+    }
+}
+
+/// Empties a slot and makes it this tick's, or nobody's.
+#[inline(always)]
+fn end_move(slot: &mut HotFlow, tick: u64) {
     for field in [&mut slot.packets, &mut slot.extra_segments, &mut slot.bytes, &mut slot.tcp_flags] {
         // SAFETY: a reference. Volatile, or it would become a call as in `same`.
         unsafe { core::ptr::write_volatile(field, 0) };
     }
-    pending
-}
-
-/// Says of which tick a slot's counts are, once those taken from it are in the flows map.
-#[inline(always)]
-fn settle(slot: &mut HotFlow, tick: u64) {
-    // SAFETY: a reference. Volatile, so that it stays before what follows and behind what precedes; the atomic additions
-    // to the flows map, being assembly, are not moved across it either.
-    unsafe { core::ptr::write_volatile(&raw mut slot.tick, tick) };
+    // SAFETY: as above; the last of all.
+    unsafe { core::ptr::write_volatile(&mut slot.tick, tick) };
 }
 
 /// This CPU's slot for a flow, whoever is in it.

@@ -36,6 +36,8 @@ fn cargo(subcommand: &str) -> Result<Command> {
         // Types of maps and functions for the kernel and bpftool, from debug information.
         "-Clink-arg=--btf".to_owned(),
         "-Cdebuginfo=2".to_owned(),
+        // Comparisons and arithmetic of 32 bits without conversions: Linux 5.1.
+        "-Ctarget-cpu=v3".to_owned(),
     ];
     let mut command = Command::new(compiler.sysroot.join("bin/cargo"));
     command

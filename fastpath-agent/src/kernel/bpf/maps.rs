@@ -69,14 +69,16 @@ impl Pinned {
                 Err(MapError::KeyNotFound | MapError::ElementNotFound) => return Ok(None),
                 Err(e) => return Err(BpfError::map("read the flows map", e)),
             };
-            let slots = self.hot_slots(slot)?;
+            let hot = self.hot_slots(slot)?;
+            // A third time, since the second wasn't read in one instant either.
             let after = self.hot_slots(slot)?;
             // Otherwise a CPU has moved its counts to the flows map meanwhile, and one can't tell if that was read
-            // with or without them. A tick never comes back, so what was read in between is of one piece.
-            let settled =
-                before.iter().zip(after.iter()).all(|(b, a)| b.tick == a.tick && b.tick != HotFlow::MOVING);
+            // with or without them.
+            let settled = before.iter().zip(after.iter()).all(|(before, after)| {
+                before.tick != HotFlow::MOVING && (before.key, before.tick) == (after.key, after.tick)
+            });
             if settled {
-                for slot in slots.iter().filter(|slot| slot.key == *key) {
+                for slot in hot.iter().filter(|slot| slot.key == *key) {
                     counters.packets += slot.packets;
                     counters.segments += slot.packets + slot.extra_segments;
                     counters.bytes += slot.bytes;

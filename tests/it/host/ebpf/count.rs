@@ -141,6 +141,7 @@ fn ipv4_frames() {
         ),
         ("later fragment", ethernet(&[], IPV4, &ipv4(UDP, &[], 0x2009, &[0; 64])), LATER_FRAGMENT),
         ("last fragment", ethernet(&[], IPV4, &ipv4(UDP, &[], 0x0011, &[0; 64])), LATER_FRAGMENT),
+        ("far fragment", ethernet(&[], IPV4, &ipv4(UDP, &[], 0x1000, &[0; 64])), LATER_FRAGMENT),
         (
             "don't fragment",
             ethernet(&[], IPV4, &ipv4(UDP, &[], 0x4000, &udp(4, 1, 64))),
@@ -382,5 +383,37 @@ fn a_hot_flow_on_several_cpus_is_read_exactly_at_any_time() {
         let flow = pair.flows()[&key];
         assert_eq!((flow.packets, flow.segments, flow.bytes), (2 * EACH, 2 * EACH, 2 * EACH * bytes));
         assert_eq!(flow.tcp_flags, if protocol == TCP { 0x10 } else { 0 });
+    }
+}
+
+#[test]
+fn the_two_directions_between_equal_ports_are_two_flows() {
+    const EACH: u64 = 500;
+    let mirrored = |frame: &[u8], len: usize| {
+        // The addresses are the last of the IP header.
+        let end = 14 + if len == 4 { 20 } else { 40 };
+        let mut mirrored = frame.to_vec();
+        mirrored[end - 2 * len..end].rotate_left(len);
+        mirrored
+    };
+    let payload = udp(500, 500, 40);
+    for (there, key, len) in
+        [(v4(UDP, &payload), key4(UDP, 500, 500), 4), (v6(UDP, &payload), key6(UDP, 500, 500), 16)]
+    {
+        let back = mirrored(&there, len);
+        let back_key = fastpath_common::FlowKey { src: key.dst, dst: key.src, ..key };
+        let pair = Pair::new();
+        let mut programs = pair.load(0, 1024);
+        pair.node.run(|| programs.attach(&pair.rx0()).unwrap());
+        let raw = RawSocket::open(&pair.sender, "tx0");
+        for _ in 0..EACH {
+            raw.send(&there);
+            raw.send(&there);
+            raw.send(&back);
+        }
+        pair.stats_of(3 * EACH);
+        let flows = pair.flows();
+        assert_eq!(flows.len(), 2);
+        assert_eq!((flows[&key].packets, flows[&back_key].packets), (2 * EACH, EACH));
     }
 }

@@ -8,7 +8,7 @@ use fastpath_common::{FlowEvent, FlowKey, Signal};
 use super::{frames::*, setup::*};
 
 fn frame(port: u16) -> Vec<u8> {
-    ethernet(&[], IPV4, &ipv4(UDP, &[], 0, &udp(port, 1, 10)))
+    ethernet(&[], IPV4, &ipv4(UDP, &[], 0, &udp(port, 1, 40)))
 }
 
 fn drain(events: &mut Events) -> Vec<FlowEvent> {
@@ -62,6 +62,23 @@ fn a_flow_is_signalled_once_with_the_packet_after_the_threshold() {
     assert_eq!(drain(&mut events), []);
     assert_eq!((stats.events_sent, stats.events_lost), (FLOWS.into(), 0));
     assert!(pair.flows().values().all(|c| c.signal == Signal::Sent as u64));
+}
+
+#[test]
+fn in_a_burst_too_the_packet_after_the_threshold_signals() {
+    let pair = Pair::new();
+    let mut programs = pair.load(10, 1024);
+    pair.node.run(|| programs.attach(&pair.rx0()).unwrap());
+    let raw = RawSocket::open(&pair.sender, "tx0");
+    for port in 0..50 {
+        for _ in 0..30 {
+            raw.send(&frame(port));
+        }
+    }
+    pair.stats_of(50 * 30);
+    let crossed = by_flow(drain(&mut Events::open(programs.pin_path()).unwrap()));
+    assert_eq!(crossed.len(), 50);
+    assert!(crossed.values().all(|event| event.packets == 11), "{crossed:?}");
 }
 
 #[test]
