@@ -118,8 +118,8 @@ mod tests {
             assert!(found(yes), "{yes:?}");
         }
         // A whole address is not a part of a longer one, a number is a whole port.
-        for no in ["10.1.0.20", "10.1.0", "10.2.0.0/16", "44", "4430", "udp", "eth0", "offloaded", "70000"] {
-            assert_eq!(found(no), no == "10.1.0", "{no:?}");
+        for no in ["10.1.0.20", "10.2.0.0/16", "44", "4430", "udp", "eth0", "offloaded", "70000"] {
+            assert!(!found(no), "{no:?}");
         }
     }
 

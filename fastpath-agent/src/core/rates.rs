@@ -11,7 +11,7 @@ use fastpath_common::{FlowCounters, Tally};
 
 use super::{
     connection::Tuple,
-    flow::{Flow, Node, State},
+    flow::{Cause, Flow, Node, State},
     flow_search::Search,
     model::IfIndex,
 };
@@ -145,16 +145,15 @@ pub enum Order {
 }
 
 impl Order {
-    /// Order of two flows; flows that are alike in what is asked are told apart by packets, then by their tuples.
+    /// Order of two flows; of flows that are alike in what is asked, the one that had packets last comes first.
     pub fn compare(self, a: &Row, b: &Row) -> Ordering {
         let rate = |row: &Row, part: fn(Rate) -> f64| row.rate.map_or(-1.0, part);
         let by_rate = |part: fn(Rate) -> f64| rate(b, part).total_cmp(&rate(a, part));
-        let total = || b.flow.packets().cmp(&a.flow.packets());
         let begun = |row: &Row| row.flow.first_seen_ns().unwrap_or(u64::MAX);
         let order = match self {
             Self::Packets => by_rate(|r| r.packets),
             Self::Bits => by_rate(|r| r.bits),
-            Self::Total => total(),
+            Self::Total => b.flow.packets().cmp(&a.flow.packets()),
             Self::Age => begun(a).cmp(&begun(b)),
             Self::State => a.flow.state.cmp(&b.flow.state).then_with(|| by_rate(|r| r.packets)),
         };
@@ -162,7 +161,8 @@ impl Order {
             let t = row.flow.original;
             (t.source, t.source_port, t.destination, t.destination_port, t.protocol)
         };
-        order.then_with(total).then_with(|| tuple(a).cmp(&tuple(b)))
+        let recent = || b.flow.last_seen_ns().cmp(&a.flow.last_seen_ns());
+        order.then_with(recent).then_with(|| tuple(a).cmp(&tuple(b)))
     }
 }
 
@@ -180,13 +180,8 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// Puts rows in order and drops those that don't fit or aren't asked for.
-    pub fn apply(&self, rows: &mut Vec<Row>, node: &Node) {
-        rows.retain(|row| self.search.matches(&row.flow, node));
-        self.cut(rows);
-    }
-
-    fn cut(&self, rows: &mut Vec<Row>) {
+    /// Puts rows in order and drops those that don't fit.
+    pub fn arrange(&self, rows: &mut Vec<Row>) {
         rows.sort_by(|a, b| {
             let order = self.order.compare(a, b);
             if self.reversed { order.reverse() } else { order }
@@ -211,7 +206,7 @@ pub struct Traffic {
     pub flows: u64,
     /// Those among them that conntrack calls offloaded, to hardware or not.
     pub offloaded_flows: u64,
-    /// Those among them that should be offloaded and aren't.
+    /// Those among them that could be offloaded, have had more packets than the threshold, and aren't.
     pub stalled_flows: u64,
     /// What was counted.
     pub all: Tally,
@@ -229,7 +224,7 @@ impl Traffic {
         if flow.entry.is_some() {
             self.flows += 1;
             self.offloaded_flows += u64::from(offloaded(flow));
-            self.stalled_flows += u64::from(matches!(flow.state, State::Stalled(_)));
+            self.stalled_flows += u64::from(stalled(flow));
         }
     }
 
@@ -247,6 +242,11 @@ impl Traffic {
 
 fn offloaded(flow: &Flow) -> bool {
     matches!(flow.state, State::Offloaded | State::HwOffloaded)
+}
+
+/// What isn't forwarded or has no ports is never offloaded, and nothing is wrong with that.
+fn stalled(flow: &Flow) -> bool {
+    matches!(&flow.state, State::Stalled(cause) if !matches!(cause, Cause::Local | Cause::Protocol))
 }
 
 /// A whole reading: the rows that are wanted, and sums over everything.
@@ -330,13 +330,13 @@ impl<'a> Collector<'a> {
         let rate = self.sample.rate(since).filter(|_| measured && counted_at.is_some());
         self.sample.rows.push(Row { flow, rate });
         if self.sample.rows.len() >= self.wanted.rows.saturating_mul(2).max(2) {
-            self.wanted.cut(&mut self.sample.rows);
+            self.wanted.arrange(&mut self.sample.rows);
         }
     }
 
     /// After the last flow. A reading that isn't ended leaves [`Rates`] useless.
     pub fn end(mut self) -> Sample {
-        self.wanted.cut(&mut self.sample.rows);
+        self.wanted.arrange(&mut self.sample.rows);
         self.sample.turned_away = self.reading.turned_away;
         self.reading.end();
         self.sample

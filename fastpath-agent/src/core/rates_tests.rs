@@ -149,6 +149,17 @@ fn a_flow_back_out_of_its_interface_is_one_flow_there() {
 }
 
 #[test]
+fn what_is_never_offloaded_is_not_stalled() {
+    let mut rates = Rates::new(100);
+    let mut flow = connection(0, counters(99, 1, 2), counters(99, 1, 3), &node(SECOND));
+    let mut stalled = |cause: Cause| {
+        flow.state = State::Stalled(cause);
+        read(&mut rates, SECOND, &wanted(Order::Packets, 10), std::slice::from_ref(&flow)).total.stalled_flows
+    };
+    assert_eq!([Cause::Local, Cause::Protocol, Cause::OneWay, Cause::NoRule].map(&mut stalled), [0, 0, 1, 1]);
+}
+
+#[test]
 fn idle_flows_make_room_for_busy_ones() {
     let mut rates = Rates::new(2);
     let wanted = wanted(Order::Packets, 10);
