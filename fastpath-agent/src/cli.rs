@@ -62,6 +62,14 @@ pub enum Command {
 Packets and bytes are counted by eBPF at ingress and go on for offloaded flows; without pinned maps they are 0.
 The agent doesn't have to run.")]
     Flows(FlowsArgs),
+    /// Show flows and interfaces with their rates, full-screen and live
+    #[command(after_help = "Examples:
+  fastpath-agent top
+  fastpath-agent top --interval=5
+
+Keys are shown in the last line and by `?`. The agent doesn't have to run; without its pinned maps there are no rates.
+Colours are left out where the environment variable NO_COLOR is set.")]
+    Top(TopArgs),
     /// Remove the table, the eBPF programs and the pinned maps that the agent made, and nothing else
     Cleanup(CleanupArgs),
 }
@@ -171,6 +179,17 @@ pub struct FlowsArgs {
     /// Output format
     #[arg(short, long, value_name = "FORMAT", default_value = "text", env = "FASTPATH_OUTPUT")]
     pub output: Output,
+    /// Directory of the pinned eBPF maps
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
+    pub pin_path: PathBuf,
+}
+
+/// Flags of `top`.
+#[derive(Clone, Debug, Args)]
+pub struct TopArgs {
+    /// Seconds from one reading to the next
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub interval: u64,
     /// Directory of the pinned eBPF maps
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,

@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context;
 use clap::Parser;
 use fastpath_agent::{
-    cli::{Cli, Command, FlowsArgs, Output, RuleArgs, StatusArgs},
+    cli::{Cli, Command, FlowsArgs, Output, RuleArgs, StatusArgs, TopArgs},
     config::{BadValue, Config, Rules},
     core::{desired, link_table::LinkTable},
     daemon,
@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         Some(Command::Render(args)) => render(&args),
         Some(Command::Status(args)) => status(&args),
         Some(Command::Flows(args)) => flows(&args),
+        Some(Command::Top(args)) => top(&args),
         Some(Command::Cleanup(args)) => cleanup(&args.pin_path),
     };
     match result {
@@ -86,6 +87,11 @@ fn flows(args: &FlowsArgs) -> anyhow::Result<()> {
         report::flows::ShowError::Output(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => Err(other.into()),
     })
+}
+
+fn top(args: &TopArgs) -> anyhow::Result<()> {
+    runtime()?.block_on(report::top::show(args, &hostname()))?;
+    Ok(())
 }
 
 fn cleanup(pin_path: &std::path::Path) -> anyhow::Result<()> {

@@ -4,3 +4,4 @@ pub mod flow_writer;
 pub mod flows;
 pub mod render;
 pub mod status;
+pub mod top;

@@ -1,0 +1,147 @@
+//! What somebody types to find flows: words, all of which must match. Any text is a valid search.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{
+    connection::protocol_name,
+    flow::{Flow, Node, State},
+};
+
+/// Words that a flow must match, all of them. None at all match every flow.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Search {
+    words: Vec<Word>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Word {
+    /// An address, or a network in CIDR notation: one end must be in it.
+    Network(IpNet),
+    /// A number: one end must have this port.
+    Port(u16),
+    /// Anything else, in lower case: a part of an address, interface, protocol, state or cause.
+    Part(String),
+}
+
+impl Search {
+    /// Reads words that white space separates.
+    pub fn new(text: &str) -> Self {
+        Self { words: text.split_whitespace().map(Word::new).collect() }
+    }
+
+    /// Whether `flow` has it all. Ends count before and after NAT.
+    pub fn matches(&self, flow: &Flow, node: &Node) -> bool {
+        self.words.iter().all(|word| word.matches(flow, node))
+    }
+}
+
+impl Word {
+    fn new(text: &str) -> Self {
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Self::Network(address.into());
+        }
+        if let Ok(network) = text.parse() {
+            return Self::Network(network);
+        }
+        let digits = text.strip_prefix(':').unwrap_or(text);
+        match digits.parse() {
+            Ok(port) if digits.bytes().all(|b| b.is_ascii_digit()) => Self::Port(port),
+            _ => Self::Part(text.to_lowercase()),
+        }
+    }
+
+    fn matches(&self, flow: &Flow, node: &Node) -> bool {
+        let mut tuples = std::iter::once(&flow.original).chain(flow.reply.as_ref());
+        match self {
+            Self::Network(network) => {
+                tuples.any(|t| network.contains(&t.source) || network.contains(&t.destination))
+            }
+            Self::Port(port) => tuples.any(|t| t.source_port == *port || t.destination_port == *port),
+            Self::Part(part) => {
+                let has = |text: &str| text.to_lowercase().contains(part);
+                let names = || flow.interfaces().filter_map(|index| node.names.get(&index));
+                has(flow.state.name())
+                    || has(&protocol_name(flow.original.protocol))
+                    || names().any(|name| has(name.as_str()))
+                    || matches!(&flow.state, State::Stalled(cause) if has(&cause.to_string()))
+                    || tuples.any(|t| has(&t.source.to_string()) || has(&t.destination.to_string()))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fastpath_common::FlowCounters;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::core::{
+        connection::{TCP, Tuple},
+        model::{IfIndex, IfName},
+    };
+
+    fn flow() -> Flow {
+        let tuple = Tuple {
+            source: "10.1.0.2".parse().unwrap(),
+            destination: "fd00::9".parse().unwrap(),
+            protocol: TCP,
+            source_port: 40000,
+            destination_port: 443,
+        };
+        Flow::gone(tuple, FlowCounters { ifindex: 2, ..FlowCounters::default() })
+    }
+
+    fn found(text: &str) -> bool {
+        let node = Node { names: [(IfIndex(2), IfName::new("vethA1").unwrap())].into(), ..Node::default() };
+        Search::new(text).matches(&flow(), &node)
+    }
+
+    #[test]
+    fn words_match_addresses_ports_interfaces_protocols_and_states() {
+        for yes in [
+            "",
+            " ",
+            "10.1.0.2",
+            "10.1.0.0/16",
+            "10.1.",
+            "FD00:",
+            "443",
+            ":443",
+            "veth",
+            "VETHa1",
+            "tcp",
+            "gon",
+        ] {
+            assert!(found(yes), "{yes:?}");
+        }
+        // A whole address is not a part of a longer one, a number is a whole port.
+        for no in ["10.1.0.20", "10.2.0.0/16", "44", "4430", "udp", "eth0", "offloaded", "70000"] {
+            assert!(!found(no), "{no:?}");
+        }
+    }
+
+    #[test]
+    fn all_words_must_match() {
+        assert!(found("10.1.0.0/16 443 tcp gone"));
+        assert!(!found("10.1.0.0/16 444"));
+    }
+
+    #[test]
+    fn a_cause_is_found() {
+        let mut flow = flow();
+        flow.state = State::Stalled(crate::core::flow::Cause::OneWay);
+        assert!(Search::new("stalled one direction").matches(&flow, &Node::default()));
+        assert!(!Search::new("helper").matches(&flow, &Node::default()));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_search_and_more_words_find_no_more(a in ".*", b in ".*") {
+            let both = format!("{a} {b}");
+            prop_assert_eq!(found(&both), found(&a) && found(&b));
+        }
+    }
+}

@@ -1,0 +1,388 @@
+//! From counts to rates: what one reading of all flows says beside the one before it. Holds no flow but those that are
+//! to be shown; of the others, a few bytes each, up to a limit.
+
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, HashMap, VecDeque, hash_map::RandomState},
+    hash::BuildHasher,
+};
+
+use fastpath_common::{FlowCounters, Tally};
+
+use super::{
+    connection::Tuple,
+    flow::{Cause, Flow, Node, State},
+    flow_search::Search,
+    model::IfIndex,
+};
+
+/// Directions of flows whose counts are remembered from one reading to the next: more than three times the default
+/// size of the flows map, in at most 9 MB (32 bytes and a control byte for each of 262,144 slots, 7/8 of them used).
+pub const MAX_REMEMBERED: usize = 262_144 / 8 * 7;
+
+/// The clock of the counters stands still within a tick of the kernel (10 ms at most) and packets may wait.
+const CLOCK_LAG_NS: u64 = 100_000_000;
+
+/// Packets and bits in a second.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Rate {
+    /// Packets (skbs) per second.
+    pub packets: f64,
+    /// Bits per second, from the IP header on.
+    pub bits: f64,
+}
+
+impl Rate {
+    fn new(tally: Tally, interval_ns: u64) -> Self {
+        let per_second = |count: u64| count as f64 * 1e9 / interval_ns as f64;
+        Self { packets: per_second(tally.packets), bits: 8.0 * per_second(tally.bytes) }
+    }
+}
+
+/// What was counted up to the last reading.
+pub struct Rates {
+    /// By hash of the direction's tuple. Where two have the same, rates of one of them are wrong.
+    remembered: HashMap<u64, Count>,
+    hasher: RandomState,
+    limit: usize,
+    /// Time of the last reading, `CLOCK_MONOTONIC` in ns.
+    read_at_ns: Option<u64>,
+    /// Changes with every reading, so that what a reading hasn't seen is told apart.
+    parity: bool,
+    /// There were more than fit: what is idle is not remembered, so that what is busy is.
+    crowded: bool,
+}
+
+struct Count {
+    packets: u64,
+    bytes: u64,
+    /// [`Rates::parity`] when it was seen last.
+    parity: bool,
+    /// Had no packets since the reading before that.
+    idle: bool,
+}
+
+impl Rates {
+    /// Remembers `limit` directions of flows at most.
+    pub fn new(limit: usize) -> Self {
+        Self {
+            remembered: HashMap::new(),
+            hasher: RandomState::new(),
+            limit,
+            read_at_ns: None,
+            parity: false,
+            crowded: false,
+        }
+    }
+
+    /// Begins a reading at `now_ns`.
+    fn begin(&mut self, now_ns: u64) -> Reading<'_> {
+        self.parity = !self.parity;
+        let since_ns = self.read_at_ns.filter(|at| *at < now_ns);
+        Reading { rates: self, since_ns, now_ns, turned_away: 0 }
+    }
+}
+
+/// A reading in progress.
+struct Reading<'r> {
+    rates: &'r mut Rates,
+    since_ns: Option<u64>,
+    now_ns: u64,
+    turned_away: u64,
+}
+
+impl Reading<'_> {
+    /// What was counted of one direction since the last reading; `None` if that can't be told.
+    fn measure(&mut self, tuple: &Tuple, counters: &FlowCounters) -> Option<Tally> {
+        let whole = Tally { packets: counters.packets, bytes: counters.bytes };
+        let idle = self.since_ns.is_some_and(|at| counters.last_seen_ns + CLOCK_LAG_NS < at);
+        let Rates { remembered, hasher, limit, parity, crowded, .. } = &mut *self.rates;
+        let count = Count { packets: whole.packets, bytes: whole.bytes, parity: *parity, idle };
+        let key = hasher.hash_one(tuple);
+        if let Some(before) = remembered.get_mut(&key) {
+            let packets = whole.packets.checked_sub(before.packets);
+            let bytes = whole.bytes.checked_sub(before.bytes);
+            *before = count;
+            // Less than before: it was evicted and began anew.
+            let since = packets.zip(bytes).map_or(whole, |(packets, bytes)| Tally { packets, bytes });
+            return self.since_ns.map(|_| since);
+        }
+        if remembered.len() < *limit && !(idle && *crowded) {
+            remembered.insert(key, count);
+        } else {
+            self.turned_away += 1;
+        }
+        let begun_since = self.since_ns.is_some_and(|at| counters.first_seen_ns > at);
+        match (begun_since, idle) {
+            (true, _) => Some(whole),
+            (false, true) => Some(Tally::default()),
+            (false, false) => None,
+        }
+    }
+
+    /// Forgets what is gone; and what is idle, if others found no room.
+    fn end(self) {
+        let Rates { remembered, limit, parity, crowded, read_at_ns, .. } = self.rates;
+        *crowded = remembered.len() as u64 + self.turned_away > *limit as u64;
+        remembered.retain(|_, count| count.parity == *parity && !(count.idle && *crowded));
+        *read_at_ns = Some(self.now_ns);
+    }
+}
+
+/// By what flows are ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Packets per second, most first
+    Packets,
+    /// Bits per second, most first
+    Bits,
+    /// Packets since the flow began, most first
+    Total,
+    /// When the first packet was seen, oldest first
+    Age,
+    /// What became of them, offloaded first
+    State,
+}
+
+impl Order {
+    /// Order of two flows; of flows that are alike in what is asked, the one that had packets last comes first.
+    pub fn compare(self, a: &Row, b: &Row) -> Ordering {
+        let rate = |row: &Row, part: fn(Rate) -> f64| row.rate.map_or(-1.0, part);
+        let by_rate = |part: fn(Rate) -> f64| rate(b, part).total_cmp(&rate(a, part));
+        let begun = |row: &Row| row.flow.first_seen_ns().unwrap_or(u64::MAX);
+        let order = match self {
+            Self::Packets => by_rate(|r| r.packets),
+            Self::Bits => by_rate(|r| r.bits),
+            Self::Total => b.flow.packets().cmp(&a.flow.packets()),
+            Self::Age => begun(a).cmp(&begun(b)),
+            Self::State => a.flow.state.cmp(&b.flow.state).then_with(|| by_rate(|r| r.packets)),
+        };
+        let tuple = |row: &Row| {
+            let t = row.flow.original;
+            (t.source, t.source_port, t.destination, t.destination_port, t.protocol)
+        };
+        let recent = || b.flow.last_seen_ns().cmp(&a.flow.last_seen_ns());
+        order.then_with(recent).then_with(|| tuple(a).cmp(&tuple(b)))
+    }
+}
+
+/// What is to be kept of a reading.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Which flows come first.
+    pub order: Order,
+    /// The last ones instead.
+    pub reversed: bool,
+    /// Which flows count as rows.
+    pub search: Search,
+    /// That many rows at most.
+    pub rows: usize,
+}
+
+impl Wanted {
+    /// Puts rows in order and drops those that don't fit.
+    pub fn arrange(&self, rows: &mut Vec<Row>) {
+        rows.sort_by(|a, b| {
+            let order = self.order.compare(a, b);
+            if self.reversed { order.reverse() } else { order }
+        });
+        rows.truncate(self.rows);
+    }
+}
+
+/// A flow and how fast it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// The flow.
+    pub flow: Flow,
+    /// Both directions together; `None` if it isn't counted, or isn't known from the last reading.
+    pub rate: Option<Rate>,
+}
+
+/// What passed since the last reading, of all flows or of those that come in on one interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Connections that conntrack has.
+    pub flows: u64,
+    /// Those among them that conntrack calls offloaded, to hardware or not.
+    pub offloaded_flows: u64,
+    /// Those among them that could be offloaded, have had more packets than the threshold, and aren't.
+    pub stalled_flows: u64,
+    /// What was counted.
+    pub all: Tally,
+    /// What was counted of flows that conntrack calls offloaded now.
+    pub offloaded: Tally,
+}
+
+impl Traffic {
+    /// Share of the packets that belong to offloaded flows, 0 to 1; `None` if there were no packets.
+    pub fn share(&self) -> Option<f64> {
+        (self.all.packets > 0).then(|| self.offloaded.packets as f64 / self.all.packets as f64)
+    }
+
+    fn count_flow(&mut self, flow: &Flow) {
+        if flow.entry.is_some() {
+            self.flows += 1;
+            self.offloaded_flows += u64::from(offloaded(flow));
+            self.stalled_flows += u64::from(stalled(flow));
+        }
+    }
+
+    fn count_packets(&mut self, since: Tally, offloaded: bool) {
+        let add = |to: &mut Tally| {
+            to.packets += since.packets;
+            to.bytes += since.bytes;
+        };
+        add(&mut self.all);
+        if offloaded {
+            add(&mut self.offloaded);
+        }
+    }
+}
+
+fn offloaded(flow: &Flow) -> bool {
+    matches!(flow.state, State::Offloaded | State::HwOffloaded)
+}
+
+/// What isn't forwarded or has no ports is never offloaded, and nothing is wrong with that.
+fn stalled(flow: &Flow) -> bool {
+    matches!(&flow.state, State::Stalled(cause) if !matches!(cause, Cause::Local | Cause::Protocol))
+}
+
+/// A whole reading: the rows that are wanted, and sums over everything.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// When it began, `CLOCK_MONOTONIC` in ns.
+    pub at_ns: u64,
+    /// Time since the last reading; `None` if there is none, so that there are no rates.
+    pub interval_ns: Option<u64>,
+    /// In the order that was asked for.
+    pub rows: Vec<Row>,
+    /// Flows that are asked for, with those that had no room in `rows`.
+    pub matched: u64,
+    /// Over all flows, asked for or not.
+    pub total: Traffic,
+    /// The same by the interface that packets come in on.
+    pub interfaces: BTreeMap<IfIndex, Traffic>,
+    /// Directions of flows that can't be remembered for the next reading: there are too many.
+    pub turned_away: u64,
+}
+
+impl Sample {
+    /// A sum as a rate.
+    pub fn rate(&self, tally: Tally) -> Option<Rate> {
+        self.interval_ns.map(|interval| Rate::new(tally, interval))
+    }
+}
+
+/// Takes flows one after the other and keeps what is wanted of them.
+pub struct Collector<'a> {
+    reading: Reading<'a>,
+    node: &'a Node,
+    wanted: &'a Wanted,
+    sample: Sample,
+}
+
+impl<'a> Collector<'a> {
+    /// Begins a reading at `node.now_ns`.
+    pub fn begin(rates: &'a mut Rates, node: &'a Node, wanted: &'a Wanted) -> Self {
+        let reading = rates.begin(node.now_ns);
+        let sample = Sample {
+            at_ns: node.now_ns,
+            interval_ns: reading.since_ns.map(|since| node.now_ns - since),
+            rows: Vec::new(),
+            matched: 0,
+            total: Traffic::default(),
+            interfaces: BTreeMap::new(),
+            turned_away: 0,
+        };
+        Self { reading, node, wanted, sample }
+    }
+
+    /// The next flow.
+    pub fn add(&mut self, flow: Flow) {
+        let mut since = Tally::default();
+        let mut measured = true;
+        self.sample.total.count_flow(&flow);
+        let tuples = [Some(flow.original), flow.reply];
+        let mut counted_at = None;
+        for (tuple, counters) in tuples.into_iter().zip(flow.seen) {
+            let (Some(tuple), Some(counters)) = (tuple, counters) else { continue };
+            let index = IfIndex(counters.ifindex);
+            let interface = self.sample.interfaces.entry(index).or_default();
+            if counted_at.replace(index) != Some(index) {
+                interface.count_flow(&flow);
+            }
+            match self.reading.measure(&tuple, &counters) {
+                Some(direction) => {
+                    since.packets += direction.packets;
+                    since.bytes += direction.bytes;
+                    interface.count_packets(direction, offloaded(&flow));
+                    self.sample.total.count_packets(direction, offloaded(&flow));
+                }
+                None => measured = false,
+            }
+        }
+        if !self.wanted.search.matches(&flow, self.node) {
+            return;
+        }
+        self.sample.matched += 1;
+        let rate = self.sample.rate(since).filter(|_| measured && counted_at.is_some());
+        self.sample.rows.push(Row { flow, rate });
+        if self.sample.rows.len() >= self.wanted.rows.saturating_mul(2).max(2) {
+            self.wanted.arrange(&mut self.sample.rows);
+        }
+    }
+
+    /// After the last flow. A reading that isn't ended leaves [`Rates`] useless.
+    pub fn end(mut self) -> Sample {
+        self.wanted.arrange(&mut self.sample.rows);
+        self.sample.turned_away = self.reading.turned_away;
+        self.reading.end();
+        self.sample
+    }
+}
+
+/// Sums of one reading.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Point {
+    /// When it was, `CLOCK_MONOTONIC` in ns.
+    pub at_ns: u64,
+    /// Share of packets that belong to offloaded flows, 0 to 1; `None` if there were none or that isn't known.
+    pub share: Option<f64>,
+    /// What was counted; `None` if that isn't known.
+    pub rate: Option<Rate>,
+}
+
+/// The last readings' sums, never more than a fixed number.
+#[derive(Debug)]
+pub struct History {
+    points: VecDeque<Point>,
+    limit: usize,
+}
+
+impl History {
+    /// Keeps `limit` points, at least one.
+    pub fn new(limit: usize) -> Self {
+        Self { points: VecDeque::new(), limit: limit.max(1) }
+    }
+
+    /// Adds the newest and drops the oldest if there are too many.
+    pub fn push(&mut self, sample: &Sample) {
+        if self.points.len() == self.limit {
+            self.points.pop_front();
+        }
+        let rate = sample.rate(sample.total.all);
+        let share = sample.total.share().filter(|_| rate.is_some());
+        self.points.push_back(Point { at_ns: sample.at_ns, share, rate });
+    }
+
+    /// From the newest to the oldest.
+    pub fn newest_first(&self) -> impl Iterator<Item = &Point> {
+        self.points.iter().rev()
+    }
+}
+
+#[cfg(test)]
+#[path = "rates_tests.rs"]
+mod tests;

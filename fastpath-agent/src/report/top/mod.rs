@@ -1,0 +1,170 @@
+//! `top`: reads all flows again and again and draws them full-screen. What it shows is `app`'s, how is `view`'s; this
+//! file has the terminal, the clock and the signals, and gives the terminal back whatever happens.
+
+mod app;
+mod text;
+mod view;
+
+use std::{
+    env,
+    future::{Future, pending},
+    io::{self, IsTerminal},
+    path::PathBuf,
+    pin::Pin,
+    time::Duration,
+};
+
+use crossterm::event::{Event, EventStream};
+use futures_util::StreamExt;
+use ratatui::DefaultTerminal;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::{JoinError, spawn_blocking},
+    time::{Instant, sleep_until},
+};
+
+use self::app::{App, Next, Snapshot};
+use crate::{
+    cli::TopArgs,
+    core::rates::{Collector, MAX_REMEMBERED, Rates, Wanted},
+    kernel::{
+        bpf::{BpfError, Pinned},
+        flows::{self, FlowsError},
+    },
+};
+
+/// The live view can't go on.
+#[derive(Debug, thiserror::Error)]
+pub enum TopError {
+    /// Standard input or output is something else.
+    #[error("top needs a terminal; use `fastpath-agent flows` where there is none")]
+    NoTerminal,
+    /// Flows can't be read, from the beginning.
+    #[error(transparent)]
+    Flows(#[from] FlowsError),
+    /// The terminal can't be read or written.
+    #[error("cannot use the terminal")]
+    Terminal(#[from] io::Error),
+    /// A reading panicked.
+    #[error("a reading was cut short")]
+    Reading(#[from] JoinError),
+}
+
+/// Shows the live view until somebody quits or the process is told to end (SIGTERM, SIGINT, SIGHUP).
+pub async fn show(args: &TopArgs, node: &str) -> Result<(), TopError> {
+    if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
+        return Err(TopError::NoTerminal);
+    }
+    let colour = env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let mut app = App::new(node, &kernel_release(), colour, Duration::from_secs(args.interval));
+    let mut stop = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()]
+        .map(signal)
+        .into_iter()
+        .collect::<Result<Vec<_>, _>>()?;
+    // Before the screen is taken, so that what can't work at all is said where it stays.
+    let (rates, snapshot) = read(Rates::new(MAX_REMEMBERED), args.pin_path.clone(), app.wanted()).await?;
+    let mut rates = Some(rates);
+    app.take(Ok(snapshot?));
+    let mut screen = Screen::open()?;
+    let mut keys = EventStream::new();
+    let mut reading: Option<Reading> = None;
+    let (mut began, mut due) = (Instant::now(), Instant::now() + app.interval());
+    loop {
+        screen.terminal.draw(|frame| view::draw(frame, &mut app))?;
+        let may_read = reading.is_none() && !app.paused();
+        let finished = async {
+            match &mut reading {
+                Some(reading) => reading.await,
+                None => pending().await,
+            }
+        };
+        let [terminate, interrupt, hangup] = &mut stop[..] else { return Ok(()) };
+        tokio::select! {
+            key = keys.next() => match key {
+                Some(Ok(Event::Key(key))) => match app.key(key) {
+                    Next::Quit => return Ok(()),
+                    Next::Reschedule => due = began + app.interval(),
+                    Next::Draw => {}
+                },
+                Some(Ok(_)) => {} // another size: drawn anew
+                Some(Err(error)) => return Err(error.into()),
+                None => return Ok(()),
+            },
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = hangup.recv() => return Ok(()),
+            result = finished => {
+                reading = None;
+                let (used, snapshot) = result?;
+                // After a failure there is no telling what the last reading was.
+                rates = Some(if snapshot.is_ok() { used } else { Rates::new(MAX_REMEMBERED) });
+                app.take(snapshot.map_err(|error| error.to_string()));
+                // However many flows there are, this takes half of a CPU at most.
+                due = (began + app.interval()).max(Instant::now() + began.elapsed());
+            }
+            () = sleep_until(due), if may_read => {
+                began = Instant::now();
+                let used = rates.take().unwrap_or_else(|| Rates::new(MAX_REMEMBERED));
+                reading = Some(Box::pin(read(used, args.pin_path.clone(), app.wanted())));
+            }
+        }
+    }
+}
+
+type Outcome = Result<(Rates, Result<Snapshot, FlowsError>), JoinError>;
+type Reading = Pin<Box<dyn Future<Output = Outcome>>>;
+
+/// One reading. The flows are read on another thread, so that keys are answered meanwhile.
+async fn read(mut rates: Rates, pin_path: PathBuf, wanted: Wanted) -> Outcome {
+    let node = match flows::node().await {
+        Ok(node) => node,
+        Err(error) => return Ok((rates, Err(error))),
+    };
+    spawn_blocking(move || {
+        let note = match Pinned::open(&pin_path) {
+            Err(BpfError::NotPinned { path }) => {
+                Some(format!("no rates: no maps in {}; is the agent running with --ebpf=tc?", path.display()))
+            }
+            _ => None, // any other error comes again below
+        };
+        let mut collector = Collector::begin(&mut rates, &node, &wanted);
+        let result = flows::for_each(&pin_path, &node, |flow| collector.add(flow));
+        let mut sample = collector.end();
+        if note.is_some() {
+            sample.interval_ns = None;
+        }
+        (rates, result.map(|()| Snapshot { node, sample, note }))
+    })
+    .await
+}
+
+fn kernel_release() -> String {
+    nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// The terminal while it is ours.
+struct Screen {
+    terminal: DefaultTerminal,
+}
+
+impl Screen {
+    /// Raw mode, the alternate screen, and a panic hook that ends both before it prints.
+    fn open() -> io::Result<Self> {
+        ratatui::try_init().map(|terminal| Self { terminal }).inspect_err(|_| give_back())
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        let _ = self.terminal.show_cursor();
+        give_back();
+    }
+}
+
+fn give_back() {
+    // After a panic it was given back already: doing it twice would put the cursor on top of the panic's message. Where
+    // it fails the terminal is gone.
+    if crossterm::terminal::is_raw_mode_enabled().unwrap_or(true) {
+        let _ = ratatui::try_restore();
+    }
+}
