@@ -5,6 +5,7 @@
 
 mod ebpf;
 mod errors;
+mod flows;
 mod foreign;
 mod host;
 mod interfaces;

@@ -74,6 +74,8 @@ pub enum Cause {
     Helper(String),
     /// Came in on an interface that isn't in the flowtable.
     Interface(String),
+    /// One direction comes in on an interface that isn't watched: down, excluded or left out.
+    NotWatched,
     /// None of the above.
     Unknown,
 }
@@ -189,6 +191,7 @@ fn stalled(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node) -> Caus
         Some(index) => {
             Cause::Interface(node.names.get(&index).map_or(index.to_string(), ToString::to_string))
         }
+        None if seen[0].is_some() != seen[1].is_some() => Cause::NotWatched,
         None => Cause::Unknown,
     }
 }
@@ -223,6 +226,7 @@ impl fmt::Display for Cause {
             Self::NotEstablished => f.write_str("not established"),
             Self::Helper(name) => write!(f, "conntrack helper {name}"),
             Self::Interface(name) => write!(f, "{name} isn't in the flowtable"),
+            Self::NotWatched => f.write_str("one direction comes in on an interface that isn't managed"),
             Self::Unknown => f.write_str("cause unknown"),
         }
     }

@@ -79,6 +79,7 @@ fn every_state_and_every_cause_has_its_flow() {
         (Entry { counters: None, ..entry() }, both, stalled(Cause::NotCounted)),
         (Entry { reply: tuple("10.1.0.1", "10.1.0.2"), ..entry() }, both, stalled(Cause::Local)),
         (entry(), [seen(2), seen(9)], stalled(Cause::Interface("wan".to_owned()))),
+        (entry(), [seen(2), None], stalled(Cause::NotWatched)),
         (entry(), both, stalled(Cause::Unknown)),
         (
             Entry { original: Tuple { protocol: 132, ..entry().original }, ..entry() },

@@ -78,6 +78,7 @@ fn word(cause: &Cause) -> &'static str {
         Cause::NotEstablished => "handshake",
         Cause::Helper(_) => "helper",
         Cause::Interface(_) => "interface",
+        Cause::NotWatched => "not watched",
         Cause::Unknown => "unknown",
     }
 }
