@@ -68,20 +68,21 @@ pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
     loop {
         let (due, trigger) = agent.pace.next();
         tokio::select! {
-            // Stopping comes first. Every branch may be cancelled without losing anything.
+            // Stopping comes first. Every future may be cancelled without losing anything.
             biased;
             name = stop.next() => {
                 info!(signal = name, cleanup = agent.config.cleanup_on_exit, "stopping");
                 break;
             }
-            event = agent.links_source.next() => agent.link_event(event?).await?,
-            event = Offload::next(&mut agent.offload) => agent.ruleset_event(event?),
+            // Before the announcements, so that a storm of them can't put it off; pacing leaves them their turn.
             () = sleep_until((agent.started + Duration::from_millis(due)).into()) => {
                 if trigger == Trigger::SafetyNet {
                     agent.reread_links().await?;
                 }
                 agent.reconcile(trigger)?;
             }
+            event = agent.links_source.next() => agent.link_event(event?).await?,
+            event = Offload::next(&mut agent.offload) => agent.ruleset_event(event?),
             () = Crossings::next(&mut agent.crossings) => {}
         }
     }
