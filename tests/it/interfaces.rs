@@ -270,7 +270,8 @@ fn a_storm_of_changes_ends_right() {
         &["c0", "s0", "p3", "p4", "storm0", "storm3", "storm6", "storm9"],
         Duration::from_secs(5),
     );
-    // The kernel forgot its routes when 200 links came up, and again when 66 went down and 100 went away.
-    bystander.assert_undisturbed_but_for(2 * (200 + 66 + 100), &topology);
+    // The kernel itself forgets its routes with every change of a link: the same storm over a plain flowtable without an
+    // agent sent 395 (6.1) and 377 (6.12) packets of this flow through the forward path.
+    bystander.assert_undisturbed_but_for(500, &topology);
     assert!(agent.is_running());
 }
