@@ -18,6 +18,8 @@ pub struct Config {
     pub ebpf: EbpfMode,
     /// Where maps are pinned.
     pub pin_path: PathBuf,
+    /// Where it says what becomes of flows.
+    pub run_dir: PathBuf,
     /// What to do about somebody else's table of our name.
     pub foreign: ForeignTable,
     /// Stop after the first verified reconcile.
@@ -116,6 +118,7 @@ impl Config {
             node: args.hostname_override.clone().filter(|name| !name.is_empty()).unwrap_or(hostname),
             ebpf: args.ebpf,
             pin_path: args.pin_path.clone(),
+            run_dir: args.run_dir.clone(),
             foreign: if args.takeover { ForeignTable::TakeOver } else { ForeignTable::Refuse },
             once: args.once,
             cleanup_on_exit: args.cleanup_on_exit,

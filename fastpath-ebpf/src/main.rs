@@ -8,10 +8,11 @@ mod account;
 mod atomic;
 mod hot;
 mod maps;
+mod mark;
 mod parse;
 
 use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
-use fastpath_common::{PROGRAM_ETHERNET, PROGRAM_L3};
+use fastpath_common::{PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK};
 
 use crate::parse::{Ethernet, NetworkLayer};
 
@@ -35,10 +36,17 @@ fn fastpath_tc_l3(ctx: TcContext) -> i32 {
     GO_ON
 }
 
+/// Never attached.
+#[classifier]
+fn fastpath_mark(ctx: TcContext) -> i32 {
+    mark::mark(&ctx).into()
+}
+
 /// The agent finds the programs by their names.
 const _: () = {
     assert!(matches!(PROGRAM_ETHERNET.as_bytes(), b"fastpath_tc"));
     assert!(matches!(PROGRAM_L3.as_bytes(), b"fastpath_tc_l3"));
+    assert!(matches!(PROGRAM_MARK.as_bytes(), b"fastpath_mark"));
 };
 
 #[unsafe(link_section = "license")]

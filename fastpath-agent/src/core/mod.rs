@@ -1,11 +1,13 @@
 //! The pure half: configuration and observed state in, plan out. No I/O, no clock, no async.
 
 pub mod connection;
+pub mod crossing;
 pub mod desired;
 pub mod diff;
 pub mod expr;
 pub mod flow;
 pub mod flow_filter;
+pub mod flow_record;
 pub mod flow_search;
 pub mod link_table;
 pub mod model;

@@ -73,6 +73,11 @@ impl Watch {
         }
     }
 
+    /// The programs.
+    pub fn eyes(&mut self) -> &mut dyn FlowEyes {
+        &mut *self.eyes
+    }
+
     /// Attaches to new links and detaches from those that are watched no more.
     pub fn follow(&mut self, links: &LinkTable) {
         let wanted = self.wanted(links);

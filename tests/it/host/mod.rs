@@ -3,5 +3,6 @@
 mod conntrack;
 mod ebpf;
 mod errors;
+mod events;
 mod harness;
 mod nft;

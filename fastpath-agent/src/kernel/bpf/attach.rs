@@ -10,12 +10,12 @@ use std::{
 use aya::{
     Ebpf,
     programs::{
-        LinkOrder, MultiProgLink as _, SchedClassifier, TcAttachType,
+        LinkOrder, MultiProgLink as _, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions,
         links::{FdLink, Link as _, PinnedLink},
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
     },
 };
-use fastpath_common::{PROGRAM_ETHERNET, PROGRAM_L3};
+use fastpath_common::{FlowKey, Mark, PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK, Signal};
 use nix::net::if_::if_indextoname;
 
 use super::{
@@ -98,6 +98,13 @@ impl FlowEyes for Programs {
     fn set_threshold(&mut self, threshold: u32) -> Result<(), BpfError> {
         let config = maps::read_config(&self.pin_path)?;
         maps::write_config(&self.pin_path, fastpath_common::Config { threshold, ..config })
+    }
+
+    fn mark(&mut self, key: &FlowKey, from: Signal, to: Signal) -> Result<bool, BpfError> {
+        let frame = maps::mark_frame(&Mark { key: *key, from: from as u64, to: to as u64 });
+        let program = classifier(&mut self.object, PROGRAM_MARK)?;
+        let run = program.test_run(TestRunOptions { data_in: Some(&frame), ..TestRunOptions::new() });
+        run.map(|run| run.return_value == 1).map_err(|e| BpfError::io("mark a flow", program_io(e)))
     }
 }
 

@@ -9,7 +9,7 @@ use aya::{
 };
 use fastpath_common::{
     ABI_VERSION, Config, FlowCounters, FlowKey, HotFlow, MAP_CONFIG, MAP_EVENTS, MAP_FLOWS, MAP_HOT,
-    MAP_STATS, PROGRAM_ETHERNET, PROGRAM_L3, PacketStats, limits,
+    MAP_STATS, PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK, PacketStats, limits,
 };
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
@@ -55,7 +55,7 @@ fn load_object(config: &LoadConfig, takes_over: bool) -> Result<Programs, BpfErr
     }
     let mut object = loader.load(OBJECT).map_err(BpfError::object)?;
     maps::write_config(&config.pin_path, Config { abi_version: ABI_VERSION, threshold: config.threshold })?;
-    for name in [PROGRAM_ETHERNET, PROGRAM_L3] {
+    for name in [PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK] {
         classifier(&mut object, name)?.load().map_err(|e| BpfError::program(name, e))?;
     }
     tracing::info!(pin_path = %config.pin_path.display(), max_flows = config.max_flows, takes_over, "eBPF programs loaded");

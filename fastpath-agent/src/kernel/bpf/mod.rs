@@ -10,11 +10,13 @@ mod error;
 mod event_stream;
 mod load;
 mod maps;
+mod sweep;
 mod sys;
 mod tc;
 
 use std::path::PathBuf;
 
+use fastpath_common::{FlowKey, Signal};
 use serde::Serialize;
 
 pub use self::{
@@ -24,6 +26,7 @@ pub use self::{
     event_stream::EventStream,
     load::load,
     maps::{Events, Pinned},
+    sweep::Sweep,
 };
 use crate::core::model::{IfIndex, IfName, Link};
 
@@ -40,6 +43,10 @@ pub trait FlowEyes {
 
     /// Flows are signalled with packet number `threshold + 1` of a direction from now on; 0: never.
     fn set_threshold(&mut self, threshold: u32) -> Result<(), BpfError>;
+
+    /// Changes what is noted of the signal of one direction of a flow, in one instant; false if that wasn't `from`, or
+    /// the direction isn't in the map.
+    fn mark(&mut self, key: &FlowKey, from: Signal, to: Signal) -> Result<bool, BpfError>;
 }
 
 /// How to load the programs.
