@@ -3,8 +3,10 @@
 
 mod attach;
 mod bpftool;
+mod bulk;
 mod count;
 mod events;
 mod frames;
 mod parser;
 mod setup;
+mod xdp;
