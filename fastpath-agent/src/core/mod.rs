@@ -3,6 +3,7 @@
 pub mod connection;
 pub mod desired;
 pub mod diff;
+pub mod empty;
 pub mod expr;
 pub mod flow;
 pub mod flow_filter;
