@@ -5,6 +5,6 @@ mod attach;
 mod bpftool;
 mod count;
 mod events;
-mod frames;
+pub(crate) mod frames;
 mod parser;
-mod setup;
+pub(crate) mod setup;
