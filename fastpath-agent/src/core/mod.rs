@@ -7,6 +7,7 @@ pub mod diff;
 pub mod expr;
 pub mod flow;
 pub mod flow_filter;
+pub mod flow_path;
 pub mod flow_search;
 pub mod link_table;
 pub mod model;
