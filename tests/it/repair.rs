@@ -45,8 +45,12 @@ fn parts_of_the_table() {
         "flush set inet kindnet-fastpath kindnet-set-devices",
         "flush chain inet kindnet-fastpath kindnet-fastpath-chain
          delete chain inet kindnet-fastpath kindnet-fastpath-chain",
-        "flush chain inet kindnet-fastpath kindnet-fastpath-chain
+        "flush chain inet kindnet-fastpath kindnet-offload-chain
          delete flowtable inet kindnet-fastpath kindnet-flowtables",
+        "flush chain inet kindnet-fastpath kindnet-fastpath-chain
+         flush chain inet kindnet-fastpath kindnet-offload-chain
+         delete chain inet kindnet-fastpath kindnet-offload-chain
+         delete set inet kindnet-fastpath kindnet-slow-path",
     ]);
 }
 
@@ -55,7 +59,7 @@ fn a_device_the_set_and_the_table() {
     puts_back(&[
         "delete flowtable inet kindnet-fastpath kindnet-flowtables {
             hook ingress priority filter; devices = { s0 }; }",
-        "flush chain inet kindnet-fastpath kindnet-fastpath-chain
+        "flush chain inet kindnet-fastpath kindnet-offload-chain
          delete set inet kindnet-fastpath kindnet-set-devices",
         "delete table inet kindnet-fastpath",
     ]);
