@@ -17,4 +17,5 @@ pub mod plan;
 pub mod rates;
 pub mod rule;
 pub mod select;
+pub mod sets;
 pub mod watch;
