@@ -3,7 +3,10 @@
 use std::{collections::hash_map::RandomState, hash::BuildHasher, path::Path};
 
 use fastpath_common::{FlowCounters, FlowKey};
-use nix::time::{ClockId, clock_gettime};
+use nix::{
+    sys::time::TimeSpec,
+    time::{ClockId, clock_getres, clock_gettime},
+};
 
 use super::{
     Ruleset,
@@ -15,8 +18,6 @@ use super::{
 use crate::core::{
     connection::{Entry, Tuple},
     flow::{Flow, Node},
-    model::{CHAIN, DEVICE_SET},
-    rule::Rule,
 };
 
 /// Flows can't be read.
@@ -42,28 +43,23 @@ pub async fn node() -> Result<Node, FlowsError> {
     let names = links.list().await?.into_iter().map(|link| (link.index, link.name)).collect();
     let addresses = links.addresses().await?;
     let table = Nft::open()?.observe()?.table;
-    let managed = table.iter().flat_map(|t| &t.sets).find(|s| s.name == DEVICE_SET);
-    let threshold = table
-        .iter()
-        .flat_map(|t| &t.chains)
-        .filter(|c| c.name == CHAIN)
-        .flat_map(|c| &c.rules)
-        .find_map(|rule| Rule::recognise(&rule.exprs))
-        .map(|Rule::Offload { threshold, .. }| threshold);
     Ok(Node {
-        threshold,
-        managed: managed.map(|set| set.elements.clone()).unwrap_or_default(),
+        threshold: table.as_ref().and_then(|t| t.threshold()),
+        managed: table.as_ref().and_then(|t| t.managed()).cloned().unwrap_or_default(),
         names,
         addresses,
         now_ns: monotonic_ns(),
+        tick_ns: clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map_or(0, in_ns),
     })
 }
 
 /// `CLOCK_MONOTONIC` in ns, the clock of the programs.
 pub fn monotonic_ns() -> u64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC)
-        .map(|now| now.tv_sec().unsigned_abs() * 1_000_000_000 + now.tv_nsec().unsigned_abs())
-        .unwrap_or(0)
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, in_ns)
+}
+
+fn in_ns(time: TimeSpec) -> u64 {
+    time.tv_sec().unsigned_abs() * 1_000_000_000 + time.tv_nsec().unsigned_abs()
 }
 
 /// Calls `each` for every flow: first those that conntrack knows, then what was counted and belongs to none of them.
