@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     connection::{Entry, TcpState, Tuple},
+    flow_path::{Metered, Path},
     model::{IfIndex, IfName},
 };
 
@@ -32,6 +33,8 @@ pub struct Flow {
     pub seen: [Option<FlowCounters>; 2],
     /// What became of it.
     pub state: State,
+    /// Which way its packets take, if it is offloaded.
+    pub path: Path,
 }
 
 /// What became of a flow.
@@ -93,6 +96,8 @@ pub struct Node {
     pub addresses: BTreeSet<IpAddr>,
     /// `CLOCK_MONOTONIC` now, in ns.
     pub now_ns: u64,
+    /// Resolution of the times of flows, in ns: the kernel's tick.
+    pub tick_ns: u64,
 }
 
 impl Flow {
@@ -110,7 +115,8 @@ impl Flow {
 
     fn judged(entry: Entry, seen: [Option<FlowCounters>; 2], node: &Node, just_crossed: bool) -> Self {
         let state = judge(&entry, &seen, node, just_crossed);
-        Self { original: entry.original, reply: Some(entry.reply), entry: Some(entry), seen, state }
+        let (original, reply, path) = (entry.original, Some(entry.reply), Path::default());
+        Self { original, reply, entry: Some(entry), seen, state, path }
     }
 
     /// A direction that was counted and that conntrack has no connection for.
@@ -120,7 +126,25 @@ impl Flow {
 
     /// A connection that conntrack has no more.
     pub fn ended(original: Tuple, reply: Option<Tuple>, seen: [Option<FlowCounters>; 2]) -> Self {
-        Self { entry: None, original, reply, seen, state: State::Gone }
+        Self { entry: None, original, reply, seen, state: State::Gone, path: Path::default() }
+    }
+
+    /// The same with what was metered of it on the forward path, which must have been read after the rest.
+    pub fn measured(mut self, metered: &Metered, node: &Node) -> Self {
+        if self.offloaded() {
+            self.path = Path::measure(&self.seen, metered, node);
+        }
+        self
+    }
+
+    /// Whether conntrack calls it offloaded, to hardware or not.
+    pub fn offloaded(&self) -> bool {
+        matches!(self.state, State::Offloaded | State::HwOffloaded)
+    }
+
+    /// Whether it is offloaded, and its packets take the forward path all the same.
+    pub fn slow(&self) -> bool {
+        self.path.accelerated == Some(false)
     }
 
     /// Packets of both directions as counted at ingress, offloaded or not.
@@ -212,9 +236,11 @@ fn stalled(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node) -> Caus
     }
 }
 
-/// All that [`State::name`] returns.
-pub const STATE_NAMES: [&str; 7] =
-    ["offloaded", "hw-offloaded", "crossed", "stalled", "below-threshold", "closing", "gone"];
+/// What flows are asked for by: all that [`State::name`] returns, and [`SLOW`].
+pub const STATE_NAMES: [&str; 8] =
+    ["offloaded", SLOW, "hw-offloaded", "crossed", "stalled", "below-threshold", "closing", "gone"];
+/// Flows that are [`Flow::slow`].
+pub const SLOW: &str = "slow";
 
 impl State {
     /// Its name, as filters and JSON have it.

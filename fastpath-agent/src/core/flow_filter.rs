@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::{
     connection::Tuple,
-    flow::{Flow, Node, State},
+    flow::{Flow, Node, SLOW, State},
     flow_record::FlowRecord,
     model::IfName,
 };
@@ -22,7 +22,7 @@ pub struct Filter {
     pub protocols: Vec<u8>,
     /// Interfaces that its packets come in on.
     pub interfaces: Vec<IfName>,
-    /// Names of states, see [`State::name`](super::flow::State::name).
+    /// States, out of [`STATE_NAMES`](super::flow::STATE_NAMES).
     pub states: Vec<String>,
 }
 
@@ -30,25 +30,27 @@ impl Filter {
     /// Whether `flow` is shown.
     pub fn matches(&self, flow: &Flow, node: &Node) -> bool {
         let names = flow.interfaces().filter_map(|index| node.names.get(&index)).map(IfName::as_str);
-        self.admits(&flow.state, &flow.original, flow.reply.as_ref(), names)
+        self.admits(&flow.state, flow.slow(), &flow.original, flow.reply.as_ref(), names)
     }
 
     /// Whether a flow that an agent has told of is shown.
     pub fn matches_record(&self, flow: &FlowRecord) -> bool {
         let names = flow.interfaces.iter().map(String::as_str);
-        self.admits(&flow.state, &flow.original, flow.reply.as_ref(), names)
+        let slow = flow.path.accelerated == Some(false);
+        self.admits(&flow.state, slow, &flow.original, flow.reply.as_ref(), names)
     }
 
     fn admits<'a>(
         &self,
         state: &State,
+        slow: bool,
         original: &Tuple,
         reply: Option<&Tuple>,
         mut interfaces: impl Iterator<Item = &'a str>,
     ) -> bool {
         let tuples = || std::iter::once(original).chain(reply);
         let any = |empty: bool, found: bool| empty || found;
-        any(self.states.is_empty(), self.states.iter().any(|s| s == state.name()))
+        any(self.states.is_empty(), self.states.iter().any(|s| s == state.name() || s == SLOW && slow))
             && any(self.protocols.is_empty(), self.protocols.contains(&original.protocol))
             && any(
                 self.ports.is_empty(),

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     connection::{Tuple, protocol_name},
     flow::{Flow, Node, State},
+    flow_path::Path,
 };
 
 /// A flow.
@@ -25,6 +26,9 @@ pub struct FlowRecord {
     pub ingress: [Option<Ingress>; 2],
     /// As conntrack counts them.
     pub conntrack: Option<Conntrack>,
+    /// Which way its packets take.
+    #[serde(flatten)]
+    pub path: Path,
 }
 
 /// What was counted of one direction at ingress.
@@ -87,6 +91,7 @@ impl FlowRecord {
                 packets: entry.counters.map(|c| c.map(|c| c.packets)),
                 bytes: entry.counters.map(|c| c.map(|c| c.bytes)),
             }),
+            path: flow.path,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use fastpath_common::{FlowCounters, FlowKey, Signal, limits::DEFAULT_MAX_FLOWS};
+use fastpath_common::{FlowCounters, FlowKey, Signal};
 use tokio::time::{Instant, sleep_until};
 use tracing::{Level, debug, enabled, info, trace, warn};
 
@@ -35,8 +35,6 @@ const GAP: Duration = Duration::from_millis(5);
 const NODE_AGE: Duration = Duration::from_millis(200);
 /// Signals after which it is worth while to give memory back.
 const BURST: usize = 10_000;
-/// Flows whose second direction is known when it crosses too: as many as the flows map has room for.
-const REMEMBERED: usize = DEFAULT_MAX_FLOWS as usize / 2;
 
 /// The flows that cross.
 pub struct Crossings {
@@ -78,12 +76,14 @@ impl Crossings {
         let readers = Readers::open(&config.run_dir)
             .inspect_err(|error| warn!("`fastpath-agent flows --follow` has nothing to read: {error}"))
             .ok();
+        // Of a flow whose first direction is still in the map, the second one is known when it crosses too.
+        let remembered = config.max_flows as usize / 2;
         let now = Instant::now();
         Some(Self {
             events,
             pinned,
             conntrack,
-            followed: crossing::Crossings::new(REMEMBERED),
+            followed: crossing::Crossings::new(remembered),
             readers,
             node: Node::default(),
             node_read: None,

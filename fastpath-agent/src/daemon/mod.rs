@@ -237,7 +237,7 @@ impl Agent {
                 managed,
                 names: self.links.iter().map(|link| (link.index, link.name.clone())).collect(),
                 addresses: self.links_source.addresses().await?,
-                now_ns: 0,
+                ..Node::default()
             });
         }
         crossings.handle(watch.eyes());

@@ -86,6 +86,7 @@ mod tests {
     use crate::core::{
         connection::{Tuple, UDP},
         flow::Cause,
+        flow_path::Path,
     };
 
     #[test]
@@ -105,6 +106,7 @@ mod tests {
             interfaces: vec!["c0".to_owned()],
             ingress: [None; 2],
             conntrack: None,
+            path: Path::default(),
         };
         let mut out = Vec::new();
         write_flow(&mut out, 86_400_000 + 3_723_004, &flow).unwrap();

@@ -1,8 +1,10 @@
 //! Behaviour that needs no flowtable in the kernel.
 
 mod conntrack;
+mod crowd;
 mod ebpf;
 mod errors;
 mod events;
+mod flows;
 mod harness;
 mod nft;
