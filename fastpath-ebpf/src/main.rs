@@ -10,6 +10,7 @@ mod frame;
 mod hot;
 mod maps;
 mod parse;
+mod say;
 
 use aya_ebpf::{
     bindings::{TC_ACT_UNSPEC, xdp_action},

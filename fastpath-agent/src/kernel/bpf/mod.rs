@@ -10,6 +10,7 @@ mod error;
 mod event_stream;
 mod load;
 mod maps;
+mod program_log;
 mod sys;
 mod tc;
 mod xdp;
@@ -27,6 +28,7 @@ pub use self::{
     event_stream::EventStream,
     load::load,
     maps::{Events, Pinned},
+    program_log::{Chatter, ProgramLog},
 };
 use crate::core::model::{IfIndex, IfName, Link};
 
@@ -56,6 +58,8 @@ pub struct LoadConfig {
     pub threshold: u32,
     /// Where packets are looked at.
     pub hook: Hook,
+    /// How much the programs say about single packets.
+    pub chatter: Chatter,
 }
 
 /// Where in the kernel packets are looked at.

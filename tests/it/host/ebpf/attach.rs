@@ -14,8 +14,8 @@ use std::{
 use fastpath_agent::{
     core::model::{IfIndex, Link},
     kernel::bpf::{
-        Attachment, BpfError, FlowEyes, Hook, LoadConfig, Mechanism, Pinned, Programs, WithoutXdp, cleanup,
-        inspect, load,
+        Attachment, BpfError, Chatter, FlowEyes, Hook, LoadConfig, Mechanism, Pinned, Programs, WithoutXdp,
+        cleanup, inspect, load,
     },
 };
 use fastpath_common::{ABI_VERSION, Tally};
@@ -198,9 +198,14 @@ fn a_tcx_program_of_somebody_else_stays() {
     // Somebody else: the same program, pinned elsewhere.
     let pair = Pair::new();
     let theirs = Bpffs::mount();
-    let mut their_programs =
-        load(&LoadConfig { pin_path: theirs.pin_path(), max_flows: 16, threshold: 0, hook: Hook::Tc })
-            .unwrap();
+    let mut their_programs = load(&LoadConfig {
+        pin_path: theirs.pin_path(),
+        max_flows: 16,
+        threshold: 0,
+        hook: Hook::Tc,
+        chatter: Chatter::Silent,
+    })
+    .unwrap();
     let has_tcx = kernel_version() >= (6, 6);
     assert_eq!(attach(&pair, &mut their_programs).mechanism == Mechanism::Tcx, has_tcx);
     if !has_tcx {
@@ -365,9 +370,15 @@ fn inspection_and_cleanup_need_no_agent() {
 fn without_a_bpf_file_system_the_error_says_what_to_do() {
     let directory = tempfile::tempdir().unwrap();
     let pin_path = directory.path().join("a/b");
-    let error = load(&LoadConfig { pin_path: pin_path.clone(), max_flows: 16, threshold: 0, hook: Hook::Tc })
-        .err()
-        .unwrap();
+    let error = load(&LoadConfig {
+        pin_path: pin_path.clone(),
+        max_flows: 16,
+        threshold: 0,
+        hook: Hook::Tc,
+        chatter: Chatter::Silent,
+    })
+    .err()
+    .unwrap();
     assert!(matches!(error, BpfError::NoBpffs { .. }), "{error:?}");
     assert!(error.to_string().contains("mount -t bpf bpf /sys/fs/bpf"), "{error}");
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
