@@ -40,9 +40,6 @@ pub fn account<const MAY_BE_HOT: bool>(ctx: &impl Frame, parsed: &Result<Packet,
     let Some(stats) = STATS.get_ptr_mut(0) else { return };
     // SAFETY: the element of this CPU; programs on one CPU don't interrupt each other (softirqs are off).
     let stats = unsafe { &mut *stats };
-    if let Err(reason) = parsed {
-        say::uncounted(reason, ctx);
-    }
     let tally = match parsed {
         Ok(packet) => return flow::<MAY_BE_HOT>(ctx, packet, stats),
         Err(Uncounted::NotIp) => &mut stats.not_ip,
@@ -53,6 +50,9 @@ pub fn account<const MAY_BE_HOT: bool>(ctx: &impl Frame, parsed: &Result<Packet,
     };
     tally.packets += 1;
     tally.bytes += u64::from(ctx.len());
+    if let Err(reason) = parsed {
+        say::uncounted(reason, ctx);
+    }
 }
 
 #[inline(always)]
