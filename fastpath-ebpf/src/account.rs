@@ -1,4 +1,8 @@
 //! Adds a packet to its flow, or to the tally of why it has none, and signals the crossing of the threshold.
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "by value, keys and values would be copied once more"
+)]
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,

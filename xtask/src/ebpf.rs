@@ -29,18 +29,14 @@ pub(crate) fn build() -> Result<Objects> {
     Ok(objects)
 }
 
-/// Checks the eBPF programs with clippy; whether that was possible: Debian's compiler comes without one.
-pub(crate) fn clippy() -> Result<bool> {
-    let compiler = toolchain::compiler().context("no compiler for eBPF programs")?;
-    if !compiler.sysroot.join("bin/cargo-clippy").exists() {
-        return Ok(false);
-    }
+/// Checks the eBPF programs with clippy.
+pub(crate) fn clippy() -> Result<()> {
     for features in [&[][..], &["--features", "log"]] {
         let mut clippy = cargo("clippy")?;
         clippy.args(["--release", "--quiet"]).args(features).args(["--", "-D", "warnings"]);
         process::run(&mut clippy)?;
     }
-    Ok(true)
+    Ok(())
 }
 
 /// Apart from the other packages': two compilers would throw each other's results away.
@@ -60,7 +56,9 @@ fn cargo(subcommand: &str) -> Result<Command> {
         // Comparisons and arithmetic of 32 bits without conversions: Linux 5.1.
         "-Ctarget-cpu=v3".to_owned(),
     ];
-    let mut command = Command::new(compiler.sysroot.join("bin/cargo"));
+    // By its path: cargo itself would take rustup's cargo-clippy first, which belongs to another compiler.
+    let program = if subcommand == "clippy" { "bin/cargo-clippy" } else { "bin/cargo" };
+    let mut command = Command::new(compiler.sysroot.join(program));
     command
         .args([
             subcommand,
@@ -79,9 +77,10 @@ fn cargo(subcommand: &str) -> Result<Command> {
     // What the calling cargo and rustup say to their children is about another compiler.
     for (name, _) in env::vars_os() {
         let name = name.to_string_lossy();
-        if matches!(&*name, "RUSTUP_TOOLCHAIN" | "CARGO" | "RUSTDOC" | "LD_LIBRARY_PATH" | "RUSTC_WRAPPER") {
+        if matches!(&*name, "RUSTUP_TOOLCHAIN" | "RUSTDOC" | "LD_LIBRARY_PATH" | "RUSTC_WRAPPER") {
             command.env_remove(&*name);
         }
     }
+    command.env("CARGO", compiler.sysroot.join("bin/cargo"));
     Ok(command)
 }

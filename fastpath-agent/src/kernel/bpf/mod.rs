@@ -27,7 +27,7 @@ pub use self::{
     error::BpfError,
     event_stream::EventStream,
     load::load,
-    maps::{Events, Pinned},
+    maps::{Events, Pinned, Reading},
     program_log::{Chatter, ProgramLog},
 };
 use crate::core::model::{IfIndex, IfName, Link};
