@@ -10,6 +10,7 @@ mod error;
 mod event_stream;
 mod load;
 mod maps;
+mod program_log;
 mod sweep;
 mod sys;
 mod tc;
@@ -27,6 +28,7 @@ pub use self::{
     event_stream::EventStream,
     load::load,
     maps::{Events, Pinned, Reading},
+    program_log::{Chatter, ProgramLog},
     sweep::Sweep,
 };
 use crate::core::model::{IfIndex, IfName, Link};
@@ -61,6 +63,8 @@ pub struct LoadConfig {
     pub threshold: u32,
     /// Where packets are looked at.
     pub hook: Hook,
+    /// How much the programs say about single packets.
+    pub chatter: Chatter,
 }
 
 /// Where in the kernel packets are looked at.
