@@ -3,10 +3,12 @@
 pub mod connection;
 pub mod desired;
 pub mod diff;
+pub mod doctor;
 pub mod expr;
 pub mod flow;
 pub mod flow_filter;
 pub mod flow_search;
+pub mod known_bugs;
 pub mod link_table;
 pub mod model;
 pub mod observed;
