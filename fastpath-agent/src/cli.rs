@@ -122,6 +122,9 @@ pub struct RuleArgs {
     /// Let network cards forward offloaded flows themselves, if all managed interfaces can
     #[arg(long, value_name = "MODE", default_value = "off", env = "FASTPATH_HW_OFFLOAD")]
     pub hw_offload: HwOffload,
+    /// Offload also on a kernel that is known to lose packets of offloaded flows (docs/kernels.md)
+    #[arg(long, env = "FASTPATH_IGNORE_KNOWN_BUGS", value_parser = BoolishValueParser::new())]
+    pub ignore_known_bugs: bool,
 }
 
 /// Flags of the agent itself.

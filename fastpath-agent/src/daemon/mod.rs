@@ -17,6 +17,7 @@ use crate::{
     },
     kernel::{
         bpf,
+        facts::KernelName,
         links::{LinkError, Links},
         nft::{CommitError, Event, Monitor, Nft, NftError},
         probe::Kernel,
@@ -122,8 +123,18 @@ impl Offload {
             return Ok(None);
         }
         let monitor = Monitor::open()?;
-        let policy =
-            config.rules.policy(kernel.flowtable_counter.is_supported(), kernel.rt_ipsec.is_supported());
+        let mut rules = config.rules.clone();
+        if let Some(bug) = rules.heed(&KernelName::read().names()) {
+            warn!(
+                kernel = kernel.release,
+                bug = bug.name,
+                "offloading is switched off, flows are only watched, since this kernel is known for a bug: {}. Use one with \
+                 the fix (Linux {}), or start the agent with --ignore-known-bugs",
+                bug.what,
+                bug.fixed_in
+            );
+        }
+        let policy = rules.policy(kernel.flowtable_counter.is_supported(), kernel.rt_ipsec.is_supported());
         Ok(Some(Self { monitor, reconciler: Reconciler::new(Nft::open()?, policy, config.foreign) }))
     }
 

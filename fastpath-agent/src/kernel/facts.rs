@@ -44,6 +44,8 @@ pub struct Given {
     pub flags_unknown: Option<String>,
     /// What the table should look like.
     pub policy: Policy,
+    /// Offloading goes on whatever is known of the kernel.
+    pub ignores_known_bugs: bool,
     /// eBPF is switched off.
     pub without_ebpf: bool,
     /// Where maps are pinned.
@@ -117,7 +119,7 @@ pub async fn gather(given: Given, kernel: &Kernel) -> Result<Facts, LinkError> {
     let links = sockets.list().await?;
     let addresses = sockets.addresses().await?;
     let xdp = sockets.xdp_programs().await?;
-    let Given { agent, flags_unknown, policy, without_ebpf, pin_path } = given;
+    let Given { agent, flags_unknown, policy, ignores_known_bugs, without_ebpf, pin_path } = given;
     let own = Path::new("/proc/self/status");
     let name = KernelName::read();
     let mut nft = Nft::open();
@@ -152,6 +154,7 @@ pub async fn gather(given: Given, kernel: &Kernel) -> Result<Facts, LinkError> {
         pin_path: pin_path.display().to_string(),
         links,
         policy,
+        ignores_known_bugs,
         without_ebpf,
     })
 }
