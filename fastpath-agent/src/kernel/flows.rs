@@ -1,17 +1,16 @@
 //! All flows of this node, joined one by one from conntrack and from the pinned maps, in bounded memory.
 
-use std::{
-    collections::{HashSet, hash_map::RandomState},
-    hash::BuildHasher,
-    path::Path,
-};
+use std::{collections::hash_map::RandomState, hash::BuildHasher, path::Path};
 
 use fastpath_common::{FlowCounters, FlowKey};
-use nix::time::{ClockId, clock_gettime};
+use nix::{
+    sys::time::TimeSpec,
+    time::{ClockId, clock_getres, clock_gettime},
+};
 
 use super::{
     Ruleset,
-    bpf::{BpfError, Pinned},
+    bpf::{BpfError, Pinned, Reading},
     conntrack::{Conntrack, ConntrackError},
     links::{LinkError, Links},
     nft::{Nft, NftError},
@@ -19,8 +18,6 @@ use super::{
 use crate::core::{
     connection::{Entry, Tuple},
     flow::{Flow, Node},
-    model::{CHAIN, DEVICE_SET},
-    rule::Rule,
 };
 
 /// Flows can't be read.
@@ -46,28 +43,23 @@ pub async fn node() -> Result<Node, FlowsError> {
     let names = links.list().await?.into_iter().map(|link| (link.index, link.name)).collect();
     let addresses = links.addresses().await?;
     let table = Nft::open()?.observe()?.table;
-    let managed = table.iter().flat_map(|t| &t.sets).find(|s| s.name == DEVICE_SET);
-    let threshold = table
-        .iter()
-        .flat_map(|t| &t.chains)
-        .filter(|c| c.name == CHAIN)
-        .flat_map(|c| &c.rules)
-        .find_map(|rule| Rule::recognise(&rule.exprs))
-        .map(|Rule::Offload { threshold, .. }| threshold);
     Ok(Node {
-        threshold,
-        managed: managed.map(|set| set.elements.clone()).unwrap_or_default(),
+        threshold: table.as_ref().and_then(|t| t.threshold()),
+        managed: table.as_ref().and_then(|t| t.managed()).cloned().unwrap_or_default(),
         names,
         addresses,
         now_ns: monotonic_ns(),
+        tick_ns: clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map_or(0, in_ns),
     })
 }
 
 /// `CLOCK_MONOTONIC` in ns, the clock of the programs.
 pub fn monotonic_ns() -> u64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC)
-        .map(|now| now.tv_sec().unsigned_abs() * 1_000_000_000 + now.tv_nsec().unsigned_abs())
-        .unwrap_or(0)
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, in_ns)
+}
+
+fn in_ns(time: TimeSpec) -> u64 {
+    time.tv_sec().unsigned_abs() * 1_000_000_000 + time.tv_nsec().unsigned_abs()
 }
 
 /// Calls `each` for every flow: first those that conntrack knows, then what was counted and belongs to none of them.
@@ -78,42 +70,67 @@ pub fn for_each(pin_path: &Path, node: &Node, mut each: impl FnMut(Flow)) -> Res
         Err(BpfError::NotPinned { .. }) => None,
         Err(error) => return Err(error.into()),
     };
-    // Hashes do to tell which directions are accounted for: 8 bytes each, whatever the map holds. Where two keys share
-    // one, a flow that is gone isn't shown.
-    let hasher = RandomState::new();
-    let mut known = HashSet::new();
+    let reading = pinned.as_ref().map(Pinned::reading).transpose()?;
+    let mut known = Known::default();
     let mut failed = None;
     Conntrack::open()?.dump(|entry| {
-        let seen = pinned.as_ref().map_or(Ok([None; 2]), |pinned| counters(pinned, &entry));
-        match seen {
-            Ok(seen) => {
-                if pinned.is_some() {
-                    known.extend(keys(&entry).into_iter().flatten().map(|key| hasher.hash_one(key)));
-                }
-                each(Flow::join(entry, seen, node));
-            }
+        if failed.is_some() {
+            return;
+        }
+        match reading.as_ref().map_or(Ok([None; 2]), |reading| counters(reading, &entry, &mut known)) {
+            Ok(seen) => each(Flow::join(entry, seen, node)),
             Err(error) => failed = Some(error),
         }
     })?;
     if let Some(error) = failed {
         return Err(error.into());
     }
-    let Some(pinned) = pinned else { return Ok(()) };
-    for flow in pinned.flows()? {
+    let Some(reading) = reading else { return Ok(()) };
+    known.sort();
+    for flow in reading.into_flows() {
         let (key, counters) = flow?;
-        if !known.contains(&hasher.hash_one(key)) {
+        if !known.contains(&key) {
             each(Flow::gone(Tuple::from_flow_key(&key), counters));
         }
     }
     Ok(())
 }
 
-/// Keys of both directions; `None` where the programs don't count.
-fn keys(entry: &Entry) -> [Option<FlowKey>; 2] {
-    [entry.original.flow_key(), entry.reply.flow_key()]
+/// What was counted of both directions; remembers them.
+fn counters(
+    reading: &Reading<'_>,
+    entry: &Entry,
+    known: &mut Known,
+) -> Result<[Option<FlowCounters>; 2], BpfError> {
+    let mut seen = [None; 2];
+    for (tuple, seen) in [entry.original, entry.reply].iter().zip(&mut seen) {
+        if let Some(key) = tuple.flow_key() {
+            known.add(&key);
+            *seen = reading.flow(&key)?;
+        }
+    }
+    Ok(seen)
 }
 
-fn counters(pinned: &Pinned, entry: &Entry) -> Result<[Option<FlowCounters>; 2], BpfError> {
-    let [original, reply] = keys(entry).map(|key| key.map(|key| pinned.flow(&key)).transpose());
-    Ok([original?.flatten(), reply?.flatten()])
+/// Directions that belong to a connection, 8 bytes each: hashes do. Where two keys share one, a flow that is gone isn't
+/// shown.
+#[derive(Default)]
+struct Known {
+    hashes: Vec<u64>,
+    hasher: RandomState,
+}
+
+impl Known {
+    fn add(&mut self, key: &FlowKey) {
+        self.hashes.push(self.hasher.hash_one(key));
+    }
+
+    /// After the last was added.
+    fn sort(&mut self) {
+        self.hashes.sort_unstable();
+    }
+
+    fn contains(&self, key: &FlowKey) -> bool {
+        self.hashes.binary_search(&self.hasher.hash_one(key)).is_ok()
+    }
 }

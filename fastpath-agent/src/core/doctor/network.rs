@@ -11,9 +11,10 @@ use super::{
 use crate::core::{
     desired::{Policy, desired},
     diff::{Decision, ForeignTable, diff},
-    model::{CHAIN, DEVICE_SET, FLOWTABLE, IfIndex, IfName, Link, TABLE},
+    model::{CHAIN, FLOWTABLE, IfIndex, IfName, Link, TABLE},
     observed::{Observed, ObservedFlowtable, ObservedTable, Owner},
     plan::Plan,
+    sets::OwnSet,
     watch::watched,
 };
 
@@ -114,7 +115,10 @@ fn difference(facts: &Facts, observed: &Observed) -> Decision {
         absent(facts).into_iter().map(|link| (link.index, String::new())).collect();
     let hw_offload =
         facts.policy.hw_offload && our_flowtable(facts).is_some_and(|flowtable| flowtable.hw_offload);
-    let policy = Policy { hw_offload, ..facts.policy.clone() };
+    // Whether the agent assists connections at this moment is its own affair.
+    let assist =
+        our_table(facts).is_some_and(|table| table.sets.iter().any(|set| set.name == OwnSet::Assist.name()));
+    let policy = Policy { hw_offload, assist, ..facts.policy.clone() };
     diff(&desired(&policy, &facts.links, &refused), observed, ForeignTable::Refuse)
 }
 
@@ -277,9 +281,7 @@ fn or_none(list: String) -> String {
 
 fn interfaces(facts: &Facts) -> Vec<Finding> {
     const CHECK: &str = "interface";
-    let in_set = our_table(facts)
-        .and_then(|table| table.sets.iter().find(|set| set.name == DEVICE_SET))
-        .map(|set| &set.elements);
+    let in_set = our_table(facts).and_then(ObservedTable::managed);
     let absent: BTreeSet<IfIndex> = absent(facts).into_iter().map(|link| link.index).collect();
     let line = |link: &Link| {
         let what =
