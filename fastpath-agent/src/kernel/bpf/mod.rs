@@ -10,6 +10,7 @@ mod error;
 mod event_stream;
 mod load;
 mod maps;
+mod others;
 mod program_log;
 mod sweep;
 mod sys;
@@ -26,8 +27,9 @@ pub use self::{
     cleanup::{CleanupReport, Inspection, cleanup, inspect},
     error::BpfError,
     event_stream::EventStream,
-    load::load,
+    load::{load, on_bpffs},
     maps::{Events, Pinned, Reading},
+    others::at_ingress,
     program_log::{Chatter, ProgramLog},
     sweep::Sweep,
 };
