@@ -19,5 +19,6 @@ mod restart;
 mod ruleset;
 mod scale;
 mod threshold;
+mod top;
 mod topologies;
 mod traffic;

@@ -1,7 +1,5 @@
 //! Elements of sets in the kernel's messages, without a copy. libnftnl would allocate for each of them.
 
-use netlink_packet_core::{NLA_HEADER_SIZE, NlaBuffer};
-
 use crate::{
     core::observed::Counter,
     kernel::nfnetlink::{Message, attributes},
@@ -37,15 +35,15 @@ pub(super) fn of<'a>(message: &Message<'a>) -> impl Iterator<Item = Element<'a>>
     message
         .attributes()
         .filter(|nla| nla.kind() == nfta::SET_ELEM_LIST_ELEMENTS)
-        .flat_map(|nla| attributes(value(nla)))
+        .flat_map(|nla| attributes(nla.value()))
         .filter(|nla| nla.kind() == nfta::LIST_ELEM)
-        .map(|nla| element(value(nla)))
+        .map(|nla| element(nla.value()))
 }
 
 fn element(bytes: &[u8]) -> Element<'_> {
     let mut element = Element::default();
     for nla in attributes(bytes) {
-        let (kind, value) = (nla.kind(), value(nla));
+        let (kind, value) = (nla.kind(), nla.value());
         match kind {
             nfta::SET_ELEM_KEY => element.key = find(value, nfta::DATA_VALUE).unwrap_or_default(),
             nfta::SET_ELEM_EXPIRATION => element.expires_ms = number(value),
@@ -66,13 +64,7 @@ fn counter(instruction: &[u8]) -> Option<Counter> {
 }
 
 fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
-    attributes(bytes).find(|nla| nla.kind() == kind).map(value)
-}
-
-/// [`NlaBuffer::value`] for as long as the message lives.
-fn value(nla: NlaBuffer<&[u8]>) -> &[u8] {
-    let length = nla.value_length();
-    &nla.into_inner()[NLA_HEADER_SIZE..][..length]
+    attributes(bytes).find(|nla| nla.kind() == kind).map(|nla| nla.value())
 }
 
 fn number(bytes: &[u8]) -> Option<u64> {
