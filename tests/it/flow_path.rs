@@ -1,0 +1,134 @@
+//! Offloaded is what conntrack says, accelerated is what was measured: `flows` and `top` know flows whose packets take
+//! the forward path though they are offloaded.
+
+use std::{thread, time::Duration};
+
+use fastpath_tests::{
+    agent::{self, Agent},
+    attach::Attach,
+    netns::Netns,
+    path::STRAYS,
+    terminal::Terminal,
+    topology::{Family, Layout, Nat, Topology},
+    traffic::Proto,
+};
+use vt100::Color;
+
+use crate::flows::{flow, flows};
+
+const LIGHT_RED: Color = Color::Idx(9);
+/// Longer than the ticks within which there is no telling which of two packets came first, on either kernel.
+const SOME_TICKS: Duration = Duration::from_millis(100);
+
+/// Packets of both directions at ingress.
+fn came_in(flow: &serde_json::Value) -> u64 {
+    [0, 1].iter().filter_map(|direction| flow["ingress"][direction]["packets"].as_u64()).sum()
+}
+
+fn ports(flows: &[serde_json::Value]) -> Vec<u64> {
+    flows.iter().filter_map(|flow| flow["original"]["destination_port"].as_u64()).collect()
+}
+
+/// Flows that are called slow.
+#[track_caller]
+fn slow(node: &Netns) -> Vec<u64> {
+    ports(&flows(node, &["--state=slow"]))
+}
+
+#[test]
+fn what_bypassed_is_what_the_forward_path_has_not_seen() {
+    for (nat, proto, family, port) in [
+        (Nat::Plain, Proto::Tcp, Family::V4, 7001),
+        (Nat::Masquerade, Proto::Udp, Family::V6, 7002),
+        (Nat::Service, Proto::Tcp, Family::V6, 7003),
+    ] {
+        let topology = Topology::build(Layout { nat, ..Layout::default() });
+        let node = &topology.node;
+        let _agent = Agent::start_with(node, &[]);
+        agent::wait_for_programs(node, &["c0", "s0"]);
+        let mut long = match nat {
+            Nat::Service => topology.open_service(proto, family, port),
+            Nat::Plain | Nat::Masquerade => topology.open(proto, family, port),
+        };
+        topology.assert_becomes_accelerated(&mut long);
+        assert_eq!(long.rounds(200), 200);
+        thread::sleep(SOME_TICKS);
+        let shown = flow(node, port);
+        assert_eq!(
+            (&shown["state"], &shown["accelerated"]),
+            (&"offloaded".into(), &true.into()),
+            "{shown:#}"
+        );
+        let bypassed = came_in(&shown) - topology.forwarded(port).total();
+        let claimed = shown["bypassed"].as_u64().expect("a number");
+        assert!(bypassed >= 600 && claimed.abs_diff(bypassed) <= STRAYS, "{claimed}, {bypassed}: {shown:#}");
+        assert!(slow(node).is_empty());
+
+        let mut short = topology.open(Proto::Udp, Family::V4, 7008);
+        assert_eq!(short.rounds(5), 5);
+        let shown = flow(node, 7008);
+        assert!(shown["accelerated"].is_null() && shown["bypassed"].is_null(), "not offloaded: {shown:#}");
+    }
+}
+
+#[test]
+fn fragments_of_an_offloaded_flow_are_slow() {
+    let topology = Topology::routed();
+    let node = &topology.node;
+    let _agent = Agent::start_with(node, &[]);
+    agent::wait_for_programs(node, &["c0", "s0"]);
+    let mut fast = topology.open(Proto::Udp, Family::V4, 7001);
+    topology.assert_becomes_accelerated(&mut fast);
+    let mut large = topology.open(Proto::Udp, Family::V4, 7002);
+    topology.assert_becomes_accelerated(&mut large);
+    thread::sleep(SOME_TICKS);
+    let before = flow(node, 7002);
+    assert_eq!(before["accelerated"], true, "{before:#}");
+
+    let top = Terminal::run(node, &[&agent::binary(), "top"], 24, 80);
+    large.set_payload(3000);
+    let forwarded = topology.forwarded(7002).total();
+    assert_eq!(large.rounds(30), 30);
+    let shown = flow(node, 7002);
+    assert_eq!((&shown["state"], &shown["accelerated"]), (&"offloaded".into(), &false.into()), "{shown:#}");
+    assert!(topology.marked_offloaded(7002));
+    let metered = |flow: &serde_json::Value| flow["metered"].as_u64().expect("a number");
+    assert_eq!(metered(&shown) - metered(&before), topology.forwarded(7002).total() - forwarded, "{shown:#}");
+    assert_eq!(shown["bypassed"], before["bypassed"], "none of them");
+    assert_eq!((slow(node), ports(&flows(node, &["--state=offloaded"])).len()), (vec![7002], 2));
+    let table = agent::output(node, &["flows", "--state=slow"]);
+    assert!(table.contains("offloaded, slow") && table.contains("packets took the forward path"), "{table}");
+
+    let mut place = None;
+    top.wait_for("a slow flow in top", Duration::from_secs(10), |lines| {
+        assert_eq!(large.rounds(2), 2);
+        place = lines.iter().position(|line| line.starts_with("offloaded, slow ") && line.contains(":7002 "));
+        place.is_some() && lines[1].contains(" slow 1 ")
+    });
+    assert_eq!(place.map(|line| top.colour(line, 0)), Some(LIGHT_RED));
+
+    large.set_payload(64);
+    thread::sleep(SOME_TICKS);
+    assert_eq!(large.rounds(20), 20);
+    let shown = flow(node, 7002);
+    assert_eq!(shown["accelerated"], true, "fast again: {shown:#}");
+    assert!(slow(node).is_empty());
+}
+
+/// The server is behind a macvlan: the client's packets aren't found in the flowtable, the server's are.
+#[test]
+fn a_flow_with_one_slow_direction_is_slow() {
+    let topology = Topology::build(Layout { attach: Attach::Macvlan, ..Layout::default() });
+    let node = &topology.node;
+    let _agent = Agent::start_with(node, &[]);
+    let mut half = topology.open(Proto::Udp, Family::V4, 7001);
+    assert_eq!(half.rounds(50), 50);
+    let measured = topology.measure(&mut half, 100);
+    assert!(topology.marked_offloaded(7001) && !measured.original_fast(), "{measured:?}");
+    let shown = flow(node, 7001);
+    assert_eq!((&shown["state"], &shown["accelerated"]), (&"offloaded".into(), &false.into()), "{shown:#}");
+    assert_eq!(slow(node), [7001]);
+    let claimed = shown["bypassed"].as_u64().expect("a number");
+    let bypassed = came_in(&shown) - topology.forwarded(7001).total();
+    assert!(claimed.abs_diff(bypassed) <= STRAYS, "{claimed}, {bypassed}: {shown:#}");
+}
