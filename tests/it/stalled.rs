@@ -12,10 +12,13 @@ use fastpath_tests::{
     netns::Netns,
     topology::{Family, Topology},
     traffic::{Flow, Proto},
+    wait_until,
 };
 use serde_json::{Value, json};
 
 use crate::flows::{NO_LONGER_JUST_CROSSED, flow, flows};
+
+const SOON: Duration = Duration::from_secs(5);
 
 /// State and cause of the one flow to this port.
 #[track_caller]
@@ -89,18 +92,17 @@ fn an_interface_that_was_taken_out() {
 fn a_handshake_that_is_never_completed() {
     let topology = Topology::routed();
     let node = &topology.node;
-    // The client's last word gets lost, so the server repeats its own.
+    // The client's last word gets lost, so the server doesn't hear that the connection stands.
     node.nft(
         "table inet deaf { chain pre { type filter hook prerouting priority -300;
             tcp dport 7001 tcp flags & (syn | ack) == ack drop; }; }",
     );
-    let _agent = Agent::start_with(node, &["--fastpath-threshold=2"]);
+    let _agent = Agent::start_with(node, &["--fastpath-threshold=1"]);
     agent::wait_for_programs(node, &["c0", "s0"]);
     let to = topology.server_at(Family::V4, 7001);
     let _listener = topology.server().ns.run(|| TcpListener::bind(to)).expect("bind");
     let _client = topology.client().ns.run(|| TcpStream::connect(to)).expect("connect");
-    // The server repeats itself after a second.
-    thread::sleep(Duration::from_millis(1_500));
+    thread::sleep(NO_LONGER_JUST_CROSSED);
     assert_eq!(fate(node, 7001), stalled("not-established"));
 }
 
@@ -120,8 +122,7 @@ fn no_rule_closing_and_gone() {
     let (_server, _) = listener.accept().expect("accept");
     client.write_all(b"last words").expect("write");
     client.shutdown(std::net::Shutdown::Write).expect("FIN");
-    thread::sleep(Duration::from_millis(200));
-    assert_eq!(fate(node, 7002), ("closing".into(), Value::Null));
+    wait_until("the FIN seen", SOON, || fate(node, 7002) == ("closing".into(), Value::Null));
 
     node.output("conntrack", &["-D", "-p", "udp", "--dport", "7001"]);
     let directions = flows(node, &["--port=7001"]);
