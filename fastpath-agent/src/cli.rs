@@ -57,10 +57,11 @@ pub enum Command {
   fastpath-agent flows --state=stalled                        what should be offloaded and isn't, with the cause
   fastpath-agent flows --address=10.1.0.0/16 --port=443 --protocol=tcp
   fastpath-agent flows --watch --sort=recent                  again every 2 seconds
+  fastpath-agent flows --follow --state=stalled               what isn't offloaded, the moment that it is known
   fastpath-agent flows -o json | jq '.[] | select(.state == \"offloaded\")'
 
 Packets and bytes are counted by eBPF at ingress and go on for offloaded flows; without pinned maps they are 0.
-The agent doesn't have to run.")]
+The agent doesn't have to run, but for --follow.")]
     Flows(FlowsArgs),
     /// Show flows and interfaces with their rates, full-screen and live
     #[command(after_help = "Examples:
@@ -118,12 +119,25 @@ pub struct RunArgs {
     /// Name of this node in logs and status
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     pub hostname_override: Option<String>,
-    /// How packets of flows are watched: tc attaches an eBPF program to every managed interface, off does without
+    /// Where eBPF programs count the packets of flows, on every managed interface; see docs/ebpf.md for what differs
     #[arg(long, value_name = "MODE", default_value = "tc", env = "FASTPATH_EBPF")]
     pub ebpf: EbpfMode,
+    /// Directions of flows that the map has room for, from 1024 to 4194304; the least recently used go first. With
+    /// another number than before, counting starts again at 0
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "65536",
+        env = "FASTPATH_MAX_FLOWS",
+        allow_hyphen_values = true
+    )]
+    pub max_flows: String,
     /// Directory for pinned eBPF maps, on a bpf file system
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
+    /// Directory for the socket at which `flows --follow` hears what becomes of flows; made if it doesn't exist
+    #[arg(long, value_name = "DIR", default_value = "/run/fastpath", env = "FASTPATH_RUN_DIR")]
+    pub run_dir: PathBuf,
     /// Replace a table named kindnet-fastpath that this agent did not make
     #[arg(long, env = "FASTPATH_TAKEOVER", value_parser = BoolishValueParser::new())]
     pub takeover: bool,
@@ -176,6 +190,13 @@ pub struct FlowsArgs {
     /// Show them again every so many seconds, until interrupted
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u64).range(1..))]
     pub watch: Option<u64>,
+    /// Show flows as they cross the threshold, with what became of each, until interrupted. The agent must run; with
+    /// `-o json` a line for each
+    #[arg(long, conflicts_with_all = ["watch", "sort"])]
+    pub follow: bool,
+    /// Directory of the socket at which a running agent publishes what becomes of flows
+    #[arg(long, value_name = "DIR", default_value = "/run/fastpath", env = "FASTPATH_RUN_DIR")]
+    pub run_dir: PathBuf,
     /// Output format
     #[arg(short, long, value_name = "FORMAT", default_value = "text", env = "FASTPATH_OUTPUT")]
     pub output: Output,
@@ -220,6 +241,9 @@ pub struct CleanupArgs {
     /// Directory of the pinned eBPF maps
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
+    /// Directory of the socket at which a running agent publishes what becomes of flows
+    #[arg(long, value_name = "DIR", default_value = "/run/fastpath", env = "FASTPATH_RUN_DIR")]
+    pub run_dir: PathBuf,
 }
 
 /// Output formats.
@@ -243,8 +267,12 @@ pub enum HwOffload {
 /// Modes of `--ebpf`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum EbpfMode {
-    /// A TC program at ingress of every managed interface
+    /// At ingress of traffic control
     Tc,
+    /// At XDP, in the driver; at TC where the interface can't
+    Xdp,
+    /// At XDP, after the driver (slower than tc); at TC where the interface can't
+    XdpGeneric,
     /// No eBPF
     Off,
 }

@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context;
 use clap::Parser;
 use fastpath_agent::{
-    cli::{Cli, Command, FlowsArgs, Output, RuleArgs, StatusArgs, TopArgs},
+    cli::{CleanupArgs, Cli, Command, FlowsArgs, Output, RuleArgs, StatusArgs, TopArgs},
     config::{BadValue, Config, Rules},
     core::{desired, link_table::LinkTable},
     daemon,
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
         Some(Command::Status(args)) => status(&args),
         Some(Command::Flows(args)) => flows(&args),
         Some(Command::Top(args)) => top(&args),
-        Some(Command::Cleanup(args)) => cleanup(&args.pin_path),
+        Some(Command::Cleanup(args)) => cleanup(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -90,7 +90,13 @@ fn status(args: &StatusArgs) -> anyhow::Result<()> {
 }
 
 fn flows(args: &FlowsArgs) -> anyhow::Result<()> {
-    runtime()?.block_on(report::flows::show(args, &mut io::stdout().lock())).or_else(|error| match error {
+    let mut out = io::stdout().lock();
+    let shown = if args.follow {
+        report::follow::follow(args, &mut out)
+    } else {
+        runtime()?.block_on(report::flows::show(args, &mut out))
+    };
+    shown.or_else(|error| match error {
         report::flows::ShowError::Output(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => Err(other.into()),
     })
@@ -101,8 +107,8 @@ fn top(args: &TopArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn cleanup(pin_path: &std::path::Path) -> anyhow::Result<()> {
-    print(&daemon::cleanup::cleanup(pin_path)?.to_string())
+fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
+    print(&daemon::cleanup::cleanup(&args.pin_path, &args.run_dir)?.to_string())
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -13,6 +13,7 @@ mod interfaces;
 mod mtu;
 mod offload_chain;
 mod overrun;
+mod policy_empty;
 mod reference;
 mod repair;
 mod report;

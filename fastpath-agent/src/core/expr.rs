@@ -1,5 +1,7 @@
 //! The instructions of nf_tables that our rules consist of, as data: what the kernel layer encodes and decodes.
 
+use super::observed::Counter;
+
 /// One instruction of a rule (struct nft_expr, include/net/netfilter/nf_tables.h). Two rules are the same
 /// when their instructions are equal; counters' values are no part of that.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +78,8 @@ pub enum Expr {
     },
     /// `counter`.
     Counter,
+    /// `counter` that doesn't begin at zero. Is only written: read back it is a [`Expr::Counter`].
+    CounterFrom(Counter),
     /// `return`: to the chain that jumped here, or to the end of a base chain's evaluation.
     Return,
     /// `goto NAME`.

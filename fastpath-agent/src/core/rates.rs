@@ -297,12 +297,14 @@ impl Sample {
     }
 }
 
+type ComesFirst<'a> = Box<dyn Fn(&Row, &Row) -> Ordering + 'a>;
+
 /// Takes flows one after the other and keeps what is wanted of them.
 pub struct Collector<'a> {
     reading: Reading<'a>,
     node: &'a Node,
     wanted: &'a Wanted,
-    rows: Best<Row, Box<dyn Fn(&Row, &Row) -> Ordering + 'a>>,
+    rows: Best<Row, ComesFirst<'a>>,
     sample: Sample,
 }
 

@@ -136,14 +136,24 @@ impl FakeRuleset {
             Op::DeleteChain { chain } if refers(table, chain) => return Err(libc::EBUSY),
             Op::DeleteChain { chain } => remove(&mut table.chains, |c| c.name == *chain)?,
             Op::AddRule { chain, exprs } => {
-                if Rule::recognise(exprs).is_none() {
+                let mut counter = exprs.contains(&Expr::Counter).then(Counter::default);
+                let exprs: Vec<Expr> = exprs
+                    .iter()
+                    .map(|expr| match expr {
+                        Expr::CounterFrom(value) => {
+                            counter = Some(*value);
+                            Expr::Counter
+                        }
+                        other => other.clone(),
+                    })
+                    .collect();
+                if Rule::recognise(&exprs).is_none() {
                     return Err(libc::EINVAL);
                 }
                 if !exprs.iter().filter_map(referent).all(|name| exists(table, name)) {
                     return Err(libc::ENOENT);
                 }
-                let counter = exprs.contains(&Expr::Counter).then(Counter::default);
-                let rule = ObservedRule { handle, owner: Owner::Ours, exprs: exprs.clone(), counter };
+                let rule = ObservedRule { handle, owner: Owner::Ours, exprs, counter };
                 self::chain(table, chain)?.rules.push(rule);
             }
             Op::DeleteRule { chain, handle } => {

@@ -7,10 +7,12 @@ use crate::core::{
 
 pub mod bpf;
 pub mod conntrack;
+pub mod event_socket;
 #[cfg(test)]
 pub mod fake;
 pub mod flows;
 pub mod links;
+pub mod memory;
 mod nfnetlink;
 pub mod nft;
 pub mod probe;

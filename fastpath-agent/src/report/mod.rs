@@ -2,6 +2,7 @@
 
 pub mod flow_writer;
 pub mod flows;
+pub mod follow;
 pub mod render;
 pub mod status;
 pub mod top;

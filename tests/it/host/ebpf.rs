@@ -3,8 +3,10 @@
 
 mod attach;
 mod bpftool;
+mod bulk;
 mod count;
 mod events;
 pub(crate) mod frames;
 mod parser;
 pub(crate) mod setup;
+mod xdp;

@@ -10,10 +10,11 @@ use std::{
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
 use fastpath_common::{
     ABI_VERSION, Config, FlowCounters, FlowEvent, FlowKey, HotFlow, MAP_CONFIG, MAP_EVENTS, MAP_FLOWS,
-    MAP_HOT, MAP_STATS, MatchWords, PacketStats, Tally, limits::HOT_SLOTS,
+    MAP_HOT, MAP_NO_XDP, MAP_STATS, Mark, MatchWords, NoXdp, PacketStats, Tally, limits::HOT_SLOTS,
 };
 
 use super::{BpfError, error::map_io, sys};
+use crate::core::model::IfIndex;
 
 /// The maps in a pin directory, of this agent's ABI version.
 pub struct Pinned {
@@ -126,6 +127,12 @@ impl Pinned {
         Ok(sum)
     }
 
+    /// Signals that didn't fit the ring of events so far.
+    pub fn events_lost(&self) -> Result<u64, BpfError> {
+        let per_cpu = self.stats.get(&0, 0).map_err(|e| BpfError::map("read the statistics map", e))?;
+        Ok(per_cpu.iter().map(|cpu| cpu.events_lost).sum())
+    }
+
     /// What the programs are told.
     pub fn config(&self) -> Result<Config, BpfError> {
         read_config(&self.path)
@@ -180,6 +187,9 @@ impl<'p> Reading<'p> {
     }
 }
 
+/// Keys, and the value of each.
+type Entries<'b> = (&'b [FlowKey], &'b [FlowCounters]);
+
 /// A walk through the flows map, many entries to a system call.
 struct Batches<'m> {
     map: &'m MapData,
@@ -205,7 +215,7 @@ impl<'m> Batches<'m> {
     }
 
     /// The next entries, at least one; `None` after the last.
-    fn next_batch(&mut self) -> Result<Option<(&[FlowKey], &[FlowCounters])>, BpfError> {
+    fn next_batch(&mut self) -> Result<Option<Entries<'_>>, BpfError> {
         while !self.ended {
             match sys::lookup_batch(self.map.fd().as_fd(), self.at, &mut self.keys, &mut self.values) {
                 Ok((read, next)) => {
@@ -266,6 +276,14 @@ impl Events {
     }
 }
 
+/// The packet that the program [`PROGRAM_MARK`](fastpath_common::PROGRAM_MARK) is run with.
+pub(super) fn mark_frame(mark: &Mark) -> [u8; Mark::OFFSET + size_of::<Mark>()] {
+    let mut frame = [0; Mark::OFFSET + size_of::<Mark>()];
+    // SAFETY: there are as many bytes behind the offset; a Mark has no padding (Pod).
+    unsafe { frame.as_mut_ptr().add(Mark::OFFSET).cast::<Mark>().write_unaligned(*mark) };
+    frame
+}
+
 impl AsRawFd for Events {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_fd().as_raw_fd()
@@ -302,7 +320,41 @@ pub(super) fn write_config(pin_path: &Path, value: Config) -> Result<(), BpfErro
     config.and_then(|mut c| c.set(0, value, 0)).map_err(|e| BpfError::map("write the config map", e))
 }
 
-fn pinned(pin_path: &Path, map: &str) -> Result<MapData, BpfError> {
+/// Why an interface does without XDP, if somebody had asked for it.
+pub(super) fn read_no_xdp(pin_path: &Path, index: IfIndex) -> Result<Option<NoXdp>, BpfError> {
+    let map = match no_xdp(pin_path) {
+        Err(BpfError::NotPinned { .. }) => return Ok(None),
+        map => map?,
+    };
+    match map.get(&index.0, 0) {
+        Ok(reason) => Ok(Some(reason)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(e) => Err(BpfError::map("read the map of interfaces without XDP", e)),
+    }
+}
+
+/// Remembers why an interface does without XDP, or that it doesn't.
+pub(super) fn write_no_xdp(pin_path: &Path, index: IfIndex, reason: Option<NoXdp>) -> Result<(), BpfError> {
+    let mut map = match no_xdp(pin_path) {
+        Err(BpfError::NotPinned { .. }) if reason.is_none() => return Ok(()),
+        map => map?,
+    };
+    let result = match reason {
+        Some(reason) => map.insert(index.0, reason, 0),
+        None => map.remove(&index.0),
+    };
+    match result.map_err(map_io) {
+        Err(e) if reason.is_none() && e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        result => result.map_err(|e| BpfError::io("write the map of interfaces without XDP", e)),
+    }
+}
+
+fn no_xdp(pin_path: &Path) -> Result<HashMap<MapData, u32, NoXdp>, BpfError> {
+    let map = HashMap::try_from(Map::HashMap(pinned(pin_path, MAP_NO_XDP)?));
+    map.map_err(|e| BpfError::map("open the map of interfaces without XDP", e))
+}
+
+pub(super) fn pinned(pin_path: &Path, map: &str) -> Result<MapData, BpfError> {
     MapData::from_pin(pin_path.join(map)).map_err(|e| {
         let source = map_io(e);
         if super::load::is_absent(&source) {
