@@ -5,6 +5,7 @@
 
 mod ebpf;
 mod errors;
+mod flow_path;
 mod flows;
 mod foreign;
 mod host;
@@ -19,6 +20,8 @@ mod report;
 mod restart;
 mod ruleset;
 mod scale;
+mod stalled;
 mod threshold;
+mod top;
 mod topologies;
 mod traffic;

@@ -10,6 +10,7 @@ pub mod netns;
 pub mod path;
 pub mod reference;
 pub mod table;
+pub mod terminal;
 pub mod topology;
 pub mod traffic;
 
