@@ -3,6 +3,7 @@
 
 mod bench;
 mod build;
+mod deny;
 mod ebpf;
 mod guest;
 mod lint;
