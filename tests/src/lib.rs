@@ -5,9 +5,11 @@
 
 pub mod agent;
 pub mod attach;
+pub mod bench;
 pub mod monitor;
 pub mod netns;
 pub mod path;
+pub mod pktgen;
 pub mod reference;
 pub mod table;
 pub mod terminal;
