@@ -23,6 +23,7 @@ use crate::core::{flow::STATE_NAMES, flow_filter::Sort, model::IfName};
   fastpath-agent --exclude-interfaces='docker*'       leave some interfaces out
   fastpath-agent render | nft -c -f -                 see and check the ruleset without installing it
   fastpath-agent status                               what is installed, on which interfaces, and why not on others
+  fastpath-agent doctor                               what is wrong with this node, and what to do about it
   fastpath-agent cleanup                              remove all that the agent ever installed
 
 Every flag can be set by the environment variable that its help names; flags win.
@@ -71,6 +72,20 @@ The agent doesn't have to run, but for --follow.")]
 Keys are shown in the last line and by `?`. The agent doesn't have to run; without its pinned maps there are no rates.
 Colours are left out where the environment variable NO_COLOR is set.")]
     Top(TopArgs),
+    /// Check this node, say what is wrong and what to do about it, and send a real flow through scratch namespaces
+    #[command(after_help = "Examples:
+  fastpath-agent doctor                               every check, and the canary
+  fastpath-agent doctor --no-canary                   checks only, nothing is sent
+  fastpath-agent doctor -o json | jq '.findings[] | select(.level != \"green\")'
+  fastpath-agent doctor --strict || echo not all green
+
+Green is as it should be; amber works, but worse than it could; red doesn't work, or may break connections.
+Exit code: 0 where nothing is red (with --strict: where all is green), 1 otherwise, 64 for a wrong flag.
+The ruleset is compared with what the flags of the running agent want; where none runs, with doctor's own.")]
+    Doctor(DoctorArgs),
+    /// The canary itself; `doctor` starts it
+    #[command(hide = true, name = "canary")]
+    Canary(RuleArgs),
     /// Remove the table, the eBPF programs and the pinned maps that the agent made, and nothing else
     Cleanup(CleanupArgs),
 }
@@ -108,6 +123,9 @@ pub struct RuleArgs {
     /// Let network cards forward offloaded flows themselves, if all managed interfaces can
     #[arg(long, value_name = "MODE", default_value = "off", env = "FASTPATH_HW_OFFLOAD")]
     pub hw_offload: HwOffload,
+    /// Offload also on a kernel that is known to lose packets of offloaded flows (docs/kernels.md)
+    #[arg(long, env = "FASTPATH_IGNORE_KNOWN_BUGS", value_parser = BoolishValueParser::new())]
+    pub ignore_known_bugs: bool,
 }
 
 /// Flags of the agent itself.
@@ -147,7 +165,8 @@ pub struct RunArgs {
     /// Remove ruleset, programs and pinned maps when the agent is told to stop
     #[arg(long, env = "FASTPATH_CLEANUP_ON_EXIT", value_parser = BoolishValueParser::new())]
     pub cleanup_on_exit: bool,
-    /// How much to log: 0-1 changes of state, 2-4 also plans, 5 and more also flows
+    /// How much to log: 0-1 changes of state, 2-4 also plans, 5 and more also flows, 7 and more what the eBPF programs
+    /// do with single packets (for debugging: they get slower)
     #[arg(long, value_name = "N", default_value = "0", env = "FASTPATH_V", allow_hyphen_values = true)]
     pub v: String,
 }
@@ -212,6 +231,26 @@ pub struct TopArgs {
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub interval: u64,
     /// Directory of the pinned eBPF maps
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
+    pub pin_path: PathBuf,
+}
+
+/// Flags of `doctor`.
+#[derive(Clone, Debug, Args)]
+pub struct DoctorArgs {
+    /// What the ruleset should look like, where no agent runs whose flags say it.
+    #[command(flatten)]
+    pub rules: RuleArgs,
+    /// Don't send flows through scratch namespaces
+    #[arg(long, env = "FASTPATH_NO_CANARY", value_parser = BoolishValueParser::new())]
+    pub no_canary: bool,
+    /// Exit with 1 for amber too
+    #[arg(long, env = "FASTPATH_STRICT", value_parser = BoolishValueParser::new())]
+    pub strict: bool,
+    /// Output format
+    #[arg(short, long, value_name = "FORMAT", default_value = "text", env = "FASTPATH_OUTPUT")]
+    pub output: Output,
+    /// Directory of the pinned eBPF maps, where no agent runs whose flags say it
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
 }

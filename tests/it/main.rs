@@ -6,6 +6,7 @@
 mod crossings;
 mod ebpf;
 mod errors;
+mod flow_path;
 mod flows;
 mod foreign;
 mod host;
@@ -20,6 +21,8 @@ mod report;
 mod restart;
 mod ruleset;
 mod scale;
+mod stalled;
 mod threshold;
+mod top;
 mod topologies;
 mod traffic;

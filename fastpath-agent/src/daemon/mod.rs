@@ -21,6 +21,7 @@ use crate::{
     },
     kernel::{
         bpf, event_socket,
+        facts::KernelName,
         links::{LinkError, Links},
         memory,
         nft::{CommitError, Event, Monitor, Nft, NftError},
@@ -134,8 +135,18 @@ impl Offload {
             return Ok(None);
         }
         let monitor = Monitor::open()?;
-        let policy =
-            config.rules.policy(kernel.flowtable_counter.is_supported(), kernel.rt_ipsec.is_supported());
+        let mut rules = config.rules.clone();
+        if let Some(bug) = rules.heed(&KernelName::read().names()) {
+            warn!(
+                kernel = kernel.release,
+                bug = bug.name,
+                "offloading is switched off, flows are only watched, since this kernel is known for a bug: {}. Use one with \
+                 the fix (Linux {}), or start the agent with --ignore-known-bugs",
+                bug.what,
+                bug.fixed_in
+            );
+        }
+        let policy = rules.policy(kernel.flowtable_counter.is_supported(), kernel.rt_ipsec.is_supported());
         Ok(Some(Self { monitor, reconciler: Reconciler::new(Nft::open()?, policy, config.foreign) }))
     }
 

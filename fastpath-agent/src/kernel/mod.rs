@@ -6,8 +6,11 @@ use crate::core::{
 };
 
 pub mod bpf;
+pub mod canary;
 pub mod conntrack;
+mod ethtool;
 pub mod event_socket;
+pub mod facts;
 #[cfg(test)]
 pub mod fake;
 pub mod flows;

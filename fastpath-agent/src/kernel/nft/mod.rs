@@ -21,6 +21,7 @@ mod marker;
 mod meter;
 mod monitor;
 mod object;
+mod survey;
 pub(super) mod trial;
 
 pub use error::{CommitError, NftError, Rejection};
