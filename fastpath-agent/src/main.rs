@@ -34,6 +34,7 @@ fn main() -> ExitCode {
         Some(Command::Status(args)) => status(&args),
         Some(Command::Flows(args)) => flows(&args),
         Some(Command::Top(args)) => top(&args),
+        Some(Command::Revalidate) => revalidate(),
         Some(Command::Cleanup(args)) => cleanup(&args.pin_path),
     };
     match result {
@@ -99,6 +100,10 @@ fn flows(args: &FlowsArgs) -> anyhow::Result<()> {
 fn top(args: &TopArgs) -> anyhow::Result<()> {
     runtime()?.block_on(report::top::show(args, &hostname()))?;
     Ok(())
+}
+
+fn revalidate() -> anyhow::Result<()> {
+    print(&daemon::revalidate::by_hand()?.to_string())
 }
 
 fn cleanup(pin_path: &std::path::Path) -> anyhow::Result<()> {

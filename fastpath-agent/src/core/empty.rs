@@ -28,6 +28,13 @@ pub enum Obstacle {
     InUse,
 }
 
+/// Flows that our rules have offered to the flowtable so far; `None` where one of them doesn't count. The flowtable is
+/// empty for certain if this is as it was when it was emptied.
+pub fn offers(table: &ObservedTable) -> Option<u64> {
+    let rules = table.chains.iter().flat_map(|chain| &chain.rules);
+    rules.filter(|rule| refers(&rule.exprs)).map(|rule| Some(rule.counter?.packets)).sum()
+}
+
 /// The operations that empty the flowtable of our table; none where there is no flowtable.
 ///
 /// They leave everything as it was observed: flags, priority, devices, and our rules with the values of their counters.
@@ -59,9 +66,6 @@ fn remove_most(devices: &BTreeSet<IfName>) -> impl Iterator<Item = Op> {
 
 /// Deletes our rules from the first that refers to the flowtable on, and appends them again, so that they stay in order.
 fn rules(table: &ObservedTable) -> Result<(Vec<Op>, Vec<Op>), Obstacle> {
-    let refers = |exprs: &[Expr]| {
-        exprs.iter().any(|e| matches!(e, Expr::FlowAdd { flowtable } if flowtable == FLOWTABLE))
-    };
     let (mut delete, mut add) = (Vec::new(), Vec::new());
     for ObservedChain { rules, .. } in &table.chains {
         if rules.iter().any(|rule| rule.owner == Owner::Foreign && refers(&rule.exprs)) {
@@ -75,6 +79,10 @@ fn rules(table: &ObservedTable) -> Result<(Vec<Op>, Vec<Op>), Obstacle> {
         }
     }
     Ok((delete, add))
+}
+
+fn refers(exprs: &[Expr]) -> bool {
+    exprs.iter().any(|e| matches!(e, Expr::FlowAdd { flowtable } if flowtable == FLOWTABLE))
 }
 
 /// The rule's instructions with the value of its counter (a packet that it counts in the meantime is lost to it).
@@ -148,6 +156,7 @@ mod tests {
             let generation = kernel.observe().unwrap().generation;
             kernel.commit(&ops, generation).unwrap_or_else(|error| panic!("{devices} devices: {error}"));
             assert_eq!(without_handles(&kernel), before, "{devices} devices");
+            assert_eq!(offers(kernel.table.as_ref().unwrap()), Some(7 + 8));
         }
     }
 
@@ -157,6 +166,7 @@ mod tests {
         kernel.table.as_mut().unwrap().chains.clear();
         kernel.table.as_mut().unwrap().flowtables.clear();
         assert_eq!(ops(&kernel), []);
+        assert_eq!(offers(kernel.table.as_ref().unwrap()), Some(0));
     }
 
     #[test]
