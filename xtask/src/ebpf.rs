@@ -12,14 +12,9 @@ pub(crate) fn build() -> Result<PathBuf> {
     Ok(target().join("bpfel-unknown-none/release/fastpath-ebpf"))
 }
 
-/// Checks the eBPF programs with clippy; whether that was possible: Debian's compiler comes without one.
-pub(crate) fn clippy() -> Result<bool> {
-    let compiler = toolchain::compiler().context("no compiler for eBPF programs")?;
-    if !compiler.sysroot.join("bin/cargo-clippy").exists() {
-        return Ok(false);
-    }
-    process::run(cargo("clippy")?.args(["--release", "--quiet", "--", "-D", "warnings"]))?;
-    Ok(true)
+/// Checks the eBPF programs with clippy.
+pub(crate) fn clippy() -> Result<()> {
+    process::run(cargo("clippy")?.args(["--release", "--quiet", "--", "-D", "warnings"]))
 }
 
 /// Apart from the other packages': two compilers would throw each other's results away.
@@ -39,7 +34,9 @@ fn cargo(subcommand: &str) -> Result<Command> {
         // Comparisons and arithmetic of 32 bits without conversions: Linux 5.1.
         "-Ctarget-cpu=v3".to_owned(),
     ];
-    let mut command = Command::new(compiler.sysroot.join("bin/cargo"));
+    // By its path: cargo itself would take rustup's cargo-clippy first, which belongs to another compiler.
+    let program = if subcommand == "clippy" { "bin/cargo-clippy" } else { "bin/cargo" };
+    let mut command = Command::new(compiler.sysroot.join(program));
     command
         .args([
             subcommand,
@@ -58,9 +55,10 @@ fn cargo(subcommand: &str) -> Result<Command> {
     // What the calling cargo and rustup say to their children is about another compiler.
     for (name, _) in env::vars_os() {
         let name = name.to_string_lossy();
-        if matches!(&*name, "RUSTUP_TOOLCHAIN" | "CARGO" | "RUSTDOC" | "LD_LIBRARY_PATH" | "RUSTC_WRAPPER") {
+        if matches!(&*name, "RUSTUP_TOOLCHAIN" | "RUSTDOC" | "LD_LIBRARY_PATH" | "RUSTC_WRAPPER") {
             command.env_remove(&*name);
         }
     }
+    command.env("CARGO", compiler.sysroot.join("bin/cargo"));
     Ok(command)
 }

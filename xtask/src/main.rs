@@ -2,6 +2,7 @@
 //! native library itself.
 
 mod build;
+mod deny;
 mod ebpf;
 mod guest;
 mod lint;

@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
+    deny,
     guest::{
         initramfs::{find_bpftool, find_program},
         kernels::{self, Wanted},
@@ -90,12 +91,16 @@ const DEBIAN_COMPILER: &[&str] = &[
     "rustc-web",
     "cargo-web",
     "rust-web-src",
+    DEBIAN_CLIPPY,
     "llvm-22-dev",
     "libpolly-22-dev",
     "libzstd-dev",
     "zlib1g-dev",
     "libxml2-dev",
 ];
+
+/// Clippy for that compiler.
+const DEBIAN_CLIPPY: &str = "rust-web-clippy";
 
 /// The distributions that are known; on others the user is told what to install.
 #[derive(Clone, Copy, PartialEq)]
@@ -126,7 +131,10 @@ struct Missing {
     /// rustfmt or clippy, beside the cargo that runs this.
     checkers: bool,
     compiler: bool,
+    /// Clippy for eBPF programs, where there is a compiler for them.
+    ebpf_clippy: bool,
     linker: bool,
+    deny: bool,
     kernels: Vec<Wanted>,
 }
 
@@ -169,9 +177,16 @@ pub(crate) fn ensure(needs: &[Need<'_>]) -> Result<()> {
     if distribution == Distribution::Ubuntu2404 && !missing.kernels.is_empty() {
         packages.extend(["debian-archive-keyring", "python-apt-common"]); // the guest's kernels are Debian's
     }
+    if missing.ebpf_clippy {
+        packages.extend(clippy_for_ebpf()?);
+    }
     install_packages(&packages)?;
     if missing.compiler || missing.linker {
         install_linker()?;
+    }
+    if missing.deny {
+        progress::step("building cargo-deny", &mut deny::install()?)?;
+        deny::remove_build()?;
     }
     if !missing.kernels.is_empty() {
         download_kernels(&missing.kernels, distribution)?;
@@ -191,7 +206,9 @@ impl Missing {
             packages: Vec::new(),
             checkers: false,
             compiler: false,
+            ebpf_clippy: false,
             linker: false,
+            deny: false,
             kernels: Vec::new(),
         };
         for need in needs {
@@ -202,7 +219,11 @@ impl Missing {
                     missing.compiler = compiler.is_none();
                     missing.linker = compiler.as_ref().map(Compiler::linker).transpose()?.flatten().is_none();
                 }
-                Need::Lint => missing.checkers = !has_checkers(),
+                Need::Lint => {
+                    missing.checkers = !has_checkers();
+                    missing.ebpf_clippy = toolchain::compiler().is_some_and(|found| !found.has_clippy());
+                    missing.deny = !deny::installed()?;
+                }
                 Need::Host => tables.push(FOR_TESTS),
                 Need::Guest(wanted) => {
                     tables.extend([FOR_TESTS, FOR_GUESTS]);
@@ -227,7 +248,9 @@ impl Missing {
         self.packages.is_empty()
             && !self.checkers
             && !self.compiler
+            && !self.ebpf_clippy
             && !self.linker
+            && !self.deny
             && self.kernels.is_empty()
     }
 
@@ -245,6 +268,12 @@ impl Missing {
                 toolchain::PINNED_NIGHTLY
             );
         }
+        if self.ebpf_clippy {
+            eprintln!("  clippy for that compiler");
+        }
+        if self.deny {
+            eprintln!("  cargo-deny {} (about a minute)", deny::RELEASE);
+        }
         if self.linker {
             eprintln!("  bpf-linker {}, built for that compiler (1 to 3 minutes)", toolchain::BPF_LINKER);
         }
@@ -258,6 +287,19 @@ impl Missing {
 fn has_checkers() -> bool {
     let Some(cargo) = env::var_os("CARGO").map(PathBuf::from) else { return true }; // not run by cargo
     ["cargo-fmt", "cargo-clippy"].iter().all(|name| cargo.with_file_name(name).exists())
+}
+
+/// The package with clippy for the eBPF compiler, if it is Debian's; a nightly gets it from rustup.
+fn clippy_for_ebpf() -> Result<Option<&'static str>> {
+    let compiler = toolchain::compiler().context("no compiler for eBPF programs")?;
+    if compiler.origin == Origin::Debian {
+        return Ok(Some(DEBIAN_CLIPPY));
+    }
+    let name = compiler.sysroot.file_name().context("a toolchain's directory has a name")?;
+    let mut add = Command::new("rustup");
+    add.args(["component", "add", "clippy", "--toolchain"]).arg(name);
+    progress::step("adding clippy for eBPF", &mut add)?;
+    Ok(None)
 }
 
 /// Tries to get the pinned nightly from rustup; whether there is a usable compiler now. Existing toolchains and rustup

@@ -85,6 +85,11 @@ fn has_library_source(sysroot: &Path) -> bool {
 }
 
 impl Compiler {
+    /// Whether clippy is there for it.
+    pub(crate) fn has_clippy(&self) -> bool {
+        self.sysroot.join("bin/cargo-clippy").exists()
+    }
+
     /// Where this compiler's bpf-linker is installed: linked to its LLVM.
     fn linker_root(&self) -> Result<PathBuf> {
         let name = match self.origin {
