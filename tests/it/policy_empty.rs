@@ -11,10 +11,11 @@ use std::{
 use fastpath_agent::{
     core::{
         empty::empty,
-        model::{IfIndex, IfName, MAX_DEVICES_PER_MESSAGE},
+        model::{IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN},
         observed::Observed,
         plan::Op,
         rule::Rule,
+        sets::OwnSet,
     },
     kernel::{
         Ruleset,
@@ -210,11 +211,12 @@ fn a_thousand_devices_do_not_make_it_slow_and_nobody_loses_announcements() {
             let mut install = vec![
                 Op::AddTable,
                 Op::AddFlowtable { priority: 0, counter: true, hw_offload: false },
-                Op::AddDeviceSet,
-                Op::AddIndices(vec![IfIndex(1)]),
-                Op::AddChain { priority: 300 },
-                Op::AddRule { exprs: Rule::Offload { threshold: 20, spare_ipsec: true }.exprs() },
+                Op::AddSet(OwnSet::SlowPath),
+                Op::AddOffloadChain,
             ];
+            for rule in [Rule::OnlyEstablished, Rule::Offload, Rule::Meter] {
+                install.push(Op::AddRule { chain: OFFLOAD_CHAIN, exprs: rule.exprs() });
+            }
             install.extend(names.chunks(MAX_DEVICES_PER_MESSAGE).map(|c| Op::AddDevices(c.to_vec())));
             let generation = nft.observe().expect("observe").generation;
             nft.commit(&install, generation).expect("commit");

@@ -18,4 +18,5 @@ pub mod rates;
 pub mod revalidate;
 pub mod rule;
 pub mod select;
+pub mod sets;
 pub mod watch;

@@ -15,15 +15,18 @@ use crate::{
 
 mod batch;
 mod dump;
+mod element;
 mod error;
 mod expr;
 mod marker;
+mod meter;
 mod monitor;
 mod notice;
 mod object;
 pub(super) mod trial;
 
 pub use error::{CommitError, NftError, Rejection};
+pub use meter::SlowPath;
 pub use monitor::{Event, Lost, Monitor};
 
 use batch::Batch;

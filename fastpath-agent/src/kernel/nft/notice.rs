@@ -1,12 +1,8 @@
 //! What the kernel's notifications (and its list of chains) say was changed: only names and hooks are read, in place.
 
-use netlink_packet_core::{NLA_HEADER_SIZE, NlaBuffer};
-
-type Nla<'a> = NlaBuffer<&'a [u8]>;
-
 use crate::{
     core::revalidate::{Hook, Notice, Subject},
-    kernel::nfnetlink::{Message, attributes},
+    kernel::nfnetlink::{Attribute, Message, attributes},
 };
 
 // Attributes, include/uapi/linux/netfilter/nf_tables.h. The name of the table is the first of all kinds of objects.
@@ -52,7 +48,7 @@ pub(super) fn parse<'a>(message: &Message<'a>) -> Option<Notice<'a>> {
     Some(Notice { family: *message.payload().first()?, table: table?, subject })
 }
 
-fn hook<'a>(kind: &'a str, nla: &Nla<'a>) -> Option<Hook<'a>> {
+fn hook<'a>(kind: &'a str, nla: &Attribute<'a>) -> Option<Hook<'a>> {
     let (mut number, mut priority) = (None, 0);
     for nla in attributes(nla.value()) {
         let value = || Some(u32::from_be_bytes(nla.value().try_into().ok()?));
@@ -66,8 +62,6 @@ fn hook<'a>(kind: &'a str, nla: &Nla<'a>) -> Option<Hook<'a>> {
 }
 
 /// A name, without its closing NUL. Names that aren't UTF-8 nobody's tools can write.
-fn text<'a>(nla: &Nla<'a>) -> Option<&'a str> {
-    // `NlaBuffer::value` lends from the buffer, not from what that borrows.
-    let value = nla.into_inner().get(NLA_HEADER_SIZE..usize::from(nla.length()))?;
-    str::from_utf8(value.split(|byte| *byte == 0).next()?).ok()
+fn text<'a>(nla: &Attribute<'a>) -> Option<&'a str> {
+    str::from_utf8(nla.value().split(|byte| *byte == 0).next()?).ok()
 }
