@@ -13,6 +13,7 @@ mod interfaces;
 mod mtu;
 mod offload_chain;
 mod overrun;
+mod policy;
 mod policy_empty;
 mod reference;
 mod repair;
