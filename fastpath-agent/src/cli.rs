@@ -118,9 +118,19 @@ pub struct RunArgs {
     /// Name of this node in logs and status
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     pub hostname_override: Option<String>,
-    /// How packets of flows are watched: tc attaches an eBPF program to every managed interface, off does without
+    /// Where eBPF programs count the packets of flows, on every managed interface; see docs/ebpf.md for what differs
     #[arg(long, value_name = "MODE", default_value = "tc", env = "FASTPATH_EBPF")]
     pub ebpf: EbpfMode,
+    /// Directions of flows that the map has room for, from 1024 to 4194304; the least recently used go first. With
+    /// another number than before, counting starts again at 0
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "65536",
+        env = "FASTPATH_MAX_FLOWS",
+        allow_hyphen_values = true
+    )]
+    pub max_flows: String,
     /// Directory for pinned eBPF maps, on a bpf file system
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
@@ -243,8 +253,12 @@ pub enum HwOffload {
 /// Modes of `--ebpf`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum EbpfMode {
-    /// A TC program at ingress of every managed interface
+    /// At ingress of traffic control
     Tc,
+    /// At XDP, in the driver; at TC where the interface can't
+    Xdp,
+    /// At XDP, after the driver (slower than tc); at TC where the interface can't
+    XdpGeneric,
     /// No eBPF
     Off,
 }

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use fastpath_common::limits::{MAX_FLOWS, MIN_FLOWS};
+
 use crate::{
     cli::{EbpfMode, HwOffload, RuleArgs, RunArgs},
     core::{desired::Policy, diff::ForeignTable, select::Selection},
@@ -16,6 +18,8 @@ pub struct Config {
     pub node: String,
     /// Whether and how packets are watched.
     pub ebpf: EbpfMode,
+    /// Entries of the flows map.
+    pub max_flows: u32,
     /// Where maps are pinned.
     pub pin_path: PathBuf,
     /// What to do about somebody else's table of our name.
@@ -111,10 +115,18 @@ impl Config {
                 allowed: "an absolute path on a bpf file system, as /sys/fs/bpf/fastpath".to_owned(),
             });
         }
+        let room = MIN_FLOWS..=MAX_FLOWS;
+        let allowed = format!("a number of flow directions from {MIN_FLOWS} to {MAX_FLOWS}");
+        let max_flows = number("max-flows", &args.max_flows, &allowed)?;
+        if !room.contains(&max_flows) {
+            let allowed = format!("it takes {allowed}");
+            return Err(BadValue { flag: "max-flows", value: args.max_flows.clone(), allowed });
+        }
         Ok(Self {
             rules: Rules::try_from(&args.rules)?,
             node: args.hostname_override.clone().filter(|name| !name.is_empty()).unwrap_or(hostname),
             ebpf: args.ebpf,
+            max_flows,
             pin_path: args.pin_path.clone(),
             foreign: if args.takeover { ForeignTable::TakeOver } else { ForeignTable::Refuse },
             once: args.once,
@@ -156,6 +168,7 @@ mod tests {
         assert_eq!((config.rules.threshold, config.rules.chain_priority), (20, 300));
         assert_eq!(config.node, "node-1");
         assert_eq!(config.foreign, ForeignTable::Refuse);
+        assert_eq!(config.max_flows, fastpath_common::limits::DEFAULT_MAX_FLOWS);
     }
 
     #[test]
@@ -169,11 +182,21 @@ mod tests {
             (["--exclude-interfaces=a,{"], ["--exclude-interfaces", "'{'", "eth*"]),
             (["--v=loud"], ["--v", "'loud'", "0 to 255"]),
             (["--pin-path=maps"], ["--pin-path", "'maps'", "absolute"]),
+            (["--max-flows=1023"], ["--max-flows", "'1023'", "1024 to 4194304"]),
+            (["--max-flows=4194305"], ["--max-flows", "'4194305'", "1024 to 4194304"]),
+            (["--max-flows=-1"], ["--max-flows", "'-1'", "1024 to 4194304"]),
         ] {
             let error = config(&args).unwrap_err().to_string();
             for word in words {
                 assert!(error.contains(word), "{error:?} lacks {word:?}");
             }
+        }
+    }
+
+    #[test]
+    fn the_flow_map_can_have_its_smallest_and_largest_size() {
+        for (args, expected) in [(["--max-flows=1024"], 1024), (["--max-flows=4194304"], 4_194_304)] {
+            assert_eq!(config(&args).unwrap().max_flows, expected);
         }
     }
 

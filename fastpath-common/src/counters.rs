@@ -100,3 +100,24 @@ pub struct Config {
 }
 
 assert_layout!(Config, 8, abi_version @ 0, threshold @ 4);
+
+/// Why an interface is watched with TC although XDP was asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct NoXdp {
+    /// One of the constants.
+    pub reason: u32,
+    /// What the kernel said; 0 if it wasn't asked.
+    pub errno: u32,
+}
+
+assert_layout!(NoXdp, 8, reason @ 0, errno @ 4);
+
+impl NoXdp {
+    /// The device has no Ethernet header.
+    pub const NO_ETHERNET: u32 = 1;
+    /// The device gets its packets from other devices (bridge, bond, VLAN), which are where XDP is.
+    pub const STACKED: u32 = 2;
+    /// The kernel or the driver refused; `errno` has what they said.
+    pub const REFUSED: u32 = 3;
+}

@@ -10,7 +10,7 @@ pub mod flow_key;
 pub mod hot;
 pub mod limits;
 
-pub use counters::{Config, FlowCounters, PacketStats, Signal, Tally};
+pub use counters::{Config, FlowCounters, NoXdp, PacketStats, Signal, Tally};
 pub use event::FlowEvent;
 pub use flow_key::{Family, FlowKey};
 pub use hot::{HotFlow, MatchWords};
@@ -23,6 +23,10 @@ pub const ABI_VERSION: u32 = 2;
 pub const PROGRAM_ETHERNET: &str = "fastpath_tc";
 /// Program for devices whose packets begin with the IP header (WireGuard, tun, ipip).
 pub const PROGRAM_L3: &str = "fastpath_tc_l3";
+/// Program for devices with an Ethernet header, at XDP.
+pub const PROGRAM_XDP: &str = "fastpath_xdp";
+/// Program at XDP that counts nothing.
+pub const PROGRAM_XDP_IDLE: &str = "fastpath_idle";
 
 /// LRU hash: [`FlowKey`] → [`FlowCounters`].
 pub const MAP_FLOWS: &str = "fastpath_flows";
@@ -34,6 +38,8 @@ pub const MAP_CONFIG: &str = "fastpath_config";
 pub const MAP_HOT: &str = "fastpath_hot";
 /// Ring buffer of [`FlowEvent`].
 pub const MAP_EVENTS: &str = "fastpath_events";
+/// Hash: interface index (`u32`) → [`NoXdp`].
+pub const MAP_NO_XDP: &str = "fastpath_no_xdp";
 
 /// Asserts size and field offsets of a shared type.
 macro_rules! assert_layout {
@@ -49,7 +55,7 @@ pub(crate) use assert_layout;
 #[cfg(feature = "user")]
 #[expect(unsafe_code, reason = "aya reads and writes these types as plain bytes")]
 mod pod {
-    use super::{Config, FlowCounters, FlowEvent, FlowKey, HotFlow, PacketStats};
+    use super::{Config, FlowCounters, FlowEvent, FlowKey, HotFlow, NoXdp, PacketStats};
 
     // SAFETY: repr(C), integers only, no padding (the layouts are asserted): any bytes are a value.
     unsafe impl aya::Pod for FlowKey {}
@@ -63,4 +69,6 @@ mod pod {
     unsafe impl aya::Pod for FlowEvent {}
     // SAFETY: as above.
     unsafe impl aya::Pod for HotFlow {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for NoXdp {}
 }

@@ -8,12 +8,12 @@ use aya_ebpf::{
     bindings::BPF_NOEXIST,
     cty::c_long,
     helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns},
-    programs::TcContext,
 };
 use fastpath_common::{FlowCounters, FlowEvent, FlowKey, HotFlow, MatchWords, PacketStats, Signal};
 
 use crate::{
     atomic,
+    frame::Frame,
     maps::{CONFIG, EVENTS, FLOWS, HOT, STATS},
     parse::{Packet, Uncounted},
 };
@@ -39,7 +39,7 @@ struct Now {
 
 /// Counts a packet. With `MAY_BE_HOT`, its flow may become hot.
 #[inline(always)]
-pub fn account<const MAY_BE_HOT: bool>(ctx: &TcContext, parsed: &Result<Packet, Uncounted>) {
+pub fn account<const MAY_BE_HOT: bool>(ctx: &impl Frame, parsed: &Result<Packet, Uncounted>) {
     let Some(stats) = STATS.get_ptr_mut(0) else { return };
     // SAFETY: the element of this CPU; programs on one CPU don't interrupt each other (softirqs are off).
     let stats = unsafe { &mut *stats };
@@ -56,14 +56,13 @@ pub fn account<const MAY_BE_HOT: bool>(ctx: &TcContext, parsed: &Result<Packet, 
 }
 
 #[inline(always)]
-fn flow<const MAY_BE_HOT: bool>(ctx: &TcContext, packet: &Packet, stats: &mut PacketStats) {
+fn flow<const MAY_BE_HOT: bool>(ctx: &impl Frame, packet: &Packet, stats: &mut PacketStats) {
     // SAFETY: no preconditions.
     let now = unsafe { Now { tick: bpf_jiffies64(), ns: bpf_ktime_get_coarse_ns() } };
-    // SAFETY: the context is a valid __sk_buff for the whole run.
-    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    let ifindex = ctx.ifindex();
     let mut amount = Amount {
         packets: 1,
-        segments: u64::from(gso_segments(ctx).unwrap_or(1)),
+        segments: u64::from(ctx.gso_segments().unwrap_or(1)),
         bytes: u64::from(packet.bytes),
         tcp_flags: u64::from(packet.tcp_flags),
     };
@@ -248,20 +247,4 @@ fn signal(
         stats.events_lost += 1;
     }
     true
-}
-
-/// Packets on the wire that a GSO packet stands for; `None` if it isn't one. Packets from a guest may know the size
-/// of their segments only (`SKB_GSO_DODGY`).
-#[inline(always)]
-pub fn gso_segments(ctx: &TcContext) -> Option<u32> {
-    // SAFETY: the context is a valid __sk_buff for the whole run.
-    let size = unsafe { (*ctx.skb.skb).gso_size };
-    if size == 0 {
-        return None;
-    }
-    // SAFETY: as above.
-    match unsafe { (*ctx.skb.skb).gso_segs } {
-        0 => Some(ctx.len().div_ceil(size)),
-        segments => Some(segments),
-    }
 }

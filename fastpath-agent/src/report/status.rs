@@ -177,16 +177,24 @@ impl fmt::Display for Status {
 }
 
 fn write_ebpf(f: &mut fmt::Formatter<'_>, ebpf: &bpf::Inspection) -> fmt::Result {
-    match &ebpf.maps {
-        None => writeln!(f, "no programs: nothing is pinned in {}", ebpf.pin_path.display()),
-        Some(maps) => writeln!(
-            f,
-            "{} interfaces watched, {} of {} entries in the flow map (one for each direction)",
-            ebpf.attachments.len(),
-            maps.flows,
-            maps.max_flows
-        ),
+    let Some(maps) = &ebpf.maps else {
+        return writeln!(f, "no programs: nothing is pinned in {}", ebpf.pin_path.display());
+    };
+    writeln!(
+        f,
+        "{} interfaces watched, {} of {} entries in the flow map (one for each direction; {} entered, {} evicted)",
+        ebpf.attachments.len(),
+        maps.flows,
+        maps.max_flows,
+        maps.flows_entered,
+        maps.flows_left,
+    )?;
+    for attachment in &ebpf.attachments {
+        if let Some(reason) = attachment.without_xdp {
+            writeln!(f, "            {} is watched with TC instead of XDP: {reason}", attachment.name)?;
+        }
     }
+    Ok(())
 }
 
 impl fmt::Display for Table {

@@ -5,24 +5,25 @@ use std::{fs, io, path::Path};
 use aya::{
     EbpfLoader,
     maps::MapInfo,
-    programs::{Program, SchedClassifier},
+    programs::{Program, SchedClassifier, Xdp},
 };
 use fastpath_common::{
     ABI_VERSION, Config, FlowCounters, FlowKey, HotFlow, MAP_CONFIG, MAP_EVENTS, MAP_FLOWS, MAP_HOT,
-    MAP_STATS, PROGRAM_ETHERNET, PROGRAM_L3, PacketStats, limits,
+    MAP_NO_XDP, MAP_STATS, NoXdp, PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_XDP, PROGRAM_XDP_IDLE, PacketStats,
+    limits,
 };
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::{BpfError, LoadConfig, Programs, maps};
+use super::{BpfError, Hook, LoadConfig, Programs, maps};
 
 /// What build.rs found; empty if the agent was built without.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fastpath-ebpf.o"));
 
-/// Directory with the pinned TCX links, below the pin directory.
+/// Directory with the pinned TCX and XDP links, below the pin directory.
 pub(super) const LINKS: &str = "links";
 
 /// The maps by name.
-pub(super) const MAPS: [&str; 5] = [MAP_FLOWS, MAP_HOT, MAP_STATS, MAP_CONFIG, MAP_EVENTS];
+pub(super) const MAPS: [&str; 6] = [MAP_FLOWS, MAP_HOT, MAP_STATS, MAP_CONFIG, MAP_EVENTS, MAP_NO_XDP];
 
 /// Loads the programs and pins their maps. Maps that an earlier agent pinned are taken over with all that they hold
 /// if ABI version and sizes are the same; otherwise new ones take their place, and interfaces count into them as
@@ -37,7 +38,14 @@ pub fn load(config: &LoadConfig) -> Result<Programs, BpfError> {
 
     let takes_over = fits(config);
     if !takes_over {
-        unpin_maps(&config.pin_path)?;
+        let found = MapInfo::from_pin(config.pin_path.join(MAP_FLOWS)).map(|info| info.max_entries());
+        if !unpin_maps(&config.pin_path)?.is_empty() {
+            tracing::info!(
+                had_max_flows = found.ok(),
+                max_flows = config.max_flows,
+                "pinned maps of another size or version are replaced: counting starts again at 0"
+            );
+        }
     }
     load_object(config, takes_over).inspect_err(|_| {
         // Maps without programs would only mislead who looks at them.
@@ -58,8 +66,21 @@ fn load_object(config: &LoadConfig, takes_over: bool) -> Result<Programs, BpfErr
     for name in [PROGRAM_ETHERNET, PROGRAM_L3] {
         classifier(&mut object, name)?.load().map_err(|e| BpfError::program(name, e))?;
     }
+    if config.hook != Hook::Tc
+        && let Err(error) = load_xdp(&mut object)
+    {
+        tracing::warn!("flows are watched with TC instead of XDP: {error}");
+    }
     tracing::info!(pin_path = %config.pin_path.display(), max_flows = config.max_flows, takes_over, "eBPF programs loaded");
-    Ok(Programs::new(object, config.pin_path.clone()))
+    Ok(Programs::new(object, config.pin_path.clone(), config.hook))
+}
+
+/// Needs Linux 5.18 (frames larger than a page).
+fn load_xdp(object: &mut aya::Ebpf) -> Result<(), BpfError> {
+    for name in [PROGRAM_XDP, PROGRAM_XDP_IDLE] {
+        xdp_program(object, name)?.load().map_err(|e| BpfError::program(name, e))?;
+    }
+    Ok(())
 }
 
 /// The program of that name in the object.
@@ -70,6 +91,17 @@ pub(super) fn classifier<'a>(
     match object.program_mut(name) {
         Some(Program::SchedClassifier(program)) => Ok(program),
         _ => Err(BpfError::BadObject(format!("no classifier {name}"))),
+    }
+}
+
+/// The XDP program of that name in the object.
+pub(super) fn xdp_program<'a>(
+    object: &'a mut aya::Ebpf,
+    name: &'static str,
+) -> Result<&'a mut Xdp, BpfError> {
+    match object.program_mut(name) {
+        Some(Program::Xdp(program)) => Ok(program),
+        _ => Err(BpfError::BadObject(format!("no XDP program {name}"))),
     }
 }
 
@@ -86,6 +118,7 @@ fn fits(config: &LoadConfig) -> bool {
         && same(MAP_HOT, size_of::<u32>(), size_of::<HotFlow>(), limits::HOT_SLOTS)
         && same(MAP_STATS, size_of::<u32>(), size_of::<PacketStats>(), 1)
         && same(MAP_EVENTS, 0, 0, limits::EVENT_RING_BYTES)
+        && same(MAP_NO_XDP, size_of::<u32>(), size_of::<NoXdp>(), limits::MAX_NO_XDP)
 }
 
 /// Removes the maps' pins; returns the names of those that were there. The maps live on as long as programs use them.

@@ -10,10 +10,11 @@ use std::{
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
 use fastpath_common::{
     ABI_VERSION, Config, FlowCounters, FlowEvent, FlowKey, HotFlow, MAP_CONFIG, MAP_EVENTS, MAP_FLOWS,
-    MAP_HOT, MAP_STATS, MatchWords, PacketStats, Tally, limits::HOT_SLOTS,
+    MAP_HOT, MAP_NO_XDP, MAP_STATS, MatchWords, NoXdp, PacketStats, Tally, limits::HOT_SLOTS,
 };
 
 use super::{BpfError, error::map_io};
+use crate::core::model::IfIndex;
 
 /// The maps in a pin directory, of this agent's ABI version.
 pub struct Pinned {
@@ -199,6 +200,40 @@ pub(super) fn read_config(pin_path: &Path) -> Result<Config, BpfError> {
 pub(super) fn write_config(pin_path: &Path, value: Config) -> Result<(), BpfError> {
     let config = Array::<_, Config>::try_from(Map::Array(pinned(pin_path, MAP_CONFIG)?));
     config.and_then(|mut c| c.set(0, value, 0)).map_err(|e| BpfError::map("write the config map", e))
+}
+
+/// Why an interface does without XDP, if somebody had asked for it.
+pub(super) fn read_no_xdp(pin_path: &Path, index: IfIndex) -> Result<Option<NoXdp>, BpfError> {
+    let map = match no_xdp(pin_path) {
+        Err(BpfError::NotPinned { .. }) => return Ok(None),
+        map => map?,
+    };
+    match map.get(&index.0, 0) {
+        Ok(reason) => Ok(Some(reason)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(e) => Err(BpfError::map("read the map of interfaces without XDP", e)),
+    }
+}
+
+/// Remembers why an interface does without XDP, or that it doesn't.
+pub(super) fn write_no_xdp(pin_path: &Path, index: IfIndex, reason: Option<NoXdp>) -> Result<(), BpfError> {
+    let mut map = match no_xdp(pin_path) {
+        Err(BpfError::NotPinned { .. }) if reason.is_none() => return Ok(()),
+        map => map?,
+    };
+    let result = match reason {
+        Some(reason) => map.insert(index.0, reason, 0),
+        None => map.remove(&index.0),
+    };
+    match result.map_err(map_io) {
+        Err(e) if reason.is_none() && e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        result => result.map_err(|e| BpfError::io("write the map of interfaces without XDP", e)),
+    }
+}
+
+fn no_xdp(pin_path: &Path) -> Result<HashMap<MapData, u32, NoXdp>, BpfError> {
+    let map = HashMap::try_from(Map::HashMap(pinned(pin_path, MAP_NO_XDP)?));
+    map.map_err(|e| BpfError::map("open the map of interfaces without XDP", e))
 }
 
 fn pinned(pin_path: &Path, map: &str) -> Result<MapData, BpfError> {

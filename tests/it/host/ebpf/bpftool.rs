@@ -89,7 +89,7 @@ fn every_recipe_of_the_page_works() {
     };
     assert_eq!(
         output_of("ls "),
-        "fastpath_config\nfastpath_events\nfastpath_flows\nfastpath_hot\nfastpath_stats\nlinks\n"
+        "fastpath_config\nfastpath_events\nfastpath_flows\nfastpath_hot\nfastpath_no_xdp\nfastpath_stats\nlinks\n"
     );
     assert_eq!(output_of("grep -c"), "1\n");
     assert_eq!(output_of("sort -rn"), "896 7 17 10.0.0.1:4001 10.0.0.2:4002\n");

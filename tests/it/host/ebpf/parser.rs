@@ -16,10 +16,10 @@ use etherparse::{
     EtherType, Ethernet2HeaderSlice, IpAuthHeaderSlice, IpNumber, Ipv4HeaderSlice, Ipv6FragmentHeaderSlice,
     Ipv6HeaderSlice, Ipv6RawExtHeaderSlice, SingleVlanHeaderSlice, UdpHeaderSlice, ether_type, ip_number,
 };
-use fastpath_agent::kernel::bpf::{FlowEyes, Programs};
+use fastpath_agent::kernel::bpf::Hook;
 use fastpath_common::{
     Family, FlowKey, PacketStats,
-    limits::{MAX_EXTENSION_HEADERS, MAX_VLAN_TAGS},
+    limits::{MAX_EXTENSION_HEADERS, MAX_VLAN_TAGS, MAX_VLAN_TAGS_XDP},
 };
 use nix::libc;
 use proptest::{
@@ -44,11 +44,11 @@ enum Outcome {
 use Outcome::{Flow, LaterFragment, Malformed, NotIp, OtherProtocol, TooManyHeaders};
 
 /// What etherparse makes of a frame, or why it belongs to no flow.
-fn expected(frame: &[u8]) -> Result<Outcome, Outcome> {
+fn expected(frame: &[u8], hook: Hook) -> Result<Outcome, Outcome> {
     let ethernet = Ethernet2HeaderSlice::from_slice(frame).map_err(|_| Malformed)?;
     let mut kind = ethernet.ether_type();
     let mut rest = &frame[ethernet.slice().len()..];
-    for _ in 0..MAX_VLAN_TAGS {
+    for _ in 0..if hook == Hook::Tc { MAX_VLAN_TAGS } else { MAX_VLAN_TAGS_XDP } {
         if kind == EtherType(VLAN) || kind == EtherType(QINQ) {
             let tag = SingleVlanHeaderSlice::from_slice(rest).map_err(|_| Malformed)?;
             kind = tag.ether_type();
@@ -179,13 +179,14 @@ fn wide(address: &[u8; 4]) -> [u8; 16] {
     wide
 }
 
-/// The loaded Ethernet program of this pair: the one that uses its flows map.
-fn program(pair: &Pair) -> ProgramFd {
+/// The loaded program of this pair for Ethernet frames: the one that uses its flows map.
+fn program(pair: &Pair, hook: Hook) -> ProgramFd {
+    let name = if hook == Hook::Tc { "fastpath_tc" } else { "fastpath_xdp" };
     let map = MapInfo::from_pin(pair.bpffs.pin_path().join("fastpath_flows")).unwrap().id();
     loaded_programs()
         // Others' may go while one looks.
         .filter_map(Result::ok)
-        .filter(|info| info.name_as_str() == Some("fastpath_tc"))
+        .filter(|info| info.name_as_str() == Some(name))
         .find(|info| info.map_ids().ok().flatten().is_some_and(|ids| ids.contains(&map)))
         .expect("the program is loaded")
         .fd()
@@ -311,14 +312,14 @@ fn any_frames() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
 }
 
 /// Runs a frame until its flow is hot, then another, and compares what was counted with what etherparse says.
-fn check(pair: &Pair, program: &ProgramFd, frames: [&[u8]; 2]) -> Result<(), TestCaseError> {
+fn check(pair: &Pair, hook: Hook, program: &ProgramFd, frames: [&[u8]; 2]) -> Result<(), TestCaseError> {
     // The first enters the flow, the second makes it hot (mostly: they have to be in one tick), the others take the
     // short way. That goes for the second frame too, if its flow is the same.
     const TIMES: u64 = 5;
     let pinned = pair.pinned();
     let without_events = |stats| PacketStats { flows_entered: 0, events_sent: 0, events_lost: 0, ..stats };
     let mut stats = without_events(pinned.stats().unwrap());
-    let outcomes = frames.map(|frame| expected(frame).unwrap_or_else(|reason| reason));
+    let outcomes = frames.map(|frame| expected(frame, hook).unwrap_or_else(|reason| reason));
     let mut flows = BTreeMap::new();
     for outcome in outcomes {
         if let Flow { key, .. } = outcome {
@@ -327,7 +328,8 @@ fn check(pair: &Pair, program: &ProgramFd, frames: [&[u8]; 2]) -> Result<(), Tes
     }
     for (frame, outcome) in frames.iter().zip(outcomes) {
         let Some((result, after)) = run(program, frame, TIMES as u32) else { continue };
-        prop_assert_eq!(result, -1, "the program goes on with the next");
+        // TCX_NEXT and TC_ACT_UNSPEC; XDP_PASS.
+        prop_assert_eq!(result, if hook == Hook::Tc { -1 } else { 2 }, "the program goes on with the next");
         prop_assert_eq!(after.as_slice(), *frame, "the frame is as it was");
         let tally = match outcome {
             Flow { .. } => &mut stats.counted,
@@ -359,26 +361,22 @@ fn check(pair: &Pair, program: &ProgramFd, frames: [&[u8]; 2]) -> Result<(), Tes
     Ok(())
 }
 
-fn attached(pair: &Pair) -> Programs {
-    let mut programs = pair.load(0, 65_536);
-    pair.node.run(|| programs.attach(&pair.rx0()).unwrap());
-    programs
-}
-
 #[test]
 fn agrees_with_another_parser_on_arbitrary_frames() {
-    let pair = Pair::new();
-    let _programs = attached(&pair);
-    let program = program(&pair);
-    let past_failures = concat!(env!("CARGO_MANIFEST_DIR"), "/it/host/ebpf/parser.regressions");
-    let mut runner = TestRunner::new(Config {
-        cases: 2000,
-        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(past_failures))),
-        ..Config::default()
-    });
-    runner
-        .run(&any_frames(), |(right, frame)| check(&pair, &program, [&right, &frame]))
-        .unwrap_or_else(|e| panic!("{e}"));
+    for hook in HOOKS {
+        let pair = Pair::new();
+        let _programs = pair.attach_at(hook, 0, 65_536);
+        let program = program(&pair, hook);
+        let past_failures = concat!(env!("CARGO_MANIFEST_DIR"), "/it/host/ebpf/parser.regressions");
+        let mut runner = TestRunner::new(Config {
+            cases: 2000,
+            failure_persistence: Some(Box::new(FileFailurePersistence::Direct(past_failures))),
+            ..Config::default()
+        });
+        runner
+            .run(&any_frames(), |(right, frame)| check(&pair, hook, &program, [&right, &frame]))
+            .unwrap_or_else(|e| panic!("{hook:?}: {e}"));
+    }
 }
 
 #[test]
@@ -389,7 +387,7 @@ fn arbitrary_frames_are_of_every_kind() {
     for _ in 0..1000 {
         use proptest::strategy::ValueTree;
         let (_, frame) = any_frames().new_tree(&mut runner).unwrap().current();
-        let outcome = expected(&frame).unwrap_or_else(|reason| reason);
+        let outcome = expected(&frame, Hook::Tc).unwrap_or_else(|reason| reason);
         let kind = match outcome {
             Flow { key, .. } => format!("flow v{} {}", key.family, key.protocol),
             reason => format!("{reason:?}"),
