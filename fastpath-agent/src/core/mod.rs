@@ -16,3 +16,4 @@ pub mod rates;
 pub mod rule;
 pub mod select;
 pub mod watch;
+pub mod why;

@@ -14,6 +14,8 @@ pub mod links;
 mod nfnetlink;
 pub mod nft;
 pub mod probe;
+pub mod route;
+pub mod xfrm;
 
 /// The ruleset as far as it concerns us.
 pub trait Ruleset {

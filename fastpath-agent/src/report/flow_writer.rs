@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use fastpath_common::FlowCounters;
 use serde::Serialize;
 
 use crate::core::{
@@ -123,7 +124,7 @@ impl Record {
                 bytes: c.bytes,
                 age_ms: ago(c.first_seen_ns),
                 idle_ms: ago(c.last_seen_ns),
-                tcp_flags: c.tcp_flags,
+                tcp_flags: c.flags & FlowCounters::TCP_FLAGS,
             })
         });
         Self {
@@ -162,8 +163,6 @@ impl Writer for Json {
 
 #[cfg(test)]
 mod tests {
-    use fastpath_common::FlowCounters;
-
     use super::*;
     use crate::core::{
         connection::TCP,

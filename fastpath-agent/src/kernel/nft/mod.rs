@@ -19,6 +19,7 @@ mod expr;
 mod marker;
 mod monitor;
 mod object;
+mod search;
 pub(super) mod trial;
 
 pub use error::{CommitError, NftError, Rejection};
