@@ -11,6 +11,7 @@ mod host;
 mod interfaces;
 mod mtu;
 mod overrun;
+mod policy_empty;
 mod reference;
 mod repair;
 mod report;

@@ -169,7 +169,7 @@ fn indices(want: &BTreeMap<IfIndex, IfName>, set: Option<&ObservedSet>) -> Vec<O
 }
 
 /// Splits into what one netlink message may carry.
-fn chunks<'a, T: Clone + 'a>(items: impl Iterator<Item = &'a T>) -> impl Iterator<Item = Vec<T>> {
+pub(super) fn chunks<'a, T: Clone + 'a>(items: impl Iterator<Item = &'a T>) -> impl Iterator<Item = Vec<T>> {
     let items: Vec<T> = items.cloned().collect();
     let chunks: Vec<Vec<T>> = items.chunks(MAX_DEVICES_PER_MESSAGE).map(<[T]>::to_vec).collect();
     chunks.into_iter()

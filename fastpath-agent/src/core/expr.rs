@@ -1,5 +1,7 @@
 //! The instructions of nf_tables that our rules consist of, as data: what the kernel layer encodes and decodes.
 
+use super::observed::Counter;
+
 /// One instruction of a rule (struct nft_expr, include/net/netfilter/nf_tables.h). Two rules are the same
 /// when their instructions are equal; counters' values are no part of that.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +68,8 @@ pub enum Expr {
     },
     /// `counter`.
     Counter,
+    /// `counter` that doesn't begin at zero. Is only written: read back it is a [`Expr::Counter`].
+    CounterFrom(Counter),
     /// Any instruction that our rules don't use, by its kernel name.
     Other {
         /// As in `NFTA_EXPR_NAME`.

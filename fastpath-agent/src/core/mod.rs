@@ -1,8 +1,10 @@
 //! The pure half: configuration and observed state in, plan out. No I/O, no clock, no async.
 
+pub mod best;
 pub mod connection;
 pub mod desired;
 pub mod diff;
+pub mod empty;
 pub mod expr;
 pub mod flow;
 pub mod flow_filter;

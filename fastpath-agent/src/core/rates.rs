@@ -10,6 +10,7 @@ use std::{
 use fastpath_common::{FlowCounters, Tally};
 
 use super::{
+    best::Best,
     connection::Tuple,
     flow::{Cause, Flow, Node, State},
     flow_search::Search,
@@ -180,13 +181,10 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// Puts rows in order and drops those that don't fit.
-    pub fn arrange(&self, rows: &mut Vec<Row>) {
-        rows.sort_by(|a, b| {
-            let order = self.order.compare(a, b);
-            if self.reversed { order.reverse() } else { order }
-        });
-        rows.truncate(self.rows);
+    /// Order of two rows.
+    pub fn compare(&self, a: &Row, b: &Row) -> Ordering {
+        let order = self.order.compare(a, b);
+        if self.reversed { order.reverse() } else { order }
     }
 }
 
@@ -275,11 +273,14 @@ impl Sample {
     }
 }
 
+type Order<'a> = Box<dyn Fn(&Row, &Row) -> Ordering + 'a>;
+
 /// Takes flows one after the other and keeps what is wanted of them.
 pub struct Collector<'a> {
     reading: Reading<'a>,
     node: &'a Node,
     wanted: &'a Wanted,
+    rows: Best<Row, Order<'a>>,
     sample: Sample,
 }
 
@@ -296,7 +297,8 @@ impl<'a> Collector<'a> {
             interfaces: BTreeMap::new(),
             turned_away: 0,
         };
-        Self { reading, node, wanted, sample }
+        let rows = Best::new(wanted.rows, Box::new(|a: &Row, b: &Row| wanted.compare(a, b)) as Box<_>);
+        Self { reading, node, wanted, rows, sample }
     }
 
     /// The next flow.
@@ -328,15 +330,12 @@ impl<'a> Collector<'a> {
         }
         self.sample.matched += 1;
         let rate = self.sample.rate(since).filter(|_| measured && counted_at.is_some());
-        self.sample.rows.push(Row { flow, rate });
-        if self.sample.rows.len() >= self.wanted.rows.saturating_mul(2).max(2) {
-            self.wanted.arrange(&mut self.sample.rows);
-        }
+        self.rows.push(Row { flow, rate });
     }
 
     /// After the last flow. A reading that isn't ended leaves [`Rates`] useless.
     pub fn end(mut self) -> Sample {
-        self.wanted.arrange(&mut self.sample.rows);
+        self.sample.rows = self.rows.into_sorted();
         self.sample.turned_away = self.reading.turned_away;
         self.reading.end();
         self.sample

@@ -6,10 +6,10 @@ use std::{
 };
 
 use libc::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
-use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED, NetlinkHeader, NlaBuffer};
+use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED, NetlinkHeader};
 use serde::Serialize;
 
-use super::nfnetlink::{FAMILY_HEADER_BYTES, HEADER_BYTES, Message, Socket, attributes};
+use super::nfnetlink::{Attribute, FAMILY_HEADER_BYTES, HEADER_BYTES, Message, Socket, attributes};
 use crate::core::{
     connection::{Entry, Status, TcpState, Tuple},
     observed::Counter,
@@ -293,6 +293,6 @@ fn counter(bytes: &[u8]) -> Option<Counter> {
     Some(counter)
 }
 
-fn fixed<const N: usize>(nla: &NlaBuffer<&[u8]>) -> Option<[u8; N]> {
+fn fixed<const N: usize>(nla: &Attribute<'_>) -> Option<[u8; N]> {
     nla.value().try_into().ok()
 }

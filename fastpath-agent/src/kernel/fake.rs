@@ -156,19 +156,25 @@ impl FakeRuleset {
             }
             Op::DeleteChain => remove(&mut table.chains, |c| c.name == CHAIN)?,
             Op::AddRule { exprs } => {
-                if Rule::recognise(exprs).is_none() {
+                let mut counter = Counter::default();
+                let exprs: Vec<Expr> = exprs
+                    .iter()
+                    .map(|expr| match expr {
+                        Expr::CounterFrom(value) => {
+                            counter = *value;
+                            Expr::Counter
+                        }
+                        other => other.clone(),
+                    })
+                    .collect();
+                if Rule::recognise(&exprs).is_none() {
                     return Err(libc::EINVAL);
                 }
                 let known = table.sets.iter().any(|s| s.name == DEVICE_SET)
                     && table.flowtables.iter().any(|f| f.name == FLOWTABLE);
                 let chain = table.chains.iter_mut().find(|c| c.name == CHAIN);
                 let chain = chain.filter(|_| known).ok_or(libc::ENOENT)?;
-                chain.rules.push(ObservedRule {
-                    handle,
-                    owner: Owner::Ours,
-                    exprs: exprs.clone(),
-                    counter: Some(Counter::default()),
-                });
+                chain.rules.push(ObservedRule { handle, owner: Owner::Ours, exprs, counter: Some(counter) });
             }
             Op::DeleteRule { handle } => {
                 let chain = table.chains.iter_mut().find(|c| c.name == CHAIN).ok_or(libc::ENOENT)?;

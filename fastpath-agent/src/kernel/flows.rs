@@ -1,17 +1,13 @@
 //! All flows of this node, joined one by one from conntrack and from the pinned maps, in bounded memory.
 
-use std::{
-    collections::{HashSet, hash_map::RandomState},
-    hash::BuildHasher,
-    path::Path,
-};
+use std::{collections::hash_map::RandomState, hash::BuildHasher, path::Path};
 
 use fastpath_common::{FlowCounters, FlowKey};
 use nix::time::{ClockId, clock_gettime};
 
 use super::{
     Ruleset,
-    bpf::{BpfError, Pinned},
+    bpf::{BpfError, Pinned, Reading},
     conntrack::{Conntrack, ConntrackError},
     links::{LinkError, Links},
     nft::{Nft, NftError},
@@ -78,42 +74,67 @@ pub fn for_each(pin_path: &Path, node: &Node, mut each: impl FnMut(Flow)) -> Res
         Err(BpfError::NotPinned { .. }) => None,
         Err(error) => return Err(error.into()),
     };
-    // Hashes do to tell which directions are accounted for: 8 bytes each, whatever the map holds. Where two keys share
-    // one, a flow that is gone isn't shown.
-    let hasher = RandomState::new();
-    let mut known = HashSet::new();
+    let reading = pinned.as_ref().map(Pinned::reading).transpose()?;
+    let mut known = Known::default();
     let mut failed = None;
     Conntrack::open()?.dump(|entry| {
-        let seen = pinned.as_ref().map_or(Ok([None; 2]), |pinned| counters(pinned, &entry));
-        match seen {
-            Ok(seen) => {
-                if pinned.is_some() {
-                    known.extend(keys(&entry).into_iter().flatten().map(|key| hasher.hash_one(key)));
-                }
-                each(Flow::join(entry, seen, node));
-            }
+        if failed.is_some() {
+            return;
+        }
+        match reading.as_ref().map_or(Ok([None; 2]), |reading| counters(reading, &entry, &mut known)) {
+            Ok(seen) => each(Flow::join(entry, seen, node)),
             Err(error) => failed = Some(error),
         }
     })?;
     if let Some(error) = failed {
         return Err(error.into());
     }
-    let Some(pinned) = pinned else { return Ok(()) };
-    for flow in pinned.flows()? {
+    let Some(reading) = reading else { return Ok(()) };
+    known.sort();
+    for flow in reading.into_flows() {
         let (key, counters) = flow?;
-        if !known.contains(&hasher.hash_one(key)) {
+        if !known.contains(&key) {
             each(Flow::gone(Tuple::from_flow_key(&key), counters));
         }
     }
     Ok(())
 }
 
-/// Keys of both directions; `None` where the programs don't count.
-fn keys(entry: &Entry) -> [Option<FlowKey>; 2] {
-    [entry.original.flow_key(), entry.reply.flow_key()]
+/// What was counted of both directions; remembers them.
+fn counters(
+    reading: &Reading<'_>,
+    entry: &Entry,
+    known: &mut Known,
+) -> Result<[Option<FlowCounters>; 2], BpfError> {
+    let mut seen = [None; 2];
+    for (tuple, seen) in [entry.original, entry.reply].iter().zip(&mut seen) {
+        if let Some(key) = tuple.flow_key() {
+            known.add(&key);
+            *seen = reading.flow(&key)?;
+        }
+    }
+    Ok(seen)
 }
 
-fn counters(pinned: &Pinned, entry: &Entry) -> Result<[Option<FlowCounters>; 2], BpfError> {
-    let [original, reply] = keys(entry).map(|key| key.map(|key| pinned.flow(&key)).transpose());
-    Ok([original?.flatten(), reply?.flatten()])
+/// Directions that belong to a connection, 8 bytes each: hashes do. Where two keys share one, a flow that is gone isn't
+/// shown.
+#[derive(Default)]
+struct Known {
+    hashes: Vec<u64>,
+    hasher: RandomState,
+}
+
+impl Known {
+    fn add(&mut self, key: &FlowKey) {
+        self.hashes.push(self.hasher.hash_one(key));
+    }
+
+    /// After the last was added.
+    fn sort(&mut self) {
+        self.hashes.sort_unstable();
+    }
+
+    fn contains(&self, key: &FlowKey) -> bool {
+        self.hashes.binary_search(&self.hasher.hash_one(key)).is_ok()
+    }
 }

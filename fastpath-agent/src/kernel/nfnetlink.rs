@@ -10,7 +10,7 @@ use std::{
 };
 
 use mnl::{Bus, NlMessages};
-use netlink_packet_core::{NlaBuffer, NlasIterator};
+use netlink_packet_core::NLA_TYPE_MASK;
 use nix::{
     fcntl::{FcntlArg, FdFlag, OFlag, fcntl},
     sys::{
@@ -68,7 +68,7 @@ impl<'a> Message<'a> {
     }
 
     /// Attributes of a netfilter message.
-    pub(super) fn attributes(&self) -> impl Iterator<Item = NlaBuffer<&'a [u8]>> + use<'a> {
+    pub(super) fn attributes(&self) -> impl Iterator<Item = Attribute<'a>> + use<'a> {
         attributes(self.payload().get(FAMILY_HEADER_BYTES..).unwrap_or_default())
     }
 
@@ -78,9 +78,36 @@ impl<'a> Message<'a> {
     }
 }
 
-/// Well-formed attributes up to the first malformed one.
-pub(super) fn attributes(bytes: &[u8]) -> impl Iterator<Item = NlaBuffer<&[u8]>> {
-    NlasIterator::new(bytes).map_while(Result::ok)
+/// An attribute (`struct nlattr`, include/uapi/linux/netlink.h).
+#[derive(Clone, Copy)]
+pub(super) struct Attribute<'a> {
+    kind: u16,
+    value: &'a [u8],
+}
+
+impl<'a> Attribute<'a> {
+    /// What it is, without the bits that say how its value is coded.
+    pub(super) fn kind(&self) -> u16 {
+        self.kind
+    }
+
+    /// Its value, without padding.
+    pub(super) fn value(&self) -> &'a [u8] {
+        self.value
+    }
+}
+
+/// Well-formed attributes up to the first malformed one. Reading a large conntrack is for a good part this, which is
+/// why it isn't the general one of netlink-packet-core.
+pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = Attribute<'_>> {
+    const HEADER: usize = 4;
+    std::iter::from_fn(move || {
+        let [l0, l1, k0, k1] = *bytes.first_chunk()?;
+        let length = usize::from(u16::from_ne_bytes([l0, l1]));
+        let value = bytes.get(HEADER..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(Attribute { kind: u16::from_ne_bytes([k0, k1]) & NLA_TYPE_MASK, value })
+    })
 }
 
 /// The u32 in host byte order at `at`.

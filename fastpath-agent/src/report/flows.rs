@@ -9,6 +9,7 @@ use super::flow_writer::{Json, Table, Writer};
 use crate::{
     cli::{FlowsArgs, Output, Protocol},
     core::{
+        best::Best,
         connection::{TCP, UDP},
         flow::{Flow, Node},
         flow_filter::{Filter, Sort},
@@ -85,7 +86,6 @@ impl Shown<'_> {
         Ok(failed?)
     }
 
-    /// Never holds more than twice the limit.
     fn sorted(
         &mut self,
         args: &FlowsArgs,
@@ -93,22 +93,14 @@ impl Shown<'_> {
         writer: &mut dyn Writer,
         out: &mut dyn Write,
     ) -> Result<(), ShowError> {
-        let mut found: Vec<Flow> = Vec::new();
-        let cut = |found: &mut Vec<Flow>, limit: usize| {
-            found.sort_by(|a, b| sort.compare(a, b));
-            found.truncate(limit);
-        };
+        let mut found = Best::new(self.limit, |a: &Flow, b: &Flow| sort.compare(a, b));
         flows::for_each(&args.pin_path, self.node, |flow| {
             if self.filter.matches(&flow, self.node) {
                 found.push(flow);
-                if found.len() >= self.limit.saturating_mul(2).max(2) {
-                    cut(&mut found, self.limit);
-                }
             }
         })?;
-        cut(&mut found, self.limit);
-        for flow in &found {
-            writer.flow(out, flow, self.node)?;
+        for flow in found.into_sorted() {
+            writer.flow(out, &flow, self.node)?;
         }
         Ok(())
     }

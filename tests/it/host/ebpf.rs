@@ -3,8 +3,10 @@
 
 mod attach;
 mod bpftool;
+mod bulk;
 mod count;
 mod events;
-mod frames;
+pub(crate) mod frames;
 mod parser;
-mod setup;
+pub(crate) mod setup;
+mod xdp;

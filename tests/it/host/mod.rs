@@ -1,7 +1,9 @@
 //! Behaviour that needs no flowtable in the kernel.
 
 mod conntrack;
+mod crowd;
 mod ebpf;
 mod errors;
+mod flows;
 mod harness;
 mod nft;

@@ -26,7 +26,7 @@ pub use self::{
     error::BpfError,
     event_stream::EventStream,
     load::load,
-    maps::{Events, Pinned},
+    maps::{Events, Pinned, Reading},
 };
 use crate::core::model::{IfIndex, IfName, Link};
 

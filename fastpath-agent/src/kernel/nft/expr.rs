@@ -90,6 +90,9 @@ pub(super) fn encode(expr: &Expr) -> Option<ExprObject> {
         }
         Expr::FlowAdd { flowtable } => ExprObject::new("flow_offload")?.set_str(FLOW_TABLE_NAME, flowtable),
         Expr::Counter => ExprObject::new("counter")?,
+        Expr::CounterFrom(value) => ExprObject::new("counter")?
+            .set(CTR_PACKETS, &value.packets.to_ne_bytes())
+            .set(CTR_BYTES, &value.bytes.to_ne_bytes()),
         Expr::Cmp { .. } | Expr::Bitwise { .. } | Expr::Other { .. } => return None,
     })
 }

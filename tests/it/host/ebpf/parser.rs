@@ -6,11 +6,12 @@ use std::{
     collections::BTreeMap,
     io,
     os::fd::{AsFd, AsRawFd},
+    path::Path,
 };
 
 use aya::{
     maps::MapInfo,
-    programs::{ProgramFd, loaded_programs},
+    programs::{ProgramFd, ProgramInfo, loaded_programs},
 };
 use etherparse::{
     EtherType, Ethernet2HeaderSlice, IpAuthHeaderSlice, IpNumber, Ipv4HeaderSlice, Ipv6FragmentHeaderSlice,
@@ -183,18 +184,16 @@ fn wide(address: &[u8; 4]) -> [u8; 16] {
     wide
 }
 
-/// The loaded program of this pair for Ethernet frames: the one that uses its flows map.
-fn program(pair: &Pair, hook: Hook) -> ProgramFd {
+/// The loaded program for Ethernet frames: the one that uses the flows map that is pinned there.
+pub(crate) fn program(pin_path: &Path, hook: Hook) -> ProgramInfo {
     let name = if hook == Hook::Tc { "fastpath_tc" } else { "fastpath_xdp" };
-    let map = MapInfo::from_pin(pair.bpffs.pin_path().join("fastpath_flows")).unwrap().id();
+    let map = MapInfo::from_pin(pin_path.join("fastpath_flows")).unwrap().id();
     loaded_programs()
         // Others' may go while one looks.
         .filter_map(Result::ok)
         .filter(|info| info.name_as_str() == Some(name))
         .find(|info| info.map_ids().ok().flatten().is_some_and(|ids| ids.contains(&map)))
         .expect("the program is loaded")
-        .fd()
-        .unwrap()
 }
 
 /// The member `test` of union bpf_attr (include/uapi/linux/bpf.h).
@@ -370,7 +369,7 @@ fn agrees_with_another_parser_on_arbitrary_frames() {
     for hook in HOOKS {
         let pair = Pair::new();
         let _programs = pair.attach_at(hook, 0, 65_536);
-        let program = program(&pair, hook);
+        let program = program(&pair.bpffs.pin_path(), hook).fd().unwrap();
         let past_failures = concat!(env!("CARGO_MANIFEST_DIR"), "/it/host/ebpf/parser.regressions");
         let mut runner = TestRunner::new(Config {
             cases: 2000,

@@ -25,7 +25,7 @@ use nix::{
 pub(crate) const HOOKS: [Hook; 2] = [Hook::Tc, Hook::Xdp];
 
 /// How long counters may take to become what they must be.
-const LIMIT: Duration = Duration::from_secs(10);
+pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 
 /// A bpf file system on a directory of its own: its pins concern nobody else, and go with it.
 pub(crate) struct Bpffs {
