@@ -15,6 +15,7 @@ mod nfnetlink;
 pub mod nft;
 pub mod probe;
 pub mod route;
+pub mod why;
 pub mod xfrm;
 
 /// The ruleset as far as it concerns us.

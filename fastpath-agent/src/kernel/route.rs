@@ -79,7 +79,9 @@ fn prefix(address: IpAddr) -> u8 {
 fn route(reply: &RouteMessage, links: &LinkTable) -> Route {
     match reply.header.kind {
         // What is for all is for this node too.
-        RouteType::Local | RouteType::Broadcast | RouteType::Anycast | RouteType::Multicast => return Route::Local,
+        RouteType::Local | RouteType::Broadcast | RouteType::Anycast | RouteType::Multicast => {
+            return Route::Local;
+        }
         RouteType::BlackHole => return Route::Nowhere(libc::EINVAL),
         RouteType::Unreachable => return Route::Nowhere(libc::EHOSTUNREACH),
         RouteType::Prohibit => return Route::Nowhere(libc::EACCES),

@@ -5,3 +5,4 @@ pub mod flows;
 pub mod render;
 pub mod status;
 pub mod top;
+pub mod why;

@@ -149,7 +149,8 @@ impl Found<'_> {
     /// It came in on ports of one bridge only, or came in on one and the route leads back out of the same bridge.
     fn bridged(&mut self) {
         let facts = self.facts;
-        let mut bridges = facts.directions.iter().filter_map(Direction::counted_on).map(|i| facts.bridge_of(i));
+        let mut bridges =
+            facts.directions.iter().filter_map(Direction::counted_on).map(|i| facts.bridge_of(i));
         let Some(Some(bridge)) = bridges.next() else { return };
         let same = |other: Option<&Link>| other.is_some_and(|other| other.index == bridge.index);
         let certain = match bridges.next() {
@@ -185,7 +186,8 @@ impl Found<'_> {
 
     fn interfaces(&mut self) {
         let facts = self.facts;
-        let why = |index: IfIndex| facts.unmanaged.iter().find(|(i, _)| *i == index).map(|(_, why)| why.clone());
+        let why =
+            |index: IfIndex| facts.unmanaged.iter().find(|(i, _)| *i == index).map(|(_, why)| why.clone());
         let [original, reply] = &facts.directions;
         for direction in [original, reply] {
             let output = match direction.route {
@@ -200,14 +202,17 @@ impl Found<'_> {
         }
         let replied = facts.entry.as_ref().is_some_and(|entry| entry.status.seen_reply());
         for (direction, seen) in [(original, true), (reply, replied)] {
-            let Some(upper) = direction.input.filter(|upper| facts.ruleset.managed.contains(upper)) else { continue };
+            let Some(upper) = direction.input.filter(|upper| facts.ruleset.managed.contains(upper)) else {
+                continue;
+            };
             // Where its packets come in, if they were counted; otherwise where they would have been.
             let lower = match direction.counted_on() {
                 Some(lower) => Some(lower),
                 None if seen && facts.counting => below(facts, upper),
                 None => None,
             };
-            if let Some(lower) = lower.filter(|lower| !facts.ruleset.managed.contains(lower) && *lower != upper)
+            if let Some(lower) =
+                lower.filter(|lower| !facts.ruleset.managed.contains(lower) && *lower != upper)
                 && let Some(upper) = facts.link(upper)
             {
                 self.interface(lower, NotManaged::Layered { upper: upper.name.clone() });
@@ -265,7 +270,10 @@ impl Found<'_> {
         let fits = |flowtable: &&super::Flowtable| {
             let has = |index: &IfIndex| {
                 let name = facts.link(*index).map(|link| &link.name);
-                flowtable.devices.as_ref().is_none_or(|devices| name.is_some_and(|name| devices.contains(name)))
+                flowtable
+                    .devices
+                    .as_ref()
+                    .is_none_or(|devices| name.is_some_and(|name| devices.contains(name)))
             };
             flowtable.priority.is_some() && path.iter().all(has)
         };
@@ -279,7 +287,9 @@ impl Found<'_> {
         let not_counted_by_ours = facts.ruleset.counter && facts.moved() > 1 && facts.tracked == Some(0);
         if not_by_our_rule || not_counted_by_ours {
             self.sure(reason);
-        } else if flowtable.priority.is_some_and(|priority| priority < facts.ruleset.priority) && !facts.ruleset.counter {
+        } else if flowtable.priority.is_some_and(|priority| priority < facts.ruleset.priority)
+            && !facts.ruleset.counter
+        {
             self.probable(reason);
         }
     }

@@ -222,7 +222,9 @@ impl Reason {
             Self::UnknownToConntrack if facts.moved() > 0 => {
                 "compare nf_conntrack_count with nf_conntrack_max, and look at `conntrack -S`".to_owned()
             }
-            Self::NoRule => "start the agent, with a threshold above 0; `fastpath-agent status` says more".to_owned(),
+            Self::NoRule => {
+                "start the agent, with a threshold above 0; `fastpath-agent status` says more".to_owned()
+            }
             Self::NoRoute { .. } => "add a route".to_owned(),
             Self::Interface { interface, problem } => match problem {
                 NotManaged::Loopback => return None,
@@ -243,9 +245,12 @@ impl Reason {
             }
             Self::BelowThreshold { .. } => "none needed; --fastpath-threshold sets it".to_owned(),
             Self::IpOptions => "have the sender leave them out".to_owned(),
-            Self::Fragments => "have the sender discover the path's MTU, or send smaller datagrams".to_owned(),
+            Self::Fragments => {
+                "have the sender discover the path's MTU, or send smaller datagrams".to_owned()
+            }
             Self::Mtu { .. } => {
-                "let ICMP `fragmentation needed` and `packet too big` through to the sender, or clamp the MSS".to_owned()
+                "let ICMP `fragmentation needed` and `packet too big` through to the sender, or clamp the MSS"
+                    .to_owned()
             }
             Self::Blocked => "look at the forward chains: nft list ruleset, nft monitor trace".to_owned(),
             Self::Unknown => "report it with `fastpath-agent why -o json` and `nft list ruleset`".to_owned(),

@@ -94,9 +94,11 @@ fn place(reason: &Reason) -> StepName {
         | Reason::OneWay
         | Reason::NotEstablished
         | Reason::NotCounted { .. } => StepName::Conntrack,
-        Reason::Local | Reason::Bridged { .. } | Reason::NoRoute { .. } | Reason::Mtu { .. } | Reason::Ipsec { .. } => {
-            StepName::Route
-        }
+        Reason::Local
+        | Reason::Bridged { .. }
+        | Reason::NoRoute { .. }
+        | Reason::Mtu { .. }
+        | Reason::Ipsec { .. } => StepName::Route,
         Reason::NoRule
         | Reason::Interface { .. }
         | Reason::Excluded { .. }
@@ -147,7 +149,10 @@ fn flow(facts: &Facts) -> Step {
             };
             match nat {
                 "no NAT" => format!("{original}, no NAT"),
-                nat => format!("{original}, leaves as {}, {nat}", without_protocol(&reply.reversed().to_string())),
+                nat => format!(
+                    "{original}, leaves as {}, {nat}",
+                    without_protocol(&reply.reversed().to_string())
+                ),
             }
         }
     };
@@ -229,7 +234,10 @@ fn rule(facts: &Facts) -> Step {
         };
         return step(StepName::Rule, Mark::NotOk, text.to_owned());
     };
-    let text = format!("offloads established flows of more than {threshold} packets; this one has {}", facts.packets());
+    let text = format!(
+        "offloads established flows of more than {threshold} packets; this one has {}",
+        facts.packets()
+    );
     let below = facts.packets() <= u64::from(threshold);
     // What is in a flowtable needs no rule any more.
     step(StepName::Rule, if below && !facts.offloaded() { Mark::NotOk } else { Mark::Ok }, text)
@@ -265,11 +273,20 @@ fn flowtable(facts: &Facts) -> Step {
 pub(super) fn accelerated(facts: &Facts) -> String {
     let mut text = match (facts.way(), facts.measured()) {
         (Some(Way::Mixed), _) => {
-            format!("accelerated in part: {} of {} took the forward path", facts.slow_moved(), packets(facts.moved()))
+            format!(
+                "accelerated in part: {} of {} took the forward path",
+                facts.slow_moved(),
+                packets(facts.moved())
+            )
         }
-        (_, true) => format!("accelerated: {} within the look, none on the forward path", packets(facts.moved())),
+        (_, true) => {
+            format!("accelerated: {} within the look, none on the forward path", packets(facts.moved()))
+        }
         (_, false) if facts.moved() == 0 => "accelerated, with no packets just now".to_owned(),
-        (_, false) => "conntrack calls it offloaded; which way its packets take can't be seen without our meter".to_owned(),
+        (_, false) => {
+            "conntrack calls it offloaded; which way its packets take can't be seen without our meter"
+                .to_owned()
+        }
     };
     if facts.ruleset.meter && facts.ruleset.threshold.is_some() {
         let since = match (facts.slow, facts.age_ms()) {
@@ -287,7 +304,11 @@ pub(super) fn hindered(accelerated: Accelerated, obstacle: &Obstacle, facts: &Fa
     let probably = if obstacle.certain { "" } else { "probably " };
     let verdict = match accelerated {
         Accelerated::Partly => {
-            format!("accelerated in part ({} of {} took the forward path)", facts.slow_moved(), packets(facts.moved()))
+            format!(
+                "accelerated in part ({} of {} took the forward path)",
+                facts.slow_moved(),
+                packets(facts.moved())
+            )
         }
         _ => "not accelerated".to_owned(),
     };
@@ -296,7 +317,11 @@ pub(super) fn hindered(accelerated: Accelerated, obstacle: &Obstacle, facts: &Fa
 
 /// The verdict on a flow that nobody knows.
 pub(super) fn not_found(facts: &Facts, first: Option<&Obstacle>) -> String {
-    let who = if facts.counting { "neither conntrack nor our counters know it" } else { "conntrack doesn't know it" };
+    let who = if facts.counting {
+        "neither conntrack nor our counters know it"
+    } else {
+        "conntrack doesn't know it"
+    };
     match first {
         Some(obstacle) => format!("not found: {who}; maybe {}", obstacle.reason.text(facts)),
         None => format!("not found: {who}"),
