@@ -273,14 +273,14 @@ impl Sample {
     }
 }
 
-type Order<'a> = Box<dyn Fn(&Row, &Row) -> Ordering + 'a>;
+type ComesFirst<'a> = Box<dyn Fn(&Row, &Row) -> Ordering + 'a>;
 
 /// Takes flows one after the other and keeps what is wanted of them.
 pub struct Collector<'a> {
     reading: Reading<'a>,
     node: &'a Node,
     wanted: &'a Wanted,
-    rows: Best<Row, Order<'a>>,
+    rows: Best<Row, ComesFirst<'a>>,
     sample: Sample,
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use fastpath_agent::kernel::{
-    bpf::{FlowEyes as _, LoadConfig, Programs, load},
+    bpf::{FlowEyes as _, Hook, LoadConfig, Programs, load},
     links::Links,
 };
 use fastpath_tests::topology::Topology;
@@ -71,13 +71,14 @@ impl Crowd {
 
 /// Attaches to both ends of the way, with room for so many directions.
 fn attach(max_flows: u32) -> Programs {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let links = runtime.block_on(async { Links::open().unwrap().list().await.unwrap() });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let links =
+        runtime.block_on(async { Links::open().expect("rtnetlink").list().await.expect("the links") });
     let pin_path = Path::new("/sys/fs/bpf/fastpath").to_owned();
-    let mut programs =
-        load(&LoadConfig { pin_path, max_flows, threshold: 0 }).unwrap_or_else(|e| panic!("{e}"));
+    let mut programs = load(&LoadConfig { pin_path, max_flows, threshold: 0, hook: Hook::Tc })
+        .unwrap_or_else(|e| panic!("{e}"));
     for link in links.iter().filter(|link| ["c0", "s0"].contains(&link.name.as_str())) {
-        programs.attach(link).unwrap();
+        programs.attach(link).expect("a program can be attached");
     }
     programs
 }
