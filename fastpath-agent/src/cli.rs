@@ -23,6 +23,7 @@ use crate::core::{flow::STATE_NAMES, flow_filter::Sort, model::IfName};
   fastpath-agent --exclude-interfaces='docker*'       leave some interfaces out
   fastpath-agent render | nft -c -f -                 see and check the ruleset without installing it
   fastpath-agent status                               what is installed, on which interfaces, and why not on others
+  fastpath-agent doctor                               what is wrong with this node, and what to do about it
   fastpath-agent cleanup                              remove all that the agent ever installed
 
 Every flag can be set by the environment variable that its help names; flags win.
@@ -79,6 +80,20 @@ Colours are left out where the environment variable NO_COLOR is set.")]
 Any tuple of the flow will do: before or after NAT, either direction. It looks for a second and changes nothing.
 The agent doesn't have to run. Exit code 0: the flow was found, whatever became of it; 1: it wasn't.")]
     Why(WhyArgs),
+    /// Check this node, say what is wrong and what to do about it, and send a real flow through scratch namespaces
+    #[command(after_help = "Examples:
+  fastpath-agent doctor                               every check, and the canary
+  fastpath-agent doctor --no-canary                   checks only, nothing is sent
+  fastpath-agent doctor -o json | jq '.findings[] | select(.level != \"green\")'
+  fastpath-agent doctor --strict || echo not all green
+
+Green is as it should be; amber works, but worse than it could; red doesn't work, or may break connections.
+Exit code: 0 where nothing is red (with --strict: where all is green), 1 otherwise, 64 for a wrong flag.
+The ruleset is compared with what the flags of the running agent want; where none runs, with doctor's own.")]
+    Doctor(DoctorArgs),
+    /// The canary itself; `doctor` starts it
+    #[command(hide = true, name = "canary")]
+    Canary(RuleArgs),
     /// Remove the table, the eBPF programs and the pinned maps that the agent made, and nothing else
     Cleanup(CleanupArgs),
 }
@@ -227,6 +242,26 @@ pub struct WhyArgs {
     #[arg(short, long, value_name = "FORMAT", default_value = "text", env = "FASTPATH_OUTPUT")]
     pub output: Output,
     /// Directory of the pinned eBPF maps
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
+    pub pin_path: PathBuf,
+}
+
+/// Flags of `doctor`.
+#[derive(Clone, Debug, Args)]
+pub struct DoctorArgs {
+    /// What the ruleset should look like, where no agent runs whose flags say it.
+    #[command(flatten)]
+    pub rules: RuleArgs,
+    /// Don't send flows through scratch namespaces
+    #[arg(long, env = "FASTPATH_NO_CANARY", value_parser = BoolishValueParser::new())]
+    pub no_canary: bool,
+    /// Exit with 1 for amber too
+    #[arg(long, env = "FASTPATH_STRICT", value_parser = BoolishValueParser::new())]
+    pub strict: bool,
+    /// Output format
+    #[arg(short, long, value_name = "FORMAT", default_value = "text", env = "FASTPATH_OUTPUT")]
+    pub output: Output,
+    /// Directory of the pinned eBPF maps, where no agent runs whose flags say it
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
 }

@@ -8,10 +8,11 @@ use std::{
 use anyhow::Context;
 use clap::Parser;
 use fastpath_agent::{
-    cli::{Cli, Command, FlowsArgs, Output, RuleArgs, StatusArgs, TopArgs, WhyArgs},
+    cli::{Cli, Command, DoctorArgs, FlowsArgs, Output, RuleArgs, StatusArgs, TopArgs, WhyArgs},
     config::{BadValue, Config, Rules},
     core::{
         desired,
+        doctor::Level,
         link_table::LinkTable,
         why::{BadFlow, FlowSpec},
     },
@@ -43,6 +44,12 @@ fn main() -> ExitCode {
             Ok(false) => return ExitCode::FAILURE,
             Err(error) => Err(error),
         },
+        Some(Command::Doctor(args)) => match doctor(&args) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::FAILURE,
+            Err(error) => Err(error),
+        },
+        Some(Command::Canary(args)) => canary(&args),
         Some(Command::Cleanup(args)) => cleanup(&args.pin_path),
     };
     match result {
@@ -115,6 +122,37 @@ fn why(args: &WhyArgs) -> anyhow::Result<bool> {
     let flow = FlowSpec::parse(&args.protocol, &args.source, &args.destination)?;
     let (text, found) = runtime()?.block_on(report::why::show(args, &flow))?;
     print(&text).map(|()| found)
+}
+
+/// Prints the report; whether it is good enough.
+fn doctor(args: &DoctorArgs) -> anyhow::Result<bool> {
+    let report =
+        runtime()?.block_on(report::doctor::report(args, Rules::try_from(&args.rules)?, hostname()))?;
+    match args.output {
+        Output::Text => {
+            let colour =
+                io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+            print(&report::doctor::Text { report: &report, colour }.to_string())?;
+        }
+        Output::Json => print(&(serde_json::to_string_pretty(&report)? + "\n"))?,
+    }
+    Ok(report.level <= if args.strict { Level::Green } else { Level::Amber })
+}
+
+/// Prints an outcome a line. Ends with the process that started it.
+fn canary(args: &RuleArgs) -> anyhow::Result<()> {
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)
+        .context("cannot tie the canary to its parent")?;
+    let kernel = kernel::probe::probe();
+    let rules = Rules::try_from(args)?;
+    let policy = rules.policy(kernel.flowtable_counter.is_supported(), kernel.rt_ipsec.is_supported());
+    let mut outcome = Ok(());
+    runtime()?.block_on(kernel::canary::run(&policy, |flow| {
+        if outcome.is_ok() {
+            outcome = serde_json::to_string(&flow).map_err(Into::into).and_then(|line| print(&(line + "\n")));
+        }
+    }))?;
+    outcome
 }
 
 fn cleanup(pin_path: &std::path::Path) -> anyhow::Result<()> {

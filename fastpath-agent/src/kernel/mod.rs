@@ -6,7 +6,10 @@ use crate::core::{
 };
 
 pub mod bpf;
+pub mod canary;
 pub mod conntrack;
+mod ethtool;
+pub mod facts;
 #[cfg(test)]
 pub mod fake;
 pub mod flows;

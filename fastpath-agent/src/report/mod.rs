@@ -1,5 +1,6 @@
 //! What the agent shows to people and programs.
 
+pub mod doctor;
 pub mod flow_writer;
 pub mod flows;
 pub mod render;

@@ -187,7 +187,7 @@ pub(super) fn current_name(index: IfIndex) -> io::Result<IfName> {
 }
 
 /// What a kernel before 6.6 says to `BPF_LINK_CREATE` with `BPF_TCX_INGRESS`, or one without `CONFIG_NET_XGRESS`.
-fn says_unsupported(error: &io::Error) -> bool {
+pub(super) fn says_unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
 }
 

@@ -142,13 +142,17 @@ pub(super) fn is_absent(error: &io::Error) -> bool {
 
 /// Fails unless `path`, or the nearest directory above that exists, is on a bpf file system.
 fn require_bpffs(path: &Path) -> Result<(), BpfError> {
+    if on_bpffs(path)? { Ok(()) } else { Err(BpfError::NoBpffs { path: path.to_owned() }) }
+}
+
+/// Whether `path`, or the nearest directory above that exists, is on a bpf file system.
+pub fn on_bpffs(path: &Path) -> Result<bool, BpfError> {
     for directory in path.ancestors() {
         match statfs(directory) {
-            Ok(fs) if fs.filesystem_type() == BPF_FS_MAGIC => return Ok(()),
-            Ok(_) => break,
+            Ok(fs) => return Ok(fs.filesystem_type() == BPF_FS_MAGIC),
             Err(nix::Error::ENOENT) => {}
             Err(e) => return Err(BpfError::io(format!("look at {}", directory.display()), e.into())),
         }
     }
-    Err(BpfError::NoBpffs { path: path.to_owned() })
+    Ok(false)
 }

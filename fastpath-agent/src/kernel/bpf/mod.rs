@@ -10,6 +10,7 @@ mod error;
 mod event_stream;
 mod load;
 mod maps;
+mod others;
 mod sys;
 mod tc;
 mod xdp;
@@ -25,8 +26,9 @@ pub use self::{
     cleanup::{CleanupReport, Inspection, cleanup, inspect},
     error::BpfError,
     event_stream::EventStream,
-    load::load,
+    load::{load, on_bpffs},
     maps::{Events, Pinned, Reading},
+    others::at_ingress,
 };
 use crate::core::model::{IfIndex, IfName, Link};
 

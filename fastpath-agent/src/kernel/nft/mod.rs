@@ -20,6 +20,7 @@ mod marker;
 mod monitor;
 mod object;
 mod search;
+mod survey;
 pub(super) mod trial;
 
 pub use error::{CommitError, NftError, Rejection};
