@@ -64,6 +64,7 @@ impl Rules {
             counter,
             hw_offload: self.hw_offload == HwOffload::Auto,
             spare_ipsec,
+            assist: false,
             selection: self.selection.clone(),
         }
     }

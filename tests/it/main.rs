@@ -10,6 +10,7 @@ mod foreign;
 mod host;
 mod interfaces;
 mod mtu;
+mod offload_chain;
 mod overrun;
 mod policy_empty;
 mod reference;

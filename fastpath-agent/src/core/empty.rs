@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use super::{
     diff::chunks,
     expr::Expr,
-    model::{FLOWTABLE, IfName, MAX_DEVICES_PER_MESSAGE, TABLE},
+    model::{CHAIN, FLOWTABLE, IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN, TABLE},
     observed::{ObservedChain, ObservedRule, ObservedTable, Owner},
     plan::Op,
 };
@@ -63,15 +63,16 @@ fn rules(table: &ObservedTable) -> Result<(Vec<Op>, Vec<Op>), Obstacle> {
         exprs.iter().any(|e| matches!(e, Expr::FlowAdd { flowtable } if flowtable == FLOWTABLE))
     };
     let (mut delete, mut add) = (Vec::new(), Vec::new());
-    for ObservedChain { rules, .. } in &table.chains {
+    for ObservedChain { name, rules, .. } in &table.chains {
+        let Some(chain) = [CHAIN, OFFLOAD_CHAIN].into_iter().find(|own| own == name) else { continue };
         if rules.iter().any(|rule| rule.owner == Owner::Foreign && refers(&rule.exprs)) {
             return Err(Obstacle::InUse);
         }
         for rule in
             rules.iter().skip_while(|rule| !refers(&rule.exprs)).filter(|rule| rule.owner == Owner::Ours)
         {
-            delete.push(Op::DeleteRule { handle: rule.handle });
-            add.push(Op::AddRule { exprs: counting_on(rule) });
+            delete.push(Op::DeleteRule { chain, handle: rule.handle });
+            add.push(Op::AddRule { chain, exprs: counting_on(rule) });
         }
     }
     Ok((delete, add))
@@ -96,6 +97,7 @@ mod tests {
             model::IfIndex,
             observed::Counter,
             rule::Rule,
+            sets::OwnSet,
         },
         kernel::{Ruleset, fake::FakeRuleset},
     };
@@ -112,7 +114,9 @@ mod tests {
             hw_offload: false,
             chain_priority: 300,
             devices: (1..=devices).map(|i| (IfIndex(i), name(i))).collect(),
-            rules: [20, 6].map(|threshold| Rule::Offload { threshold, spare_ipsec: true }).into(),
+            sets: vec![OwnSet::Devices],
+            base_rules: vec![Rule::Threshold { threshold: 20 }],
+            offload_rules: vec![Rule::Offload, Rule::Offload],
         });
         let mut kernel = FakeRuleset::new((1..=devices).map(name));
         let observed = kernel.observe().unwrap();
@@ -164,7 +168,7 @@ mod tests {
         let mut kernel = kernel(2);
         let rule = |owner, expr: Expr| ObservedRule { handle: 99, owner, exprs: vec![expr], counter: None };
         let rules = &mut kernel.table.as_mut().unwrap().chains[0].rules;
-        let handles: Vec<Op> = rules.iter().map(|r| Op::DeleteRule { handle: r.handle }).collect();
+        let handles: Vec<Op> = rules.iter().map(|r| Op::DeleteRule { chain: OFFLOAD_CHAIN, handle: r.handle }).collect();
         rules.insert(0, rule(Owner::Ours, Expr::Counter));
         rules.insert(2, rule(Owner::Foreign, Expr::Counter));
         assert_eq!(ops(&kernel)[..2], handles);

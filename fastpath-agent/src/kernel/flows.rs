@@ -15,8 +15,6 @@ use super::{
 use crate::core::{
     connection::{Entry, Tuple},
     flow::{Flow, Node},
-    model::{CHAIN, DEVICE_SET},
-    rule::Rule,
 };
 
 /// Flows can't be read.
@@ -42,17 +40,9 @@ pub async fn node() -> Result<Node, FlowsError> {
     let names = links.list().await?.into_iter().map(|link| (link.index, link.name)).collect();
     let addresses = links.addresses().await?;
     let table = Nft::open()?.observe()?.table;
-    let managed = table.iter().flat_map(|t| &t.sets).find(|s| s.name == DEVICE_SET);
-    let threshold = table
-        .iter()
-        .flat_map(|t| &t.chains)
-        .filter(|c| c.name == CHAIN)
-        .flat_map(|c| &c.rules)
-        .find_map(|rule| Rule::recognise(&rule.exprs))
-        .map(|Rule::Offload { threshold, .. }| threshold);
     Ok(Node {
-        threshold,
-        managed: managed.map(|set| set.elements.clone()).unwrap_or_default(),
+        threshold: table.as_ref().and_then(|t| t.threshold()),
+        managed: table.as_ref().and_then(|t| t.managed()).cloned().unwrap_or_default(),
         names,
         addresses,
         now_ns: monotonic_ns(),

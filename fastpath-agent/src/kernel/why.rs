@@ -8,20 +8,25 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{
     Ruleset as _,
-    bpf::{BpfError, Pinned},
+    bpf::{self, BpfError, Pinned},
     conntrack::{Conntrack, ConntrackError},
     flows::monotonic_ns,
     links::{LinkError, Links},
-    nft::{Nft, NftError},
+    nft::{Nft, NftError, SlowPath},
     route::Routes,
     xfrm,
 };
 use crate::core::{
     connection::{Entry, TCP, Tuple},
+    doctor::facts::OtherFlowtable,
     link_table::LinkTable,
-    model::{IfIndex, OperState},
+    model::{CHAIN, FLOWTABLE, IfIndex, IfName, OFFLOAD_CHAIN},
+    observed::Counter,
+    rule::Rule,
+    select::{Selection, Unmanaged},
+    sets::OwnSet,
     watch,
-    why::{Direction, Facts, FlowSpec, Moved, NotManaged, Route, Ruleset},
+    why::{Direction, Facts, FlowSpec, Flowtable, Moved, NotManaged, Program, Route, Ruleset, Slow},
 };
 
 /// Time between the two looks.
@@ -42,13 +47,26 @@ pub enum WhyError {
     /// The ruleset.
     #[error(transparent)]
     Nft(#[from] NftError),
+    /// Programs of others.
+    #[error("cannot look at the programs on {interface}: {source}")]
+    Programs {
+        /// Where.
+        interface: IfName,
+        /// errno.
+        source: io::Error,
+    },
     /// IPsec policies.
     #[error("cannot read the IPsec policies: {0}")]
     Ipsec(#[source] io::Error),
 }
 
 /// Reads everything about a flow. Takes about a second.
-pub async fn gather(spec: &FlowSpec, pin_path: &Path) -> Result<Facts, WhyError> {
+/// `selection` are the running agent's globs; `None` if none runs.
+pub async fn gather(
+    spec: &FlowSpec,
+    pin_path: &Path,
+    selection: Option<&Selection>,
+) -> Result<Facts, WhyError> {
     let links = Links::open()?;
     let (link_table, addresses): (LinkTable, _) =
         (links.list().await?.into_iter().collect(), links.addresses().await?);
@@ -56,7 +74,7 @@ pub async fn gather(spec: &FlowSpec, pin_path: &Path) -> Result<Facts, WhyError>
     let began = Instant::now();
     let first = eyes.look(spec)?;
 
-    let ruleset = ruleset(&mut eyes.nft)?;
+    let ruleset = ruleset(&mut eyes.nft, first.entry.as_ref())?;
     let notrack = if first.entry.is_none() { eyes.nft.search_rules()?.notrack } else { Vec::new() };
     let ipsec = match &first.entry {
         Some(entry) => xfrm::policies(&forwarded(entry)).map_err(WhyError::Ipsec)?,
@@ -78,6 +96,9 @@ pub async fn gather(spec: &FlowSpec, pin_path: &Path) -> Result<Facts, WhyError>
         };
         directions.push((input, route));
     }
+    let programs = programs(&links, &link_table, &directions, &first).await?;
+    let offloaded = first.entry.as_ref().is_some_and(|entry| entry.status.offloaded());
+    let flowtables = if offloaded { flowtables(&mut eyes.nft)? } else { Vec::new() };
     sleep_until(began + LOOK).await;
 
     let second = eyes.look(spec)?;
@@ -93,7 +114,7 @@ pub async fn gather(spec: &FlowSpec, pin_path: &Path) -> Result<Facts, WhyError>
         route: directions[d].1,
     };
     let directions = [direction(0), direction(1)];
-    let unmanaged = unmanaged(&mut eyes.nft, &link_table, &ruleset, &directions)?;
+    let unmanaged = unmanaged(&mut eyes.nft, &link_table, &ruleset, selection, &directions)?;
     Ok(Facts {
         asked: spec.tuple,
         tracked: tracked(first.entry.as_ref(), entry.as_ref()),
@@ -101,11 +122,11 @@ pub async fn gather(spec: &FlowSpec, pin_path: &Path) -> Result<Facts, WhyError>
         directions,
         counting: eyes.pinned.is_some(),
         ruleset,
-        slow: None,
-        flowtables: Vec::new(),
+        slow: slow(first.slow, if same { second.slow } else { first.slow }),
+        flowtables,
         notrack,
         ipsec,
-        programs: Vec::new(),
+        programs,
         unmanaged,
         links: link_table,
         addresses,
@@ -126,6 +147,7 @@ struct Eyes {
 struct Look {
     entry: Option<Entry>,
     counted: [Option<FlowCounters>; 2],
+    slow: Option<SlowPath>,
 }
 
 impl Look {
@@ -149,7 +171,10 @@ impl Eyes {
     }
 
     fn look(&mut self, spec: &FlowSpec) -> Result<Look, WhyError> {
-        let mut look = Look { entry: find(&mut self.conntrack, spec)?, counted: [None; 2] };
+        let mut look = Look { entry: find(&mut self.conntrack, spec)?, counted: [None; 2], slow: None };
+        if let Some(entry) = &look.entry {
+            look.slow = self.nft.slow_path_of(entry.id)?;
+        }
         if let Some(pinned) = &self.pinned {
             for (tuple, counted) in look.tuples(spec).iter().zip(&mut look.counted) {
                 *counted = tuple.flow_key().map(|key| pinned.flow(&key)).transpose()?.flatten();
@@ -212,29 +237,24 @@ fn input(links: &LinkTable, counted: Option<IfIndex>, back: Option<IfIndex>) -> 
     Some(top)
 }
 
-fn ruleset(nft: &mut Nft) -> Result<Ruleset, NftError> {
-    use crate::core::{
-        model::{CHAIN, DEVICE_SET, FLOWTABLE},
-        rule::Rule,
-    };
+fn ruleset(nft: &mut Nft, connection: Option<&Entry>) -> Result<Ruleset, NftError> {
     let Some(table) = nft.observe()?.table else { return Ok(Ruleset::default()) };
-    let chain = table.chains.iter().find(|chain| chain.name == CHAIN);
-    let rule = chain.into_iter().flat_map(|chain| &chain.rules).find_map(|rule| Rule::recognise(&rule.exprs));
+    let rules = |chain: &str| table.chain(chain).into_iter().flat_map(|chain| &chain.rules);
+    let has = |wanted: Rule| {
+        rules(OFFLOAD_CHAIN).any(|rule| Rule::recognise(&rule.exprs).as_ref() == Some(&wanted))
+    };
     Ok(Ruleset {
-        owner: Some(table.owner),
-        threshold: rule.as_ref().map(|Rule::Offload { threshold, .. }| *threshold),
-        priority: chain.and_then(|chain| chain.hook.as_ref()).map_or(0, |hook| hook.priority),
-        managed: table
-            .sets
-            .iter()
-            .find(|s| s.name == DEVICE_SET)
-            .map(|s| s.elements.clone())
-            .unwrap_or_default(),
+        threshold: table.threshold(),
+        priority: table.chain(CHAIN).and_then(|chain| chain.hook.as_ref()).map_or(0, |hook| hook.priority),
+        managed: table.managed().cloned().unwrap_or_default(),
         counter: table.flowtables.iter().any(|flowtable| flowtable.name == FLOWTABLE && flowtable.counter),
-        meter: false,
-        spares_ipsec: matches!(rule, Some(Rule::Offload { spare_ipsec: true, .. })),
+        meter: has(Rule::Meter),
         excluded: None,
-        assisted: false,
+        assisted: match connection {
+            Some(entry) if table.set(OwnSet::Assist).is_some() => nft.is_assisted(entry.id)?,
+            _ => false,
+        },
+        owner: Some(table.owner),
     })
 }
 
@@ -243,6 +263,7 @@ fn unmanaged(
     nft: &mut Nft,
     links: &LinkTable,
     ruleset: &Ruleset,
+    selection: Option<&Selection>,
     directions: &[Direction; 2],
 ) -> Result<Vec<(IfIndex, NotManaged)>, NftError> {
     let mut path = BTreeSet::new();
@@ -256,19 +277,91 @@ fn unmanaged(
     let mut found = Vec::new();
     for index in path.into_iter().filter(|index| !ruleset.managed.contains(index)) {
         let Some(link) = links.get(index) else { continue };
-        let why = if link.loopback {
-            NotManaged::Loopback
-        } else if !link.admin_up || link.oper_state == OperState::Down {
-            NotManaged::Down
-        } else {
-            match nft.try_device(&link.name)? {
+        let why = match selection
+            .and_then(|selection| selection.reject(link))
+            .or_else(|| Unmanaged::of_state(link))
+        {
+            Some(Unmanaged::Loopback) => NotManaged::Loopback,
+            Some(Unmanaged::Down) => NotManaged::Down,
+            Some(Unmanaged::Excluded) => NotManaged::Excluded,
+            Some(Unmanaged::NotIncluded) => NotManaged::NotIncluded,
+            Some(Unmanaged::Refused { error }) => NotManaged::Refused { error },
+            None => match nft.try_device(&link.name)? {
                 Some(error) => NotManaged::Refused { error: error.to_string() },
+                None if selection.is_some() => NotManaged::NotYet,
                 None => NotManaged::LeftOut,
-            }
+            },
         };
         found.push((index, why));
     }
     Ok(found)
+}
+
+/// Programs of others where packets of the flow come in, or would.
+async fn programs(
+    links: &Links,
+    table: &LinkTable,
+    directions: &[(Option<IfIndex>, Route)],
+    look: &Look,
+) -> Result<Vec<Program>, WhyError> {
+    let xdp = links.xdp_programs().await?;
+    let below = watch::lower_links(table.iter());
+    let mut interfaces = BTreeSet::new();
+    for ((input, _), counted) in directions.iter().zip(&look.counted) {
+        interfaces.extend(counted.map(|counters| IfIndex(counters.ifindex)));
+        let mut next: Vec<IfIndex> = input.iter().copied().collect();
+        while let Some(index) = next.pop() {
+            if interfaces.insert(index) {
+                next.extend(below.get(&index).into_iter().flatten());
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for index in interfaces {
+        let Some(link) = table.get(index) else { continue };
+        let ids = xdp.get(&index).map(Vec::as_slice).unwrap_or_default();
+        let programs = bpf::at_ingress(index, ids)
+            .map_err(|source| WhyError::Programs { interface: link.name.clone(), source })?;
+        found.extend(programs.into_iter().map(|program| Program {
+            interface: link.name.clone(),
+            name: format!("{} {}", program.kind, program.name),
+            before_ours: program.before_ours,
+        }));
+    }
+    Ok(found)
+}
+
+/// Flowtables of others, and the place of who adds to them.
+fn flowtables(nft: &mut Nft) -> Result<Vec<Flowtable>, NftError> {
+    let others = nft.survey()?.flowtables;
+    if others.is_empty() {
+        return Ok(Vec::new());
+    }
+    let added_to = nft.search_rules()?.flow_add;
+    let priorities = nft.forward_priorities()?;
+    let flowtable = |other: OtherFlowtable| {
+        let table = format!("{} {}", other.table.family, other.table.name);
+        let used = added_to.contains(&(table.clone(), other.name.clone()));
+        let priority = priorities.iter().find(|(of, _)| *of == table).map(|(_, priority)| *priority);
+        Flowtable {
+            priority: priority.filter(|_| used),
+            devices: (!other.devices.is_empty()).then_some(other.devices),
+            name: format!("{table} {}", other.name),
+        }
+    };
+    Ok(others.into_iter().map(flowtable).collect())
+}
+
+/// The meter's two readings; its element may be new, or may have gone and begun anew.
+fn slow(first: Option<SlowPath>, second: Option<SlowPath>) -> Option<Slow> {
+    let SlowPath { counter, idle_ms, .. } = second?;
+    let before =
+        first.map(|slow| slow.counter).filter(|before| before.packets <= counter.packets).unwrap_or_default();
+    let moved = Counter {
+        packets: counter.packets - before.packets,
+        bytes: counter.bytes.saturating_sub(before.bytes),
+    };
+    Some(Slow { counter, idle_ms, moved })
 }
 
 fn moved(first: Option<FlowCounters>, second: Option<FlowCounters>) -> Moved {

@@ -1,9 +1,10 @@
 //! `why`: one flow's story, for people or for programs.
 
-use std::{fmt::Write, path::Path};
+use std::fmt::Write;
 
 use serde::Serialize;
 
+use super::doctor::running_config;
 use crate::{
     cli::{Output, WhyArgs},
     core::{
@@ -32,7 +33,9 @@ struct Record<'a> {
 
 /// A flow's story, and whether anybody knows the flow.
 pub async fn show(args: &WhyArgs, spec: &FlowSpec) -> Result<(String, bool), WhyError> {
-    let facts = gather(spec, Path::new(&args.pin_path)).await?;
+    let agent = running_config();
+    let selection = agent.as_ref().map(|config| &config.rules.selection);
+    let facts = gather(spec, &args.pin_path, selection).await?;
     let explanation = explain(&facts);
     let found = explanation.verdict.accelerated != Accelerated::NotFound;
     let text = match args.output {

@@ -11,7 +11,7 @@ use super::{
 use crate::core::{
     desired::{Policy, desired},
     diff::{Decision, ForeignTable, diff},
-    model::{CHAIN, DEVICE_SET, FLOWTABLE, IfIndex, IfName, Link, TABLE},
+    model::{CHAIN, FLOWTABLE, IfIndex, IfName, Link, TABLE},
     observed::{Observed, ObservedFlowtable, ObservedTable, Owner},
     plan::Plan,
     watch::watched,
@@ -277,9 +277,7 @@ fn or_none(list: String) -> String {
 
 fn interfaces(facts: &Facts) -> Vec<Finding> {
     const CHECK: &str = "interface";
-    let in_set = our_table(facts)
-        .and_then(|table| table.sets.iter().find(|set| set.name == DEVICE_SET))
-        .map(|set| &set.elements);
+    let in_set = our_table(facts).and_then(ObservedTable::managed);
     let absent: BTreeSet<IfIndex> = absent(facts).into_iter().map(|link| link.index).collect();
     let line = |link: &Link| {
         let what =

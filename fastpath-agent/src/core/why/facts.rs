@@ -110,8 +110,6 @@ pub struct Ruleset {
     pub counter: bool,
     /// There is a meter of slow packets.
     pub meter: bool,
-    /// The rule leaves flows with an IPsec policy alone.
-    pub spares_ipsec: bool,
     /// The exclusion that it falls under.
     pub excluded: Option<String>,
     /// The agent has listed its conntrack id for the assist rule.
@@ -145,22 +143,10 @@ pub struct Flowtable {
 pub struct Program {
     /// Interface that it is on.
     pub interface: IfName,
-    /// Its name, or what kind of filter it is.
+    /// Kind and name, in words.
     pub name: String,
-    /// Where.
-    pub place: Place,
-}
-
-/// Where a program stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Place {
-    /// At XDP, before everything.
-    Xdp,
-    /// At TC ingress, before ours.
-    TcBefore,
-    /// At TC ingress, after ours (or without ours).
-    TcAfter,
+    /// It runs before ours, so what it takes isn't counted.
+    pub before_ours: bool,
 }
 
 /// Why an interface isn't managed, as far as it can be told without the agent.
@@ -171,8 +157,14 @@ pub enum NotManaged {
     Loopback,
     /// Not up.
     Down,
-    /// `--exclude-interfaces` names it, or `--interfaces` doesn't.
+    /// `--exclude-interfaces` names it.
+    Excluded,
+    /// `--interfaces` doesn't name it.
+    NotIncluded,
+    /// One of these two; no agent runs here that could be asked.
     LeftOut,
+    /// Nothing speaks against it: the agent is about to take it in, or stands still.
+    NotYet,
     /// The kernel refuses a flowtable on it.
     Refused {
         /// In its words.

@@ -10,7 +10,7 @@ mod story;
 use serde::Serialize;
 
 pub use self::{
-    facts::{Direction, Facts, Flowtable, Moved, NotManaged, Place, Program, Route, Ruleset, Slow, Way},
+    facts::{Direction, Facts, Flowtable, Moved, NotManaged, Program, Route, Ruleset, Slow, Way},
     flow_spec::{BadFlow, FlowSpec},
     reason::Reason,
     story::{Mark, Step, StepName},

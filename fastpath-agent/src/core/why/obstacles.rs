@@ -1,7 +1,7 @@
 //! Which reasons hold for a flow.
 
 use super::{
-    facts::{Direction, Facts, NotManaged, Place, Route, Way},
+    facts::{Direction, Facts, NotManaged, Program, Route, Way},
     reason::Reason,
 };
 use crate::core::{
@@ -47,7 +47,7 @@ impl Found<'_> {
 
     /// Nobody knows the flow.
     fn of_stranger(&mut self) {
-        self.programs(|place| place != Place::TcAfter, false);
+        self.programs(|program| program.before_ours, false);
         if !self.facts.counting {
             self.untracked();
         }
@@ -121,7 +121,7 @@ impl Found<'_> {
         }
         self.packets();
         if self.obstacles.is_empty() {
-            self.programs(|place| place != Place::TcAfter && facts.moved() == 0, false);
+            self.programs(|program| program.before_ours && facts.moved() == 0, false);
         }
         if self.obstacles.is_empty() {
             let reaches_the_rule = facts.slow_moved() > 0 || !facts.ruleset.meter;
@@ -174,8 +174,8 @@ impl Found<'_> {
         }
     }
 
-    fn programs(&mut self, suspects: impl Fn(Place) -> bool, certain: bool) {
-        if let Some(program) = self.facts.programs.iter().find(|program| suspects(program.place)) {
+    fn programs(&mut self, suspects: impl Fn(&Program) -> bool, certain: bool) {
+        if let Some(program) = self.facts.programs.iter().find(|program| suspects(program)) {
             let reason = Reason::Redirected {
                 program: program.name.clone(),
                 interface: program.interface.to_string(),

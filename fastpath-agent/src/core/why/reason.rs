@@ -229,7 +229,11 @@ impl Reason {
             Self::Interface { interface, problem } => match problem {
                 NotManaged::Loopback => return None,
                 NotManaged::Down => format!("bring it up: ip link set {interface} up"),
-                NotManaged::LeftOut | NotManaged::Layered { .. } => {
+                NotManaged::NotYet => "see whether the agent runs, and its log".to_owned(),
+                NotManaged::Excluded
+                | NotManaged::NotIncluded
+                | NotManaged::LeftOut
+                | NotManaged::Layered { .. } => {
                     format!("let --interfaces and --exclude-interfaces take in {interface}")
                 }
                 NotManaged::Refused { .. } => "none here: its driver or kind takes no flowtable".to_owned(),
@@ -271,7 +275,12 @@ impl std::fmt::Display for NotManaged {
         match self {
             Self::Loopback => f.write_str("loopback"),
             Self::Down => f.write_str("down"),
-            Self::LeftOut => f.write_str("left out by --interfaces or --exclude-interfaces"),
+            Self::Excluded => f.write_str("excluded by --exclude-interfaces"),
+            Self::NotIncluded => f.write_str("not among --interfaces"),
+            Self::LeftOut => {
+                f.write_str("left out by --interfaces or --exclude-interfaces, or new while no agent runs")
+            }
+            Self::NotYet => f.write_str("the agent hasn't taken it in yet"),
             Self::Refused { error } => write!(f, "the kernel refuses it: {error}"),
             Self::Layered { upper } => write!(f, "{upper} above it is"),
         }

@@ -74,7 +74,6 @@ fn facts() -> Facts {
             managed: [C0, S0].into(),
             counter: true,
             meter: true,
-            spares_ipsec: true,
             excluded: None,
             assisted: false,
         },
@@ -125,8 +124,8 @@ fn name(name: &str) -> IfName {
     IfName::new(name).unwrap()
 }
 
-fn program(place: Place) -> Program {
-    Program { interface: name("c0"), name: "thief".to_owned(), place }
+fn program(before_ours: bool) -> Program {
+    Program { interface: name("c0"), name: "XDP program thief".to_owned(), before_ours }
 }
 
 fn other_flowtable(priority: i32) -> Flowtable {
@@ -161,7 +160,7 @@ const REASONS: &[(&str, Change, &str)] = &[
         |f| {
             f.tracked = Some(0);
             f.slow = None;
-            f.programs = vec![program(Place::TcAfter)];
+            f.programs = vec![program(false)];
         },
         "thief on c0",
     ),
@@ -258,7 +257,7 @@ const REASONS: &[(&str, Change, &str)] = &[
         "redirected",
         |f| {
             f.entry = None;
-            f.programs = vec![program(Place::TcAfter)];
+            f.programs = vec![program(false)];
         },
         "thief on c0",
     ),
@@ -430,9 +429,9 @@ fn a_flow_that_nobody_knows() {
     assert_eq!((verdict.accelerated, &verdict.reason), (Accelerated::NotFound, &None));
     assert!(verdict.text.contains("neither conntrack nor our counters"), "{}", verdict.text);
     // A program after ours would have left the flow to be counted.
-    facts.programs = vec![program(Place::TcAfter)];
+    facts.programs = vec![program(false)];
     assert_eq!(explain(&facts).verdict.reason, None);
-    facts.programs = vec![program(Place::Xdp)];
+    facts.programs = vec![program(true)];
     let verdict = explain(&facts).verdict;
     assert_eq!((verdict.reason.map(|r| r.name()), verdict.certain), (Some("redirected"), false));
     // Without programs of ours one can't tell that it isn't there.

@@ -14,9 +14,11 @@ use crate::{
 
 mod batch;
 mod dump;
+mod element;
 mod error;
 mod expr;
 mod marker;
+mod meter;
 mod monitor;
 mod object;
 mod search;
@@ -24,6 +26,7 @@ mod survey;
 pub(super) mod trial;
 
 pub use error::{CommitError, NftError, Rejection};
+pub use meter::SlowPath;
 pub use monitor::{Event, Monitor};
 
 use batch::Batch;
