@@ -11,10 +11,11 @@ use std::{
 use fastpath_agent::{
     core::{
         empty::empty,
-        model::{IfIndex, IfName, MAX_DEVICES_PER_MESSAGE},
+        model::{CHAIN, IfIndex, IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN},
         observed::Observed,
         plan::Op,
         rule::Rule,
+        sets::OwnSet,
     },
     kernel::{
         Ruleset,
@@ -210,10 +211,12 @@ fn a_thousand_devices_do_not_make_it_slow_and_nobody_loses_announcements() {
             let mut install = vec![
                 Op::AddTable,
                 Op::AddFlowtable { priority: 0, counter: true, hw_offload: false },
-                Op::AddDeviceSet,
+                Op::AddSet(OwnSet::Devices),
                 Op::AddIndices(vec![IfIndex(1)]),
-                Op::AddChain { priority: 300 },
-                Op::AddRule { exprs: Rule::Offload { threshold: 20, spare_ipsec: true }.exprs() },
+                Op::AddBaseChain { priority: 300 },
+                Op::AddOffloadChain,
+                Op::AddRule { chain: OFFLOAD_CHAIN, exprs: Rule::Offload.exprs() },
+                Op::AddRule { chain: CHAIN, exprs: Rule::Threshold { threshold: 20 }.exprs() },
             ];
             install.extend(names.chunks(MAX_DEVICES_PER_MESSAGE).map(|c| Op::AddDevices(c.to_vec())));
             let generation = nft.observe().expect("observe").generation;

@@ -10,7 +10,7 @@ use super::{
     diff::chunks,
     expr::Expr,
     model::{CHAIN, FLOWTABLE, IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN, TABLE},
-    observed::{ObservedChain, ObservedRule, ObservedTable, Owner},
+    observed::{ObservedRule, ObservedTable, Owner},
     plan::Op,
 };
 
@@ -62,15 +62,16 @@ fn rules(table: &ObservedTable) -> Result<(Vec<Op>, Vec<Op>), Obstacle> {
     let refers = |exprs: &[Expr]| {
         exprs.iter().any(|e| matches!(e, Expr::FlowAdd { flowtable } if flowtable == FLOWTABLE))
     };
+    let all = || table.chains.iter().flat_map(|chain| &chain.rules);
+    if all().any(|rule| rule.owner == Owner::Foreign && refers(&rule.exprs)) {
+        return Err(Obstacle::InUse);
+    }
     let (mut delete, mut add) = (Vec::new(), Vec::new());
-    for ObservedChain { name, rules, .. } in &table.chains {
-        let Some(chain) = [CHAIN, OFFLOAD_CHAIN].into_iter().find(|own| own == name) else { continue };
-        if rules.iter().any(|rule| rule.owner == Owner::Foreign && refers(&rule.exprs)) {
-            return Err(Obstacle::InUse);
-        }
-        for rule in
-            rules.iter().skip_while(|rule| !refers(&rule.exprs)).filter(|rule| rule.owner == Owner::Ours)
-        {
+    for (chain, observed) in
+        [CHAIN, OFFLOAD_CHAIN].into_iter().filter_map(|name| Some((name, table.chain(name)?)))
+    {
+        let from_there_on = observed.rules.iter().skip_while(|rule| !refers(&rule.exprs));
+        for rule in from_there_on.filter(|rule| rule.owner == Owner::Ours) {
             delete.push(Op::DeleteRule { chain, handle: rule.handle });
             add.push(Op::AddRule { chain, exprs: counting_on(rule) });
         }
@@ -114,18 +115,22 @@ mod tests {
             hw_offload: false,
             chain_priority: 300,
             devices: (1..=devices).map(|i| (IfIndex(i), name(i))).collect(),
-            sets: vec![OwnSet::Devices],
+            sets: vec![OwnSet::Devices, OwnSet::SlowPath],
             base_rules: vec![Rule::Threshold { threshold: 20 }],
-            offload_rules: vec![Rule::Offload, Rule::Offload],
+            offload_rules: vec![Rule::OnlyEstablished, Rule::Offload, Rule::Meter],
         });
         let mut kernel = FakeRuleset::new((1..=devices).map(name));
         let observed = kernel.observe().unwrap();
         let Decision::Apply(ops) = diff::diff(&want, &observed, ForeignTable::Refuse) else { panic!("ours") };
         kernel.commit(&ops, observed.generation).unwrap();
-        for (rule, packets) in kernel.table.iter_mut().flat_map(|t| &mut t.chains[0].rules).zip(7..) {
-            rule.counter = Some(Counter { packets, bytes: 100 });
-        }
+        let counters = offload_rules(&mut kernel).iter_mut().filter_map(|rule| rule.counter.as_mut());
+        counters.for_each(|counter| *counter = Counter { packets: 7, bytes: 100 });
         kernel
+    }
+
+    fn offload_rules(kernel: &mut FakeRuleset) -> &mut Vec<ObservedRule> {
+        let chains = kernel.table.iter_mut().flat_map(|table| &mut table.chains);
+        &mut chains.into_iter().find(|chain| chain.name == OFFLOAD_CHAIN).unwrap().rules
     }
 
     fn ops(kernel: &FakeRuleset) -> Vec<Op> {
@@ -167,9 +172,9 @@ mod tests {
     fn rules_that_do_not_refer_to_it_stay_unless_they_come_after() {
         let mut kernel = kernel(2);
         let rule = |owner, expr: Expr| ObservedRule { handle: 99, owner, exprs: vec![expr], counter: None };
-        let rules = &mut kernel.table.as_mut().unwrap().chains[0].rules;
-        let handles: Vec<Op> = rules.iter().map(|r| Op::DeleteRule { chain: OFFLOAD_CHAIN, handle: r.handle }).collect();
-        rules.insert(0, rule(Owner::Ours, Expr::Counter));
+        let rules = offload_rules(&mut kernel);
+        let delete = |rule: &ObservedRule| Op::DeleteRule { chain: OFFLOAD_CHAIN, handle: rule.handle };
+        let handles: Vec<Op> = rules[1..].iter().map(delete).collect();
         rules.insert(2, rule(Owner::Foreign, Expr::Counter));
         assert_eq!(ops(&kernel)[..2], handles);
         assert!(matches!(ops(&kernel)[2], Op::DeleteFlowtable), "{:?}", ops(&kernel));
@@ -181,7 +186,7 @@ mod tests {
         unreadable.table.as_mut().unwrap().flowtables[0].devices = None;
         assert_eq!(empty(unreadable.table.as_ref().unwrap()), Err(Obstacle::Unreadable));
         let mut in_use = kernel(2);
-        in_use.table.as_mut().unwrap().chains[0].rules[1].owner = Owner::Foreign;
+        offload_rules(&mut in_use)[1].owner = Owner::Foreign;
         assert_eq!(empty(in_use.table.as_ref().unwrap()), Err(Obstacle::InUse));
     }
 }

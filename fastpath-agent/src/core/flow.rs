@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::{
     connection::{Entry, TcpState, Tuple},
+    flow_path::{Metered, Path},
     model::{IfIndex, IfName},
 };
 
@@ -32,6 +33,8 @@ pub struct Flow {
     pub seen: [Option<FlowCounters>; 2],
     /// What became of it.
     pub state: State,
+    /// Which way its packets take, if it is offloaded.
+    pub path: Path,
 }
 
 /// What became of a flow.
@@ -93,18 +96,40 @@ pub struct Node {
     pub addresses: BTreeSet<IpAddr>,
     /// `CLOCK_MONOTONIC` now, in ns.
     pub now_ns: u64,
+    /// Resolution of the times of flows, in ns: the kernel's tick.
+    pub tick_ns: u64,
 }
 
 impl Flow {
     /// Joins a connection with what was counted of its directions.
     pub fn join(entry: Entry, seen: [Option<FlowCounters>; 2], node: &Node) -> Self {
         let state = judge(&entry, &seen, node);
-        Self { original: entry.original, reply: Some(entry.reply), entry: Some(entry), seen, state }
+        let (original, reply, path) = (entry.original, Some(entry.reply), Path::default());
+        Self { original, reply, entry: Some(entry), seen, state, path }
     }
 
     /// A direction that was counted and that conntrack has no connection for.
     pub fn gone(tuple: Tuple, seen: FlowCounters) -> Self {
-        Self { entry: None, original: tuple, reply: None, seen: [Some(seen), None], state: State::Gone }
+        let (seen, path) = ([Some(seen), None], Path::default());
+        Self { entry: None, original: tuple, reply: None, seen, state: State::Gone, path }
+    }
+
+    /// The same with what was metered of it on the forward path, which must have been read after the rest.
+    pub fn measured(mut self, metered: &Metered, node: &Node) -> Self {
+        if self.offloaded() {
+            self.path = Path::measure(&self.seen, metered, node);
+        }
+        self
+    }
+
+    /// Whether conntrack calls it offloaded, to hardware or not.
+    pub fn offloaded(&self) -> bool {
+        matches!(self.state, State::Offloaded | State::HwOffloaded)
+    }
+
+    /// Whether it is offloaded, and its packets take the forward path all the same.
+    pub fn slow(&self) -> bool {
+        self.path.accelerated == Some(false)
     }
 
     /// Packets of both directions as counted at ingress, offloaded or not.
@@ -196,9 +221,11 @@ fn stalled(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node) -> Caus
     }
 }
 
-/// All that [`State::name`] returns.
-pub const STATE_NAMES: [&str; 7] =
-    ["offloaded", "hw-offloaded", "crossed", "stalled", "below-threshold", "closing", "gone"];
+/// What flows are asked for by: all that [`State::name`] returns, and [`SLOW`].
+pub const STATE_NAMES: [&str; 8] =
+    ["offloaded", SLOW, "hw-offloaded", "crossed", "stalled", "below-threshold", "closing", "gone"];
+/// Flows that are [`Flow::slow`].
+pub const SLOW: &str = "slow";
 
 impl State {
     /// Its name, as filters and JSON have it.

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use ipnet::IpNet;
 
 use super::{
-    flow::{Flow, Node},
+    flow::{Flow, Node, SLOW},
     model::IfName,
 };
 
@@ -20,7 +20,7 @@ pub struct Filter {
     pub protocols: Vec<u8>,
     /// Interfaces that its packets come in on.
     pub interfaces: Vec<IfName>,
-    /// Names of states, see [`State::name`](super::flow::State::name).
+    /// States, out of [`STATE_NAMES`](super::flow::STATE_NAMES).
     pub states: Vec<String>,
 }
 
@@ -29,7 +29,7 @@ impl Filter {
     pub fn matches(&self, flow: &Flow, node: &Node) -> bool {
         let tuples = || std::iter::once(&flow.original).chain(flow.reply.as_ref());
         let any = |empty: bool, found: bool| empty || found;
-        any(self.states.is_empty(), self.states.iter().any(|s| s == flow.state.name()))
+        any(self.states.is_empty(), self.states.iter().any(|s| is(flow, s)))
             && any(self.protocols.is_empty(), self.protocols.contains(&flow.original.protocol))
             && any(
                 self.ports.is_empty(),
@@ -49,6 +49,11 @@ impl Filter {
                     .any(|name| self.interfaces.contains(name)),
             )
     }
+}
+
+/// Whether a flow is in a state; a flow that is slow is also offloaded.
+fn is(flow: &Flow, state: &str) -> bool {
+    state == flow.state.name() || state == SLOW && flow.slow()
 }
 
 /// By what flows are sorted, largest or most recent first.

@@ -49,6 +49,7 @@ fn node() -> Node {
         names: [(IfIndex(9), IfName::new("wan").unwrap())].into(),
         addresses: ["10.1.0.1".parse().unwrap(), "198.51.100.1".parse().unwrap()].into(),
         now_ns: 10_000_000_000,
+        tick_ns: 4_000_000,
     }
 }
 

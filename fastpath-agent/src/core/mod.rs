@@ -9,6 +9,7 @@ pub mod empty;
 pub mod expr;
 pub mod flow;
 pub mod flow_filter;
+pub mod flow_path;
 pub mod flow_search;
 pub mod known_bugs;
 pub mod link_table;

@@ -136,7 +136,7 @@ impl FakeRuleset {
             Op::DeleteChain { chain } if refers(table, chain) => return Err(libc::EBUSY),
             Op::DeleteChain { chain } => remove(&mut table.chains, |c| c.name == *chain)?,
             Op::AddRule { chain, exprs } => {
-                let mut counter = None;
+                let mut counter = exprs.contains(&Expr::Counter).then(Counter::default);
                 let exprs: Vec<Expr> = exprs
                     .iter()
                     .map(|expr| match expr {
@@ -153,7 +153,6 @@ impl FakeRuleset {
                 if !exprs.iter().filter_map(referent).all(|name| exists(table, name)) {
                     return Err(libc::ENOENT);
                 }
-                let counter = counter.or_else(|| exprs.contains(&Expr::Counter).then(Counter::default));
                 let rule = ObservedRule { handle, owner: Owner::Ours, exprs, counter };
                 self::chain(table, chain)?.rules.push(rule);
             }

@@ -3,7 +3,10 @@
 use std::{collections::hash_map::RandomState, hash::BuildHasher, path::Path};
 
 use fastpath_common::{FlowCounters, FlowKey};
-use nix::time::{ClockId, clock_gettime};
+use nix::{
+    sys::time::TimeSpec,
+    time::{ClockId, clock_getres, clock_gettime},
+};
 
 use super::{
     Ruleset,
@@ -46,14 +49,17 @@ pub async fn node() -> Result<Node, FlowsError> {
         names,
         addresses,
         now_ns: monotonic_ns(),
+        tick_ns: clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map_or(0, in_ns),
     })
 }
 
 /// `CLOCK_MONOTONIC` in ns, the clock of the programs.
 pub fn monotonic_ns() -> u64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC)
-        .map(|now| now.tv_sec().unsigned_abs() * 1_000_000_000 + now.tv_nsec().unsigned_abs())
-        .unwrap_or(0)
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, in_ns)
+}
+
+fn in_ns(time: TimeSpec) -> u64 {
+    time.tv_sec().unsigned_abs() * 1_000_000_000 + time.tv_nsec().unsigned_abs()
 }
 
 /// Calls `each` for every flow: first those that conntrack knows, then what was counted and belongs to none of them.

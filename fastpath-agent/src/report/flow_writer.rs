@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use crate::core::{
     connection::{Tuple, protocol_name},
-    flow::{Flow, Node, State},
+    flow::{Flow, Node, SLOW, State},
+    flow_path::Path,
 };
 
 /// Writes flows one after the other.
@@ -36,7 +37,7 @@ impl Writer for Table {
     fn begin(&mut self, out: &mut dyn Write) -> io::Result<()> {
         writeln!(
             out,
-            "{:<15}  {:<5}  {:<47}  {:>10}  {:>13}  {:>7}  {:<15}  WHY",
+            "{:<18}  {:<5}  {:<47}  {:>10}  {:>13}  {:>7}  {:<15}  WHY",
             "STATE", "PROTO", "SOURCE > DESTINATION", "PACKETS", "BYTES", "IDLE", "IN"
         )
     }
@@ -46,13 +47,14 @@ impl Writer for Table {
         let ends = flow.original.to_string();
         let (protocol, ends) = ends.split_once(' ').unwrap_or(("", &ends));
         let idle = flow.last_seen_ns().map_or("-".to_owned(), |at| idle(node.now_ns.saturating_sub(at)));
-        let why = match &flow.state {
-            State::Stalled(cause) => cause.to_string(),
+        let why = match (&flow.state, flow.path.metered) {
+            (State::Stalled(cause), _) => cause.to_string(),
+            (_, Some(metered)) if flow.slow() => format!("{metered} packets took the forward path"),
             _ => String::new(),
         };
         let line = format!(
-            "{:<15}  {protocol:<5}  {ends:<47}  {:>10}  {:>13}  {idle:>7}  {:<15}  {why}",
-            flow.state.name(),
+            "{:<18}  {protocol:<5}  {ends:<47}  {:>10}  {:>13}  {idle:>7}  {:<15}  {why}",
+            state(flow),
             flow.packets(),
             flow.bytes(),
             interfaces(flow, node).join(","),
@@ -63,6 +65,10 @@ impl Writer for Table {
     fn end(&mut self, out: &mut dyn Write) -> io::Result<()> {
         if self.flows == 0 { writeln!(out, "no flows") } else { Ok(()) }
     }
+}
+
+fn state(flow: &Flow) -> String {
+    if flow.slow() { format!("{}, {SLOW}", flow.state.name()) } else { flow.state.name().to_owned() }
 }
 
 /// A duration in ns, in a few characters.
@@ -93,6 +99,8 @@ struct Record {
     ingress: [Option<Ingress>; 2],
     /// As conntrack counts them.
     conntrack: Option<Conntrack>,
+    #[serde(flatten)]
+    path: Path,
 }
 
 #[derive(Serialize)]
@@ -141,6 +149,7 @@ impl Record {
                 packets: entry.counters.map(|c| c.map(|c| c.packets)),
                 bytes: entry.counters.map(|c| c.map(|c| c.bytes)),
             }),
+            path: flow.path,
         }
     }
 }
@@ -199,6 +208,36 @@ mod tests {
         let words: Vec<_> = text.lines().nth(1).unwrap().split_whitespace().collect();
         assert_eq!(words, ["gone", "tcp", "10.1.0.2:40000", ">", "10.2.0.2:443", "7", "700", "2s", "eth0"]);
         assert!(shown(&mut Table::default(), 0).ends_with("no flows\n"));
+    }
+
+    #[test]
+    fn a_flow_that_is_offloaded_and_slow_is_called_so() {
+        let mut flow = Flow::gone(
+            Tuple {
+                source: "10.1.0.2".parse().unwrap(),
+                destination: "10.2.0.2".parse().unwrap(),
+                protocol: TCP,
+                source_port: 40000,
+                destination_port: 443,
+            },
+            FlowCounters::default(),
+        );
+        flow.state = State::Offloaded;
+        flow.path = Path { accelerated: Some(false), bypassed: Some(5), metered: Some(70) };
+        let written = |writer: &mut dyn Writer| {
+            let mut out = Vec::new();
+            writer.flow(&mut out, &flow, &Node::default()).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let text = written(&mut Table::default());
+        assert!(text.starts_with("offloaded, slow "), "{text}");
+        assert!(text.ends_with("70 packets took the forward path\n"), "{text}");
+        let json: serde_json::Value = serde_json::from_str(&written(&mut Json::default())).unwrap();
+        assert_eq!(json["state"], "offloaded");
+        assert_eq!(
+            (&json["accelerated"], &json["bypassed"], &json["metered"]),
+            (&false.into(), &5.into(), &70.into())
+        );
     }
 
     #[test]
