@@ -22,3 +22,5 @@ mod scale;
 mod threshold;
 mod topologies;
 mod traffic;
+mod why;
+mod why_path;

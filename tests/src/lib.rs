@@ -8,10 +8,12 @@ pub mod attach;
 pub mod monitor;
 pub mod netns;
 pub mod path;
+pub mod program;
 pub mod reference;
 pub mod table;
 pub mod topology;
 pub mod traffic;
+pub mod why;
 
 use std::time::{Duration, Instant};
 

@@ -12,6 +12,9 @@ use crate::core::{
     observed::{Counter, Owner},
 };
 
+/// Packets that a change of routes or links sends on the forward path, without meaning anything.
+const STRAYS: u64 = 2;
+
 /// All that was read.
 #[derive(Clone, Debug)]
 pub struct Facts {
@@ -236,6 +239,7 @@ impl Facts {
         // A packet that was under way at one of the looks is in one count and not yet in the other.
         Some(match (self.slow_moved(), self.moved()) {
             (0, _) => Way::Fast,
+            (slow @ ..=STRAYS, all) if all >= 5 * slow + STRAYS => Way::Fast,
             (slow, all) if slow >= all.saturating_sub(1) => Way::Slow,
             _ => Way::Mixed,
         })

@@ -65,6 +65,9 @@ fn verdict(facts: &Facts, obstacles: Vec<obstacles::Obstacle>) -> Verdict {
     let first = obstacles.into_iter().next();
     let (accelerated, text) = match (facts.way(), &first) {
         (None, _) => (Accelerated::NotFound, None),
+        (Some(Way::Fast), Some(obstacle)) if matches!(obstacle.reason, Reason::Interface { .. }) => {
+            (Accelerated::No, None)
+        }
         (Some(Way::Fast), _) => (Accelerated::Yes, Some(story::accelerated(facts))),
         (Some(Way::Mixed), Some(_)) => (Accelerated::Partly, None),
         (Some(Way::Mixed), None) => (Accelerated::Partly, Some(story::accelerated(facts))),

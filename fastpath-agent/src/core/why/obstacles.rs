@@ -24,7 +24,13 @@ pub(super) fn of(facts: &Facts) -> Vec<Obstacle> {
     match facts.way() {
         None => found.of_stranger(),
         Some(_) if facts.entry.is_none() => found.without_connection(),
-        Some(Way::Fast) => found.other_flowtable(),
+        Some(Way::Fast) => {
+            found.other_flowtable();
+            // It may still be in the flowtable and can't stay there.
+            if facts.moved() == 0 && found.obstacles.is_empty() && facts.ruleset.threshold.is_some() {
+                found.interfaces();
+            }
+        }
         Some(_) if facts.offloaded() => found.offloaded_and_slow(),
         Some(_) => found.not_offloaded(),
     }

@@ -280,7 +280,11 @@ pub(super) fn accelerated(facts: &Facts) -> String {
             )
         }
         (_, true) => {
-            format!("accelerated: {} within the look, none on the forward path", packets(facts.moved()))
+            let slow = match facts.slow_moved() {
+                0 => "none".to_owned(),
+                slow => slow.to_string(),
+            };
+            format!("accelerated: {} within the look, {slow} on the forward path", packets(facts.moved()))
         }
         (_, false) if facts.moved() == 0 => "accelerated, with no packets just now".to_owned(),
         (_, false) => {
