@@ -58,10 +58,11 @@ pub enum Command {
   fastpath-agent flows --state=stalled                        what should be offloaded and isn't, with the cause
   fastpath-agent flows --address=10.1.0.0/16 --port=443 --protocol=tcp
   fastpath-agent flows --watch --sort=recent                  again every 2 seconds
+  fastpath-agent flows --follow --state=stalled               what isn't offloaded, the moment that it is known
   fastpath-agent flows -o json | jq '.[] | select(.state == \"offloaded\")'
 
 Packets and bytes are counted by eBPF at ingress and go on for offloaded flows; without pinned maps they are 0.
-The agent doesn't have to run.")]
+The agent doesn't have to run, but for --follow.")]
     Flows(FlowsArgs),
     /// Show flows and interfaces with their rates, full-screen and live
     #[command(after_help = "Examples:
@@ -158,6 +159,9 @@ pub struct RunArgs {
     /// Directory for pinned eBPF maps, on a bpf file system
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
+    /// Directory for the socket at which `flows --follow` hears what becomes of flows; made if it doesn't exist
+    #[arg(long, value_name = "DIR", default_value = "/run/fastpath", env = "FASTPATH_RUN_DIR")]
+    pub run_dir: PathBuf,
     /// Replace a table named kindnet-fastpath that this agent did not make
     #[arg(long, env = "FASTPATH_TAKEOVER", value_parser = BoolishValueParser::new())]
     pub takeover: bool,
@@ -167,7 +171,8 @@ pub struct RunArgs {
     /// Remove ruleset, programs and pinned maps when the agent is told to stop
     #[arg(long, env = "FASTPATH_CLEANUP_ON_EXIT", value_parser = BoolishValueParser::new())]
     pub cleanup_on_exit: bool,
-    /// How much to log: 0-1 changes of state, 2-4 also plans, 5 and more also flows
+    /// How much to log: 0-1 changes of state, 2-4 also plans, 5 and more also flows, 7 and more what the eBPF programs
+    /// do with single packets (for debugging: they get slower)
     #[arg(long, value_name = "N", default_value = "0", env = "FASTPATH_V", allow_hyphen_values = true)]
     pub v: String,
 }
@@ -210,6 +215,13 @@ pub struct FlowsArgs {
     /// Show them again every so many seconds, until interrupted
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u64).range(1..))]
     pub watch: Option<u64>,
+    /// Show flows as they cross the threshold, with what became of each, until interrupted. The agent must run; with
+    /// `-o json` a line for each
+    #[arg(long, conflicts_with_all = ["watch", "sort"])]
+    pub follow: bool,
+    /// Directory of the socket at which a running agent publishes what becomes of flows
+    #[arg(long, value_name = "DIR", default_value = "/run/fastpath", env = "FASTPATH_RUN_DIR")]
+    pub run_dir: PathBuf,
     /// Output format
     #[arg(short, long, value_name = "FORMAT", default_value = "text", env = "FASTPATH_OUTPUT")]
     pub output: Output,
@@ -291,6 +303,9 @@ pub struct CleanupArgs {
     /// Directory of the pinned eBPF maps
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
+    /// Directory of the socket at which a running agent publishes what becomes of flows
+    #[arg(long, value_name = "DIR", default_value = "/run/fastpath", env = "FASTPATH_RUN_DIR")]
+    pub run_dir: PathBuf,
 }
 
 /// Output formats.

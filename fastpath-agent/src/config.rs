@@ -22,6 +22,8 @@ pub struct Config {
     pub max_flows: u32,
     /// Where maps are pinned.
     pub pin_path: PathBuf,
+    /// Where it says what becomes of flows.
+    pub run_dir: PathBuf,
     /// What to do about somebody else's table of our name.
     pub foreign: ForeignTable,
     /// Stop after the first verified reconcile.
@@ -129,6 +131,7 @@ impl Config {
             ebpf: args.ebpf,
             max_flows,
             pin_path: args.pin_path.clone(),
+            run_dir: args.run_dir.clone(),
             foreign: if args.takeover { ForeignTable::TakeOver } else { ForeignTable::Refuse },
             once: args.once,
             cleanup_on_exit: args.cleanup_on_exit,

@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context;
 use clap::Parser;
 use fastpath_agent::{
-    cli::{Cli, Command, DoctorArgs, FlowsArgs, Output, RuleArgs, StatusArgs, TopArgs, WhyArgs},
+    cli::{CleanupArgs, Cli, Command, DoctorArgs, FlowsArgs, Output, RuleArgs, StatusArgs, TopArgs, WhyArgs},
     config::{BadValue, Config, Rules},
     core::{
         desired,
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
             Err(error) => Err(error),
         },
         Some(Command::Canary(args)) => canary(&args),
-        Some(Command::Cleanup(args)) => cleanup(&args.pin_path),
+        Some(Command::Cleanup(args)) => cleanup(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -106,7 +106,13 @@ fn status(args: &StatusArgs) -> anyhow::Result<()> {
 }
 
 fn flows(args: &FlowsArgs) -> anyhow::Result<()> {
-    runtime()?.block_on(report::flows::show(args, &mut io::stdout().lock())).or_else(|error| match error {
+    let mut out = io::stdout().lock();
+    let shown = if args.follow {
+        report::follow::follow(args, &mut out)
+    } else {
+        runtime()?.block_on(report::flows::show(args, &mut out))
+    };
+    shown.or_else(|error| match error {
         report::flows::ShowError::Output(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => Err(other.into()),
     })
@@ -155,8 +161,8 @@ fn canary(args: &RuleArgs) -> anyhow::Result<()> {
     outcome
 }
 
-fn cleanup(pin_path: &std::path::Path) -> anyhow::Result<()> {
-    print(&daemon::cleanup::cleanup(pin_path)?.to_string())
+fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
+    print(&daemon::cleanup::cleanup(&args.pin_path, &args.run_dir)?.to_string())
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -4,7 +4,7 @@
 //! than the threshold, and that are on the forward path all the same, flow by flow.
 
 use fastpath_common::FlowCounters;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::flow::Node;
 
@@ -31,7 +31,7 @@ pub enum Metered {
 }
 
 /// Which way the packets of an offloaded flow take. All unknown if it isn't offloaded.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Path {
     /// Whether the last packets bypassed the forward path; `None` if that can't be told.
     pub accelerated: Option<bool>,

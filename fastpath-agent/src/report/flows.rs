@@ -14,7 +14,10 @@ use crate::{
         flow::{Flow, Node},
         flow_filter::{Filter, Sort},
     },
-    kernel::flows::{self, FlowsError},
+    kernel::{
+        event_socket::SocketError,
+        flows::{self, FlowsError},
+    },
 };
 
 /// Back to the top left corner of a terminal, and clear what is below (ECMA-48 CUP and ED).
@@ -26,6 +29,9 @@ pub enum ShowError {
     /// They can't be read.
     #[error(transparent)]
     Flows(#[from] FlowsError),
+    /// They can't be followed.
+    #[error(transparent)]
+    Follow(#[from] SocketError),
     /// They can't be written.
     #[error("cannot write: {0}")]
     Output(#[from] io::Error),
@@ -106,7 +112,7 @@ impl Shown<'_> {
     }
 }
 
-fn filter(args: &FlowsArgs) -> Filter {
+pub(super) fn filter(args: &FlowsArgs) -> Filter {
     Filter {
         networks: args.address.clone(),
         ports: args.port.clone(),

@@ -3,6 +3,7 @@
 pub mod doctor;
 pub mod flow_writer;
 pub mod flows;
+pub mod follow;
 pub mod render;
 pub mod status;
 pub mod top;
