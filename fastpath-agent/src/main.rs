@@ -8,9 +8,14 @@ use std::{
 use anyhow::Context;
 use clap::Parser;
 use fastpath_agent::{
-    cli::{CleanupArgs, Cli, Command, DoctorArgs, FlowsArgs, Output, RuleArgs, StatusArgs, TopArgs},
+    cli::{CleanupArgs, Cli, Command, DoctorArgs, FlowsArgs, Output, RuleArgs, StatusArgs, TopArgs, WhyArgs},
     config::{BadValue, Config, Rules},
-    core::{desired, doctor::Level, link_table::LinkTable},
+    core::{
+        desired,
+        doctor::Level,
+        link_table::LinkTable,
+        why::{BadFlow, FlowSpec},
+    },
     daemon,
     kernel::{self, links::Links},
     report,
@@ -34,6 +39,11 @@ fn main() -> ExitCode {
         Some(Command::Status(args)) => status(&args),
         Some(Command::Flows(args)) => flows(&args),
         Some(Command::Top(args)) => top(&args),
+        Some(Command::Why(args)) => match why(&args) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::FAILURE,
+            Err(error) => Err(error),
+        },
         Some(Command::Doctor(args)) => match doctor(&args) {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::FAILURE,
@@ -47,7 +57,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", one_line(&error));
-            if error.is::<BadValue>() {
+            if error.is::<BadValue>() || error.is::<BadFlow>() {
                 eprintln!("\nFor more information, try '--help'.");
                 return ExitCode::from(EX_USAGE);
             }
@@ -112,6 +122,13 @@ fn flows(args: &FlowsArgs) -> anyhow::Result<()> {
 fn top(args: &TopArgs) -> anyhow::Result<()> {
     runtime()?.block_on(report::top::show(args, &hostname()))?;
     Ok(())
+}
+
+/// Whether the flow was found.
+fn why(args: &WhyArgs) -> anyhow::Result<bool> {
+    let flow = FlowSpec::parse(&args.protocol, &args.source, &args.destination)?;
+    let (text, found) = runtime()?.block_on(report::why::show(args, &flow))?;
+    print(&text).map(|()| found)
 }
 
 /// Prints the report; whether it is good enough.

@@ -26,3 +26,5 @@ mod threshold;
 mod top;
 mod topologies;
 mod traffic;
+mod why;
+mod why_path;
