@@ -72,6 +72,15 @@ The agent doesn't have to run, but for --follow.")]
 Keys are shown in the last line and by `?`. The agent doesn't have to run; without its pinned maps there are no rates.
 Colours are left out where the environment variable NO_COLOR is set.")]
     Top(TopArgs),
+    /// Follow one flow: whether it is accelerated, and if not, why not and what to do about it
+    #[command(after_help = "Examples:
+  fastpath-agent why tcp 10.0.1.2:40000 10.96.0.1:443
+  fastpath-agent why udp [fd00:1::2]:40000 [fd00:2::2]:53
+  fastpath-agent why -o json tcp 10.0.1.2:40000 10.96.0.1:443 | jq .verdict
+
+Any tuple of the flow will do: before or after NAT, either direction. It looks for a second and changes nothing.
+The agent doesn't have to run. Exit code 0: the flow was found, whatever became of it; 1: it wasn't.")]
+    Why(WhyArgs),
     /// Check this node, say what is wrong and what to do about it, and send a real flow through scratch namespaces
     #[command(after_help = "Examples:
   fastpath-agent doctor                               every check, and the canary
@@ -86,6 +95,9 @@ The ruleset is compared with what the flags of the running agent want; where non
     /// The canary itself; `doctor` starts it
     #[command(hide = true, name = "canary")]
     Canary(RuleArgs),
+    /// Have offloaded flows pass the filters again, after changes that the kernel doesn't announce: iptables-legacy, ipset,
+    /// tc. The agent doesn't have to run; changes made with nft and iptables-nft it follows by itself
+    Revalidate,
     /// Remove the table, the eBPF programs and the pinned maps that the agent made, and nothing else
     Cleanup(CleanupArgs),
 }
@@ -159,6 +171,13 @@ pub struct RunArgs {
     /// Replace a table named kindnet-fastpath that this agent did not make
     #[arg(long, env = "FASTPATH_TAKEOVER", value_parser = BoolishValueParser::new())]
     pub takeover: bool,
+    /// Have the kernel judge offloaded flows anew when somebody changes the ruleset so that it may concern them: they pass
+    /// the filters again for a packet or two
+    #[arg(long, value_name = "MODE", default_value = "on", env = "FASTPATH_REVALIDATE")]
+    pub revalidate: OnOff,
+    /// Least time from one such revalidation to the next (as in 500ms or 2s); the first change is answered at once
+    #[arg(long, value_name = "TIME", default_value = "1s", env = "FASTPATH_REVALIDATE_INTERVAL")]
+    pub revalidate_interval: String,
     /// Install the ruleset, verify it and exit
     #[arg(long, env = "FASTPATH_ONCE", value_parser = BoolishValueParser::new())]
     pub once: bool,
@@ -235,6 +254,23 @@ pub struct TopArgs {
     pub pin_path: PathBuf,
 }
 
+/// Flags of `why`.
+#[derive(Clone, Debug, Args)]
+pub struct WhyArgs {
+    /// tcp, udp, or another protocol's name or number
+    pub protocol: String,
+    /// Address and port: 10.0.1.2:40000 or [fd00::2]:40000; without a port where the protocol has none
+    pub source: String,
+    /// The same of the other end
+    pub destination: String,
+    /// Output format
+    #[arg(short, long, value_name = "FORMAT", default_value = "text", env = "FASTPATH_OUTPUT")]
+    pub output: Output,
+    /// Directory of the pinned eBPF maps
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
+    pub pin_path: PathBuf,
+}
+
 /// Flags of `doctor`.
 #[derive(Clone, Debug, Args)]
 pub struct DoctorArgs {
@@ -292,6 +328,15 @@ pub enum Output {
     Text,
     /// For programs
     Json,
+}
+
+/// Something that can be switched off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnOff {
+    /// Do it
+    On,
+    /// Don't
+    Off,
 }
 
 /// Modes of `--hw-offload`.

@@ -8,9 +8,14 @@ use std::{
 use anyhow::Context;
 use clap::Parser;
 use fastpath_agent::{
-    cli::{CleanupArgs, Cli, Command, DoctorArgs, FlowsArgs, Output, RuleArgs, StatusArgs, TopArgs},
+    cli::{CleanupArgs, Cli, Command, DoctorArgs, FlowsArgs, Output, RuleArgs, StatusArgs, TopArgs, WhyArgs},
     config::{BadValue, Config, Rules},
-    core::{desired, doctor::Level, link_table::LinkTable},
+    core::{
+        desired,
+        doctor::Level,
+        link_table::LinkTable,
+        why::{BadFlow, FlowSpec},
+    },
     daemon,
     kernel::{self, links::Links},
     report,
@@ -34,19 +39,25 @@ fn main() -> ExitCode {
         Some(Command::Status(args)) => status(&args),
         Some(Command::Flows(args)) => flows(&args),
         Some(Command::Top(args)) => top(&args),
+        Some(Command::Why(args)) => match why(&args) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::FAILURE,
+            Err(error) => Err(error),
+        },
         Some(Command::Doctor(args)) => match doctor(&args) {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::FAILURE,
             Err(error) => Err(error),
         },
         Some(Command::Canary(args)) => canary(&args),
+        Some(Command::Revalidate) => revalidate(),
         Some(Command::Cleanup(args)) => cleanup(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", one_line(&error));
-            if error.is::<BadValue>() {
+            if error.is::<BadValue>() || error.is::<BadFlow>() {
                 eprintln!("\nFor more information, try '--help'.");
                 return ExitCode::from(EX_USAGE);
             }
@@ -113,6 +124,13 @@ fn top(args: &TopArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether the flow was found.
+fn why(args: &WhyArgs) -> anyhow::Result<bool> {
+    let flow = FlowSpec::parse(&args.protocol, &args.source, &args.destination)?;
+    let (text, found) = runtime()?.block_on(report::why::show(args, &flow))?;
+    print(&text).map(|()| found)
+}
+
 /// Prints the report; whether it is good enough.
 fn doctor(args: &DoctorArgs) -> anyhow::Result<bool> {
     let report =
@@ -142,6 +160,10 @@ fn canary(args: &RuleArgs) -> anyhow::Result<()> {
         }
     }))?;
     outcome
+}
+
+fn revalidate() -> anyhow::Result<()> {
+    print(&daemon::revalidate::by_hand()?.to_string())
 }
 
 fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
