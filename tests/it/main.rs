@@ -4,6 +4,7 @@
 //! Every test is run by itself, as root: `it --exact NAME --nocapture --test-threads=1`.
 
 mod crossings;
+mod doctor;
 mod ebpf;
 mod errors;
 mod flow_path;

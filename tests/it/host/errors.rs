@@ -109,6 +109,7 @@ fn help_names_every_environment_variable() {
         "FASTPATH_EXCLUDE_INTERFACES",
         "FASTPATH_CHAIN_PRIORITY",
         "FASTPATH_HW_OFFLOAD",
+        "FASTPATH_IGNORE_KNOWN_BUGS",
         "FASTPATH_EBPF",
         "FASTPATH_PIN_PATH",
         "FASTPATH_RUN_DIR",
