@@ -146,7 +146,7 @@ fn a_helped_connection_comes_back_after_the_flowtable_was_emptied() {
     assert_is_helped(&topology, &mut old);
     wait_until("the rule gone again", LIMIT, || !assists(node));
     node.nft(
-        "table inet policy { chain forward { type filter hook forward priority 0; tcp dport 9 drop; }; }",
+        "table inet filters { chain forward { type filter hook forward priority 0; tcp dport 9 drop; }; }",
     );
     wait_until("the flowtable emptied", LIMIT, || !topology.marked_offloaded(7001));
     wait_until("the old connection offloaded again", LIMIT, || {
