@@ -19,10 +19,12 @@ pub const LISTED_MS: u64 = 30_000;
 const LOOK_MS: u64 = 200;
 /// Longest wait.
 const LOOK_MAX_MS: u64 = 5_000;
-/// Ids listed at a time; others are armed, and have their turn with a later packet. The set takes four times as many.
+/// Ids listed at a time; others have their turn later.
 const MOST_LISTED: usize = 16_384;
+/// Ids listed within [`LISTED_MS`]: what stands in the set at any time is at most twice as much, and it takes 65,536.
+const MOST_IN_TIME: usize = 30_000;
 /// Connections remembered after they were offloaded, to be armed when they aren't any more.
-const MOST_HELPED: usize = 16_384;
+const MOST_HELPED: usize = 65_536;
 /// A listed connection that has had so many packets and isn't offloaded won't be: the kernel has a reason of its own.
 const PACKETS_IN_VAIN: u64 = 5;
 
@@ -42,8 +44,10 @@ pub struct Assist {
     listed: HashMap<Tuple, Listed>,
     /// Listed since they were last asked for.
     new: Vec<u32>,
-    /// Were offloaded with our help.
+    /// Were offloaded with our help, or will have their turn.
     helped: VecDeque<Tuple>,
+    /// Since when how many were listed.
+    in_time: (u64, usize),
     look_at: Option<u64>,
     wait: u64,
     /// Whether the rule was wanted when that was last asked for.
@@ -69,22 +73,23 @@ pub struct Wanted {
 
 impl Assist {
     /// A flow that has crossed, or that was armed: lists it if that is all it needs.
-    pub fn consider(&mut self, flow: &Flow, node: &Node, now_ms: u64) -> Next {
-        let Some(entry) = flow.entry.as_ref().filter(|_| flow.only_uncounted(node)) else {
-            return Next::Nothing;
-        };
+    pub fn consider(&mut self, flow: &Flow, node: &Node, now_ms: u64) {
+        let Some(entry) = flow.entry.as_ref().filter(|_| flow.only_uncounted(node)) else { return };
         if self.listed.get(&entry.original).is_some_and(|listed| listed.id == entry.id) {
-            return Next::Nothing;
+            return;
         }
-        if self.listed.len() >= MOST_LISTED {
-            return Next::Arm;
+        if now_ms >= self.in_time.0 + LISTED_MS {
+            self.in_time = (now_ms, 0);
         }
+        if self.listed.len() >= MOST_LISTED || self.in_time.1 >= MOST_IN_TIME {
+            return self.remember(entry.original);
+        }
+        self.in_time.1 += 1;
         let listed = Listed { id: entry.id, since_ms: now_ms, packets: flow.packets() };
         self.listed.insert(entry.original, listed);
         self.new.push(entry.id);
         self.wait = LOOK_MS;
         self.look_at = Some(now_ms + LOOK_MS);
-        Next::Nothing
     }
 
     /// When to look what became of those that are listed.

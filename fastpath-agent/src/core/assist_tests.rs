@@ -54,8 +54,8 @@ fn flow(entry: Entry) -> Flow {
     Flow::settled(entry, [seen(2), seen(3)], &node())
 }
 
-fn consider(assist: &mut Assist, entry: Entry, now: u64) -> Next {
-    assist.consider(&flow(entry), &node(), now)
+fn consider(assist: &mut Assist, entry: Entry, now: u64) {
+    assist.consider(&flow(entry), &node(), now);
 }
 
 #[test]
@@ -163,13 +163,41 @@ fn an_id_that_is_used_again_is_not_helped() {
 }
 
 #[test]
-fn what_does_not_fit_is_armed_and_memory_is_bounded() {
+fn what_does_not_fit_has_its_turn_later() {
     let mut assist = Assist::default();
     for id in 0..MOST_LISTED as u32 + 10 {
-        let expected = if (id as usize) < MOST_LISTED { Next::Nothing } else { Next::Arm };
-        assert_eq!(consider(&mut assist, entry(id), 0), expected);
-        assist.remember(entry(id).original);
+        consider(&mut assist, entry(id), 0);
     }
     assert_eq!(assist.take_wanted().map(|wanted| wanted.ids.len()), Some(MOST_LISTED));
-    assert_eq!(assist.take_helped().len(), MOST_HELPED);
+    let later = assist.take_helped();
+    assert_eq!(later.len(), 10);
+    assert_eq!(assist.looked(&later[0], Some(&entry(MOST_LISTED as u32)), 0, 1), Next::Arm);
+}
+
+/// Ids stay in the set for their time, also when their connection is offloaded long since.
+#[test]
+fn the_set_has_room_at_any_time() {
+    let mut assist = Assist::default();
+    let mut added = VecDeque::new();
+    let mut id = 0;
+    for now in (0..4 * LISTED_MS).step_by(100) {
+        for _ in 0..400 {
+            id += 1;
+            let entry = entry(id % 60_000);
+            consider(&mut assist, entry.clone(), now);
+            assist.looked(
+                &entry.original,
+                Some(&Entry { status: Status(SEEN_REPLY | OFFLOAD), ..entry }),
+                0,
+                now,
+            );
+        }
+        let ids = assist.take_wanted().map_or(0, |wanted| wanted.ids.len());
+        added.push_back((now, ids));
+        while added.front().is_some_and(|(at, _)| at + LISTED_MS < now) {
+            added.pop_front();
+        }
+        assert!(added.iter().map(|(_, ids)| ids).sum::<usize>() < 65_536);
+        assert!(assist.helped.len() <= MOST_HELPED);
+    }
 }

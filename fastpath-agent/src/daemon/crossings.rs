@@ -139,7 +139,7 @@ impl Crossings {
     /// Handles a slice of what is there.
     pub fn handle(&mut self, eyes: &mut dyn FlowEyes) {
         self.node.now_ns = monotonic_ns();
-        self.look_again(eyes);
+        self.look_again();
         self.look_at_assisted(eyes);
         if self.handled >= BURST && self.followed.due_ms().is_none() && self.sweep.is_none() {
             memory::give_back();
@@ -151,7 +151,7 @@ impl Crossings {
         if !self.found.is_empty() {
             let rest = self.found.split_off(SLICE.min(self.found.len()));
             let found = std::mem::replace(&mut self.found, rest);
-            return self.signalled(eyes, &found.iter().map(Tuple::from_flow_key).collect::<Vec<_>>());
+            return self.signalled(&found.iter().map(Tuple::from_flow_key).collect::<Vec<_>>());
         }
         if let Err(error) = self.sweep(eyes) {
             warn!(%error, "signals that were lost are looked for again in a minute");
@@ -160,10 +160,7 @@ impl Crossings {
         let events = self.events.take(SLICE);
         self.next_look = Instant::now() + if events.len() < SLICE { GAP } else { Duration::ZERO };
         if !events.is_empty() {
-            self.signalled(
-                eyes,
-                &events.iter().map(|event| Tuple::from_flow_key(&event.key)).collect::<Vec<_>>(),
-            );
+            self.signalled(&events.iter().map(|event| Tuple::from_flow_key(&event.key)).collect::<Vec<_>>());
             // The ring is empty now.
             if events.len() < SLICE {
                 self.look_for_lost();
@@ -215,26 +212,26 @@ impl Crossings {
         Ok(())
     }
 
-    fn signalled(&mut self, eyes: &mut dyn FlowEyes, tuples: &[Tuple]) {
+    fn signalled(&mut self, tuples: &[Tuple]) {
         self.handled += tuples.len();
         let entries = self.look_up(tuples);
         let now = self.now_ms();
         for (tuple, entry) in tuples.iter().zip(entries) {
-            self.consider(eyes, entry.as_ref());
+            self.consider(entry.as_ref());
             if let Some(settled) = self.followed.signalled(*tuple, entry, now) {
                 self.settled(settled);
             }
         }
     }
 
-    fn look_again(&mut self, eyes: &mut dyn FlowEyes) {
+    fn look_again(&mut self) {
         let waiting = self.followed.take_due(self.now_ms(), SLICE);
         if waiting.is_empty() {
             return;
         }
         let entries = self.look_up(&waiting.iter().map(|waiting| waiting.tuple).collect::<Vec<_>>());
         for (waiting, entry) in waiting.into_iter().zip(entries) {
-            self.consider(eyes, entry.as_ref());
+            self.consider(entry.as_ref());
             if let Some(settled) = self.followed.looked_again(waiting, entry) {
                 self.settled(settled);
             }
@@ -242,14 +239,12 @@ impl Crossings {
     }
 
     /// Helps a connection that the rule never takes.
-    fn consider(&mut self, eyes: &mut dyn FlowEyes, entry: Option<&Entry>) {
+    fn consider(&mut self, entry: Option<&Entry>) {
         let now = self.now_ms();
         let Some(entry) = entry.filter(|e| e.counters.is_none() && !e.status.offloaded()) else { return };
         let Ok(seen) = self.counted(entry) else { return };
         let Some(assist) = &mut self.assist else { return };
-        if assist.consider(&Flow::settled(entry.clone(), seen, &self.node), &self.node, now) == Next::Arm {
-            arm(eyes, entry);
-        }
+        assist.consider(&Flow::settled(entry.clone(), seen, &self.node), &self.node, now);
     }
 
     /// Looks what became of connections that were helped.
