@@ -60,6 +60,11 @@ impl Crossings {
         self.waiting.front().map(|waiting| waiting.due_ms)
     }
 
+    /// Gives back what a burst has taken.
+    pub fn shrink(&mut self) {
+        self.waiting.shrink_to_fit();
+    }
+
     /// A direction has crossed, and `entry` is what conntrack has of it. Only an offloaded flow is settled at once.
     pub fn signalled(&mut self, tuple: Tuple, entry: Option<Entry>, now_ms: u64) -> Option<Settled> {
         if let Some(entry) = &entry

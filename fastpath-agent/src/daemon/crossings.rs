@@ -142,6 +142,7 @@ impl Crossings {
         self.look_again();
         self.look_at_assisted(eyes);
         if self.handled >= BURST && self.followed.due_ms().is_none() && self.sweep.is_none() {
+            self.followed.shrink();
             memory::give_back();
             self.handled = 0;
         }

@@ -119,7 +119,8 @@ fn what_crossed_without_an_agent_is_told_by_the_next() {
 fn memory_and_wake_ups() {
     let flows = scaled(32_768, 4_096);
     let node = Node::new();
-    let agent = node.agent(&["--fastpath-threshold=1"]);
+    // With room to spare: an LRU map that is nearly full evicts, also what was not told yet.
+    let agent = node.agent(&["--fastpath-threshold=1", "--max-flows=131072"]);
     let reader = node.read();
     for flow in 0..flows {
         for end in [0, 1] {
