@@ -25,6 +25,9 @@ const MOST_LISTED: usize = 16_384;
 const MOST_IN_TIME: usize = 30_000;
 /// Connections remembered after they were offloaded, to be armed when they aren't any more.
 const MOST_HELPED: usize = 65_536;
+/// When to look at helped connections after the flowtable was emptied, in ms: the kernel takes its time to take their
+/// marks away.
+const DOUBTS_MS: [u64; 3] = [2_500, 1_000, 300];
 /// A listed connection that has had so many packets and isn't offloaded won't be: the kernel has a reason of its own.
 const PACKETS_IN_VAIN: u64 = 5;
 
@@ -50,6 +53,8 @@ pub struct Assist {
     in_time: (u64, usize),
     look_at: Option<u64>,
     wait: u64,
+    /// When to look at those that were helped, the next time last.
+    doubts: Vec<u64>,
     /// Whether the rule was wanted when that was last asked for.
     told: bool,
 }
@@ -94,17 +99,28 @@ impl Assist {
 
     /// When to look what became of those that are listed.
     pub fn due_ms(&self) -> Option<u64> {
-        self.look_at
+        self.look_at.into_iter().chain(self.doubts.last().copied()).min()
     }
 
     /// Those to look up now, if it is time.
     pub fn take_due(&mut self, now_ms: u64) -> Vec<Tuple> {
-        if self.look_at.is_none_or(|at| at > now_ms) {
-            return Vec::new();
+        let mut due = Vec::new();
+        if self.look_at.is_some_and(|at| at <= now_ms) {
+            self.wait = (2 * self.wait).min(LOOK_MAX_MS);
+            self.look_at = Some(now_ms + self.wait);
+            due.extend(self.listed.keys());
         }
-        self.wait = (2 * self.wait).min(LOOK_MAX_MS);
-        self.look_at = Some(now_ms + self.wait);
-        self.listed.keys().copied().collect()
+        if self.doubts.pop_if(|at| *at <= now_ms).is_some() {
+            due.extend(self.helped.drain(..));
+        }
+        due
+    }
+
+    /// The flowtable was emptied.
+    pub fn emptied(&mut self, now_ms: u64) {
+        if !self.helped.is_empty() {
+            self.doubts = DOUBTS_MS.map(|wait| now_ms + wait).into();
+        }
     }
 
     /// Those that were helped before, all of them to be looked up.

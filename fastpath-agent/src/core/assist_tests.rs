@@ -201,3 +201,21 @@ fn the_set_has_room_at_any_time() {
         assert!(assist.helped.len() <= MOST_HELPED);
     }
 }
+
+#[test]
+fn helped_connections_are_looked_at_some_times_after_the_flowtable_was_emptied() {
+    let mut assist = Assist::default();
+    assist.emptied(0);
+    assert_eq!(assist.due_ms(), None, "there are none");
+    assist.remember(entry(1).original);
+    assist.emptied(1000);
+    let mut looks = Vec::new();
+    while let Some(now) = assist.due_ms() {
+        for tuple in assist.take_due(now) {
+            // The kernel is slow.
+            looks.push(now);
+            assert_eq!(assist.looked(&tuple, Some(&offloaded(1)), 0, now), Next::Nothing);
+        }
+    }
+    assert_eq!(looks, [1300, 2000, 3500]);
+}

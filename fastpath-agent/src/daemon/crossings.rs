@@ -243,6 +243,10 @@ impl Crossings {
     fn consider(&mut self, entry: Option<&Entry>) {
         let now = self.now_ms();
         let Some(entry) = entry.filter(|e| e.counters.is_none() && !e.status.offloaded()) else { return };
+        // Also where no rule of ours stands: nothing would come of it.
+        if self.assist.is_none() || self.node.threshold.is_none() {
+            return;
+        }
         let Ok(seen) = self.counted(entry) else { return };
         let Some(assist) = &mut self.assist else { return };
         assist.consider(&Flow::settled(entry.clone(), seen, &self.node), &self.node, now);
@@ -275,6 +279,14 @@ impl Crossings {
     pub fn look_at_helped(&mut self) {
         if let Some(assist) = &mut self.assist {
             self.to_look_up.extend(assist.take_helped());
+        }
+    }
+
+    /// The flowtable was emptied. Allowed flows come back by themselves, but for those that only come with our help.
+    pub fn emptied(&mut self) {
+        let now = self.now_ms();
+        if let Some(assist) = &mut self.assist {
+            assist.emptied(now);
         }
     }
 

@@ -39,7 +39,7 @@ pub mod watch;
 use cleanup::TableCleanup;
 use crossings::Crossings;
 use reconcile::{Reconciler, Standing};
-use revalidate::Revalidation;
+use revalidate::{Emptied, Revalidation};
 use watch::Watch;
 
 /// Why the agent can't go on.
@@ -309,11 +309,10 @@ impl Agent {
         if let Some(offload) = &mut self.offload {
             let result = offload.reconciler.empty();
             debug!(?result, "revalidated offloaded flows");
-            offload.revalidation.ran(result, now)?;
-            // Allowed flows come back by themselves, but for those that only come with our help.
-            if let Some(crossings) = &mut self.crossings {
-                crossings.look_at_helped();
+            if let (Ok(Emptied::Done { .. }), Some(crossings)) = (&result, &mut self.crossings) {
+                crossings.emptied();
             }
+            offload.revalidation.ran(result, now)?;
         }
         Ok(())
     }
