@@ -5,6 +5,7 @@
 
 mod ebpf;
 mod errors;
+mod exclude;
 mod flows;
 mod foreign;
 mod host;

@@ -5,6 +5,7 @@ pub mod connection;
 pub mod desired;
 pub mod diff;
 pub mod empty;
+pub mod exclude;
 pub mod expr;
 pub mod flow;
 pub mod flow_filter;

@@ -1,7 +1,7 @@
 //! One reconcile: observe, compare, commit, until the kernel has what it should have. Holds no truth of its own:
 //! what it remembers of the kernel is dropped as soon as somebody else commits anything.
 
-use std::{collections::BTreeMap, io};
+use std::{collections::BTreeMap, io, sync::Arc};
 
 use tracing::{debug, info, warn};
 
@@ -9,9 +9,10 @@ use crate::{
     core::{
         desired::{self, Desired, Policy},
         diff::{self, Decision, ForeignTable},
+        exclude::Exclusions,
         link_table::{LinkChange, LinkTable},
         model::{FLOWTABLE, IfIndex, IfName, TABLE},
-        observed::{Generation, Observed},
+        observed::{Generation, Observed, ObservedSet},
         pace::{Outcome, Trigger},
         plan::{Op, Plan},
     },
@@ -23,6 +24,9 @@ use crate::{
 
 /// Transactions and re-reads that one reconcile may take; the next try is a matter of pacing.
 const ATTEMPTS: u32 = 8;
+
+/// Exclusions of which there are so many that each reading takes tens of milliseconds.
+const MANY_EXCLUSIONS: usize = 10_000;
 
 /// What stands in our table's place after a reconcile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +59,8 @@ pub struct Reconciler<R> {
     refused: BTreeMap<IfIndex, String>,
     /// What the kernel has, as long as nobody else commits.
     cache: Option<Observed>,
+    /// Sets of exclusions as they were when others committed something last; used again where reading them is dear.
+    known: Vec<ObservedSet>,
     /// The generation that our last commit made.
     own: Option<Generation>,
     /// What stood in the kernel when the last reconcile ended well.
@@ -75,6 +81,7 @@ impl<R: Ruleset> Reconciler<R> {
             foreign,
             refused: BTreeMap::new(),
             cache: None,
+            known: Vec::new(),
             own: None,
             achieved: None,
             standing: None,
@@ -110,8 +117,8 @@ impl<R: Ruleset> Reconciler<R> {
     pub fn committed(&mut self, generation: Generation) -> bool {
         let known = self.own == Some(generation)
             || self.cache.as_ref().is_some_and(|cache| cache.generation.is_after(generation));
-        if !known {
-            self.cache = None;
+        if !known && let Some(table) = self.cache.take().and_then(|cache| cache.table) {
+            self.known = table.sets.into_iter().filter(|set| !set.keys.is_empty()).collect();
         }
         !known
     }
@@ -119,7 +126,13 @@ impl<R: Ruleset> Reconciler<R> {
     /// Drops what is known of the kernel's ruleset and of refused interfaces: the next reconcile begins afresh.
     pub fn distrust(&mut self) {
         self.cache = None;
+        self.known.clear();
         self.refused.clear();
+    }
+
+    /// From now on these flows are never offloaded, and no others.
+    pub fn exclude(&mut self, exclusions: Arc<Exclusions>) {
+        self.policy.exclusions = exclusions;
     }
 
     /// What stood in our table's place after the last reconcile; `None` before the first.
@@ -147,7 +160,7 @@ impl<R: Ruleset> Reconciler<R> {
         for _ in 0..ATTEMPTS {
             let observed = match self.cache.take() {
                 Some(observed) => observed,
-                None => match self.ruleset.observe() {
+                None => match self.observe() {
                     Ok(observed) => observed,
                     Err(error) => return self.failed(error, commits),
                 },
@@ -198,6 +211,16 @@ impl<R: Ruleset> Reconciler<R> {
             }
         }
         Ok(self.fail_for_now(&CommitError::Stale, commits))
+    }
+
+    /// Reads the kernel's table. Many exclusions aren't read again just because somebody else committed something: what
+    /// others do to them is seen when everything is read, at the latest by the safety net.
+    fn observe(&mut self) -> Result<Observed, NftError> {
+        let known = std::mem::take(&mut self.known);
+        if known.iter().map(|set| set.keys.len()).sum::<usize>() < MANY_EXCLUSIONS {
+            return self.ruleset.observe();
+        }
+        self.ruleset.observe_but(&known)
     }
 
     /// An error that may pass is retried; others end the agent.

@@ -6,7 +6,7 @@ use std::io;
 
 use crate::{
     core::{
-        observed::{Generation, Observed},
+        observed::{Generation, Observed, ObservedSet},
         plan::Op,
     },
     kernel::{Ruleset, nfnetlink::Socket},
@@ -63,7 +63,11 @@ impl Nft {
 
 impl Ruleset for Nft {
     fn observe(&mut self) -> Result<Observed, NftError> {
-        dump::observe(&mut self.socket)
+        dump::observe(&mut self.socket, &[])
+    }
+
+    fn observe_but(&mut self, known: &[ObservedSet]) -> Result<Observed, NftError> {
+        dump::observe(&mut self.socket, known)
     }
 
     fn commit(&mut self, ops: &[Op], expected: Generation) -> Result<Generation, CommitError> {
