@@ -37,9 +37,28 @@ fn assert_path(topology: &Topology, nat: Nat, (proto, family, port, excluded): C
         assert_eq!(flow.rounds(30), 30);
         topology.assert_forwarded(&mut flow);
         assert!(!topology.marked_offloaded(port), "{flow:?}");
+        let said = why(topology, port);
+        assert_eq!(said["verdict"]["reason"], "excluded", "{said:#}");
     } else {
         topology.assert_becomes_accelerated(&mut flow);
     }
+}
+
+/// What `why` says of the flow that conntrack has to `port`.
+#[track_caller]
+fn why(topology: &Topology, port: u16) -> Value {
+    let line = topology.conntrack(port).into_iter().next().expect("a connection");
+    let word = |name: &str| {
+        let value = line.split_whitespace().find_map(|word| word.strip_prefix(name)).expect("in the line");
+        value.to_owned()
+    };
+    let end = |address: String, port: String| {
+        if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
+    };
+    let protocol = line.split_whitespace().next().expect("a protocol").to_owned();
+    let (from, to) = (end(word("src="), word("sport=")), end(word("dst="), word("dport=")));
+    let output = agent::run(&topology.node, &["why", "-o", "json", &protocol, &from, &to]);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
 /// Runs the agent with these exclusions and looks which path each flow takes.
@@ -109,9 +128,11 @@ fn marks_of_packets_and_of_connections() {
         }",
     );
     let _agent = Agent::start(&topology.node, &["--exclude=mark/0x10/0xf0", "--exclude=mark/9"]);
-    for port in [7001, 7002] {
-        assert_path(&topology, Nat::Plain, (Udp, V4, port, true));
-        assert_path(&topology, Nat::Plain, (Udp, V6, port, true));
+    for family in [V4, V6] {
+        assert_path(&topology, Nat::Plain, (Udp, family, 7002, true));
+        let mut marked = topology.open(Udp, family, 7001);
+        assert_eq!(marked.rounds(30), 30);
+        topology.assert_forwarded(&mut marked);
     }
     assert_path(&topology, Nat::Plain, (Udp, V4, 7003, false));
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     desired::{Desired, DesiredTable},
-    empty::{counting_from, remove_most},
+    empty::{counting_from, refers, remove_most},
     exclude::Keys,
     expr::Expr,
     model::{CHAIN, FLOWTABLE, IfIndex, IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN},
@@ -185,8 +185,7 @@ fn excludes_more(
 fn only_we_offload(table: &ObservedTable) -> bool {
     let rules =
         [CHAIN, OFFLOAD_CHAIN].into_iter().filter_map(|name| table.chain(name)).flat_map(|c| &c.rules);
-    let offloads = |exprs: &[Expr]| exprs.iter().any(|expr| matches!(expr, Expr::FlowAdd { .. }));
-    !rules.filter(|rule| rule.owner == Owner::Foreign).any(|rule| offloads(&rule.exprs))
+    !rules.filter(|rule| rule.owner == Owner::Foreign).any(|rule| refers(&rule.exprs))
 }
 
 fn set_is_right(set: OwnSet, want: &DesiredTable, table: &ObservedTable) -> bool {

@@ -12,8 +12,11 @@ use globset::{Glob, GlobSet, GlobSetBuilder};
 use ipnet::IpNet;
 
 use super::{
-    model::IfName,
-    sets::{ExcludeSet, Key},
+    connection::{Entry, TCP, UDP},
+    model::{IfName, OFFLOAD_CHAIN},
+    observed::ObservedTable,
+    rule::{End, Marked, Rule},
+    sets::{ExcludeSet, Key, OwnSet},
 };
 
 /// What an entry may look like, for messages and `--help`.
@@ -156,6 +159,11 @@ impl Exclusions {
         self.interface_globs.is_match(name.as_str())
     }
 
+    /// Some interfaces are named.
+    pub fn names_interfaces(&self) -> bool {
+        !self.interfaces.is_empty()
+    }
+
     /// How many entries there are, ports one by one.
     pub fn len(&self) -> usize {
         self.sets.values().map(Vec::len).sum::<usize>() + self.marks.len() + self.interfaces.len()
@@ -164,6 +172,54 @@ impl Exclusions {
     /// There are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+/// The exclusion under which the rules of `table` see this connection, as people write it.
+pub fn exclusion_of(table: &ObservedTable, entry: &Entry) -> Option<String> {
+    let rules = table.chain(OFFLOAD_CHAIN)?.rules.iter();
+    rules.filter_map(|rule| Rule::recognise(&rule.exprs)).find_map(|rule| match rule {
+        Rule::Excluded { set, end } => {
+            let key = set.key_of(entry, end)?;
+            let keys = &table.set(OwnSet::Exclude(set))?.keys;
+            keys.binary_search(&key).is_ok().then(|| set.describe(key))
+        }
+        Rule::ExcludedProtocol => {
+            let (set, key) = (ExcludeSet::Protocols, Key::new(&[entry.original.protocol]));
+            let keys = &table.set(OwnSet::Exclude(set))?.keys;
+            keys.binary_search(&key).is_ok().then(|| set.describe(key))
+        }
+        // The marks of packets are nowhere to be read.
+        Rule::ExcludedMark { mark, of: Marked::Connection } => {
+            (entry.mark & mark.mask == mark.value).then(|| format!("mark/{mark}"))
+        }
+        _ => None,
+    })
+}
+
+impl ExcludeSet {
+    /// The key that the rules look for at this end; `None` where the connection has no such thing.
+    fn key_of(self, entry: &Entry, end: End) -> Option<Key> {
+        let (tuple, source) = match end {
+            End::OriginalSource => (&entry.original, true),
+            End::OriginalDestination => (&entry.original, false),
+            End::ReplySource => (&entry.reply, true),
+            End::ReplyDestination => (&entry.reply, false),
+        };
+        let (address, port) = match source {
+            true => (tuple.source, tuple.source_port),
+            false => (tuple.destination, tuple.destination_port),
+        };
+        let network = |length| IpNet::new(address, length).ok().map(|network| network.network());
+        match (self, address) {
+            (Self::V4(length), IpAddr::V4(_)) | (Self::V6(length), IpAddr::V6(_)) => match network(length)? {
+                IpAddr::V4(v4) => Some(Key::new(&v4.octets())),
+                IpAddr::V6(v6) => Some(Key::new(&v6.octets())),
+            },
+            (Self::TcpPorts, _) if tuple.protocol == TCP => Some(Key::new(&port.to_be_bytes())),
+            (Self::UdpPorts, _) if tuple.protocol == UDP => Some(Key::new(&port.to_be_bytes())),
+            _ => None,
+        }
     }
 }
 
@@ -220,11 +276,37 @@ fn number(text: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::{net::SocketAddr, sync::Arc};
+
     use super::*;
+    use crate::{
+        core::{
+            connection::{Status, Tuple},
+            desired::{self, Policy},
+            diff,
+            observed::Generation,
+            select::Selection,
+        },
+        kernel::{Ruleset, fake::FakeRuleset},
+    };
 
     fn parse(entries: &[&str]) -> Exclusions {
         let entries: Vec<String> = entries.iter().map(|&entry| entry.to_owned()).collect();
         Exclusions::new(&entries, "").unwrap()
+    }
+
+    fn policy() -> Policy {
+        Policy {
+            threshold: 20,
+            chain_priority: 300,
+            flowtable_priority: 0,
+            counter: true,
+            hw_offload: false,
+            spare_ipsec: false,
+            assist: false,
+            selection: Selection::new(&[], &[]).unwrap(),
+            exclusions: Arc::default(),
+        }
     }
 
     #[test]
@@ -293,6 +375,59 @@ mod tests {
         let marks: Vec<String> = (0..17).map(|mark| format!("mark/{mark}")).collect();
         assert_eq!(Exclusions::new(&marks, "").unwrap_err().entry, "mark/16");
         assert!(Exclusions::new(&marks[..16], "").is_ok());
+    }
+
+    /// By the rules and sets that the agent would install.
+    #[test]
+    fn a_connection_is_excluded_by_either_end_before_and_after_nat() {
+        let tuple = |source: &str, destination: &str| {
+            let (source, destination): (SocketAddr, SocketAddr) =
+                (source.parse().unwrap(), destination.parse().unwrap());
+            Tuple {
+                source: source.ip(),
+                destination: destination.ip(),
+                protocol: TCP,
+                source_port: source.port(),
+                destination_port: destination.port(),
+            }
+        };
+        let entry = Entry {
+            id: 1,
+            original: tuple("10.1.0.2:40000", "10.96.0.1:443"),
+            reply: tuple("10.2.0.2:8443", "10.2.0.1:50000"),
+            status: Status(0),
+            zone: 0,
+            tcp_state: None,
+            helper: None,
+            mark: 0x15,
+            counters: None,
+        };
+        let said = |exclusion: &str| {
+            let mut kernel = FakeRuleset::new([]);
+            let policy = Policy { exclusions: Arc::new(parse(&[exclusion])), ..policy() };
+            let wanted = desired::desired(&policy, [], &BTreeMap::new()).unwrap();
+            kernel.commit(&diff::create(&wanted), Generation(1)).unwrap();
+            exclusion_of(kernel.table.as_ref().unwrap(), &entry)
+        };
+        for exclusion in [
+            "10.1.0.2",
+            "10.96.0.0/12",
+            "10.2.0.2",
+            "10.2.0.1",
+            "tcp/443",
+            "tcp/8443",
+            "tcp/40000",
+            "tcp/50000",
+            "protocol/6",
+            "mark/0x10/0xf0",
+        ] {
+            assert_eq!(said(exclusion).as_deref(), Some(exclusion));
+        }
+        for exclusion in
+            ["10.1.0.3", "fd00::/8", "udp/443", "tcp/80", "protocol/17", "mark/0x10", "interface/*"]
+        {
+            assert_eq!(said(exclusion), None, "{exclusion}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, io, sync::Arc};
 
 use tracing::{debug, info, warn};
 
+use super::revalidate::{self, Emptied, EmptyError};
 use crate::{
     core::{
         desired::{self, Desired, Policy},
@@ -17,16 +18,13 @@ use crate::{
         plan::{Op, Plan},
     },
     kernel::{
-        Ruleset,
+        Ruleset, Unread,
         nft::{CommitError, NftError, Rejection},
     },
 };
 
 /// Transactions and re-reads that one reconcile may take; the next try is a matter of pacing.
 const ATTEMPTS: u32 = 8;
-
-/// Exclusions of which there are so many that each reading takes tens of milliseconds.
-const MANY_EXCLUSIONS: usize = 10_000;
 
 /// What stands in our table's place after a reconcile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +57,7 @@ pub struct Reconciler<R> {
     refused: BTreeMap<IfIndex, String>,
     /// What the kernel has, as long as nobody else commits.
     cache: Option<Observed>,
-    /// Sets of exclusions as they were when others committed something last; used again where reading them is dear.
+    /// Sets of exclusions, as long as nobody changes them, while the rest isn't known: there may be very many keys in them.
     known: Vec<ObservedSet>,
     /// The generation that our last commit made.
     own: Option<Generation>,
@@ -70,6 +68,8 @@ pub struct Reconciler<R> {
     failure: Option<String>,
     /// What others have put into our table, as last reported.
     foreign_objects: Vec<String>,
+    /// Offers to the flowtable when it was last emptied, as long as the rules that count them stand.
+    offers_when_emptied: Option<u64>,
 }
 
 impl<R: Ruleset> Reconciler<R> {
@@ -87,6 +87,7 @@ impl<R: Ruleset> Reconciler<R> {
             standing: None,
             failure: None,
             foreign_objects: Vec::new(),
+            offers_when_emptied: None,
         }
     }
 
@@ -117,10 +118,35 @@ impl<R: Ruleset> Reconciler<R> {
     pub fn committed(&mut self, generation: Generation) -> bool {
         let known = self.own == Some(generation)
             || self.cache.as_ref().is_some_and(|cache| cache.generation.is_after(generation));
-        if !known && let Some(table) = self.cache.take().and_then(|cache| cache.table) {
-            self.known = table.sets.into_iter().filter(|set| !set.keys.is_empty()).collect();
+        if !known {
+            self.cache = None;
+            self.known.clear();
+            self.offers_when_emptied = None;
         }
         !known
+    }
+
+    /// A transaction was committed that didn't concern our table.
+    pub fn passed(&mut self, generation: Generation) {
+        if let Some(cache) = &mut self.cache
+            && cache.generation.next() == generation
+        {
+            cache.generation = generation;
+        }
+    }
+
+    /// Empties the flowtable, unless no flow has entered it since it was last emptied.
+    pub fn empty(&mut self) -> Result<Emptied, EmptyError> {
+        let emptied = revalidate::empty_flowtable(&mut self.ruleset, self.offers_when_emptied)?;
+        if let Emptied::Done { offers, before } = emptied {
+            self.own = Some(before.next());
+            self.offers_when_emptied = offers;
+            // The rules have new handles; nothing else changed.
+            if let Some(table) = self.cache.take().and_then(|cache| cache.table) {
+                self.known = table.sets.into_iter().filter(|set| !set.keys.is_empty()).collect();
+            }
+        }
+        Ok(emptied)
     }
 
     /// Drops what is known of the kernel's ruleset and of refused interfaces: the next reconcile begins afresh.
@@ -128,6 +154,7 @@ impl<R: Ruleset> Reconciler<R> {
         self.cache = None;
         self.known.clear();
         self.refused.clear();
+        self.offers_when_emptied = None;
     }
 
     /// From now on these flows are never offloaded, and no others.
@@ -138,6 +165,12 @@ impl<R: Ruleset> Reconciler<R> {
     /// What stood in our table's place after the last reconcile; `None` before the first.
     pub fn standing(&self) -> Option<Standing> {
         self.standing
+    }
+
+    /// After how many packets flows are offloaded, and between which interfaces; `None` while no rule of ours stands.
+    pub fn offloads(&self) -> Option<(u32, impl Iterator<Item = IfIndex>)> {
+        let table = self.achieved.as_ref().filter(|_| self.standing == Some(Standing::Right))?.as_ref()?;
+        Some((self.policy.threshold, table.devices.keys().copied()))
     }
 
     /// Gives the ruleset back.
@@ -160,7 +193,7 @@ impl<R: Ruleset> Reconciler<R> {
         for _ in 0..ATTEMPTS {
             let observed = match self.cache.take() {
                 Some(observed) => observed,
-                None => match self.observe() {
+                None => match self.ruleset.observe_but(Unread::Known(&self.known)) {
                     Ok(observed) => observed,
                     Err(error) => return self.failed(error, commits),
                 },
@@ -193,6 +226,8 @@ impl<R: Ruleset> Reconciler<R> {
             match self.ruleset.commit(&ops, observed.generation) {
                 Ok(generation) => {
                     commits += 1;
+                    self.known.clear();
+                    self.offers_when_emptied = None;
                     self.own = Some(observed.generation.next());
                     if generation == observed.generation.next() {
                         self.cache = diff::after(&observed, &ops)
@@ -211,16 +246,6 @@ impl<R: Ruleset> Reconciler<R> {
             }
         }
         Ok(self.fail_for_now(&CommitError::Stale, commits))
-    }
-
-    /// Reads the kernel's table. Many exclusions aren't read again just because somebody else committed something: what
-    /// others do to them is seen when everything is read, at the latest by the safety net.
-    fn observe(&mut self) -> Result<Observed, NftError> {
-        let known = std::mem::take(&mut self.known);
-        if known.iter().map(|set| set.keys.len()).sum::<usize>() < MANY_EXCLUSIONS {
-            return self.ruleset.observe();
-        }
-        self.ruleset.observe_but(&known)
     }
 
     /// An error that may pass is retried; others end the agent.

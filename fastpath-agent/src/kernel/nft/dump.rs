@@ -21,7 +21,10 @@ use crate::{
         },
         sets::{Key, OwnSet, SetShape},
     },
-    kernel::nfnetlink::{Completion, Message, Socket},
+    kernel::{
+        Unread,
+        nfnetlink::{Completion, Message, Socket},
+    },
 };
 
 /// How often the ruleset may change under us before we give up.
@@ -30,13 +33,12 @@ const ATTEMPTS: u32 = 16;
 pub(super) const NFTA_GEN_ID: u16 = 1;
 
 /// Reads all of our table, again when the ruleset changed meanwhile.
-/// Keys of exclusions are taken from `known` where that has the same set.
-pub(super) fn observe(socket: &mut Socket, known: &[ObservedSet]) -> Result<Observed, NftError> {
+pub(super) fn observe(socket: &mut Socket, unread: Unread<'_>) -> Result<Observed, NftError> {
     let mut reader = Reader { socket, scratch: Scratch::new(), interrupted: false };
     let mut before = reader.generation()?;
     for _ in 0..ATTEMPTS {
         reader.interrupted = false;
-        let table = reader.table(known);
+        let table = reader.table(unread);
         let after = reader.generation()?;
         if before == after && !reader.interrupted {
             // An error counts only now: that something vanished while it was read is no error.
@@ -50,6 +52,21 @@ pub(super) fn observe(socket: &mut Socket, known: &[ObservedSet]) -> Result<Obse
 /// The ruleset's current generation.
 pub(super) fn generation(socket: &mut Socket) -> Result<Generation, NftError> {
     Reader { socket, scratch: Scratch::new(), interrupted: false }.generation()
+}
+
+/// Calls `each` with the message of every chain of all tables, again with all of them when any changed meanwhile.
+pub(super) fn chains(socket: &mut Socket, mut each: impl FnMut(&Message<'_>)) -> Result<(), NftError> {
+    let mut reader = Reader { socket, scratch: Scratch::new(), interrupted: false };
+    for _ in 0..ATTEMPTS {
+        reader.interrupted = false;
+        reader
+            .get(libc::NFT_MSG_GETCHAIN, NLM_F_DUMP, &(), &mut each)
+            .map_err(failed("the chains of all tables"))?;
+        if !reader.interrupted {
+            return Ok(());
+        }
+    }
+    Err(NftError::Unsettled { attempts: ATTEMPTS })
 }
 
 /// The generation in an `NFT_MSG_NEWGEN`.
@@ -96,7 +113,7 @@ impl Reader<'_> {
         }
     }
 
-    fn table(&mut self, known: &[ObservedSet]) -> Result<Option<ObservedTable>, NftError> {
+    fn table(&mut self, unread: Unread<'_>) -> Result<Option<ObservedTable>, NftError> {
         let mut owner = None;
         let request = Table::new().set_str(sys::NFTNL_TABLE_NAME, TABLE);
         let result = self.get(libc::NFT_MSG_GETTABLE, NLM_F_ACK, &request, |message| {
@@ -114,7 +131,7 @@ impl Reader<'_> {
             owner,
             flowtables: self.flowtables().map_err(failed("the flowtables"))?,
             chains: self.chains().map_err(failed("the chains and rules"))?,
-            sets: self.sets(known).map_err(failed("the sets"))?,
+            sets: self.sets(unread).map_err(failed("the sets"))?,
         }))
     }
 
@@ -160,7 +177,7 @@ impl Reader<'_> {
         Ok(chains)
     }
 
-    fn sets(&mut self, known: &[ObservedSet]) -> io::Result<Vec<ObservedSet>> {
+    fn sets(&mut self, unread: Unread<'_>) -> io::Result<Vec<ObservedSet>> {
         let mut sets = Vec::new();
         let request = Set::new().set_str(sys::NFTNL_SET_TABLE, TABLE);
         self.get(libc::NFT_MSG_GETSET, NLM_F_DUMP, &request, |message| sets.extend(observed_set(message)))?;
@@ -172,7 +189,11 @@ impl Reader<'_> {
                 })?,
                 OwnSet::Exclude(_) => {
                     let same = |other: &&ObservedSet| (&other.name, other.handle) == (&set.name, set.handle);
-                    if let Some(known) = known.iter().find(same) {
+                    let known = match unread {
+                        Unread::Exclusions => continue,
+                        Unread::Known(known) => known.iter().find(same),
+                    };
+                    if let Some(known) = known {
                         set.keys.clone_from(&known.keys);
                         continue;
                     }

@@ -6,10 +6,11 @@ use std::io;
 
 use crate::{
     core::{
-        observed::{Generation, Observed, ObservedSet},
+        observed::{Generation, Observed},
         plan::Op,
+        revalidate::Notice,
     },
-    kernel::{Ruleset, nfnetlink::Socket},
+    kernel::{Ruleset, Unread, nfnetlink::Socket},
 };
 
 mod batch;
@@ -20,12 +21,15 @@ mod expr;
 mod marker;
 mod meter;
 mod monitor;
+mod notice;
 mod object;
+mod search;
+mod survey;
 pub(super) mod trial;
 
 pub use error::{CommitError, NftError, Rejection};
 pub use meter::SlowPath;
-pub use monitor::{Event, Monitor};
+pub use monitor::{Event, Lost, Monitor};
 
 use batch::Batch;
 
@@ -59,15 +63,29 @@ impl Nft {
         dump::generation(&mut nft.socket)?;
         Ok(nft)
     }
+
+    /// Port of its socket, by which its own changes are told from others'.
+    fn port(&self) -> u32 {
+        self.socket.port()
+    }
+
+    /// Calls `each` for every chain of all tables, more than once where they change meanwhile.
+    pub fn chains(&mut self, mut each: impl FnMut(&Notice<'_>)) -> Result<(), NftError> {
+        dump::chains(&mut self.socket, |message| {
+            if let Some(notice) = notice::parse(message) {
+                each(&notice);
+            }
+        })
+    }
 }
 
 impl Ruleset for Nft {
     fn observe(&mut self) -> Result<Observed, NftError> {
-        dump::observe(&mut self.socket, &[])
+        dump::observe(&mut self.socket, Unread::Known(&[]))
     }
 
-    fn observe_but(&mut self, known: &[ObservedSet]) -> Result<Observed, NftError> {
-        dump::observe(&mut self.socket, known)
+    fn observe_but(&mut self, unread: Unread<'_>) -> Result<Observed, NftError> {
+        dump::observe(&mut self.socket, unread)
     }
 
     fn commit(&mut self, ops: &[Op], expected: Generation) -> Result<Generation, CommitError> {
