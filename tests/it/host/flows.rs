@@ -121,8 +121,8 @@ impl Tmux<'_> {
         self.node.output("tmux", &[&Self::SOCKET[..], args].concat())
     }
 
-    /// Runs a program in it, in 80×24.
-    fn start<'n>(node: &'n Netns, program: &str) -> Tmux<'n> {
+    /// Runs a program in it, in 24 lines.
+    fn start<'n>(node: &'n Netns, columns: &str, program: &str) -> Tmux<'n> {
         let tmux = Tmux { node };
         // What the program leaves on the screen stays to be read.
         tmux.command(&[
@@ -177,7 +177,7 @@ fn a_hundred_thousand_flows_are_watched() {
     let node = &crowd.topology.node;
     let agent = agent::binary();
     {
-        let tmux = Tmux::start(node, &format!("{agent} flows --watch=1 --sort=packets --limit=10"));
+        let tmux = Tmux::start(node, "160", &format!("{agent} flows --watch=1 --sort=packets --limit=10"));
         let first = |lines: &[String], packets: &str| {
             lines
                 .get(1)
@@ -190,7 +190,7 @@ fn a_hundred_thousand_flows_are_watched() {
         crowd.send(70_000, 10);
         tmux.wait_for("its packets a second later", |lines| first(lines, " 40 "));
     }
-    let tmux = Tmux::start(node, &format!("{agent} top"));
+    let tmux = Tmux::start(node, "80", &format!("{agent} top"));
     let busy = |lines: &[String]| {
         lines.iter().any(|line| line.contains("> 10.2.0.2:61000 ") && line.ends_with("c0,s0"))
     };
