@@ -11,6 +11,7 @@ mod hot;
 mod maps;
 mod mark;
 mod parse;
+mod say;
 
 use aya_ebpf::{
     bindings::{TC_ACT_UNSPEC, xdp_action},

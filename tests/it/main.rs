@@ -3,6 +3,8 @@
 //! Tests below `host::` need no flowtable and also run on the developer's kernel; all others run in the test guest.
 //! Every test is run by itself, as root: `it --exact NAME --nocapture --test-threads=1`.
 
+mod crossings;
+mod doctor;
 mod ebpf;
 mod errors;
 mod flow_path;
@@ -13,6 +15,7 @@ mod interfaces;
 mod mtu;
 mod offload_chain;
 mod overrun;
+mod policy;
 mod policy_empty;
 mod reference;
 mod repair;
@@ -25,3 +28,5 @@ mod threshold;
 mod top;
 mod topologies;
 mod traffic;
+mod why;
+mod why_path;

@@ -185,7 +185,7 @@ impl Crossings {
     /// The next piece of the map.
     fn sweep(&mut self, eyes: &mut dyn FlowEyes) -> Result<(), BpfError> {
         let Some(sweep) = &mut self.sweep else { return Ok(()) };
-        match sweep.next()? {
+        match sweep.step()? {
             Some(lost) => {
                 for key in lost {
                     // From now on it is as if the event had come.

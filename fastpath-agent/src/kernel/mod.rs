@@ -6,8 +6,11 @@ use crate::core::{
 };
 
 pub mod bpf;
+pub mod canary;
 pub mod conntrack;
+mod ethtool;
 pub mod event_socket;
+pub mod facts;
 #[cfg(test)]
 pub mod fake;
 pub mod flows;
@@ -16,6 +19,9 @@ pub mod memory;
 mod nfnetlink;
 pub mod nft;
 pub mod probe;
+pub mod route;
+pub mod why;
+pub mod xfrm;
 
 /// The ruleset as far as it concerns us.
 pub trait Ruleset {

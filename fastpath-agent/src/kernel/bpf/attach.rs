@@ -23,7 +23,7 @@ use fastpath_common::{
 use nix::net::if_::if_indextoname;
 
 use super::{
-    Attachment, BpfError, FlowEyes, Hook, Mechanism, WithoutXdp,
+    Attachment, BpfError, FlowEyes, Hook, Mechanism, ProgramLog, WithoutXdp,
     error::{link_io, pin_io, program_io},
     load::{LINKS, classifier, is_absent, xdp_program},
     maps, sys,
@@ -47,11 +47,17 @@ pub struct Programs {
     hook: Hook,
     /// Whether the kernel may have TCX; false after it has refused once.
     tcx: bool,
+    log: Option<ProgramLog>,
 }
 
 impl Programs {
-    pub(super) fn new(object: Ebpf, pin_path: PathBuf, hook: Hook) -> Self {
-        Self { object, pin_path, hook, tcx: true }
+    pub(super) fn new(object: Ebpf, pin_path: PathBuf, hook: Hook, log: Option<ProgramLog>) -> Self {
+        Self { object, pin_path, hook, tcx: true, log }
+    }
+
+    /// What the programs say; `None` if they say nothing, or somebody has it already.
+    pub fn take_log(&mut self) -> Option<ProgramLog> {
+        self.log.take()
     }
 
     /// Attaches with clsact filters only, as on kernels without TCX.
@@ -196,7 +202,7 @@ pub(super) fn current_name(index: IfIndex) -> io::Result<IfName> {
 }
 
 /// What a kernel before 6.6 says to `BPF_LINK_CREATE` with `BPF_TCX_INGRESS`, or one without `CONFIG_NET_XGRESS`.
-fn says_unsupported(error: &io::Error) -> bool {
+pub(super) fn says_unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
 }
 

@@ -10,6 +10,8 @@ mod error;
 mod event_stream;
 mod load;
 mod maps;
+mod others;
+mod program_log;
 mod sweep;
 mod sys;
 mod tc;
@@ -25,8 +27,10 @@ pub use self::{
     cleanup::{CleanupReport, Inspection, cleanup, inspect},
     error::BpfError,
     event_stream::EventStream,
-    load::load,
+    load::{load, on_bpffs},
     maps::{Events, Pinned, Reading},
+    others::at_ingress,
+    program_log::{Chatter, ProgramLog},
     sweep::Sweep,
 };
 use crate::core::model::{IfIndex, IfName, Link};
@@ -61,6 +65,8 @@ pub struct LoadConfig {
     pub threshold: u32,
     /// Where packets are looked at.
     pub hook: Hook,
+    /// How much the programs say about single packets.
+    pub chatter: Chatter,
 }
 
 /// Where in the kernel packets are looked at.

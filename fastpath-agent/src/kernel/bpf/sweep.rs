@@ -32,7 +32,7 @@ impl Sweep {
     }
 
     /// The directions in the next piece of the map whose signal was lost; `None` after the last piece.
-    pub fn next(&mut self) -> Result<Option<Vec<FlowKey>>, BpfError> {
+    pub fn step(&mut self) -> Result<Option<Vec<FlowKey>>, BpfError> {
         while !self.ended {
             match sys::lookup_batch(self.map.fd().as_fd(), self.at, &mut self.keys, &mut self.values) {
                 Ok((read, next)) => {
