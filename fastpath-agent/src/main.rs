@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context;
 use clap::Parser;
 use fastpath_agent::{
-    cli::{Cli, Command, FlowsArgs, Output, RuleArgs, StatusArgs, TopArgs},
+    cli::{Cli, Command, FlowsArgs, Output, RevokeArgs, RuleArgs, StatusArgs, TopArgs},
     config::{BadValue, Config, Rules},
     core::{desired, link_table::LinkTable},
     daemon,
@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         Some(Command::Flows(args)) => flows(&args),
         Some(Command::Top(args)) => top(&args),
         Some(Command::Revalidate) => revalidate(),
+        Some(Command::Revoke(args)) => revoke(&args),
         Some(Command::Cleanup(args)) => cleanup(&args.pin_path),
     };
     match result {
@@ -104,6 +105,10 @@ fn top(args: &TopArgs) -> anyhow::Result<()> {
 
 fn revalidate() -> anyhow::Result<()> {
     print(&daemon::revalidate::by_hand()?.to_string())
+}
+
+fn revoke(args: &RevokeArgs) -> anyhow::Result<()> {
+    print(&daemon::revoke::revoke(args)?.to_string())
 }
 
 fn cleanup(pin_path: &std::path::Path) -> anyhow::Result<()> {

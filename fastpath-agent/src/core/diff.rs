@@ -228,8 +228,8 @@ pub fn after(observed: &Observed, ops: &[Op]) -> Option<ObservedTable> {
             Op::RemoveDevices(names) => devices.retain(|name| !names.contains(name)),
             Op::AddIndices(new) => set.elements.extend(new),
             Op::RemoveIndices(gone) => set.elements.retain(|index| !gone.contains(index)),
-            // Nobody looks at what is in that set.
-            Op::AddAssisted { .. } | Op::RemoveAssisted(_) => {}
+            // Nobody looks at what is in those sets.
+            Op::AddAssisted { .. } | Op::RemoveAssisted(_) | Op::AddRevoked { .. } => {}
             _ => return None,
         }
     }

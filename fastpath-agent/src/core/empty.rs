@@ -12,6 +12,8 @@ use super::{
     model::{CHAIN, FLOWTABLE, IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN, TABLE},
     observed::{ObservedChain, ObservedRule, ObservedTable, Owner},
     plan::Op,
+    rule::Rule,
+    sets::OwnSet,
 };
 
 /// Why a flowtable can't be emptied.
@@ -39,11 +41,30 @@ pub fn offers(table: &ObservedTable) -> Option<u64> {
 ///
 /// They leave everything as it was observed: flags, priority, devices, and our rules with the values of their counters.
 pub fn empty(table: &ObservedTable) -> Result<Vec<Op>, Obstacle> {
+    without_flows(table, None)
+}
+
+/// The operations that empty it and keep the connections with these conntrack ids from being offloaded again, until they
+/// have had no packet for so long.
+pub fn revoke(table: &ObservedTable, ids: Vec<u32>, timeout_ms: u64) -> Result<Vec<Op>, Obstacle> {
+    let mut ops = Vec::new();
+    let known = table.set(OwnSet::Revoked).is_some();
+    if !known {
+        ops.push(Op::AddSet(OwnSet::Revoked));
+    }
+    ops.push(Op::AddRevoked { ids, timeout_ms });
+    let rest = without_flows(table, (!known).then_some(&Rule::Revoked))?;
+    // Without a flowtable nothing is offloaded, or by somebody else.
+    Ok(if rest.is_empty() { rest } else { ops.into_iter().chain(rest).collect() })
+}
+
+/// `first` becomes the first rule of the chain that offloads.
+fn without_flows(table: &ObservedTable, first: Option<&Rule>) -> Result<Vec<Op>, Obstacle> {
     let Some(flowtable) = table.flowtables.iter().find(|f| f.name == FLOWTABLE) else {
         return Ok(Vec::new());
     };
     let devices = flowtable.devices.as_ref().ok_or(Obstacle::Unreadable)?;
-    let (delete_rules, add_rules) = rules(table)?;
+    let (delete_rules, add_rules) = rules(table, first)?;
 
     let mut ops = delete_rules;
     ops.extend(remove_most(devices));
@@ -64,8 +85,9 @@ fn remove_most(devices: &BTreeSet<IfName>) -> impl Iterator<Item = Op> {
     chunks(devices.iter().skip(MAX_DEVICES_PER_MESSAGE)).map(Op::RemoveDevices)
 }
 
-/// Deletes our rules from the first that refers to the flowtable on, and appends them again, so that they stay in order.
-fn rules(table: &ObservedTable) -> Result<(Vec<Op>, Vec<Op>), Obstacle> {
+/// Deletes our rules from the first that refers to the flowtable on, and appends them again, so that they stay in order;
+/// all of them where there is to be another one before them.
+fn rules(table: &ObservedTable, first: Option<&Rule>) -> Result<(Vec<Op>, Vec<Op>), Obstacle> {
     let (mut delete, mut add) = (Vec::new(), Vec::new());
     for ObservedChain { name, rules, .. } in &table.chains {
         let ours = [CHAIN, OFFLOAD_CHAIN].into_iter().find(|chain| chain == name);
@@ -74,7 +96,9 @@ fn rules(table: &ObservedTable) -> Result<(Vec<Op>, Vec<Op>), Obstacle> {
             return Err(Obstacle::InUse);
         }
         let Some(chain) = ours else { continue };
-        let behind = rules.iter().skip_while(|rule| !refers(&rule.exprs));
+        let first = first.filter(|_| chain == OFFLOAD_CHAIN);
+        add.extend(first.map(|rule| Op::AddRule { chain, exprs: rule.exprs() }));
+        let behind = rules.iter().skip_while(|rule| first.is_none() && !refers(&rule.exprs));
         for rule in behind.filter(|rule| rule.owner == Owner::Ours) {
             delete.push(Op::DeleteRule { chain, handle: rule.handle });
             add.push(Op::AddRule { chain, exprs: counting_on(rule) });
@@ -105,8 +129,6 @@ mod tests {
             diff::{self, Decision, ForeignTable},
             model::IfIndex,
             observed::Counter,
-            rule::Rule,
-            sets::OwnSet,
         },
         kernel::{Ruleset, fake::FakeRuleset},
     };
@@ -193,6 +215,28 @@ mod tests {
         rules.insert(OFFLOADS + 1, foreign);
         assert_eq!(ops(&kernel)[..2], behind);
         assert!(matches!(ops(&kernel)[2], Op::DeleteFlowtable), "{:?}", ops(&kernel));
+    }
+
+    #[test]
+    fn revoking_puts_set_and_rule_first_and_then_only_adds() {
+        let mut kernel = kernel(2);
+        let revoke = |kernel: &mut FakeRuleset, id| {
+            let observed = kernel.observe().unwrap();
+            let ops = revoke(observed.table.as_ref().unwrap(), vec![id], 1).unwrap();
+            kernel.commit(&ops, observed.generation).unwrap();
+            ops
+        };
+        let ops = revoke(&mut kernel, 7);
+        assert_eq!(ops[..2], [Op::AddSet(OwnSet::Revoked), Op::AddRevoked { ids: vec![7], timeout_ms: 1 }]);
+        let first = [Rule::Revoked, Rule::OnlyEstablished, Rule::Offload, Rule::Meter];
+        let recognised = |kernel: &mut FakeRuleset| -> Vec<Rule> {
+            rules(kernel).iter().filter_map(|rule| Rule::recognise(&rule.exprs)).collect()
+        };
+        assert_eq!(recognised(&mut kernel), first);
+        let again = revoke(&mut kernel, 8);
+        assert_eq!(again[0], Op::AddRevoked { ids: vec![8], timeout_ms: 1 });
+        assert_eq!(recognised(&mut kernel), first);
+        assert_eq!(offers(kernel.table.as_ref().unwrap()), Some(7));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::cmp::Ordering;
 use ipnet::IpNet;
 
 use super::{
+    connection::Tuple,
     flow::{Flow, Node},
     model::IfName,
 };
@@ -27,10 +28,22 @@ pub struct Filter {
 impl Filter {
     /// Whether `flow` is shown.
     pub fn matches(&self, flow: &Flow, node: &Node) -> bool {
-        let tuples = || std::iter::once(&flow.original).chain(flow.reply.as_ref());
         let any = |empty: bool, found: bool| empty || found;
         any(self.states.is_empty(), self.states.iter().any(|s| s == flow.state.name()))
-            && any(self.protocols.is_empty(), self.protocols.contains(&flow.original.protocol))
+            && self.matches_ends(&flow.original, flow.reply.as_ref())
+            && any(
+                self.interfaces.is_empty(),
+                flow.interfaces()
+                    .filter_map(|index| node.names.get(&index))
+                    .any(|name| self.interfaces.contains(name)),
+            )
+    }
+
+    /// Whether protocol, addresses and ports of a connection are those that are asked for.
+    pub fn matches_ends(&self, original: &Tuple, reply: Option<&Tuple>) -> bool {
+        let tuples = || std::iter::once(original).chain(reply);
+        let any = |empty: bool, found: bool| empty || found;
+        any(self.protocols.is_empty(), self.protocols.contains(&original.protocol))
             && any(
                 self.ports.is_empty(),
                 tuples()
@@ -41,12 +54,6 @@ impl Filter {
                 tuples().any(|t| {
                     self.networks.iter().any(|n| n.contains(&t.source) || n.contains(&t.destination))
                 }),
-            )
-            && any(
-                self.interfaces.is_empty(),
-                flow.interfaces()
-                    .filter_map(|index| node.names.get(&index))
-                    .any(|name| self.interfaces.contains(name)),
             )
     }
 }
@@ -89,7 +96,7 @@ mod tests {
 
     use super::*;
     use crate::core::{
-        connection::{TCP, Tuple, UDP},
+        connection::{TCP, UDP},
         flow::State,
         model::IfIndex,
     };

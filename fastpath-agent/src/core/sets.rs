@@ -27,6 +27,9 @@ pub enum OwnSet {
     /// Conntrack ids of connections without packet counters that are to be offloaded. The agent fills it, elements go
     /// by themselves.
     Assist,
+    /// Conntrack ids of connections that aren't to be offloaded any more. `fastpath-agent revoke` makes it and fills it,
+    /// and each packet of such a connection puts off the time when it is forgotten. It is there only if it was needed.
+    Revoked,
 }
 
 /// How a set is made. A set of our name that is made otherwise is made anew.
@@ -46,7 +49,7 @@ pub struct SetShape {
 
 impl OwnSet {
     /// All there are.
-    pub const ALL: [Self; 3] = [Self::Devices, Self::SlowPath, Self::Assist];
+    pub const ALL: [Self; 4] = [Self::Devices, Self::SlowPath, Self::Assist, Self::Revoked];
 
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -54,6 +57,7 @@ impl OwnSet {
             Self::Devices => "kindnet-set-devices",
             Self::SlowPath => "kindnet-slow-path",
             Self::Assist => "kindnet-assist",
+            Self::Revoked => "kindnet-revoked",
         }
     }
 
@@ -85,6 +89,14 @@ impl OwnSet {
                 size: 65_536,
                 timeout_ms: 0,
             },
+            // As long as conntrack keeps an established connection without packets by default.
+            Self::Revoked => SetShape {
+                key_type: key_type::INTEGER,
+                key_len,
+                flags: flags::TIMEOUT | flags::DYNAMIC,
+                size: 1 << 20,
+                timeout_ms: 5 * 24 * 3_600_000,
+            },
         }
     }
 
@@ -96,7 +108,7 @@ impl OwnSet {
 
     /// The key is the conntrack id (`ct id`), in the bytes of `CTA_ID`.
     pub fn is_by_conntrack_id(self) -> bool {
-        matches!(self, Self::SlowPath | Self::Assist)
+        matches!(self, Self::SlowPath | Self::Assist | Self::Revoked)
     }
 }
 

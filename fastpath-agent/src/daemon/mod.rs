@@ -27,6 +27,7 @@ pub mod cleanup;
 pub mod crossings;
 pub mod reconcile;
 pub mod revalidate;
+pub mod revoke;
 pub mod watch;
 
 use cleanup::TableCleanup;

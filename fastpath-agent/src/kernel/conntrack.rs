@@ -1,4 +1,4 @@
-//! Connections as conntrack has them, read over ctnetlink one by one so that memory stays bounded. Reads only.
+//! Connections as conntrack has them, read over ctnetlink one by one so that memory stays bounded; and their deletion.
 
 use std::{
     fmt, io,
@@ -42,6 +42,7 @@ const CTA_COUNTERS_PACKETS: u16 = 1;
 const CTA_COUNTERS_BYTES: u16 = 2;
 const IPCTNL_MSG_CT_NEW: i32 = 0;
 const IPCTNL_MSG_CT_GET: i32 = 1;
+const IPCTNL_MSG_CT_DELETE: i32 = 2;
 const NFNL_SUBSYS_CTNETLINK: i32 = 1;
 
 /// Conntrack could not be read.
@@ -77,6 +78,17 @@ impl ConntrackError {
             _ => Self::Io { operation, source },
         }
     }
+}
+
+/// What became of a deletion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deletion {
+    /// It is deleted.
+    Done,
+    /// It was gone already.
+    Gone,
+    /// It is in a flowtable and stays.
+    Offloaded,
 }
 
 /// How many connections there are.
@@ -150,6 +162,30 @@ impl Conntrack {
         }
     }
 
+    /// Deletes a connection, unless it is gone or another one has its tuple now.
+    ///
+    /// A connection in a flowtable isn't deleted; the kernel frees it a moment after it has left (EBUSY until then,
+    /// ctnetlink_del_conntrack).
+    pub fn delete(&mut self, entry: &Entry) -> Result<Deletion, ConntrackError> {
+        let family = if entry.original.source.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+        let mut nlas = vec![
+            nest(CTA_TUPLE_ORIG, &tuple_nlas(&entry.original)),
+            DefaultNla::new(CTA_ID, entry.id.to_ne_bytes().to_vec()),
+        ];
+        if entry.zone != 0 {
+            nlas.push(DefaultNla::new(CTA_ZONE, entry.zone.to_be_bytes().to_vec()));
+        }
+        let request = self.message(IPCTNL_MSG_CT_DELETE, NLM_F_ACK, family as u8, &nlas);
+        match self.socket.request(&request, |_| {}) {
+            Ok(_) => Ok(Deletion::Done),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ENOENT) => Ok(Deletion::Gone),
+                Some(libc::EBUSY) => Ok(Deletion::Offloaded),
+                _ => Err(ConntrackError::new("deleting a connection", error)),
+            },
+        }
+    }
+
     /// Counts all connections.
     pub fn summary(&mut self) -> Result<Summary, ConntrackError> {
         let mut summary = Summary::default();
@@ -164,11 +200,15 @@ impl Conntrack {
     }
 
     fn request(&mut self, flags: i32, family: u8, nlas: &[DefaultNla]) -> Vec<u8> {
+        self.message(IPCTNL_MSG_CT_GET, flags, family, nlas)
+    }
+
+    fn message(&mut self, kind: i32, flags: i32, family: u8, nlas: &[DefaultNla]) -> Vec<u8> {
         let start = HEADER_BYTES + FAMILY_HEADER_BYTES;
         let mut message = vec![0; start + nlas.buffer_len()];
         let mut header = NetlinkHeader::default();
         header.length = message.len() as u32;
-        header.message_type = (NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET) as u16;
+        header.message_type = (NFNL_SUBSYS_CTNETLINK << 8 | kind) as u16;
         header.flags = (NLM_F_REQUEST | flags) as u16;
         header.sequence_number = self.socket.reserve_sequence(1);
         header.emit(&mut message[..HEADER_BYTES]);

@@ -179,7 +179,8 @@ impl FakeRuleset {
                     }
                 }
             }
-            // What is in that set can't be observed.
+            // What is in those sets can't be observed.
+            Op::AddRevoked { .. } => table.set(OwnSet::Revoked).map(drop).ok_or(libc::ENOENT)?,
             Op::AddAssisted { .. } | Op::RemoveAssisted(_) => {
                 table.set(OwnSet::Assist).map(drop).ok_or(libc::ENOENT)?;
             }

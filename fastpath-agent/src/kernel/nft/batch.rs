@@ -148,10 +148,14 @@ impl Batch {
             Op::RemoveIndices(indices) => {
                 self.push_elements(index, libc::NFT_MSG_DELSETELEM, OwnSet::Devices, indices, by_index);
             }
-            Op::AddAssisted { ids, timeout_ms } => {
+            Op::AddAssisted { ids, timeout_ms } | Op::AddRevoked { ids, timeout_ms } => {
+                let set = match op {
+                    Op::AddRevoked { .. } => OwnSet::Revoked,
+                    _ => OwnSet::Assist,
+                };
                 let element =
                     |id: &u32| by_id(id).set(sys::NFTNL_SET_ELEM_TIMEOUT, &timeout_ms.to_ne_bytes());
-                self.push_elements(index, libc::NFT_MSG_NEWSETELEM, OwnSet::Assist, ids, element);
+                self.push_elements(index, libc::NFT_MSG_NEWSETELEM, set, ids, element);
             }
             Op::RemoveAssisted(ids) => {
                 self.push_elements(index, libc::NFT_MSG_DELSETELEM, OwnSet::Assist, ids, by_id);
@@ -204,7 +208,9 @@ impl Batch {
 fn message_count(op: &Op) -> usize {
     match op {
         Op::AddIndices(indices) | Op::RemoveIndices(indices) => indices.len().div_ceil(ELEMENTS_PER_MESSAGE),
-        Op::AddAssisted { ids, .. } | Op::RemoveAssisted(ids) => ids.len().div_ceil(ELEMENTS_PER_MESSAGE),
+        Op::AddAssisted { ids, .. } | Op::RemoveAssisted(ids) | Op::AddRevoked { ids, .. } => {
+            ids.len().div_ceil(ELEMENTS_PER_MESSAGE)
+        }
         _ => 1,
     }
 }
