@@ -6,7 +6,12 @@ use fastpath_common::limits::{MAX_FLOWS, MIN_FLOWS};
 
 use crate::{
     cli::{EbpfMode, HwOffload, OnOff, RuleArgs, RunArgs},
-    core::{desired::Policy, diff::ForeignTable, select::Selection},
+    core::{
+        desired::Policy,
+        diff::ForeignTable,
+        known_bugs::{KernelNames, KnownBug, forbids_offload},
+        select::Selection,
+    },
 };
 
 /// What the agent runs with.
@@ -22,6 +27,8 @@ pub struct Config {
     pub max_flows: u32,
     /// Where maps are pinned.
     pub pin_path: PathBuf,
+    /// Where it says what becomes of flows.
+    pub run_dir: PathBuf,
     /// What to do about somebody else's table of our name.
     pub foreign: ForeignTable,
     /// Whether offloaded flows are judged anew after changes of the ruleset.
@@ -47,6 +54,8 @@ pub struct Rules {
     pub hw_offload: HwOffload,
     /// Which interfaces.
     pub selection: Selection,
+    /// Offload whatever is known of the kernel.
+    pub ignore_known_bugs: bool,
 }
 
 /// A flag with a value that it can't have.
@@ -59,6 +68,16 @@ pub struct BadValue {
 }
 
 impl Rules {
+    /// Switches offloading off if this kernel is known to lose packets of offloaded flows; then with which bug.
+    pub fn heed(&mut self, kernel: &KernelNames<'_>) -> Option<&'static KnownBug> {
+        if self.ignore_known_bugs || self.threshold == 0 {
+            return None;
+        }
+        let bug = forbids_offload(kernel, !self.selection.takes_all())?;
+        self.threshold = 0;
+        Some(bug)
+    }
+
     /// The policy for a kernel whose flowtables can (`counter`) or can't count, with (`spare_ipsec`) or without IPsec.
     pub fn policy(&self, counter: bool, spare_ipsec: bool) -> Policy {
         Policy {
@@ -101,6 +120,7 @@ impl TryFrom<&RuleArgs> for Rules {
                 "a priority in the forward hook, from -2147483648 to 2147483647",
             )?,
             hw_offload: args.hw_offload,
+            ignore_known_bugs: args.ignore_known_bugs,
             selection: Selection::new(&args.interfaces, &args.exclude_interfaces).map_err(|e| BadValue {
                 flag: "interfaces",
                 value: args.interfaces.join(","),
@@ -133,6 +153,7 @@ impl Config {
             ebpf: args.ebpf,
             max_flows,
             pin_path: args.pin_path.clone(),
+            run_dir: args.run_dir.clone(),
             foreign: if args.takeover { ForeignTable::TakeOver } else { ForeignTable::Refuse },
             revalidate: args.revalidate,
             revalidate_interval_ms: interval_ms("revalidate-interval", &args.revalidate_interval)?,
@@ -212,6 +233,24 @@ mod tests {
             for word in words {
                 assert!(error.contains(word), "{error:?} lacks {word:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_known_bug_switches_offloading_off_unless_it_is_ignored() {
+        let release = "5.15.40";
+        let kernel = KernelNames { release, ..KernelNames::default() };
+        for (args, bug, threshold) in [
+            (&[][..], Some("stale-route"), 0),
+            (&["--ignore-known-bugs"], None, 20),
+            (&["--fastpath-threshold=0"], None, 0),
+        ] {
+            let mut rules = config(args).unwrap().rules;
+            assert_eq!(
+                (rules.heed(&kernel).map(|bug| bug.name), rules.threshold),
+                (bug, threshold),
+                "{args:?}"
+            );
         }
     }
 

@@ -9,13 +9,14 @@ use aya_ebpf::{
     cty::c_long,
     helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns},
 };
-use fastpath_common::{FlowCounters, FlowEvent, FlowKey, HotFlow, MatchWords, PacketStats, Signal};
+use fastpath_common::{FlowCounters, FlowEvent, FlowKey, HotFlow, MatchWords, PacketStats, Signal, Tally};
 
 use crate::{
     atomic,
     frame::Frame,
     maps::{CONFIG, EVENTS, FLOWS, HOT, STATS},
     parse::{Packet, Uncounted},
+    say::{self, Fate},
 };
 
 /// `-EEXIST` of `bpf_map_update_elem`.
@@ -53,6 +54,9 @@ pub fn account<const MAY_BE_HOT: bool>(ctx: &impl Frame, parsed: &Result<Packet,
     };
     tally.packets += 1;
     tally.bytes += u64::from(ctx.len());
+    if let Err(reason) = parsed {
+        say::uncounted(reason, ctx);
+    }
 }
 
 #[inline(always)]
@@ -195,6 +199,7 @@ fn insert(key: &FlowKey, amount: &Amount, now: Now, ifindex: u32, stats: &mut Pa
     let tally = match FLOWS.insert(key, &new, u64::from(BPF_NOEXIST)) {
         Ok(()) => {
             stats.flows_entered += 1;
+            say::flow(Fate::Entered, key, amount.packets);
             &mut stats.counted
         }
         // Another CPU was faster with the same flow.
@@ -203,12 +208,18 @@ fn insert(key: &FlowKey, amount: &Amount, now: Now, ifindex: u32, stats: &mut Pa
                 add(counters, amount, now, stats);
                 return;
             }
-            None => &mut stats.no_room,
+            None => no_room(key, amount, stats),
         },
-        Err(_) => &mut stats.no_room,
+        Err(_) => no_room(key, amount, stats),
     };
     tally.packets += amount.packets;
     tally.bytes += amount.bytes;
+}
+
+#[inline(always)]
+fn no_room<'a>(key: &FlowKey, amount: &Amount, stats: &'a mut PacketStats) -> &'a mut Tally {
+    say::flow(Fate::NoRoom, key, amount.packets);
+    &mut stats.no_room
 }
 
 /// Sends the event of a flow that hasn't had one, if it is above the threshold. False if it may still cross it.
@@ -241,10 +252,12 @@ fn signal(
     let event = FlowEvent { key: *key, time_ns: now.ns, packets, ifindex, threshold };
     if EVENTS.output(&event, 0).is_ok() {
         stats.events_sent += 1;
+        say::flow(Fate::Signalled, key, packets);
     } else {
         // SAFETY: as in `add`.
         unsafe { (*counters).signal = Signal::Lost as u64 };
         stats.events_lost += 1;
+        say::flow(Fate::NotSignalled, key, packets);
     }
     true
 }

@@ -5,6 +5,7 @@
 
 mod ebpf;
 mod errors;
+mod flow_path;
 mod flows;
 mod foreign;
 mod host;
@@ -22,6 +23,8 @@ mod report;
 mod restart;
 mod ruleset;
 mod scale;
+mod stalled;
 mod threshold;
+mod top;
 mod topologies;
 mod traffic;

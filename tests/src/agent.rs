@@ -180,6 +180,11 @@ impl Agent {
         assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "it ended before the signal");
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Processor time that it has used so far.
     pub fn cpu_time(&self) -> Duration {
         let stat =

@@ -5,11 +5,14 @@
 
 pub mod agent;
 pub mod attach;
+pub mod bench;
 pub mod monitor;
 pub mod netns;
 pub mod path;
+pub mod pktgen;
 pub mod reference;
 pub mod table;
+pub mod terminal;
 pub mod topology;
 pub mod traffic;
 

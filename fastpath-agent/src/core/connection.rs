@@ -3,12 +3,12 @@
 use std::{fmt, net::IpAddr};
 
 use fastpath_common::{Family, FlowKey};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::observed::Counter;
 
 /// One direction of a connection: what its packets have in their headers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Tuple {
     /// Source address.
     pub source: IpAddr,

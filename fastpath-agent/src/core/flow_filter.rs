@@ -6,7 +6,8 @@ use ipnet::IpNet;
 
 use super::{
     connection::Tuple,
-    flow::{Flow, Node},
+    flow::{Flow, Node, SLOW, State},
+    flow_record::FlowRecord,
     model::IfName,
 };
 
@@ -21,26 +22,43 @@ pub struct Filter {
     pub protocols: Vec<u8>,
     /// Interfaces that its packets come in on.
     pub interfaces: Vec<IfName>,
-    /// Names of states, see [`State::name`](super::flow::State::name).
+    /// States, out of [`STATE_NAMES`](super::flow::STATE_NAMES).
     pub states: Vec<String>,
 }
 
 impl Filter {
     /// Whether `flow` is shown.
     pub fn matches(&self, flow: &Flow, node: &Node) -> bool {
+        let names = flow.interfaces().filter_map(|index| node.names.get(&index)).map(IfName::as_str);
+        self.admits(&flow.state, flow.slow(), &flow.original, flow.reply.as_ref(), names)
+    }
+
+    /// Whether a flow that an agent has told of is shown.
+    pub fn matches_record(&self, flow: &FlowRecord) -> bool {
+        let names = flow.interfaces.iter().map(String::as_str);
+        let slow = flow.path.accelerated == Some(false);
+        self.admits(&flow.state, slow, &flow.original, flow.reply.as_ref(), names)
+    }
+
+    fn admits<'a>(
+        &self,
+        state: &State,
+        slow: bool,
+        original: &Tuple,
+        reply: Option<&Tuple>,
+        mut interfaces: impl Iterator<Item = &'a str>,
+    ) -> bool {
         let any = |empty: bool, found: bool| empty || found;
-        any(self.states.is_empty(), self.states.iter().any(|s| s == flow.state.name()))
-            && self.matches_ends(&flow.original, flow.reply.as_ref())
+        any(self.states.is_empty(), self.states.iter().any(|s| s == state.name() || s == SLOW && slow))
+            && self.admits_ends(original, reply)
             && any(
                 self.interfaces.is_empty(),
-                flow.interfaces()
-                    .filter_map(|index| node.names.get(&index))
-                    .any(|name| self.interfaces.contains(name)),
+                interfaces.any(|name| self.interfaces.iter().any(|wanted| wanted.as_str() == name)),
             )
     }
 
-    /// Whether protocol, addresses and ports of a connection are those that are asked for.
-    pub fn matches_ends(&self, original: &Tuple, reply: Option<&Tuple>) -> bool {
+    /// Whether protocol, ports and addresses of a connection are those that are asked for.
+    pub fn admits_ends(&self, original: &Tuple, reply: Option<&Tuple>) -> bool {
         let tuples = || std::iter::once(original).chain(reply);
         let any = |empty: bool, found: bool| empty || found;
         any(self.protocols.is_empty(), self.protocols.contains(&original.protocol))
@@ -97,7 +115,6 @@ mod tests {
     use super::*;
     use crate::core::{
         connection::{TCP, UDP},
-        flow::State,
         model::IfIndex,
     };
 
@@ -143,6 +160,9 @@ mod tests {
         ];
         assert!(yes.iter().all(|f| f.matches(&flow, &node())));
         assert!(no.iter().all(|f| !f.matches(&flow, &node())));
+        let record = FlowRecord::new(&flow, &node());
+        assert!(yes.iter().all(|f| f.matches_record(&record)));
+        assert!(no.iter().all(|f| !f.matches_record(&record)));
         assert_eq!(flow.state, State::Gone);
     }
 

@@ -154,6 +154,12 @@ impl<R: Ruleset> Reconciler<R> {
         self.standing
     }
 
+    /// After how many packets flows are offloaded, and between which interfaces; `None` while no rule of ours stands.
+    pub fn offloads(&self) -> Option<(u32, impl Iterator<Item = IfIndex>)> {
+        let table = self.achieved.as_ref().filter(|_| self.standing == Some(Standing::Right))?.as_ref()?;
+        Some((self.policy.threshold, table.devices.keys().copied()))
+    }
+
     /// Gives the ruleset back.
     pub fn into_ruleset(self) -> R {
         self.ruleset

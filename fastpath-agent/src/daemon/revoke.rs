@@ -77,7 +77,7 @@ pub fn revoke(args: &RevokeArgs) -> Result<Revoked, RevokeError> {
     conntrack.dump(|entry| {
         let protocol = entry.original.protocol;
         if (args.kill || protocol == TCP || protocol == UDP)
-            && filter.matches_ends(&entry.original, Some(&entry.reply))
+            && filter.admits_ends(&entry.original, Some(&entry.reply))
         {
             entries.push(entry);
         }

@@ -6,11 +6,16 @@ use crate::core::{
 };
 
 pub mod bpf;
+pub mod canary;
 pub mod conntrack;
+mod ethtool;
+pub mod event_socket;
+pub mod facts;
 #[cfg(test)]
 pub mod fake;
 pub mod flows;
 pub mod links;
+pub mod memory;
 mod nfnetlink;
 pub mod nft;
 pub mod probe;

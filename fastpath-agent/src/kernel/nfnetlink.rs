@@ -318,6 +318,42 @@ impl Socket {
         }
     }
 
+    /// Sends `count` requests, numbered from `first` on, as one datagram; none of them may ask for a dump or an
+    /// acknowledgement, and each must be of a kind that is answered by one message or one error. Calls `each` with the
+    /// place of the request and the answer, or errno. The kernel answers before `sendmsg` returns; an answer that isn't
+    /// there then didn't fit the socket's buffer, and is `ENOBUFS`.
+    pub(super) fn request_many(
+        &mut self,
+        requests: &[u8],
+        first: u32,
+        count: usize,
+        mut each: impl FnMut(usize, Result<&Message<'_>, i32>),
+    ) -> io::Result<()> {
+        self.send(requests)?;
+        let mut missing = count;
+        while missing > 0 {
+            let Some(received) = self.try_receive()? else {
+                return Err(io::Error::from_raw_os_error(libc::ENOBUFS));
+            };
+            for message in NlMessages::new(received) {
+                let message = Message { bytes: message? };
+                let place = message.sequence().wrapping_sub(first) as usize;
+                if place >= count {
+                    continue; // an answer that an earlier request gave up waiting for
+                }
+                missing = missing.saturating_sub(1);
+                match i32::from(message.kind()) {
+                    libc::NLMSG_ERROR => match Refusal::parse(&message) {
+                        Some(refusal) => each(place, Err(refusal.errno)),
+                        None => each(place, Err(0)),
+                    },
+                    _ => each(place, Ok(&message)),
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Takes all refusals that wait on the socket, without blocking. After `send` of a batch these are all there
     /// will be: the kernel has done the work and queued its answers before `sendmsg` returns.
     pub(super) fn refusals(&mut self) -> io::Result<Vec<Refusal>> {

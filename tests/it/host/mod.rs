@@ -4,6 +4,7 @@ mod conntrack;
 mod crowd;
 mod ebpf;
 mod errors;
+mod events;
 mod flows;
 mod harness;
 mod nft;

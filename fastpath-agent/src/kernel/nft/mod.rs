@@ -23,6 +23,7 @@ mod meter;
 mod monitor;
 mod notice;
 mod object;
+mod survey;
 pub(super) mod trial;
 
 pub use error::{CommitError, NftError, Rejection};

@@ -41,7 +41,19 @@ impl Scratch {
 
     /// A whole nf_tables message of the inet family.
     pub(super) fn message(&mut self, kind: i32, flags: i32, sequence: u32, payload: &dyn Payload) -> &[u8] {
-        let family = libc::NFPROTO_INET as u16;
+        self.message_of(libc::NFPROTO_INET, kind, flags, sequence, payload)
+    }
+
+    /// A whole nf_tables message of any family (`NFPROTO_UNSPEC` asks a dump for all of them).
+    pub(super) fn message_of(
+        &mut self,
+        family: i32,
+        kind: i32,
+        flags: i32,
+        sequence: u32,
+        payload: &dyn Payload,
+    ) -> &[u8] {
+        let family = family as u16;
         // SAFETY: the buffer is aligned for a header and has room for MESSAGE_BYTES.
         let header = unsafe {
             let buffer = self.0.as_mut_ptr().cast::<c_char>();
