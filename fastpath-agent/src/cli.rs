@@ -3,7 +3,7 @@
 use std::{net::IpAddr, path::PathBuf};
 
 use clap::{
-    Args, Parser, Subcommand, ValueEnum,
+    ArgGroup, Args, Parser, Subcommand, ValueEnum,
     builder::{BoolishValueParser, PossibleValuesParser},
 };
 use ipnet::IpNet;
@@ -250,7 +250,7 @@ pub struct FlowsArgs {
 
 /// Flags of `revoke`.
 #[derive(Clone, Debug, Args)]
-#[group(id = "which", required = true, multiple = true, args = ["address", "port", "protocol", "all"])]
+#[command(group(ArgGroup::new("which").required(true).multiple(true).args(["address", "port", "protocol", "all"])))]
 pub struct RevokeArgs {
     /// Connections with an end in this network or with this address, before or after NAT (repeatable)
     #[arg(long, value_name = "CIDR", value_parser = network)]
