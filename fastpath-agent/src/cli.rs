@@ -89,6 +89,15 @@ Colours are left out where the environment variable NO_COLOR is set.")]
 It is about connections that are there now. To keep new ones from being offloaded too, exclude them.
 With --kill conntrack forgets them, and a next packet has to be accepted as the first of a new connection.")]
     Revoke(RevokeArgs),
+    /// Follow one flow: whether it is accelerated, and if not, why not and what to do about it
+    #[command(after_help = "Examples:
+  fastpath-agent why tcp 10.0.1.2:40000 10.96.0.1:443
+  fastpath-agent why udp [fd00:1::2]:40000 [fd00:2::2]:53
+  fastpath-agent why -o json tcp 10.0.1.2:40000 10.96.0.1:443 | jq .verdict
+
+Any tuple of the flow will do: before or after NAT, either direction. It looks for a second and changes nothing.
+The agent doesn't have to run. Exit code 0: the flow was found, whatever became of it; 1: it wasn't.")]
+    Why(WhyArgs),
     /// Check this node, say what is wrong and what to do about it, and send a real flow through scratch namespaces
     #[command(after_help = "Examples:
   fastpath-agent doctor                               every check, and the canary
@@ -275,6 +284,23 @@ pub struct TopArgs {
     /// Seconds from one reading to the next
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub interval: u64,
+    /// Directory of the pinned eBPF maps
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
+    pub pin_path: PathBuf,
+}
+
+/// Flags of `why`.
+#[derive(Clone, Debug, Args)]
+pub struct WhyArgs {
+    /// tcp, udp, or another protocol's name or number
+    pub protocol: String,
+    /// Address and port: 10.0.1.2:40000 or [fd00::2]:40000; without a port where the protocol has none
+    pub source: String,
+    /// The same of the other end
+    pub destination: String,
+    /// Output format
+    #[arg(short, long, value_name = "FORMAT", default_value = "text", env = "FASTPATH_OUTPUT")]
+    pub output: Output,
     /// Directory of the pinned eBPF maps
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,

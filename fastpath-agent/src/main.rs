@@ -10,9 +10,15 @@ use clap::Parser;
 use fastpath_agent::{
     cli::{
         CleanupArgs, Cli, Command, DoctorArgs, FlowsArgs, Output, RevokeArgs, RuleArgs, StatusArgs, TopArgs,
+        WhyArgs,
     },
     config::{BadValue, Config, Rules},
-    core::{desired, doctor::Level, link_table::LinkTable},
+    core::{
+        desired,
+        doctor::Level,
+        link_table::LinkTable,
+        why::{BadFlow, FlowSpec},
+    },
     daemon,
     kernel::{self, links::Links},
     report,
@@ -38,6 +44,11 @@ fn main() -> ExitCode {
         Some(Command::Top(args)) => top(&args),
         Some(Command::Revalidate) => revalidate(),
         Some(Command::Revoke(args)) => revoke(&args),
+        Some(Command::Why(args)) => match why(&args) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::FAILURE,
+            Err(error) => Err(error),
+        },
         Some(Command::Doctor(args)) => match doctor(&args) {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::FAILURE,
@@ -50,7 +61,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", one_line(&error));
-            if error.is::<BadValue>() {
+            if error.is::<BadValue>() || error.is::<BadFlow>() {
                 eprintln!("\nFor more information, try '--help'.");
                 return ExitCode::from(EX_USAGE);
             }
@@ -123,6 +134,13 @@ fn revalidate() -> anyhow::Result<()> {
 
 fn revoke(args: &RevokeArgs) -> anyhow::Result<()> {
     print(&daemon::revoke::revoke(args)?.to_string())
+}
+
+/// Whether the flow was found.
+fn why(args: &WhyArgs) -> anyhow::Result<bool> {
+    let flow = FlowSpec::parse(&args.protocol, &args.source, &args.destination)?;
+    let (text, found) = runtime()?.block_on(report::why::show(args, &flow))?;
+    print(&text).map(|()| found)
 }
 
 /// Prints the report; whether it is good enough.

@@ -3,6 +3,8 @@
 //! Tests below `host::` need no flowtable and also run on the developer's kernel; all others run in the test guest.
 //! Every test is run by itself, as root: `it --exact NAME --nocapture --test-threads=1`.
 
+mod crossings;
+mod doctor;
 mod ebpf;
 mod errors;
 mod flow_path;
@@ -28,3 +30,5 @@ mod threshold;
 mod top;
 mod topologies;
 mod traffic;
+mod why;
+mod why_path;

@@ -38,6 +38,11 @@ impl Status {
         self.0 & 1 << 2 != 0
     }
 
+    /// `IPS_SEQ_ADJUST`: sequence numbers are corrected (by a helper that changed the payload, or by SYNPROXY).
+    pub fn sequence_adjusted(self) -> bool {
+        self.0 & 1 << 6 != 0
+    }
+
     /// `IPS_OFFLOAD`: is in a flowtable. Doesn't say that packets take that way.
     pub fn offloaded(self) -> bool {
         self.0 & 1 << 14 != 0
@@ -104,6 +109,17 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 
 impl Tuple {
+    /// The same with source and destination exchanged.
+    pub fn reversed(&self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            protocol: self.protocol,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+        }
+    }
+
     /// The key that the eBPF programs count packets with this tuple under; `None` for protocols that they don't count.
     pub fn flow_key(&self) -> Option<FlowKey> {
         if !matches!(self.protocol, TCP | UDP) {

@@ -190,7 +190,7 @@ fn judge(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node, just_cros
     if entry.status.offloaded() {
         return State::Offloaded;
     }
-    let flags = seen.iter().flatten().fold(0, |flags, c| flags | c.tcp_flags);
+    let flags = seen.iter().flatten().fold(0, |flags, c| flags | c.flags);
     if flags & TCP_CLOSING_FLAGS != 0 || entry.tcp_state == Some(TcpState::Closing) {
         return State::Closing;
     }

@@ -1,5 +1,6 @@
 //! A flow, and what happens to flows, as JSON has it. Fields are only ever added: programs of others read them.
 
+use fastpath_common::FlowCounters;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -74,7 +75,7 @@ impl FlowRecord {
                 bytes: c.bytes,
                 age_ms: ago(c.first_seen_ns),
                 idle_ms: ago(c.last_seen_ns),
-                tcp_flags: c.tcp_flags,
+                tcp_flags: c.flags & FlowCounters::TCP_FLAGS,
             })
         });
         Self {
@@ -122,8 +123,6 @@ pub enum Event {
 
 #[cfg(test)]
 mod tests {
-    use fastpath_common::FlowCounters;
-
     use super::*;
     use crate::core::{
         connection::TCP,

@@ -61,7 +61,7 @@ fn state(entry: Entry, seen: [Option<FlowCounters>; 2], node: &Node) -> State {
 #[test]
 fn every_state_and_every_cause_has_its_flow() {
     let both = [seen(2), seen(3)];
-    let fin = seen(2).map(|c| FlowCounters { tcp_flags: 1 | 16, ..c });
+    let fin = seen(2).map(|c| FlowCounters { flags: 1 | 16, ..c });
     let few = Counter { packets: 10, bytes: 1000 };
     let stalled = State::Stalled;
     let cases = [
@@ -111,7 +111,7 @@ proptest! {
     ) {
         let counter = |i: usize| Counter { packets: packets[i], bytes: 0 };
         let counted = |i: usize| Some(FlowCounters {
-            packets: packets[2 + i], tcp_flags: flags * i as u64, ifindex: indices[i], ..FlowCounters::default()
+            packets: packets[2 + i], flags: flags * i as u64, ifindex: indices[i], ..FlowCounters::default()
         });
         let mut forth = Entry {
             status: Status(status), tcp_state: Some(TcpState::new(tcp_state)),

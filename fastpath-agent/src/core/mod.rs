@@ -25,3 +25,4 @@ pub mod rule;
 pub mod select;
 pub mod sets;
 pub mod watch;
+pub mod why;

@@ -255,7 +255,7 @@ impl Agent {
         let (Some(crossings), Some(watch)) = (&mut self.crossings, &mut self.watch) else { return Ok(()) };
         if crossings.wants_node() {
             let (threshold, managed) = match self.offload.as_ref().and_then(|o| o.reconciler.offloads()) {
-                Some((threshold, managed)) => (Some(threshold), managed.collect()),
+                Some((threshold, managed)) => (Some(threshold), self.links.with_ports(&managed.collect())),
                 None => (None, BTreeSet::new()),
             };
             crossings.judge_by(Node {

@@ -19,6 +19,9 @@ pub mod memory;
 mod nfnetlink;
 pub mod nft;
 pub mod probe;
+pub mod route;
+pub mod why;
+pub mod xfrm;
 
 /// The ruleset as far as it concerns us.
 pub trait Ruleset {

@@ -184,7 +184,12 @@ pub(super) struct Socket {
 impl Socket {
     /// Opens a socket for requests.
     pub(super) fn open() -> io::Result<Self> {
-        let socket = Self::unbound()?;
+        Self::open_on(Bus::Netfilter)
+    }
+
+    /// Opens a socket for requests to another part of the kernel.
+    pub(super) fn open_on(bus: Bus) -> io::Result<Self> {
+        let socket = Self::unbound(bus)?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::from(libc_timeval(ANSWER_TIMEOUT)))?;
         // Both are comfort: without them errors have no text, or carry the refused message with them.
         let _ = socket.set_option(libc::SOL_NETLINK, libc::NETLINK_EXT_ACK, 1);
@@ -195,7 +200,7 @@ impl Socket {
 
     /// Opens a nonblocking socket that hears those notifications of `groups` (bit mask) that `filter` lets through.
     pub(super) fn listen(groups: u32, filter: &[libc::sock_filter]) -> io::Result<Self> {
-        let socket = Self::unbound()?;
+        let socket = Self::unbound(Bus::Netfilter)?;
         let flags = OFlag::from_bits_retain(fcntl(&socket, FcntlArg::F_GETFL)?);
         fcntl(&socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
         // Before joining, so that nothing unfiltered gets in.
@@ -204,9 +209,9 @@ impl Socket {
         Ok(socket)
     }
 
-    fn unbound() -> io::Result<Self> {
+    fn unbound(bus: Bus) -> io::Result<Self> {
         const KERNEL_BUFFER_BYTES: i32 = 4 << 20;
-        let inner = mnl::Socket::open(Bus::Netfilter)?;
+        let inner = mnl::Socket::open(bus)?;
         let socket =
             Self { inner, buffer: vec![0; RECEIVE_BYTES + align_of::<libc::nlmsghdr>()], sequence: 0 };
         fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;

@@ -7,3 +7,4 @@ pub mod follow;
 pub mod render;
 pub mod status;
 pub mod top;
+pub mod why;

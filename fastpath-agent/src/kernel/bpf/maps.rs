@@ -88,7 +88,7 @@ impl Pinned {
                     counters.packets += slot.packets;
                     counters.segments += slot.packets + slot.extra_segments;
                     counters.bytes += slot.bytes;
-                    counters.tcp_flags |= slot.tcp_flags;
+                    counters.flags |= slot.flags;
                 }
                 return Ok(Some(counters));
             }

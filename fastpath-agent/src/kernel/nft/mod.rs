@@ -23,6 +23,7 @@ mod meter;
 mod monitor;
 mod notice;
 mod object;
+mod search;
 mod survey;
 pub(super) mod trial;
 
