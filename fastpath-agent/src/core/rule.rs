@@ -69,7 +69,8 @@ impl Rule {
             Self::Revoked => {
                 let set = OwnSet::Revoked.name().to_owned();
                 let again = Expr::UpdateCounter { set, sreg: REG };
-                vec![id, lookup(OwnSet::Revoked, false), again, Expr::Return]
+                // nft loads the id twice.
+                vec![id.clone(), lookup(OwnSet::Revoked, false), id, again, Expr::Return]
             }
             Self::OnlyEstablished => vec![
                 Expr::Ct { key: CtKey::State, dreg: REG },
