@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use super::{
     Measure, Row, Samples,
-    node::{Node, Rules},
+    node::{Ends, Node, Rules},
 };
 use crate::{netns::Netns, pktgen::Stream, topology::Family};
 
@@ -61,7 +61,7 @@ pub struct Setup {
 }
 
 impl Setup {
-    const PLAIN: Self = Self {
+    pub(super) const PLAIN: Self = Self {
         base: Base::Nat,
         rules: Rules::None,
         state: State::Young,
@@ -70,7 +70,7 @@ impl Setup {
         ports: (1, 1),
     };
 
-    fn flows(&self) -> u64 {
+    pub(super) fn flows(&self) -> u64 {
         u64::from(self.ports.0) * u64::from(self.ports.1)
     }
 
@@ -106,7 +106,7 @@ impl Setup {
         }
         let mut node = match kept.take() {
             Some(node) if self.base == Base::Services => node,
-            _ => Node::build(self.base),
+            _ => Node::build(self.base, Ends::Drop),
         };
         let forth = self.forth(&node);
         let client = node.topology.client().ns.clone();
@@ -153,10 +153,10 @@ impl Setup {
             node.reset();
             *kept = Some(node);
         }
-        Samples { unit: "instructions/packet", values }
+        Samples { unit: "instructions/packet", values, packets: None }
     }
 
-    fn greet(&self, node: &Node, forth: &Stream) {
+    pub(super) fn greet(&self, node: &Node, forth: &Stream) {
         let (client, server) = (node.topology.client(), node.topology.server());
         forth.send(&client.ns, self.flows());
         let back = Stream {
@@ -174,7 +174,7 @@ impl Setup {
         back.send(&server.ns, self.flows());
     }
 
-    fn forth(&self, node: &Node) -> Stream {
+    pub(super) fn forth(&self, node: &Node) -> Stream {
         let to: IpAddr = match self.base {
             Base::Services => node.topology.service_at(self.family, 0).ip(),
             _ => node.topology.server().address(self.family),

@@ -57,6 +57,7 @@ mod tests {
             unit: "u".to_owned(),
             value: *value,
             spread: 0.0,
+            packets: None,
         });
         let results = KernelResults { release: "r".to_owned(), rows: rows.collect() };
         Report { emulator: "e".to_owned(), kernels: [("6.12".to_owned(), results)].into() }

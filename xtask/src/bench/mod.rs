@@ -33,7 +33,7 @@ pub(crate) struct Options {
     /// What to print.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
-    /// Also write the results as JSON to this file.
+    /// Also write the results as JSON to this file; rows in it that weren't measured now stay.
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
     /// Compare with the results in this file, or those in the repository; fail if a number grew by more than 2 %.
@@ -79,20 +79,27 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let (report, failed) = guest::measure(&wanted, &binaries, &rows)?;
+    let (mut report, failed) = guest::measure(&wanted, &binaries, &rows)?;
     match options.output {
         Output::Table => print!("{}\n{}", report.table(), targets::shown(&targets::outcomes(&report))),
         Output::Json => print!("{}", report.to_json()?),
     }
+    // Read before it may be written below.
+    let before = match &options.compare {
+        Some(path) => Some((path, Report::read(&workspace::root().join(path))?)),
+        None => None,
+    };
+    let comparison = before.map(|(path, before)| (path, compare::compare(&before, &report)));
     if let Some(path) = &options.save {
+        if path.exists() {
+            report.fill_in(Report::read(path)?);
+        }
         report.write(path)?;
     }
     if failed > 0 {
         bail!("{failed} rows could not be measured");
     }
-    if let Some(path) = &options.compare {
-        let path = workspace::root().join(path);
-        let found = compare::compare(&Report::read(&path)?, &report);
+    if let Some((path, found)) = comparison {
         eprint!("{}", found.text);
         eprintln!("{} numbers compared with {}", found.compared, path.display());
         if found.compared == 0 {
