@@ -1,7 +1,10 @@
 //! `cargo xtask bench`: what a packet costs, counted in instructions in the emulated guest, so that the numbers are the
 //! same on every machine.
 
+mod break_even;
+mod chart;
 mod compare;
+mod document;
 mod guest;
 mod report;
 mod targets;
@@ -39,6 +42,9 @@ pub(crate) struct Options {
     /// Compare with the results in this file, or those in the repository; fail if a number grew by more than 2 %.
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = BASELINE)]
     compare: Option<PathBuf>,
+    /// Measure nothing; write the charts and the numbers in docs/benchmark.md from the results in the repository.
+    #[arg(long, exclusive = true)]
+    render: bool,
     /// Only the rows that CI compares, which take about a minute.
     #[arg(long, conflicts_with = "filter")]
     quick: bool,
@@ -62,7 +68,26 @@ enum Output {
     Json,
 }
 
+/// What CI runs: the quick rows on `kernels`, held against the results in the repository.
+pub(crate) fn check(kernels: &[String]) -> Result<()> {
+    let options = Options {
+        kernel: kernels.to_vec(),
+        filter: Vec::new(),
+        list: false,
+        output: Output::Table,
+        save: None,
+        compare: Some(BASELINE.into()),
+        render: false,
+        quick: true,
+    };
+    run(&options).map(|_| ())
+}
+
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    if options.render {
+        document::render(&Report::read(&workspace::root().join(BASELINE))?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let wanted = kernels::wanted(&options.kernel)?;
     setup::ensure(&[Need::Build, Need::Guest(&wanted)])?;
     let binaries = build::for_benchmark()?;
@@ -81,7 +106,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     let (mut report, failed) = guest::measure(&wanted, &binaries, &rows)?;
     match options.output {
-        Output::Table => print!("{}\n{}", report.table(), targets::shown(&targets::outcomes(&report))),
+        Output::Table => {
+            print!("{}\n{}", report.table(), targets::shown(&targets::outcomes(&report)));
+            for line in break_even::lines(&report) {
+                println!("{line}");
+            }
+        }
         Output::Json => print!("{}", report.to_json()?),
     }
     // Read before it may be written below.
