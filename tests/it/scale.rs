@@ -1,17 +1,11 @@
 //! Many interfaces: all in the flowtable, and each new one soon.
 
-use std::{
-    fmt::Write as _,
-    io::Write as _,
-    process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
-};
+use std::{fmt::Write as _, time::Duration};
 
 use fastpath_tests::{
     agent::Agent,
+    link_up::{add_dummies, latencies},
     monitor::Monitor,
-    netns::Netns,
     table,
     topology::{Family, Topology},
     traffic::Proto,

@@ -4,6 +4,7 @@
 //! instructions. Nothing here judges a number: targets and baselines are the host's.
 
 pub mod agent_rows;
+pub mod bulk;
 pub mod connections;
 pub mod node;
 pub mod packets;
@@ -25,6 +26,8 @@ pub struct Row {
 pub enum Measure {
     /// Instructions for each packet from its making to its end, by the packet generator.
     Packet(packets::Setup),
+    /// Instructions for each KiB of a TCP transfer.
+    Bulk(bulk::Setup),
     /// Instructions for each TCP connection, both ends included.
     Connection(connections::Setup),
     /// What the agent does.
@@ -66,6 +69,7 @@ impl Row {
     pub fn measure(&self, kept: &mut Option<node::Node>) -> Samples {
         match &self.measure {
             Measure::Packet(setup) => setup.measure(kept),
+            Measure::Bulk(setup) => setup.measure(),
             Measure::Connection(setup) => setup.measure(),
             Measure::Agent(task) => task.measure(),
         }
@@ -75,5 +79,5 @@ impl Row {
 /// All rows, in the order in which they are shown.
 #[must_use]
 pub fn rows() -> Vec<Row> {
-    [packets::rows(), connections::rows(), agent_rows::rows()].concat()
+    [packets::rows(), bulk::rows(), connections::rows(), agent_rows::rows()].concat()
 }

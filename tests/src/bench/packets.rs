@@ -17,7 +17,7 @@ const WARM_UP: u64 = 200;
 const PACKETS: u64 = 5_000;
 const REPETITIONS: usize = 5;
 /// Packets that don't count when it is looked which way they took.
-const STRAYS: u64 = 5;
+pub(super) const STRAYS: u64 = 5;
 
 /// What the node does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
