@@ -94,6 +94,8 @@ fn start(interfaces: usize, ebpf: &str) -> Vec<f64> {
             }
             let took = ms(begun.elapsed());
             assert_eq!(table::devices(&topology.node).len(), interfaces);
+            // Programs may still be on their way to the interfaces.
+            agent.wait_until_idle();
             agent.stop();
             agent::output(&topology.node, &["cleanup"]);
             took
