@@ -6,6 +6,7 @@
 pub mod agent_rows;
 pub mod bulk;
 pub mod connections;
+pub mod native;
 pub mod node;
 pub mod packets;
 mod services;

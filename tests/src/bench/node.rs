@@ -72,7 +72,9 @@ const DEVICES: [&str; 2] = ["c0", "s0"];
 impl Node {
     pub(super) fn build(base: Base, ends: Ends) -> Self {
         let topology = Topology::bare(Layout::default());
-        pktgen::load(&topology.node);
+        if ends == Ends::Drop {
+            pktgen::load(&topology.node);
+        }
         // Neighbours that never need to be asked again.
         let mut batch = String::new();
         for pod in &topology.pods {

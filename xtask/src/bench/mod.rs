@@ -6,6 +6,7 @@ mod chart;
 mod compare;
 mod document;
 mod guest;
+mod host;
 mod report;
 mod targets;
 
@@ -45,6 +46,9 @@ pub(crate) struct Options {
     /// Measure nothing; write the charts and the numbers in docs/benchmark.md from the results in the repository.
     #[arg(long, exclusive = true)]
     render: bool,
+    /// Instead of counting in the guest, measure throughput, CPU and packets a second on this machine's own kernel.
+    #[arg(long, exclusive = true)]
+    host: bool,
     /// Only the rows that CI compares, which take about a minute.
     #[arg(long, conflicts_with = "filter")]
     quick: bool,
@@ -78,6 +82,7 @@ pub(crate) fn check(kernels: &[String]) -> Result<()> {
         save: None,
         compare: Some(BASELINE.into()),
         render: false,
+        host: false,
         quick: true,
     };
     run(&options).map(|_| ())
@@ -86,6 +91,11 @@ pub(crate) fn check(kernels: &[String]) -> Result<()> {
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if options.render {
         document::render(&Report::read(&workspace::root().join(BASELINE))?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if options.host {
+        setup::ensure(&[Need::Build, Need::Host])?;
+        host::measure(&build::for_benchmark()?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let wanted = kernels::wanted(&options.kernel)?;
