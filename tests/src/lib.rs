@@ -11,10 +11,13 @@ pub mod monitor;
 pub mod netns;
 pub mod path;
 pub mod pktgen;
+pub mod program;
 pub mod reference;
 pub mod table;
+pub mod terminal;
 pub mod topology;
 pub mod traffic;
+pub mod why;
 
 use std::time::{Duration, Instant};
 

@@ -6,6 +6,7 @@ use super::{
     model::{IfIndex, IfName, Link},
     rule::Rule,
     select::{Selection, Unmanaged},
+    sets::OwnSet,
 };
 
 /// The part of the configuration that decides what the table looks like.
@@ -23,6 +24,9 @@ pub struct Policy {
     pub hw_offload: bool,
     /// Flows to an IPsec policy stay on the normal path; kernels without IPsec don't know the question.
     pub spare_ipsec: bool,
+    /// Connections that the agent lists in [`OwnSet::Assist`] are offloaded too. Every packet that isn't offloaded pays
+    /// for that, so it is for while there are any.
+    pub assist: bool,
     /// Which interfaces.
     pub selection: Selection,
 }
@@ -43,8 +47,12 @@ pub struct DesiredTable {
     pub chain_priority: i32,
     /// Devices of the flowtable; the indices are the elements of the set.
     pub devices: BTreeMap<IfIndex, IfName>,
-    /// Our rules in order.
-    pub rules: Vec<Rule>,
+    /// Sets that there should be; of ours, no other.
+    pub sets: Vec<OwnSet>,
+    /// Our rules of the base chain, in order.
+    pub base_rules: Vec<Rule>,
+    /// Our rules of the chain behind it, in order.
+    pub offload_rules: Vec<Rule>,
 }
 
 /// Computes the table for `links`. `refused` are interfaces whose hook the kernel refused.
@@ -61,14 +69,28 @@ pub fn desired<'a>(
         .filter(|link| reject(policy, link, refused).is_none())
         .map(|link| (link.index, link.name.clone()))
         .collect();
-    Some(DesiredTable {
+    let mut table = DesiredTable {
         flowtable_priority: policy.flowtable_priority,
         counter: policy.counter,
         hw_offload: policy.hw_offload,
         chain_priority: policy.chain_priority,
         devices,
-        rules: vec![Rule::Offload { threshold: policy.threshold, spare_ipsec: policy.spare_ipsec }],
-    })
+        sets: vec![OwnSet::Devices, OwnSet::SlowPath],
+        base_rules: vec![Rule::Threshold { threshold: policy.threshold }],
+        offload_rules: offload_rules(policy),
+    };
+    if policy.assist {
+        table.sets.push(OwnSet::Assist);
+        table.base_rules.insert(0, Rule::Assist);
+    }
+    Some(table)
+}
+
+fn offload_rules(policy: &Policy) -> Vec<Rule> {
+    let mut rules = vec![Rule::OnlyEstablished];
+    rules.extend(policy.spare_ipsec.then_some(Rule::SpareIpsec));
+    rules.extend([Rule::OnlyManagedInput, Rule::OnlyManagedOutput, Rule::Offload, Rule::Meter]);
+    rules
 }
 
 /// Why `link` isn't in the flowtable; `None` if it should be.

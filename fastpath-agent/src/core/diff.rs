@@ -5,14 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     desired::{Desired, DesiredTable},
     expr::Expr,
-    model::{CHAIN, DEVICE_SET, FLOWTABLE, IfIndex, IfName, MAX_DEVICES_PER_MESSAGE},
+    model::{CHAIN, FLOWTABLE, IfIndex, IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN},
     observed::{ChainHook, Observed, ObservedChain, ObservedFlowtable, ObservedSet, ObservedTable, Owner},
     plan::Op,
     rule::Rule,
+    sets::OwnSet,
 };
 
-/// Key type of the set: iface_index, as nft numbers its types (src/datatype.c, `TYPE_IFINDEX`).
-pub const KEY_TYPE_IFINDEX: u32 = 20;
 /// Number of the forward hook (`NF_INET_FORWARD`).
 const HOOK_FORWARD: u32 = 2;
 
@@ -57,39 +56,45 @@ pub fn diff(desired: &Desired, observed: &Observed, foreign: ForeignTable) -> De
 /// A plan for an empty place.
 pub fn create(want: &DesiredTable) -> Vec<Op> {
     let mut ops = vec![Op::AddTable];
-    ops.extend(repair(
-        want,
-        &ObservedTable { owner: Owner::Ours, flowtables: Vec::new(), chains: Vec::new(), sets: Vec::new() },
-    ));
+    ops.extend(repair(want, &ObservedTable::empty()));
     ops
 }
 
 /// A plan that makes our table right and leaves alone what others put into it.
 fn repair(want: &DesiredTable, table: &ObservedTable) -> Vec<Op> {
     let flowtable = table.flowtables.iter().find(|f| f.name == FLOWTABLE);
-    let set = table.sets.iter().find(|s| s.name == DEVICE_SET);
-    let chain = table.chains.iter().find(|c| c.name == CHAIN);
-
     let keep_flowtable = flowtable.filter(|f| flowtable_is_right(want, f));
-    let keep_set = set.filter(|s| s.key_type == KEY_TYPE_IFINDEX);
-    // Rules refer to the set and to the flowtable: where one of those is made anew the chain goes first.
-    let referents_stay =
-        flowtable.is_some() == keep_flowtable.is_some() && set.is_some() == keep_set.is_some();
-    let keep_chain = chain.filter(|c| referents_stay && chain_is_right(want, c));
+    let (keep_sets, stale_sets): (Vec<OwnSet>, Vec<OwnSet>) = OwnSet::ALL
+        .into_iter()
+        .filter(|set| table.set(*set).is_some())
+        .partition(|set| want.sets.contains(set) && set_is_right(*set, table));
+    let keep_set = |set: OwnSet| table.set(set).filter(|_| keep_sets.contains(&set));
+
+    // Rules refer to sets and flowtable, the base chain's to the other chain. Where one of those is made anew, chains
+    // go first as a whole, with what others put into them: that may refer to it too.
+    let anew = stale_sets.iter().any(|set| want.sets.contains(set))
+        || flowtable.is_some() != keep_flowtable.is_some();
+    let [base, offload] = [CHAIN, OFFLOAD_CHAIN].map(|name| table.chain(name));
+    let keep_offload = offload.filter(|c| !anew && c.hook.is_none());
+    let keep_base =
+        base.filter(|c| !anew && base_chain_is_right(want, c) && offload.is_some() == keep_offload.is_some());
 
     let mut ops = Vec::new();
-    if chain.is_some() && keep_chain.is_none() {
-        ops.push(Op::DeleteChain);
+    if base.is_some() && keep_base.is_none() {
+        ops.push(Op::DeleteChain { chain: CHAIN });
     }
-    let (stale_rules, missing_rules) = rules(want, keep_chain);
-    ops.extend(stale_rules.into_iter().map(|handle| Op::DeleteRule { handle }));
-
+    let base_rules = Rules::compare(CHAIN, &want.base_rules, keep_base);
+    let offload_rules = Rules::compare(OFFLOAD_CHAIN, &want.offload_rules, keep_offload);
+    ops.extend(base_rules.stale);
+    if offload.is_some() && keep_offload.is_none() {
+        ops.push(Op::DeleteChain { chain: OFFLOAD_CHAIN });
+    }
+    ops.extend(offload_rules.stale);
     if flowtable.is_some() && keep_flowtable.is_none() {
         ops.push(Op::DeleteFlowtable);
     }
-    if set.is_some() && keep_set.is_none() {
-        ops.push(Op::DeleteDeviceSet);
-    }
+    ops.extend(stale_sets.into_iter().map(Op::DeleteSet));
+
     if keep_flowtable.is_none() {
         ops.push(Op::AddFlowtable {
             priority: want.flowtable_priority,
@@ -97,16 +102,22 @@ fn repair(want: &DesiredTable, table: &ObservedTable) -> Vec<Op> {
             hw_offload: want.hw_offload,
         });
     }
-    if keep_set.is_none() {
-        ops.push(Op::AddDeviceSet);
+    ops.extend(want.sets.iter().filter(|set| keep_set(**set).is_none()).map(|set| Op::AddSet(*set)));
+    ops.extend(devices(&want.devices, keep_flowtable, keep_set(OwnSet::Devices)));
+    ops.extend(indices(&want.devices, keep_set(OwnSet::Devices)));
+    if keep_offload.is_none() {
+        ops.push(Op::AddOffloadChain);
     }
-    ops.extend(devices(&want.devices, keep_flowtable, keep_set));
-    ops.extend(indices(&want.devices, keep_set));
-    if keep_chain.is_none() {
-        ops.push(Op::AddChain { priority: want.chain_priority });
+    ops.extend(offload_rules.missing);
+    if keep_base.is_none() {
+        ops.push(Op::AddBaseChain { priority: want.chain_priority });
     }
-    ops.extend(missing_rules.into_iter().map(|exprs| Op::AddRule { exprs }));
+    ops.extend(base_rules.missing);
     ops
+}
+
+fn set_is_right(set: OwnSet, table: &ObservedTable) -> bool {
+    table.set(set).is_some_and(|observed| observed.shape == set.shape())
 }
 
 fn flowtable_is_right(want: &DesiredTable, has: &ObservedFlowtable) -> bool {
@@ -116,7 +127,7 @@ fn flowtable_is_right(want: &DesiredTable, has: &ObservedFlowtable) -> bool {
             == (want.flowtable_priority, want.counter, want.hw_offload)
 }
 
-fn chain_is_right(want: &DesiredTable, has: &ObservedChain) -> bool {
+fn base_chain_is_right(want: &DesiredTable, has: &ObservedChain) -> bool {
     has.hook
         == Some(ChainHook {
             kind: "filter".to_owned(),
@@ -126,16 +137,27 @@ fn chain_is_right(want: &DesiredTable, has: &ObservedChain) -> bool {
         })
 }
 
-/// Handles of our rules that shouldn't be there, and the rules that should be but aren't. Our rules in another order
-/// are as good as wrong: all are made anew. Rules without our marker don't count.
-fn rules(want: &DesiredTable, chain: Option<&ObservedChain>) -> (Vec<u64>, Vec<Vec<Expr>>) {
-    let ours: Vec<_> =
-        chain.map(|c| c.rules.iter().filter(|r| r.owner == Owner::Ours).collect()).unwrap_or_default();
-    let want: Vec<Vec<Expr>> = want.rules.iter().map(Rule::exprs).collect();
-    if ours.iter().map(|r| &r.exprs).eq(&want) {
-        (Vec::new(), Vec::new())
-    } else {
-        (ours.iter().map(|r| r.handle).collect(), want)
+/// What is to be done about the rules of one chain.
+struct Rules {
+    /// Deletions of ours that shouldn't be there.
+    stale: Vec<Op>,
+    /// Additions of those that should be but aren't.
+    missing: Vec<Op>,
+}
+
+impl Rules {
+    /// Our rules in another order are as good as wrong: all are made anew. Rules without our marker don't count.
+    fn compare(chain: &'static str, want: &[Rule], has: Option<&ObservedChain>) -> Self {
+        let ours: Vec<_> =
+            has.map(|c| c.rules.iter().filter(|r| r.owner == Owner::Ours).collect()).unwrap_or_default();
+        let want: Vec<Vec<Expr>> = want.iter().map(Rule::exprs).collect();
+        if ours.iter().map(|r| &r.exprs).eq(&want) {
+            return Self { stale: Vec::new(), missing: Vec::new() };
+        }
+        Self {
+            stale: ours.iter().map(|r| Op::DeleteRule { chain, handle: r.handle }).collect(),
+            missing: want.into_iter().map(|exprs| Op::AddRule { chain, exprs }).collect(),
+        }
     }
 }
 
@@ -177,19 +199,18 @@ pub(super) fn chunks<'a, T: Clone + 'a>(items: impl Iterator<Item = &'a T>) -> i
 
 /// What others put into our table, in words, in no particular order. It stays while the table stands.
 pub fn foreign_objects(table: &ObservedTable) -> Vec<String> {
-    let named = |kind: &str, name: &str, ours: &str| (name != ours).then(|| format!("{kind} {name}"));
-    let rules = table
-        .chains
-        .iter()
-        .filter(|c| c.name == CHAIN)
-        .flat_map(|c| c.rules.iter().filter(|r| r.owner == Owner::Foreign))
-        .map(|r| format!("rule with handle {} in chain {CHAIN}", r.handle));
-    table
-        .flowtables
-        .iter()
-        .filter_map(|f| named("flowtable", &f.name, FLOWTABLE))
-        .chain(table.chains.iter().filter_map(|c| named("chain", &c.name, CHAIN)))
-        .chain(table.sets.iter().filter_map(|s| named("set", &s.name, DEVICE_SET)))
+    let is_ours = |chain: &&ObservedChain| [CHAIN, OFFLOAD_CHAIN].contains(&chain.name.as_str());
+    let (ours, foreign): (Vec<_>, Vec<_>) = table.chains.iter().partition(is_ours);
+    let flowtables = table.flowtables.iter().map(|f| &f.name).filter(|name| *name != FLOWTABLE);
+    let sets = table.sets.iter().map(|s| &s.name).filter(|name| OwnSet::named(name).is_none());
+    let rules = ours.into_iter().flat_map(|chain| {
+        let foreign = chain.rules.iter().filter(|r| r.owner == Owner::Foreign);
+        foreign.map(|r| format!("rule with handle {} in chain {}", r.handle, chain.name))
+    });
+    flowtables
+        .map(|name| format!("flowtable {name}"))
+        .chain(foreign.into_iter().map(|chain| format!("chain {}", chain.name)))
+        .chain(sets.map(|name| format!("set {name}")))
         .chain(rules)
         .collect()
 }
@@ -199,7 +220,7 @@ pub fn foreign_objects(table: &ObservedTable) -> Vec<String> {
 pub fn after(observed: &Observed, ops: &[Op]) -> Option<ObservedTable> {
     let mut table = observed.table.clone()?;
     let flowtable = table.flowtables.iter_mut().find(|f| f.name == FLOWTABLE)?;
-    let set = table.sets.iter_mut().find(|s| s.name == DEVICE_SET)?;
+    let set = table.sets.iter_mut().find(|s| s.name == OwnSet::Devices.name())?;
     let devices = flowtable.devices.as_mut()?;
     for op in ops {
         match op {
@@ -207,6 +228,8 @@ pub fn after(observed: &Observed, ops: &[Op]) -> Option<ObservedTable> {
             Op::RemoveDevices(names) => devices.retain(|name| !names.contains(name)),
             Op::AddIndices(new) => set.elements.extend(new),
             Op::RemoveIndices(gone) => set.elements.retain(|index| !gone.contains(index)),
+            // Nobody looks at what is in that set.
+            Op::AddAssisted { .. } | Op::RemoveAssisted(_) => {}
             _ => return None,
         }
     }

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use super::{
     diff::chunks,
     expr::Expr,
-    model::{FLOWTABLE, IfName, MAX_DEVICES_PER_MESSAGE, TABLE},
+    model::{CHAIN, FLOWTABLE, IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN, TABLE},
     observed::{ObservedChain, ObservedRule, ObservedTable, Owner},
     plan::Op,
 };
@@ -26,6 +26,13 @@ pub enum Obstacle {
     /// Nobody else's rule is deleted for it.
     #[error("a rule that somebody else put into table inet {TABLE} refers to {FLOWTABLE}: delete that rule")]
     InUse,
+}
+
+/// Flows that our rules have offered to the flowtable so far; `None` where one of them doesn't count. The flowtable is
+/// empty for certain if this is as it was when it was emptied.
+pub fn offers(table: &ObservedTable) -> Option<u64> {
+    let rules = table.chains.iter().flat_map(|chain| &chain.rules);
+    rules.filter(|rule| refers(&rule.exprs)).map(|rule| Some(rule.counter?.packets)).sum()
 }
 
 /// The operations that empty the flowtable of our table; none where there is no flowtable.
@@ -59,22 +66,25 @@ fn remove_most(devices: &BTreeSet<IfName>) -> impl Iterator<Item = Op> {
 
 /// Deletes our rules from the first that refers to the flowtable on, and appends them again, so that they stay in order.
 fn rules(table: &ObservedTable) -> Result<(Vec<Op>, Vec<Op>), Obstacle> {
-    let refers = |exprs: &[Expr]| {
-        exprs.iter().any(|e| matches!(e, Expr::FlowAdd { flowtable } if flowtable == FLOWTABLE))
-    };
     let (mut delete, mut add) = (Vec::new(), Vec::new());
-    for ObservedChain { rules, .. } in &table.chains {
-        if rules.iter().any(|rule| rule.owner == Owner::Foreign && refers(&rule.exprs)) {
+    for ObservedChain { name, rules, .. } in &table.chains {
+        let ours = [CHAIN, OFFLOAD_CHAIN].into_iter().find(|chain| chain == name);
+        let in_the_way = |rule: &&ObservedRule| ours.is_none() || rule.owner == Owner::Foreign;
+        if rules.iter().filter(in_the_way).any(|rule| refers(&rule.exprs)) {
             return Err(Obstacle::InUse);
         }
-        for rule in
-            rules.iter().skip_while(|rule| !refers(&rule.exprs)).filter(|rule| rule.owner == Owner::Ours)
-        {
-            delete.push(Op::DeleteRule { handle: rule.handle });
-            add.push(Op::AddRule { exprs: counting_on(rule) });
+        let Some(chain) = ours else { continue };
+        let behind = rules.iter().skip_while(|rule| !refers(&rule.exprs));
+        for rule in behind.filter(|rule| rule.owner == Owner::Ours) {
+            delete.push(Op::DeleteRule { chain, handle: rule.handle });
+            add.push(Op::AddRule { chain, exprs: counting_on(rule) });
         }
     }
     Ok((delete, add))
+}
+
+fn refers(exprs: &[Expr]) -> bool {
+    exprs.iter().any(|e| matches!(e, Expr::FlowAdd { flowtable } if flowtable == FLOWTABLE))
 }
 
 /// The rule's instructions with the value of its counter (a packet that it counts in the meantime is lost to it).
@@ -96,6 +106,7 @@ mod tests {
             model::IfIndex,
             observed::Counter,
             rule::Rule,
+            sets::OwnSet,
         },
         kernel::{Ruleset, fake::FakeRuleset},
     };
@@ -112,16 +123,25 @@ mod tests {
             hw_offload: false,
             chain_priority: 300,
             devices: (1..=devices).map(|i| (IfIndex(i), name(i))).collect(),
-            rules: [20, 6].map(|threshold| Rule::Offload { threshold, spare_ipsec: true }).into(),
+            sets: vec![OwnSet::Devices, OwnSet::SlowPath],
+            base_rules: vec![Rule::Threshold { threshold: 20 }],
+            offload_rules: vec![Rule::OnlyEstablished, Rule::Offload, Rule::Meter],
         });
         let mut kernel = FakeRuleset::new((1..=devices).map(name));
         let observed = kernel.observe().unwrap();
         let Decision::Apply(ops) = diff::diff(&want, &observed, ForeignTable::Refuse) else { panic!("ours") };
         kernel.commit(&ops, observed.generation).unwrap();
-        for (rule, packets) in kernel.table.iter_mut().flat_map(|t| &mut t.chains[0].rules).zip(7..) {
-            rule.counter = Some(Counter { packets, bytes: 100 });
-        }
+        let rules = rules(&mut kernel);
+        rules[OFFLOADS].counter = Some(Counter { packets: 7, bytes: 100 });
         kernel
+    }
+
+    /// Place of the rule that refers to the flowtable.
+    const OFFLOADS: usize = 1;
+
+    fn rules(kernel: &mut FakeRuleset) -> &mut Vec<ObservedRule> {
+        let chains = &mut kernel.table.as_mut().unwrap().chains;
+        &mut chains.iter_mut().find(|chain| chain.name == OFFLOAD_CHAIN).unwrap().rules
     }
 
     fn ops(kernel: &FakeRuleset) -> Vec<Op> {
@@ -148,6 +168,7 @@ mod tests {
             let generation = kernel.observe().unwrap().generation;
             kernel.commit(&ops, generation).unwrap_or_else(|error| panic!("{devices} devices: {error}"));
             assert_eq!(without_handles(&kernel), before, "{devices} devices");
+            assert_eq!(offers(kernel.table.as_ref().unwrap()), Some(7));
         }
     }
 
@@ -157,17 +178,20 @@ mod tests {
         kernel.table.as_mut().unwrap().chains.clear();
         kernel.table.as_mut().unwrap().flowtables.clear();
         assert_eq!(ops(&kernel), []);
+        assert_eq!(offers(kernel.table.as_ref().unwrap()), Some(0));
     }
 
     #[test]
     fn rules_that_do_not_refer_to_it_stay_unless_they_come_after() {
         let mut kernel = kernel(2);
-        let rule = |owner, expr: Expr| ObservedRule { handle: 99, owner, exprs: vec![expr], counter: None };
-        let rules = &mut kernel.table.as_mut().unwrap().chains[0].rules;
-        let handles: Vec<Op> = rules.iter().map(|r| Op::DeleteRule { handle: r.handle }).collect();
-        rules.insert(0, rule(Owner::Ours, Expr::Counter));
-        rules.insert(2, rule(Owner::Foreign, Expr::Counter));
-        assert_eq!(ops(&kernel)[..2], handles);
+        let foreign =
+            ObservedRule { handle: 99, owner: Owner::Foreign, exprs: vec![Expr::Counter], counter: None };
+        let rules = rules(&mut kernel);
+        let chain = OFFLOAD_CHAIN;
+        let behind = rules[OFFLOADS..].iter().map(|r| Op::DeleteRule { chain, handle: r.handle });
+        let behind: Vec<Op> = behind.collect();
+        rules.insert(OFFLOADS + 1, foreign);
+        assert_eq!(ops(&kernel)[..2], behind);
         assert!(matches!(ops(&kernel)[2], Op::DeleteFlowtable), "{:?}", ops(&kernel));
     }
 
@@ -177,7 +201,7 @@ mod tests {
         unreadable.table.as_mut().unwrap().flowtables[0].devices = None;
         assert_eq!(empty(unreadable.table.as_ref().unwrap()), Err(Obstacle::Unreadable));
         let mut in_use = kernel(2);
-        in_use.table.as_mut().unwrap().chains[0].rules[1].owner = Owner::Foreign;
+        rules(&mut in_use)[OFFLOADS].owner = Owner::Foreign;
         assert_eq!(empty(in_use.table.as_ref().unwrap()), Err(Obstacle::InUse));
     }
 }

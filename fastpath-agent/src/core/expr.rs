@@ -60,6 +60,16 @@ pub enum Expr {
         set: String,
         /// Source register.
         sreg: u32,
+        /// Goes on when the set doesn't have it (`!= @NAME`).
+        inverted: bool,
+    },
+    /// `update @NAME { reg counter }`: the element gets the set's timeout anew and its counter counts the packet; one
+    /// that isn't there is made. Ends the rule where the set has no room for it.
+    UpdateCounter {
+        /// Name of the set, same table.
+        set: String,
+        /// Source register of the key.
+        sreg: u32,
     },
     /// `flow add @NAME`.
     FlowAdd {
@@ -70,6 +80,13 @@ pub enum Expr {
     Counter,
     /// `counter` that doesn't begin at zero. Is only written: read back it is a [`Expr::Counter`].
     CounterFrom(Counter),
+    /// `return`: to the chain that jumped here, or to the end of a base chain's evaluation.
+    Return,
+    /// `goto NAME`.
+    Goto {
+        /// Name of the chain, same table.
+        chain: String,
+    },
     /// Any instruction that our rules don't use, by its kernel name.
     Other {
         /// As in `NFTA_EXPR_NAME`.

@@ -4,9 +4,10 @@ use super::*;
 use crate::{
     core::{
         link_table::LinkEvent,
-        model::{DEVICE_SET, Link, test_link},
+        model::{Link, test_link},
         observed::{ObservedFlowtable, Owner},
         select::Selection,
+        sets::OwnSet,
     },
     daemon::cleanup::{TableCleanup, remove_table},
     kernel::fake::FakeRuleset,
@@ -24,6 +25,7 @@ fn policy() -> Policy {
         counter: true,
         hw_offload: false,
         spare_ipsec: true,
+        assist: false,
         selection: Selection::new(&[], &[]).unwrap(),
     }
 }
@@ -286,6 +288,6 @@ fn the_set_holds_the_indices_of_the_devices() {
     let mut r = reconciler([4, 8]);
     r.reconcile(Trigger::Start).unwrap();
     let table = r.ruleset.table.as_ref().unwrap();
-    let set = table.sets.iter().find(|s| s.name == DEVICE_SET).unwrap();
+    let set = table.set(OwnSet::Devices).unwrap();
     assert_eq!(set.elements, [IfIndex(4), IfIndex(8)].into());
 }

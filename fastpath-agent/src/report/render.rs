@@ -4,7 +4,9 @@ use std::fmt::Write;
 
 use crate::core::{
     desired::Desired,
-    model::{CHAIN, DEVICE_SET, FLOWTABLE, IfName, TABLE, TABLE_COMMENT},
+    model::{CHAIN, FLOWTABLE, IfName, OFFLOAD_CHAIN, TABLE, TABLE_COMMENT},
+    rule::Rule,
+    sets::{OwnSet, flags},
 };
 
 /// The ruleset in nft's language; a comment line where there should be none.
@@ -13,35 +15,64 @@ pub fn ruleset(desired: &Desired) -> String {
         return format!("# threshold 0: no table {TABLE}, nothing is offloaded\n");
     };
     let devices = table.devices.values().map(quoted).collect::<Vec<_>>().join(", ");
-    let (elements, devices) = if devices.is_empty() {
-        (String::new(), String::new())
-    } else {
-        (format!("\t\telements = {{ {devices} }}\n"), format!("\t\tdevices = {{ {devices} }}\n"))
-    };
-    let counter = if table.counter { "\t\tcounter\n" } else { "" };
-    let flags = if table.hw_offload { "\t\tflags offload\n" } else { "" };
-    let mut text = format!(
-        "table inet {TABLE} {{
-\tcomment \"{TABLE_COMMENT}\"
-
-\tset {DEVICE_SET} {{
-\t\ttype iface_index
-{elements}\t}}
-
+    let in_braces =
+        |word| if devices.is_empty() { String::new() } else { format!("\t\t{word} = {{ {devices} }}\n") };
+    let mut text = format!("table inet {TABLE} {{\n\tcomment \"{TABLE_COMMENT}\"\n");
+    for set in &table.sets {
+        let elements = if *set == OwnSet::Devices { in_braces("elements") } else { String::new() };
+        let _ = write!(text, "\n\tset {set} {{\n{}{elements}\t}}\n", declaration(*set));
+    }
+    let _ = write!(
+        text,
+        "
 \tflowtable {FLOWTABLE} {{
 \t\thook ingress priority {}
-{devices}{flags}{counter}\t}}
+{}{}{}\t}}
+
+\tchain {OFFLOAD_CHAIN} {{
+{}\t}}
 
 \tchain {CHAIN} {{
 \t\ttype filter hook forward priority {}; policy accept;
+{}\t}}
+}}
 ",
         priority(table.flowtable_priority),
+        in_braces("devices"),
+        if table.hw_offload { "\t\tflags offload\n" } else { "" },
+        if table.counter { "\t\tcounter\n" } else { "" },
+        lines(&table.offload_rules),
         table.chain_priority,
+        lines(&table.base_rules),
     );
-    for rule in &table.rules {
-        let _ = writeln!(text, "\t\t{rule}");
+    text
+}
+
+fn lines(rules: &[Rule]) -> String {
+    rules.iter().fold(String::new(), |text, rule| text + "\t\t" + &rule.to_string() + "\n")
+}
+
+/// How a set is made, line by line, as `nft list` has it.
+fn declaration(set: OwnSet) -> String {
+    let shape = set.shape();
+    let mut text =
+        if set.is_by_conntrack_id() { "\t\ttypeof ct id\n" } else { "\t\ttype iface_index\n" }.to_owned();
+    if shape.size != 0 {
+        let _ = writeln!(text, "\t\tsize {}", shape.size);
     }
-    text + "\t}\n}\n"
+    let words = [(flags::DYNAMIC, "dynamic"), (flags::TIMEOUT, "timeout")];
+    let words: Vec<_> =
+        words.into_iter().filter(|(flag, _)| shape.flags & flag != 0).map(|(_, word)| word).collect();
+    if !words.is_empty() {
+        let _ = writeln!(text, "\t\tflags {}", words.join(","));
+    }
+    if shape.timeout_ms != 0 {
+        let _ = writeln!(text, "\t\ttimeout {}s", shape.timeout_ms / 1000);
+    }
+    if let Some(interval) = set.gc_interval_ms() {
+        let _ = writeln!(text, "\t\tgc-interval {}s", interval / 1000);
+    }
+    text
 }
 
 /// Interface names may hold characters that nft's language gives a meaning.
@@ -72,6 +103,7 @@ mod tests {
             counter: true,
             hw_offload: false,
             spare_ipsec: true,
+            assist: false,
             selection: Selection::new(&[], &[]).unwrap(),
         }
     }
@@ -89,8 +121,9 @@ mod tests {
             "\t\thook ingress priority filter",
             "\t\tcounter",
             "\t\ttype filter hook forward priority -110; policy accept;",
-            "\t\tct packets > 6 ct state established rt ipsec missing iif @kindnet-set-devices oif @kindnet-set-devices flow add \
-             @kindnet-flowtables counter",
+            "\t\tct packets > 6 goto kindnet-offload-chain",
+            "\t\tflow add @kindnet-flowtables counter return",
+            "\t\tupdate @kindnet-slow-path { ct id counter }",
         ] {
             assert!(text.lines().any(|l| l == line), "{line:?} isn't in\n{text}");
         }

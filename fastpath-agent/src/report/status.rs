@@ -6,9 +6,8 @@ use serde::Serialize;
 
 use crate::{
     core::{
-        model::{CHAIN, DEVICE_SET, FLOWTABLE, IfIndex, Link, OperState, TABLE},
+        model::{CHAIN, FLOWTABLE, Link, OperState, TABLE},
         observed::{Counter, Observed, ObservedTable, Owner},
-        rule::Rule,
     },
     kernel::{
         Ruleset, bpf, conntrack,
@@ -104,15 +103,12 @@ pub async fn gather(node: String, pin_path: &Path) -> Result<Status, LinkError> 
 }
 
 fn summary(table: &ObservedTable) -> Table {
-    let chain = table.chains.iter().find(|c| c.name == CHAIN);
     let flowtable = table.flowtables.iter().find(|f| f.name == FLOWTABLE);
-    let rule =
-        chain.into_iter().flat_map(|c| &c.rules).find_map(|r| Some((Rule::recognise(&r.exprs)?, r.counter)));
     Table {
         owner: table.owner.clone(),
-        threshold: rule.as_ref().map(|(Rule::Offload { threshold, .. }, _)| *threshold),
-        chain_priority: chain.and_then(|c| c.hook.as_ref()).map(|h| h.priority),
-        offloads: rule.and_then(|(_, counter)| counter),
+        threshold: table.threshold(),
+        chain_priority: table.chain(CHAIN).and_then(|c| c.hook.as_ref()).map(|h| h.priority),
+        offloads: table.offloads(),
         hw_offload: flowtable.is_some_and(|f| f.hw_offload),
         counter: flowtable.is_some_and(|f| f.counter),
         devices: flowtable.and_then(|f| f.devices.as_ref()).map(|d| d.len()),
@@ -120,14 +116,12 @@ fn summary(table: &ObservedTable) -> Table {
 }
 
 fn interface(link: Link, table: Option<&ObservedTable>) -> Interface {
-    let in_set = |index: IfIndex| {
-        table.is_some_and(|t| t.sets.iter().any(|s| s.name == DEVICE_SET && s.elements.contains(&index)))
-    };
+    let in_set = table.and_then(|t| t.managed()).is_some_and(|managed| managed.contains(&link.index));
     let in_flowtable = table
         .and_then(|t| t.flowtables.iter().find(|f| f.name == FLOWTABLE))
         // Where the kernel can't list the devices the set has to speak for them.
         .is_some_and(|f| f.devices.as_ref().is_none_or(|d| d.contains(&link.name)));
-    let managed = in_set(link.index) && in_flowtable;
+    let managed = in_set && in_flowtable;
     let reason = if managed {
         None
     } else if link.loopback {

@@ -2,8 +2,10 @@
 
 mod conntrack;
 mod crowd;
+mod doctor;
 mod ebpf;
 mod errors;
+mod events;
 mod flows;
 mod harness;
 mod nft;

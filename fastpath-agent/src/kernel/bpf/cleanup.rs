@@ -48,6 +48,10 @@ pub struct MapsInspection {
     pub flows_left: u64,
     /// Crossings of the threshold for which the ring buffer had no room.
     pub events_lost: u64,
+    /// Packets (skbs) of flows that the map had no room for.
+    pub no_room: u64,
+    /// Packets (skbs) that aren't what their headers say.
+    pub malformed: u64,
 }
 
 /// Looks at what an agent has pinned and attached, running or not.
@@ -66,6 +70,8 @@ pub fn inspect(pin_path: &Path) -> Result<Inspection, BpfError> {
                 flows_entered: stats.flows_entered,
                 flows_left: stats.flows_entered.saturating_sub(flows.into()),
                 events_lost: stats.events_lost,
+                no_room: stats.no_room.packets,
+                malformed: stats.malformed.packets,
             })
         }
         Err(BpfError::NotPinned { .. }) => None,

@@ -7,9 +7,9 @@ use nftnl_sys as sys;
 
 use super::{
     NftError,
-    batch::{FLOWTABLE_COUNTER, FLOWTABLE_HW_OFFLOAD, IFACE_INDEX_TYPE, NFT_MSG_GETFLOWTABLE},
-    expr, marker,
-    object::{Chain, Elements, Flowtable, Object, Payload, Rule, Scratch, Set, Table},
+    batch::{FLOWTABLE_COUNTER, FLOWTABLE_HW_OFFLOAD, NFT_MSG_GETFLOWTABLE, elements},
+    element, expr, marker,
+    object::{Chain, Flowtable, Object, Payload, Rule, Scratch, Set, Table},
 };
 use crate::{
     core::{
@@ -19,6 +19,7 @@ use crate::{
             ChainHook, Generation, Observed, ObservedChain, ObservedFlowtable, ObservedRule, ObservedSet,
             ObservedTable, Owner,
         },
+        sets::{OwnSet, SetShape},
     },
     kernel::nfnetlink::{Completion, Message, Socket},
 };
@@ -48,6 +49,21 @@ pub(super) fn observe(socket: &mut Socket) -> Result<Observed, NftError> {
 /// The ruleset's current generation.
 pub(super) fn generation(socket: &mut Socket) -> Result<Generation, NftError> {
     Reader { socket, scratch: Scratch::new(), interrupted: false }.generation()
+}
+
+/// Calls `each` with the message of every chain of all tables, again with all of them when any changed meanwhile.
+pub(super) fn chains(socket: &mut Socket, mut each: impl FnMut(&Message<'_>)) -> Result<(), NftError> {
+    let mut reader = Reader { socket, scratch: Scratch::new(), interrupted: false };
+    for _ in 0..ATTEMPTS {
+        reader.interrupted = false;
+        reader
+            .get(libc::NFT_MSG_GETCHAIN, NLM_F_DUMP, &(), &mut each)
+            .map_err(failed("the chains of all tables"))?;
+        if !reader.interrupted {
+            return Ok(());
+        }
+    }
+    Err(NftError::Unsettled { attempts: ATTEMPTS })
 }
 
 /// The generation in an `NFT_MSG_NEWGEN`.
@@ -162,14 +178,12 @@ impl Reader<'_> {
         let mut sets = Vec::new();
         let request = Set::new().set_str(sys::NFTNL_SET_TABLE, TABLE);
         self.get(libc::NFT_MSG_GETSET, NLM_F_DUMP, &request, |message| sets.extend(observed_set(message)))?;
-        for set in sets.iter_mut().filter(|set: &&mut ObservedSet| set.key_type == IFACE_INDEX_TYPE) {
-            let request =
-                Elements::new().set_str(sys::NFTNL_SET_TABLE, TABLE).set_str(sys::NFTNL_SET_NAME, &set.name);
-            self.get(libc::NFT_MSG_GETSETELEM, NLM_F_DUMP, &request, |message| {
-                let (elements, _) = Elements::parse(message);
-                elements.for_each_key(|key| {
-                    set.elements.extend(key.try_into().map(|key| IfIndex(u32::from_ne_bytes(key))));
-                });
+        let devices = OwnSet::Devices;
+        let like_ours = |set: &&mut ObservedSet| set.name == devices.name() && set.shape == devices.shape();
+        if let Some(set) = sets.iter_mut().find(like_ours) {
+            self.get(libc::NFT_MSG_GETSETELEM, NLM_F_DUMP, &elements(devices), |message| {
+                let keys = element::of(message).filter_map(|element| element.key.try_into().ok());
+                set.elements.extend(keys.map(|key| IfIndex(u32::from_ne_bytes(key))));
             })?;
         }
         Ok(sets)
@@ -233,9 +247,12 @@ fn observed_set(message: &Message<'_>) -> Option<ObservedSet> {
     if anonymous {
         return None;
     }
-    Some(ObservedSet {
-        name: set.get_str(sys::NFTNL_SET_NAME)?,
+    let shape = SetShape {
         key_type: set.get_u32(sys::NFTNL_SET_KEY_TYPE)?,
-        elements: BTreeSet::new(),
-    })
+        key_len: set.get_u32(sys::NFTNL_SET_KEY_LEN)?,
+        flags: set.get_u32(sys::NFTNL_SET_FLAGS).unwrap_or(0),
+        size: set.get_u32(sys::NFTNL_SET_DESC_SIZE).unwrap_or(0),
+        timeout_ms: set.get_u64(sys::NFTNL_SET_TIMEOUT).unwrap_or(0),
+    };
+    Some(ObservedSet { name: set.get_str(sys::NFTNL_SET_NAME)?, shape, elements: BTreeSet::new() })
 }
