@@ -58,10 +58,11 @@ pub enum Command {
   fastpath-agent flows --state=stalled                        what should be offloaded and isn't, with the cause
   fastpath-agent flows --address=10.1.0.0/16 --port=443 --protocol=tcp
   fastpath-agent flows --watch --sort=recent                  again every 2 seconds
+  fastpath-agent flows --follow --state=stalled               what isn't offloaded, the moment that it is known
   fastpath-agent flows -o json | jq '.[] | select(.state == \"offloaded\")'
 
 Packets and bytes are counted by eBPF at ingress and go on for offloaded flows; without pinned maps they are 0.
-The agent doesn't have to run.")]
+The agent doesn't have to run, but for --follow.")]
     Flows(FlowsArgs),
     /// Show flows and interfaces with their rates, full-screen and live
     #[command(after_help = "Examples:
@@ -71,6 +72,15 @@ The agent doesn't have to run.")]
 Keys are shown in the last line and by `?`. The agent doesn't have to run; without its pinned maps there are no rates.
 Colours are left out where the environment variable NO_COLOR is set.")]
     Top(TopArgs),
+    /// Follow one flow: whether it is accelerated, and if not, why not and what to do about it
+    #[command(after_help = "Examples:
+  fastpath-agent why tcp 10.0.1.2:40000 10.96.0.1:443
+  fastpath-agent why udp [fd00:1::2]:40000 [fd00:2::2]:53
+  fastpath-agent why -o json tcp 10.0.1.2:40000 10.96.0.1:443 | jq .verdict
+
+Any tuple of the flow will do: before or after NAT, either direction. It looks for a second and changes nothing.
+The agent doesn't have to run. Exit code 0: the flow was found, whatever became of it; 1: it wasn't.")]
+    Why(WhyArgs),
     /// Check this node, say what is wrong and what to do about it, and send a real flow through scratch namespaces
     #[command(after_help = "Examples:
   fastpath-agent doctor                               every check, and the canary
@@ -85,6 +95,9 @@ The ruleset is compared with what the flags of the running agent want; where non
     /// The canary itself; `doctor` starts it
     #[command(hide = true, name = "canary")]
     Canary(RuleArgs),
+    /// Have offloaded flows pass the filters again, after changes that the kernel doesn't announce: iptables-legacy, ipset,
+    /// tc. The agent doesn't have to run; changes made with nft and iptables-nft it follows by itself
+    Revalidate,
     /// Remove the table, the eBPF programs and the pinned maps that the agent made, and nothing else
     Cleanup(CleanupArgs),
 }
@@ -152,16 +165,27 @@ pub struct RunArgs {
     /// Directory for pinned eBPF maps, on a bpf file system
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
+    /// Directory for the socket at which `flows --follow` hears what becomes of flows; made if it doesn't exist
+    #[arg(long, value_name = "DIR", default_value = "/run/fastpath", env = "FASTPATH_RUN_DIR")]
+    pub run_dir: PathBuf,
     /// Replace a table named kindnet-fastpath that this agent did not make
     #[arg(long, env = "FASTPATH_TAKEOVER", value_parser = BoolishValueParser::new())]
     pub takeover: bool,
+    /// Have the kernel judge offloaded flows anew when somebody changes the ruleset so that it may concern them: they pass
+    /// the filters again for a packet or two
+    #[arg(long, value_name = "MODE", default_value = "on", env = "FASTPATH_REVALIDATE")]
+    pub revalidate: OnOff,
+    /// Least time from one such revalidation to the next (as in 500ms or 2s); the first change is answered at once
+    #[arg(long, value_name = "TIME", default_value = "1s", env = "FASTPATH_REVALIDATE_INTERVAL")]
+    pub revalidate_interval: String,
     /// Install the ruleset, verify it and exit
     #[arg(long, env = "FASTPATH_ONCE", value_parser = BoolishValueParser::new())]
     pub once: bool,
     /// Remove ruleset, programs and pinned maps when the agent is told to stop
     #[arg(long, env = "FASTPATH_CLEANUP_ON_EXIT", value_parser = BoolishValueParser::new())]
     pub cleanup_on_exit: bool,
-    /// How much to log: 0-1 changes of state, 2-4 also plans, 5 and more also flows
+    /// How much to log: 0-1 changes of state, 2-4 also plans, 5 and more also flows, 7 and more what the eBPF programs
+    /// do with single packets (for debugging: they get slower)
     #[arg(long, value_name = "N", default_value = "0", env = "FASTPATH_V", allow_hyphen_values = true)]
     pub v: String,
 }
@@ -204,6 +228,13 @@ pub struct FlowsArgs {
     /// Show them again every so many seconds, until interrupted
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u64).range(1..))]
     pub watch: Option<u64>,
+    /// Show flows as they cross the threshold, with what became of each, until interrupted. The agent must run; with
+    /// `-o json` a line for each
+    #[arg(long, conflicts_with_all = ["watch", "sort"])]
+    pub follow: bool,
+    /// Directory of the socket at which a running agent publishes what becomes of flows
+    #[arg(long, value_name = "DIR", default_value = "/run/fastpath", env = "FASTPATH_RUN_DIR")]
+    pub run_dir: PathBuf,
     /// Output format
     #[arg(short, long, value_name = "FORMAT", default_value = "text", env = "FASTPATH_OUTPUT")]
     pub output: Output,
@@ -218,6 +249,23 @@ pub struct TopArgs {
     /// Seconds from one reading to the next
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub interval: u64,
+    /// Directory of the pinned eBPF maps
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
+    pub pin_path: PathBuf,
+}
+
+/// Flags of `why`.
+#[derive(Clone, Debug, Args)]
+pub struct WhyArgs {
+    /// tcp, udp, or another protocol's name or number
+    pub protocol: String,
+    /// Address and port: 10.0.1.2:40000 or [fd00::2]:40000; without a port where the protocol has none
+    pub source: String,
+    /// The same of the other end
+    pub destination: String,
+    /// Output format
+    #[arg(short, long, value_name = "FORMAT", default_value = "text", env = "FASTPATH_OUTPUT")]
+    pub output: Output,
     /// Directory of the pinned eBPF maps
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
@@ -268,6 +316,9 @@ pub struct CleanupArgs {
     /// Directory of the pinned eBPF maps
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
+    /// Directory of the socket at which a running agent publishes what becomes of flows
+    #[arg(long, value_name = "DIR", default_value = "/run/fastpath", env = "FASTPATH_RUN_DIR")]
+    pub run_dir: PathBuf,
 }
 
 /// Output formats.
@@ -277,6 +328,15 @@ pub enum Output {
     Text,
     /// For programs
     Json,
+}
+
+/// Something that can be switched off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnOff {
+    /// Do it
+    On,
+    /// Don't
+    Off,
 }
 
 /// Modes of `--hw-offload`.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use fastpath_common::limits::{MAX_FLOWS, MIN_FLOWS};
 
 use crate::{
-    cli::{EbpfMode, HwOffload, RuleArgs, RunArgs},
+    cli::{EbpfMode, HwOffload, OnOff, RuleArgs, RunArgs},
     core::{
         desired::Policy,
         diff::ForeignTable,
@@ -27,8 +27,14 @@ pub struct Config {
     pub max_flows: u32,
     /// Where maps are pinned.
     pub pin_path: PathBuf,
+    /// Where it says what becomes of flows.
+    pub run_dir: PathBuf,
     /// What to do about somebody else's table of our name.
     pub foreign: ForeignTable,
+    /// Whether offloaded flows are judged anew after changes of the ruleset.
+    pub revalidate: OnOff,
+    /// Least time in ms from one such revalidation to the next.
+    pub revalidate_interval_ms: u64,
     /// Stop after the first verified reconcile.
     pub once: bool,
     /// Remove everything at exit.
@@ -147,12 +153,27 @@ impl Config {
             ebpf: args.ebpf,
             max_flows,
             pin_path: args.pin_path.clone(),
+            run_dir: args.run_dir.clone(),
             foreign: if args.takeover { ForeignTable::TakeOver } else { ForeignTable::Refuse },
+            revalidate: args.revalidate,
+            revalidate_interval_ms: interval_ms("revalidate-interval", &args.revalidate_interval)?,
             once: args.once,
             cleanup_on_exit: args.cleanup_on_exit,
             verbosity: number("v", &args.v, "a number from 0 to 255")?,
         })
     }
+}
+
+/// A time from 100 ms to an hour.
+fn interval_ms(flag: &'static str, value: &str) -> Result<u64, BadValue> {
+    let parsed = humantime::parse_duration(value.trim()).ok().map(|time| time.as_millis());
+    parsed.and_then(|ms| u64::try_from(ms).ok()).filter(|ms| (100..=3_600_000).contains(ms)).ok_or_else(
+        || BadValue {
+            flag,
+            value: value.to_owned(),
+            allowed: "it takes a time from 100ms to 1h, with its unit, as 500ms or 2s".to_owned(),
+        },
+    )
 }
 
 fn number<T: std::str::FromStr>(flag: &'static str, value: &str, allowed: &str) -> Result<T, BadValue> {
@@ -187,6 +208,7 @@ mod tests {
         assert_eq!((config.rules.threshold, config.rules.chain_priority), (20, 300));
         assert_eq!(config.node, "node-1");
         assert_eq!(config.foreign, ForeignTable::Refuse);
+        assert_eq!((config.revalidate, config.revalidate_interval_ms), (OnOff::On, 1000));
         assert_eq!(config.max_flows, fastpath_common::limits::DEFAULT_MAX_FLOWS);
     }
 
@@ -200,6 +222,8 @@ mod tests {
             (["--interfaces=eth["], ["--interfaces", "'eth['", "eth*"]),
             (["--exclude-interfaces=a,{"], ["--exclude-interfaces", "'{'", "eth*"]),
             (["--v=loud"], ["--v", "'loud'", "0 to 255"]),
+            (["--revalidate-interval=1"], ["--revalidate-interval", "'1'", "500ms"]),
+            (["--revalidate-interval=10ms"], ["--revalidate-interval", "'10ms'", "100ms to 1h"]),
             (["--pin-path=maps"], ["--pin-path", "'maps'", "absolute"]),
             (["--max-flows=1023"], ["--max-flows", "'1023'", "1024 to 4194304"]),
             (["--max-flows=4194305"], ["--max-flows", "'4194305'", "1024 to 4194304"]),

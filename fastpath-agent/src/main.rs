@@ -8,9 +8,14 @@ use std::{
 use anyhow::Context;
 use clap::Parser;
 use fastpath_agent::{
-    cli::{Cli, Command, DoctorArgs, FlowsArgs, Output, RuleArgs, StatusArgs, TopArgs},
+    cli::{CleanupArgs, Cli, Command, DoctorArgs, FlowsArgs, Output, RuleArgs, StatusArgs, TopArgs, WhyArgs},
     config::{BadValue, Config, Rules},
-    core::{desired, doctor::Level, link_table::LinkTable},
+    core::{
+        desired,
+        doctor::Level,
+        link_table::LinkTable,
+        why::{BadFlow, FlowSpec},
+    },
     daemon,
     kernel::{self, links::Links},
     report,
@@ -34,19 +39,25 @@ fn main() -> ExitCode {
         Some(Command::Status(args)) => status(&args),
         Some(Command::Flows(args)) => flows(&args),
         Some(Command::Top(args)) => top(&args),
+        Some(Command::Why(args)) => match why(&args) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::FAILURE,
+            Err(error) => Err(error),
+        },
         Some(Command::Doctor(args)) => match doctor(&args) {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::FAILURE,
             Err(error) => Err(error),
         },
         Some(Command::Canary(args)) => canary(&args),
-        Some(Command::Cleanup(args)) => cleanup(&args.pin_path),
+        Some(Command::Revalidate) => revalidate(),
+        Some(Command::Cleanup(args)) => cleanup(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", one_line(&error));
-            if error.is::<BadValue>() {
+            if error.is::<BadValue>() || error.is::<BadFlow>() {
                 eprintln!("\nFor more information, try '--help'.");
                 return ExitCode::from(EX_USAGE);
             }
@@ -96,7 +107,13 @@ fn status(args: &StatusArgs) -> anyhow::Result<()> {
 }
 
 fn flows(args: &FlowsArgs) -> anyhow::Result<()> {
-    runtime()?.block_on(report::flows::show(args, &mut io::stdout().lock())).or_else(|error| match error {
+    let mut out = io::stdout().lock();
+    let shown = if args.follow {
+        report::follow::follow(args, &mut out)
+    } else {
+        runtime()?.block_on(report::flows::show(args, &mut out))
+    };
+    shown.or_else(|error| match error {
         report::flows::ShowError::Output(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => Err(other.into()),
     })
@@ -105,6 +122,13 @@ fn flows(args: &FlowsArgs) -> anyhow::Result<()> {
 fn top(args: &TopArgs) -> anyhow::Result<()> {
     runtime()?.block_on(report::top::show(args, &hostname()))?;
     Ok(())
+}
+
+/// Whether the flow was found.
+fn why(args: &WhyArgs) -> anyhow::Result<bool> {
+    let flow = FlowSpec::parse(&args.protocol, &args.source, &args.destination)?;
+    let (text, found) = runtime()?.block_on(report::why::show(args, &flow))?;
+    print(&text).map(|()| found)
 }
 
 /// Prints the report; whether it is good enough.
@@ -138,8 +162,12 @@ fn canary(args: &RuleArgs) -> anyhow::Result<()> {
     outcome
 }
 
-fn cleanup(pin_path: &std::path::Path) -> anyhow::Result<()> {
-    print(&daemon::cleanup::cleanup(pin_path)?.to_string())
+fn revalidate() -> anyhow::Result<()> {
+    print(&daemon::revalidate::by_hand()?.to_string())
+}
+
+fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
+    print(&daemon::cleanup::cleanup(&args.pin_path, &args.run_dir)?.to_string())
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -18,8 +18,9 @@ pub struct FlowCounters {
     pub first_seen_ns: u64,
     /// When the last of them was seen, in ns.
     pub last_seen_ns: u64,
-    /// All TCP flags seen so far, or-ed (byte 13 of the TCP header: FIN 1, SYN 2, RST 4, PSH 8, ACK 16, URG 32).
-    pub tcp_flags: u64,
+    /// All that was seen of its packets so far, or-ed: TCP flags in the low byte ([`FlowCounters::TCP_FLAGS`]), above it
+    /// [`FlowCounters::IPV4_OPTIONS`] and [`FlowCounters::FIRST_FRAGMENT`].
+    pub flags: u64,
     /// Whether the crossing of the threshold was signalled, see [`Signal`].
     pub signal: u64,
     /// Index of the interface that the first of them came in on.
@@ -29,9 +30,18 @@ pub struct FlowCounters {
 }
 
 assert_layout!(
-    FlowCounters, 64, packets @ 0, segments @ 8, bytes @ 16, first_seen_ns @ 24, last_seen_ns @ 32, tcp_flags @ 40,
+    FlowCounters, 64, packets @ 0, segments @ 8, bytes @ 16, first_seen_ns @ 24, last_seen_ns @ 32, flags @ 40,
     signal @ 48, ifindex @ 56, last_tick @ 60,
 );
+
+impl FlowCounters {
+    /// In [`FlowCounters::flags`]: byte 13 of the TCP header (FIN 1, SYN 2, RST 4, PSH 8, ACK 16, URG 32).
+    pub const TCP_FLAGS: u64 = 0xff;
+    /// In [`FlowCounters::flags`]: a packet had IPv4 options. Such packets are never offloaded.
+    pub const IPV4_OPTIONS: u64 = 0x100;
+    /// In [`FlowCounters::flags`]: a packet was the first of several fragments. They never take the fast path.
+    pub const FIRST_FRAGMENT: u64 = 0x200;
+}
 
 /// Values of [`FlowCounters::signal`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,18 +11,21 @@ pub mod hot;
 pub mod limits;
 
 pub use counters::{Config, FlowCounters, NoXdp, PacketStats, Signal, Tally};
-pub use event::FlowEvent;
+pub use event::{FlowEvent, Mark};
 pub use flow_key::{Family, FlowKey};
 pub use hot::{HotFlow, MatchWords};
 
 /// Version of everything in this crate that the kernel side and the agent must agree on. It is the first field of
 /// the pinned [`Config`]; count it up with every change of a shared type or of what a field means.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Program for devices with an Ethernet header.
 pub const PROGRAM_ETHERNET: &str = "fastpath_tc";
 /// Program for devices whose packets begin with the IP header (WireGuard, tun, ipip).
 pub const PROGRAM_L3: &str = "fastpath_tc_l3";
+/// Program that is never attached: the agent runs it (`BPF_PROG_TEST_RUN`) with a [`Mark`], since only programs can change
+/// one field of a map's element without losing counts of the others. Returns 1 if it did.
+pub const PROGRAM_MARK: &str = "fastpath_mark";
 /// Program for devices with an Ethernet header, at XDP.
 pub const PROGRAM_XDP: &str = "fastpath_xdp";
 /// Program at XDP that counts nothing.
@@ -55,7 +58,7 @@ pub(crate) use assert_layout;
 #[cfg(feature = "user")]
 #[expect(unsafe_code, reason = "aya reads and writes these types as plain bytes")]
 mod pod {
-    use super::{Config, FlowCounters, FlowEvent, FlowKey, HotFlow, NoXdp, PacketStats};
+    use super::{Config, FlowCounters, FlowEvent, FlowKey, HotFlow, Mark, NoXdp, PacketStats};
 
     // SAFETY: repr(C), integers only, no padding (the layouts are asserted): any bytes are a value.
     unsafe impl aya::Pod for FlowKey {}
@@ -71,4 +74,6 @@ mod pod {
     unsafe impl aya::Pod for HotFlow {}
     // SAFETY: as above.
     unsafe impl aya::Pod for NoXdp {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Mark {}
 }

@@ -4,7 +4,7 @@
 pub const DEFAULT_MAX_FLOWS: u32 = 65_536;
 /// Fewest entries of the flows map that an operator may ask for: below, an LRU on many CPUs evicts long before it is full.
 pub const MIN_FLOWS: u32 = 1024;
-/// Most entries of the flows map that an operator may ask for. They take about 640 MB.
+/// Most entries of the flows map that an operator may ask for. They take about 710 MB.
 pub const MAX_FLOWS: u32 = 4 * 1024 * 1024;
 /// Size of the ring buffer: a power of two and a multiple of any page size. Holds 14,563 events.
 pub const EVENT_RING_BYTES: u32 = 1 << 20;

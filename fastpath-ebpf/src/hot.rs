@@ -80,7 +80,7 @@ fn ipv4(ctx: &impl Frame, data: usize, tick: u64) -> bool {
         return false;
     }
     if slot.key.protocol == PROTOCOL_TCP {
-        slot.tcp_flags |= load!("u8", data, ETHERNET + IPV4 + 13);
+        slot.flags |= load!("u8", data, ETHERNET + IPV4 + 13);
     }
     add(ctx, slot, bytes)
 }
@@ -104,7 +104,7 @@ fn ipv6(ctx: &impl Frame, data: usize, tick: u64) -> bool {
         return false;
     }
     if slot.key.protocol == PROTOCOL_TCP {
-        slot.tcp_flags |= load!("u8", data, ETHERNET + IPV6 + 13);
+        slot.flags |= load!("u8", data, ETHERNET + IPV6 + 13);
     }
     add(ctx, slot, bytes)
 }

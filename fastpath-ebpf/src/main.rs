@@ -9,14 +9,16 @@ mod atomic;
 mod frame;
 mod hot;
 mod maps;
+mod mark;
 mod parse;
+mod say;
 
 use aya_ebpf::{
     bindings::{TC_ACT_UNSPEC, xdp_action},
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
-use fastpath_common::{PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_XDP, PROGRAM_XDP_IDLE};
+use fastpath_common::{PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK, PROGRAM_XDP, PROGRAM_XDP_IDLE};
 
 use crate::{
     frame::Frame,
@@ -62,10 +64,17 @@ fn fastpath_tc_l3(ctx: TcContext) -> i32 {
     GO_ON
 }
 
+/// Never attached.
+#[classifier]
+fn fastpath_mark(ctx: TcContext) -> i32 {
+    mark::mark(&ctx).into()
+}
+
 /// The agent finds the programs by their names.
 const _: () = {
     assert!(matches!(PROGRAM_ETHERNET.as_bytes(), b"fastpath_tc"));
     assert!(matches!(PROGRAM_L3.as_bytes(), b"fastpath_tc_l3"));
+    assert!(matches!(PROGRAM_MARK.as_bytes(), b"fastpath_mark"));
     assert!(matches!(PROGRAM_XDP.as_bytes(), b"fastpath_xdp"));
     assert!(matches!(PROGRAM_XDP_IDLE.as_bytes(), b"fastpath_idle"));
 };

@@ -9,7 +9,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use fastpath_common::{
-    Family, FlowKey,
+    Family, FlowCounters, FlowKey,
     limits::{MAX_EXTENSION_HEADERS, MAX_VLAN_TAGS},
 };
 
@@ -45,8 +45,8 @@ pub struct Packet {
     pub words: [u64; 5],
     /// From the IP header on, without link-layer padding.
     pub bytes: u32,
-    /// 0 for UDP, and where the first fragment ends before them.
-    pub tcp_flags: u32,
+    /// As [`FlowCounters::flags`]. TCP flags are 0 for UDP, and where the first fragment ends before them.
+    pub flags: u32,
 }
 
 impl Packet {
@@ -182,7 +182,7 @@ pub fn parse<H: Headers>(headers: &H) -> Result<Packet, Uncounted> {
             l3 += VLAN_TAG;
         }
     }
-    let mut packet = Packet { words: [0; 5], bytes: 0, tcp_flags: 0 };
+    let mut packet = Packet { words: [0; 5], bytes: 0, flags: 0 };
     let transport = match ethertype {
         ETHERTYPE_IPV4 => ipv4(headers, l3, &mut packet)?,
         ETHERTYPE_IPV6 => ipv6(headers, l3, &mut packet)?,
@@ -207,6 +207,9 @@ fn ipv4(headers: &impl Headers, l3: u32, packet: &mut Packet) -> Result<Transpor
     let fragment = h.be16(6);
     if fragment & 0x1fff != 0 {
         return Err(Uncounted::LaterFragment);
+    }
+    if header_len > IPV4_HEADER {
+        packet.flags |= FlowCounters::IPV4_OPTIONS as u32;
     }
     packet.words[0] = h.word32(12);
     packet.words[2] = h.word32(16);
@@ -295,6 +298,9 @@ fn transport_header(
     if transport.offset + header_len > packet.bytes {
         return Err(Uncounted::Malformed);
     }
+    if transport.fragment {
+        packet.flags |= FlowCounters::FIRST_FRAGMENT as u32;
+    }
     let ports: Bytes<4> = headers.read(l3 + transport.offset).ok_or(Uncounted::Malformed)?;
     // Destination port, source port, protocol, family, in the order of a little-endian word.
     packet.words[4] = u64::from(ports.be16(2))
@@ -304,7 +310,7 @@ fn transport_header(
     if transport.protocol == TCP && transport.offset + TCP_FLAGS_END <= packet.bytes {
         let flags: Bytes<1> =
             headers.read(l3 + transport.offset + TCP_FLAGS_END - 1).ok_or(Uncounted::Malformed)?;
-        packet.tcp_flags = flags.0[0].into();
+        packet.flags |= u32::from(flags.0[0]);
     }
     Ok(())
 }

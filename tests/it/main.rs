@@ -3,9 +3,11 @@
 //! Tests below `host::` need no flowtable and also run on the developer's kernel; all others run in the test guest.
 //! Every test is run by itself, as root: `it --exact NAME --nocapture --test-threads=1`.
 
+mod crossings;
 mod doctor;
 mod ebpf;
 mod errors;
+mod flow_path;
 mod flows;
 mod foreign;
 mod host;
@@ -13,6 +15,7 @@ mod interfaces;
 mod mtu;
 mod offload_chain;
 mod overrun;
+mod policy;
 mod policy_empty;
 mod reference;
 mod repair;
@@ -20,6 +23,10 @@ mod report;
 mod restart;
 mod ruleset;
 mod scale;
+mod stalled;
 mod threshold;
+mod top;
 mod topologies;
 mod traffic;
+mod why;
+mod why_path;

@@ -6,6 +6,7 @@ use std::{
     fmt,
     io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -138,9 +139,60 @@ impl Flow {
         .expect("a client")
     }
 
+    /// Words that name the flow where there is no NAT.
+    #[track_caller]
+    pub fn words(&self) -> [String; 3] {
+        let (protocol, client) = match &self.ends {
+            Ends::Udp { client, .. } => ("udp", client.local_addr()),
+            Ends::Tcp { client, .. } => ("tcp", client.local_addr()),
+        };
+        [protocol.to_owned(), client.expect("a bound socket").to_string(), self.dialled.to_string()]
+    }
+
+    /// The client's socket of a UDP flow, for datagrams that nobody need answer.
+    #[track_caller]
+    pub fn client_datagrams(&self) -> &UdpSocket {
+        let Ends::Udp { client, .. } = &self.ends else { panic!("only UDP has datagrams") };
+        client
+    }
+
+    /// Gives every request of an IPv4 flow over UDP options (four that do nothing).
+    #[track_caller]
+    #[expect(unsafe_code, reason = "no safe wrapper has this socket option")]
+    pub fn send_ip_options(&self) {
+        const FOUR_NOOPS: [u8; 4] = [1; 4];
+        // SAFETY: the kernel copies the bytes, whose number is passed.
+        let result = unsafe {
+            nix::libc::setsockopt(
+                self.client_datagrams().as_raw_fd(),
+                nix::libc::IPPROTO_IP,
+                nix::libc::IP_OPTIONS,
+                FOUR_NOOPS.as_ptr().cast(),
+                FOUR_NOOPS.len() as nix::libc::socklen_t,
+            )
+        };
+        assert_eq!(result, 0, "IP_OPTIONS: {}", std::io::Error::last_os_error());
+    }
+
     /// Sets the size in bytes of every request and response.
     pub fn set_payload(&mut self, bytes: usize) {
         self.payload = bytes;
+    }
+
+    /// Sets how long a packet may take before it counts as lost.
+    pub fn set_patience(&mut self, limit: Duration) {
+        match &self.ends {
+            Ends::Udp { client, server } => {
+                for socket in [client, server] {
+                    socket.set_read_timeout(Some(limit)).expect("time limit");
+                }
+            }
+            Ends::Tcp { client, server } => {
+                for socket in [client, server] {
+                    socket.set_read_timeout(Some(limit)).expect("time limit");
+                }
+            }
+        }
     }
 
     /// Sends `count` requests, each answered before the next; says how many were intact both ways.

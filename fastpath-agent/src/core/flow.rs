@@ -7,7 +7,7 @@ use std::{
 };
 
 use fastpath_common::FlowCounters;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     connection::{Entry, TcpState, Tuple},
@@ -38,7 +38,7 @@ pub struct Flow {
 }
 
 /// What became of a flow.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "state", content = "cause")]
 pub enum State {
     /// Handed to hardware.
@@ -58,7 +58,7 @@ pub enum State {
 }
 
 /// Why a flow isn't offloaded: the first cause that can be told.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cause {
     /// Neither TCP nor UDP.
@@ -88,6 +88,8 @@ pub enum Cause {
 pub struct Node {
     /// Packets after which the rule offloads; `None` if there is no such rule.
     pub threshold: Option<u32>,
+    /// Whether a rule meters packets that could be offloaded and are on the forward path all the same.
+    pub metered: bool,
     /// Interfaces in the flowtable.
     pub managed: BTreeSet<IfIndex>,
     /// Names of all interfaces.
@@ -103,15 +105,30 @@ pub struct Node {
 impl Flow {
     /// Joins a connection with what was counted of its directions.
     pub fn join(entry: Entry, seen: [Option<FlowCounters>; 2], node: &Node) -> Self {
-        let state = judge(&entry, &seen, node);
+        let just_crossed =
+            first_seen(&seen).is_some_and(|first| node.now_ns.saturating_sub(first) < JUST_CROSSED_NS);
+        Self::judged(entry, seen, node, just_crossed)
+    }
+
+    /// The same of a flow that has had its time since it crossed the threshold: it isn't called crossed any more.
+    pub fn settled(entry: Entry, seen: [Option<FlowCounters>; 2], node: &Node) -> Self {
+        Self::judged(entry, seen, node, false)
+    }
+
+    fn judged(entry: Entry, seen: [Option<FlowCounters>; 2], node: &Node, just_crossed: bool) -> Self {
+        let state = judge(&entry, &seen, node, just_crossed);
         let (original, reply, path) = (entry.original, Some(entry.reply), Path::default());
         Self { original, reply, entry: Some(entry), seen, state, path }
     }
 
     /// A direction that was counted and that conntrack has no connection for.
     pub fn gone(tuple: Tuple, seen: FlowCounters) -> Self {
-        let (seen, path) = ([Some(seen), None], Path::default());
-        Self { entry: None, original: tuple, reply: None, seen, state: State::Gone, path }
+        Self::ended(tuple, None, [Some(seen), None])
+    }
+
+    /// A connection that conntrack has no more.
+    pub fn ended(original: Tuple, reply: Option<Tuple>, seen: [Option<FlowCounters>; 2]) -> Self {
+        Self { entry: None, original, reply, seen, state: State::Gone, path: Path::default() }
     }
 
     /// The same with what was metered of it on the forward path, which must have been read after the rest.
@@ -166,14 +183,14 @@ fn first_seen(seen: &[Option<FlowCounters>; 2]) -> Option<u64> {
     seen.iter().flatten().map(|c| c.first_seen_ns).min()
 }
 
-fn judge(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node) -> State {
+fn judge(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node, just_crossed: bool) -> State {
     if entry.status.hw_offloaded() {
         return State::HwOffloaded;
     }
     if entry.status.offloaded() {
         return State::Offloaded;
     }
-    let flags = seen.iter().flatten().fold(0, |flags, c| flags | c.tcp_flags);
+    let flags = seen.iter().flatten().fold(0, |flags, c| flags | c.flags);
     if flags & TCP_CLOSING_FLAGS != 0 || entry.tcp_state == Some(TcpState::Closing) {
         return State::Closing;
     }
@@ -192,7 +209,7 @@ fn judge(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node) -> State 
     if counted <= u64::from(threshold) {
         return State::BelowThreshold;
     }
-    if first_seen(seen).is_some_and(|first| node.now_ns.saturating_sub(first) < JUST_CROSSED_NS) {
+    if just_crossed {
         return State::Crossed;
     }
     State::Stalled(stalled(entry, seen, node))

@@ -5,7 +5,9 @@ use std::cmp::Ordering;
 use ipnet::IpNet;
 
 use super::{
-    flow::{Flow, Node, SLOW},
+    connection::Tuple,
+    flow::{Flow, Node, SLOW, State},
+    flow_record::FlowRecord,
     model::IfName,
 };
 
@@ -27,10 +29,29 @@ pub struct Filter {
 impl Filter {
     /// Whether `flow` is shown.
     pub fn matches(&self, flow: &Flow, node: &Node) -> bool {
-        let tuples = || std::iter::once(&flow.original).chain(flow.reply.as_ref());
+        let names = flow.interfaces().filter_map(|index| node.names.get(&index)).map(IfName::as_str);
+        self.admits(&flow.state, flow.slow(), &flow.original, flow.reply.as_ref(), names)
+    }
+
+    /// Whether a flow that an agent has told of is shown.
+    pub fn matches_record(&self, flow: &FlowRecord) -> bool {
+        let names = flow.interfaces.iter().map(String::as_str);
+        let slow = flow.path.accelerated == Some(false);
+        self.admits(&flow.state, slow, &flow.original, flow.reply.as_ref(), names)
+    }
+
+    fn admits<'a>(
+        &self,
+        state: &State,
+        slow: bool,
+        original: &Tuple,
+        reply: Option<&Tuple>,
+        mut interfaces: impl Iterator<Item = &'a str>,
+    ) -> bool {
+        let tuples = || std::iter::once(original).chain(reply);
         let any = |empty: bool, found: bool| empty || found;
-        any(self.states.is_empty(), self.states.iter().any(|s| is(flow, s)))
-            && any(self.protocols.is_empty(), self.protocols.contains(&flow.original.protocol))
+        any(self.states.is_empty(), self.states.iter().any(|s| s == state.name() || s == SLOW && slow))
+            && any(self.protocols.is_empty(), self.protocols.contains(&original.protocol))
             && any(
                 self.ports.is_empty(),
                 tuples()
@@ -44,16 +65,9 @@ impl Filter {
             )
             && any(
                 self.interfaces.is_empty(),
-                flow.interfaces()
-                    .filter_map(|index| node.names.get(&index))
-                    .any(|name| self.interfaces.contains(name)),
+                interfaces.any(|name| self.interfaces.iter().any(|wanted| wanted.as_str() == name)),
             )
     }
-}
-
-/// Whether a flow is in a state; a flow that is slow is also offloaded.
-fn is(flow: &Flow, state: &str) -> bool {
-    state == flow.state.name() || state == SLOW && flow.slow()
 }
 
 /// By what flows are sorted, largest or most recent first.
@@ -94,8 +108,7 @@ mod tests {
 
     use super::*;
     use crate::core::{
-        connection::{TCP, Tuple, UDP},
-        flow::State,
+        connection::{TCP, UDP},
         model::IfIndex,
     };
 
@@ -141,6 +154,9 @@ mod tests {
         ];
         assert!(yes.iter().all(|f| f.matches(&flow, &node())));
         assert!(no.iter().all(|f| !f.matches(&flow, &node())));
+        let record = FlowRecord::new(&flow, &node());
+        assert!(yes.iter().all(|f| f.matches_record(&record)));
+        assert!(no.iter().all(|f| !f.matches_record(&record)));
         assert_eq!(flow.state, State::Gone);
     }
 

@@ -44,10 +44,8 @@ impl Selection {
             Some(Unmanaged::Excluded)
         } else if !self.include.is_match(link.name.as_str()) {
             Some(Unmanaged::NotIncluded)
-        } else if !link.admin_up || link.oper_state == OperState::Down {
-            Some(Unmanaged::Down)
         } else {
-            None
+            Unmanaged::of_state(link)
         }
     }
 }
@@ -77,6 +75,19 @@ pub enum Unmanaged {
         /// The kernel's error, in words.
         error: String,
     },
+}
+
+impl Unmanaged {
+    /// Why `link` is left out whatever the patterns say.
+    pub fn of_state(link: &Link) -> Option<Self> {
+        if link.loopback {
+            Some(Self::Loopback)
+        } else if !link.admin_up || link.oper_state == OperState::Down {
+            Some(Self::Down)
+        } else {
+            None
+        }
+    }
 }
 
 impl fmt::Display for Unmanaged {

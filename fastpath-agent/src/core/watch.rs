@@ -18,6 +18,12 @@ pub fn watched<'a>(
     links: impl IntoIterator<Item = &'a Link>,
     managed: &BTreeSet<IfIndex>,
 ) -> BTreeSet<IfIndex> {
+    let below = lower_links(links);
+    managed.iter().copied().filter(|&link| !covered(link, &below, managed)).collect()
+}
+
+/// The links whose packets a link hands up, one step down; nothing for a link that has none below it.
+pub fn lower_links<'a>(links: impl IntoIterator<Item = &'a Link>) -> BTreeMap<IfIndex, BTreeSet<IfIndex>> {
     let mut below: BTreeMap<IfIndex, BTreeSet<IfIndex>> = BTreeMap::new();
     for link in links {
         if let Some(master) = link.master {
@@ -29,7 +35,7 @@ pub fn watched<'a>(
             below.entry(link.index).or_default().insert(lower);
         }
     }
-    managed.iter().copied().filter(|&link| !covered(link, &below, managed)).collect()
+    below
 }
 
 /// Whether a managed link is below `link`.

@@ -1,6 +1,9 @@
 //! The running agent: waits for the kernel's announcements, and has the reconciler answer them.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -11,14 +14,16 @@ use tracing::{debug, info, warn};
 use crate::{
     config::Config,
     core::{
+        flow::Node,
         link_table::{LinkEvent, LinkTable},
         model::TABLE,
         pace::{Outcome, Pace, Trigger},
     },
     kernel::{
-        bpf,
+        bpf, event_socket,
         facts::KernelName,
         links::{LinkError, Links},
+        memory,
         nft::{CommitError, Event, Monitor, Nft, NftError},
         probe::Kernel,
     },
@@ -26,12 +31,15 @@ use crate::{
 
 pub mod cleanup;
 pub mod crossings;
+pub mod readers;
 pub mod reconcile;
+pub mod revalidate;
 pub mod watch;
 
 use cleanup::TableCleanup;
 use crossings::Crossings;
 use reconcile::{Reconciler, Standing};
+use revalidate::Revalidation;
 use watch::Watch;
 
 /// Why the agent can't go on.
@@ -49,6 +57,9 @@ pub enum DaemonError {
     /// Removing our table failed.
     #[error("cannot remove table inet {TABLE}: {0}")]
     Remove(#[source] CommitError),
+    /// What an agent left in its run directory can't be removed.
+    #[error(transparent)]
+    Socket(#[from] event_socket::SocketError),
     /// Signals can't be received.
     #[error("cannot wait for signals: {0}")]
     Signals(#[source] std::io::Error),
@@ -79,15 +90,27 @@ pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
             () = sleep_until((agent.started + Duration::from_millis(due)).into()) => {
                 if trigger == Trigger::SafetyNet {
                     agent.reread_links().await?;
+                    if let Some(crossings) = &mut agent.crossings {
+                        crossings.look_for_lost();
+                    }
                 }
                 agent.reconcile(trigger)?;
             }
+            () = at(agent.started, agent.offload.as_ref().and_then(|o| o.revalidation.due())) => agent.revalidate()?,
             event = agent.links_source.next() => agent.link_event(event?).await?,
-            event = Offload::next(&mut agent.offload) => agent.ruleset_event(event?),
-            () = Crossings::next(&mut agent.crossings) => {}
+            event = Offload::next(&mut agent.offload) => agent.ruleset_event(event?)?,
+            () = Crossings::ready(&mut agent.crossings) => agent.follow_crossings().await?,
         }
     }
     if agent.config.cleanup_on_exit { agent.cleanup() } else { Ok(()) }
+}
+
+/// Waits until so many milliseconds after the start; without them for ever.
+async fn at(started: Instant, due_ms: Option<u64>) {
+    match due_ms {
+        Some(due) => sleep_until((started + Duration::from_millis(due)).into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// SIGTERM or SIGINT.
@@ -112,6 +135,7 @@ impl Stop {
 /// The half that concerns the ruleset.
 struct Offload {
     monitor: Monitor,
+    revalidation: Revalidation,
     reconciler: Reconciler<Nft>,
 }
 
@@ -122,7 +146,9 @@ impl Offload {
             warn!("nothing is offloaded, flows are only watched: {reason}");
             return Ok(None);
         }
-        let monitor = Monitor::open()?;
+        let mut nft = Nft::open()?;
+        let monitor = Monitor::open(&nft)?;
+        let revalidation = Revalidation::start(config, &mut nft);
         let mut rules = config.rules.clone();
         if let Some(bug) = rules.heed(&KernelName::read().names()) {
             warn!(
@@ -135,7 +161,7 @@ impl Offload {
             );
         }
         let policy = rules.policy(kernel.flowtable_counter.is_supported(), kernel.rt_ipsec.is_supported());
-        Ok(Some(Self { monitor, reconciler: Reconciler::new(Nft::open()?, policy, config.foreign) }))
+        Ok(Some(Self { monitor, revalidation, reconciler: Reconciler::new(nft, policy, config.foreign) }))
     }
 
     /// The next change of the ruleset; never where there is none to follow.
@@ -224,15 +250,59 @@ impl Agent {
         Ok(())
     }
 
-    fn ruleset_event(&mut self, event: Event) {
+    async fn follow_crossings(&mut self) -> Result<(), DaemonError> {
+        let (Some(crossings), Some(watch)) = (&mut self.crossings, &mut self.watch) else { return Ok(()) };
+        if crossings.wants_node() {
+            let (threshold, managed) = match self.offload.as_ref().and_then(|o| o.reconciler.offloads()) {
+                Some((threshold, managed)) => (Some(threshold), managed.collect()),
+                None => (None, BTreeSet::new()),
+            };
+            crossings.judge_by(Node {
+                threshold,
+                managed,
+                names: self.links.iter().map(|link| (link.index, link.name.clone())).collect(),
+                addresses: self.links_source.addresses().await?,
+                ..Node::default()
+            });
+        }
+        crossings.handle(watch.eyes());
+        // Readers get their turn, too.
+        tokio::task::yield_now().await;
+        Ok(())
+    }
+
+    fn ruleset_event(&mut self, event: Event) -> Result<(), DaemonError> {
+        let now = self.now();
+        let Some(offload) = &mut self.offload else { return Ok(()) };
+        let touched = match &event {
+            Event::Overrun => offload.revalidation.lost(&mut offload.monitor)?,
+            Event::Generation { .. } => offload.revalidation.touched(&mut offload.monitor)?,
+        };
+        if touched.forwarding {
+            debug!(?event, "a change that may concern offloaded flows");
+            offload.revalidation.changed(now);
+        }
         match event {
             Event::Overrun => self.overrun("ruleset"),
-            Event::Generation { generation, .. } => {
-                if self.offload.as_mut().is_some_and(|o| o.reconciler.committed(generation)) {
-                    self.pace.trigger(Trigger::Ruleset, self.now());
+            Event::Generation { generation, .. } if touched.ours => {
+                if offload.reconciler.committed(generation) {
+                    self.pace.trigger(Trigger::Ruleset, now);
                 }
             }
+            Event::Generation { generation, .. } => offload.reconciler.passed(generation),
         }
+        Ok(())
+    }
+
+    /// Has the kernel judge offloaded flows anew.
+    fn revalidate(&mut self) -> Result<(), DaemonError> {
+        let now = self.now();
+        if let Some(offload) = &mut self.offload {
+            let result = offload.reconciler.empty();
+            debug!(?result, "revalidated offloaded flows");
+            offload.revalidation.ran(result, now)?;
+        }
+        Ok(())
     }
 
     fn overrun(&mut self, source: &'static str) {
@@ -254,6 +324,11 @@ impl Agent {
         }
         if let Some(watch) = &mut self.watch {
             watch.follow(&self.links);
+        }
+        if trigger == Trigger::Start {
+            // Most of what starting took: the kernel's types (BTF), above all.
+            memory::give_back();
+            memory::drop_code();
         }
         self.pace.ran(outcome, self.now());
         let wait = self.pace.backing_off();

@@ -15,7 +15,7 @@ use crate::{
         select::Selection,
         watch::watched,
     },
-    kernel::bpf::{self, CleanupReport, FlowEyes, Hook, LoadConfig},
+    kernel::bpf::{self, Chatter, CleanupReport, FlowEyes, Hook, LoadConfig},
 };
 
 /// The attached programs.
@@ -45,14 +45,22 @@ impl Watch {
             // Nobody would read the signals otherwise.
             threshold: if Crossings::wanted(config) { config.rules.threshold } else { 0 },
             hook,
+            chatter: match config.verbosity {
+                ..7 => Chatter::Silent,
+                7 => Chatter::Flows,
+                8.. => Chatter::Packets,
+            },
         };
-        let eyes = match bpf::load(&load) {
+        let mut eyes = match bpf::load(&load) {
             Ok(eyes) => eyes,
             Err(error) => {
                 warn!("flows are not watched: {error}");
                 return None;
             }
         };
+        if let Some(log) = eyes.take_log() {
+            tokio::spawn(log.follow());
+        }
         let attached = match eyes.attachments() {
             Ok(attachments) => attachments.into_iter().map(|a| a.index).collect(),
             Err(error) => {
@@ -77,6 +85,11 @@ impl Watch {
                 _ => self.detach(index),
             }
         }
+    }
+
+    /// The programs.
+    pub fn eyes(&mut self) -> &mut dyn FlowEyes {
+        &mut *self.eyes
     }
 
     /// Attaches to new links and detaches from those that are watched no more.

@@ -9,14 +9,19 @@ pub mod bpf;
 pub mod canary;
 pub mod conntrack;
 mod ethtool;
+pub mod event_socket;
 pub mod facts;
 #[cfg(test)]
 pub mod fake;
 pub mod flows;
 pub mod links;
+pub mod memory;
 mod nfnetlink;
 pub mod nft;
 pub mod probe;
+pub mod route;
+pub mod why;
+pub mod xfrm;
 
 /// The ruleset as far as it concerns us.
 pub trait Ruleset {

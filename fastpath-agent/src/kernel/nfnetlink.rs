@@ -62,6 +62,11 @@ impl<'a> Message<'a> {
         u32_at(self.bytes, 8).expect("a message is at least its header")
     }
 
+    /// `nlmsg_pid`: the port of the socket whose request this answers or announces.
+    pub(super) fn port(&self) -> u32 {
+        u32_at(self.bytes, 12).expect("a message is at least its header")
+    }
+
     /// Everything behind the netlink header.
     pub(super) fn payload(&self) -> &'a [u8] {
         &self.bytes[HEADER_BYTES..]
@@ -179,7 +184,12 @@ pub(super) struct Socket {
 impl Socket {
     /// Opens a socket for requests.
     pub(super) fn open() -> io::Result<Self> {
-        let socket = Self::unbound()?;
+        Self::open_on(Bus::Netfilter)
+    }
+
+    /// Opens a socket for requests to another part of the kernel.
+    pub(super) fn open_on(bus: Bus) -> io::Result<Self> {
+        let socket = Self::unbound(bus)?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::from(libc_timeval(ANSWER_TIMEOUT)))?;
         // Both are comfort: without them errors have no text, or carry the refused message with them.
         let _ = socket.set_option(libc::SOL_NETLINK, libc::NETLINK_EXT_ACK, 1);
@@ -190,7 +200,7 @@ impl Socket {
 
     /// Opens a nonblocking socket that hears those notifications of `groups` (bit mask) that `filter` lets through.
     pub(super) fn listen(groups: u32, filter: &[libc::sock_filter]) -> io::Result<Self> {
-        let socket = Self::unbound()?;
+        let socket = Self::unbound(Bus::Netfilter)?;
         let flags = OFlag::from_bits_retain(fcntl(&socket, FcntlArg::F_GETFL)?);
         fcntl(&socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
         // Before joining, so that nothing unfiltered gets in.
@@ -199,9 +209,9 @@ impl Socket {
         Ok(socket)
     }
 
-    fn unbound() -> io::Result<Self> {
+    fn unbound(bus: Bus) -> io::Result<Self> {
         const KERNEL_BUFFER_BYTES: i32 = 4 << 20;
-        let inner = mnl::Socket::open(Bus::Netfilter)?;
+        let inner = mnl::Socket::open(bus)?;
         let socket =
             Self { inner, buffer: vec![0; RECEIVE_BYTES + align_of::<libc::nlmsghdr>()], sequence: 0 };
         fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
@@ -247,6 +257,11 @@ impl Socket {
             )
         };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Its port, which no other socket of the network namespace has.
+    pub(super) fn port(&self) -> u32 {
+        self.inner.portid()
     }
 
     /// The first of `count` sequence numbers that nobody else uses on this socket. Never 0.
@@ -306,6 +321,42 @@ impl Socket {
                 }
             }
         }
+    }
+
+    /// Sends `count` requests, numbered from `first` on, as one datagram; none of them may ask for a dump or an
+    /// acknowledgement, and each must be of a kind that is answered by one message or one error. Calls `each` with the
+    /// place of the request and the answer, or errno. The kernel answers before `sendmsg` returns; an answer that isn't
+    /// there then didn't fit the socket's buffer, and is `ENOBUFS`.
+    pub(super) fn request_many(
+        &mut self,
+        requests: &[u8],
+        first: u32,
+        count: usize,
+        mut each: impl FnMut(usize, Result<&Message<'_>, i32>),
+    ) -> io::Result<()> {
+        self.send(requests)?;
+        let mut missing = count;
+        while missing > 0 {
+            let Some(received) = self.try_receive()? else {
+                return Err(io::Error::from_raw_os_error(libc::ENOBUFS));
+            };
+            for message in NlMessages::new(received) {
+                let message = Message { bytes: message? };
+                let place = message.sequence().wrapping_sub(first) as usize;
+                if place >= count {
+                    continue; // an answer that an earlier request gave up waiting for
+                }
+                missing = missing.saturating_sub(1);
+                match i32::from(message.kind()) {
+                    libc::NLMSG_ERROR => match Refusal::parse(&message) {
+                        Some(refusal) => each(place, Err(refusal.errno)),
+                        None => each(place, Err(0)),
+                    },
+                    _ => each(place, Ok(&message)),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Takes all refusals that wait on the socket, without blocking. After `send` of a batch these are all there

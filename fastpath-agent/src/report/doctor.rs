@@ -118,6 +118,15 @@ struct Flags {
     unknown: Option<String>,
 }
 
+/// The configuration of the agent that runs here; `None` if none runs, or its flags can't be read.
+pub(super) fn running_config() -> Option<Config> {
+    facts::agent_processes().iter().find_map(|process| {
+        let (arguments, environment) = process.started_with.as_ref().ok()?;
+        let Cli { command: None, run } = parse(arguments, environment)? else { return None };
+        Config::new(&run, String::new()).ok()
+    })
+}
+
 /// The agent that runs here, and its flags; else doctor's own.
 fn running_agent(own: Flags) -> (Option<AgentProcess>, Flags) {
     for process in facts::agent_processes() {

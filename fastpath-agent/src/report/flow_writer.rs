@@ -2,12 +2,9 @@
 
 use std::io::{self, Write};
 
-use serde::Serialize;
-
 use crate::core::{
-    connection::{Tuple, protocol_name},
     flow::{Flow, Node, SLOW, State},
-    flow_path::Path,
+    flow_record::{FlowRecord, interfaces},
 };
 
 /// Writes flows one after the other.
@@ -80,79 +77,6 @@ fn idle(ns: u64) -> String {
     }
 }
 
-fn interfaces(flow: &Flow, node: &Node) -> Vec<String> {
-    flow.interfaces().map(|i| node.names.get(&i).map_or(format!("#{i}"), ToString::to_string)).collect()
-}
-
-/// A flow as JSON has it.
-#[derive(Serialize)]
-struct Record {
-    protocol: String,
-    original: Tuple,
-    reply: Option<Tuple>,
-    #[serde(flatten)]
-    state: State,
-    /// Interfaces that packets come in on.
-    interfaces: Vec<String>,
-    /// As counted at ingress; the original direction, then the reply direction.
-    ingress: [Option<Ingress>; 2],
-    /// As conntrack counts them.
-    conntrack: Option<Conntrack>,
-    #[serde(flatten)]
-    path: Path,
-}
-
-#[derive(Serialize)]
-struct Ingress {
-    packets: u64,
-    segments: u64,
-    bytes: u64,
-    age_ms: u64,
-    idle_ms: u64,
-    tcp_flags: u64,
-}
-
-#[derive(Serialize)]
-struct Conntrack {
-    id: u32,
-    zone: u16,
-    mark: u32,
-    packets: Option<[u64; 2]>,
-    bytes: Option<[u64; 2]>,
-}
-
-impl Record {
-    fn new(flow: &Flow, node: &Node) -> Self {
-        let ago = |at: u64| node.now_ns.saturating_sub(at) / 1_000_000;
-        let ingress = flow.seen.map(|counters| {
-            counters.map(|c| Ingress {
-                packets: c.packets,
-                segments: c.segments,
-                bytes: c.bytes,
-                age_ms: ago(c.first_seen_ns),
-                idle_ms: ago(c.last_seen_ns),
-                tcp_flags: c.tcp_flags,
-            })
-        });
-        Self {
-            protocol: protocol_name(flow.original.protocol),
-            original: flow.original,
-            reply: flow.reply,
-            state: flow.state.clone(),
-            interfaces: interfaces(flow, node),
-            ingress,
-            conntrack: flow.entry.as_ref().map(|entry| Conntrack {
-                id: entry.id,
-                zone: entry.zone,
-                mark: entry.mark,
-                packets: entry.counters.map(|c| c.map(|c| c.packets)),
-                bytes: entry.counters.map(|c| c.map(|c| c.bytes)),
-            }),
-            path: flow.path,
-        }
-    }
-}
-
 impl Writer for Json {
     fn begin(&mut self, out: &mut dyn Write) -> io::Result<()> {
         write!(out, "[")
@@ -161,7 +85,7 @@ impl Writer for Json {
     fn flow(&mut self, out: &mut dyn Write, flow: &Flow, node: &Node) -> io::Result<()> {
         write!(out, "{}", if self.flows == 0 { "\n" } else { ",\n" })?;
         self.flows += 1;
-        serde_json::to_writer(&mut *out, &Record::new(flow, node)).map_err(io::Error::from)
+        serde_json::to_writer(&mut *out, &FlowRecord::new(flow, node)).map_err(io::Error::from)
     }
 
     fn end(&mut self, out: &mut dyn Write) -> io::Result<()> {
@@ -175,7 +99,8 @@ mod tests {
 
     use super::*;
     use crate::core::{
-        connection::TCP,
+        connection::{TCP, Tuple},
+        flow_path::Path,
         model::{IfIndex, IfName},
     };
 

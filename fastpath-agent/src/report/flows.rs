@@ -14,7 +14,10 @@ use crate::{
         flow::{Flow, Node},
         flow_filter::{Filter, Sort},
     },
-    kernel::flows::{self, FlowsError},
+    kernel::{
+        event_socket::SocketError,
+        flows::{self, FlowsError},
+    },
 };
 
 /// Back to the top left corner of a terminal, and clear what is below (ECMA-48 CUP and ED).
@@ -26,6 +29,9 @@ pub enum ShowError {
     /// They can't be read.
     #[error(transparent)]
     Flows(#[from] FlowsError),
+    /// They can't be followed.
+    #[error(transparent)]
+    Follow(#[from] SocketError),
     /// They can't be written.
     #[error("cannot write: {0}")]
     Output(#[from] io::Error),
@@ -33,18 +39,18 @@ pub enum ShowError {
 
 /// Shows flows as `args` ask for.
 pub async fn show(args: &FlowsArgs, out: &mut dyn Write) -> Result<(), ShowError> {
-    let Some(seconds) = args.watch else { return show_once(args, out).await };
+    let Some(seconds) = args.watch else { return show_once(args, out, "").await };
+    let before = if args.output == Output::Text { CLEAR } else { "" };
     loop {
-        if args.output == Output::Text {
-            write!(out, "{CLEAR}")?;
-        }
-        show_once(args, out).await?;
+        show_once(args, out, before).await?;
         tokio::time::sleep(Duration::from_secs(seconds)).await;
     }
 }
 
-async fn show_once(args: &FlowsArgs, out: &mut dyn Write) -> Result<(), ShowError> {
+async fn show_once(args: &FlowsArgs, out: &mut dyn Write, before: &str) -> Result<(), ShowError> {
     let mut out = BufWriter::new(out);
+    // Goes out with the first flows, so that a screen isn't empty while they are looked for.
+    write!(out, "{before}")?;
     let mut writer: Box<dyn Writer> = match args.output {
         Output::Text => Box::new(Table::default()),
         Output::Json => Box::new(Json::default()),
@@ -106,7 +112,7 @@ impl Shown<'_> {
     }
 }
 
-fn filter(args: &FlowsArgs) -> Filter {
+pub(super) fn filter(args: &FlowsArgs) -> Filter {
     Filter {
         networks: args.address.clone(),
         ports: args.port.clone(),

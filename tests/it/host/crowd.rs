@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use fastpath_agent::kernel::{
-    bpf::{FlowEyes as _, Hook, LoadConfig, Programs, load},
+    bpf::{Chatter, FlowEyes as _, Hook, LoadConfig, Programs, load},
     links::Links,
 };
 use fastpath_tests::topology::Topology;
@@ -75,8 +75,9 @@ fn attach(max_flows: u32) -> Programs {
     let links =
         runtime.block_on(async { Links::open().expect("rtnetlink").list().await.expect("the links") });
     let pin_path = Path::new("/sys/fs/bpf/fastpath").to_owned();
-    let mut programs = load(&LoadConfig { pin_path, max_flows, threshold: 0, hook: Hook::Tc })
-        .unwrap_or_else(|e| panic!("{e}"));
+    let mut programs =
+        load(&LoadConfig { pin_path, max_flows, threshold: 0, hook: Hook::Tc, chatter: Chatter::Silent })
+            .unwrap_or_else(|e| panic!("{e}"));
     for link in links.iter().filter(|link| ["c0", "s0"].contains(&link.name.as_str())) {
         programs.attach(link).expect("a program can be attached");
     }

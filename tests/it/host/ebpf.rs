@@ -4,6 +4,7 @@
 mod attach;
 mod bpftool;
 mod bulk;
+mod chatter;
 mod count;
 mod events;
 pub(crate) mod frames;

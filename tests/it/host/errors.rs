@@ -112,6 +112,7 @@ fn help_names_every_environment_variable() {
         "FASTPATH_IGNORE_KNOWN_BUGS",
         "FASTPATH_EBPF",
         "FASTPATH_PIN_PATH",
+        "FASTPATH_RUN_DIR",
         "FASTPATH_TAKEOVER",
         "FASTPATH_ONCE",
         "FASTPATH_CLEANUP_ON_EXIT",

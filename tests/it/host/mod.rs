@@ -5,6 +5,7 @@ mod crowd;
 mod doctor;
 mod ebpf;
 mod errors;
+mod events;
 mod flows;
 mod harness;
 mod nft;

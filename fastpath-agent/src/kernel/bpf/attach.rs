@@ -12,16 +12,18 @@ use std::{
 use aya::{
     Ebpf,
     programs::{
-        LinkOrder, SchedClassifier, TcAttachType,
+        LinkOrder, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions,
         links::{FdLink, Link as _, PinnedLink},
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
     },
 };
-use fastpath_common::{NoXdp, PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_XDP, PROGRAM_XDP_IDLE};
+use fastpath_common::{
+    FlowKey, Mark, NoXdp, PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK, PROGRAM_XDP, PROGRAM_XDP_IDLE, Signal,
+};
 use nix::net::if_::if_indextoname;
 
 use super::{
-    Attachment, BpfError, FlowEyes, Hook, Mechanism, WithoutXdp,
+    Attachment, BpfError, FlowEyes, Hook, Mechanism, ProgramLog, WithoutXdp,
     error::{link_io, pin_io, program_io},
     load::{LINKS, classifier, is_absent, xdp_program},
     maps, sys,
@@ -45,11 +47,17 @@ pub struct Programs {
     hook: Hook,
     /// Whether the kernel may have TCX; false after it has refused once.
     tcx: bool,
+    log: Option<ProgramLog>,
 }
 
 impl Programs {
-    pub(super) fn new(object: Ebpf, pin_path: PathBuf, hook: Hook) -> Self {
-        Self { object, pin_path, hook, tcx: true }
+    pub(super) fn new(object: Ebpf, pin_path: PathBuf, hook: Hook, log: Option<ProgramLog>) -> Self {
+        Self { object, pin_path, hook, tcx: true, log }
+    }
+
+    /// What the programs say; `None` if they say nothing, or somebody has it already.
+    pub fn take_log(&mut self) -> Option<ProgramLog> {
+        self.log.take()
     }
 
     /// Attaches with clsact filters only, as on kernels without TCX.
@@ -105,6 +113,13 @@ impl FlowEyes for Programs {
     fn set_threshold(&mut self, threshold: u32) -> Result<(), BpfError> {
         let config = maps::read_config(&self.pin_path)?;
         maps::write_config(&self.pin_path, fastpath_common::Config { threshold, ..config })
+    }
+
+    fn mark(&mut self, key: &FlowKey, from: Signal, to: Signal) -> Result<bool, BpfError> {
+        let frame = maps::mark_frame(&Mark { key: *key, from: from as u64, to: to as u64 });
+        let program = classifier(&mut self.object, PROGRAM_MARK)?;
+        let run = program.test_run(TestRunOptions { data_in: Some(&frame), ..TestRunOptions::new() });
+        run.map(|run| run.return_value == 1).map_err(|e| BpfError::io("mark a flow", program_io(e)))
     }
 }
 

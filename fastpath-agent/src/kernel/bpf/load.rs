@@ -9,15 +9,18 @@ use aya::{
 };
 use fastpath_common::{
     ABI_VERSION, Config, FlowCounters, FlowKey, HotFlow, MAP_CONFIG, MAP_EVENTS, MAP_FLOWS, MAP_HOT,
-    MAP_NO_XDP, MAP_STATS, NoXdp, PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_XDP, PROGRAM_XDP_IDLE, PacketStats,
-    limits,
+    MAP_NO_XDP, MAP_STATS, NoXdp, PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK, PROGRAM_XDP, PROGRAM_XDP_IDLE,
+    PacketStats, limits,
 };
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::{BpfError, Hook, LoadConfig, Programs, maps};
+use super::{BpfError, Chatter, Hook, LoadConfig, ProgramLog, Programs, maps};
 
 /// What build.rs found; empty if the agent was built without.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fastpath-ebpf.o"));
+
+/// The same programs with code that logs.
+static LOG_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fastpath-ebpf-log.o"));
 
 /// Directory with the pinned TCX and XDP links, below the pin directory.
 pub(super) const LINKS: &str = "links";
@@ -61,9 +64,16 @@ fn load_object(config: &LoadConfig, takes_over: bool) -> Result<Programs, BpfErr
     for map in MAPS {
         loader.map_pin_path(map, config.pin_path.join(map));
     }
-    let mut object = loader.load(OBJECT).map_err(BpfError::object)?;
+    let level = config.chatter.level();
+    let bytes = if config.chatter == Chatter::Silent {
+        OBJECT
+    } else {
+        loader.override_global(aya_log::LEVEL, &level, true);
+        LOG_OBJECT
+    };
+    let mut object = loader.load(bytes).map_err(BpfError::object)?;
     maps::write_config(&config.pin_path, Config { abi_version: ABI_VERSION, threshold: config.threshold })?;
-    for name in [PROGRAM_ETHERNET, PROGRAM_L3] {
+    for name in [PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK] {
         classifier(&mut object, name)?.load().map_err(|e| BpfError::program(name, e))?;
     }
     if config.hook != Hook::Tc
@@ -72,7 +82,8 @@ fn load_object(config: &LoadConfig, takes_over: bool) -> Result<Programs, BpfErr
         tracing::warn!("flows are watched with TC instead of XDP: {error}");
     }
     tracing::info!(pin_path = %config.pin_path.display(), max_flows = config.max_flows, takes_over, "eBPF programs loaded");
-    Ok(Programs::new(object, config.pin_path.clone(), config.hook))
+    let log = if config.chatter == Chatter::Silent { None } else { Some(ProgramLog::new(&mut object)?) };
+    Ok(Programs::new(object, config.pin_path.clone(), config.hook, log))
 }
 
 /// Needs Linux 5.18 (frames larger than a page).

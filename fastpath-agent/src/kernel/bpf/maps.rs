@@ -10,7 +10,7 @@ use std::{
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
 use fastpath_common::{
     ABI_VERSION, Config, FlowCounters, FlowEvent, FlowKey, HotFlow, MAP_CONFIG, MAP_EVENTS, MAP_FLOWS,
-    MAP_HOT, MAP_NO_XDP, MAP_STATS, MatchWords, NoXdp, PacketStats, Tally, limits::HOT_SLOTS,
+    MAP_HOT, MAP_NO_XDP, MAP_STATS, Mark, MatchWords, NoXdp, PacketStats, Tally, limits::HOT_SLOTS,
 };
 
 use super::{BpfError, error::map_io, sys};
@@ -88,7 +88,7 @@ impl Pinned {
                     counters.packets += slot.packets;
                     counters.segments += slot.packets + slot.extra_segments;
                     counters.bytes += slot.bytes;
-                    counters.tcp_flags |= slot.tcp_flags;
+                    counters.flags |= slot.flags;
                 }
                 return Ok(Some(counters));
             }
@@ -125,6 +125,12 @@ impl Pinned {
             }
         }
         Ok(sum)
+    }
+
+    /// Signals that didn't fit the ring of events so far.
+    pub fn events_lost(&self) -> Result<u64, BpfError> {
+        let per_cpu = self.stats.get(&0, 0).map_err(|e| BpfError::map("read the statistics map", e))?;
+        Ok(per_cpu.iter().map(|cpu| cpu.events_lost).sum())
     }
 
     /// What the programs are told.
@@ -270,6 +276,14 @@ impl Events {
     }
 }
 
+/// The packet that the program [`PROGRAM_MARK`](fastpath_common::PROGRAM_MARK) is run with.
+pub(super) fn mark_frame(mark: &Mark) -> [u8; Mark::OFFSET + size_of::<Mark>()] {
+    let mut frame = [0; Mark::OFFSET + size_of::<Mark>()];
+    // SAFETY: there are as many bytes behind the offset; a Mark has no padding (Pod).
+    unsafe { frame.as_mut_ptr().add(Mark::OFFSET).cast::<Mark>().write_unaligned(*mark) };
+    frame
+}
+
 impl AsRawFd for Events {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_fd().as_raw_fd()
@@ -340,7 +354,7 @@ fn no_xdp(pin_path: &Path) -> Result<HashMap<MapData, u32, NoXdp>, BpfError> {
     map.map_err(|e| BpfError::map("open the map of interfaces without XDP", e))
 }
 
-fn pinned(pin_path: &Path, map: &str) -> Result<MapData, BpfError> {
+pub(super) fn pinned(pin_path: &Path, map: &str) -> Result<MapData, BpfError> {
     MapData::from_pin(pin_path.join(map)).map_err(|e| {
         let source = map_io(e);
         if super::load::is_absent(&source) {

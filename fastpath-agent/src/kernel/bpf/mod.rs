@@ -11,14 +11,15 @@ mod event_stream;
 mod load;
 mod maps;
 mod others;
+mod program_log;
+mod sweep;
 mod sys;
 mod tc;
 mod xdp;
 
 use std::{fmt, io, path::PathBuf};
 
-use fastpath_common::NoXdp;
-
+use fastpath_common::{FlowKey, NoXdp, Signal};
 use serde::Serialize;
 
 pub use self::{
@@ -29,6 +30,8 @@ pub use self::{
     load::{load, on_bpffs},
     maps::{Events, Pinned, Reading},
     others::at_ingress,
+    program_log::{Chatter, ProgramLog},
+    sweep::Sweep,
 };
 use crate::core::model::{IfIndex, IfName, Link};
 
@@ -45,6 +48,10 @@ pub trait FlowEyes {
 
     /// Flows are signalled with packet number `threshold + 1` of a direction from now on; 0: never.
     fn set_threshold(&mut self, threshold: u32) -> Result<(), BpfError>;
+
+    /// Changes what is noted of the signal of one direction of a flow, in one instant; false if that wasn't `from`, or
+    /// the direction isn't in the map.
+    fn mark(&mut self, key: &FlowKey, from: Signal, to: Signal) -> Result<bool, BpfError>;
 }
 
 /// How to load the programs.
@@ -58,6 +65,8 @@ pub struct LoadConfig {
     pub threshold: u32,
     /// Where packets are looked at.
     pub hook: Hook,
+    /// How much the programs say about single packets.
+    pub chatter: Chatter,
 }
 
 /// Where in the kernel packets are looked at.

@@ -30,27 +30,37 @@ impl Nft {
     /// not at all. Without our table there is none.
     pub fn slow_paths(&mut self, mut each: impl FnMut(SlowPath)) -> Result<(), NftError> {
         let read = |message: &Message<'_>| element::of(message).filter_map(slow_path).for_each(&mut each);
-        self.get_elements(NLM_F_DUMP, None, read)
+        self.get_elements(OwnSet::SlowPath, NLM_F_DUMP, None, read)
     }
 
     /// What the meter has of the flow with this conntrack id (the bytes of `CTA_ID`); `None` if it has had no packet
     /// on the forward path for a minute.
     pub fn slow_path_of(&mut self, ct_id: u32) -> Result<Option<SlowPath>, NftError> {
         let mut found = None;
-        self.get_elements(NLM_F_ACK, Some(ct_id), |message| {
+        self.get_elements(OwnSet::SlowPath, NLM_F_ACK, Some(ct_id), |message| {
             found = element::of(message).find_map(slow_path);
+        })?;
+        Ok(found)
+    }
+
+    /// Whether the agent has listed the connection with this id for the assist rule.
+    pub fn is_assisted(&mut self, ct_id: u32) -> Result<bool, NftError> {
+        let mut found = false;
+        self.get_elements(OwnSet::Assist, NLM_F_ACK, Some(ct_id), |message| {
+            found |= element::of(message).next().is_some();
         })?;
         Ok(found)
     }
 
     fn get_elements(
         &mut self,
+        set: OwnSet,
         flags: i32,
         key: Option<u32>,
         each: impl FnMut(&Message<'_>),
     ) -> Result<(), NftError> {
         let sequence = self.socket.reserve_sequence(1);
-        let mut request = elements(OwnSet::SlowPath);
+        let mut request = elements(set);
         if let Some(key) = key {
             request = request.push(Element::with_key(&key.to_ne_bytes()));
         }
@@ -59,7 +69,7 @@ impl Nft {
         match self.socket.request(message, each) {
             // No table, no set, or no such element.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-            Err(error) => Err(NftError::new("reading", "the meter", error)),
+            Err(error) => Err(NftError::new("reading", "the elements of a set", error)),
             Ok(_) => Ok(()),
         }
     }

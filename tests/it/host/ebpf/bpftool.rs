@@ -29,7 +29,7 @@ fn dumps_name_every_field() {
     assert_eq!(flow["key"]["src_port"], 4321);
     assert_eq!(flow["key"]["protocol"], 6);
     assert_eq!(flow["key"]["family"], 4);
-    for (field, value) in [("packets", 1), ("segments", 1), ("bytes", 40), ("tcp_flags", 2), ("signal", 0)] {
+    for (field, value) in [("packets", 1), ("segments", 1), ("bytes", 40), ("flags", 2), ("signal", 0)] {
         assert_eq!(flow["value"][field], value, "{field}: {flow:#}");
     }
     for field in ["first_seen_ns", "last_seen_ns", "ifindex"] {

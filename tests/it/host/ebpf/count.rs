@@ -18,7 +18,7 @@ use nix::{
 
 use super::{frames::*, setup::*};
 
-/// What a frame must be counted as: in a flow, with these bytes and TCP flags, or under a reason.
+/// What a frame must be counted as: in a flow, with these bytes and flags, or under a reason.
 enum As {
     Flow(fastpath_common::FlowKey, u64, u64),
     Reason(fn(&mut PacketStats) -> &mut Tally),
@@ -26,6 +26,8 @@ enum As {
 
 use As::{Flow, Reason};
 
+const OPTIONS: u64 = FlowCounters::IPV4_OPTIONS;
+const FRAGMENTS: u64 = FlowCounters::FIRST_FRAGMENT;
 const NOT_IP: As = Reason(|s| &mut s.not_ip);
 const MALFORMED: As = Reason(|s| &mut s.malformed);
 const LATER_FRAGMENT: As = Reason(|s| &mut s.later_fragment);
@@ -62,7 +64,7 @@ fn assert_counted_at(hook: Hook, cases: &[(&str, Vec<u8>, As)]) {
                 let len = if hook == Hook::Tc { untagged_len(frame) } else { frame.len() as u64 };
                 (tally(&mut expected), len)
             }
-            Flow(key, bytes, tcp_flags) => {
+            Flow(key, bytes, flags) => {
                 let flow = flows.entry(key).or_insert_with(|| {
                     expected.flows_entered += 1;
                     FlowCounters::default()
@@ -70,7 +72,7 @@ fn assert_counted_at(hook: Hook, cases: &[(&str, Vec<u8>, As)]) {
                 flow.packets += TIMES;
                 flow.segments += TIMES;
                 flow.bytes += TIMES * bytes;
-                flow.tcp_flags |= tcp_flags;
+                flow.flags |= flags;
                 (&mut expected.counted, bytes)
             }
         };
@@ -133,22 +135,22 @@ fn ipv4_frames() {
         (
             "options",
             ethernet(&[], IPV4, &ipv4(UDP, &[1; 12], 0, &udp(2, 1, 8))),
-            Flow(key4(UDP, 2, 1), 48, 0),
+            Flow(key4(UDP, 2, 1), 48, OPTIONS),
         ),
         (
             "all options",
             ethernet(&[], IPV4, &ipv4(TCP, &[1; 40], 0, &tcp(2, 1, 1, 8))),
-            Flow(key4(TCP, 2, 1), 88, 1),
+            Flow(key4(TCP, 2, 1), 88, 1 | OPTIONS),
         ),
         (
             "first fragment",
             ethernet(&[], IPV4, &ipv4(UDP, &[], 0x2000, &udp(3, 1, 64))),
-            Flow(key4(UDP, 3, 1), 92, 0),
+            Flow(key4(UDP, 3, 1), 92, FRAGMENTS),
         ),
         (
             "short first fragment",
             ethernet(&[], IPV4, &ipv4(TCP, &[], 0x2000, &tcp(3, 1, 2, 0)[..8])),
-            Flow(key4(TCP, 3, 1), 28, 0),
+            Flow(key4(TCP, 3, 1), 28, FRAGMENTS),
         ),
         ("later fragment", ethernet(&[], IPV4, &ipv4(UDP, &[], 0x2009, &[0; 64])), LATER_FRAGMENT),
         ("last fragment", ethernet(&[], IPV4, &ipv4(UDP, &[], 0x0011, &[0; 64])), LATER_FRAGMENT),
@@ -216,17 +218,17 @@ fn ipv6_frames() {
         (
             "first fragment",
             v6(FRAGMENT, &fragment(UDP, 0, true, &udp(6, 1, 64))),
-            Flow(key6(UDP, 6, 1), 120, 0),
+            Flow(key6(UDP, 6, 1), 120, FRAGMENTS),
         ),
         (
             "short first fragment",
             v6(FRAGMENT, &fragment(TCP, 0, true, &tcp(6, 1, 2, 0)[..8])),
-            Flow(key6(TCP, 6, 1), 56, 0),
+            Flow(key6(TCP, 6, 1), 56, FRAGMENTS),
         ),
         (
             "first fragment behind options",
             v6(DESTINATION, &extension(FRAGMENT, 0, &fragment(UDP, 0, true, &udp(7, 1, 64)))),
-            Flow(key6(UDP, 7, 1), 128, 0),
+            Flow(key6(UDP, 7, 1), 128, FRAGMENTS),
         ),
         ("later fragment", v6(FRAGMENT, &fragment(UDP, 9, true, &[0; 64])), LATER_FRAGMENT),
         ("last fragment", v6(FRAGMENT, &fragment(UDP, 17, false, &[0; 5])), LATER_FRAGMENT),
@@ -411,7 +413,7 @@ fn a_hot_flow_on_several_cpus_is_read_exactly_at_any_time() {
             assert_eq!((stats.events_sent, stats.events_lost), (1, 0));
             let flow = pair.flows()[&key];
             assert_eq!((flow.packets, flow.segments, flow.bytes), (2 * EACH, 2 * EACH, 2 * EACH * bytes));
-            assert_eq!(flow.tcp_flags, if protocol == TCP { 0x10 } else { 0 });
+            assert_eq!(flow.flags, if protocol == TCP { 0x10 } else { 0 });
         }
     }
 }

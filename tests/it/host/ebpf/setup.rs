@@ -10,11 +10,12 @@ use std::{
 
 use fastpath_agent::{
     core::model::{IfIndex, IfName, Link, OperState},
-    kernel::bpf::{FlowEyes, Hook, LoadConfig, Mechanism, Pinned, Programs, load},
+    kernel::bpf::{Chatter, FlowEyes, Hook, LoadConfig, Mechanism, Pinned, Programs, load},
 };
 use fastpath_common::{FlowCounters, FlowKey, PacketStats};
 use fastpath_tests::{netns::Netns, wait_until};
 use nix::{
+    errno::Errno,
     ifaddrs::getifaddrs,
     mount::{MntFlags, MsFlags, mount, umount2},
     net::if_::if_nametoindex,
@@ -104,8 +105,14 @@ impl Pair {
 
     /// The same at another place in the kernel.
     pub(crate) fn load_at(&self, hook: Hook, threshold: u32, max_flows: u32) -> Programs {
-        load(&LoadConfig { pin_path: self.bpffs.pin_path(), max_flows, threshold, hook })
-            .unwrap_or_else(|e| panic!("{e}"))
+        load(&LoadConfig {
+            pin_path: self.bpffs.pin_path(),
+            max_flows,
+            threshold,
+            hook,
+            chatter: Chatter::Silent,
+        })
+        .unwrap_or_else(|e| panic!("{e}"))
     }
 
     /// Loads the programs and attaches to `rx0`, just there.
@@ -200,7 +207,13 @@ impl RawSocket {
     }
 
     pub(crate) fn send(&self, frame: &[u8]) {
-        assert_eq!(send(self.0.as_raw_fd(), frame, MsgFlags::empty()).expect("send a frame"), frame.len());
+        loop {
+            match send(self.0.as_raw_fd(), frame, MsgFlags::empty()) {
+                // The other end polls, as veth does with XDP, and hasn't come round to it: the frame was dropped.
+                Err(Errno::ENOBUFS) => std::thread::yield_now(),
+                sent => return assert_eq!(sent.expect("send a frame"), frame.len()),
+            }
+        }
     }
 }
 

@@ -4,7 +4,9 @@ use std::io::{Read, Write};
 
 use fastpath_agent::{
     core::model::Link,
-    kernel::bpf::{FlowEyes, Hook, LoadConfig, Mechanism, Pinned, WithoutXdp, cleanup, inspect, load},
+    kernel::bpf::{
+        Chatter, FlowEyes, Hook, LoadConfig, Mechanism, Pinned, WithoutXdp, cleanup, inspect, load,
+    },
 };
 use fastpath_common::Tally;
 use fastpath_tests::wait_until;
@@ -16,8 +18,13 @@ fn frame() -> Vec<u8> {
     ethernet(&[], IPV4, &ipv4(UDP, &[], 0, &udp(1, 2, 40)))
 }
 
+/// What `ip` says about XDP on `rx0`: the mode, and which program.
 fn attached_to_rx0(pair: &Pair) -> String {
-    pair.node.output("ip", &["link", "show", "dev", "rx0"])
+    let text = pair.node.output("ip", &["link", "show", "dev", "rx0"]);
+    let mut words = text.split_whitespace();
+    let mode = words.find(|word| word.starts_with("xdp")).unwrap_or_default();
+    let program: Vec<_> = words.skip_while(|word| *word != "prog/xdp").take(3).collect();
+    format!("{mode} {}", program.join(" "))
 }
 
 #[test]
@@ -27,8 +34,13 @@ fn an_xdp_program_of_somebody_else_stays() {
             let pair = Pair::new();
             let raw = RawSocket::open(&pair.sender, "tx0");
             let their_pins = Bpffs::mount();
-            let config =
-                LoadConfig { pin_path: their_pins.pin_path(), max_flows: 16, threshold: 0, hook: Hook::Xdp };
+            let config = LoadConfig {
+                pin_path: their_pins.pin_path(),
+                max_flows: 16,
+                threshold: 0,
+                hook: Hook::Xdp,
+                chatter: Chatter::Silent,
+            };
             let mut their_programs = load(&config).unwrap();
             if theirs_by == "a link" {
                 pair.node.run(|| their_programs.attach(&pair.rx0()).unwrap());
