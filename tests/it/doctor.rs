@@ -366,11 +366,13 @@ fn a_kernel_with_a_known_bug() {
 fn nothing_of_the_canary_stays_when_doctor_is_killed() {
     let topology = Topology::routed();
     let node = &topology.node;
-    let canaries = || -> Vec<String> {
+    let canaries = || -> Vec<Pid> {
         let processes = fs::read_dir("/proc").expect("procfs").flatten();
         processes
-            .filter_map(|entry| fs::read_to_string(entry.path().join("cmdline")).ok())
-            .filter(|line| line.contains("\0canary\0"))
+            .filter(|entry| {
+                fs::read_to_string(entry.path().join("cmdline")).is_ok_and(|line| line.contains("\0canary\0"))
+            })
+            .filter_map(|entry| Some(Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)))
             .collect()
     };
     let links = || node.output("ip", &["-o", "link"]);
@@ -381,6 +383,8 @@ fn nothing_of_the_canary_stays_when_doctor_is_killed() {
         let mut doctor = node.spawn(&mut command);
         wait_until("the canary", SOON, || !canaries().is_empty());
         thread::sleep(Duration::from_millis(30));
+        // So that it can't end by itself.
+        kill(canaries()[0], Signal::SIGSTOP).expect("it runs");
         kill(Pid::from_raw(doctor.id() as i32), signal).expect("it runs");
         doctor.wait().expect("wait for doctor");
         wait_until("the end of the canary", SOON, || canaries().is_empty());
