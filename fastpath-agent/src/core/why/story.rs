@@ -307,6 +307,7 @@ pub(super) fn accelerated(facts: &Facts) -> String {
 pub(super) fn hindered(accelerated: Accelerated, obstacle: &Obstacle, facts: &Facts) -> String {
     let probably = if obstacle.certain { "" } else { "probably " };
     let verdict = match accelerated {
+        Accelerated::Partly if facts.slow_moved() == 0 => "accelerated in one direction only".to_owned(),
         Accelerated::Partly => {
             format!(
                 "accelerated in part ({} of {} took the forward path)",
