@@ -205,9 +205,9 @@ fn dropped_before_it_gets_to_the_rule() {
     let topology = Topology::routed();
     let node = &topology.node;
     let _agent = start(&topology, &[]);
-    // As a quota does it: the flow stands, and its packets end here.
+    // As a quota would: the flow stands, and its packets end here.
     node.nft(
-        "table inet quota { chain forward { type filter hook forward priority 0; policy accept;
+        "table inet limited { chain forward { type filter hook forward priority 0; policy accept;
             udp dport 7001 ct packets > 15 drop
         }; }",
     );
