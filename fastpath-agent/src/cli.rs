@@ -95,6 +95,9 @@ The ruleset is compared with what the flags of the running agent want; where non
     /// The canary itself; `doctor` starts it
     #[command(hide = true, name = "canary")]
     Canary(RuleArgs),
+    /// Have offloaded flows pass the filters again, after changes that the kernel doesn't announce: iptables-legacy, ipset,
+    /// tc. The agent doesn't have to run; changes made with nft and iptables-nft it follows by itself
+    Revalidate,
     /// Remove the table, the eBPF programs and the pinned maps that the agent made, and nothing else
     Cleanup(CleanupArgs),
 }
@@ -132,6 +135,9 @@ pub struct RuleArgs {
     /// Let network cards forward offloaded flows themselves, if all managed interfaces can
     #[arg(long, value_name = "MODE", default_value = "off", env = "FASTPATH_HW_OFFLOAD")]
     pub hw_offload: HwOffload,
+    /// Offload also on a kernel that is known to lose packets of offloaded flows (docs/kernels.md)
+    #[arg(long, env = "FASTPATH_IGNORE_KNOWN_BUGS", value_parser = BoolishValueParser::new())]
+    pub ignore_known_bugs: bool,
 }
 
 /// Flags of the agent itself.
@@ -165,6 +171,13 @@ pub struct RunArgs {
     /// Replace a table named kindnet-fastpath that this agent did not make
     #[arg(long, env = "FASTPATH_TAKEOVER", value_parser = BoolishValueParser::new())]
     pub takeover: bool,
+    /// Have the kernel judge offloaded flows anew when somebody changes the ruleset so that it may concern them: they pass
+    /// the filters again for a packet or two
+    #[arg(long, value_name = "MODE", default_value = "on", env = "FASTPATH_REVALIDATE")]
+    pub revalidate: OnOff,
+    /// Least time from one such revalidation to the next (as in 500ms or 2s); the first change is answered at once
+    #[arg(long, value_name = "TIME", default_value = "1s", env = "FASTPATH_REVALIDATE_INTERVAL")]
+    pub revalidate_interval: String,
     /// Install the ruleset, verify it and exit
     #[arg(long, env = "FASTPATH_ONCE", value_parser = BoolishValueParser::new())]
     pub once: bool,
@@ -315,6 +328,15 @@ pub enum Output {
     Text,
     /// For programs
     Json,
+}
+
+/// Something that can be switched off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnOff {
+    /// Do it
+    On,
+    /// Don't
+    Off,
 }
 
 /// Modes of `--hw-offload`.

@@ -5,8 +5,13 @@ use std::path::PathBuf;
 use fastpath_common::limits::{MAX_FLOWS, MIN_FLOWS};
 
 use crate::{
-    cli::{EbpfMode, HwOffload, RuleArgs, RunArgs},
-    core::{desired::Policy, diff::ForeignTable, select::Selection},
+    cli::{EbpfMode, HwOffload, OnOff, RuleArgs, RunArgs},
+    core::{
+        desired::Policy,
+        diff::ForeignTable,
+        known_bugs::{KernelNames, KnownBug, forbids_offload},
+        select::Selection,
+    },
 };
 
 /// What the agent runs with.
@@ -26,6 +31,10 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// What to do about somebody else's table of our name.
     pub foreign: ForeignTable,
+    /// Whether offloaded flows are judged anew after changes of the ruleset.
+    pub revalidate: OnOff,
+    /// Least time in ms from one such revalidation to the next.
+    pub revalidate_interval_ms: u64,
     /// Stop after the first verified reconcile.
     pub once: bool,
     /// Remove everything at exit.
@@ -45,6 +54,8 @@ pub struct Rules {
     pub hw_offload: HwOffload,
     /// Which interfaces.
     pub selection: Selection,
+    /// Offload whatever is known of the kernel.
+    pub ignore_known_bugs: bool,
 }
 
 /// A flag with a value that it can't have.
@@ -57,6 +68,16 @@ pub struct BadValue {
 }
 
 impl Rules {
+    /// Switches offloading off if this kernel is known to lose packets of offloaded flows; then with which bug.
+    pub fn heed(&mut self, kernel: &KernelNames<'_>) -> Option<&'static KnownBug> {
+        if self.ignore_known_bugs || self.threshold == 0 {
+            return None;
+        }
+        let bug = forbids_offload(kernel, !self.selection.takes_all())?;
+        self.threshold = 0;
+        Some(bug)
+    }
+
     /// The policy for a kernel whose flowtables can (`counter`) or can't count, with (`spare_ipsec`) or without IPsec.
     pub fn policy(&self, counter: bool, spare_ipsec: bool) -> Policy {
         Policy {
@@ -99,6 +120,7 @@ impl TryFrom<&RuleArgs> for Rules {
                 "a priority in the forward hook, from -2147483648 to 2147483647",
             )?,
             hw_offload: args.hw_offload,
+            ignore_known_bugs: args.ignore_known_bugs,
             selection: Selection::new(&args.interfaces, &args.exclude_interfaces).map_err(|e| BadValue {
                 flag: "interfaces",
                 value: args.interfaces.join(","),
@@ -133,11 +155,25 @@ impl Config {
             pin_path: args.pin_path.clone(),
             run_dir: args.run_dir.clone(),
             foreign: if args.takeover { ForeignTable::TakeOver } else { ForeignTable::Refuse },
+            revalidate: args.revalidate,
+            revalidate_interval_ms: interval_ms("revalidate-interval", &args.revalidate_interval)?,
             once: args.once,
             cleanup_on_exit: args.cleanup_on_exit,
             verbosity: number("v", &args.v, "a number from 0 to 255")?,
         })
     }
+}
+
+/// A time from 100 ms to an hour.
+fn interval_ms(flag: &'static str, value: &str) -> Result<u64, BadValue> {
+    let parsed = humantime::parse_duration(value.trim()).ok().map(|time| time.as_millis());
+    parsed.and_then(|ms| u64::try_from(ms).ok()).filter(|ms| (100..=3_600_000).contains(ms)).ok_or_else(
+        || BadValue {
+            flag,
+            value: value.to_owned(),
+            allowed: "it takes a time from 100ms to 1h, with its unit, as 500ms or 2s".to_owned(),
+        },
+    )
 }
 
 fn number<T: std::str::FromStr>(flag: &'static str, value: &str, allowed: &str) -> Result<T, BadValue> {
@@ -172,6 +208,7 @@ mod tests {
         assert_eq!((config.rules.threshold, config.rules.chain_priority), (20, 300));
         assert_eq!(config.node, "node-1");
         assert_eq!(config.foreign, ForeignTable::Refuse);
+        assert_eq!((config.revalidate, config.revalidate_interval_ms), (OnOff::On, 1000));
         assert_eq!(config.max_flows, fastpath_common::limits::DEFAULT_MAX_FLOWS);
     }
 
@@ -185,6 +222,8 @@ mod tests {
             (["--interfaces=eth["], ["--interfaces", "'eth['", "eth*"]),
             (["--exclude-interfaces=a,{"], ["--exclude-interfaces", "'{'", "eth*"]),
             (["--v=loud"], ["--v", "'loud'", "0 to 255"]),
+            (["--revalidate-interval=1"], ["--revalidate-interval", "'1'", "500ms"]),
+            (["--revalidate-interval=10ms"], ["--revalidate-interval", "'10ms'", "100ms to 1h"]),
             (["--pin-path=maps"], ["--pin-path", "'maps'", "absolute"]),
             (["--max-flows=1023"], ["--max-flows", "'1023'", "1024 to 4194304"]),
             (["--max-flows=4194305"], ["--max-flows", "'4194305'", "1024 to 4194304"]),
@@ -194,6 +233,24 @@ mod tests {
             for word in words {
                 assert!(error.contains(word), "{error:?} lacks {word:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_known_bug_switches_offloading_off_unless_it_is_ignored() {
+        let release = "5.15.40";
+        let kernel = KernelNames { release, ..KernelNames::default() };
+        for (args, bug, threshold) in [
+            (&[][..], Some("stale-route"), 0),
+            (&["--ignore-known-bugs"], None, 20),
+            (&["--fastpath-threshold=0"], None, 0),
+        ] {
+            let mut rules = config(args).unwrap().rules;
+            assert_eq!(
+                (rules.heed(&kernel).map(|bug| bug.name), rules.threshold),
+                (bug, threshold),
+                "{args:?}"
+            );
         }
     }
 

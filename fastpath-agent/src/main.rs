@@ -50,6 +50,7 @@ fn main() -> ExitCode {
             Err(error) => Err(error),
         },
         Some(Command::Canary(args)) => canary(&args),
+        Some(Command::Revalidate) => revalidate(),
         Some(Command::Cleanup(args)) => cleanup(&args),
     };
     match result {
@@ -159,6 +160,10 @@ fn canary(args: &RuleArgs) -> anyhow::Result<()> {
         }
     }))?;
     outcome
+}
+
+fn revalidate() -> anyhow::Result<()> {
+    print(&daemon::revalidate::by_hand()?.to_string())
 }
 
 fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {

@@ -11,11 +11,11 @@ use fastpath_tests::{
 use serde_json::Value;
 
 /// A flow younger than this may be called crossed, not stalled.
-const NO_LONGER_JUST_CROSSED: Duration = Duration::from_millis(1_100);
+pub(crate) const NO_LONGER_JUST_CROSSED: Duration = Duration::from_millis(1_100);
 
 /// All that `flows` with these flags says.
 #[track_caller]
-fn flows(node: &Netns, flags: &[&str]) -> Vec<Value> {
+pub(crate) fn flows(node: &Netns, flags: &[&str]) -> Vec<Value> {
     let text = agent::output(node, &[&["flows", "-o", "json"], flags].concat());
     let flows: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"));
     flows.as_array().expect("a list").clone()
@@ -23,7 +23,7 @@ fn flows(node: &Netns, flags: &[&str]) -> Vec<Value> {
 
 /// The one flow to this port.
 #[track_caller]
-fn flow(node: &Netns, port: u16) -> Value {
+pub(crate) fn flow(node: &Netns, port: u16) -> Value {
     let found = flows(node, &[&format!("--port={port}")]);
     assert_eq!(found.len(), 1, "{found:#?}");
     found[0].clone()

@@ -3,8 +3,11 @@
 //! Tests below `host::` need no flowtable and also run on the developer's kernel; all others run in the test guest.
 //! Every test is run by itself, as root: `it --exact NAME --nocapture --test-threads=1`.
 
+mod crossings;
+mod doctor;
 mod ebpf;
 mod errors;
+mod flow_path;
 mod flows;
 mod foreign;
 mod host;
@@ -12,6 +15,7 @@ mod interfaces;
 mod mtu;
 mod offload_chain;
 mod overrun;
+mod policy;
 mod policy_empty;
 mod reference;
 mod repair;
@@ -19,7 +23,9 @@ mod report;
 mod restart;
 mod ruleset;
 mod scale;
+mod stalled;
 mod threshold;
+mod top;
 mod topologies;
 mod traffic;
 mod why;

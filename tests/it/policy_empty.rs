@@ -11,7 +11,7 @@ use std::{
 use fastpath_agent::{
     core::{
         empty::empty,
-        model::{CHAIN, IfIndex, IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN},
+        model::{IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN},
         observed::Observed,
         plan::Op,
         rule::Rule,
@@ -58,7 +58,7 @@ fn mapping(topology: &Topology, port: u16) -> Vec<String> {
 #[track_caller]
 fn flows_leave_and_come_back(nat: Nat) {
     let topology = Topology::build(Layout { nat, ..Layout::default() });
-    let _agent = Agent::start(&topology.node, &[]);
+    let _agent = Agent::start(&topology.node, &["--revalidate=off"]);
     let cases = [
         (Proto::Tcp, Family::V4, 7001),
         (Proto::Udp, Family::V4, 7002),
@@ -141,7 +141,7 @@ fn numbered_stream(topology: &Topology, port: u16, stop: &AtomicBool) -> (u64, u
 #[test]
 fn streams_lose_nothing_and_keep_their_order_while_it_is_emptied_again_and_again() {
     let topology = Topology::build(Layout { nat: Nat::Masquerade, ..Layout::default() });
-    let _agent = Agent::start(&topology.node, &[]);
+    let _agent = Agent::start(&topology.node, &["--revalidate=off"]);
     let stop = AtomicBool::new(false);
     let (counts, transferred, emptied) = thread::scope(|scope| {
         let stream = scope.spawn(|| numbered_stream(&topology, 7001, &stop));
@@ -180,7 +180,7 @@ fn streams_lose_nothing_and_keep_their_order_while_it_is_emptied_again_and_again
 #[test]
 fn a_transaction_that_fails_changes_nothing() {
     let topology = Topology::routed();
-    let _agent = Agent::start(&topology.node, &[]);
+    let _agent = Agent::start(&topology.node, &["--revalidate=off"]);
     let mut flow = topology.open(Proto::Tcp, Family::V4, 7001);
     topology.assert_becomes_accelerated(&mut flow);
     let before = (table::listing(&topology.node), topology.forwarded(7001));
@@ -211,20 +211,19 @@ fn a_thousand_devices_do_not_make_it_slow_and_nobody_loses_announcements() {
             let mut install = vec![
                 Op::AddTable,
                 Op::AddFlowtable { priority: 0, counter: true, hw_offload: false },
-                Op::AddSet(OwnSet::Devices),
-                Op::AddIndices(vec![IfIndex(1)]),
-                Op::AddBaseChain { priority: 300 },
+                Op::AddSet(OwnSet::SlowPath),
                 Op::AddOffloadChain,
-                Op::AddRule { chain: OFFLOAD_CHAIN, exprs: Rule::Offload.exprs() },
-                Op::AddRule { chain: CHAIN, exprs: Rule::Threshold { threshold: 20 }.exprs() },
             ];
+            for rule in [Rule::OnlyEstablished, Rule::Offload, Rule::Meter] {
+                install.push(Op::AddRule { chain: OFFLOAD_CHAIN, exprs: rule.exprs() });
+            }
             install.extend(names.chunks(MAX_DEVICES_PER_MESSAGE).map(|c| Op::AddDevices(c.to_vec())));
             let generation = nft.observe().expect("observe").generation;
             nft.commit(&install, generation).expect("commit");
 
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
             let _inside = runtime.enter();
-            let mut monitor = Monitor::open().expect("listen");
+            let mut monitor = Monitor::open(&nft).expect("listen");
             let mut took = [Duration::ZERO; 5];
             for took in &mut took {
                 let (before, ops) = plan(&mut nft);

@@ -199,6 +199,14 @@ impl Agent {
             .sum();
         Duration::from_millis(ticks * 10)
     }
+
+    /// How often it went to sleep so far, which is how often it was woken.
+    pub fn wake_ups(&self) -> u64 {
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("the agent runs");
+        let switches = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        switches.expect("proc(5)").trim().parse().expect("a number")
+    }
 }
 
 impl Agent {

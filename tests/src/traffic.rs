@@ -179,6 +179,22 @@ impl Flow {
         self.payload = bytes;
     }
 
+    /// Sets how long a packet may take before it counts as lost.
+    pub fn set_patience(&mut self, limit: Duration) {
+        match &self.ends {
+            Ends::Udp { client, server } => {
+                for socket in [client, server] {
+                    socket.set_read_timeout(Some(limit)).expect("time limit");
+                }
+            }
+            Ends::Tcp { client, server } => {
+                for socket in [client, server] {
+                    socket.set_read_timeout(Some(limit)).expect("time limit");
+                }
+            }
+        }
+    }
+
     /// Sends `count` requests, each answered before the next; says how many were intact both ways.
     /// Ends early when three are lost, or the connection breaks.
     pub fn rounds(&mut self, count: usize) -> usize {

@@ -39,6 +39,11 @@ pub(crate) fn for_demonstration() -> Result<Binaries> {
     complete(cargo("guest", &["-p", "fastpath-agent", "-p", "fastpath-tests", "--bins"])?, &["demo"])
 }
 
+/// The agent, the guest's PID 1 and the benchmark's programs.
+pub(crate) fn for_benchmark() -> Result<Binaries> {
+    complete(cargo("guest", &["-p", "fastpath-agent", "-p", "fastpath-tests", "--bins"])?, &["bench"])
+}
+
 /// The agent and everything of the package `fastpath-tests`: also the test binary `it`.
 pub(crate) fn for_tests() -> Result<Binaries> {
     let what = ["-p", "fastpath-agent", "-p", "fastpath-tests", "--bins", "--test", "it"];

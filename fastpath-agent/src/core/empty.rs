@@ -10,7 +10,7 @@ use super::{
     diff::chunks,
     expr::Expr,
     model::{CHAIN, FLOWTABLE, IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN, TABLE},
-    observed::{ObservedRule, ObservedTable, Owner},
+    observed::{ObservedChain, ObservedRule, ObservedTable, Owner},
     plan::Op,
 };
 
@@ -26,6 +26,13 @@ pub enum Obstacle {
     /// Nobody else's rule is deleted for it.
     #[error("a rule that somebody else put into table inet {TABLE} refers to {FLOWTABLE}: delete that rule")]
     InUse,
+}
+
+/// Flows that our rules have offered to the flowtable so far; `None` where one of them doesn't count. The flowtable is
+/// empty for certain if this is as it was when it was emptied.
+pub fn offers(table: &ObservedTable) -> Option<u64> {
+    let rules = table.chains.iter().flat_map(|chain| &chain.rules);
+    rules.filter(|rule| refers(&rule.exprs)).map(|rule| Some(rule.counter?.packets)).sum()
 }
 
 /// The operations that empty the flowtable of our table; none where there is no flowtable.
@@ -59,24 +66,25 @@ fn remove_most(devices: &BTreeSet<IfName>) -> impl Iterator<Item = Op> {
 
 /// Deletes our rules from the first that refers to the flowtable on, and appends them again, so that they stay in order.
 fn rules(table: &ObservedTable) -> Result<(Vec<Op>, Vec<Op>), Obstacle> {
-    let refers = |exprs: &[Expr]| {
-        exprs.iter().any(|e| matches!(e, Expr::FlowAdd { flowtable } if flowtable == FLOWTABLE))
-    };
-    let all = || table.chains.iter().flat_map(|chain| &chain.rules);
-    if all().any(|rule| rule.owner == Owner::Foreign && refers(&rule.exprs)) {
-        return Err(Obstacle::InUse);
-    }
     let (mut delete, mut add) = (Vec::new(), Vec::new());
-    for (chain, observed) in
-        [CHAIN, OFFLOAD_CHAIN].into_iter().filter_map(|name| Some((name, table.chain(name)?)))
-    {
-        let from_there_on = observed.rules.iter().skip_while(|rule| !refers(&rule.exprs));
-        for rule in from_there_on.filter(|rule| rule.owner == Owner::Ours) {
+    for ObservedChain { name, rules, .. } in &table.chains {
+        let ours = [CHAIN, OFFLOAD_CHAIN].into_iter().find(|chain| chain == name);
+        let in_the_way = |rule: &&ObservedRule| ours.is_none() || rule.owner == Owner::Foreign;
+        if rules.iter().filter(in_the_way).any(|rule| refers(&rule.exprs)) {
+            return Err(Obstacle::InUse);
+        }
+        let Some(chain) = ours else { continue };
+        let behind = rules.iter().skip_while(|rule| !refers(&rule.exprs));
+        for rule in behind.filter(|rule| rule.owner == Owner::Ours) {
             delete.push(Op::DeleteRule { chain, handle: rule.handle });
             add.push(Op::AddRule { chain, exprs: counting_on(rule) });
         }
     }
     Ok((delete, add))
+}
+
+fn refers(exprs: &[Expr]) -> bool {
+    exprs.iter().any(|e| matches!(e, Expr::FlowAdd { flowtable } if flowtable == FLOWTABLE))
 }
 
 /// The rule's instructions with the value of its counter (a packet that it counts in the meantime is lost to it).
@@ -123,14 +131,17 @@ mod tests {
         let observed = kernel.observe().unwrap();
         let Decision::Apply(ops) = diff::diff(&want, &observed, ForeignTable::Refuse) else { panic!("ours") };
         kernel.commit(&ops, observed.generation).unwrap();
-        let counters = offload_rules(&mut kernel).iter_mut().filter_map(|rule| rule.counter.as_mut());
-        counters.for_each(|counter| *counter = Counter { packets: 7, bytes: 100 });
+        let rules = rules(&mut kernel);
+        rules[OFFLOADS].counter = Some(Counter { packets: 7, bytes: 100 });
         kernel
     }
 
-    fn offload_rules(kernel: &mut FakeRuleset) -> &mut Vec<ObservedRule> {
-        let chains = kernel.table.iter_mut().flat_map(|table| &mut table.chains);
-        &mut chains.into_iter().find(|chain| chain.name == OFFLOAD_CHAIN).unwrap().rules
+    /// Place of the rule that refers to the flowtable.
+    const OFFLOADS: usize = 1;
+
+    fn rules(kernel: &mut FakeRuleset) -> &mut Vec<ObservedRule> {
+        let chains = &mut kernel.table.as_mut().unwrap().chains;
+        &mut chains.iter_mut().find(|chain| chain.name == OFFLOAD_CHAIN).unwrap().rules
     }
 
     fn ops(kernel: &FakeRuleset) -> Vec<Op> {
@@ -157,6 +168,7 @@ mod tests {
             let generation = kernel.observe().unwrap().generation;
             kernel.commit(&ops, generation).unwrap_or_else(|error| panic!("{devices} devices: {error}"));
             assert_eq!(without_handles(&kernel), before, "{devices} devices");
+            assert_eq!(offers(kernel.table.as_ref().unwrap()), Some(7));
         }
     }
 
@@ -166,17 +178,20 @@ mod tests {
         kernel.table.as_mut().unwrap().chains.clear();
         kernel.table.as_mut().unwrap().flowtables.clear();
         assert_eq!(ops(&kernel), []);
+        assert_eq!(offers(kernel.table.as_ref().unwrap()), Some(0));
     }
 
     #[test]
     fn rules_that_do_not_refer_to_it_stay_unless_they_come_after() {
         let mut kernel = kernel(2);
-        let rule = |owner, expr: Expr| ObservedRule { handle: 99, owner, exprs: vec![expr], counter: None };
-        let rules = offload_rules(&mut kernel);
-        let delete = |rule: &ObservedRule| Op::DeleteRule { chain: OFFLOAD_CHAIN, handle: rule.handle };
-        let handles: Vec<Op> = rules[1..].iter().map(delete).collect();
-        rules.insert(2, rule(Owner::Foreign, Expr::Counter));
-        assert_eq!(ops(&kernel)[..2], handles);
+        let foreign =
+            ObservedRule { handle: 99, owner: Owner::Foreign, exprs: vec![Expr::Counter], counter: None };
+        let rules = rules(&mut kernel);
+        let chain = OFFLOAD_CHAIN;
+        let behind = rules[OFFLOADS..].iter().map(|r| Op::DeleteRule { chain, handle: r.handle });
+        let behind: Vec<Op> = behind.collect();
+        rules.insert(OFFLOADS + 1, foreign);
+        assert_eq!(ops(&kernel)[..2], behind);
         assert!(matches!(ops(&kernel)[2], Op::DeleteFlowtable), "{:?}", ops(&kernel));
     }
 
@@ -186,7 +201,7 @@ mod tests {
         unreadable.table.as_mut().unwrap().flowtables[0].devices = None;
         assert_eq!(empty(unreadable.table.as_ref().unwrap()), Err(Obstacle::Unreadable));
         let mut in_use = kernel(2);
-        offload_rules(&mut in_use)[1].owner = Owner::Foreign;
+        rules(&mut in_use)[OFFLOADS].owner = Owner::Foreign;
         assert_eq!(empty(in_use.table.as_ref().unwrap()), Err(Obstacle::InUse));
     }
 }

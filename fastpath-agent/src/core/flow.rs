@@ -88,6 +88,8 @@ pub enum Cause {
 pub struct Node {
     /// Packets after which the rule offloads; `None` if there is no such rule.
     pub threshold: Option<u32>,
+    /// Whether a rule meters packets that could be offloaded and are on the forward path all the same.
+    pub metered: bool,
     /// Interfaces in the flowtable.
     pub managed: BTreeSet<IfIndex>,
     /// Names of all interfaces.

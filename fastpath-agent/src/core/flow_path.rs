@@ -6,7 +6,7 @@
 use fastpath_common::FlowCounters;
 use serde::{Deserialize, Serialize};
 
-use super::flow::Node;
+use super::{flow::Node, model::IfIndex};
 
 /// Packets that may be on the forward path when a flow is offloaded, without meaning anything.
 const STRAYS: u64 = 2;
@@ -76,6 +76,8 @@ impl Path {
             }
             // It has had no packet since it was offloaded.
             _ if bypassed == 0 => None,
+            // What comes in elsewhere is turned away before the meter.
+            _ if seen.iter().flatten().any(|c| !node.managed.contains(&IfIndex(c.ifindex))) => None,
             _ => Some(true),
         };
         Self { accelerated, bypassed: Some(bypassed), metered: Some(slow) }
@@ -90,11 +92,15 @@ mod tests {
     const AT: u64 = 1000 * TICK;
 
     fn node() -> Node {
-        Node { threshold: Some(20), tick_ns: TICK, ..Node::default() }
+        Node { threshold: Some(20), tick_ns: TICK, managed: [IfIndex(2)].into(), ..Node::default() }
     }
 
     fn seen(packets: u64, last_seen_ns: u64) -> Option<FlowCounters> {
-        Some(FlowCounters { packets, last_seen_ns, ..FlowCounters::default() })
+        Some(FlowCounters { packets, last_seen_ns, ifindex: 2, ..FlowCounters::default() })
+    }
+
+    fn elsewhere(seen: Option<FlowCounters>) -> Option<FlowCounters> {
+        seen.map(|c| FlowCounters { ifindex: 3, ..c })
     }
 
     fn metered(packets: u64, at: u64) -> Metered {
@@ -116,6 +122,7 @@ mod tests {
             ("no packet since the crossing", [seen(11, AT), seen(10, AT)], Metered::Nothing, None),
             ("not counted", [None; 2], Metered::Nothing, None),
             ("no meter", both(AT, AT), Metered::Unknown, None),
+            ("not before the meter", both(AT, AT).map(elsewhere), Metered::Nothing, None),
         ];
         for (name, seen, metered, expected) in cases {
             assert_eq!(Path::measure(&seen, &metered, &node()).accelerated, expected, "{name}");

@@ -45,6 +45,7 @@ fn seen(ifindex: u32) -> Option<FlowCounters> {
 fn node() -> Node {
     Node {
         threshold: Some(20),
+        metered: true,
         managed: [IfIndex(2), IfIndex(3)].into(),
         names: [(IfIndex(9), IfName::new("wan").unwrap())].into(),
         addresses: ["10.1.0.1".parse().unwrap(), "198.51.100.1".parse().unwrap()].into(),

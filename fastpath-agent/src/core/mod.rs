@@ -20,6 +20,7 @@ pub mod observed;
 pub mod pace;
 pub mod plan;
 pub mod rates;
+pub mod revalidate;
 pub mod rule;
 pub mod select;
 pub mod sets;

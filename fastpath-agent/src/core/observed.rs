@@ -156,6 +156,13 @@ impl ObservedTable {
         })
     }
 
+    /// Whether packets that could be offloaded and are on the forward path all the same are metered.
+    pub fn metered(&self) -> bool {
+        let is_meter = |rule: &ObservedRule| Rule::recognise(&rule.exprs) == Some(Rule::Meter);
+        self.set(OwnSet::SlowPath).is_some()
+            && self.chain(OFFLOAD_CHAIN).is_some_and(|chain| chain.rules.iter().any(is_meter))
+    }
+
     /// The counter of offloads: packets that moved their flow to the flowtable.
     pub fn offloads(&self) -> Option<Counter> {
         let is_offload = |rule: &&ObservedRule| Rule::recognise(&rule.exprs) == Some(Rule::Offload);

@@ -21,6 +21,7 @@ use crate::{
     },
     kernel::{
         bpf, event_socket,
+        facts::KernelName,
         links::{LinkError, Links},
         memory,
         nft::{CommitError, Event, Monitor, Nft, NftError},
@@ -32,11 +33,13 @@ pub mod cleanup;
 pub mod crossings;
 pub mod readers;
 pub mod reconcile;
+pub mod revalidate;
 pub mod watch;
 
 use cleanup::TableCleanup;
 use crossings::Crossings;
 use reconcile::{Reconciler, Standing};
+use revalidate::Revalidation;
 use watch::Watch;
 
 /// Why the agent can't go on.
@@ -93,12 +96,21 @@ pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
                 }
                 agent.reconcile(trigger)?;
             }
+            () = at(agent.started, agent.offload.as_ref().and_then(|o| o.revalidation.due())) => agent.revalidate()?,
             event = agent.links_source.next() => agent.link_event(event?).await?,
-            event = Offload::next(&mut agent.offload) => agent.ruleset_event(event?),
+            event = Offload::next(&mut agent.offload) => agent.ruleset_event(event?)?,
             () = Crossings::ready(&mut agent.crossings) => agent.follow_crossings().await?,
         }
     }
     if agent.config.cleanup_on_exit { agent.cleanup() } else { Ok(()) }
+}
+
+/// Waits until so many milliseconds after the start; without them for ever.
+async fn at(started: Instant, due_ms: Option<u64>) {
+    match due_ms {
+        Some(due) => sleep_until((started + Duration::from_millis(due)).into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// SIGTERM or SIGINT.
@@ -123,6 +135,7 @@ impl Stop {
 /// The half that concerns the ruleset.
 struct Offload {
     monitor: Monitor,
+    revalidation: Revalidation,
     reconciler: Reconciler<Nft>,
 }
 
@@ -133,10 +146,22 @@ impl Offload {
             warn!("nothing is offloaded, flows are only watched: {reason}");
             return Ok(None);
         }
-        let monitor = Monitor::open()?;
-        let policy =
-            config.rules.policy(kernel.flowtable_counter.is_supported(), kernel.rt_ipsec.is_supported());
-        Ok(Some(Self { monitor, reconciler: Reconciler::new(Nft::open()?, policy, config.foreign) }))
+        let mut nft = Nft::open()?;
+        let monitor = Monitor::open(&nft)?;
+        let revalidation = Revalidation::start(config, &mut nft);
+        let mut rules = config.rules.clone();
+        if let Some(bug) = rules.heed(&KernelName::read().names()) {
+            warn!(
+                kernel = kernel.release,
+                bug = bug.name,
+                "offloading is switched off, flows are only watched, since this kernel is known for a bug: {}. Use one with \
+                 the fix (Linux {}), or start the agent with --ignore-known-bugs",
+                bug.what,
+                bug.fixed_in
+            );
+        }
+        let policy = rules.policy(kernel.flowtable_counter.is_supported(), kernel.rt_ipsec.is_supported());
+        Ok(Some(Self { monitor, revalidation, reconciler: Reconciler::new(nft, policy, config.foreign) }))
     }
 
     /// The next change of the ruleset; never where there is none to follow.
@@ -246,15 +271,38 @@ impl Agent {
         Ok(())
     }
 
-    fn ruleset_event(&mut self, event: Event) {
+    fn ruleset_event(&mut self, event: Event) -> Result<(), DaemonError> {
+        let now = self.now();
+        let Some(offload) = &mut self.offload else { return Ok(()) };
+        let touched = match &event {
+            Event::Overrun => offload.revalidation.lost(&mut offload.monitor)?,
+            Event::Generation { .. } => offload.revalidation.touched(&mut offload.monitor)?,
+        };
+        if touched.forwarding {
+            debug!(?event, "a change that may concern offloaded flows");
+            offload.revalidation.changed(now);
+        }
         match event {
             Event::Overrun => self.overrun("ruleset"),
-            Event::Generation { generation, .. } => {
-                if self.offload.as_mut().is_some_and(|o| o.reconciler.committed(generation)) {
-                    self.pace.trigger(Trigger::Ruleset, self.now());
+            Event::Generation { generation, .. } if touched.ours => {
+                if offload.reconciler.committed(generation) {
+                    self.pace.trigger(Trigger::Ruleset, now);
                 }
             }
+            Event::Generation { generation, .. } => offload.reconciler.passed(generation),
         }
+        Ok(())
+    }
+
+    /// Has the kernel judge offloaded flows anew.
+    fn revalidate(&mut self) -> Result<(), DaemonError> {
+        let now = self.now();
+        if let Some(offload) = &mut self.offload {
+            let result = offload.reconciler.empty();
+            debug!(?result, "revalidated offloaded flows");
+            offload.revalidation.ran(result, now)?;
+        }
+        Ok(())
     }
 
     fn overrun(&mut self, source: &'static str) {

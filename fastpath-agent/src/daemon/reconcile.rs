@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, io};
 
 use tracing::{debug, info, warn};
 
+use super::revalidate::{self, Emptied, EmptyError};
 use crate::{
     core::{
         desired::{self, Desired, Policy},
@@ -64,6 +65,8 @@ pub struct Reconciler<R> {
     failure: Option<String>,
     /// What others have put into our table, as last reported.
     foreign_objects: Vec<String>,
+    /// Offers to the flowtable when it was last emptied, as long as the rules that count them stand.
+    offers_when_emptied: Option<u64>,
 }
 
 impl<R: Ruleset> Reconciler<R> {
@@ -80,6 +83,7 @@ impl<R: Ruleset> Reconciler<R> {
             standing: None,
             failure: None,
             foreign_objects: Vec::new(),
+            offers_when_emptied: None,
         }
     }
 
@@ -112,14 +116,37 @@ impl<R: Ruleset> Reconciler<R> {
             || self.cache.as_ref().is_some_and(|cache| cache.generation.is_after(generation));
         if !known {
             self.cache = None;
+            self.offers_when_emptied = None;
         }
         !known
+    }
+
+    /// A transaction was committed that didn't concern our table.
+    pub fn passed(&mut self, generation: Generation) {
+        if let Some(cache) = &mut self.cache
+            && cache.generation.next() == generation
+        {
+            cache.generation = generation;
+        }
+    }
+
+    /// Empties the flowtable, unless no flow has entered it since it was last emptied.
+    pub fn empty(&mut self) -> Result<Emptied, EmptyError> {
+        let emptied = revalidate::empty_flowtable(&mut self.ruleset, self.offers_when_emptied)?;
+        if let Emptied::Done { offers, before } = emptied {
+            self.own = Some(before.next());
+            self.offers_when_emptied = offers;
+            // The rules have new handles.
+            self.cache = None;
+        }
+        Ok(emptied)
     }
 
     /// Drops what is known of the kernel's ruleset and of refused interfaces: the next reconcile begins afresh.
     pub fn distrust(&mut self) {
         self.cache = None;
         self.refused.clear();
+        self.offers_when_emptied = None;
     }
 
     /// What stood in our table's place after the last reconcile; `None` before the first.
@@ -186,6 +213,7 @@ impl<R: Ruleset> Reconciler<R> {
             match self.ruleset.commit(&ops, observed.generation) {
                 Ok(generation) => {
                     commits += 1;
+                    self.offers_when_emptied = None;
                     self.own = Some(observed.generation.next());
                     if generation == observed.generation.next() {
                         self.cache = diff::after(&observed, &ops)

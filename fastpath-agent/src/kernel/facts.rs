@@ -44,6 +44,8 @@ pub struct Given {
     pub flags_unknown: Option<String>,
     /// What the table should look like.
     pub policy: Policy,
+    /// Offloading goes on whatever is known of the kernel.
+    pub ignores_known_bugs: bool,
     /// eBPF is switched off.
     pub without_ebpf: bool,
     /// Where maps are pinned.
@@ -116,8 +118,7 @@ pub async fn gather(given: Given, kernel: &Kernel) -> Result<Facts, LinkError> {
     let sockets = Links::open()?;
     let links = sockets.list().await?;
     let addresses = sockets.addresses().await?;
-    let xdp = sockets.xdp_programs().await?;
-    let Given { agent, flags_unknown, policy, without_ebpf, pin_path } = given;
+    let Given { agent, flags_unknown, policy, ignores_known_bugs, without_ebpf, pin_path } = given;
     let own = Path::new("/proc/self/status");
     let name = KernelName::read();
     let mut nft = Nft::open();
@@ -147,11 +148,12 @@ pub async fn gather(given: Given, kernel: &Kernel) -> Result<Facts, LinkError> {
         legacy_tables: lines("/proc/self/net/ip_tables_names"),
         bpffs: bpf::on_bpffs(&pin_path).map_err(|error| error.to_string()),
         ebpf: ebpf(&pin_path),
-        at_ingress: at_ingress(&links, &policy.selection, &xdp),
+        at_ingress: at_ingress(&links, &policy.selection),
         hardware: hardware(&links),
         pin_path: pin_path.display().to_string(),
         links,
         policy,
+        ignores_known_bugs,
         without_ebpf,
     })
 }
@@ -233,15 +235,10 @@ fn ebpf(pin_path: &Path) -> Reading<EbpfFacts> {
     })
 }
 
-fn at_ingress(
-    links: &[Link],
-    selection: &Selection,
-    xdp: &BTreeMap<IfIndex, Vec<u32>>,
-) -> Reading<BTreeMap<IfIndex, Vec<IngressProgram>>> {
+fn at_ingress(links: &[Link], selection: &Selection) -> Reading<BTreeMap<IfIndex, Vec<IngressProgram>>> {
     let mut found = BTreeMap::new();
     for link in links.iter().filter(|link| selection.reject(link).is_none()) {
-        let xdp = xdp.get(&link.index).map_or(&[][..], Vec::as_slice);
-        let programs = bpf::at_ingress(link.index, xdp).map_err(|error| format!("{}: {error}", link.name))?;
+        let programs = bpf::at_ingress(link.index).map_err(|error| format!("{}: {error}", link.name))?;
         if !programs.is_empty() {
             found.insert(link.index, programs);
         }

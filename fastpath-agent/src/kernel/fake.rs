@@ -136,23 +136,14 @@ impl FakeRuleset {
             Op::DeleteChain { chain } if refers(table, chain) => return Err(libc::EBUSY),
             Op::DeleteChain { chain } => remove(&mut table.chains, |c| c.name == *chain)?,
             Op::AddRule { chain, exprs } => {
-                let mut counter = exprs.contains(&Expr::Counter).then(Counter::default);
-                let exprs: Vec<Expr> = exprs
-                    .iter()
-                    .map(|expr| match expr {
-                        Expr::CounterFrom(value) => {
-                            counter = Some(*value);
-                            Expr::Counter
-                        }
-                        other => other.clone(),
-                    })
-                    .collect();
+                let (exprs, start) = without_start(exprs);
                 if Rule::recognise(&exprs).is_none() {
                     return Err(libc::EINVAL);
                 }
                 if !exprs.iter().filter_map(referent).all(|name| exists(table, name)) {
                     return Err(libc::ENOENT);
                 }
+                let counter = exprs.contains(&Expr::Counter).then_some(start);
                 let rule = ObservedRule { handle, owner: Owner::Ours, exprs, counter };
                 self::chain(table, chain)?.rules.push(rule);
             }
@@ -228,6 +219,19 @@ fn add_chain(table: &mut ObservedTable, name: &str, hook: Option<ChainHook>) -> 
     }
     table.chains.push(ObservedChain { name: name.to_owned(), hook, rules: Vec::new() });
     Ok(())
+}
+
+/// Instructions as they are read back, and where their counter begins.
+fn without_start(exprs: &[Expr]) -> (Vec<Expr>, Counter) {
+    let mut start = Counter::default();
+    let exprs = exprs.iter().map(|expr| match expr {
+        Expr::CounterFrom(value) => {
+            start = *value;
+            Expr::Counter
+        }
+        other => other.clone(),
+    });
+    (exprs.collect(), start)
 }
 
 fn remove<T>(from: &mut Vec<T>, which: impl Fn(&T) -> bool) -> Result<(), i32> {

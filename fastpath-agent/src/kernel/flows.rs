@@ -1,6 +1,10 @@
 //! All flows of this node, joined one by one from conntrack and from the pinned maps, in bounded memory.
 
-use std::{collections::hash_map::RandomState, hash::BuildHasher, path::Path};
+use std::{
+    collections::{HashSet, hash_map::RandomState},
+    hash::BuildHasher,
+    path::Path,
+};
 
 use fastpath_common::{FlowCounters, FlowKey};
 use nix::{
@@ -18,6 +22,8 @@ use super::{
 use crate::core::{
     connection::{Entry, Tuple},
     flow::{Flow, Node},
+    flow_path::Metered,
+    sets::OwnSet,
 };
 
 /// Flows can't be read.
@@ -45,6 +51,7 @@ pub async fn node() -> Result<Node, FlowsError> {
     let table = Nft::open()?.observe()?.table;
     Ok(Node {
         threshold: table.as_ref().and_then(|t| t.threshold()),
+        metered: table.as_ref().is_some_and(|t| t.metered()),
         managed: table.as_ref().and_then(|t| t.managed()).cloned().unwrap_or_default(),
         names,
         addresses,
@@ -55,7 +62,11 @@ pub async fn node() -> Result<Node, FlowsError> {
 
 /// `CLOCK_MONOTONIC` in ns, the clock of the programs.
 pub fn monotonic_ns() -> u64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, in_ns)
+    now_ns(ClockId::CLOCK_MONOTONIC)
+}
+
+fn now_ns(clock: ClockId) -> u64 {
+    clock_gettime(clock).map_or(0, in_ns)
 }
 
 fn in_ns(time: TimeSpec) -> u64 {
@@ -72,18 +83,30 @@ pub fn for_each(pin_path: &Path, node: &Node, mut each: impl FnMut(Flow)) -> Res
     };
     let reading = pinned.as_ref().map(Pinned::reading).transpose()?;
     let mut known = Known::default();
+    let mut meter = node.metered.then(Meter::open).transpose()?;
+    let mut join = |entry: Entry| -> Result<Flow, FlowsError> {
+        let seen = match &reading {
+            Some(reading) => counters(reading, &entry, &mut known)?,
+            None => [None; 2],
+        };
+        let id = entry.id;
+        let flow = Flow::join(entry, seen, node);
+        match &mut meter {
+            Some(meter) if flow.offloaded() => Ok(flow.measured(&meter.of(id)?, node)),
+            _ => Ok(flow),
+        }
+    };
     let mut failed = None;
     Conntrack::open()?.dump(|entry| {
-        if failed.is_some() {
-            return;
-        }
-        match reading.as_ref().map_or(Ok([None; 2]), |reading| counters(reading, &entry, &mut known)) {
-            Ok(seen) => each(Flow::join(entry, seen, node)),
-            Err(error) => failed = Some(error),
+        if failed.is_none() {
+            match join(entry) {
+                Ok(flow) => each(flow),
+                Err(error) => failed = Some(error),
+            }
         }
     })?;
     if let Some(error) = failed {
-        return Err(error.into());
+        return Err(error);
     }
     let Some(reading) = reading else { return Ok(()) };
     known.sort();
@@ -110,6 +133,41 @@ fn counters(
         }
     }
     Ok(seen)
+}
+
+/// The meter, as it was at the beginning and as it is.
+struct Meter {
+    nft: Nft,
+    /// Conntrack ids of the flows that it had at the beginning.
+    flows: HashSet<u32>,
+}
+
+impl Meter {
+    fn open() -> Result<Self, NftError> {
+        let mut nft = Nft::open()?;
+        let mut flows = HashSet::new();
+        nft.slow_paths(|slow| {
+            flows.insert(slow.ct_id);
+        })?;
+        Ok(Self { nft, flows })
+    }
+
+    /// What it has of a flow, now if it had anything at the beginning: what came in was read later than that.
+    fn of(&mut self, id: u32) -> Result<Metered, NftError> {
+        if !self.flows.contains(&id) {
+            let full = self.flows.len() >= OwnSet::SlowPath.shape().size as usize;
+            return Ok(if full { Metered::Unknown } else { Metered::Nothing });
+        }
+        let before = now_ns(ClockId::CLOCK_MONOTONIC_COARSE);
+        let Some(slow) = self.nft.slow_path_of(id)? else { return Ok(Metered::Nothing) };
+        let after = now_ns(ClockId::CLOCK_MONOTONIC_COARSE);
+        let idle_ns = slow.idle_ms * 1_000_000;
+        Ok(Metered::Packets {
+            packets: slow.counter.packets,
+            from_ns: before.saturating_sub(idle_ns),
+            to_ns: after.saturating_sub(idle_ns),
+        })
+    }
 }
 
 /// Directions that belong to a connection, 8 bytes each: hashes do. Where two keys share one, a flow that is gone isn't

@@ -1,12 +1,7 @@
 //! Links of this network namespace over rtnetlink: all of them once, then every change as the kernel announces it.
 //! Decides nothing about them.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-    net::IpAddr,
-    os::fd::AsRawFd,
-};
+use std::{collections::BTreeSet, io, net::IpAddr, os::fd::AsRawFd};
 
 use futures_util::{StreamExt, TryStreamExt, stream::Stream};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -16,7 +11,7 @@ use rtnetlink::{
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         address::{AddressAttribute, AddressMessage},
-        link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, State},
+        link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, State},
     },
 };
 
@@ -83,35 +78,6 @@ impl Links {
             )
         };
         Ok(messages.iter().filter_map(own).collect())
-    }
-
-    /// Ids of the XDP programs on links; those without one are left out.
-    pub async fn xdp_programs(&self) -> Result<BTreeMap<IfIndex, Vec<u32>>, LinkError> {
-        let messages: Vec<LinkMessage> =
-            self.requests.link().get().execute().try_collect().await.map_err(LinkError::Dump)?;
-        let ids = |message: &LinkMessage| -> Vec<u32> {
-            let xdp = message.attributes.iter().filter_map(|attribute| match attribute {
-                LinkAttribute::Xdp(xdp) => Some(xdp),
-                _ => None,
-            });
-            xdp.flatten()
-                .filter_map(|xdp| match xdp {
-                    // With several programs at once the kernel leaves this one out and names each by its kind.
-                    LinkXdp::ProgId(id)
-                    | LinkXdp::DrvProgId(id)
-                    | LinkXdp::SkbProgId(id)
-                    | LinkXdp::HwProgId(id) => Some(*id),
-                    _ => None,
-                })
-                .collect::<BTreeSet<u32>>()
-                .into_iter()
-                .collect()
-        };
-        Ok(messages
-            .iter()
-            .map(|message| (IfIndex(message.header.index), ids(message)))
-            .filter(|(_, ids)| !ids.is_empty())
-            .collect())
     }
 
     /// The next change. Cancelling it loses nothing.

@@ -62,6 +62,11 @@ impl<'a> Message<'a> {
         u32_at(self.bytes, 8).expect("a message is at least its header")
     }
 
+    /// `nlmsg_pid`: the port of the socket whose request this answers or announces.
+    pub(super) fn port(&self) -> u32 {
+        u32_at(self.bytes, 12).expect("a message is at least its header")
+    }
+
     /// Everything behind the netlink header.
     pub(super) fn payload(&self) -> &'a [u8] {
         &self.bytes[HEADER_BYTES..]
@@ -252,6 +257,11 @@ impl Socket {
             )
         };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Its port, which no other socket of the network namespace has.
+    pub(super) fn port(&self) -> u32 {
+        self.inner.portid()
     }
 
     /// The first of `count` sequence numbers that nobody else uses on this socket. Never 0.

@@ -20,7 +20,7 @@ use crate::{
     },
     kernel::{
         canary,
-        facts::{self, AgentProcess, Given},
+        facts::{self, AgentProcess, Given, KernelName},
         links::LinkError,
         probe,
     },
@@ -56,10 +56,14 @@ pub async fn report(args: &DoctorArgs, own: Rules, hostname: String) -> Result<R
         pin_path: args.pin_path.clone(),
         unknown: None,
     };
-    let (agent, flags) = running_agent(own);
+    let (agent, mut flags) = running_agent(own);
+    let ignores_known_bugs = flags.rules.ignore_known_bugs;
+    // As the agent does it.
+    flags.rules.heed(&KernelName::read().names());
     let (counter, ipsec) = (kernel.flowtable_counter.is_supported(), kernel.rt_ipsec.is_supported());
     let given = Given {
         policy: flags.rules.policy(counter, ipsec),
+        ignores_known_bugs,
         without_ebpf: flags.without_ebpf,
         pin_path: flags.pin_path,
         flags_unknown: flags.unknown,
@@ -163,9 +167,16 @@ fn parse(arguments: &[String], environment: &[String]) -> Option<Cli> {
         let Some(value) = environment.iter().find_map(|entry| entry.strip_prefix(&variable)) else {
             continue;
         };
-        // Switches take no value on the command line, and none of them matters here.
-        if !given && !matches!(argument.get_action(), ArgAction::SetTrue | ArgAction::SetFalse) {
-            arguments.push(format!("{flag}={value}"));
+        match argument.get_action() {
+            _ if given => {}
+            // Switches take no value on the command line; what clap's boolish parser takes for no isn't given.
+            ArgAction::SetTrue => {
+                let no = ["", "n", "no", "f", "false", "off", "0"];
+                if !no.iter().any(|no| value.eq_ignore_ascii_case(no)) {
+                    arguments.push(flag);
+                }
+            }
+            _ => arguments.push(format!("{flag}={value}")),
         }
     }
     let matches =
@@ -236,6 +247,8 @@ mod tests {
         assert_eq!(cli.run.rules.fastpath_threshold, "6");
         assert_eq!(cli.run.rules.interfaces, ["a*", "b*"]);
         assert_eq!(cli.run.ebpf, EbpfMode::Off);
+        assert!(cli.run.takeover);
+        assert!(!flags(&["fastpath-agent"], &["FASTPATH_TAKEOVER=No"]).expect("valid").run.takeover);
         let cli = flags(&["fastpath-agent", "--fastpath-threshold", "7"], &environment).expect("valid");
         assert_eq!(cli.run.rules.fastpath_threshold, "7");
         assert!(flags(&["fastpath-agent", "status"], &[]).expect("valid").command.is_some());

@@ -39,18 +39,18 @@ pub enum ShowError {
 
 /// Shows flows as `args` ask for.
 pub async fn show(args: &FlowsArgs, out: &mut dyn Write) -> Result<(), ShowError> {
-    let Some(seconds) = args.watch else { return show_once(args, out).await };
+    let Some(seconds) = args.watch else { return show_once(args, out, "").await };
+    let before = if args.output == Output::Text { CLEAR } else { "" };
     loop {
-        if args.output == Output::Text {
-            write!(out, "{CLEAR}")?;
-        }
-        show_once(args, out).await?;
+        show_once(args, out, before).await?;
         tokio::time::sleep(Duration::from_secs(seconds)).await;
     }
 }
 
-async fn show_once(args: &FlowsArgs, out: &mut dyn Write) -> Result<(), ShowError> {
+async fn show_once(args: &FlowsArgs, out: &mut dyn Write, before: &str) -> Result<(), ShowError> {
     let mut out = BufWriter::new(out);
+    // Goes out with the first flows, so that a screen isn't empty while they are looked for.
+    write!(out, "{before}")?;
     let mut writer: Box<dyn Writer> = match args.output {
         Output::Text => Box::new(Table::default()),
         Output::Json => Box::new(Json::default()),

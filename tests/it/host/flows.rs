@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fastpath_tests::{agent, netns::Netns};
+use fastpath_tests::{agent, netns::Netns, wait_until};
 use serde_json::Value;
 
 use super::crowd::Crowd;
@@ -20,6 +20,9 @@ const TIME_LIMIT: Duration = Duration::from_secs(1);
 const LONGEST_TICK: Duration = Duration::from_millis(10);
 /// Most memory that listing may take: the program, 8 bytes for each direction, one message of the kernel's.
 const MEMORY_LIMIT_KIB: u64 = 12 * 1024;
+
+/// Most memory that the live view may take: the last counts of 200,000 directions besides.
+const TOP_MEMORY_LIMIT_KIB: u64 = 32 * 1024;
 
 /// What a run took, and what it printed.
 struct Run {
@@ -104,4 +107,108 @@ fn a_hundred_thousand_flows_are_listed_in_a_second() {
 fn high_water_kib(status: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+/// A terminal multiplexer with one screen, as people have it.
+struct Tmux<'n> {
+    node: &'n Netns,
+}
+
+impl Tmux<'_> {
+    const SOCKET: [&'static str; 4] = ["-S", "/run/tmux", "-f", "/dev/null"];
+
+    fn command(&self, args: &[&str]) -> String {
+        self.node.output("tmux", &[&Self::SOCKET[..], args].concat())
+    }
+
+    /// Runs a program in it, in 80×24.
+    fn start<'n>(node: &'n Netns, program: &str) -> Tmux<'n> {
+        let tmux = Tmux { node };
+        // What the program leaves on the screen stays to be read.
+        tmux.command(&[
+            "new-session",
+            "-d",
+            "-x",
+            "80",
+            "-y",
+            "24",
+            &format!("{program}; echo ended; sleep 60"),
+        ]);
+        tmux
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.command(&["capture-pane", "-p"]).lines().map(str::to_owned).collect()
+    }
+
+    #[track_caller]
+    fn wait_for(&self, what: &str, mut condition: impl FnMut(&[String]) -> bool) -> Vec<String> {
+        let mut lines = Vec::new();
+        wait_until(what, Duration::from_secs(10), || {
+            lines = self.lines();
+            condition(&lines)
+        });
+        lines
+    }
+}
+
+impl Drop for Tmux<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("--- tmux\n{}", self.lines().join("\n"));
+        }
+        self.command(&["kill-server"]);
+    }
+}
+
+/// The process that runs this subcommand.
+fn process(subcommand: &str) -> Option<String> {
+    fs::read_dir("/proc").expect("procfs").flatten().map(|entry| entry.path()).find_map(|path| {
+        let words = fs::read_to_string(path.join("cmdline")).ok()?;
+        let mut words = words.split('\0');
+        let found = words.next()?.ends_with("fastpath-agent") && words.next()? == subcommand;
+        found.then(|| path.to_string_lossy().into_owned())
+    })
+}
+
+#[test]
+fn a_hundred_thousand_flows_are_watched() {
+    let crowd = Crowd::new(FLOWS);
+    let node = &crowd.topology.node;
+    let agent = agent::binary();
+    {
+        let tmux = Tmux::start(node, &format!("{agent} flows --watch=1 --sort=packets --limit=10"));
+        let first = |lines: &[String], packets: &str| {
+            lines
+                .get(1)
+                .is_some_and(|line| line.contains(":30000 > 10.2.0.2:61001") && line.contains(packets))
+        };
+        crowd.send(70_000, 9);
+        let lines = tmux.wait_for("the largest flow", |lines| first(lines, " 20 "));
+        println!("{}", lines.join("\n"));
+        assert!(lines[0].starts_with("STATE"), "one screen over the other: {lines:#?}");
+        crowd.send(70_000, 10);
+        tmux.wait_for("its packets a second later", |lines| first(lines, " 40 "));
+    }
+    let tmux = Tmux::start(node, &format!("{agent} top"));
+    let busy = |lines: &[String]| {
+        lines.iter().any(|line| line.contains("> 10.2.0.2:61000 ") && line.ends_with("c0,s0"))
+    };
+    let lines = tmux.wait_for("a flow and its rate", |lines| {
+        crowd.send(12_345, 20);
+        busy(lines) && lines[1].starts_with("flows 100000 ") && !lines[1].contains("- packets/s")
+    });
+    println!("{}", lines.join("\n"));
+    let top = process("top").expect("it runs");
+    let proc = |file: &str| fs::read_to_string(format!("{top}/{file}")).expect("it runs");
+    let cpu_ns =
+        || proc("schedstat").split(' ').next().and_then(|ns| ns.parse().ok()).map(Duration::from_nanos);
+    let (before, began) = (cpu_ns().expect("a number"), Instant::now());
+    thread::sleep(Duration::from_secs(5));
+    let share = (cpu_ns().expect("a number") - before).as_secs_f64() / began.elapsed().as_secs_f64();
+    println!("top: {:.0} % of a processor, {} KiB at most", 100.0 * share, high_water_kib(&proc("status")));
+    assert!(share < 0.7, "{share}");
+    assert!(high_water_kib(&proc("status")) < TOP_MEMORY_LIMIT_KIB);
+    tmux.command(&["send-keys", "q"]);
+    tmux.wait_for("the end", |lines| lines.iter().any(|line| line == "ended"));
 }

@@ -2,6 +2,7 @@
 
 mod conntrack;
 mod crowd;
+mod doctor;
 mod ebpf;
 mod errors;
 mod events;

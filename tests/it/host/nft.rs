@@ -13,12 +13,13 @@ use fastpath_agent::{
         model::{CHAIN, IfIndex, OFFLOAD_CHAIN, TABLE},
         observed::{ChainHook, Generation, ObservedTable, Owner},
         plan::Op,
+        revalidate::Notice,
         rule::Rule,
         sets::OwnSet,
     },
     kernel::{
         Ruleset,
-        nft::{CommitError, Event, Monitor, Nft},
+        nft::{CommitError, Event, Lost, Monitor, Nft},
         probe::{self, Support},
     },
 };
@@ -312,8 +313,8 @@ fn the_monitor_hears_of_generations_and_of_nothing_else() {
     let node = Netns::new("node");
     node.run(|| {
         block_on(async {
-            let mut monitor = Monitor::open().expect("monitor");
             let mut nft = Nft::open().expect("open");
+            let mut monitor = Monitor::open(&nft).expect("monitor");
             let first = generation(&mut nft);
             let rules: String =
                 (0..500).map(|n| format!("add rule ip other c tcp dport {} counter\n", n + 1)).collect();
@@ -339,6 +340,74 @@ fn the_monitor_hears_of_generations_and_of_nothing_else() {
     });
 }
 
+/// What the monitor tells of others' changes, one line an object.
+fn heard(monitor: &mut Monitor) -> Vec<String> {
+    let mut heard = Vec::new();
+    let complete = monitor
+        .changes(|Notice { family, table, subject }| heard.push(format!("{family} {table} {subject:?}")))
+        .expect("listen");
+    assert_eq!(complete, Ok(()));
+    heard
+}
+
+#[test]
+fn the_monitor_tells_what_others_changed_and_nothing_of_ours() {
+    let node = Netns::new("node");
+    node.run(|| {
+        block_on(async {
+            let mut nft = Nft::open().expect("open");
+            let mut monitor = Monitor::open(&nft).expect("monitor");
+            let generation = generation(&mut nft);
+            nft.commit(&install([1]), generation).expect("commit");
+            assert_eq!(heard(&mut monitor), Vec::<String>::new());
+            node.nft(
+                "add table ip t
+                 add chain ip t base { type filter hook forward priority -5; }
+                 add chain ip t jumped-to
+                 add set ip t s { type ipv4_addr; }
+                 add rule ip t base ip saddr @s jump jumped-to",
+            );
+            node.nft("add element ip t s { 10.0.0.1 }\ninsert rule inet kindnet-fastpath kindnet-fastpath-chain drop");
+            assert_eq!(
+                heard(&mut monitor),
+                [
+                    "2 t Table { gone: false }",
+                    r#"2 t Chain { name: "base", hook: Some(Hook { kind: "filter", number: 2, priority: -5 }), gone: false }"#,
+                    r#"2 t Chain { name: "jumped-to", hook: None, gone: false }"#,
+                    "2 t Other",
+                    r#"2 t Rule { chain: "base" }"#,
+                    "2 t Other",
+                    r#"1 kindnet-fastpath Rule { chain: "kindnet-fastpath-chain" }"#,
+                ]
+            );
+            node.nft("delete table ip t");
+            let deleted = heard(&mut monitor);
+            assert!(deleted.contains(&r#"2 t Chain { name: "base", hook: None, gone: true }"#.to_owned()), "{deleted:#?}");
+            assert!(deleted.contains(&"2 t Table { gone: true }".to_owned()), "{deleted:#?}");
+            let mut chains = Vec::new();
+            nft.chains(|notice| chains.push(format!("{notice:?}"))).expect("chains");
+            assert_eq!(chains.len(), 1, "{chains:?}");
+            assert!(chains[0].contains(r#"Hook { kind: "filter", number: 2, priority: 300 }"#), "{chains:?}");
+        });
+    });
+}
+
+#[test]
+fn more_changes_than_the_monitor_holds_are_told() {
+    let node = Netns::new("node");
+    node.run(|| {
+        block_on(async {
+            let nft = Nft::open().expect("open");
+            let mut monitor = Monitor::open(&nft).expect("monitor");
+            let rules = "add rule ip t c counter counter counter counter counter counter counter counter\n"
+                .repeat(30_000);
+            node.nft(&format!("add table ip t\nadd chain ip t c\n{rules}"));
+            assert_eq!(monitor.changes(|_| {}).expect("listen"), Err(Lost));
+            assert_eq!(heard(&mut monitor), Vec::<String>::new());
+        });
+    });
+}
+
 #[test]
 fn probes_answer_as_nft_does_and_leave_no_trace() {
     let node = Netns::new("node");
@@ -349,7 +418,8 @@ fn probes_answer_as_nft_does_and_leave_no_trace() {
     let before = (ruleset(), node.run(accounting));
     let kernel = node.run(|| {
         block_on(async {
-            let mut monitor = Monitor::open().expect("monitor");
+            let nft = Nft::open().expect("open");
+            let mut monitor = Monitor::open(&nft).expect("monitor");
             let before = generation(&mut Nft::open().expect("open"));
             let kernel = probe::probe();
             assert_eq!(generation(&mut Nft::open().expect("open")), before);

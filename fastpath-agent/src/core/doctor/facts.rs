@@ -23,6 +23,8 @@ pub struct Facts {
     pub capabilities: Reading<u64>,
     /// What the table should look like: from the running agent's flags, else from doctor's own.
     pub policy: Policy,
+    /// The agent's flags have it offload whatever is known of the kernel.
+    pub ignores_known_bugs: bool,
     /// The agent's flags switch eBPF off.
     pub without_ebpf: bool,
     /// `/proc/sys` by dotted name; only those that exist.

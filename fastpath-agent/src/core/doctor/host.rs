@@ -68,16 +68,21 @@ fn known_bugs(facts: &Facts) -> Vec<Finding> {
     let findings: Vec<_> = bugs_of(kernel)
         .map(|bug| {
             let found = format!("{release} is known for a bug ({}): {}", bug.name, bug.what);
-            if bug.condition == Condition::Always || left_out {
-                let remedy = format!("use a kernel with the fix (Linux {}); until then the agent doesn't offload here", bug.fixed_in);
-                Finding::red(CHECK, found, remedy)
-            } else {
-                let remedy = format!(
-                    "keep every interface in the flowtable (no --interfaces, no --exclude-interfaces), or use a kernel with the \
-                     fix (Linux {})",
-                    bug.fixed_in
-                );
-                Finding::amber(CHECK, found, remedy)
+            let use_another = format!("use a kernel with the fix (Linux {})", bug.fixed_in);
+            match (bug.condition == Condition::Always || left_out, facts.ignores_known_bugs) {
+                (true, true) => Finding::red(
+                    CHECK,
+                    format!("{found}; offloading goes on all the same (--ignore-known-bugs)"),
+                    format!("{use_another}, or leave --ignore-known-bugs out, so that offloading is switched off"),
+                ),
+                (true, false) => {
+                    Finding::red(CHECK, format!("{found}; so the agent doesn't offload here"), use_another)
+                }
+                (false, _) => Finding::amber(
+                    CHECK,
+                    found,
+                    format!("keep every interface in the flowtable (no --interfaces, no --exclude-interfaces), or {use_another}"),
+                ),
             }
         })
         .collect();

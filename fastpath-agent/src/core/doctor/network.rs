@@ -14,6 +14,7 @@ use crate::core::{
     model::{CHAIN, FLOWTABLE, IfIndex, IfName, Link, TABLE},
     observed::{Observed, ObservedFlowtable, ObservedTable, Owner},
     plan::Plan,
+    sets::OwnSet,
     watch::watched,
 };
 
@@ -114,7 +115,10 @@ fn difference(facts: &Facts, observed: &Observed) -> Decision {
         absent(facts).into_iter().map(|link| (link.index, String::new())).collect();
     let hw_offload =
         facts.policy.hw_offload && our_flowtable(facts).is_some_and(|flowtable| flowtable.hw_offload);
-    let policy = Policy { hw_offload, ..facts.policy.clone() };
+    // Whether the agent assists connections at this moment is its own affair.
+    let assist =
+        our_table(facts).is_some_and(|table| table.sets.iter().any(|set| set.name == OwnSet::Assist.name()));
+    let policy = Policy { hw_offload, assist, ..facts.policy.clone() };
     diff(&desired(&policy, &facts.links, &refused), observed, ForeignTable::Refuse)
 }
 

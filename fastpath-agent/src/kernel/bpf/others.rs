@@ -1,7 +1,7 @@
 //! Programs of others that see an interface's packets before the flowtable does: XDP, TCX, and tc filters of any
 //! kind. Looks only.
 
-use std::io;
+use std::{collections::BTreeSet, io};
 
 use aya::programs::{SchedClassifier, TcAttachType, loaded_programs};
 use fastpath_common::{PROGRAM_ETHERNET, PROGRAM_L3};
@@ -10,19 +10,20 @@ use super::{
     attach::{current_name, says_unsupported},
     error::program_io,
     tc::all_filters,
+    xdp::program_ids,
 };
 use crate::core::{doctor::facts::IngressProgram, model::IfIndex};
 
 /// What all names of our programs begin with.
 const OURS: &str = "fastpath_";
 
-/// Programs of others at ingress of an interface, in the order in which they run. `xdp` are the ids of its XDP programs.
-/// None if the interface is gone.
-pub fn at_ingress(index: IfIndex, xdp: &[u32]) -> io::Result<Vec<IngressProgram>> {
+/// Programs of others at ingress of an interface, in the order in which they run. None if the interface is gone.
+pub fn at_ingress(index: IfIndex) -> io::Result<Vec<IngressProgram>> {
     let Ok(name) = current_name(index) else { return Ok(Vec::new()) };
     let mut found = Vec::new();
     let mut ours_seen = false;
-    for &id in xdp {
+    // One program has two ids where the kernel says its mode too.
+    for id in BTreeSet::from_iter(program_ids(index)?) {
         see(&mut found, &mut ours_seen, "XDP", program_name(id)?);
     }
     match SchedClassifier::query_tcx(name.as_str(), TcAttachType::Ingress).map_err(program_io) {

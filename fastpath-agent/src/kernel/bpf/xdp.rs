@@ -111,7 +111,7 @@ pub(super) fn is_attached(pin: &Path, index: IfIndex) -> io::Result<bool> {
 }
 
 /// Ids of the XDP programs at an interface: none, one, or one for each mode.
-fn program_ids(index: IfIndex) -> io::Result<Vec<u32>> {
+pub(super) fn program_ids(index: IfIndex) -> io::Result<Vec<u32>> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;

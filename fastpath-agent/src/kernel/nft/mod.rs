@@ -8,6 +8,7 @@ use crate::{
     core::{
         observed::{Generation, Observed},
         plan::Op,
+        revalidate::Notice,
     },
     kernel::{Ruleset, nfnetlink::Socket},
 };
@@ -20,6 +21,7 @@ mod expr;
 mod marker;
 mod meter;
 mod monitor;
+mod notice;
 mod object;
 mod search;
 mod survey;
@@ -27,7 +29,7 @@ pub(super) mod trial;
 
 pub use error::{CommitError, NftError, Rejection};
 pub use meter::SlowPath;
-pub use monitor::{Event, Monitor};
+pub use monitor::{Event, Lost, Monitor};
 
 use batch::Batch;
 
@@ -60,6 +62,20 @@ impl Nft {
         // Says early that there is no nf_tables. And dumps use large buffers only after a first `recvmsg` with one.
         dump::generation(&mut nft.socket)?;
         Ok(nft)
+    }
+
+    /// Port of its socket, by which its own changes are told from others'.
+    fn port(&self) -> u32 {
+        self.socket.port()
+    }
+
+    /// Calls `each` for every chain of all tables, more than once where they change meanwhile.
+    pub fn chains(&mut self, mut each: impl FnMut(&Notice<'_>)) -> Result<(), NftError> {
+        dump::chains(&mut self.socket, |message| {
+            if let Some(notice) = notice::parse(message) {
+                each(&notice);
+            }
+        })
     }
 }
 

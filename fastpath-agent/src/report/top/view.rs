@@ -114,7 +114,7 @@ fn header(frame: &mut Frame<'_>, area: Rect, app: &App, theme: Theme) {
     let left = Line::from(vec![
         Span::styled("fastpath ", BOLD),
         Span::styled(app.node_name.as_str(), BOLD),
-        Span::raw(format!("  Linux {}  {threshold}", app.kernel)),
+        Span::raw(format!("  {threshold}  Linux {}", app.kernel)),
     ]);
     let right = if app.paused() {
         Line::styled(" PAUSED ", REVERSED)

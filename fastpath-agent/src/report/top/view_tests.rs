@@ -34,7 +34,7 @@ fn a_small_screen_has_it_all() {
     let mut app = app(30);
     let lines = lines(&mut app, 80, 24);
     let text = lines.join("\n");
-    assert!(lines[0].starts_with("fastpath node-a  Linux 6.12.0  threshold 20 packets"), "{text}");
+    assert!(lines[0].starts_with("fastpath node-a  threshold 20 packets  Linux 6.12.0"), "{text}");
     assert!(lines[0].ends_with("every 1 s"), "{text}");
     assert!(lines[1].contains("465 packets/s") && lines[1].contains("3.72M bits/s"), "{text}");
     assert!(lines[2].contains("% packets on the fast path: <1%"), "{text}");

@@ -114,7 +114,7 @@ fn a_flow_with_nat_is_told_once() {
 
 #[test]
 fn a_slow_reader_is_told_what_it_missed_and_holds_nobody_up() {
-    const FLOWS: u32 = 25_000;
+    const FLOWS: u32 = 15_000;
     let node = Node::new();
     let mut agent = node.agent(&[THRESHOLD]);
     let reader = node.read();
@@ -122,7 +122,7 @@ fn a_slow_reader_is_told_what_it_missed_and_holds_nobody_up() {
     for flow in 0..FLOWS {
         node.send(flow, 0, 2);
     }
-    reader.expect(FLOWS as usize, Duration::from_secs(30));
+    reader.expect(FLOWS as usize, Duration::from_secs(40));
     assert!(agent.is_running());
     slow.set_read_timeout(Some(Duration::from_secs(2))).expect("a time limit");
     let (mut told, mut missed) = (0, 0);
