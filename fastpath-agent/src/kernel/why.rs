@@ -96,7 +96,7 @@ pub async fn gather(
         };
         directions.push((input, route));
     }
-    let programs = programs(&links, &link_table, &directions, &first).await?;
+    let programs = programs(&link_table, &directions, &first)?;
     let offloaded = first.entry.as_ref().is_some_and(|entry| entry.status.offloaded());
     let flowtables = if offloaded { flowtables(&mut eyes.nft)? } else { Vec::new() };
     sleep_until(began + LOOK).await;
@@ -302,13 +302,11 @@ fn unmanaged(
 }
 
 /// Programs of others where packets of the flow come in, or would.
-async fn programs(
-    links: &Links,
+fn programs(
     table: &LinkTable,
     directions: &[(Option<IfIndex>, Route)],
     look: &Look,
 ) -> Result<Vec<Program>, WhyError> {
-    let xdp = links.xdp_programs().await?;
     let below = watch::lower_links(table.iter());
     let mut interfaces = BTreeSet::new();
     for ((input, _), counted) in directions.iter().zip(&look.counted) {
@@ -323,8 +321,7 @@ async fn programs(
     let mut found = Vec::new();
     for index in interfaces {
         let Some(link) = table.get(index) else { continue };
-        let ids = xdp.get(&index).map(Vec::as_slice).unwrap_or_default();
-        let programs = bpf::at_ingress(index, ids)
+        let programs = bpf::at_ingress(index)
             .map_err(|source| WhyError::Programs { interface: link.name.clone(), source })?;
         found.extend(programs.into_iter().map(|program| Program {
             interface: link.name.clone(),
