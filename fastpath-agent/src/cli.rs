@@ -165,6 +165,10 @@ pub struct RunArgs {
     /// Directory for pinned eBPF maps, on a bpf file system
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
+    /// Help connections that are older than the ruleset, and which it never takes, into the flowtable once they cross the
+    /// threshold. Needs eBPF
+    #[arg(long, value_name = "MODE", default_value = "on", env = "FASTPATH_ASSIST")]
+    pub assist: Assist,
     /// Directory for the socket at which `flows --follow` hears what becomes of flows; made if it doesn't exist
     #[arg(long, value_name = "DIR", default_value = "/run/fastpath", env = "FASTPATH_RUN_DIR")]
     pub run_dir: PathBuf,
@@ -336,6 +340,15 @@ pub enum OnOff {
     /// Do it
     On,
     /// Don't
+    Off,
+}
+
+/// Modes of `--assist`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Assist {
+    /// They are offloaded like any other
+    On,
+    /// They stay on the normal path until they end
     Off,
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use fastpath_common::limits::{MAX_FLOWS, MIN_FLOWS};
 
 use crate::{
-    cli::{EbpfMode, HwOffload, OnOff, RuleArgs, RunArgs},
+    cli::{Assist, EbpfMode, HwOffload, OnOff, RuleArgs, RunArgs},
     core::{
         desired::Policy,
         diff::ForeignTable,
@@ -27,6 +27,8 @@ pub struct Config {
     pub max_flows: u32,
     /// Where maps are pinned.
     pub pin_path: PathBuf,
+    /// Whether connections that are older than the ruleset are helped into the flowtable.
+    pub assist: bool,
     /// Where it says what becomes of flows.
     pub run_dir: PathBuf,
     /// What to do about somebody else's table of our name.
@@ -153,6 +155,7 @@ impl Config {
             ebpf: args.ebpf,
             max_flows,
             pin_path: args.pin_path.clone(),
+            assist: args.assist == Assist::On,
             run_dir: args.run_dir.clone(),
             foreign: if args.takeover { ForeignTable::TakeOver } else { ForeignTable::Refuse },
             revalidate: args.revalidate,

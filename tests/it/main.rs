@@ -3,6 +3,7 @@
 //! Tests below `host::` need no flowtable and also run on the developer's kernel; all others run in the test guest.
 //! Every test is run by itself, as root: `it --exact NAME --nocapture --test-threads=1`.
 
+mod assist;
 mod crossings;
 mod doctor;
 mod ebpf;

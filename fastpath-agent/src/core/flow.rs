@@ -139,6 +139,14 @@ impl Flow {
         self
     }
 
+    /// Whether nothing keeps it from being offloaded but that conntrack doesn't count its packets.
+    pub fn only_uncounted(&self, node: &Node) -> bool {
+        let Some(entry) = &self.entry else { return false };
+        let counted = Entry { counters: Some(Default::default()), ..entry.clone() };
+        self.state == State::Stalled(Cause::NotCounted)
+            && matches!(stalled(&counted, &self.seen, node), Cause::Unknown | Cause::NotWatched)
+    }
+
     /// Whether conntrack calls it offloaded, to hardware or not.
     pub fn offloaded(&self) -> bool {
         matches!(self.state, State::Offloaded | State::HwOffloaded)

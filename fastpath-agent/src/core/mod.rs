@@ -1,5 +1,6 @@
 //! The pure half: configuration and observed state in, plan out. No I/O, no clock, no async.
 
+pub mod assist;
 pub mod best;
 pub mod connection;
 pub mod crossing;

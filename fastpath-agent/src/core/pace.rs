@@ -14,6 +14,8 @@ pub enum Trigger {
     Ruleset,
     /// Notifications were lost.
     Overrun,
+    /// Connections are to be assisted, or no more.
+    Assist,
     /// The last attempt failed.
     Retry,
     /// Nothing told us to: the slow full re-read.
@@ -27,6 +29,7 @@ impl fmt::Display for Trigger {
             Self::Links => "links",
             Self::Ruleset => "ruleset",
             Self::Overrun => "overrun",
+            Self::Assist => "assist",
             Self::Retry => "retry",
             Self::SafetyNet => "safety-net",
         })
@@ -39,6 +42,8 @@ const LINKS_GAP_MS: u64 = 5;
 const RULESET_DELAY_MS: u64 = 20;
 /// Least time between two looks that others' commits caused, so that a busy ruleset costs little.
 const RULESET_GAP_MS: u64 = 100;
+/// Time in which connections to assist are gathered into one transaction.
+const ASSIST_GAP_MS: u64 = 50;
 /// First wait after a failed attempt; doubles up to [`BACKOFF_MAX_MS`].
 const RETRY_MS: u64 = 200;
 /// The slow re-read.
@@ -81,6 +86,7 @@ impl Pace {
             Trigger::Start | Trigger::SafetyNet => now,
             Trigger::Links => since(LINKS_GAP_MS),
             Trigger::Ruleset | Trigger::Overrun => since(RULESET_GAP_MS).max(now + RULESET_DELAY_MS),
+            Trigger::Assist => since(ASSIST_GAP_MS),
             Trigger::Retry => now + backoff(RETRY_MS, self.failures.saturating_sub(1)),
         };
         let due = match self.backing_off() {

@@ -14,6 +14,7 @@ use super::readers::Readers;
 use crate::{
     config::Config,
     core::{
+        assist::{Assist, Next, Wanted},
         connection::{Entry, Tuple},
         crossing::{self, Settled},
         flow::{Flow, Node, State},
@@ -43,6 +44,10 @@ pub struct Crossings {
     conntrack: Conntrack,
     followed: crossing::Crossings,
     readers: Option<Readers>,
+    /// Absent if it isn't wanted.
+    assist: Option<Assist>,
+    /// Connections that `assist` wants to know about.
+    to_look_up: Vec<Tuple>,
     node: Node,
     node_read: Option<Instant>,
     started: Instant,
@@ -85,6 +90,8 @@ impl Crossings {
             conntrack,
             followed: crossing::Crossings::new(remembered),
             readers,
+            assist: config.assist.then(Assist::default),
+            to_look_up: Vec::new(),
             node: Node::default(),
             node_read: None,
             started: now,
@@ -102,10 +109,11 @@ impl Crossings {
     pub async fn ready(crossings: &mut Option<Self>) {
         let Some(this) = crossings else { return std::future::pending().await };
         let room = this.followed.room() >= SLICE;
-        if room && (this.sweep.is_some() || !this.found.is_empty()) {
+        if room && (this.sweep.is_some() || !this.found.is_empty() || !this.to_look_up.is_empty()) {
             return;
         }
-        let due = this.followed.due_ms().map(|due| this.started + Duration::from_millis(due));
+        let due = [this.followed.due_ms(), this.assist.as_ref().and_then(Assist::due_ms)];
+        let due = due.into_iter().flatten().min().map(|due| this.started + Duration::from_millis(due));
         let look = this.next_look;
         let failed = tokio::select! {
             () = sleep_until(due.unwrap_or(look)), if due.is_some() => None,
@@ -132,6 +140,7 @@ impl Crossings {
     pub fn handle(&mut self, eyes: &mut dyn FlowEyes) {
         self.node.now_ns = monotonic_ns();
         self.look_again();
+        self.look_at_assisted(eyes);
         if self.handled >= BURST && self.followed.due_ms().is_none() && self.sweep.is_none() {
             memory::give_back();
             self.handled = 0;
@@ -208,6 +217,7 @@ impl Crossings {
         let entries = self.look_up(tuples);
         let now = self.now_ms();
         for (tuple, entry) in tuples.iter().zip(entries) {
+            self.consider(entry.as_ref());
             if let Some(settled) = self.followed.signalled(*tuple, entry, now) {
                 self.settled(settled);
             }
@@ -221,9 +231,87 @@ impl Crossings {
         }
         let entries = self.look_up(&waiting.iter().map(|waiting| waiting.tuple).collect::<Vec<_>>());
         for (waiting, entry) in waiting.into_iter().zip(entries) {
+            self.consider(entry.as_ref());
             if let Some(settled) = self.followed.looked_again(waiting, entry) {
                 self.settled(settled);
             }
+        }
+    }
+
+    /// Helps a connection that the rule never takes.
+    fn consider(&mut self, entry: Option<&Entry>) {
+        let now = self.now_ms();
+        let Some(entry) = entry.filter(|e| e.counters.is_none() && !e.status.offloaded()) else { return };
+        let Ok(seen) = self.counted(entry) else { return };
+        let Some(assist) = &mut self.assist else { return };
+        assist.consider(&Flow::settled(entry.clone(), seen, &self.node), &self.node, now);
+    }
+
+    /// Looks what became of connections that were helped.
+    fn look_at_assisted(&mut self, eyes: &mut dyn FlowEyes) {
+        let now = self.now_ms();
+        let Some(assist) = &mut self.assist else { return };
+        if self.to_look_up.is_empty() {
+            self.to_look_up = assist.take_due(now);
+        }
+        let rest = self.to_look_up.split_off(SLICE.min(self.to_look_up.len()));
+        let tuples = std::mem::replace(&mut self.to_look_up, rest);
+        if tuples.is_empty() {
+            return;
+        }
+        let entries = self.look_up(&tuples);
+        for (tuple, entry) in tuples.iter().zip(&entries) {
+            let seen = entry.as_ref().map_or(Ok([None; 2]), |entry| self.counted(entry)).unwrap_or_default();
+            let packets = seen.iter().flatten().map(|counted| counted.packets).sum();
+            let next = self.assist.as_mut().map(|a| a.looked(tuple, entry.as_ref(), packets, now));
+            if let (Some(Next::Arm), Some(entry)) = (next, entry) {
+                arm(eyes, entry);
+            }
+        }
+    }
+
+    /// Connections that were helped and may not be offloaded any more are to be found out.
+    pub fn look_at_helped(&mut self) {
+        if let Some(assist) = &mut self.assist {
+            self.to_look_up.extend(assist.take_helped());
+        }
+    }
+
+    /// An earlier agent may have left connections without help that have crossed already: they signal again.
+    pub fn arm_old(&mut self, eyes: &mut dyn FlowEyes) {
+        let Some(assist) = &mut self.assist else { return };
+        let reading = match self.pinned.reading() {
+            Ok(reading) => reading,
+            Err(error) => return debug!(%error, "connections that crossed before the start aren't assisted"),
+        };
+        let crossed = |tuple: &Tuple| {
+            let counted = tuple.flow_key().and_then(|key| reading.flow(&key).ok().flatten());
+            counted.is_some_and(|counted| counted.signal == Signal::Sent as u64)
+        };
+        let dumped = self.conntrack.dump(|entry| {
+            if entry.counters.is_some() {
+                return;
+            }
+            if entry.status.offloaded() {
+                assist.remember(entry.original);
+            } else if crossed(&entry.original) || crossed(&entry.reply) {
+                arm(eyes, &entry);
+            }
+        });
+        if let Err(error) = dumped {
+            debug!(%error, "connections that crossed before the start aren't assisted");
+        }
+    }
+
+    /// What the ruleset has to be told, if anything.
+    pub fn assistance(&mut self) -> Option<Wanted> {
+        self.assist.as_mut()?.take_wanted()
+    }
+
+    /// The set of assisted connections was lost.
+    pub fn assist_again(&mut self) {
+        if let Some(assist) = &mut self.assist {
+            assist.tell_again();
         }
     }
 
@@ -283,6 +371,15 @@ impl Crossings {
 
     fn now_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Has both directions signal their next packets.
+fn arm(eyes: &mut dyn FlowEyes, entry: &Entry) {
+    for key in [entry.original, entry.reply].iter().filter_map(Tuple::flow_key) {
+        if let Err(error) = eyes.mark(&key, Signal::Sent, Signal::None) {
+            debug!(%error, "a connection is not assisted any more");
+        }
     }
 }
 

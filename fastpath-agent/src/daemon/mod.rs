@@ -92,6 +92,7 @@ pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
                     agent.reread_links().await?;
                     if let Some(crossings) = &mut agent.crossings {
                         crossings.look_for_lost();
+                        crossings.look_at_helped();
                     }
                 }
                 agent.reconcile(trigger)?;
@@ -199,8 +200,12 @@ impl Agent {
         if let Some(watch) = &mut watch {
             watch.take_over(&links);
         }
-        let crossings =
+        let mut crossings =
             watch.as_ref().filter(|_| Crossings::wanted(&config)).and_then(|_| Crossings::open(&config));
+        if let (Some(crossings), Some(watch)) = (&mut crossings, &mut watch) {
+            crossings.look_for_lost();
+            crossings.arm_old(watch.eyes());
+        }
         Ok(Self {
             started: Instant::now(),
             pace: Pace::default(),
@@ -266,6 +271,10 @@ impl Agent {
             });
         }
         crossings.handle(watch.eyes());
+        if let (Some(offload), Some(wanted)) = (&mut self.offload, crossings.assistance()) {
+            offload.reconciler.assist(wanted);
+            self.pace.trigger(Trigger::Assist, self.now());
+        }
         // Readers get their turn, too.
         tokio::task::yield_now().await;
         Ok(())
@@ -301,6 +310,10 @@ impl Agent {
             let result = offload.reconciler.empty();
             debug!(?result, "revalidated offloaded flows");
             offload.revalidation.ran(result, now)?;
+            // Allowed flows come back by themselves, but for those that only come with our help.
+            if let Some(crossings) = &mut self.crossings {
+                crossings.look_at_helped();
+            }
         }
         Ok(())
     }
@@ -321,6 +334,9 @@ impl Agent {
             let report = offload.reconciler.reconcile(trigger, &self.links)?;
             debug!(%trigger, ?report, "reconciled");
             outcome = report.outcome;
+            if let (Outcome::Repaired, Some(crossings)) = (outcome, &mut self.crossings) {
+                crossings.assist_again();
+            }
         }
         if let Some(watch) = &mut self.watch {
             watch.follow(&self.links);

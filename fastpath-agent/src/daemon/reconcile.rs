@@ -8,6 +8,7 @@ use tracing::{debug, info, warn};
 use super::revalidate::{self, Emptied, EmptyError};
 use crate::{
     core::{
+        assist::{LISTED_MS, Wanted},
         desired::{self, Desired, Policy},
         diff::{self, Decision, ForeignTable},
         link_table::{LinkChange, LinkTable},
@@ -65,6 +66,8 @@ pub struct Reconciler<R> {
     failure: Option<String>,
     /// What others have put into our table, as last reported.
     foreign_objects: Vec<String>,
+    /// Conntrack ids that the next transaction lists.
+    assisted: Vec<u32>,
     /// Offers to the flowtable when it was last emptied, as long as the rules that count them stand.
     offers_when_emptied: Option<u64>,
 }
@@ -83,6 +86,7 @@ impl<R: Ruleset> Reconciler<R> {
             standing: None,
             failure: None,
             foreign_objects: Vec::new(),
+            assisted: Vec::new(),
             offers_when_emptied: None,
         }
     }
@@ -160,6 +164,12 @@ impl<R: Ruleset> Reconciler<R> {
         Some((self.policy.threshold, table.devices.keys().copied()))
     }
 
+    /// Whether connections are assisted from the next reconcile on, and which it adds to those that are.
+    pub fn assist(&mut self, wanted: Wanted) {
+        self.policy.assist = wanted.rule;
+        self.assisted.extend(wanted.ids);
+    }
+
     /// Gives the ruleset back.
     pub fn into_ruleset(self) -> R {
         self.ruleset
@@ -189,11 +199,15 @@ impl<R: Ruleset> Reconciler<R> {
             let ops = match diff::diff(&wanted, &observed, self.foreign) {
                 Decision::Foreign => {
                     self.cache = Some(observed);
+                    self.assisted.clear();
                     return Ok(self.stands(Standing::Foreign, Outcome::Done, commits));
                 }
                 Decision::Apply(ops) => ops,
             };
-            if ops.is_empty() {
+            if !self.policy.assist || wanted.is_none() {
+                self.assisted.clear();
+            }
+            if ops.is_empty() && self.assisted.is_empty() {
                 let released = self.note_foreign_objects(&observed);
                 self.cache = Some(observed);
                 if released {
@@ -203,16 +217,20 @@ impl<R: Ruleset> Reconciler<R> {
                 let outcome = if repaired { Outcome::Repaired } else { Outcome::Done };
                 return Ok(self.stands(Standing::Right, outcome, commits));
             }
-            if commits == 0 && self.achieved.as_ref() == Some(&wanted) {
+            if commits == 0 && !ops.is_empty() && self.achieved.as_ref() == Some(&wanted) {
                 // Nothing that we know of has changed, so somebody undid what we had done.
                 repaired = true;
                 info!(operations = ops.len(), "somebody changed table {TABLE}: putting it back");
             }
-            let ops = if split { one_device_a_message(ops) } else { ops };
+            let mut ops = if split { one_device_a_message(ops) } else { ops };
+            if !self.assisted.is_empty() {
+                ops.push(Op::AddAssisted { ids: self.assisted.clone(), timeout_ms: LISTED_MS });
+            }
             debug!(plan = %Plan(&ops), "committing");
             match self.ruleset.commit(&ops, observed.generation) {
                 Ok(generation) => {
                     commits += 1;
+                    self.assisted.clear();
                     self.offers_when_emptied = None;
                     self.own = Some(observed.generation.next());
                     if generation == observed.generation.next() {

@@ -291,3 +291,42 @@ fn the_set_holds_the_indices_of_the_devices() {
     let set = table.set(OwnSet::Devices).unwrap();
     assert_eq!(set.elements, [IfIndex(4), IfIndex(8)].into());
 }
+
+#[test]
+fn assisted_connections_are_listed_with_the_rule_in_one_transaction() {
+    let mut r = reconciler(1..=2);
+    r.reconcile(Trigger::Start).unwrap();
+    r.assist(Wanted { rule: true, ids: vec![7, 8] });
+    r.reconcile(Trigger::Assist).unwrap();
+    let ops = r.ruleset.commits.last().unwrap().clone();
+    assert_eq!(ops.last(), Some(&Op::AddAssisted { ids: vec![7, 8], timeout_ms: LISTED_MS }));
+    assert!(ops.contains(&Op::AddSet(OwnSet::Assist)), "{ops:?}");
+    // More of them: nothing but that, and it is no repair.
+    r.assist(Wanted { rule: true, ids: vec![9] });
+    let report = r.reconcile(Trigger::Assist).unwrap();
+    assert_eq!((report.outcome, report.commits), (Outcome::Done, 1));
+    assert_eq!(r.ruleset.commits.last().unwrap(), &[Op::AddAssisted { ids: vec![9], timeout_ms: LISTED_MS }]);
+    assert_eq!(r.reconcile(Trigger::SafetyNet).unwrap().commits, 0, "told once");
+    // No more of them: the table is as before.
+    r.assist(Wanted { rule: false, ids: vec![] });
+    r.reconcile(Trigger::Assist).unwrap();
+    assert!(r.ruleset.commits.last().unwrap().contains(&Op::DeleteSet(OwnSet::Assist)));
+    assert_eq!(r.reconcile(Trigger::SafetyNet).unwrap().commits, 0);
+}
+
+#[test]
+fn assisted_connections_survive_a_failed_transaction_and_are_dropped_with_a_foreign_table() {
+    let mut r = reconciler(1..=2);
+    r.reconcile(Trigger::Start).unwrap();
+    r.assist(Wanted { rule: true, ids: vec![7] });
+    r.inner.ruleset.script = vec![Some(CommitError::Stale)];
+    r.reconcile(Trigger::Assist).unwrap();
+    let listed = |op: &Op| matches!(op, Op::AddAssisted { ids, .. } if *ids == [7]);
+    assert!(r.ruleset.commits.last().unwrap().iter().any(listed));
+
+    r.assist(Wanted { rule: true, ids: vec![8] });
+    r.inner.ruleset.disturb(|table| table.as_mut().unwrap().owner = Owner::Foreign);
+    assert!(r.notice());
+    assert_eq!(r.reconcile(Trigger::Ruleset).unwrap().standing, Standing::Foreign);
+    assert!(r.assisted.is_empty());
+}

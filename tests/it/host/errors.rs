@@ -113,6 +113,7 @@ fn help_names_every_environment_variable() {
         "FASTPATH_EBPF",
         "FASTPATH_PIN_PATH",
         "FASTPATH_RUN_DIR",
+        "FASTPATH_ASSIST",
         "FASTPATH_TAKEOVER",
         "FASTPATH_ONCE",
         "FASTPATH_CLEANUP_ON_EXIT",

@@ -78,7 +78,7 @@ fn ten_thousand_crossings_a_second() {
 /// More signals than the ring holds come while the agent can't look.
 #[test]
 fn what_does_not_fit_the_ring_is_found_in_the_map() {
-    let flows = scaled(30_000, 10_000);
+    let flows = scaled(30_000, 8_000);
     let node = Node::new();
     let mut agent = node.agent(&["--fastpath-threshold=1"]);
     let reader = node.read();
@@ -89,7 +89,7 @@ fn what_does_not_fit_the_ring_is_found_in_the_map() {
         }
     }
     agent.signal(Signal::SIGCONT);
-    agent.wait_for("didn't fit the ring", Duration::from_secs(5));
+    agent.wait_for("didn't fit the ring", LIMIT);
     reader.expect(flows as usize, LIMIT);
     // It works on as before.
     node.send(flows, 0, 2);

@@ -5,7 +5,6 @@ use std::{
     io::{BufRead, BufReader, Read},
     os::unix::{fs::PermissionsExt, net::UnixStream},
     process::{Child, Command, Stdio},
-    thread,
     time::Duration,
 };
 
@@ -53,7 +52,12 @@ fn follow_prints_what_is_asked_for_until_the_agent_ends() {
         node.follow(&["-o", "json", "--protocol=udp", "--interface=c0", "--address=10.2.0.0/16"]),
     );
     let none = node.follow(&["-o", "json", "--protocol=tcp"]);
-    thread::sleep(Duration::from_millis(500));
+    // The listening socket, and the agent's end of each reader's.
+    let path = node.socket().display().to_string();
+    wait_until("five readers", LIMIT, || {
+        let sockets = node.ns().run(|| fs::read_to_string("/proc/thread-self/net/unix")).expect("procfs");
+        sockets.lines().filter(|line| line.ends_with(&path)).count() == 6
+    });
     for flow in 0..3 {
         node.send(flow, 0, 2);
     }
