@@ -349,8 +349,8 @@ fn packets(count: u64) -> String {
 fn bytes(count: u64) -> String {
     match count {
         ..10_000 => format!("{count} B"),
-        ..10_000_000 => format!("{} kB", count / 1000),
-        ..10_000_000_000 => format!("{} MB", count / 1_000_000),
+        10_000..10_000_000 => format!("{} kB", count / 1000),
+        10_000_000..10_000_000_000 => format!("{} MB", count / 1_000_000),
         _ => format!("{} GB", count / 1_000_000_000),
     }
 }
@@ -359,8 +359,8 @@ fn bytes(count: u64) -> String {
 pub(super) fn duration(ms: u64) -> String {
     match ms {
         ..1000 => format!("{ms} ms"),
-        ..120_000 => format!("{} s", ms / 1000),
-        ..7_200_000 => format!("{} min", ms / 60_000),
+        1000..120_000 => format!("{} s", ms / 1000),
+        120_000..7_200_000 => format!("{} min", ms / 60_000),
         _ => format!("{} h", ms / 3_600_000),
     }
 }
