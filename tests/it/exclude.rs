@@ -260,5 +260,7 @@ fn a_hundred_thousand_entries() {
     eprintln!("one entry more and one less: {:?}", start.elapsed());
     topology.assert_forwarded(&mut flow);
     assert_eq!(status(&topology)["table"]["exclusions"]["entries"], 100_000);
+    assert_eq!(agent.count("came too fast"), 0, "its own announcements aren't too many for it");
+    assert_eq!(agent.count("putting it back"), 0, "what it reads is what it wrote");
     assert!(agent.is_running());
 }
