@@ -468,6 +468,7 @@ fn the_verifier_has_little_work() {
         .filter(|program| program.map_ids().ok().flatten().is_some_and(|ids| ids.contains(&map)))
         .map(|program| program.verified_instruction_count().expect("Linux 5.16"))
         .collect();
-    assert_eq!(verified.len(), 3, "the idle one uses no map");
+    // All but the idle one, which uses no map.
+    assert_eq!(verified.len(), 4, "{verified:?}");
     assert!(verified.iter().all(|&count| count < 20_000), "{verified:?}");
 }
