@@ -55,7 +55,7 @@ fn offloaded_flows_are_watched_live() {
         assert!(one_way.request());
     }
     // The terminal's settings before and after, and how it ended, are left on the screen.
-    let script = r#"stty -g; "$@"; echo "exit $?"; stty -g"#;
+    let script = r#"stty -g | cksum; "$@"; echo "exit $?"; stty -g | cksum"#;
     let mut top = Terminal::run(node, &["sh", "-c", script, "sh", &agent::binary(), "top"], 24, 80);
 
     // All packets on the forward path.
