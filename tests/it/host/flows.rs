@@ -157,7 +157,7 @@ impl Tmux<'_> {
     #[track_caller]
     fn wait_for(&self, what: &str, mut condition: impl FnMut(&[String]) -> bool) -> Vec<String> {
         let mut lines = Vec::new();
-        wait_until(what, Duration::from_secs(10), || {
+        wait_until(what, Duration::from_secs(30), || {
             lines = self.lines();
             condition(&lines)
         });
