@@ -10,7 +10,7 @@ use crate::{atomic, maps::FLOWS};
 #[inline(always)]
 pub fn mark(ctx: &TcContext) -> bool {
     let Ok(mark) = ctx.load::<Mark>(Mark::OFFSET) else { return false };
-    let Some(counters) = FLOWS.get_ptr_mut(&mark.key) else { return false };
+    let Some(counters) = FLOWS.get_ptr_mut(mark.key) else { return false };
     // SAFETY: a map value that the verifier has checked, aligned; changed atomically.
     unsafe {
         (*counters).signal == mark.from && atomic::swap(&raw mut (*counters).signal, mark.to) == mark.from

@@ -119,7 +119,7 @@ fn older_than_the_rules() {
     let mut flow = topology.open(Proto::Tcp, Family::V4, 7001);
     assert_eq!(flow.rounds(20), 20);
     assert_reason(&topology, 7001, "no-rule");
-    let _agent = start(&topology, &[]);
+    let _agent = start(&topology, &["--assist=off"]);
     assert_eq!(flow.rounds(50), 50);
     let answer = assert_reason(&topology, 7001, "not-counted");
     assert_eq!(answer["verdict"]["pending"], false);
