@@ -146,10 +146,8 @@ fn doctor(args: &DoctorArgs) -> anyhow::Result<bool> {
     Ok(report.level <= if args.strict { Level::Green } else { Level::Amber })
 }
 
-/// Prints an outcome a line. Ends with the process that started it.
+/// Prints an outcome a line.
 fn canary(args: &RuleArgs) -> anyhow::Result<()> {
-    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)
-        .context("cannot tie the canary to its parent")?;
     let kernel = kernel::probe::probe();
     let rules = Rules::try_from(args)?;
     let policy = rules.policy(kernel.flowtable_counter.is_supported(), kernel.rt_ipsec.is_supported());

@@ -88,8 +88,9 @@ fn a_good_node_is_green_and_the_canary_touches_nothing() {
     let mut flow = topology.open(Proto::Tcp, Family::V4, 7001);
     assert_eq!(flow.rounds(20), 20);
     topology.assert_accelerated(&mut flow);
-    let links = || node.output("ip", &["-o", "link"]);
-    let state = || (table::ruleset(node), links(), node.output("sysctl", &["net.ipv4.ip_forward"]));
+    // Not the sets: elements of the meter expire.
+    let nft = |what: &str| node.output("nft", &["-s", "list", what]);
+    let state = || (nft("chains"), nft("flowtables"), node.output("ip", &["address"]));
     let before = (state(), topology.forwarded(7001));
     let background = flow.in_background();
     let mut monitor = Monitor::start(node);
@@ -107,8 +108,9 @@ fn a_good_node_is_green_and_the_canary_touches_nothing() {
     }
 
     assert_eq!(monitor.commits_of_agent(), 0, "{:#?}", monitor.lines());
-    background.stop_intact();
+    // Before the flow ends: its last packets take the forward path.
     assert_eq!((state(), topology.forwarded(7001)), before);
+    background.stop_intact();
     let text = agent::output(node, &["doctor", "--no-canary"]);
     for words in [
         "green  ruleset",
@@ -364,11 +366,13 @@ fn a_kernel_with_a_known_bug() {
 fn nothing_of_the_canary_stays_when_doctor_is_killed() {
     let topology = Topology::routed();
     let node = &topology.node;
-    let canaries = || -> Vec<String> {
+    let canaries = || -> Vec<Pid> {
         let processes = fs::read_dir("/proc").expect("procfs").flatten();
         processes
-            .filter_map(|entry| fs::read_to_string(entry.path().join("cmdline")).ok())
-            .filter(|line| line.contains("\0canary\0"))
+            .filter(|entry| {
+                fs::read_to_string(entry.path().join("cmdline")).is_ok_and(|line| line.contains("\0canary\0"))
+            })
+            .filter_map(|entry| Some(Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)))
             .collect()
     };
     let links = || node.output("ip", &["-o", "link"]);
@@ -379,6 +383,8 @@ fn nothing_of_the_canary_stays_when_doctor_is_killed() {
         let mut doctor = node.spawn(&mut command);
         wait_until("the canary", SOON, || !canaries().is_empty());
         thread::sleep(Duration::from_millis(30));
+        // So that it can't end by itself.
+        kill(canaries()[0], Signal::SIGSTOP).expect("it runs");
         kill(Pid::from_raw(doctor.id() as i32), signal).expect("it runs");
         doctor.wait().expect("wait for doctor");
         wait_until("the end of the canary", SOON, || canaries().is_empty());

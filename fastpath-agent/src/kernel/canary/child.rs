@@ -1,13 +1,20 @@
 //! The canary in a process of its own: this program again, with a subcommand. So it can be ended at any moment,
 //! whatever it waits for, and its namespaces with it.
+#![expect(unsafe_code, reason = "what is done between fork and exec has no safe wrapper")]
 
 use std::{
     env,
-    io::{BufRead, BufReader, Read},
+    io::{self, BufRead, BufReader, Read},
+    os::unix::process::CommandExt,
     process::{Child, Command, Stdio},
     sync::mpsc,
     thread,
     time::{Duration, Instant},
+};
+
+use nix::{
+    sys::{prctl, signal::Signal},
+    unistd::Pid,
 };
 
 use crate::core::doctor::facts::CanaryFlow;
@@ -24,6 +31,7 @@ pub fn run_in_child(limit: Duration, mut each: impl FnMut(&CanaryFlow)) -> Resul
     for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("FASTPATH_")) {
         command.env_remove(name);
     }
+    end_with_this_process(&mut command);
     let mut child =
         Killed(command.spawn().map_err(|error| format!("cannot start this program again: {error}"))?);
     let stdout = child.0.stdout.take().ok_or("it has no output")?;
@@ -58,6 +66,19 @@ pub fn run_in_child(limit: Duration, mut each: impl FnMut(&CanaryFlow)) -> Resul
     let _ = { stderr }.read_to_string(&mut said);
     let error = said.lines().find_map(|line| line.strip_prefix("error: "));
     Err(error.map_or_else(|| format!("it ended with {status}"), str::to_owned))
+}
+
+/// The kernel kills the process when this one ends, however that comes about. Set before it becomes the program, so that
+/// there is no moment without.
+fn end_with_this_process(command: &mut Command) {
+    let this = Pid::this();
+    let tie = move || {
+        prctl::set_pdeathsig(Signal::SIGKILL)?;
+        // This process may have ended before.
+        if Pid::parent() == this { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
+    };
+    // SAFETY: between fork and exec only system calls are made, and nothing is allocated.
+    unsafe { command.pre_exec(tie) };
 }
 
 /// A process that doesn't outlive its handle.
