@@ -27,6 +27,7 @@ pub(crate) struct Crowd {
 impl Crowd {
     /// Makes `flows` UDP flows, each with one packet in either direction.
     pub(crate) fn new(flows: u32) -> Self {
+        assert!(flows as usize <= 2 * SOURCE_PORTS.len());
         let topology = Topology::routed();
         let node = &topology.node;
         // Frames are addressed as `frames::ethernet` does it, and nothing but them is on the way.
@@ -65,7 +66,12 @@ impl Crowd {
 
     /// The port that tells a flow from its neighbours.
     pub(crate) fn source_port(number: u32) -> u16 {
-        SOURCE_PORTS.start + (number % SOURCE_PORTS.len() as u32) as u16
+        SOURCE_PORTS.start + (number / 2) as u16
+    }
+
+    /// Every other flow goes to one port, the others to the next.
+    pub(crate) fn destination_port(number: u32) -> u16 {
+        FIRST_DESTINATION_PORT + (number % 2) as u16
     }
 }
 
@@ -86,7 +92,7 @@ fn attach(max_flows: u32) -> Programs {
 
 fn frames_of(number: u32) -> (Vec<u8>, Vec<u8>) {
     let source = Crowd::source_port(number);
-    let destination = FIRST_DESTINATION_PORT + (number / SOURCE_PORTS.len() as u32) as u16;
+    let destination = Crowd::destination_port(number);
     let frame = |from, to, payload| frames::ethernet(&[], frames::IPV4, &ipv4(from, to, payload));
     (
         frame(CLIENT, SERVER, &frames::udp(source, destination, 18)),

@@ -1,6 +1,7 @@
 //! `flows` and `top` on a node with a hundred thousand flows: fast, in little memory, and all of them.
 
 use std::{
+    env,
     fs::{self, File},
     process::Stdio,
     thread,
@@ -63,44 +64,52 @@ fn json(run: &Run) -> Vec<Value> {
 
 #[test]
 fn a_hundred_thousand_flows_are_listed_in_a_second() {
-    let crowd = Crowd::new(FLOWS);
+    // On an emulated processor time says nothing, and a small number shows the rest.
+    let flows = if emulated() { 2_000 } else { FLOWS };
+    let crowd = Crowd::new(flows);
     let node = &crowd.topology.node;
     let timed = |flags: &[&str]| {
         let run = run(node, flags);
         println!("flows {}: {:?}, {} KiB at most", flags.join(" "), run.took, run.peak_kib);
-        assert!(run.took < TIME_LIMIT, "{flags:?} took {:?}", run.took);
+        assert!(emulated() || run.took < TIME_LIMIT, "{flags:?} took {:?}", run.took);
         run
     };
 
     let text = timed(&[]);
-    assert_eq!(text.text.lines().count(), 1 + FLOWS as usize, "a heading and the flows");
+    assert_eq!(text.text.lines().count(), 1 + flows as usize, "a heading and the flows");
     let all = timed(&["-o", "json"]);
-    let flows = json(&all);
-    assert_eq!(flows.len(), FLOWS as usize);
-    assert!(flows.iter().all(|flow| flow["ingress"][0]["packets"] == 1 && flow["ingress"][1]["bytes"] == 46));
-    let some = timed(&["--port=61001", "-o", "json"]);
-    assert_eq!(json(&some).len(), FLOWS as usize / 2);
+    let listed = json(&all);
+    assert_eq!(listed.len(), flows as usize);
+    assert!(
+        listed.iter().all(|flow| flow["ingress"][0]["packets"] == 1 && flow["ingress"][1]["bytes"] == 46)
+    );
+    let port = format!("--port={}", Crowd::destination_port(1));
+    let some = timed(&[&port, "-o", "json"]);
+    assert_eq!(json(&some).len(), flows as usize / 2);
 
     // One flow is larger than the others, one more is the last.
-    crowd.send(70_000, 3);
+    let (large, last) = (flows / 10 * 7, flows / 10 * 3);
+    crowd.send(large, 3);
     thread::sleep(LONGEST_TICK);
-    crowd.send(30_000, 1);
+    crowd.send(last, 1);
     let largest = timed(&["--sort=packets", "--limit=20", "-o", "json"]);
     let largest_first = json(&largest);
     assert_eq!(largest_first.len(), 20);
-    assert_eq!(largest_first[0]["original"]["source_port"], Crowd::source_port(70_000));
+    assert_eq!(largest_first[0]["original"]["source_port"], Crowd::source_port(large));
     assert_eq!(largest_first[0]["ingress"][0]["packets"], 4);
     let recent = timed(&["--sort=recent", "--limit=1000"]);
-    let port = format!(":{} >", Crowd::source_port(30_000));
-    assert!(
-        recent.text.lines().nth(1).is_some_and(|line| line.contains(&port)),
-        "{:?}",
-        recent.text.lines().nth(1)
-    );
+    let ends = format!(":{} >", Crowd::source_port(last));
+    let first = recent.text.lines().nth(1);
+    assert!(first.is_some_and(|line| line.contains(&ends)), "{first:?}");
 
     for run in [&text, &all, &some, &largest, &recent] {
-        assert!(run.peak_kib > 0 && run.peak_kib < MEMORY_LIMIT_KIB, "{} KiB", run.peak_kib);
+        // The guest's programs lie in memory and count as resident.
+        assert!(emulated() || run.peak_kib > 0 && run.peak_kib < MEMORY_LIMIT_KIB, "{} KiB", run.peak_kib);
     }
+}
+
+fn emulated() -> bool {
+    env::var_os("FASTPATH_GUEST").is_some()
 }
 
 /// Most memory that was ever resident, from /proc/PID/status; 0 once the process has ended.
@@ -112,24 +121,28 @@ fn high_water_kib(status: &str) -> u64 {
 /// A terminal multiplexer with one screen, as people have it.
 struct Tmux<'n> {
     node: &'n Netns,
+    /// One for each server: an old one may still be on its way out.
+    socket: String,
 }
 
 impl Tmux<'_> {
-    const SOCKET: [&'static str; 4] = ["-S", "/run/tmux", "-f", "/dev/null"];
-
-    fn command(&self, args: &[&str]) -> String {
-        self.node.output("tmux", &[&Self::SOCKET[..], args].concat())
+    fn words<'a>(&'a self, args: &[&'a str]) -> Vec<&'a str> {
+        [&["-S", &self.socket, "-f", "/dev/null"], args].concat()
     }
 
-    /// Runs a program in it, in 80×24.
-    fn start<'n>(node: &'n Netns, program: &str) -> Tmux<'n> {
-        let tmux = Tmux { node };
+    fn command(&self, args: &[&str]) -> String {
+        self.node.output("tmux", &self.words(args))
+    }
+
+    /// Runs a program in it, in 24 lines.
+    fn start<'n>(node: &'n Netns, columns: &str, program: &str) -> Tmux<'n> {
+        let tmux = Tmux { node, socket: format!("/run/tmux-{columns}") };
         // What the program leaves on the screen stays to be read.
         tmux.command(&[
             "new-session",
             "-d",
             "-x",
-            "80",
+            columns,
             "-y",
             "24",
             &format!("{program}; echo ended; sleep 60"),
@@ -144,7 +157,7 @@ impl Tmux<'_> {
     #[track_caller]
     fn wait_for(&self, what: &str, mut condition: impl FnMut(&[String]) -> bool) -> Vec<String> {
         let mut lines = Vec::new();
-        wait_until(what, Duration::from_secs(10), || {
+        wait_until(what, Duration::from_secs(30), || {
             lines = self.lines();
             condition(&lines)
         });
@@ -155,9 +168,10 @@ impl Tmux<'_> {
 impl Drop for Tmux<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("--- tmux\n{}", self.lines().join("\n"));
+            let screen = self.node.try_run("tmux", &self.words(&["capture-pane", "-p"]), "");
+            eprintln!("--- tmux\n{}", String::from_utf8_lossy(&screen.stdout));
         }
-        self.command(&["kill-server"]);
+        self.node.try_run("tmux", &self.words(&["kill-server"]), "");
     }
 }
 
@@ -173,15 +187,20 @@ fn process(subcommand: &str) -> Option<String> {
 
 #[test]
 fn a_hundred_thousand_flows_are_watched() {
+    if emulated() {
+        println!("SKIP-KERNEL: about time on a processor that isn't emulated; the guest has top::");
+        return;
+    }
     let crowd = Crowd::new(FLOWS);
     let node = &crowd.topology.node;
     let agent = agent::binary();
+    let ends =
+        |number| format!(":{} > 10.2.0.2:{} ", Crowd::source_port(number), Crowd::destination_port(number));
     {
-        let tmux = Tmux::start(node, &format!("{agent} flows --watch=1 --sort=packets --limit=10"));
+        let large = ends(70_000);
+        let tmux = Tmux::start(node, "160", &format!("{agent} flows --watch=1 --sort=packets --limit=10"));
         let first = |lines: &[String], packets: &str| {
-            lines
-                .get(1)
-                .is_some_and(|line| line.contains(":30000 > 10.2.0.2:61001") && line.contains(packets))
+            lines.get(1).is_some_and(|line| line.contains(&large) && line.contains(packets))
         };
         crowd.send(70_000, 9);
         let lines = tmux.wait_for("the largest flow", |lines| first(lines, " 20 "));
@@ -190,10 +209,9 @@ fn a_hundred_thousand_flows_are_watched() {
         crowd.send(70_000, 10);
         tmux.wait_for("its packets a second later", |lines| first(lines, " 40 "));
     }
-    let tmux = Tmux::start(node, &format!("{agent} top"));
-    let busy = |lines: &[String]| {
-        lines.iter().any(|line| line.contains("> 10.2.0.2:61000 ") && line.ends_with("c0,s0"))
-    };
+    let tmux = Tmux::start(node, "80", &format!("{agent} top"));
+    let busy =
+        |lines: &[String]| lines.iter().any(|line| line.contains(&ends(12_345)) && line.ends_with("c0,s0"));
     let lines = tmux.wait_for("a flow and its rate", |lines| {
         crowd.send(12_345, 20);
         busy(lines) && lines[1].starts_with("flows 100000 ") && !lines[1].contains("- packets/s")
@@ -201,13 +219,19 @@ fn a_hundred_thousand_flows_are_watched() {
     println!("{}", lines.join("\n"));
     let top = process("top").expect("it runs");
     let proc = |file: &str| fs::read_to_string(format!("{top}/{file}")).expect("it runs");
-    let cpu_ns =
-        || proc("schedstat").split(' ').next().and_then(|ns| ns.parse().ok()).map(Duration::from_nanos);
-    let (before, began) = (cpu_ns().expect("a number"), Instant::now());
+    // Fields 14 and 15 of proc(5), of all its threads, in ticks of 10 ms; the second field may have spaces in it.
+    let cpu_ticks = || {
+        let stat = proc("stat");
+        let after_name = stat.rsplit_once(')').expect("proc(5)").1;
+        let ticks = after_name.split_whitespace().skip(11).take(2);
+        ticks.map(|ticks| ticks.parse::<u32>().expect("a number")).sum::<u32>()
+    };
+    let (before, began) = (cpu_ticks(), Instant::now());
     thread::sleep(Duration::from_secs(5));
-    let share = (cpu_ns().expect("a number") - before).as_secs_f64() / began.elapsed().as_secs_f64();
+    let share = f64::from(cpu_ticks() - before) / 100.0 / began.elapsed().as_secs_f64();
     println!("top: {:.0} % of a processor, {} KiB at most", 100.0 * share, high_water_kib(&proc("status")));
-    assert!(share < 0.7, "{share}");
+    // It rests as long as a reading takes.
+    assert!(share > 0.05 && share < 0.7, "{share}");
     assert!(high_water_kib(&proc("status")) < TOP_MEMORY_LIMIT_KIB);
     tmux.command(&["send-keys", "q"]);
     tmux.wait_for("the end", |lines| lines.iter().any(|line| line == "ended"));
