@@ -263,7 +263,7 @@ pub struct TopArgs {
 pub struct WhyArgs {
     /// tcp, udp, or another protocol's name or number
     pub protocol: String,
-    /// Address and port: 10.0.1.2:40000 or [fd00::2]:40000; without a port where the protocol has none
+    /// Address and port, as in 10.0.1.2:40000; of IPv6 in brackets; without a port where the protocol has none
     pub source: String,
     /// The same of the other end
     pub destination: String,

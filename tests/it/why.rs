@@ -53,6 +53,9 @@ fn accelerated_whichever_tuple_is_asked_for() {
             }
         }
         let (mut flow, _) = background.stop_intact();
+        if proto == Proto::Tcp {
+            continue; // acknowledgements may come by themselves
+        }
         // All but the packets up to the one that offloaded it, to the last one.
         let before = ask(node, &words)["bypassed"].as_u64().unwrap();
         assert_eq!(flow.rounds(100), 100);
@@ -109,8 +112,9 @@ fn idle_and_back_again() {
         answer["verdict"]["text"].as_str().unwrap().contains("lets go of a flow after 2 s"),
         "{answer:#}"
     );
-    assert_eq!(flow.rounds(10), 10);
+    let background = flow.in_background();
     assert_eq!(ask(&topology.node, &asked(&topology, 7001))["verdict"]["accelerated"], "yes");
+    background.stop_intact();
 }
 
 #[test]
@@ -119,10 +123,27 @@ fn older_than_the_rules() {
     let mut flow = topology.open(Proto::Tcp, Family::V4, 7001);
     assert_eq!(flow.rounds(20), 20);
     assert_reason(&topology, 7001, "no-rule");
-    let _agent = start(&topology, &["--assist=off"]);
+    let mut helped = topology.open(Proto::Udp, Family::V4, 7002);
+    assert_eq!(helped.rounds(1), 1);
+    let agent = start(&topology, &["--assist=off"]);
     assert_eq!(flow.rounds(50), 50);
     let answer = assert_reason(&topology, 7001, "not-counted");
     assert_eq!(answer["verdict"]["pending"], false);
+    agent.stop();
+
+    let _agent = start(&topology, &["--assist=on"]);
+    // One direction crosses the threshold with its last packet: nothing comes after it that the rule could take up.
+    assert_eq!(helped.rounds(20), 20);
+    assert!(helped.request());
+    wait_until("the agent lists it", Duration::from_secs(10), || {
+        let listing =
+            topology.node.try_run("nft", &["list", "set", "inet", "kindnet-fastpath", "kindnet-assist"], "");
+        String::from_utf8_lossy(&listing.stdout).contains("elements")
+    });
+    let answer = assert_reason(&topology, 7002, "not-counted");
+    assert_eq!(answer["verdict"]["pending"], true);
+    assert_eq!(helped.rounds(5), 5);
+    assert_eq!(ask(&topology.node, &asked(&topology, 7002))["verdict"]["accelerated"], "yes");
 }
 
 #[test]
@@ -202,14 +223,14 @@ fn dropped_before_it_gets_to_the_rule() {
     let topology = Topology::routed();
     let node = &topology.node;
     let _agent = start(&topology, &[]);
-    // As a quota does it: the flow stands, and its packets end here.
+    // As a quota would: the flow stands, and its packets end here.
     node.nft(
-        "table inet quota { chain forward { type filter hook forward priority 0; policy accept;
+        "table inet limited { chain forward { type filter hook forward priority 0; policy accept;
             udp dport 7001 ct packets > 15 drop
         }; }",
     );
     let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
-    assert_eq!(flow.rounds(8), 7, "the sixteenth packet is a request");
+    assert_eq!(flow.rounds(8), 8, "the first request to be dropped is packet 17");
     let words = flow.words();
     let stop = std::sync::atomic::AtomicBool::new(false);
     let answer = thread::scope(|scope| {

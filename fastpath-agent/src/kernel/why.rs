@@ -102,8 +102,12 @@ pub async fn gather(
     sleep_until(began + LOOK).await;
 
     let second = eyes.look(spec)?;
-    // A connection that began or ended meanwhile has other tuples; what was asked of the kernel is about the first.
-    let same = second.tuples(spec) == tuples;
+    if first.entry.is_none() && second.entry.is_some() {
+        // It has begun meanwhile: once more, now that everything can be asked for.
+        return Box::pin(gather(spec, pin_path, selection)).await;
+    }
+    // One that has ended meanwhile is told of as it was; what was asked of the kernel is about that one.
+    let same = first.entry.as_ref().map(|entry| entry.id) == second.entry.as_ref().map(|entry| entry.id);
     let (counted, entry) =
         if same { (second.counted, second.entry) } else { (first.counted, first.entry.clone()) };
     let direction = |d: usize| Direction {

@@ -236,13 +236,21 @@ impl Facts {
         if !self.offloaded() {
             return Some(Way::Slow);
         }
-        // A packet that was under way at one of the looks is in one count and not yet in the other.
+        // The counts aren't read in one instant: some packets are in one and not yet in the other.
         Some(match (self.slow_moved(), self.moved()) {
+            (0, _) if self.half_seen() => Way::Mixed,
             (0, _) => Way::Fast,
             (slow @ ..=STRAYS, all) if all >= 5 * slow + STRAYS => Way::Fast,
-            (slow, all) if slow >= all.saturating_sub(1) => Way::Slow,
+            (slow, all) if slow + 1 + all / 20 >= all => Way::Slow,
             _ => Way::Mixed,
         })
+    }
+
+    /// Packets of one direction come in where they aren't counted, and so don't pass a flowtable either.
+    fn half_seen(&self) -> bool {
+        let replied = self.entry.as_ref().is_some_and(|entry| entry.status.seen_reply());
+        let counted = self.directions.iter().filter(|direction| direction.counted.is_some()).count();
+        self.counting && replied && counted == 1
     }
 
     /// Packets of both directions so far: conntrack's count, or ours where it doesn't count.

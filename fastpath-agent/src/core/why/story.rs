@@ -307,6 +307,7 @@ pub(super) fn accelerated(facts: &Facts) -> String {
 pub(super) fn hindered(accelerated: Accelerated, obstacle: &Obstacle, facts: &Facts) -> String {
     let probably = if obstacle.certain { "" } else { "probably " };
     let verdict = match accelerated {
+        Accelerated::Partly if facts.slow_moved() == 0 => "accelerated in one direction only".to_owned(),
         Accelerated::Partly => {
             format!(
                 "accelerated in part ({} of {} took the forward path)",
@@ -347,9 +348,9 @@ fn packets(count: u64) -> String {
 
 fn bytes(count: u64) -> String {
     match count {
-        0..=9_999 => format!("{count} B"),
-        10_000..=9_999_999 => format!("{} kB", count / 1000),
-        10_000_000..=9_999_999_999 => format!("{} MB", count / 1_000_000),
+        ..10_000 => format!("{count} B"),
+        10_000..10_000_000 => format!("{} kB", count / 1000),
+        10_000_000..10_000_000_000 => format!("{} MB", count / 1_000_000),
         _ => format!("{} GB", count / 1_000_000_000),
     }
 }
@@ -357,9 +358,9 @@ fn bytes(count: u64) -> String {
 /// A duration in a few characters.
 pub(super) fn duration(ms: u64) -> String {
     match ms {
-        0..=999 => format!("{ms} ms"),
-        1_000..=119_999 => format!("{} s", ms / 1000),
-        120_000..=7_199_999 => format!("{} min", ms / 60_000),
+        ..1000 => format!("{ms} ms"),
+        1000..120_000 => format!("{} s", ms / 1000),
+        120_000..7_200_000 => format!("{} min", ms / 60_000),
         _ => format!("{} h", ms / 3_600_000),
     }
 }

@@ -13,6 +13,8 @@ use crate::core::{
 const SEEN_REPLY: u32 = 1 << 1;
 const OFFLOAD: u32 = 1 << 14;
 
+/// errno, as on all architectures that we run on.
+const ENETUNREACH: i32 = 101;
 const C0: IfIndex = IfIndex(1);
 const S0: IfIndex = IfIndex(2);
 const BR0: IfIndex = IfIndex(3);
@@ -165,7 +167,7 @@ const REASONS: &[(&str, Change, &str)] = &[
         "thief on c0",
     ),
     ("no-rule", |f| f.ruleset = Ruleset::default(), "no rule of ours"),
-    ("no-route", |f| f.directions[0].route = Route::Nowhere(libc::ENETUNREACH), "Network is unreachable"),
+    ("no-route", |f| f.directions[0].route = Route::Nowhere(ENETUNREACH), "Network is unreachable"),
     (
         "interface",
         |f| {
