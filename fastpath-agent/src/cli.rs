@@ -21,6 +21,7 @@ use crate::core::{flow::STATE_NAMES, flow_filter::Sort, model::IfName};
   fastpath-agent                                      accelerate flows of more than 20 packets on all interfaces
   fastpath-agent --fastpath-threshold=6 --v=2         the same from the 7th packet on, with more log
   fastpath-agent --exclude-interfaces='docker*'       leave some interfaces out
+  fastpath-agent --exclude=udp/53,10.9.0.0/16         never offload DNS, nor flows of these addresses
   fastpath-agent render | nft -c -f -                 see and check the ruleset without installing it
   fastpath-agent status                               what is installed, on which interfaces, and why not on others
   fastpath-agent doctor                               what is wrong with this node, and what to do about it
@@ -122,6 +123,15 @@ pub struct RuleArgs {
     /// Leave out interfaces that match this glob (repeatable, commas separate; wins over --interfaces)
     #[arg(long, value_name = "GLOB", env = "FASTPATH_EXCLUDE_INTERFACES", value_delimiter = ',')]
     pub exclude_interfaces: Vec<String>,
+    /// Never offload flows like this (repeatable, commas separate): an address or network (10.1.0.2, 10.1.0.0/16,
+    /// fd00::/8), a port or range (tcp/443, udp/8000-8100, port/53 for both), a protocol (protocol/udp, protocol/47), an
+    /// interface (interface/veth*: still watched, unlike with --exclude-interfaces), or a firewall mark of the connection
+    /// or of packets both ways (mark/0x10, mark/0x10/0xff). Either end counts, before and after NAT. Offloaded flows leave
+    #[arg(long, value_name = "ENTRY", env = "FASTPATH_EXCLUDE", value_delimiter = ',')]
+    pub exclude: Vec<String>,
+    /// The same from a file: an entry a line, comments after #. Read again on SIGHUP
+    #[arg(long, value_name = "FILE", env = "FASTPATH_EXCLUDE_FILE")]
+    pub exclude_file: Option<PathBuf>,
     /// Priority of the chain in the forward hook. The default comes after the node's filter chains, so that only what
     /// they accept is offloaded; -110 is where kindnet's document has it, before them
     #[arg(

@@ -1,6 +1,6 @@
-//! Flags made into a configuration: every value checked before anything is touched.
+//! Flags, and the file that one of them names, made into a configuration: every value checked before anything is touched.
 
-use std::path::PathBuf;
+use std::{fs, path::PathBuf, sync::Arc};
 
 use fastpath_common::limits::{MAX_FLOWS, MIN_FLOWS};
 
@@ -9,6 +9,7 @@ use crate::{
     core::{
         desired::Policy,
         diff::ForeignTable,
+        exclude::Exclusions,
         known_bugs::{KernelNames, KnownBug, forbids_offload},
         select::Selection,
     },
@@ -58,6 +59,19 @@ pub struct Rules {
     pub selection: Selection,
     /// Offload whatever is known of the kernel.
     pub ignore_known_bugs: bool,
+    /// Flows that are never offloaded, as they were at the start.
+    pub exclusions: Arc<Exclusions>,
+    /// Where they come from.
+    pub exclude: ExcludeSource,
+}
+
+/// Where exclusions come from.
+#[derive(Clone, Debug)]
+pub struct ExcludeSource {
+    /// Values of `--exclude`.
+    pub entries: Vec<String>,
+    /// Value of `--exclude-file`.
+    pub file: Option<PathBuf>,
 }
 
 /// A flag with a value that it can't have.
@@ -75,7 +89,8 @@ impl Rules {
         if self.ignore_known_bugs || self.threshold == 0 {
             return None;
         }
-        let bug = forbids_offload(kernel, !self.selection.takes_all())?;
+        let left_out = !self.selection.takes_all() || self.exclusions.names_interfaces();
+        let bug = forbids_offload(kernel, left_out)?;
         self.threshold = 0;
         Some(bug)
     }
@@ -91,7 +106,27 @@ impl Rules {
             spare_ipsec,
             assist: false,
             selection: self.selection.clone(),
+            exclusions: Arc::clone(&self.exclusions),
         }
+    }
+}
+
+impl ExcludeSource {
+    /// Reads the file, if there is one, and checks all entries.
+    pub fn load(&self) -> Result<Exclusions, BadValue> {
+        let bad_file = |path: &PathBuf, reason: String| BadValue {
+            flag: "exclude-file",
+            value: path.display().to_string(),
+            allowed: reason,
+        };
+        let text = match &self.file {
+            Some(path) => fs::read_to_string(path).map_err(|error| bad_file(path, error.to_string()))?,
+            None => String::new(),
+        };
+        Exclusions::new(&self.entries, &text).map_err(|error| match (&error.line, &self.file) {
+            (Some(_), Some(path)) => bad_file(path, error.to_string()),
+            _ => BadValue { flag: "exclude", value: error.entry, allowed: error.reason },
+        })
     }
 }
 
@@ -110,7 +145,10 @@ impl TryFrom<&RuleArgs> for Rules {
                 })?;
             }
         }
+        let exclude = ExcludeSource { entries: args.exclude.clone(), file: args.exclude_file.clone() };
         Ok(Self {
+            exclusions: Arc::new(exclude.load()?),
+            exclude,
             threshold: number(
                 "fastpath-threshold",
                 &args.fastpath_threshold,
@@ -224,6 +262,9 @@ mod tests {
             (["--chain-priority=late"], ["--chain-priority", "'late'", "-2147483648"]),
             (["--interfaces=eth["], ["--interfaces", "'eth['", "eth*"]),
             (["--exclude-interfaces=a,{"], ["--exclude-interfaces", "'{'", "eth*"]),
+            (["--exclude=10.1/33"], ["--exclude", "'10.1/33'", "10.1.0.0/16"]),
+            (["--exclude=tcp/99999"], ["--exclude", "'tcp/99999'", "65535"]),
+            (["--exclude-file=/no/such"], ["--exclude-file", "'/no/such'", "No such file"]),
             (["--v=loud"], ["--v", "'loud'", "0 to 255"]),
             (["--revalidate-interval=1"], ["--revalidate-interval", "'1'", "500ms"]),
             (["--revalidate-interval=10ms"], ["--revalidate-interval", "'10ms'", "100ms to 1h"]),

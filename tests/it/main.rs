@@ -8,6 +8,7 @@ mod crossings;
 mod doctor;
 mod ebpf;
 mod errors;
+mod exclude;
 mod flow_path;
 mod flows;
 mod foreign;

@@ -41,6 +41,7 @@ fn policy(assist: bool) -> Policy {
         spare_ipsec: true,
         assist,
         selection: Selection::new(&[], &[]).expect("no globs"),
+        exclusions: Default::default(),
     }
 }
 
@@ -290,7 +291,7 @@ fn listed_connections_are_forgotten_in_time() {
 /// The rule of the agent's first version, which was all that stood in its only chain.
 fn first_rule() -> Vec<Expr> {
     let reg = 1;
-    let devices = || Expr::Lookup { set: OwnSet::Devices.name().to_owned(), sreg: reg, inverted: false };
+    let devices = || Expr::Lookup { set: OwnSet::Devices.name().into_owned(), sreg: reg, inverted: false };
     vec![
         Expr::Ct { key: CtKey::Packets, dreg: reg },
         Expr::HostToNet { reg, size: 8, len: 8 },

@@ -1,12 +1,16 @@
 //! What the kernel should have: configuration and links in, table out.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::{
+    exclude::Exclusions,
     model::{IfIndex, IfName, Link},
-    rule::Rule,
+    rule::{End, Marked, Rule},
     select::{Selection, Unmanaged},
-    sets::OwnSet,
+    sets::{ExcludeSet, OwnSet},
 };
 
 /// The part of the configuration that decides what the table looks like.
@@ -29,6 +33,8 @@ pub struct Policy {
     pub assist: bool,
     /// Which interfaces.
     pub selection: Selection,
+    /// Flows that are never offloaded.
+    pub exclusions: Arc<Exclusions>,
 }
 
 /// The table as it should be; `None` if there should be none.
@@ -47,6 +53,10 @@ pub struct DesiredTable {
     pub chain_priority: i32,
     /// Devices of the flowtable; the indices are the elements of the set.
     pub devices: BTreeMap<IfIndex, IfName>,
+    /// Interfaces that aren't among them since their flows are excluded. Where one is, its flows may be offloaded.
+    pub excluded_devices: BTreeSet<IfName>,
+    /// Keys of the sets of exclusions.
+    pub exclusions: Arc<Exclusions>,
     /// Sets that there should be; of ours, no other.
     pub sets: Vec<OwnSet>,
     /// Our rules of the base chain, in order.
@@ -64,21 +74,28 @@ pub fn desired<'a>(
     if policy.threshold == 0 {
         return None;
     }
-    let devices = links
-        .into_iter()
-        .filter(|link| reject(policy, link, refused).is_none())
-        .map(|link| (link.index, link.name.clone()))
-        .collect();
+    let mut devices = BTreeMap::new();
+    let mut excluded_devices = BTreeSet::new();
+    for link in links {
+        match reject(policy, link, refused) {
+            None => drop(devices.insert(link.index, link.name.clone())),
+            Some(Unmanaged::FlowsExcluded) => drop(excluded_devices.insert(link.name.clone())),
+            Some(_) => {}
+        }
+    }
     let mut table = DesiredTable {
         flowtable_priority: policy.flowtable_priority,
         counter: policy.counter,
         hw_offload: policy.hw_offload,
         chain_priority: policy.chain_priority,
         devices,
+        excluded_devices,
+        exclusions: Arc::clone(&policy.exclusions),
         sets: vec![OwnSet::Devices, OwnSet::SlowPath],
         base_rules: vec![Rule::Threshold { threshold: policy.threshold }],
         offload_rules: offload_rules(policy),
     };
+    table.sets.extend(policy.exclusions.sets().map(|(set, _)| OwnSet::Exclude(set)));
     if policy.assist {
         table.sets.push(OwnSet::Assist);
         table.base_rules.insert(0, Rule::Assist);
@@ -89,7 +106,23 @@ pub fn desired<'a>(
 fn offload_rules(policy: &Policy) -> Vec<Rule> {
     let mut rules = vec![Rule::OnlyEstablished];
     rules.extend(policy.spare_ipsec.then_some(Rule::SpareIpsec));
-    rules.extend([Rule::OnlyManagedInput, Rule::OnlyManagedOutput, Rule::Offload, Rule::Meter]);
+    rules.extend([Rule::OnlyManagedInput, Rule::OnlyManagedOutput]);
+    rules.extend(exclusion_rules(&policy.exclusions));
+    rules.extend([Rule::Offload, Rule::Meter]);
+    rules
+}
+
+fn exclusion_rules(exclusions: &Exclusions) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for mark in exclusions.marks() {
+        rules.extend([Marked::Packet, Marked::Connection].map(|of| Rule::ExcludedMark { mark, of }));
+    }
+    for (set, _) in exclusions.sets() {
+        match set {
+            ExcludeSet::Protocols => rules.push(Rule::ExcludedProtocol),
+            set => rules.extend(End::ALL.map(|end| Rule::Excluded { set, end })),
+        }
+    }
     rules
 }
 
@@ -98,5 +131,6 @@ pub fn reject(policy: &Policy, link: &Link, refused: &BTreeMap<IfIndex, String>)
     policy
         .selection
         .reject(link)
+        .or_else(|| policy.exclusions.has_interface(&link.name).then_some(Unmanaged::FlowsExcluded))
         .or_else(|| refused.get(&link.index).map(|error| Unmanaged::Refused { error: error.clone() }))
 }

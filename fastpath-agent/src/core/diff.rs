@@ -4,12 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     desired::{Desired, DesiredTable},
+    empty::{counting_from, refers, remove_most},
+    exclude::Keys,
     expr::Expr,
     model::{CHAIN, FLOWTABLE, IfIndex, IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN},
-    observed::{ChainHook, Observed, ObservedChain, ObservedFlowtable, ObservedSet, ObservedTable, Owner},
+    observed::{
+        ChainHook, Counter, Observed, ObservedChain, ObservedFlowtable, ObservedSet, ObservedTable, Owner,
+    },
     plan::Op,
     rule::Rule,
-    sets::OwnSet,
+    sets::{ExcludeSet, Key, OwnSet},
 };
 
 /// Number of the forward hook (`NF_INET_FORWARD`).
@@ -64,16 +68,22 @@ pub fn create(want: &DesiredTable) -> Vec<Op> {
 fn repair(want: &DesiredTable, table: &ObservedTable) -> Vec<Op> {
     let flowtable = table.flowtables.iter().find(|f| f.name == FLOWTABLE);
     let keep_flowtable = flowtable.filter(|f| flowtable_is_right(want, f));
-    let (keep_sets, stale_sets): (Vec<OwnSet>, Vec<OwnSet>) = OwnSet::ALL
-        .into_iter()
-        .filter(|set| table.set(*set).is_some())
-        .partition(|set| want.sets.contains(set) && set_is_right(*set, table));
+    let ours = table.sets.iter().filter_map(|set| OwnSet::named(&set.name));
+    let (keep_sets, stale_sets): (Vec<OwnSet>, Vec<OwnSet>) =
+        ours.partition(|set| want.sets.contains(set) && set_is_right(*set, want, table));
     let keep_set = |set: OwnSet| table.set(set).filter(|_| keep_sets.contains(&set));
+
+    let exclusions = Exclusions::compare(want, keep_set);
+    // Flows that are excluded from now on may be in the flowtable, which lets go of all or none.
+    let empties = keep_flowtable.is_some_and(|flowtable| excludes_more(want, table, flowtable, &exclusions));
+    let keep_flowtable = keep_flowtable.filter(|_| !empties);
 
     // Rules refer to sets and flowtable, the base chain's to the other chain. Where one of those is made anew, chains
     // go first as a whole, with what others put into them: that may refer to it too.
-    let anew = stale_sets.iter().any(|set| want.sets.contains(set))
-        || flowtable.is_some() != keep_flowtable.is_some();
+    // Sets of exclusions are apart: all keys of one that is made anew are new, and so are then our rules.
+    let refers_other = |set: &&OwnSet| want.sets.contains(set) && !matches!(set, OwnSet::Exclude(_));
+    let anew = stale_sets.iter().any(|set| refers_other(&set))
+        || (flowtable.is_some() && keep_flowtable.is_none() && !(empties && only_we_offload(table)));
     let [base, offload] = [CHAIN, OFFLOAD_CHAIN].map(|name| table.chain(name));
     let keep_offload = offload.filter(|c| !anew && c.hook.is_none());
     let keep_base =
@@ -83,14 +93,18 @@ fn repair(want: &DesiredTable, table: &ObservedTable) -> Vec<Op> {
     if base.is_some() && keep_base.is_none() {
         ops.push(Op::DeleteChain { chain: CHAIN });
     }
-    let base_rules = Rules::compare(CHAIN, &want.base_rules, keep_base);
-    let offload_rules = Rules::compare(OFFLOAD_CHAIN, &want.offload_rules, keep_offload);
+    let base_rules = Rules::compare(CHAIN, &want.base_rules, keep_base, false, None);
+    let offload_rules =
+        Rules::compare(OFFLOAD_CHAIN, &want.offload_rules, keep_offload, empties, table.offloads());
     ops.extend(base_rules.stale);
     if offload.is_some() && keep_offload.is_none() {
         ops.push(Op::DeleteChain { chain: OFFLOAD_CHAIN });
     }
     ops.extend(offload_rules.stale);
-    if flowtable.is_some() && keep_flowtable.is_none() {
+    if let Some(flowtable) = flowtable
+        && keep_flowtable.is_none()
+    {
+        ops.extend(flowtable.devices.iter().flat_map(remove_most));
         ops.push(Op::DeleteFlowtable);
     }
     ops.extend(stale_sets.into_iter().map(Op::DeleteSet));
@@ -102,9 +116,16 @@ fn repair(want: &DesiredTable, table: &ObservedTable) -> Vec<Op> {
             hw_offload: want.hw_offload,
         });
     }
-    ops.extend(want.sets.iter().filter(|set| keep_set(**set).is_none()).map(|set| Op::AddSet(*set)));
+    ops.extend(want.sets.iter().filter(|set| keep_set(**set).is_none()).map(|set| match set {
+        OwnSet::Exclude(set) => {
+            Op::AddExcludeSet(*set, ExcludeSet::size_for(want.exclusions.keys(*set).len()))
+        }
+        set => Op::AddSet(*set),
+    }));
     ops.extend(devices(&want.devices, keep_flowtable, keep_set(OwnSet::Devices)));
     ops.extend(indices(&want.devices, keep_set(OwnSet::Devices)));
+    ops.extend(exclusions.gone);
+    ops.extend(exclusions.new);
     if keep_offload.is_none() {
         ops.push(Op::AddOffloadChain);
     }
@@ -116,8 +137,63 @@ fn repair(want: &DesiredTable, table: &ObservedTable) -> Vec<Op> {
     ops
 }
 
-fn set_is_right(set: OwnSet, table: &ObservedTable) -> bool {
-    table.set(set).is_some_and(|observed| observed.shape == set.shape())
+/// What is to be done about the keys of exclusions.
+struct Exclusions {
+    gone: Vec<Op>,
+    new: Vec<Op>,
+}
+
+impl Exclusions {
+    fn compare<'t>(want: &DesiredTable, keep_set: impl Fn(OwnSet) -> Option<&'t ObservedSet>) -> Self {
+        let mut exclusions = Self { gone: Vec::new(), new: Vec::new() };
+        for (set, keys) in want.exclusions.sets() {
+            let has = keep_set(OwnSet::Exclude(set)).map_or(&[][..], |observed| &observed.keys);
+            let (gone, new) = (missing_from(has, keys), missing_from(keys, has));
+            exclusions.gone.extend((!gone.is_empty()).then_some(Op::RemoveExcluded(set, gone)));
+            exclusions.new.extend((!new.is_empty()).then_some(Op::AddExcluded(set, new)));
+        }
+        exclusions
+    }
+}
+
+/// Those of `keys` that `others` lacks; both in order.
+fn missing_from(keys: &[Key], others: &[Key]) -> Keys {
+    let mut others = others.iter().peekable();
+    let missing = |key: &&Key| {
+        while others.next_if(|other| other < key).is_some() {}
+        others.peek() != Some(key)
+    };
+    keys.iter().filter(missing).copied().collect()
+}
+
+/// A flow may be in the flowtable that is excluded from now on.
+fn excludes_more(
+    want: &DesiredTable,
+    table: &ObservedTable,
+    flowtable: &ObservedFlowtable,
+    exclusions: &Exclusions,
+) -> bool {
+    let has = table.chain(OFFLOAD_CHAIN).map_or(&[][..], |chain| &chain.rules);
+    let new_rule = |rule: &&Rule| !has.iter().any(|observed| observed.exprs == rule.exprs());
+    let device_leaves = |device: &IfName| flowtable.devices.as_ref().is_some_and(|d| d.contains(device));
+    !exclusions.new.is_empty()
+        || want.offload_rules.iter().filter(|rule| rule.is_exclusion()).any(|rule| new_rule(&rule))
+        || want.excluded_devices.iter().any(device_leaves)
+}
+
+/// No rule of others in our chains refers to the flowtable.
+fn only_we_offload(table: &ObservedTable) -> bool {
+    let rules =
+        [CHAIN, OFFLOAD_CHAIN].into_iter().filter_map(|name| table.chain(name)).flat_map(|c| &c.rules);
+    !rules.filter(|rule| rule.owner == Owner::Foreign).any(|rule| refers(&rule.exprs))
+}
+
+fn set_is_right(set: OwnSet, want: &DesiredTable, table: &ObservedTable) -> bool {
+    let keys = match set {
+        OwnSet::Exclude(set) => want.exclusions.keys(set).len(),
+        _ => 0,
+    };
+    table.set(set).is_some_and(|observed| set.fits(&observed.shape, keys))
 }
 
 fn flowtable_is_right(want: &DesiredTable, has: &ObservedFlowtable) -> bool {
@@ -147,16 +223,26 @@ struct Rules {
 
 impl Rules {
     /// Our rules in another order are as good as wrong: all are made anew. Rules without our marker don't count.
-    fn compare(chain: &'static str, want: &[Rule], has: Option<&ObservedChain>) -> Self {
+    /// With `all` each is made anew. The rule that offloads goes on counting from `offloads`.
+    fn compare(
+        chain: &'static str,
+        want: &[Rule],
+        has: Option<&ObservedChain>,
+        all: bool,
+        offloads: Option<Counter>,
+    ) -> Self {
         let ours: Vec<_> =
             has.map(|c| c.rules.iter().filter(|r| r.owner == Owner::Ours).collect()).unwrap_or_default();
         let want: Vec<Vec<Expr>> = want.iter().map(Rule::exprs).collect();
-        if ours.iter().map(|r| &r.exprs).eq(&want) {
+        if !all && ours.iter().map(|r| &r.exprs).eq(&want) {
             return Self { stale: Vec::new(), missing: Vec::new() };
         }
         Self {
             stale: ours.iter().map(|r| Op::DeleteRule { chain, handle: r.handle }).collect(),
-            missing: want.into_iter().map(|exprs| Op::AddRule { chain, exprs }).collect(),
+            missing: want
+                .into_iter()
+                .map(|exprs| Op::AddRule { chain, exprs: counting_from(offloads, exprs) })
+                .collect(),
         }
     }
 }
@@ -228,6 +314,7 @@ pub fn after(observed: &Observed, ops: &[Op]) -> Option<ObservedTable> {
             Op::RemoveDevices(names) => devices.retain(|name| !names.contains(name)),
             Op::AddIndices(new) => set.elements.extend(new),
             Op::RemoveIndices(gone) => set.elements.retain(|index| !gone.contains(index)),
+            Op::AddExcluded(..) | Op::RemoveExcluded(..) => return None,
             // Nobody looks at what is in that set.
             Op::AddAssisted { .. } | Op::RemoveAssisted(_) => {}
             _ => return None,

@@ -1,12 +1,21 @@
 //! Properties of the difference: a plan applied converges, applied twice is empty, what others made stays.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    core::{observed::ObservedRule, sets::SetShape},
+    core::{
+        desired::{self, Policy},
+        exclude,
+        observed::ObservedRule,
+        select::Selection,
+        sets::SetShape,
+    },
     kernel::{Ruleset, fake::FakeRuleset},
 };
 
@@ -21,6 +30,8 @@ fn table(indices: impl IntoIterator<Item = u32>) -> DesiredTable {
         hw_offload: false,
         chain_priority: 300,
         devices: indices.into_iter().map(|i| (IfIndex(i), name(i))).collect(),
+        excluded_devices: BTreeSet::new(),
+        exclusions: Default::default(),
         sets: vec![OwnSet::Devices, OwnSet::SlowPath],
         base_rules: vec![Rule::Threshold { threshold: 20 }],
         offload_rules: vec![Rule::OnlyEstablished, Rule::OnlyManagedInput, Rule::Offload, Rule::Meter],
@@ -43,6 +54,32 @@ fn step(kernel: &mut FakeRuleset, desired: &Desired, foreign: ForeignTable) -> D
     decision
 }
 
+const EXCLUSIONS: [&str; 8] =
+    ["10.0.0.1", "10.0.0.2", "10.1.0.0/16", "fd00::1", "tcp/443", "udp/50-60", "protocol/gre", "mark/1/3"];
+
+/// The table with these exclusions.
+fn excluding(table: DesiredTable, entries: &[&str]) -> DesiredTable {
+    let entries: Vec<String> = entries.iter().map(|&entry| entry.to_owned()).collect();
+    let policy = Policy {
+        threshold: 20,
+        chain_priority: 300,
+        flowtable_priority: 0,
+        counter: true,
+        hw_offload: false,
+        spare_ipsec: false,
+        assist: false,
+        selection: Selection::new(&[], &[]).unwrap(),
+        exclusions: Arc::new(exclude::Exclusions::new(&entries, "").unwrap()),
+    };
+    let of_policy = desired::desired(&policy, [], &BTreeMap::new()).unwrap();
+    let sets = of_policy.sets.into_iter().filter(|set| matches!(set, OwnSet::Exclude(_)));
+    let rules = of_policy.offload_rules.into_iter().filter(Rule::is_exclusion);
+    let mut table = DesiredTable { exclusions: of_policy.exclusions, ..table };
+    table.sets.extend(sets);
+    table.offload_rules.splice(1..1, rules);
+    table
+}
+
 fn some_desired() -> impl Strategy<Value = Desired> {
     let table = (
         prop::sample::select(vec![0, 5]),
@@ -53,9 +90,20 @@ fn some_desired() -> impl Strategy<Value = Desired> {
         prop::collection::vec(1u32..4, 0..3),
         any::<bool>(),
         any::<bool>(),
+        prop::collection::vec(prop::sample::select(EXCLUSIONS.as_slice()), 0..5),
     )
         .prop_map(
-            |(priority, counter, hw_offload, chain_priority, devices, thresholds, assist, spare_ipsec)| {
+            |(
+                priority,
+                counter,
+                hw_offload,
+                chain_priority,
+                devices,
+                thresholds,
+                assist,
+                spare_ipsec,
+                exclude,
+            )| {
                 let mut table = DesiredTable {
                     flowtable_priority: priority,
                     counter,
@@ -74,7 +122,7 @@ fn some_desired() -> impl Strategy<Value = Desired> {
                 if spare_ipsec {
                     table.offload_rules.insert(1, Rule::SpareIpsec);
                 }
-                table
+                excluding(table, &exclude)
             },
         );
     prop::option::weighted(0.9, table)
@@ -93,6 +141,8 @@ enum Disturbance {
     ClearSet,
     WrongSetType,
     WrongMeter,
+    StrangeExclusions,
+    NoExclusions,
     DropDevices(usize),
     ForeignRule,
     ForeignRuleBehind,
@@ -113,6 +163,8 @@ fn some_disturbance() -> impl Strategy<Value = Disturbance> {
         Just(ClearSet),
         Just(WrongSetType),
         Just(WrongMeter),
+        Just(StrangeExclusions),
+        Just(NoExclusions),
         (0usize..200).prop_map(DropDevices),
         Just(ForeignRule),
         Just(ForeignRuleBehind),
@@ -154,6 +206,10 @@ fn disturb(table: &mut Option<ObservedTable>, disturbance: &Disturbance) {
             devices.into_iter().for_each(|set| table.sets[set].shape = wrong);
         }
         (Disturbance::WrongMeter, ..) => meter.into_iter().for_each(|set| table.sets[set].shape = wrong),
+        (Disturbance::StrangeExclusions, ..) => {
+            table.sets.iter_mut().for_each(|set| set.keys.insert(0, Key::new(&[0, 9])));
+        }
+        (Disturbance::NoExclusions, ..) => table.sets.iter_mut().for_each(|set| set.keys.clear()),
         (Disturbance::DropDevices(n), ..) => {
             for flowtable in table.flowtables.iter_mut().filter(|f| f.name == FLOWTABLE) {
                 flowtable.devices = flowtable.devices.take().map(|d| d.into_iter().skip(*n).collect());
@@ -175,8 +231,10 @@ fn disturb(table: &mut Option<ObservedTable>, disturbance: &Disturbance) {
         }),
         (Disturbance::ForeignSet, ..) => table.sets.push(ObservedSet {
             name: "somebodys".to_owned(),
+            handle: 4,
             shape: OwnSet::Devices.shape(),
             elements: BTreeSet::from([IfIndex(3)]),
+            keys: Vec::new(),
         }),
         _ => {}
     }
@@ -216,10 +274,14 @@ proptest! {
                         rules.iter().filter(|r| r.owner == Owner::Ours).map(|r| r.exprs.clone()).collect();
                     prop_assert_eq!(rules, want.iter().map(Rule::exprs).collect::<Vec<_>>());
                 }
-                let ours = has.sets.iter().filter_map(|s| Some((OwnSet::named(&s.name)?, s.shape)));
-                let ours: BTreeMap<_, _> = ours.collect();
-                let wanted: BTreeMap<_, _> = want.sets.iter().map(|set| (*set, set.shape())).collect();
-                prop_assert_eq!(ours, wanted);
+                let ours: BTreeSet<_> = has.sets.iter().filter_map(|s| OwnSet::named(&s.name)).collect();
+                prop_assert_eq!(ours, want.sets.iter().copied().collect());
+                for set in &want.sets {
+                    prop_assert!(set.fits(&has.set(*set).unwrap().shape, 100), "{set}");
+                }
+                for (set, keys) in want.exclusions.sets() {
+                    prop_assert_eq!(&has.set(OwnSet::Exclude(set)).unwrap().keys, keys);
+                }
             } else {
                 prop_assert!(desired.is_none() && kernel.table.is_none());
             }
@@ -364,6 +426,79 @@ fn a_flowtable_too_long_to_be_read_is_kept_and_changed_by_what_the_set_lacks() {
     let late = [Op::RemoveDevices(vec![name(1)])];
     assert_eq!(step(&mut kernel, &want(2..7), ForeignTable::Refuse), Decision::Apply(late.into()));
     assert_eq!(step(&mut kernel, &want(2..7), ForeignTable::Refuse), settled);
+}
+
+/// Operations that make the kernel have `want`.
+fn ops(kernel: &mut FakeRuleset, want: DesiredTable) -> Vec<Op> {
+    let Decision::Apply(ops) = step(kernel, &Some(want), ForeignTable::Refuse) else { panic!("ours") };
+    ops
+}
+
+fn empties(ops: &[Op]) -> bool {
+    ops.contains(&Op::DeleteFlowtable)
+}
+
+#[test]
+fn flows_that_are_excluded_from_now_on_leave_the_flowtable() {
+    let plain = || table(1..200);
+    for entry in EXCLUSIONS {
+        let mut kernel = fake();
+        assert!(!empties(&ops(&mut kernel, excluding(plain(), &["10.9.9.9"]))), "there was no flowtable");
+        let offloads = Counter { packets: 5, bytes: 6 };
+        for chain in &mut kernel.table.as_mut().unwrap().chains {
+            chain.rules.iter_mut().filter_map(|rule| rule.counter.as_mut()).for_each(|c| *c = offloads);
+        }
+        let added = ops(&mut kernel, excluding(plain(), &["10.9.9.9", entry]));
+        assert!(empties(&added), "{entry}: {added:#?}");
+        assert_eq!(kernel.table.as_ref().unwrap().offloads(), Some(offloads), "it counts on");
+        assert!(added.iter().all(|op| *op != Op::DeleteChain { chain: CHAIN }), "{added:#?}");
+        // Fewer exclusions put nobody out.
+        let removed = ops(&mut kernel, excluding(plain(), &["10.9.9.9"]));
+        assert!(!removed.is_empty() && !empties(&removed), "{entry}: {removed:#?}");
+    }
+}
+
+#[test]
+fn an_excluded_interface_leaves_with_its_flows() {
+    let mut kernel = fake();
+    ops(&mut kernel, table([1, 2]));
+    let want = || DesiredTable { excluded_devices: [name(2), name(7)].into(), ..table([1]) };
+    let out = ops(&mut kernel, want());
+    assert!(empties(&out), "{out:#?}");
+    assert_eq!(ops(&mut kernel, want()), []);
+    // One that was never in it takes nobody along.
+    let more = DesiredTable { excluded_devices: [name(2), name(7), name(8)].into(), ..table([1]) };
+    assert_eq!(ops(&mut kernel, more), []);
+}
+
+#[test]
+fn a_change_of_many_exclusions_is_only_that_change() {
+    let file = |from: u32| {
+        (from..from + 100_000).map(|n| format!("{}\n", std::net::Ipv4Addr::from(n))).collect::<String>()
+    };
+    let want = |file: &str| {
+        let exclusions = Arc::new(exclude::Exclusions::new(&[], file).unwrap());
+        DesiredTable { exclusions, ..excluding(table([1]), &["10.0.0.1"]) }
+    };
+    let mut kernel = fake();
+    ops(&mut kernel, want(&file(0x0a00_0000)));
+    let changed = ops(&mut kernel, want(&file(0x0a00_0003)));
+    let count = |wanted: fn(&Op) -> Option<usize>| changed.iter().find_map(wanted);
+    assert_eq!(count(|op| if let Op::AddExcluded(_, keys) = op { Some(keys.len()) } else { None }), Some(3));
+    assert_eq!(
+        count(|op| if let Op::RemoveExcluded(_, keys) = op { Some(keys.len()) } else { None }),
+        Some(3)
+    );
+    assert_eq!(ops(&mut kernel, want(&file(0x0a00_0003))), []);
+    // What doesn't fit any more gets a larger set in its place, and chains stay.
+    let more: String = (0..3).map(|n| file(0x0a00_0000 + n * 100_000)).collect();
+    let larger = ops(&mut kernel, want(&more));
+    let set = ExcludeSet::V4(32);
+    for op in [Op::DeleteSet(OwnSet::Exclude(set)), Op::AddExcludeSet(set, 1 << 20), Op::DeleteFlowtable] {
+        assert!(larger.contains(&op), "{op}");
+    }
+    assert!(!larger.iter().any(|op| matches!(op, Op::DeleteChain { .. })));
+    assert_eq!(ops(&mut kernel, want(&more)), []);
 }
 
 /// An agent of before the second chain left everything in one rule.

@@ -10,7 +10,7 @@ use super::{
     diff::chunks,
     expr::Expr,
     model::{CHAIN, FLOWTABLE, IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN, TABLE},
-    observed::{ObservedChain, ObservedRule, ObservedTable, Owner},
+    observed::{Counter, ObservedChain, ObservedRule, ObservedTable, Owner},
     plan::Op,
 };
 
@@ -60,7 +60,7 @@ pub fn empty(table: &ObservedTable) -> Result<Vec<Op>, Obstacle> {
 
 /// The kernel names all devices when it announces that a flowtable is deleted. Where they don't fit one message every
 /// listener is told that it has lost some, so no more are left in it than fit.
-fn remove_most(devices: &BTreeSet<IfName>) -> impl Iterator<Item = Op> {
+pub(super) fn remove_most(devices: &BTreeSet<IfName>) -> impl Iterator<Item = Op> {
     chunks(devices.iter().skip(MAX_DEVICES_PER_MESSAGE)).map(Op::RemoveDevices)
 }
 
@@ -77,23 +77,21 @@ fn rules(table: &ObservedTable) -> Result<(Vec<Op>, Vec<Op>), Obstacle> {
         let behind = rules.iter().skip_while(|rule| !refers(&rule.exprs));
         for rule in behind.filter(|rule| rule.owner == Owner::Ours) {
             delete.push(Op::DeleteRule { chain, handle: rule.handle });
-            add.push(Op::AddRule { chain, exprs: counting_on(rule) });
+            add.push(Op::AddRule { chain, exprs: counting_from(rule.counter, rule.exprs.clone()) });
         }
     }
     Ok((delete, add))
 }
 
-fn refers(exprs: &[Expr]) -> bool {
+pub(super) fn refers(exprs: &[Expr]) -> bool {
     exprs.iter().any(|e| matches!(e, Expr::FlowAdd { flowtable } if flowtable == FLOWTABLE))
 }
 
-/// The rule's instructions with the value of its counter (a packet that it counts in the meantime is lost to it).
-fn counting_on(rule: &ObservedRule) -> Vec<Expr> {
-    let on = |expr: &Expr| match (expr, rule.counter) {
-        (Expr::Counter, Some(value)) => Expr::CounterFrom(value),
-        _ => expr.clone(),
-    };
-    rule.exprs.iter().map(on).collect()
+/// The instructions of a rule with its counter's value (a packet that it counts in the meantime is lost to it).
+pub(super) fn counting_from(counter: Option<Counter>, exprs: Vec<Expr>) -> Vec<Expr> {
+    let Some(value) = counter else { return exprs };
+    let on = |expr| if expr == Expr::Counter { Expr::CounterFrom(value) } else { expr };
+    exprs.into_iter().map(on).collect()
 }
 
 #[cfg(test)]
@@ -104,7 +102,7 @@ mod tests {
             desired::DesiredTable,
             diff::{self, Decision, ForeignTable},
             model::IfIndex,
-            observed::Counter,
+            observed::ObservedRule,
             rule::Rule,
             sets::OwnSet,
         },
@@ -123,6 +121,8 @@ mod tests {
             hw_offload: false,
             chain_priority: 300,
             devices: (1..=devices).map(|i| (IfIndex(i), name(i))).collect(),
+            excluded_devices: BTreeSet::new(),
+            exclusions: Default::default(),
             sets: vec![OwnSet::Devices, OwnSet::SlowPath],
             base_rules: vec![Rule::Threshold { threshold: 20 }],
             offload_rules: vec![Rule::OnlyEstablished, Rule::Offload, Rule::Meter],

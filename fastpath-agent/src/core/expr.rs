@@ -103,8 +103,41 @@ pub enum CtKey {
     Packets,
     /// `NFT_CT_ID`: u32, as in `CTA_ID`.
     Id,
+    /// `NFT_CT_STATUS`: u32 bit mask, host byte order.
+    Status,
+    /// `NFT_CT_MARK`: u32, host byte order.
+    Mark,
+    /// A part of one of the connection's tuples, network byte order. Ends the rule where the connection has no such
+    /// part (IPv4 addresses of an IPv6 connection).
+    Tuple(Direction, TuplePart),
     /// Any other key.
     Other(u32),
+}
+
+/// Direction of a tuple (enum ip_conntrack_dir).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// As the first packet had it.
+    Original,
+    /// As answers have it.
+    Reply,
+}
+
+/// A part of a tuple.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TuplePart {
+    /// `NFT_CT_SRC_IP`: 4 bytes.
+    SourceV4,
+    /// `NFT_CT_DST_IP`: 4 bytes.
+    DestinationV4,
+    /// `NFT_CT_SRC_IP6`: 16 bytes.
+    SourceV6,
+    /// `NFT_CT_DST_IP6`: 16 bytes.
+    DestinationV6,
+    /// `NFT_CT_PROTO_SRC`: 2 bytes.
+    SourcePort,
+    /// `NFT_CT_PROTO_DST`: 2 bytes.
+    DestinationPort,
 }
 
 /// Keys of `meta` (enum nft_meta_keys).
@@ -114,6 +147,10 @@ pub enum MetaKey {
     InIfIndex,
     /// `NFT_META_OIF`: u32 interface index, host byte order.
     OutIfIndex,
+    /// `NFT_META_MARK`: u32, host byte order.
+    Mark,
+    /// `NFT_META_L4PROTO`: u8.
+    L4Proto,
     /// Any other key.
     Other(u32),
 }

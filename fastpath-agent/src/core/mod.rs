@@ -8,6 +8,7 @@ pub mod desired;
 pub mod diff;
 pub mod doctor;
 pub mod empty;
+pub mod exclude;
 pub mod expr;
 pub mod flow;
 pub mod flow_filter;

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::{
+    exclude::Keys,
     expr::Expr,
     model::{CHAIN, IfIndex, IfName, OFFLOAD_CHAIN},
     rule::Rule,
@@ -126,10 +127,14 @@ pub struct Counter {
 pub struct ObservedSet {
     /// Its name.
     pub name: String,
+    /// The kernel's handle.
+    pub handle: u64,
     /// How it was made.
     pub shape: SetShape,
     /// Elements of [`OwnSet::Devices`]; empty for any other set.
     pub elements: BTreeSet<IfIndex>,
+    /// Keys of an [`OwnSet::Exclude`], in order; empty for any other set.
+    pub keys: Keys,
 }
 
 impl ObservedTable {

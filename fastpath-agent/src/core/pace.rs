@@ -10,6 +10,8 @@ pub enum Trigger {
     Start,
     /// A link came, went or changed.
     Links,
+    /// Other flows are excluded.
+    Exclusions,
     /// Somebody else committed a change of the ruleset.
     Ruleset,
     /// Notifications were lost.
@@ -27,6 +29,7 @@ impl fmt::Display for Trigger {
         f.write_str(match self {
             Self::Start => "start",
             Self::Links => "links",
+            Self::Exclusions => "exclusions",
             Self::Ruleset => "ruleset",
             Self::Overrun => "overrun",
             Self::Assist => "assist",
@@ -83,7 +86,7 @@ impl Pace {
     pub fn trigger(&mut self, trigger: Trigger, now: u64) {
         let since = |gap: u64| self.last_run.map_or(now, |last| now.max(last + gap));
         let due = match trigger {
-            Trigger::Start | Trigger::SafetyNet => now,
+            Trigger::Start | Trigger::Exclusions | Trigger::SafetyNet => now,
             Trigger::Links => since(LINKS_GAP_MS),
             Trigger::Ruleset | Trigger::Overrun => since(RULESET_GAP_MS).max(now + RULESET_DELAY_MS),
             Trigger::Assist => since(ASSIST_GAP_MS),

@@ -3,10 +3,11 @@
 use std::fmt;
 
 use super::{
+    exclude::Keys,
     expr::Expr,
     model::{CHAIN, FLOWTABLE, IfIndex, IfName, OFFLOAD_CHAIN, TABLE},
     rule::Rule,
-    sets::OwnSet,
+    sets::{ExcludeSet, OwnSet},
 };
 
 /// One change of the ruleset, in our table only. A plan's operations go into one transaction, in order.
@@ -29,6 +30,8 @@ pub enum Op {
     DeleteFlowtable,
     /// Make a set, without elements yet.
     AddSet(OwnSet),
+    /// Make a set of what is never offloaded, with room for so many keys.
+    AddExcludeSet(ExcludeSet, u32),
     /// Delete a set with its elements.
     DeleteSet(OwnSet),
     /// Make the base chain [`CHAIN`] (filter, forward, policy accept).
@@ -65,6 +68,10 @@ pub enum Op {
     AddIndices(Vec<IfIndex>),
     /// Remove elements from that set.
     RemoveIndices(Vec<IfIndex>),
+    /// Add keys to a set of what is never offloaded, as many as there are.
+    AddExcluded(ExcludeSet, Keys),
+    /// Take keys out of such a set.
+    RemoveExcluded(ExcludeSet, Keys),
     /// Have the flows with these conntrack ids (`ct id`, the bytes of `CTA_ID`) offloaded with their next packet, if the
     /// guards allow it and they have no packet counters: adds them to [`OwnSet::Assist`]. One that is listed already
     /// stays as it is, with its old timeout.
@@ -86,6 +93,7 @@ impl fmt::Display for Op {
             Self::AddFlowtable { priority, .. } => write!(f, "add flowtable {FLOWTABLE} priority {priority}"),
             Self::DeleteFlowtable => write!(f, "delete flowtable {FLOWTABLE}"),
             Self::AddSet(set) => write!(f, "add set {set}"),
+            Self::AddExcludeSet(set, size) => write!(f, "add set {} size {size}", OwnSet::Exclude(*set)),
             Self::DeleteSet(set) => write!(f, "delete set {set}"),
             Self::AddBaseChain { priority } => write!(f, "add chain {CHAIN} priority {priority}"),
             Self::AddOffloadChain => write!(f, "add chain {OFFLOAD_CHAIN}"),
@@ -99,6 +107,8 @@ impl fmt::Display for Op {
             Self::RemoveDevices(names) => write!(f, "remove devices {}", List(names)),
             Self::AddIndices(indices) => write!(f, "add indices {}", List(indices)),
             Self::RemoveIndices(indices) => write!(f, "remove indices {}", List(indices)),
+            Self::AddExcluded(set, keys) => write!(f, "exclude {}", Described(*set, keys)),
+            Self::RemoveExcluded(set, keys) => write!(f, "exclude no more {}", Described(*set, keys)),
             Self::AddAssisted { ids, timeout_ms } => {
                 write!(f, "assist conntrack ids {} for {timeout_ms} ms", List(ids))
             }
@@ -120,12 +130,27 @@ impl fmt::Display for Plan<'_> {
     }
 }
 
+/// Keys as people write them, the first few.
+struct Described<'a>(ExcludeSet, &'a Keys);
+
+impl fmt::Display for Described<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(set, keys) = self;
+        let more = keys.len().saturating_sub(SHOWN);
+        let shown: Vec<String> = keys.iter().take(SHOWN).map(|key| set.describe(*key)).collect();
+        write!(f, "{}", shown.join(", "))?;
+        if more > 0 { write!(f, " and {more} more") } else { Ok(()) }
+    }
+}
+
+/// How many items of a list are shown.
+const SHOWN: usize = 8;
+
 /// The first few of a list, and how many more.
 struct List<'a, T>(&'a [T]);
 
 impl<T: fmt::Display> fmt::Display for List<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const SHOWN: usize = 8;
         for (position, item) in self.0.iter().take(SHOWN).enumerate() {
             let separator = if position == 0 { "" } else { ", " };
             write!(f, "{separator}{item}")?;

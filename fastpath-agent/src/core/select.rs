@@ -68,6 +68,8 @@ pub enum Unmanaged {
     Down,
     /// `--exclude-interfaces` names it.
     Excluded,
+    /// `--exclude` names it: its flows are watched, but not offloaded.
+    FlowsExcluded,
     /// `--interfaces` doesn't name it.
     NotIncluded,
     /// The kernel refused the flowtable's hook on it.
@@ -96,6 +98,7 @@ impl fmt::Display for Unmanaged {
             Self::Loopback => f.write_str("loopback"),
             Self::Down => f.write_str("down"),
             Self::Excluded => f.write_str("excluded by --exclude-interfaces"),
+            Self::FlowsExcluded => f.write_str("its flows are excluded by --exclude"),
             Self::NotIncluded => f.write_str("not among --interfaces"),
             Self::Refused { error } => write!(f, "the kernel refused it: {error}"),
         }

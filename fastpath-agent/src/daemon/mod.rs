@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -9,7 +10,7 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     time::sleep_until,
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     config::Config,
@@ -71,6 +72,8 @@ pub enum DaemonError {
 /// Runs the agent until it is told to stop, or once.
 pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
     let mut stop = Stop::new().map_err(DaemonError::Signals)?;
+    // From here on SIGHUP doesn't end the agent.
+    let mut reload = signal(SignalKind::hangup()).map_err(DaemonError::Signals)?;
     let mut agent = Agent::start(config, kernel).await?;
     if agent.config.once {
         agent.reconcile(Trigger::Start)?;
@@ -86,6 +89,7 @@ pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
                 info!(signal = name, cleanup = agent.config.cleanup_on_exit, "stopping");
                 break;
             }
+            _ = reload.recv() => agent.reload(),
             // Before the announcements, so that a storm of them can't put it off; pacing leaves them their turn.
             () = sleep_until((agent.started + Duration::from_millis(due)).into()) => {
                 if trigger == Trigger::SafetyNet {
@@ -248,6 +252,21 @@ impl Agent {
             self.pace.trigger(Trigger::Links, self.now());
         }
         Ok(())
+    }
+
+    /// Reads the file of exclusions again. What is wrong with it is said, and the old ones stay.
+    fn reload(&mut self) {
+        match self.config.rules.exclude.load() {
+            Ok(exclusions) => {
+                info!(exclusions = exclusions.len(), "exclusions read again");
+                self.config.rules.exclusions = Arc::new(exclusions);
+                if let Some(offload) = &mut self.offload {
+                    offload.reconciler.exclude(Arc::clone(&self.config.rules.exclusions));
+                }
+                self.pace.trigger(Trigger::Exclusions, self.now());
+            }
+            Err(error) => error!("exclusions stay as they are: {error}"),
+        }
     }
 
     async fn reread_links(&mut self) -> Result<(), DaemonError> {

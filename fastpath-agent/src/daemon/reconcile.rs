@@ -1,7 +1,7 @@
 //! One reconcile: observe, compare, commit, until the kernel has what it should have. Holds no truth of its own:
 //! what it remembers of the kernel is dropped as soon as somebody else commits anything.
 
-use std::{collections::BTreeMap, io};
+use std::{collections::BTreeMap, io, sync::Arc};
 
 use tracing::{debug, info, warn};
 
@@ -11,14 +11,15 @@ use crate::{
         assist::{LISTED_MS, Wanted},
         desired::{self, Desired, Policy},
         diff::{self, Decision, ForeignTable},
+        exclude::Exclusions,
         link_table::{LinkChange, LinkTable},
         model::{FLOWTABLE, IfIndex, IfName, TABLE},
-        observed::{Generation, Observed},
+        observed::{Generation, Observed, ObservedSet},
         pace::{Outcome, Trigger},
         plan::{Op, Plan},
     },
     kernel::{
-        Ruleset,
+        Ruleset, Unread,
         nft::{CommitError, NftError, Rejection},
     },
 };
@@ -57,6 +58,8 @@ pub struct Reconciler<R> {
     refused: BTreeMap<IfIndex, String>,
     /// What the kernel has, as long as nobody else commits.
     cache: Option<Observed>,
+    /// Sets of exclusions, as long as nobody changes them, while the rest isn't known: there may be very many keys in them.
+    known: Vec<ObservedSet>,
     /// The generation that our last commit made.
     own: Option<Generation>,
     /// What stood in the kernel when the last reconcile ended well.
@@ -81,6 +84,7 @@ impl<R: Ruleset> Reconciler<R> {
             foreign,
             refused: BTreeMap::new(),
             cache: None,
+            known: Vec::new(),
             own: None,
             achieved: None,
             standing: None,
@@ -120,6 +124,7 @@ impl<R: Ruleset> Reconciler<R> {
             || self.cache.as_ref().is_some_and(|cache| cache.generation.is_after(generation));
         if !known {
             self.cache = None;
+            self.known.clear();
             self.offers_when_emptied = None;
         }
         !known
@@ -140,8 +145,10 @@ impl<R: Ruleset> Reconciler<R> {
         if let Emptied::Done { offers, before } = emptied {
             self.own = Some(before.next());
             self.offers_when_emptied = offers;
-            // The rules have new handles.
-            self.cache = None;
+            // The rules have new handles; nothing else changed.
+            if let Some(table) = self.cache.take().and_then(|cache| cache.table) {
+                self.known = table.sets.into_iter().filter(|set| !set.keys.is_empty()).collect();
+            }
         }
         Ok(emptied)
     }
@@ -149,8 +156,14 @@ impl<R: Ruleset> Reconciler<R> {
     /// Drops what is known of the kernel's ruleset and of refused interfaces: the next reconcile begins afresh.
     pub fn distrust(&mut self) {
         self.cache = None;
+        self.known.clear();
         self.refused.clear();
         self.offers_when_emptied = None;
+    }
+
+    /// From now on these flows are never offloaded, and no others.
+    pub fn exclude(&mut self, exclusions: Arc<Exclusions>) {
+        self.policy.exclusions = exclusions;
     }
 
     /// What stood in our table's place after the last reconcile; `None` before the first.
@@ -190,7 +203,7 @@ impl<R: Ruleset> Reconciler<R> {
         for _ in 0..ATTEMPTS {
             let observed = match self.cache.take() {
                 Some(observed) => observed,
-                None => match self.ruleset.observe() {
+                None => match self.ruleset.observe_but(Unread::Known(&self.known)) {
                     Ok(observed) => observed,
                     Err(error) => return self.failed(error, commits),
                 },
@@ -231,6 +244,7 @@ impl<R: Ruleset> Reconciler<R> {
                 Ok(generation) => {
                     commits += 1;
                     self.assisted.clear();
+                    self.known.clear();
                     self.offers_when_emptied = None;
                     self.own = Some(observed.generation.next());
                     if generation == observed.generation.next() {

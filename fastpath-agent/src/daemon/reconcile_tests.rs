@@ -27,6 +27,7 @@ fn policy() -> Policy {
         spare_ipsec: true,
         assist: false,
         selection: Selection::new(&[], &[]).unwrap(),
+        exclusions: Default::default(),
     }
 }
 
@@ -189,6 +190,7 @@ fn what_somebody_deleted_is_put_back_and_counted_as_a_repair() {
         let handles_away = |t: &Option<crate::core::observed::ObservedTable>| {
             let mut t = t.clone().unwrap();
             t.chains.iter_mut().flat_map(|c| &mut c.rules).for_each(|rule| rule.handle = 0);
+            t.sets.iter_mut().for_each(|set| set.handle = 0);
             t.sets.sort_by(|a, b| a.name.cmp(&b.name));
             t
         };

@@ -15,7 +15,7 @@ use crate::{
         revalidate::{BaseChains, Pace, Touched},
     },
     kernel::{
-        Ruleset, conntrack,
+        Ruleset, Unread, conntrack,
         nft::{CommitError, Lost, Monitor, Nft, NftError},
     },
 };
@@ -59,7 +59,7 @@ pub enum EmptyError {
 pub fn empty_flowtable(ruleset: &mut impl Ruleset, offers_then: Option<u64>) -> Result<Emptied, EmptyError> {
     let mut refusal = CommitError::Stale;
     for _ in 0..ATTEMPTS {
-        let observed = ruleset.observe()?;
+        let observed = ruleset.observe_but(Unread::Exclusions)?;
         let Some(table) = observed.table.filter(|table| table.owner == Owner::Ours) else {
             return Ok(Emptied::Absent);
         };

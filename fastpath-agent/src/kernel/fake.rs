@@ -9,6 +9,7 @@ use super::{
     nft::{CommitError, NftError, Rejection},
 };
 use crate::core::{
+    exclude::Keys,
     expr::Expr,
     model::{CHAIN, FLOWTABLE, IfName, OFFLOAD_CHAIN},
     observed::{
@@ -17,7 +18,7 @@ use crate::core::{
     },
     plan::Op,
     rule::Rule,
-    sets::OwnSet,
+    sets::{ExcludeSet, OwnSet, SetShape},
 };
 
 /// The fake.
@@ -119,13 +120,15 @@ impl FakeRuleset {
                 if table.set(*set).is_some() {
                     return Err(libc::EEXIST);
                 }
-                table.sets.push(ObservedSet {
-                    name: set.name().to_owned(),
-                    shape: set.shape(),
-                    elements: BTreeSet::new(),
-                });
+                table.sets.push(new_set(*set, set.shape().size, handle));
             }
-            Op::DeleteSet(set) if refers(table, set.name()) => return Err(libc::EBUSY),
+            Op::AddExcludeSet(set, size) => {
+                if table.set(OwnSet::Exclude(*set)).is_some() {
+                    return Err(libc::EEXIST);
+                }
+                table.sets.push(new_set(OwnSet::Exclude(*set), *size, handle));
+            }
+            Op::DeleteSet(set) if refers(table, &set.name()) => return Err(libc::EBUSY),
             Op::DeleteSet(set) => remove(&mut table.sets, |s| s.name == set.name())?,
             Op::AddBaseChain { priority } => {
                 let hook =
@@ -177,6 +180,21 @@ impl FakeRuleset {
                     if !set.elements.remove(index) {
                         return Err(libc::ENOENT);
                     }
+                }
+            }
+            Op::AddExcluded(set, keys) => {
+                let (has, size) = excluded(table, *set)?;
+                has.extend(keys);
+                has.sort_unstable();
+                has.dedup();
+                if has.len() > size {
+                    return Err(libc::ENFILE);
+                }
+            }
+            Op::RemoveExcluded(set, keys) => {
+                let (has, _) = excluded(table, *set)?;
+                for key in keys {
+                    has.remove(has.binary_search(key).map_err(|_| libc::ENOENT)?);
                 }
             }
             // What is in that set can't be observed.
@@ -247,6 +265,23 @@ fn flowtable_devices(table: &mut ObservedTable) -> Result<&mut BTreeSet<IfName>,
 
 fn set(table: &mut ObservedTable) -> Result<&mut ObservedSet, i32> {
     table.sets.iter_mut().find(|s| s.name == OwnSet::Devices.name()).ok_or(libc::ENOENT)
+}
+
+fn new_set(set: OwnSet, size: u32, handle: u64) -> ObservedSet {
+    ObservedSet {
+        name: set.name().into_owned(),
+        handle,
+        shape: SetShape { size, ..set.shape() },
+        elements: BTreeSet::new(),
+        keys: Vec::new(),
+    }
+}
+
+/// Keys of a set, and how many it may have.
+fn excluded(table: &mut ObservedTable, set: ExcludeSet) -> Result<(&mut Keys, usize), i32> {
+    let name = OwnSet::Exclude(set).name();
+    let set = table.sets.iter_mut().find(|s| s.name == name).ok_or(libc::ENOENT)?;
+    Ok((&mut set.keys, set.shape.size as usize))
 }
 
 impl Ruleset for FakeRuleset {

@@ -215,16 +215,16 @@ impl Socket {
         let socket =
             Self { inner, buffer: vec![0; RECEIVE_BYTES + align_of::<libc::nlmsghdr>()], sequence: 0 };
         fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-        // Limits, not allocations. The forced ones go beyond net.core.[rw]mem_max and need CAP_NET_ADMIN in the
-        // first user namespace; without it as much as is allowed.
-        for (forced, plain) in
-            [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)]
-        {
-            if socket.set_option(libc::SOL_SOCKET, forced, KERNEL_BUFFER_BYTES).is_err() {
-                socket.set_option(libc::SOL_SOCKET, plain, KERNEL_BUFFER_BYTES)?;
-            }
-        }
+        socket.set_limit(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, KERNEL_BUFFER_BYTES)?;
+        socket.set_limit(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, KERNEL_BUFFER_BYTES)?;
         Ok(socket)
+    }
+
+    /// Sets a limit of a buffer (it allocates nothing). The forced one goes beyond net.core.[rw]mem_max and needs
+    /// CAP_NET_ADMIN in the first user namespace; without it as much as is allowed.
+    fn set_limit(&self, forced: i32, plain: i32, bytes: i32) -> io::Result<()> {
+        self.set_option(libc::SOL_SOCKET, forced, bytes)
+            .or_else(|_| self.set_option(libc::SOL_SOCKET, plain, bytes))
     }
 
     fn set_option(&self, level: i32, name: i32, value: i32) -> io::Result<()> {
@@ -274,9 +274,15 @@ impl Socket {
         first
     }
 
-    /// Sends `bytes` as one datagram.
+    /// Sends `bytes` as one datagram, however large.
     pub(super) fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        match self.inner.send(bytes)? {
+        let mut result = self.inner.send(bytes);
+        if result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EMSGSIZE)) {
+            let limit = i32::try_from(bytes.len()).map_err(io::Error::other)?;
+            self.set_limit(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, limit)?;
+            result = self.inner.send(bytes);
+        }
+        match result? {
             sent if sent == bytes.len() => Ok(()),
             _ => Err(io::Error::other("netlink message sent in part")),
         }

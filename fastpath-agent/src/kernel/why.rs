@@ -19,6 +19,7 @@ use super::{
 use crate::core::{
     connection::{Entry, TCP, Tuple},
     doctor::facts::OtherFlowtable,
+    exclude,
     link_table::LinkTable,
     model::{CHAIN, FLOWTABLE, IfIndex, IfName, OFFLOAD_CHAIN},
     observed::Counter,
@@ -253,7 +254,7 @@ fn ruleset(nft: &mut Nft, connection: Option<&Entry>) -> Result<Ruleset, NftErro
         managed: table.managed().cloned().unwrap_or_default(),
         counter: table.flowtables.iter().any(|flowtable| flowtable.name == FLOWTABLE && flowtable.counter),
         meter: has(Rule::Meter),
-        excluded: None,
+        excluded: connection.and_then(|entry| exclude::exclusion_of(&table, entry)),
         assisted: match connection {
             Some(entry) if table.set(OwnSet::Assist).is_some() => nft.is_assisted(entry.id)?,
             _ => false,
@@ -287,7 +288,7 @@ fn unmanaged(
         {
             Some(Unmanaged::Loopback) => NotManaged::Loopback,
             Some(Unmanaged::Down) => NotManaged::Down,
-            Some(Unmanaged::Excluded) => NotManaged::Excluded,
+            Some(Unmanaged::Excluded | Unmanaged::FlowsExcluded) => NotManaged::Excluded,
             Some(Unmanaged::NotIncluded) => NotManaged::NotIncluded,
             Some(Unmanaged::Refused { error }) => NotManaged::Refused { error },
             None => match nft.try_device(&link.name)? {

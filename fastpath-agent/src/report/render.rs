@@ -4,9 +4,10 @@ use std::fmt::Write;
 
 use crate::core::{
     desired::Desired,
+    exclude::Exclusions,
     model::{CHAIN, FLOWTABLE, IfName, OFFLOAD_CHAIN, TABLE, TABLE_COMMENT},
     rule::Rule,
-    sets::{OwnSet, flags},
+    sets::{ExcludeSet, Key, OwnSet, flags},
 };
 
 /// The ruleset in nft's language; a comment line where there should be none.
@@ -19,8 +20,12 @@ pub fn ruleset(desired: &Desired) -> String {
         |word| if devices.is_empty() { String::new() } else { format!("\t\t{word} = {{ {devices} }}\n") };
     let mut text = format!("table inet {TABLE} {{\n\tcomment \"{TABLE_COMMENT}\"\n");
     for set in &table.sets {
-        let elements = if *set == OwnSet::Devices { in_braces("elements") } else { String::new() };
-        let _ = write!(text, "\n\tset {set} {{\n{}{elements}\t}}\n", declaration(*set));
+        let elements = match set {
+            OwnSet::Devices => in_braces("elements"),
+            OwnSet::Exclude(set) => exclusions(*set, table.exclusions.keys(*set)),
+            OwnSet::SlowPath | OwnSet::Assist => String::new(),
+        };
+        let _ = write!(text, "\n\tset {set} {{\n{}{elements}\t}}\n", declaration(*set, &table.exclusions));
     }
     let _ = write!(
         text,
@@ -52,13 +57,32 @@ fn lines(rules: &[Rule]) -> String {
     rules.iter().fold(String::new(), |text, rule| text + "\t\t" + &rule.to_string() + "\n")
 }
 
+fn exclusions(set: ExcludeSet, keys: &[Key]) -> String {
+    let keys: Vec<String> = keys.iter().map(|key| set.element(*key)).collect();
+    format!("\t\telements = {{ {} }}\n", keys.join(", "))
+}
+
+fn key_type(set: OwnSet) -> &'static str {
+    match set {
+        OwnSet::Devices => "type iface_index",
+        OwnSet::SlowPath | OwnSet::Assist => "typeof ct id",
+        OwnSet::Exclude(ExcludeSet::V4(_)) => "type ipv4_addr",
+        OwnSet::Exclude(ExcludeSet::V6(_)) => "type ipv6_addr",
+        OwnSet::Exclude(ExcludeSet::TcpPorts | ExcludeSet::UdpPorts) => "type inet_service",
+        OwnSet::Exclude(ExcludeSet::Protocols) => "type inet_proto",
+    }
+}
+
 /// How a set is made, line by line, as `nft list` has it.
-fn declaration(set: OwnSet) -> String {
+fn declaration(set: OwnSet, exclusions: &Exclusions) -> String {
     let shape = set.shape();
-    let mut text =
-        if set.is_by_conntrack_id() { "\t\ttypeof ct id\n" } else { "\t\ttype iface_index\n" }.to_owned();
-    if shape.size != 0 {
-        let _ = writeln!(text, "\t\tsize {}", shape.size);
+    let size = match set {
+        OwnSet::Exclude(set) => ExcludeSet::size_for(exclusions.keys(set).len()),
+        _ => shape.size,
+    };
+    let mut text = format!("\t\t{}\n", key_type(set));
+    if size != 0 {
+        let _ = writeln!(text, "\t\tsize {size}");
     }
     let words = [(flags::DYNAMIC, "dynamic"), (flags::TIMEOUT, "timeout")];
     let words: Vec<_> =
@@ -105,6 +129,7 @@ mod tests {
             spare_ipsec: true,
             assist: false,
             selection: Selection::new(&[], &[]).unwrap(),
+            exclusions: Default::default(),
         }
     }
 

@@ -6,8 +6,10 @@ use serde::Serialize;
 
 use crate::{
     core::{
-        model::{CHAIN, FLOWTABLE, Link, OperState, TABLE},
+        model::{CHAIN, FLOWTABLE, Link, OFFLOAD_CHAIN, OperState, TABLE},
         observed::{Counter, Observed, ObservedTable, Owner},
+        rule::{Marked, Rule},
+        sets::OwnSet,
     },
     kernel::{
         Ruleset, bpf, conntrack,
@@ -73,6 +75,17 @@ pub struct Table {
     pub counter: bool,
     /// Interfaces in the flowtable; none where the kernel can't tell.
     pub devices: Option<usize>,
+    /// What is never offloaded.
+    pub exclusions: Exclusions,
+}
+
+/// What is never offloaded, as the kernel has it (excluded interfaces are simply not in the flowtable).
+#[derive(Debug, Serialize)]
+pub struct Exclusions {
+    /// Networks, ports one by one, protocols and marks.
+    pub entries: usize,
+    /// The first few of them, as they are written for `--exclude`.
+    pub first: Vec<String>,
 }
 
 /// One interface.
@@ -112,7 +125,26 @@ fn summary(table: &ObservedTable) -> Table {
         hw_offload: flowtable.is_some_and(|f| f.hw_offload),
         counter: flowtable.is_some_and(|f| f.counter),
         devices: flowtable.and_then(|f| f.devices.as_ref()).map(|d| d.len()),
+        exclusions: exclusions(table),
     }
+}
+
+fn exclusions(table: &ObservedTable) -> Exclusions {
+    const FIRST: usize = 8;
+    let keys = table.sets.iter().flat_map(|set| match OwnSet::named(&set.name) {
+        Some(OwnSet::Exclude(own)) => set.keys.iter().map(|key| (own, *key)).collect(),
+        _ => Vec::new(),
+    });
+    let rules = table.chain(OFFLOAD_CHAIN).into_iter().flat_map(|chain| &chain.rules);
+    let marks = rules.filter_map(|rule| match Rule::recognise(&rule.exprs)? {
+        Rule::ExcludedMark { mark, of: Marked::Packet } => Some(format!("mark/{mark}")),
+        _ => None,
+    });
+    let (marks, mut keys): (Vec<String>, Vec<_>) = (marks.collect(), keys.collect());
+    keys.sort_unstable();
+    let entries = marks.len() + keys.len();
+    let first = marks.into_iter().chain(keys.into_iter().map(|(set, key)| set.describe(key))).take(FIRST);
+    Exclusions { entries, first: first.collect() }
 }
 
 fn interface(link: Link, table: Option<&ObservedTable>) -> Interface {
@@ -132,7 +164,7 @@ fn interface(link: Link, table: Option<&ObservedTable>) -> Interface {
         Some("no ruleset is installed")
     } else {
         Some(
-            "left out by --interfaces or --exclude-interfaces, or refused by the kernel (the agent's log says)",
+            "left out by --interfaces, --exclude-interfaces or --exclude, or refused by the kernel (the agent's log says)",
         )
     };
     Interface { link, managed, reason }
@@ -147,6 +179,9 @@ impl fmt::Display for Status {
             Part::Unknown { error } => writeln!(f, "unknown: {error}")?,
             Part::Known(None) => writeln!(f, "none: there is no table inet {TABLE}")?,
             Part::Known(Some(table)) => writeln!(f, "{table}")?,
+        }
+        if let Part::Known(Some(Table { owner: Owner::Ours, exclusions, .. })) = &self.table {
+            writeln!(f, "excluded    {exclusions}")?;
         }
         write!(f, "conntrack   ")?;
         match &self.conntrack {
@@ -189,6 +224,16 @@ fn write_ebpf(f: &mut fmt::Formatter<'_>, ebpf: &bpf::Inspection) -> fmt::Result
         }
     }
     Ok(())
+}
+
+impl fmt::Display for Exclusions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.entries - self.first.len() {
+            _ if self.entries == 0 => f.write_str("nothing"),
+            0 => f.write_str(&self.first.join(", ")),
+            more => write!(f, "{} and {more} more", self.first.join(", ")),
+        }
+    }
 }
 
 impl fmt::Display for Table {

@@ -3,19 +3,25 @@
 use std::{
     fs,
     future::Future,
+    net::Ipv6Addr,
     os::fd::{AsRawFd, RawFd},
-    time::Duration,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use fastpath_agent::{
     core::{
+        desired::{self, Policy},
+        diff,
+        exclude::Exclusions,
         expr::Expr,
         model::{CHAIN, IfIndex, OFFLOAD_CHAIN, TABLE},
         observed::{ChainHook, Generation, ObservedTable, Owner},
         plan::Op,
         revalidate::Notice,
         rule::Rule,
-        sets::OwnSet,
+        select::Selection,
+        sets::{ExcludeSet, OwnSet},
     },
     kernel::{
         Ruleset,
@@ -87,7 +93,7 @@ fn what_was_committed_is_observed() {
         assert_eq!(table.owner, Owner::Ours);
         assert_eq!(table.flowtables, []);
         assert_eq!(table.sets.len(), 3);
-        for set in OwnSet::ALL {
+        for set in [OwnSet::Devices, OwnSet::SlowPath, OwnSet::Assist] {
             assert_eq!(table.set(set).expect("the set").shape, set.shape(), "{set}");
         }
         assert_eq!(table.managed(), Some(&[IfIndex(1), IfIndex(77)].into()));
@@ -208,7 +214,7 @@ fn what_others_wrote_is_foreign_and_read_all_the_same() {
         let mut nft = Nft::open().expect("open");
         let table = table(&mut nft);
         assert_eq!(table.owner, Owner::Foreign);
-        for set in OwnSet::ALL {
+        for set in [OwnSet::Devices, OwnSet::SlowPath, OwnSet::Assist] {
             assert_eq!(table.set(set).expect("the set").shape, set.shape(), "{set}");
         }
         let names = table.sets.iter().find(|set| set.name == "names").expect("the set");
@@ -284,6 +290,87 @@ fn a_plan_of_thousands_of_elements_and_an_empty_one() {
         assert_eq!(nft.commit(&[], after).expect("commit"), after);
         assert_eq!(generation(&mut nft), after);
     });
+}
+
+/// Exclusions of every kind.
+const EXCLUDED: &str =
+    "10.1.2.3\n10.1.0.0/16\nfd00::1\nfd00::/9\ntcp/443\nudp/53-54\nprotocol/gre\nmark/0x10/0xff\nmark/7\n";
+
+fn excluding(file: &str) -> Vec<Op> {
+    let policy = Policy {
+        threshold: 20,
+        chain_priority: 300,
+        flowtable_priority: 0,
+        counter: true,
+        hw_offload: false,
+        spare_ipsec: true,
+        assist: false,
+        selection: Selection::new(&[], &[]).expect("no globs"),
+        exclusions: Arc::new(Exclusions::new(&[], file).expect("exclusions")),
+    };
+    let desired = desired::desired(&policy, [], &Default::default()).expect("a table");
+    let mut ops = diff::create(&desired);
+    ops.retain(|op| !matches!(op, Op::AddFlowtable { .. }));
+    let rules =
+        ops.iter_mut().filter_map(|op| if let Op::AddRule { exprs, .. } = op { Some(exprs) } else { None });
+    rules.for_each(|exprs| exprs.retain(|expr| !matches!(expr, Expr::FlowAdd { .. })));
+    ops
+}
+
+/// Our rules about exclusions, made by us, are what `nft` makes of its own words for them.
+#[test]
+fn exclusions_are_what_nft_makes_of_them() {
+    let node = Netns::new("node");
+    let ours = node.run(|| {
+        let mut nft = Nft::open().expect("open");
+        let generation = generation(&mut nft);
+        nft.commit(&excluding(EXCLUDED), generation).expect("commit");
+        table(&mut nft)
+    });
+    let listing = node.output("nft", &["list", "table", "inet", TABLE]);
+    println!("{listing}");
+    for words in [
+        "ct original ip saddr & 255.255.0.0 == @kindnet-exclude-v4-16 return",
+        "ct status dnat ct reply ip6 saddr @kindnet-exclude-v6-128 return",
+        "meta l4proto udp ct status snat ct reply proto-dst @kindnet-exclude-udp return",
+        "meta mark & 0x000000ff == 0x00000010 return",
+        "ct mark 0x00000007 return",
+        "elements = { 53, 54 }",
+    ] {
+        assert!(listing.contains(words), "no {words:?} in {listing}");
+    }
+    node.nft(&format!("delete table inet {TABLE}\n{listing}"));
+    let theirs = node.run(|| table(&mut Nft::open().expect("open")));
+    assert_eq!(exprs(&theirs, OFFLOAD_CHAIN), exprs(&ours, OFFLOAD_CHAIN));
+    let sets = |table: &ObservedTable| {
+        table.sets.iter().map(|set| (set.name.clone(), set.shape, set.keys.clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(sets(&theirs), sets(&ours));
+}
+
+#[test]
+fn a_million_exclusions_in_one_transaction() {
+    let node = Netns::new("node");
+    let file = |count: u32| {
+        (0..count).map(|n| format!("{}\n", Ipv6Addr::from(u128::from(n) << 64))).collect::<String>()
+    };
+    for count in [100_000, 1_000_000] {
+        node.run(|| {
+            let mut nft = Nft::open().expect("open");
+            let began = Instant::now();
+            let ops = excluding(&file(count));
+            let parsed = began.elapsed();
+            let seen = generation(&mut nft);
+            let after = nft.commit(&ops, seen).expect("commit");
+            let written = began.elapsed() - parsed;
+            let table = table(&mut nft);
+            let read = began.elapsed() - parsed - written;
+            println!("{count}: parsed in {parsed:?}, written in {written:?}, read in {read:?}");
+            let set = table.set(OwnSet::Exclude(ExcludeSet::V6(128))).expect("the set");
+            assert_eq!(set.keys.len(), count as usize);
+            nft.commit(&[Op::DeleteTable], after).expect("commit");
+        });
+    }
 }
 
 /// Runs a future that must be done within five seconds.

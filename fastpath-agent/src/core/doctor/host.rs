@@ -64,7 +64,7 @@ fn known_bugs(facts: &Facts) -> Vec<Finding> {
     let Some(kernel) = KernelVersion::of(&names) else {
         return vec![Finding::green(CHECK, format!("{release} has no version that could be looked up"))];
     };
-    let left_out = !facts.policy.selection.takes_all();
+    let left_out = !facts.policy.selection.takes_all() || facts.policy.exclusions.names_interfaces();
     let findings: Vec<_> = bugs_of(kernel)
         .map(|bug| {
             let found = format!("{release} is known for a bug ({}): {}", bug.name, bug.what);

@@ -18,7 +18,7 @@ use crate::{
             CHAIN, FLOWTABLE, IfIndex, IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN, TABLE, TABLE_COMMENT,
         },
         plan::Op,
-        sets::OwnSet,
+        sets::{Key, OwnSet},
     },
     kernel::nfnetlink::Refusal,
 };
@@ -101,7 +101,14 @@ impl Batch {
                 self.push(index, NFT_MSG_NEWFLOWTABLE, NLM_F_CREATE, &payload);
             }
             Op::DeleteFlowtable => self.push(index, NFT_MSG_DELFLOWTABLE, 0, &flowtable()),
-            Op::AddSet(set) => self.push(index, libc::NFT_MSG_NEWSET, NLM_F_CREATE, &new_set(*set, index)),
+            Op::AddSet(set) => {
+                let payload = new_set(*set, set.shape().size, index);
+                self.push(index, libc::NFT_MSG_NEWSET, NLM_F_CREATE, &payload);
+            }
+            Op::AddExcludeSet(set, size) => {
+                let payload = new_set(OwnSet::Exclude(*set), *size, index);
+                self.push(index, libc::NFT_MSG_NEWSET, NLM_F_CREATE, &payload);
+            }
             Op::DeleteSet(set) => self.push(index, libc::NFT_MSG_DELSET, 0, &named_set(*set)),
             Op::AddBaseChain { priority } => {
                 let payload = chain(CHAIN)
@@ -147,6 +154,16 @@ impl Batch {
             }
             Op::RemoveIndices(indices) => {
                 self.push_elements(index, libc::NFT_MSG_DELSETELEM, OwnSet::Devices, indices, by_index);
+            }
+            Op::AddExcluded(set, keys) => {
+                let length = OwnSet::Exclude(*set).shape().key_len as usize;
+                let element = |key: &Key| Element::with_key(&key.bytes()[..length]);
+                self.push_elements(index, libc::NFT_MSG_NEWSETELEM, OwnSet::Exclude(*set), keys, element);
+            }
+            Op::RemoveExcluded(set, keys) => {
+                let length = OwnSet::Exclude(*set).shape().key_len as usize;
+                let element = |key: &Key| Element::with_key(&key.bytes()[..length]);
+                self.push_elements(index, libc::NFT_MSG_DELSETELEM, OwnSet::Exclude(*set), keys, element);
             }
             Op::AddAssisted { ids, timeout_ms } => {
                 let element =
@@ -204,6 +221,7 @@ impl Batch {
 fn message_count(op: &Op) -> usize {
     match op {
         Op::AddIndices(indices) | Op::RemoveIndices(indices) => indices.len().div_ceil(ELEMENTS_PER_MESSAGE),
+        Op::AddExcluded(_, keys) | Op::RemoveExcluded(_, keys) => keys.len().div_ceil(ELEMENTS_PER_MESSAGE),
         Op::AddAssisted { ids, .. } | Op::RemoveAssisted(ids) => ids.len().div_ceil(ELEMENTS_PER_MESSAGE),
         _ => 1,
     }
@@ -222,10 +240,10 @@ fn rule(chain: &str) -> Rule {
 }
 
 fn named_set(set: OwnSet) -> Set {
-    Set::new().set_str(sys::NFTNL_SET_TABLE, TABLE).set_str(sys::NFTNL_SET_NAME, set.name())
+    Set::new().set_str(sys::NFTNL_SET_TABLE, TABLE).set_str(sys::NFTNL_SET_NAME, &set.name())
 }
 
-fn new_set(set: OwnSet, index: usize) -> Set {
+fn new_set(set: OwnSet, size: u32, index: usize) -> Set {
     let shape = set.shape();
     let mut payload = named_set(set)
         // The kernel wants a number that is unique in the transaction.
@@ -234,8 +252,8 @@ fn new_set(set: OwnSet, index: usize) -> Set {
         .set_u32(sys::NFTNL_SET_KEY_TYPE, shape.key_type)
         .set_u32(sys::NFTNL_SET_KEY_LEN, shape.key_len)
         .set(sys::NFTNL_SET_USERDATA, &marker::set(set));
-    if shape.size != 0 {
-        payload = payload.set_u32(sys::NFTNL_SET_DESC_SIZE, shape.size);
+    if size != 0 {
+        payload = payload.set_u32(sys::NFTNL_SET_DESC_SIZE, size);
     }
     if shape.timeout_ms != 0 {
         payload = payload.set(sys::NFTNL_SET_TIMEOUT, &shape.timeout_ms.to_ne_bytes());
@@ -260,7 +278,7 @@ fn devices(names: &[IfName]) -> Flowtable {
 
 /// No elements of a set yet.
 pub(super) fn elements(set: OwnSet) -> Elements {
-    Elements::new().set_str(sys::NFTNL_SET_TABLE, TABLE).set_str(sys::NFTNL_SET_NAME, set.name())
+    Elements::new().set_str(sys::NFTNL_SET_TABLE, TABLE).set_str(sys::NFTNL_SET_NAME, &set.name())
 }
 
 fn by_index(index: &IfIndex) -> Element {

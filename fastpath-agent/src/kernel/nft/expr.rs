@@ -26,7 +26,7 @@ use nftnl_sys::{
 
 use super::object::{ExprObject, ExprRef, MAX_DATA_BYTES};
 use crate::core::{
-    expr::{CmpOp, CtKey, Expr, MetaKey, RtKey},
+    expr::{CmpOp, CtKey, Direction, Expr, MetaKey, RtKey, TuplePart},
     observed::Counter,
 };
 
@@ -51,17 +51,15 @@ const VERDICT: u32 = 0;
 /// The instruction for libnftnl; `None` for what it cannot write: [`Expr::Other`] and over-long data.
 pub(super) fn encode(expr: &Expr) -> Option<ExprObject> {
     Some(match expr {
-        Expr::Ct { key, dreg } => ExprObject::new("ct")?
-            .set_u32(
-                CT_KEY,
-                match key {
-                    CtKey::State => libc::NFT_CT_STATE as u32,
-                    CtKey::Packets => libc::NFT_CT_PKTS as u32,
-                    CtKey::Id => NFT_CT_ID,
-                    CtKey::Other(key) => *key,
-                },
-            )
-            .set_u32(CT_DREG, *dreg),
+        Expr::Ct { key, dreg } => {
+            let ct = ExprObject::new("ct")?.set_u32(CT_DREG, *dreg);
+            let (number, direction) = ct_number(*key);
+            let ct = ct.set_u32(CT_KEY, number);
+            match direction {
+                Some(direction) => ct.set(CT_DIR, &[direction]),
+                None => ct,
+            }
+        }
         Expr::HostToNet { reg, size, len } => ExprObject::new("byteorder")?
             .set_u32(BYTEORDER_SREG, *reg)
             .set_u32(BYTEORDER_DREG, *reg)
@@ -86,6 +84,8 @@ pub(super) fn encode(expr: &Expr) -> Option<ExprObject> {
                 match key {
                     MetaKey::InIfIndex => libc::NFT_META_IIF as u32,
                     MetaKey::OutIfIndex => libc::NFT_META_OIF as u32,
+                    MetaKey::Mark => libc::NFT_META_MARK as u32,
+                    MetaKey::L4Proto => libc::NFT_META_L4PROTO as u32,
                     MetaKey::Other(key) => *key,
                 },
             )
@@ -134,15 +134,8 @@ pub(super) fn counter(expr: &ExprRef<'_>) -> Option<Counter> {
 
 fn known(name: &str, expr: &ExprRef<'_>) -> Option<Expr> {
     Some(match name {
-        "ct" if !expr.has(CT_DIR) => Expr::Ct {
-            key: match expr.get_u32(CT_KEY)? {
-                key if key == libc::NFT_CT_STATE as u32 => CtKey::State,
-                key if key == libc::NFT_CT_PKTS as u32 => CtKey::Packets,
-                NFT_CT_ID => CtKey::Id,
-                key => CtKey::Other(key),
-            },
-            dreg: expr.get_u32(CT_DREG)?,
-        },
+        // A source register makes it a `ct … set`.
+        "ct" if expr.has(CT_DREG) => Expr::Ct { key: ct_key(expr)?, dreg: expr.get_u32(CT_DREG)? },
         "byteorder" if expr.get_u32(BYTEORDER_OP) == Some(HTON) => Expr::HostToNet {
             reg: same(expr.get_u32(BYTEORDER_SREG)?, expr.get_u32(BYTEORDER_DREG)?)?,
             size: expr.get_u32(BYTEORDER_SIZE)?,
@@ -163,6 +156,8 @@ fn known(name: &str, expr: &ExprRef<'_>) -> Option<Expr> {
             key: match expr.get_u32(META_KEY)? {
                 key if key == libc::NFT_META_IIF as u32 => MetaKey::InIfIndex,
                 key if key == libc::NFT_META_OIF as u32 => MetaKey::OutIfIndex,
+                key if key == libc::NFT_META_MARK as u32 => MetaKey::Mark,
+                key if key == libc::NFT_META_L4PROTO as u32 => MetaKey::L4Proto,
                 key => MetaKey::Other(key),
             },
             dreg: expr.get_u32(META_DREG)?,
@@ -198,6 +193,58 @@ fn known(name: &str, expr: &ExprRef<'_>) -> Option<Expr> {
         "counter" => Expr::Counter,
         _ => return None,
     })
+}
+
+/// Number of the key (enum nft_ct_keys), and of the direction if it has one.
+fn ct_number(key: CtKey) -> (u32, Option<u8>) {
+    match key {
+        CtKey::State => (libc::NFT_CT_STATE as u32, None),
+        CtKey::Status => (libc::NFT_CT_STATUS as u32, None),
+        CtKey::Mark => (libc::NFT_CT_MARK as u32, None),
+        CtKey::Packets => (libc::NFT_CT_PKTS as u32, None),
+        CtKey::Id => (NFT_CT_ID, None),
+        CtKey::Tuple(direction, part) => (tuple_part_number(part), Some(direction_number(direction))),
+        CtKey::Other(key) => (key, None),
+    }
+}
+
+fn tuple_part_number(part: TuplePart) -> u32 {
+    match part {
+        TuplePart::SourcePort => libc::NFT_CT_PROTO_SRC as u32,
+        TuplePart::DestinationPort => libc::NFT_CT_PROTO_DST as u32,
+        TuplePart::SourceV4 => 19,
+        TuplePart::DestinationV4 => 20,
+        TuplePart::SourceV6 => 21,
+        TuplePart::DestinationV6 => 22,
+    }
+}
+
+fn direction_number(direction: Direction) -> u8 {
+    match direction {
+        Direction::Original => 0,
+        Direction::Reply => 1,
+    }
+}
+
+fn ct_key(expr: &ExprRef<'_>) -> Option<CtKey> {
+    let number = expr.get_u32(CT_KEY)?;
+    let parts = [
+        TuplePart::SourceV4,
+        TuplePart::DestinationV4,
+        TuplePart::SourceV6,
+        TuplePart::DestinationV6,
+        TuplePart::SourcePort,
+        TuplePart::DestinationPort,
+    ];
+    if expr.has(CT_DIR) {
+        let [direction] = expr.get(CT_DIR)? else { return None };
+        let directions = [Direction::Original, Direction::Reply];
+        let direction = directions.into_iter().find(|d| direction_number(*d) == *direction)?;
+        let part = parts.into_iter().find(|part| tuple_part_number(*part) == number)?;
+        return Some(CtKey::Tuple(direction, part));
+    }
+    let known = [CtKey::State, CtKey::Status, CtKey::Mark, CtKey::Packets, CtKey::Id];
+    Some(known.into_iter().find(|key| ct_number(*key).0 == number).unwrap_or(CtKey::Other(number)))
 }
 
 /// `update` with the set's own timeout, and with a counter and nothing else to be done to the element.
@@ -269,9 +316,17 @@ mod tests {
 
     #[test]
     fn every_instruction_comes_back_as_it_was() {
-        let keys = [CtKey::State, CtKey::Packets, CtKey::Id, CtKey::Other(3)];
-        let mut exprs: Vec<Expr> = keys.map(|key| Expr::Ct { key, dreg: 2 }).into();
-        let keys = [MetaKey::InIfIndex, MetaKey::OutIfIndex, MetaKey::Other(3)];
+        let tuple = |direction| move |part| CtKey::Tuple(direction, part);
+        let addresses =
+            [TuplePart::SourceV4, TuplePart::DestinationV4, TuplePart::SourceV6, TuplePart::DestinationV6];
+        let ports = [TuplePart::SourcePort, TuplePart::DestinationPort];
+        let mut keys =
+            vec![CtKey::State, CtKey::Packets, CtKey::Id, CtKey::Status, CtKey::Mark, CtKey::Other(5)];
+        keys.extend(addresses.map(tuple(Direction::Original)));
+        keys.extend(ports.map(tuple(Direction::Reply)));
+        let mut exprs: Vec<Expr> = keys.into_iter().map(|key| Expr::Ct { key, dreg: 2 }).collect();
+        let keys =
+            [MetaKey::InIfIndex, MetaKey::OutIfIndex, MetaKey::Mark, MetaKey::L4Proto, MetaKey::Other(2)];
         exprs.extend(keys.map(|key| Expr::Meta { key, dreg: 3 }));
         exprs.extend([RtKey::Ipsec, RtKey::Other(0)].map(|key| Expr::Rt { key, dreg: 1 }));
         exprs.extend(cmp_ops().map(|op| Expr::Cmp { sreg: 1, op, data: vec![1, 2, 3, 4] }));

@@ -1,7 +1,10 @@
 //! User data of tables, rules and sets: a sequence of type, length and value, one byte each for the first two
 //! (libnftnl's udata.h). `nft` passes over types that it doesn't know, which is where our mark of ownership stands.
 
-use crate::core::{observed::Owner, sets::OwnSet};
+use crate::core::{
+    observed::Owner,
+    sets::{ExcludeSet, OwnSet},
+};
 
 /// Type of our mark; nft's own types count up from 0.
 const TYPE: u8 = 0xf0;
@@ -15,6 +18,8 @@ const SET_KEY_BYTE_ORDER_TYPE: u8 = 0;
 const SET_KEY_TYPEOF_TYPE: u8 = 3;
 /// `BYTEORDER_HOST_ENDIAN` of nft: set keys are integers of this machine, which nft prints as such.
 const HOST_ENDIAN: u32 = 1;
+/// `BYTEORDER_INVALID` of nft, for keys of a byte.
+const NO_ORDER: u32 = 0;
 /// `BYTEORDER_BIG_ENDIAN` of nft.
 const BIG_ENDIAN: u32 = 2;
 
@@ -33,8 +38,11 @@ pub(super) fn rule() -> Vec<u8> {
 /// User data of our sets, by which `nft` knows how to print their keys.
 pub(super) fn set(set: OwnSet) -> Vec<u8> {
     let order = |order: u32| entry(SET_KEY_BYTE_ORDER_TYPE, &order.to_ne_bytes());
-    if !set.is_by_conntrack_id() {
-        return order(HOST_ENDIAN);
+    match set {
+        OwnSet::Devices => return order(HOST_ENDIAN),
+        OwnSet::Exclude(ExcludeSet::Protocols) => return order(NO_ORDER),
+        OwnSet::Exclude(_) => return order(BIG_ENDIAN),
+        OwnSet::SlowPath | OwnSet::Assist => {}
     }
     // `typeof ct id`: number of the kind of expression (nft's `EXPR_CT`), then its own data: the key (`NFT_CT_ID`) and
     // no direction.

@@ -10,7 +10,7 @@ use crate::{
         plan::Op,
         revalidate::Notice,
     },
-    kernel::{Ruleset, nfnetlink::Socket},
+    kernel::{Ruleset, Unread, nfnetlink::Socket},
 };
 
 mod batch;
@@ -81,7 +81,11 @@ impl Nft {
 
 impl Ruleset for Nft {
     fn observe(&mut self) -> Result<Observed, NftError> {
-        dump::observe(&mut self.socket)
+        dump::observe(&mut self.socket, Unread::Known(&[]))
+    }
+
+    fn observe_but(&mut self, unread: Unread<'_>) -> Result<Observed, NftError> {
+        dump::observe(&mut self.socket, unread)
     }
 
     fn commit(&mut self, ops: &[Op], expected: Generation) -> Result<Generation, CommitError> {
