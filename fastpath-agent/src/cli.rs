@@ -3,12 +3,17 @@
 use std::{net::IpAddr, path::PathBuf};
 
 use clap::{
-    Args, Parser, Subcommand, ValueEnum,
+    ArgGroup, Args, Parser, Subcommand, ValueEnum,
     builder::{BoolishValueParser, PossibleValuesParser},
 };
 use ipnet::IpNet;
 
-use crate::core::{flow::STATE_NAMES, flow_filter::Sort, model::IfName};
+use crate::core::{
+    connection::{TCP, UDP},
+    flow::STATE_NAMES,
+    flow_filter::Sort,
+    model::IfName,
+};
 
 /// Moves established flows of this node onto the kernel's flowtable, so that their packets bypass the normal
 /// forwarding path.
@@ -73,6 +78,18 @@ The agent doesn't have to run, but for --follow.")]
 Keys are shown in the last line and by `?`. The agent doesn't have to run; without its pinned maps there are no rates.
 Colours are left out where the environment variable NO_COLOR is set.")]
     Top(TopArgs),
+    /// Have offloaded flows pass the filters again, after changes that the kernel doesn't announce: iptables-legacy, ipset,
+    /// tc. The agent doesn't have to run; changes made with nft and iptables-nft it follows by itself
+    Revalidate,
+    /// End the acceleration of connections for good, or the connections themselves
+    #[command(after_help = "Examples:
+  fastpath-agent revoke --address=10.1.2.3                    its packets pass the filters again, all of them
+  fastpath-agent revoke --address=10.1.0.0/16 --port=443 --protocol=tcp --kill
+  fastpath-agent revoke --all                                 all that are there now; new connections are offloaded as before
+
+It is about connections that are there now. To keep new ones from being offloaded too, exclude them.
+With --kill conntrack forgets them, and a next packet has to be accepted as the first of a new connection.")]
+    Revoke(RevokeArgs),
     /// Follow one flow: whether it is accelerated, and if not, why not and what to do about it
     #[command(after_help = "Examples:
   fastpath-agent why tcp 10.0.1.2:40000 10.96.0.1:443
@@ -96,9 +113,6 @@ The ruleset is compared with what the flags of the running agent want; where non
     /// The canary itself; `doctor` starts it
     #[command(hide = true, name = "canary")]
     Canary(RuleArgs),
-    /// Have offloaded flows pass the filters again, after changes that the kernel doesn't announce: iptables-legacy, ipset,
-    /// tc. The agent doesn't have to run; changes made with nft and iptables-nft it follows by itself
-    Revalidate,
     /// Remove the table, the eBPF programs and the pinned maps that the agent made, and nothing else
     Cleanup(CleanupArgs),
 }
@@ -257,6 +271,27 @@ pub struct FlowsArgs {
     pub pin_path: PathBuf,
 }
 
+/// Flags of `revoke`.
+#[derive(Clone, Debug, Args)]
+#[command(group(ArgGroup::new("which").required(true).multiple(true).args(["address", "port", "protocol", "all"])))]
+pub struct RevokeArgs {
+    /// Connections with an end in this network or with this address, before or after NAT (repeatable)
+    #[arg(long, value_name = "CIDR", value_parser = network)]
+    pub address: Vec<IpNet>,
+    /// Connections with this port at one end, before or after NAT (repeatable)
+    #[arg(long, value_name = "PORT")]
+    pub port: Vec<u16>,
+    /// Connections of this protocol (repeatable)
+    #[arg(long, value_name = "PROTOCOL")]
+    pub protocol: Vec<Protocol>,
+    /// All connections
+    #[arg(long, conflicts_with_all = ["address", "port", "protocol"])]
+    pub all: bool,
+    /// Delete them from conntrack
+    #[arg(long)]
+    pub kill: bool,
+}
+
 /// Flags of `top`.
 #[derive(Clone, Debug, Args)]
 pub struct TopArgs {
@@ -312,6 +347,16 @@ pub enum Protocol {
     Tcp,
     /// UDP
     Udp,
+}
+
+impl Protocol {
+    /// Its IP protocol number.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => TCP,
+            Self::Udp => UDP,
+        }
+    }
 }
 
 fn network(text: &str) -> Result<IpNet, String> {

@@ -8,7 +8,10 @@ use std::{
 use anyhow::Context;
 use clap::Parser;
 use fastpath_agent::{
-    cli::{CleanupArgs, Cli, Command, DoctorArgs, FlowsArgs, Output, RuleArgs, StatusArgs, TopArgs, WhyArgs},
+    cli::{
+        CleanupArgs, Cli, Command, DoctorArgs, FlowsArgs, Output, RevokeArgs, RuleArgs, StatusArgs, TopArgs,
+        WhyArgs,
+    },
     config::{BadValue, Config, Rules},
     core::{
         desired,
@@ -39,6 +42,8 @@ fn main() -> ExitCode {
         Some(Command::Status(args)) => status(&args),
         Some(Command::Flows(args)) => flows(&args),
         Some(Command::Top(args)) => top(&args),
+        Some(Command::Revalidate) => revalidate(),
+        Some(Command::Revoke(args)) => revoke(&args),
         Some(Command::Why(args)) => match why(&args) {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::FAILURE,
@@ -50,7 +55,6 @@ fn main() -> ExitCode {
             Err(error) => Err(error),
         },
         Some(Command::Canary(args)) => canary(&args),
-        Some(Command::Revalidate) => revalidate(),
         Some(Command::Cleanup(args)) => cleanup(&args),
     };
     match result {
@@ -124,6 +128,14 @@ fn top(args: &TopArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn revalidate() -> anyhow::Result<()> {
+    print(&daemon::revalidate::by_hand()?.to_string())
+}
+
+fn revoke(args: &RevokeArgs) -> anyhow::Result<()> {
+    print(&daemon::revoke::revoke(args)?.to_string())
+}
+
 /// Whether the flow was found.
 fn why(args: &WhyArgs) -> anyhow::Result<bool> {
     let flow = FlowSpec::parse(&args.protocol, &args.source, &args.destination)?;
@@ -158,10 +170,6 @@ fn canary(args: &RuleArgs) -> anyhow::Result<()> {
         }
     }))?;
     outcome
-}
-
-fn revalidate() -> anyhow::Result<()> {
-    print(&daemon::revalidate::by_hand()?.to_string())
 }
 
 fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {

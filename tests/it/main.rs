@@ -19,6 +19,8 @@ mod offload_chain;
 mod overrun;
 mod policy;
 mod policy_empty;
+mod policy_paths;
+mod policy_revoke;
 mod reference;
 mod repair;
 mod report;

@@ -8,6 +8,7 @@ use std::{
 use super::{
     exclude::Exclusions,
     model::{IfIndex, IfName, Link},
+    observed::Observed,
     rule::{End, Marked, Rule},
     select::{Selection, Unmanaged},
     sets::{ExcludeSet, OwnSet},
@@ -74,15 +75,20 @@ pub fn desired<'a>(
     if policy.threshold == 0 {
         return None;
     }
-    let mut devices = BTreeMap::new();
+    let mut managed = BTreeMap::new();
     let mut excluded_devices = BTreeSet::new();
     for link in links {
         match reject(policy, link, refused) {
-            None => drop(devices.insert(link.index, link.name.clone())),
+            None => drop(managed.insert(link.index, link)),
             Some(Unmanaged::FlowsExcluded) => drop(excluded_devices.insert(link.name.clone())),
             Some(_) => {}
         }
     }
+    let devices = managed
+        .values()
+        .filter(|link| policy.hw_offload || !is_bridged(link, |index| managed.get(&index).copied()))
+        .map(|link| (link.index, link.name.clone()))
+        .collect();
     let mut table = DesiredTable {
         flowtable_priority: policy.flowtable_priority,
         counter: policy.counter,
@@ -101,6 +107,15 @@ pub fn desired<'a>(
         table.base_rules.insert(0, Rule::Assist);
     }
     Some(table)
+}
+
+/// Keeps what `fastpath-agent revoke` has put into our table: it isn't in the agent's configuration.
+pub fn keep_revoked(desired: &mut Desired, observed: &Observed) {
+    let has_set = observed.table.as_ref().is_some_and(|table| table.set(OwnSet::Revoked).is_some());
+    if let (Some(desired), true) = (desired, has_set) {
+        desired.sets.push(OwnSet::Revoked);
+        desired.offload_rules.insert(0, Rule::Revoked);
+    }
 }
 
 fn offload_rules(policy: &Policy) -> Vec<Rule> {
@@ -126,11 +141,69 @@ fn exclusion_rules(exclusions: &Exclusions) -> Vec<Rule> {
     rules
 }
 
-/// Why `link` isn't in the flowtable; `None` if it should be.
+/// Whether `link` is a port of a bridge that is managed too: then the bridge is in the flowtable and the port isn't.
+///
+/// With the port in it the kernel would offload flows past the bridge and the routing table, to the port and the MAC address
+/// of that moment (`FLOW_OFFLOAD_XMIT_DIRECT`), and go on so when the host moves to another port, a neighbour's address or
+/// the route changes. Hardware needs the ports.
+pub fn is_bridged<'a>(link: &Link, managed: impl Fn(IfIndex) -> Option<&'a Link>) -> bool {
+    link.master.and_then(managed).is_some_and(|master| master.kind.as_deref() == Some("bridge"))
+}
+
+/// Why `link` isn't managed; `None` if it should be.
 pub fn reject(policy: &Policy, link: &Link, refused: &BTreeMap<IfIndex, String>) -> Option<Unmanaged> {
     policy
         .selection
         .reject(link)
         .or_else(|| policy.exclusions.has_interface(&link.name).then_some(Unmanaged::FlowsExcluded))
         .or_else(|| refused.get(&link.index).map(|error| Unmanaged::Refused { error: error.clone() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::model::test_link;
+
+    fn policy() -> Policy {
+        Policy {
+            threshold: 20,
+            chain_priority: 300,
+            flowtable_priority: 0,
+            counter: true,
+            hw_offload: false,
+            spare_ipsec: true,
+            assist: false,
+            selection: Selection::new(&[], &[]).unwrap(),
+            exclusions: Arc::default(),
+        }
+    }
+
+    fn link(index: u32, kind: &str, master: Option<u32>) -> Link {
+        Link {
+            index: IfIndex(index),
+            kind: Some(kind.to_owned()),
+            master: master.map(IfIndex),
+            ..test_link(&format!("if{index}"))
+        }
+    }
+
+    fn devices(policy: &Policy, links: &[Link]) -> Vec<u32> {
+        desired(policy, links, &BTreeMap::new()).unwrap().devices.keys().map(|index| index.0).collect()
+    }
+
+    #[test]
+    fn a_managed_bridge_stands_for_its_ports() {
+        let links = [
+            link(1, "veth", Some(9)),
+            link(2, "veth", Some(8)),
+            link(3, "veth", None),
+            link(8, "bond", None),
+            link(9, "bridge", None),
+        ];
+        assert_eq!(devices(&policy(), &links), [2, 3, 8, 9]);
+        // A port whose bridge isn't there for flows does no harm: they don't pass it.
+        let selection = Selection::new(&[], &["if9".to_owned()]).unwrap();
+        assert_eq!(devices(&Policy { selection, ..policy() }, &links), [1, 2, 3, 8]);
+        assert_eq!(devices(&Policy { hw_offload: true, ..policy() }, &links), [1, 2, 3, 8, 9]);
+    }
 }

@@ -315,8 +315,8 @@ pub fn after(observed: &Observed, ops: &[Op]) -> Option<ObservedTable> {
             Op::AddIndices(new) => set.elements.extend(new),
             Op::RemoveIndices(gone) => set.elements.retain(|index| !gone.contains(index)),
             Op::AddExcluded(..) | Op::RemoveExcluded(..) => return None,
-            // Nobody looks at what is in that set.
-            Op::AddAssisted { .. } | Op::RemoveAssisted(_) => {}
+            // Nobody looks at what is in those sets.
+            Op::AddAssisted { .. } | Op::RemoveAssisted(_) | Op::AddRevoked { .. } => {}
             _ => return None,
         }
     }

@@ -12,6 +12,8 @@ use super::{
     model::{CHAIN, FLOWTABLE, IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN, TABLE},
     observed::{Counter, ObservedChain, ObservedRule, ObservedTable, Owner},
     plan::Op,
+    rule::Rule,
+    sets::OwnSet,
 };
 
 /// Why a flowtable can't be emptied.
@@ -39,11 +41,30 @@ pub fn offers(table: &ObservedTable) -> Option<u64> {
 ///
 /// They leave everything as it was observed: flags, priority, devices, and our rules with the values of their counters.
 pub fn empty(table: &ObservedTable) -> Result<Vec<Op>, Obstacle> {
+    without_flows(table, None)
+}
+
+/// The operations that empty it and keep the connections with these conntrack ids from being offloaded again, until they
+/// have had no packet for so long.
+pub fn revoke(table: &ObservedTable, ids: Vec<u32>, timeout_ms: u64) -> Result<Vec<Op>, Obstacle> {
+    let mut ops = Vec::new();
+    let known = table.set(OwnSet::Revoked).is_some();
+    if !known {
+        ops.push(Op::AddSet(OwnSet::Revoked));
+    }
+    ops.push(Op::AddRevoked { ids, timeout_ms });
+    let rest = without_flows(table, (!known).then_some(&Rule::Revoked))?;
+    // Without a flowtable nothing is offloaded, or by somebody else.
+    Ok(if rest.is_empty() { rest } else { ops.into_iter().chain(rest).collect() })
+}
+
+/// `first` becomes the first rule of the chain that offloads.
+fn without_flows(table: &ObservedTable, first: Option<&Rule>) -> Result<Vec<Op>, Obstacle> {
     let Some(flowtable) = table.flowtables.iter().find(|f| f.name == FLOWTABLE) else {
         return Ok(Vec::new());
     };
     let devices = flowtable.devices.as_ref().ok_or(Obstacle::Unreadable)?;
-    let (delete_rules, add_rules) = rules(table)?;
+    let (delete_rules, add_rules) = rules(table, first)?;
 
     let mut ops = delete_rules;
     ops.extend(remove_most(devices));
@@ -64,8 +85,9 @@ pub(super) fn remove_most(devices: &BTreeSet<IfName>) -> impl Iterator<Item = Op
     chunks(devices.iter().skip(MAX_DEVICES_PER_MESSAGE)).map(Op::RemoveDevices)
 }
 
-/// Deletes our rules from the first that refers to the flowtable on, and appends them again, so that they stay in order.
-fn rules(table: &ObservedTable) -> Result<(Vec<Op>, Vec<Op>), Obstacle> {
+/// Deletes our rules from the first that refers to the flowtable on, and appends them again, so that they stay in order;
+/// all of them where there is to be another one before them.
+fn rules(table: &ObservedTable, first: Option<&Rule>) -> Result<(Vec<Op>, Vec<Op>), Obstacle> {
     let (mut delete, mut add) = (Vec::new(), Vec::new());
     for ObservedChain { name, rules, .. } in &table.chains {
         let ours = [CHAIN, OFFLOAD_CHAIN].into_iter().find(|chain| chain == name);
@@ -74,7 +96,9 @@ fn rules(table: &ObservedTable) -> Result<(Vec<Op>, Vec<Op>), Obstacle> {
             return Err(Obstacle::InUse);
         }
         let Some(chain) = ours else { continue };
-        let behind = rules.iter().skip_while(|rule| !refers(&rule.exprs));
+        let first = first.filter(|_| chain == OFFLOAD_CHAIN);
+        add.extend(first.map(|rule| Op::AddRule { chain, exprs: rule.exprs() }));
+        let behind = rules.iter().skip_while(|rule| first.is_none() && !refers(&rule.exprs));
         for rule in behind.filter(|rule| rule.owner == Owner::Ours) {
             delete.push(Op::DeleteRule { chain, handle: rule.handle });
             add.push(Op::AddRule { chain, exprs: counting_from(rule.counter, rule.exprs.clone()) });
@@ -95,113 +119,5 @@ pub(super) fn counting_from(counter: Option<Counter>, exprs: Vec<Expr>) -> Vec<E
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        core::{
-            desired::DesiredTable,
-            diff::{self, Decision, ForeignTable},
-            model::IfIndex,
-            observed::ObservedRule,
-            rule::Rule,
-            sets::OwnSet,
-        },
-        kernel::{Ruleset, fake::FakeRuleset},
-    };
-
-    fn name(index: u32) -> IfName {
-        IfName::new(&format!("eth{index}")).unwrap()
-    }
-
-    /// A kernel with our table over so many devices, whose rules have counted.
-    fn kernel(devices: u32) -> FakeRuleset {
-        let want = Some(DesiredTable {
-            flowtable_priority: -3,
-            counter: true,
-            hw_offload: false,
-            chain_priority: 300,
-            devices: (1..=devices).map(|i| (IfIndex(i), name(i))).collect(),
-            excluded_devices: BTreeSet::new(),
-            exclusions: Default::default(),
-            sets: vec![OwnSet::Devices, OwnSet::SlowPath],
-            base_rules: vec![Rule::Threshold { threshold: 20 }],
-            offload_rules: vec![Rule::OnlyEstablished, Rule::Offload, Rule::Meter],
-        });
-        let mut kernel = FakeRuleset::new((1..=devices).map(name));
-        let observed = kernel.observe().unwrap();
-        let Decision::Apply(ops) = diff::diff(&want, &observed, ForeignTable::Refuse) else { panic!("ours") };
-        kernel.commit(&ops, observed.generation).unwrap();
-        let rules = rules(&mut kernel);
-        rules[OFFLOADS].counter = Some(Counter { packets: 7, bytes: 100 });
-        kernel
-    }
-
-    /// Place of the rule that refers to the flowtable.
-    const OFFLOADS: usize = 1;
-
-    fn rules(kernel: &mut FakeRuleset) -> &mut Vec<ObservedRule> {
-        let chains = &mut kernel.table.as_mut().unwrap().chains;
-        &mut chains.iter_mut().find(|chain| chain.name == OFFLOAD_CHAIN).unwrap().rules
-    }
-
-    fn ops(kernel: &FakeRuleset) -> Vec<Op> {
-        empty(kernel.table.as_ref().unwrap()).unwrap()
-    }
-
-    /// Nothing but the rules' handles, which the kernel gives anew.
-    fn without_handles(kernel: &FakeRuleset) -> ObservedTable {
-        let mut table = kernel.table.clone().unwrap();
-        table.chains.iter_mut().flat_map(|c| &mut c.rules).for_each(|rule| rule.handle = 0);
-        table
-    }
-
-    #[test]
-    fn all_stands_as_before_with_any_number_of_devices() {
-        for devices in [0, 1, 128, 129, 256, 257, 1000] {
-            let mut kernel = kernel(devices);
-            let before = without_handles(&kernel);
-            let ops = ops(&kernel);
-            assert!(ops.contains(&Op::DeleteFlowtable));
-            let removed: usize =
-                ops.iter().map(|op| if let Op::RemoveDevices(d) = op { d.len() } else { 0 }).sum();
-            assert_eq!(removed, (devices as usize).saturating_sub(MAX_DEVICES_PER_MESSAGE));
-            let generation = kernel.observe().unwrap().generation;
-            kernel.commit(&ops, generation).unwrap_or_else(|error| panic!("{devices} devices: {error}"));
-            assert_eq!(without_handles(&kernel), before, "{devices} devices");
-            assert_eq!(offers(kernel.table.as_ref().unwrap()), Some(7));
-        }
-    }
-
-    #[test]
-    fn without_a_flowtable_there_is_nothing_to_do() {
-        let mut kernel = kernel(2);
-        kernel.table.as_mut().unwrap().chains.clear();
-        kernel.table.as_mut().unwrap().flowtables.clear();
-        assert_eq!(ops(&kernel), []);
-        assert_eq!(offers(kernel.table.as_ref().unwrap()), Some(0));
-    }
-
-    #[test]
-    fn rules_that_do_not_refer_to_it_stay_unless_they_come_after() {
-        let mut kernel = kernel(2);
-        let foreign =
-            ObservedRule { handle: 99, owner: Owner::Foreign, exprs: vec![Expr::Counter], counter: None };
-        let rules = rules(&mut kernel);
-        let chain = OFFLOAD_CHAIN;
-        let behind = rules[OFFLOADS..].iter().map(|r| Op::DeleteRule { chain, handle: r.handle });
-        let behind: Vec<Op> = behind.collect();
-        rules.insert(OFFLOADS + 1, foreign);
-        assert_eq!(ops(&kernel)[..2], behind);
-        assert!(matches!(ops(&kernel)[2], Op::DeleteFlowtable), "{:?}", ops(&kernel));
-    }
-
-    #[test]
-    fn what_it_cannot_do_right_it_does_not() {
-        let mut unreadable = kernel(2);
-        unreadable.table.as_mut().unwrap().flowtables[0].devices = None;
-        assert_eq!(empty(unreadable.table.as_ref().unwrap()), Err(Obstacle::Unreadable));
-        let mut in_use = kernel(2);
-        rules(&mut in_use)[OFFLOADS].owner = Owner::Foreign;
-        assert_eq!(empty(in_use.table.as_ref().unwrap()), Err(Obstacle::InUse));
-    }
-}
+#[path = "empty_tests.rs"]
+mod tests;

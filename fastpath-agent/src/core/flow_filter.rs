@@ -48,10 +48,20 @@ impl Filter {
         reply: Option<&Tuple>,
         mut interfaces: impl Iterator<Item = &'a str>,
     ) -> bool {
-        let tuples = || std::iter::once(original).chain(reply);
         let any = |empty: bool, found: bool| empty || found;
         any(self.states.is_empty(), self.states.iter().any(|s| s == state.name() || s == SLOW && slow))
-            && any(self.protocols.is_empty(), self.protocols.contains(&original.protocol))
+            && self.admits_ends(original, reply)
+            && any(
+                self.interfaces.is_empty(),
+                interfaces.any(|name| self.interfaces.iter().any(|wanted| wanted.as_str() == name)),
+            )
+    }
+
+    /// Whether protocol, ports and addresses of a connection are those that are asked for.
+    pub fn admits_ends(&self, original: &Tuple, reply: Option<&Tuple>) -> bool {
+        let tuples = || std::iter::once(original).chain(reply);
+        let any = |empty: bool, found: bool| empty || found;
+        any(self.protocols.is_empty(), self.protocols.contains(&original.protocol))
             && any(
                 self.ports.is_empty(),
                 tuples()
@@ -62,10 +72,6 @@ impl Filter {
                 tuples().any(|t| {
                     self.networks.iter().any(|n| n.contains(&t.source) || n.contains(&t.destination))
                 }),
-            )
-            && any(
-                self.interfaces.is_empty(),
-                interfaces.any(|name| self.interfaces.iter().any(|wanted| wanted.as_str() == name)),
             )
     }
 }

@@ -81,7 +81,15 @@ pub enum Op {
         /// Milliseconds until they are forgotten.
         timeout_ms: u64,
     },
-    /// Take ids out of that set again. One that isn't there (any more) refuses the transaction (ENOENT).
+    /// Have the flows with these conntrack ids offloaded no more: adds them to [`OwnSet::Revoked`]. One that is listed
+    /// already stays as it is.
+    AddRevoked {
+        /// Conntrack ids.
+        ids: Vec<u32>,
+        /// Milliseconds without a packet until they are forgotten.
+        timeout_ms: u64,
+    },
+    /// Take ids out of [`OwnSet::Assist`] again. One that isn't there (any more) refuses the transaction (ENOENT).
     RemoveAssisted(Vec<u32>),
 }
 
@@ -112,6 +120,7 @@ impl fmt::Display for Op {
             Self::AddAssisted { ids, timeout_ms } => {
                 write!(f, "assist conntrack ids {} for {timeout_ms} ms", List(ids))
             }
+            Self::AddRevoked { ids, .. } => write!(f, "revoke conntrack ids {}", List(ids)),
             Self::RemoveAssisted(ids) => write!(f, "assist conntrack ids {} no more", List(ids)),
         }
     }

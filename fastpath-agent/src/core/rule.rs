@@ -59,6 +59,9 @@ pub enum Rule {
         /// Packets of both directions.
         threshold: u32,
     },
+    /// Flows that were revoked stay on the normal path. Each packet counts as a reason to remember that, so that it is
+    /// forgotten only when the flow is gone.
+    Revoked,
     /// One-way and half-open flows stay on the normal path.
     OnlyEstablished,
     /// Flows to an IPsec policy stay on the normal path, where the policy is enforced; the flowtable doesn't ask it.
@@ -111,6 +114,12 @@ impl Rule {
                 cmp(CmpOp::Gt, &u64::from(*threshold).to_be_bytes()),
                 goto,
             ],
+            Self::Revoked => {
+                let set = OwnSet::Revoked.name().into_owned();
+                let again = Expr::UpdateCounter { set, sreg: REG };
+                // nft loads the id twice.
+                vec![id.clone(), lookup(OwnSet::Revoked, false), id, again, Expr::Return]
+            }
             Self::OnlyEstablished => vec![
                 Expr::Ct { key: CtKey::State, dreg: REG },
                 cmp(CmpOp::Neq, &CT_STATE_ESTABLISHED.to_ne_bytes()),
@@ -176,7 +185,14 @@ impl Rule {
                     .into()
             }
             _ => {
-                vec![Self::Assist, Self::OnlyEstablished, Self::SpareIpsec, Self::Offload, Self::Meter]
+                vec![
+                    Self::Assist,
+                    Self::Revoked,
+                    Self::OnlyEstablished,
+                    Self::SpareIpsec,
+                    Self::Offload,
+                    Self::Meter,
+                ]
             }
         };
         candidates.into_iter().find(|rule| rule.exprs() == exprs)
@@ -272,6 +288,10 @@ impl fmt::Display for Rule {
         match self {
             Self::Assist => write!(f, "ct packets 0 ct id @{} goto {OFFLOAD_CHAIN}", OwnSet::Assist),
             Self::Threshold { threshold } => write!(f, "ct packets > {threshold} goto {OFFLOAD_CHAIN}"),
+            Self::Revoked => {
+                let set = OwnSet::Revoked;
+                write!(f, "ct id @{set} update @{set} {{ ct id counter }} return")
+            }
             Self::OnlyEstablished => write!(f, "ct state != established return"),
             Self::SpareIpsec => write!(f, "rt ipsec exists return"),
             Self::OnlyManagedInput => write!(f, "iif != @{devices} return"),

@@ -35,6 +35,9 @@ pub enum OwnSet {
     /// Conntrack ids of connections without packet counters that are to be offloaded. The agent fills it, elements go
     /// by themselves.
     Assist,
+    /// Conntrack ids of connections that aren't to be offloaded any more. `fastpath-agent revoke` makes it and fills it,
+    /// and each packet of such a connection puts off the time when it is forgotten. It is there only if it was needed.
+    Revoked,
     /// Flows that are never offloaded.
     Exclude(ExcludeSet),
 }
@@ -162,13 +165,14 @@ impl OwnSet {
             Self::Devices => "kindnet-set-devices".into(),
             Self::SlowPath => "kindnet-slow-path".into(),
             Self::Assist => "kindnet-assist".into(),
+            Self::Revoked => "kindnet-revoked".into(),
             Self::Exclude(set) => set.name().into(),
         }
     }
 
     /// The set of this name.
     pub fn named(name: &str) -> Option<Self> {
-        [Self::Devices, Self::SlowPath, Self::Assist]
+        [Self::Devices, Self::SlowPath, Self::Assist, Self::Revoked]
             .into_iter()
             .find(|set| set.name() == name)
             .or_else(|| ExcludeSet::named(name).map(Self::Exclude))
@@ -194,6 +198,13 @@ impl OwnSet {
                 ExcludeSet::TcpPorts | ExcludeSet::UdpPorts => plain(key_type::INET_SERVICE, 2),
                 ExcludeSet::Protocols => plain(key_type::INET_PROTO, 1),
             },
+            // As long as conntrack keeps an established connection without packets by default.
+            Self::Revoked => SetShape {
+                flags: flags::TIMEOUT | flags::DYNAMIC,
+                size: 1 << 20,
+                timeout_ms: 5 * 24 * 3_600_000,
+                ..plain(key_type::INTEGER, 4)
+            },
         }
     }
 
@@ -209,11 +220,6 @@ impl OwnSet {
     /// walks the whole set for that.
     pub fn gc_interval_ms(self) -> Option<u32> {
         (self.shape().flags & flags::TIMEOUT != 0).then_some(10_000)
-    }
-
-    /// The key is the conntrack id (`ct id`), in the bytes of `CTA_ID`.
-    pub fn is_by_conntrack_id(self) -> bool {
-        matches!(self, Self::SlowPath | Self::Assist)
     }
 }
 

@@ -35,6 +35,7 @@ pub mod crossings;
 pub mod readers;
 pub mod reconcile;
 pub mod revalidate;
+pub mod revoke;
 pub mod watch;
 
 use cleanup::TableCleanup;
@@ -278,7 +279,7 @@ impl Agent {
         let (Some(crossings), Some(watch)) = (&mut self.crossings, &mut self.watch) else { return Ok(()) };
         if crossings.wants_node() {
             let (threshold, managed) = match self.offload.as_ref().and_then(|o| o.reconciler.offloads()) {
-                Some((threshold, managed)) => (Some(threshold), managed.collect()),
+                Some((threshold, managed)) => (Some(threshold), self.links.with_ports(&managed.collect())),
                 None => (None, BTreeSet::new()),
             };
             crossings.judge_by(Node {

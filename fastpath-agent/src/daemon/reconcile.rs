@@ -208,7 +208,8 @@ impl<R: Ruleset> Reconciler<R> {
                     Err(error) => return self.failed(error, commits),
                 },
             };
-            let wanted = desired::desired(&self.policy, links.iter(), &self.refused);
+            let mut wanted = desired::desired(&self.policy, links.iter(), &self.refused);
+            desired::keep_revoked(&mut wanted, &observed);
             let ops = match diff::diff(&wanted, &observed, self.foreign) {
                 Decision::Foreign => {
                     self.cache = Some(observed);

@@ -332,3 +332,80 @@ fn assisted_connections_survive_a_failed_transaction_and_are_dropped_with_a_fore
     assert_eq!(r.reconcile(Trigger::Ruleset).unwrap().standing, Standing::Foreign);
     assert!(r.assisted.is_empty());
 }
+
+/// The kernel's rule offloads one more flow.
+fn offload_one(r: &mut Node) {
+    let table = r.ruleset.table.as_mut().unwrap();
+    let rules = table.chains.iter_mut().flat_map(|chain| &mut chain.rules);
+    rules.filter_map(|rule| rule.counter.as_mut()).for_each(|counter| counter.packets += 1);
+}
+
+#[test]
+fn the_flowtable_is_emptied_only_when_a_flow_has_entered_it() {
+    let mut r = reconciler(1..=3);
+    assert_eq!(r.empty().unwrap(), Emptied::Absent);
+    r.reconcile(Trigger::Start).unwrap();
+    for _ in 0..2 {
+        offload_one(&mut r);
+        assert!(matches!(r.empty().unwrap(), Emptied::Done { .. }));
+        assert!(!r.notice(), "our own commit");
+        assert_eq!(r.empty().unwrap(), Emptied::NothingNew);
+    }
+    // Somebody's change of our table may have begun the counting anew.
+    r.ruleset.disturb(|_| {});
+    assert!(r.notice());
+    assert!(matches!(r.empty().unwrap(), Emptied::Done { .. }));
+    assert_eq!(r.reconcile(Trigger::Ruleset).unwrap().commits, 0, "nothing has to be put back");
+    assert_eq!(devices(&r), ["eth1", "eth2", "eth3"]);
+}
+
+#[test]
+fn emptying_is_tried_again_when_others_were_faster_and_fails_in_the_end() {
+    let mut r = reconciler(1..=3);
+    r.reconcile(Trigger::Start).unwrap();
+    r.ruleset.script = vec![Some(CommitError::Stale), Some(CommitError::Stale)];
+    assert!(matches!(r.empty().unwrap(), Emptied::Done { .. }));
+    offload_one(&mut r);
+    r.ruleset.script = (0..100).map(|_| Some(CommitError::Stale)).collect();
+    assert!(matches!(r.empty(), Err(EmptyError::Commit(CommitError::Stale))));
+    r.ruleset.script.clear();
+    r.ruleset.table.as_mut().unwrap().owner = Owner::Foreign;
+    assert_eq!(r.empty().unwrap(), Emptied::Absent, "somebody else's table is left alone");
+}
+
+#[test]
+fn changes_elsewhere_leave_what_is_known_of_our_table() {
+    let mut r = reconciler(1..=3);
+    r.reconcile(Trigger::Start).unwrap();
+    for _ in 0..3 {
+        r.ruleset.generation += 1;
+        let generation = Generation(r.ruleset.generation);
+        r.inner.passed(generation);
+        assert_eq!(r.cache.as_ref().map(|cache| cache.generation), Some(generation));
+    }
+    // One that wasn't announced yet makes it unknown where we stand.
+    r.ruleset.generation += 2;
+    let generation = Generation(r.ruleset.generation);
+    r.inner.passed(generation);
+    assert_ne!(r.cache.as_ref().map(|cache| cache.generation), Some(generation));
+}
+
+#[test]
+fn what_was_revoked_by_hand_stays() {
+    let mut r = reconciler(1..=3);
+    r.reconcile(Trigger::Start).unwrap();
+    let ops = crate::core::empty::revoke(r.ruleset.table.as_ref().unwrap(), vec![7], 1000).unwrap();
+    let generation = Generation(r.ruleset.generation);
+    r.ruleset.commit(&ops, generation).unwrap();
+    assert!(r.notice());
+    for trigger in [Trigger::Ruleset, Trigger::SafetyNet] {
+        assert_eq!(r.reconcile(trigger).unwrap().commits, 0, "{trigger}");
+    }
+    r.ruleset.devices.insert(link(4).name);
+    r.link_event(LinkEvent::Changed(link(4)));
+    r.reconcile(Trigger::Links).unwrap();
+    assert_eq!(
+        r.ruleset.commits.last().unwrap(),
+        &[Op::AddDevices(vec![link(4).name]), Op::AddIndices(vec![IfIndex(4)])]
+    );
+}

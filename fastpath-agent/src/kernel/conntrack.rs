@@ -1,11 +1,11 @@
-//! Connections as conntrack has them, read over ctnetlink one by one so that memory stays bounded. Reads only.
+//! Connections as conntrack has them, read over ctnetlink one by one so that memory stays bounded; and their deletion.
 
 use std::{
     fmt, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use libc::{NLM_F_DUMP, NLM_F_REQUEST};
+use libc::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_packet_core::{Emitable, NLA_F_NESTED, NetlinkHeader};
 use serde::Serialize;
 
@@ -42,6 +42,7 @@ const CTA_COUNTERS_PACKETS: u16 = 1;
 const CTA_COUNTERS_BYTES: u16 = 2;
 const IPCTNL_MSG_CT_NEW: i32 = 0;
 const IPCTNL_MSG_CT_GET: i32 = 1;
+const IPCTNL_MSG_CT_DELETE: i32 = 2;
 const NFNL_SUBSYS_CTNETLINK: i32 = 1;
 
 /// Connections that are asked for in one message. The answers of all must fit the socket's buffer: about 1 KiB each
@@ -83,6 +84,17 @@ impl ConntrackError {
             _ => Self::Io { operation, source },
         }
     }
+}
+
+/// What became of a deletion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deletion {
+    /// It is deleted.
+    Done,
+    /// It was gone already.
+    Gone,
+    /// It is in a flowtable and stays.
+    Offloaded,
 }
 
 /// How many connections there are.
@@ -135,7 +147,14 @@ impl Conntrack {
     pub fn dump(&mut self, mut each: impl FnMut(Entry)) -> Result<(), ConntrackError> {
         let mut request = Vec::new();
         let length = HEADER_BYTES + FAMILY_HEADER_BYTES;
-        push_header(&mut request, length, NLM_F_DUMP, self.socket.reserve_sequence(1), libc::AF_UNSPEC as u8);
+        push_header(
+            &mut request,
+            IPCTNL_MSG_CT_GET,
+            length,
+            NLM_F_DUMP,
+            self.socket.reserve_sequence(1),
+            libc::AF_UNSPEC as u8,
+        );
         self.socket
             .request(&request, |message| entry(message).into_iter().for_each(&mut each))
             .map_err(|error| ConntrackError::new("reading conntrack", error))?;
@@ -172,6 +191,26 @@ impl Conntrack {
         Ok(found)
     }
 
+    /// Deletes a connection, unless it is gone or another one has its tuple now.
+    ///
+    /// A connection in a flowtable isn't deleted; the kernel frees it a moment after it has left (EBUSY until then,
+    /// ctnetlink_del_conntrack).
+    pub fn delete(&mut self, entry: &Entry) -> Result<Deletion, ConntrackError> {
+        let sequence = self.socket.reserve_sequence(1);
+        let mut request = Vec::new();
+        let id = (CTA_ID, entry.id.to_ne_bytes());
+        let Entry { original, zone, .. } = entry;
+        push_about(&mut request, IPCTNL_MSG_CT_DELETE, NLM_F_ACK, original, *zone, sequence, &[id]);
+        match self.socket.request(&request, |_| {}) {
+            Ok(_) => Ok(Deletion::Done),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ENOENT) => Ok(Deletion::Gone),
+                Some(libc::EBUSY) => Ok(Deletion::Offloaded),
+                _ => Err(ConntrackError::new("deleting a connection", error)),
+            },
+        }
+    }
+
     /// Counts all connections.
     pub fn summary(&mut self) -> Result<Summary, ConntrackError> {
         let mut summary = Summary::default();
@@ -187,10 +226,10 @@ impl Conntrack {
 }
 
 /// Appends `nlmsghdr` and `nfgenmsg` of a request of `length` bytes.
-fn push_header(out: &mut Vec<u8>, length: usize, flags: i32, sequence: u32, family: u8) {
+fn push_header(out: &mut Vec<u8>, kind: i32, length: usize, flags: i32, sequence: u32, family: u8) {
     let mut header = NetlinkHeader::default();
     header.length = length as u32;
-    header.message_type = (NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET) as u16;
+    header.message_type = (NFNL_SUBSYS_CTNETLINK << 8 | kind) as u16;
     header.flags = (NLM_F_REQUEST | flags) as u16;
     header.sequence_number = sequence;
     let start = out.len();
@@ -201,9 +240,22 @@ fn push_header(out: &mut Vec<u8>, length: usize, flags: i32, sequence: u32, fami
 
 /// Appends the request for one connection, which is answered by a message or an error.
 fn push_request(out: &mut Vec<u8>, tuple: &Tuple, zone: u16, sequence: u32) {
+    push_about(out, IPCTNL_MSG_CT_GET, 0, tuple, zone, sequence, &[]);
+}
+
+/// Appends a message about one connection, which ends with `more` attributes.
+fn push_about(
+    out: &mut Vec<u8>,
+    kind: i32,
+    flags: i32,
+    tuple: &Tuple,
+    zone: u16,
+    sequence: u32,
+    more: &[(u16, [u8; 4])],
+) {
     let start = out.len();
     let family = if tuple.source.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    push_header(out, 0, 0, sequence, family as u8);
+    push_header(out, kind, 0, flags, sequence, family as u8);
     nest(out, CTA_TUPLE_ORIG, |out| {
         nest(out, CTA_TUPLE_IP, |out| {
             for (address, v4, v6) in [
@@ -225,6 +277,7 @@ fn push_request(out: &mut Vec<u8>, tuple: &Tuple, zone: u16, sequence: u32) {
     if zone != 0 {
         push(out, CTA_ZONE, &zone.to_be_bytes());
     }
+    more.iter().for_each(|(kind, value)| push(out, *kind, value));
     let length = (out.len() - start) as u32;
     out[start..start + size_of::<u32>()].copy_from_slice(&length.to_ne_bytes());
 }

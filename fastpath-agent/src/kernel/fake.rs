@@ -197,7 +197,8 @@ impl FakeRuleset {
                     has.remove(has.binary_search(key).map_err(|_| libc::ENOENT)?);
                 }
             }
-            // What is in that set can't be observed.
+            // What is in those sets can't be observed.
+            Op::AddRevoked { .. } => table.set(OwnSet::Revoked).map(drop).ok_or(libc::ENOENT)?,
             Op::AddAssisted { .. } | Op::RemoveAssisted(_) => {
                 table.set(OwnSet::Assist).map(drop).ok_or(libc::ENOENT)?;
             }

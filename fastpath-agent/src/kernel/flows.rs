@@ -23,6 +23,7 @@ use crate::core::{
     connection::{Entry, Tuple},
     flow::{Flow, Node},
     flow_path::Metered,
+    link_table::LinkTable,
     sets::OwnSet,
 };
 
@@ -46,14 +47,17 @@ pub enum FlowsError {
 /// Reads what flows are judged by.
 pub async fn node() -> Result<Node, FlowsError> {
     let links = Links::open()?;
-    let names = links.list().await?.into_iter().map(|link| (link.index, link.name)).collect();
+    let link_table: LinkTable = links.list().await?.into_iter().collect();
     let addresses = links.addresses().await?;
     let table = Nft::open()?.observe()?.table;
     Ok(Node {
         threshold: table.as_ref().and_then(|t| t.threshold()),
         metered: table.as_ref().is_some_and(|t| t.metered()),
-        managed: table.as_ref().and_then(|t| t.managed()).cloned().unwrap_or_default(),
-        names,
+        managed: table
+            .as_ref()
+            .and_then(|t| t.managed())
+            .map_or_else(Default::default, |m| link_table.with_ports(m)),
+        names: link_table.iter().map(|link| (link.index, link.name.clone())).collect(),
         addresses,
         now_ns: monotonic_ns(),
         tick_ns: clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map_or(0, in_ns),

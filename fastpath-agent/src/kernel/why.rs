@@ -75,7 +75,8 @@ pub async fn gather(
     let began = Instant::now();
     let first = eyes.look(spec)?;
 
-    let ruleset = ruleset(&mut eyes.nft, first.entry.as_ref())?;
+    let mut ruleset = ruleset(&mut eyes.nft, first.entry.as_ref())?;
+    ruleset.managed = link_table.with_ports(&ruleset.managed);
     let notrack = if first.entry.is_none() { eyes.nft.search_rules()?.notrack } else { Vec::new() };
     let ipsec = match &first.entry {
         Some(entry) => xfrm::policies(&forwarded(entry)).map_err(WhyError::Ipsec)?,

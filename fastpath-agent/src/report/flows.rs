@@ -7,10 +7,9 @@ use std::{
 
 use super::flow_writer::{Json, Table, Writer};
 use crate::{
-    cli::{FlowsArgs, Output, Protocol},
+    cli::{FlowsArgs, Output},
     core::{
         best::Best,
-        connection::{TCP, UDP},
         flow::{Flow, Node},
         flow_filter::{Filter, Sort},
     },
@@ -116,14 +115,7 @@ pub(super) fn filter(args: &FlowsArgs) -> Filter {
     Filter {
         networks: args.address.clone(),
         ports: args.port.clone(),
-        protocols: args
-            .protocol
-            .iter()
-            .map(|protocol| match protocol {
-                Protocol::Tcp => TCP,
-                Protocol::Udp => UDP,
-            })
-            .collect(),
+        protocols: args.protocol.iter().map(|protocol| protocol.number()).collect(),
         interfaces: args.interface.clone(),
         states: args.state.clone(),
     }

@@ -23,7 +23,7 @@ pub fn ruleset(desired: &Desired) -> String {
         let elements = match set {
             OwnSet::Devices => in_braces("elements"),
             OwnSet::Exclude(set) => exclusions(*set, table.exclusions.keys(*set)),
-            OwnSet::SlowPath | OwnSet::Assist => String::new(),
+            OwnSet::SlowPath | OwnSet::Assist | OwnSet::Revoked => String::new(),
         };
         let _ = write!(text, "\n\tset {set} {{\n{}{elements}\t}}\n", declaration(*set, &table.exclusions));
     }
@@ -65,7 +65,7 @@ fn exclusions(set: ExcludeSet, keys: &[Key]) -> String {
 fn key_type(set: OwnSet) -> &'static str {
     match set {
         OwnSet::Devices => "type iface_index",
-        OwnSet::SlowPath | OwnSet::Assist => "typeof ct id",
+        OwnSet::SlowPath | OwnSet::Assist | OwnSet::Revoked => "typeof ct id",
         OwnSet::Exclude(ExcludeSet::V4(_)) => "type ipv4_addr",
         OwnSet::Exclude(ExcludeSet::V6(_)) => "type ipv6_addr",
         OwnSet::Exclude(ExcludeSet::TcpPorts | ExcludeSet::UdpPorts) => "type inet_service",

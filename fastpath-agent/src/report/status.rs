@@ -6,6 +6,8 @@ use serde::Serialize;
 
 use crate::{
     core::{
+        desired::is_bridged,
+        link_table::LinkTable,
         model::{CHAIN, FLOWTABLE, Link, OFFLOAD_CHAIN, OperState, TABLE},
         observed::{Counter, Observed, ObservedTable, Owner},
         rule::{Marked, Rule},
@@ -108,7 +110,7 @@ pub async fn gather(node: String, pin_path: &Path) -> Result<Status, LinkError> 
     Ok(Status {
         node,
         kernel: probe::probe(),
-        interfaces: links.into_iter().map(|link| interface(link, table)).collect(),
+        interfaces: interfaces(links, table),
         table: observed.map(|o: Observed| o.table.as_ref().map(summary)).into(),
         conntrack: conntrack::summary().into(),
         ebpf: bpf::inspect(pin_path).into(),
@@ -147,7 +149,15 @@ fn exclusions(table: &ObservedTable) -> Exclusions {
     Exclusions { entries, first: first.collect() }
 }
 
-fn interface(link: Link, table: Option<&ObservedTable>) -> Interface {
+fn interfaces(links: Vec<Link>, table: Option<&ObservedTable>) -> Vec<Interface> {
+    let all: LinkTable = links.iter().cloned().collect();
+    let managed = table.and_then(|t| t.managed());
+    let managed = |index| all.get(index).filter(|_| managed.is_some_and(|managed| managed.contains(&index)));
+    links.into_iter().map(|link| interface(is_bridged(&link, managed), link, table)).collect()
+}
+
+/// `bridged`: it is the port of a managed bridge.
+fn interface(bridged: bool, link: Link, table: Option<&ObservedTable>) -> Interface {
     let in_set = table.and_then(|t| t.managed()).is_some_and(|managed| managed.contains(&link.index));
     let in_flowtable = table
         .and_then(|t| t.flowtables.iter().find(|f| f.name == FLOWTABLE))
@@ -162,6 +172,8 @@ fn interface(link: Link, table: Option<&ObservedTable>) -> Interface {
         Some("down")
     } else if table.is_none() {
         Some("no ruleset is installed")
+    } else if bridged {
+        Some("a port: its bridge is managed instead, so that flows follow hosts and routes that move")
     } else {
         Some(
             "left out by --interfaces, --exclude-interfaces or --exclude, or refused by the kernel (the agent's log says)",

@@ -34,6 +34,7 @@ use fastpath_tests::netns::Netns;
 /// Our rules of the chain behind the base chain, on a kernel without flowtables.
 fn offload_rules() -> Vec<Vec<Expr>> {
     let rules = [
+        Rule::Revoked,
         Rule::OnlyEstablished,
         Rule::SpareIpsec,
         Rule::OnlyManagedInput,
@@ -57,6 +58,7 @@ fn install(indices: impl IntoIterator<Item = u32>) -> Vec<Op> {
         Op::AddIndices(indices.into_iter().map(IfIndex).collect()),
         Op::AddSet(OwnSet::SlowPath),
         Op::AddSet(OwnSet::Assist),
+        Op::AddSet(OwnSet::Revoked),
         Op::AddOffloadChain,
     ];
     ops.extend(offload_rules().into_iter().map(|exprs| Op::AddRule { chain: OFFLOAD_CHAIN, exprs }));
@@ -92,8 +94,8 @@ fn what_was_committed_is_observed() {
         let table = observed.table.expect("our table");
         assert_eq!(table.owner, Owner::Ours);
         assert_eq!(table.flowtables, []);
-        assert_eq!(table.sets.len(), 3);
-        for set in [OwnSet::Devices, OwnSet::SlowPath, OwnSet::Assist] {
+        assert_eq!(table.sets.len(), 4);
+        for set in [OwnSet::Devices, OwnSet::SlowPath, OwnSet::Assist, OwnSet::Revoked] {
             assert_eq!(table.set(set).expect("the set").shape, set.shape(), "{set}");
         }
         assert_eq!(table.managed(), Some(&[IfIndex(1), IfIndex(77)].into()));
@@ -117,6 +119,7 @@ fn what_was_committed_is_observed() {
             Op::DeleteSet(OwnSet::Devices),
             Op::DeleteSet(OwnSet::SlowPath),
             Op::DeleteSet(OwnSet::Assist),
+            Op::DeleteSet(OwnSet::Revoked),
         ];
         let after = nft.commit(&ops, after).expect("commit");
         assert_eq!(self::table(&mut nft), ObservedTable::empty());
@@ -157,7 +160,16 @@ fn nft_lists_what_was_committed() {
 		gc-interval 10s
 	}
 
+	set kindnet-revoked {
+		typeof ct id
+		size 1048576
+		flags dynamic,timeout
+		timeout 5d
+		gc-interval 10s
+	}
+
 	chain kindnet-offload-chain {
+		ct id @kindnet-revoked update @kindnet-revoked { ct id counter } return
 		ct state != established return
 		rt ipsec exists return
 		iif != @kindnet-set-devices return
@@ -195,7 +207,9 @@ fn what_others_wrote_is_foreign_and_read_all_the_same() {
              chain jumped { ct original packets > 5 log; counter comment "fastpath/1"; tcp dport { 1, 2 } drop; }
              set kindnet-slow-path { typeof ct id; size 65536; flags dynamic,timeout; timeout 60s; gc-interval 10s; }
              set kindnet-assist { typeof ct id; size 65536; flags timeout; gc-interval 10s; }
+             set kindnet-revoked { typeof ct id; size 1048576; flags dynamic,timeout; timeout 5d; gc-interval 10s; }
              chain kindnet-offload-chain {
+               ct id @kindnet-revoked update @kindnet-revoked { ct id counter } return
                ct state != established return
                rt ipsec exists return
                iif != @kindnet-set-devices return
@@ -473,8 +487,8 @@ fn the_monitor_tells_what_others_changed_and_nothing_of_ours() {
             assert!(deleted.contains(&"2 t Table { gone: true }".to_owned()), "{deleted:#?}");
             let mut chains = Vec::new();
             nft.chains(|notice| chains.push(format!("{notice:?}"))).expect("chains");
-            assert_eq!(chains.len(), 1, "{chains:?}");
-            assert!(chains[0].contains(r#"Hook { kind: "filter", number: 2, priority: 300 }"#), "{chains:?}");
+            assert_eq!(chains.len(), 2, "{chains:?}");
+            assert!(chains[1].contains(r#"Hook { kind: "filter", number: 2, priority: 300 }"#), "{chains:?}");
         });
     });
 }

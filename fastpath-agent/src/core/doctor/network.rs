@@ -9,7 +9,7 @@ use super::{
     lacks_flowtable, some,
 };
 use crate::core::{
-    desired::{Policy, desired},
+    desired::{Policy, desired, is_bridged, keep_revoked},
     diff::{Decision, ForeignTable, diff},
     model::{CHAIN, FLOWTABLE, IfIndex, IfName, Link, TABLE},
     observed::{Observed, ObservedFlowtable, ObservedTable, Owner},
@@ -119,7 +119,9 @@ fn difference(facts: &Facts, observed: &Observed) -> Decision {
     let assist =
         our_table(facts).is_some_and(|table| table.sets.iter().any(|set| set.name == OwnSet::Assist.name()));
     let policy = Policy { hw_offload, assist, ..facts.policy.clone() };
-    diff(&desired(&policy, &facts.links, &refused), observed, ForeignTable::Refuse)
+    let mut wanted = desired(&policy, &facts.links, &refused);
+    keep_revoked(&mut wanted, observed);
+    diff(&wanted, observed, ForeignTable::Refuse)
 }
 
 /// Links that should be in our flowtable and aren't.
@@ -127,7 +129,13 @@ fn absent(facts: &Facts) -> Vec<&Link> {
     let Some(devices) = our_flowtable(facts).and_then(|flowtable| flowtable.devices.as_ref()) else {
         return Vec::new();
     };
-    managed(facts).filter(|link| !devices.contains(&link.name)).collect()
+    managed(facts).filter(|link| !devices.contains(&link.name) && !is_port(facts, link)).collect()
+}
+
+/// Whether a bridge stands for the link in the flowtable.
+fn is_port(facts: &Facts, link: &Link) -> bool {
+    let bridge = |index| managed(facts).find(|link| link.index == index);
+    !facts.policy.hw_offload && is_bridged(link, bridge)
 }
 
 fn order(facts: &Facts) -> Option<Finding> {
@@ -288,6 +296,9 @@ fn interfaces(facts: &Facts) -> Vec<Finding> {
             format!("{}, MTU {}", link.kind.as_deref().unwrap_or("no kind, probably hardware"), link.mtu);
         if let Some(reason) = facts.policy.selection.reject(link) {
             return Finding::green(CHECK, format!("not managed: {reason} ({what})"));
+        }
+        if is_port(facts, link) {
+            return Finding::green(CHECK, format!("not managed: its bridge is, for its ports ({what})"));
         }
         if our_flowtable(facts).is_none() {
             return Finding::green(CHECK, format!("would be managed; no ruleset is installed ({what})"));

@@ -165,10 +165,14 @@ impl Batch {
                 let element = |key: &Key| Element::with_key(&key.bytes()[..length]);
                 self.push_elements(index, libc::NFT_MSG_DELSETELEM, OwnSet::Exclude(*set), keys, element);
             }
-            Op::AddAssisted { ids, timeout_ms } => {
+            Op::AddAssisted { ids, timeout_ms } | Op::AddRevoked { ids, timeout_ms } => {
+                let set = match op {
+                    Op::AddRevoked { .. } => OwnSet::Revoked,
+                    _ => OwnSet::Assist,
+                };
                 let element =
                     |id: &u32| by_id(id).set(sys::NFTNL_SET_ELEM_TIMEOUT, &timeout_ms.to_ne_bytes());
-                self.push_elements(index, libc::NFT_MSG_NEWSETELEM, OwnSet::Assist, ids, element);
+                self.push_elements(index, libc::NFT_MSG_NEWSETELEM, set, ids, element);
             }
             Op::RemoveAssisted(ids) => {
                 self.push_elements(index, libc::NFT_MSG_DELSETELEM, OwnSet::Assist, ids, by_id);
@@ -222,7 +226,9 @@ fn message_count(op: &Op) -> usize {
     match op {
         Op::AddIndices(indices) | Op::RemoveIndices(indices) => indices.len().div_ceil(ELEMENTS_PER_MESSAGE),
         Op::AddExcluded(_, keys) | Op::RemoveExcluded(_, keys) => keys.len().div_ceil(ELEMENTS_PER_MESSAGE),
-        Op::AddAssisted { ids, .. } | Op::RemoveAssisted(ids) => ids.len().div_ceil(ELEMENTS_PER_MESSAGE),
+        Op::AddAssisted { ids, .. } | Op::RemoveAssisted(ids) | Op::AddRevoked { ids, .. } => {
+            ids.len().div_ceil(ELEMENTS_PER_MESSAGE)
+        }
         _ => 1,
     }
 }

@@ -202,7 +202,7 @@ impl Reader<'_> {
                     // Where the dump ran into a change some may come twice.
                     set.keys.dedup();
                 }
-                OwnSet::SlowPath | OwnSet::Assist => {}
+                OwnSet::SlowPath | OwnSet::Assist | OwnSet::Revoked => {}
             }
         }
         Ok(sets)

@@ -42,7 +42,7 @@ pub(super) fn set(set: OwnSet) -> Vec<u8> {
         OwnSet::Devices => return order(HOST_ENDIAN),
         OwnSet::Exclude(ExcludeSet::Protocols) => return order(NO_ORDER),
         OwnSet::Exclude(_) => return order(BIG_ENDIAN),
-        OwnSet::SlowPath | OwnSet::Assist => {}
+        OwnSet::SlowPath | OwnSet::Assist | OwnSet::Revoked => {}
     }
     // `typeof ct id`: number of the kind of expression (nft's `EXPR_CT`), then its own data: the key (`NFT_CT_ID`) and
     // no direction.
