@@ -30,6 +30,10 @@ pub struct Stream {
 #[track_caller]
 pub fn load(node: &Netns) {
     node.output("modprobe", &["pktgen"]);
+    // Before 6.4, once this thread is runnable no one else receives packets until it has run. The generator would go on
+    // meanwhile, and overrun the queue. As a real-time thread it runs at once.
+    let thread = node.output("pgrep", &["-x", "ksoftirqd/0"]);
+    node.output("chrt", &["--fifo", "--pid", "50", thread.trim()]);
 }
 
 impl Stream {

@@ -80,7 +80,7 @@ fn as_root(program: &Path) -> Result<Command> {
 }
 
 /// Why this kernel can't offload flows, if so: as the agent says it.
-fn lacks_flowtable(agent: &Path) -> Result<Option<String>> {
+pub(crate) fn lacks_flowtable(agent: &Path) -> Result<Option<String>> {
     #[derive(Deserialize)]
     struct Status {
         kernel: Kernel,

@@ -3,6 +3,10 @@
 //! The guest's clock advances one nanosecond for each executed instruction there, so durations are counts of
 //! instructions. Nothing here judges a number: targets and baselines are the host's.
 
+pub mod agent_rows;
+pub mod bulk;
+pub mod connections;
+pub mod native;
 pub mod node;
 pub mod packets;
 mod services;
@@ -23,6 +27,12 @@ pub struct Row {
 pub enum Measure {
     /// Instructions for each packet from its making to its end, by the packet generator.
     Packet(packets::Setup),
+    /// Instructions for each KiB of a TCP transfer.
+    Bulk(bulk::Setup),
+    /// Instructions for each TCP connection, both ends included.
+    Connection(connections::Setup),
+    /// What the agent does.
+    Agent(agent_rows::Task),
 }
 
 /// Repeated measurements of one row.
@@ -32,6 +42,8 @@ pub struct Samples {
     pub unit: &'static str,
     /// One number for each repetition, at least one.
     pub values: Vec<f64>,
+    /// Packets of a connection, for what is measured by the connection.
+    pub packets: Option<f64>,
 }
 
 impl Samples {
@@ -41,8 +53,12 @@ impl Samples {
         let mut sorted = self.values.clone();
         sorted.sort_by(f64::total_cmp);
         let median = sorted[sorted.len() / 2];
-        let spread = (sorted[sorted.len() - 1] - sorted[0]) / median * 100.0;
-        json!({ "name": name, "unit": self.unit, "value": median, "spread": spread })
+        let range = sorted[sorted.len() - 1] - sorted[0];
+        // What is nought each time has none.
+        let spread = if range == 0.0 { 0.0 } else { range / median * 100.0 };
+        json!({
+            "name": name, "unit": self.unit, "value": median, "spread": spread, "packets": self.packets,
+        })
     }
 }
 
@@ -54,6 +70,9 @@ impl Row {
     pub fn measure(&self, kept: &mut Option<node::Node>) -> Samples {
         match &self.measure {
             Measure::Packet(setup) => setup.measure(kept),
+            Measure::Bulk(setup) => setup.measure(),
+            Measure::Connection(setup) => setup.measure(),
+            Measure::Agent(task) => task.measure(),
         }
     }
 }
@@ -61,5 +80,5 @@ impl Row {
 /// All rows, in the order in which they are shown.
 #[must_use]
 pub fn rows() -> Vec<Row> {
-    packets::rows()
+    [packets::rows(), bulk::rows(), connections::rows(), agent_rows::rows()].concat()
 }

@@ -22,11 +22,14 @@ pub enum Rules {
     Ours,
     /// The agent's, with eBPF programs.
     OursEbpf,
+    /// The agent's, with XDP programs.
+    OursXdp,
 }
 
 impl Rules {
     /// All but nobody's.
-    pub const ALL: [Self; 4] = [Self::Kindnet, Self::KindnetDocument, Self::Ours, Self::OursEbpf];
+    pub const ALL: [Self; 5] =
+        [Self::Kindnet, Self::KindnetDocument, Self::Ours, Self::OursEbpf, Self::OursXdp];
 
     /// Those that other kinds of traffic are measured with.
     pub const MAIN: [Self; 3] = [Self::Kindnet, Self::Ours, Self::OursEbpf];
@@ -40,6 +43,7 @@ impl Rules {
             Self::KindnetDocument => "kindnet-document",
             Self::Ours => "ours",
             Self::OursEbpf => "ours-ebpf",
+            Self::OursXdp => "ours-xdp",
         }
     }
 }
@@ -47,16 +51,30 @@ impl Rules {
 /// A node with client and server, and perhaps a running agent.
 pub struct Node {
     pub(super) topology: Topology,
-    agent: Option<Agent>,
+    pub(super) agent: Option<Agent>,
 }
+
+/// What becomes of packets that reach the client or the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ends {
+    /// Dropped as they arrive.
+    Drop,
+    /// Sockets get them.
+    Answer,
+}
+
+/// Entries in the agent's map of flows: enough for both directions of the most flows that a row has.
+const MAX_FLOWS: &str = "--max-flows=262144";
 
 /// The node's devices.
 const DEVICES: [&str; 2] = ["c0", "s0"];
 
 impl Node {
-    pub(super) fn build(base: Base) -> Self {
+    pub(super) fn build(base: Base, ends: Ends) -> Self {
         let topology = Topology::bare(Layout::default());
-        pktgen::load(&topology.node);
+        if ends == Ends::Drop {
+            pktgen::load(&topology.node);
+        }
         // Neighbours that never need to be asked again.
         let mut batch = String::new();
         for pod in &topology.pods {
@@ -74,8 +92,10 @@ impl Node {
         if base == Base::Floor {
             drop_at_ingress(&topology.node, "c0");
         }
-        for pod in &topology.pods {
-            drop_at_ingress(&pod.ns, "eth0");
+        if ends == Ends::Drop {
+            for pod in &topology.pods {
+                drop_at_ingress(&pod.ns, "eth0");
+            }
         }
         match base {
             Base::Floor | Base::Routed => {}
@@ -111,8 +131,9 @@ impl Node {
             }
             Rules::Ours => "--ebpf=off",
             Rules::OursEbpf => "--ebpf=tc",
+            Rules::OursXdp => "--ebpf=xdp",
         };
-        let agent = Agent::start_with(node, &[&threshold_flag, ebpf]);
+        let agent = Agent::start_with(node, &[&threshold_flag, ebpf, MAX_FLOWS]);
         agent.wait_until_idle();
         self.agent = Some(agent);
     }

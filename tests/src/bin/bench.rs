@@ -1,7 +1,7 @@
 //! The guest's side of `cargo xtask bench`: lists the rows, or measures those that are named.
 //!
 //! `bench list` prints names; `bench run NAME…` prints a line `@@ROW` with JSON for each, or `@@FAILED` with the reason
-//! and goes on with the next.
+//! and goes on with the next; `bench native` measures on this machine's own clock, and prints a line `@@NATIVE`.
 
 use std::{
     panic::{self, AssertUnwindSafe},
@@ -33,8 +33,9 @@ fn main() -> ExitCode {
                 }
             }
         }
+        Some((command, [])) if command == "native" => println!("@@NATIVE {}", bench::native::measure()),
         _ => {
-            eprintln!("usage: bench list | bench run NAME...");
+            eprintln!("usage: bench list | bench run NAME... | bench native");
             return ExitCode::from(64);
         }
     }

@@ -64,7 +64,7 @@ pub(super) fn bars(report: &Report, title: &str, unit: &str, bars: &[Bar], path:
         for (number, kernel) in kernels.iter().enumerate() {
             let left = WIDTH as i32 - 20 - 110 * (kernels.len() - number) as i32;
             let colour = SERIES[number % SERIES.len()];
-            root.draw(&Rectangle::new([(left, 48), (left + 14, 60)], colour.filled()))?;
+            root.draw(&Rectangle::new([(left, 45), (left + 14, 57)], colour.filled()))?;
             write(&root, &format!("Linux {kernel}"), (left + 20, 46), 14, HPos::Left)?;
         }
         let bottom = height - 30;
@@ -102,11 +102,15 @@ fn write(
     root.draw(&Text::new(text, place, style))
 }
 
-/// A round distance between marks, so that there are about six of them.
+/// A round distance between marks, so that there are at most eight of them.
 fn step(most: f64) -> f64 {
-    let rough = most / 6.0;
+    let rough = most / 8.0;
     let power = 10f64.powf(rough.log10().floor());
-    [1.0, 2.0, 5.0, 10.0].into_iter().map(|factor| factor * power).find(|step| *step >= rough).unwrap_or(power)
+    [1.0, 2.0, 5.0, 10.0]
+        .into_iter()
+        .map(|factor| factor * power)
+        .find(|step| *step >= rough)
+        .unwrap_or(power)
 }
 
 #[cfg(test)]
@@ -115,7 +119,7 @@ mod tests {
 
     #[test]
     fn marks_are_round() {
-        for (most, expected) in [(13_000.0, 5_000.0), (12_000.0, 2_000.0), (60.0, 10.0), (0.9, 0.2)] {
+        for (most, expected) in [(17_000.0, 5_000.0), (13_000.0, 2_000.0), (60.0, 10.0), (0.9, 0.2)] {
             assert_eq!(step(most), expected, "{most}");
         }
     }

@@ -32,6 +32,9 @@ pub(crate) struct Row {
     pub(crate) value: f64,
     /// From the least to the greatest repetition, in percent of the median.
     pub(crate) spread: f64,
+    /// Packets of a connection, in rows that measure connections.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) packets: Option<f64>,
 }
 
 impl Report {
@@ -49,6 +52,24 @@ impl Report {
 
     pub(crate) fn to_json(&self) -> Result<String> {
         Ok(serde_json::to_string_pretty(self)? + "\n")
+    }
+
+    /// Takes over from `older` the rows that weren't measured now. Rows of both come in the older one's order.
+    pub(crate) fn fill_in(&mut self, older: Self) {
+        for (kernel, old) in older.kernels {
+            let now = self
+                .kernels
+                .entry(kernel)
+                .or_insert_with(|| KernelResults { release: old.release.clone(), rows: Vec::new() });
+            let mut new = std::mem::take(&mut now.rows);
+            now.rows = old.rows;
+            for row in new.drain(..) {
+                match now.rows.iter_mut().find(|old| old.name == row.name) {
+                    Some(place) => *place = row,
+                    None => now.rows.push(row),
+                }
+            }
+        }
     }
 
     /// The number of a row on a kernel.

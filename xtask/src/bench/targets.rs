@@ -60,6 +60,37 @@ const TARGETS: &[Target] = &[
         unit: "times",
         at_most: &[("6.1", 0.5), ("6.12", 0.5)],
     },
+    Target {
+        what: "link-up to flowtable with 100 interfaces, median, on the guest's clock",
+        quantity: Row("agent/link-up-100-interfaces"),
+        unit: "ms",
+        at_most: &[("6.1", 5.0), ("6.12", 5.0)],
+    },
+    Target {
+        what: "offloaded flows lost when an interface is added",
+        quantity: Row("agent/flows-lost-of-100/ours-ebpf"),
+        unit: "of 100",
+        at_most: &[("6.1", 0.0), ("6.12", 0.0)],
+    },
+    Target {
+        what: "ruleset restored after a flush, on the guest's clock",
+        quantity: Row("agent/restored-after-flush"),
+        unit: "ms",
+        at_most: &[("6.1", 50.0), ("6.12", 50.0)],
+    },
+    Target {
+        what: "resident memory with 100 interfaces",
+        quantity: Row("agent/memory-100-interfaces"),
+        unit: "MB",
+        at_most: &[("6.1", 12.0), ("6.12", 12.0)],
+    },
+    // What rounds to none: once a minute the agent reads everything again.
+    Target {
+        what: "wake-ups, idle",
+        quantity: Row("agent/wake-ups-100-interfaces"),
+        unit: "a second",
+        at_most: &[("6.1", 0.5), ("6.12", 0.5)],
+    },
 ];
 
 /// A target on one kernel, and what came out.
