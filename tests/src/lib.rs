@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod attach;
 pub mod bench;
+mod kernel;
 pub mod link_up;
 pub mod monitor;
 pub mod netns;

@@ -1,9 +1,8 @@
 //! Small eBPF programs of somebody else's, pinned for `tc` and `ip` to attach.
-#![expect(unsafe_code, reason = "no crate loads bare instructions")]
 
-use std::{ffi::CString, io, path::PathBuf};
+use std::path::PathBuf;
 
-use nix::libc;
+use crate::kernel;
 
 /// What a program is for (enum bpf_prog_type, include/uapi/linux/bpf.h).
 #[derive(Clone, Copy, Debug)]
@@ -58,57 +57,14 @@ impl Drop for Pin {
     }
 }
 
-/// The members of union bpf_attr that loading needs.
-#[repr(C)]
-#[derive(Default)]
-struct Load {
-    kind: u32,
-    count: u32,
-    instructions: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log: u64,
-    kernel_version: u32,
-    flags: u32,
-    name: [u8; 16],
-}
-
-/// Those that pinning needs.
-#[repr(C)]
-struct Object {
-    path: u64,
-    fd: u32,
-    flags: u32,
-}
-
 /// Loads a program and pins it on `/sys/fs/bpf`.
 #[track_caller]
 pub fn pin(kind: Kind, instructions: &[u64]) -> Pin {
     static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-    const PROG_LOAD: libc::c_long = 5;
-    const OBJ_PIN: libc::c_long = 6;
     let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let path = PathBuf::from(format!("/sys/fs/bpf/stranger-{}-{number}", std::process::id()));
-    let license = c"GPL";
-    let mut load = Load {
-        kind: kind as u32,
-        count: instructions.len() as u32,
-        instructions: instructions.as_ptr() as u64,
-        license: license.as_ptr() as u64,
-        ..Load::default()
-    };
-    load.name[..8].copy_from_slice(b"stranger");
-    // SAFETY: the attributes are as the kernel defines them, and all that they point to outlives the call.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const load, size_of::<Load>()) };
-    assert!(fd >= 0, "load {kind:?}: {}", io::Error::last_os_error());
-    let name = CString::new(path.as_os_str().as_encoded_bytes()).expect("no NUL");
-    let object = Object { path: name.as_ptr() as u64, fd: fd as u32, flags: 0 };
-    // SAFETY: as above.
-    let pinned = unsafe { libc::syscall(libc::SYS_bpf, OBJ_PIN, &raw const object, size_of::<Object>()) };
-    let error = io::Error::last_os_error();
-    // SAFETY: the descriptor is ours alone, and nothing uses it from here on.
-    unsafe { libc::close(fd as i32) };
-    assert!(pinned == 0, "pin {}: {error}", path.display());
+    let program = kernel::load(kind as u32, "stranger", instructions)
+        .unwrap_or_else(|error| panic!("load {kind:?}: {error}"));
+    kernel::pin(&program, &path).unwrap_or_else(|error| panic!("pin {}: {error}", path.display()));
     Pin(path)
 }

@@ -6,7 +6,6 @@ use std::{
     fmt,
     io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::fd::AsRawFd,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -16,6 +15,7 @@ use std::{
 };
 
 use crate::{
+    kernel,
     netns::Netns,
     topology::{Family, Topology},
 };
@@ -158,20 +158,10 @@ impl Flow {
 
     /// Gives every request of an IPv4 flow over UDP options (four that do nothing).
     #[track_caller]
-    #[expect(unsafe_code, reason = "no safe wrapper has this socket option")]
     pub fn send_ip_options(&self) {
         const FOUR_NOOPS: [u8; 4] = [1; 4];
-        // SAFETY: the kernel copies the bytes, whose number is passed.
-        let result = unsafe {
-            nix::libc::setsockopt(
-                self.client_datagrams().as_raw_fd(),
-                nix::libc::IPPROTO_IP,
-                nix::libc::IP_OPTIONS,
-                FOUR_NOOPS.as_ptr().cast(),
-                FOUR_NOOPS.len() as nix::libc::socklen_t,
-            )
-        };
-        assert_eq!(result, 0, "IP_OPTIONS: {}", std::io::Error::last_os_error());
+        kernel::set_ip_options(self.client_datagrams(), &FOUR_NOOPS)
+            .unwrap_or_else(|error| panic!("IP_OPTIONS: {error}"));
     }
 
     /// Sets the size in bytes of every request and response.

@@ -220,7 +220,7 @@ impl Socket {
         Ok(socket)
     }
 
-    /// Sets a limit of a buffer (it allocates nothing). The forced one goes beyond net.core.[rw]mem_max and needs
+    /// Sets a limit of a buffer (it allocates nothing). The forced one goes beyond net.core.rmem_max (or wmem_max) and needs
     /// CAP_NET_ADMIN in the first user namespace; without it as much as is allowed.
     fn set_limit(&self, forced: i32, plain: i32, bytes: i32) -> io::Result<()> {
         self.set_option(libc::SOL_SOCKET, forced, bytes)

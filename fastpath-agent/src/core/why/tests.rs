@@ -1,3 +1,5 @@
+//! Each reason comes out of the facts that make it so, and out of no others.
+
 use std::net::IpAddr;
 
 use fastpath_common::FlowCounters;
