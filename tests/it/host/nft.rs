@@ -363,12 +363,12 @@ fn exclusions_are_what_nft_makes_of_them() {
 }
 
 #[test]
-fn a_million_exclusions_in_one_transaction() {
+fn hundreds_of_thousands_of_exclusions_in_one_transaction() {
     let node = Netns::new("node");
     let file = |count: u32| {
         (0..count).map(|n| format!("{}\n", Ipv6Addr::from(u128::from(n) << 64))).collect::<String>()
     };
-    for count in [100_000, 1_000_000] {
+    for count in [100_000, 300_000] {
         node.run(|| {
             let mut nft = Nft::open().expect("open");
             let began = Instant::now();
