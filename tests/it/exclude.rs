@@ -110,6 +110,9 @@ fn interfaces() {
     let mut out = topology.open_between(0, 2, Tcp, V4, 7001);
     assert_eq!(out.rounds(30), 30);
     topology.assert_forwarded(&mut out);
+    let said = why(&topology, 7001);
+    assert_eq!(said["verdict"]["reason"], "excluded", "{said:#}");
+    assert_eq!(said["verdict"]["exclusion"], "interface/p3", "{said:#}");
     topology.assert_becomes_accelerated(&mut topology.open(Tcp, V4, 7002));
 }
 
@@ -124,6 +127,8 @@ fn marks_of_packets_and_of_connections() {
                 udp sport 7001 meta mark set 0x15
                 udp dport 7002 ct mark set 0x15
                 udp dport 7003 meta mark set 0x25
+                tcp dport 7004 meta mark set 9
+                tcp sport 7004 meta mark set 9
             }
         }",
     );
@@ -135,6 +140,15 @@ fn marks_of_packets_and_of_connections() {
         topology.assert_forwarded(&mut marked);
     }
     assert_path(&topology, Nat::Plain, (Udp, V4, 7003, false));
+    // Which mark a packet has is seen by nobody, but there is nothing else that would fit.
+    let mut marked = topology.open(Tcp, V4, 7004);
+    assert_eq!(marked.rounds(30), 30);
+    let marked = marked.in_background();
+    let verdict = why(&topology, 7004)["verdict"].clone();
+    marked.stop_intact();
+    assert_eq!(verdict["reason"], "excluded", "{verdict:#}");
+    assert_eq!(verdict["certain"], false, "{verdict:#}");
+    assert_eq!(verdict["exclusion"], "mark/0x9 or mark/0x10/0xf0", "{verdict:#}");
 }
 
 #[test]

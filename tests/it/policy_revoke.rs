@@ -2,6 +2,8 @@
 
 use std::{thread, time::Duration};
 
+use serde_json::Value;
+
 use fastpath_tests::{
     agent::{self, Agent},
     monitor::Monitor,
@@ -17,6 +19,15 @@ fn assert_held_out(topology: &Topology, flow: &mut Flow) {
     assert_eq!(flow.rounds(5), 5);
     topology.assert_forwarded(flow);
     assert!(!topology.marked_offloaded(flow.port()));
+}
+
+/// What `why` says.
+#[track_caller]
+fn assert_reason(topology: &Topology, flow: &Flow, reason: &str) {
+    let [protocol, from, to] = flow.words();
+    let said = agent::output(&topology.node, &["why", "-o", "json", &protocol, &from, &to]);
+    let said: Value = serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"));
+    assert_eq!(said["verdict"]["reason"], reason, "{said:#}");
 }
 
 #[test]
@@ -42,6 +53,7 @@ fn connections_are_held_out_for_good_and_others_come_back() {
     let [tcp, udp, other_tcp, other_udp] = &mut flows;
     for flow in [tcp, udp] {
         assert_held_out(&topology, flow);
+        assert_reason(&topology, flow, "revoked");
     }
     for flow in [other_tcp, other_udp] {
         assert_eq!(flow.rounds(5), 5);

@@ -175,6 +175,15 @@ impl Exclusions {
     }
 }
 
+/// Marks whose packets the rules of `table` leave alone.
+pub fn marks_of_packets(table: &ObservedTable) -> impl Iterator<Item = Mark> {
+    let rules = table.chain(OFFLOAD_CHAIN).into_iter().flat_map(|chain| &chain.rules);
+    rules.filter_map(|rule| match Rule::recognise(&rule.exprs)? {
+        Rule::ExcludedMark { mark, of: Marked::Packet } => Some(mark),
+        _ => None,
+    })
+}
+
 /// The exclusion under which the rules of `table` see this connection, as people write it.
 pub fn exclusion_of(table: &ObservedTable, entry: &Entry) -> Option<String> {
     let rules = table.chain(OFFLOAD_CHAIN)?.rules.iter();

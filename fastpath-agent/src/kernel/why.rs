@@ -19,9 +19,9 @@ use super::{
 use crate::core::{
     connection::{Entry, TCP, Tuple},
     doctor::facts::OtherFlowtable,
-    exclude,
+    exclude::{self, Exclusions},
     link_table::LinkTable,
-    model::{CHAIN, FLOWTABLE, IfIndex, IfName, OFFLOAD_CHAIN},
+    model::{CHAIN, FLOWTABLE, IfIndex, IfName, Link, OFFLOAD_CHAIN},
     observed::Counter,
     rule::Rule,
     select::{Selection, Unmanaged},
@@ -32,6 +32,22 @@ use crate::core::{
 
 /// Time between the two looks.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// What the running agent was told of interfaces.
+#[derive(Clone, Copy, Debug)]
+pub struct Flags<'a> {
+    /// Its globs.
+    pub selection: &'a Selection,
+    /// Its exclusions, as they are in its file now.
+    pub exclusions: &'a Exclusions,
+}
+
+impl Flags<'_> {
+    fn reject(self, link: &Link) -> Option<Unmanaged> {
+        let excluded = || self.exclusions.has_interface(&link.name).then_some(Unmanaged::FlowsExcluded);
+        self.selection.reject(link).or_else(excluded)
+    }
+}
 
 /// A flow can't be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -62,12 +78,8 @@ pub enum WhyError {
 }
 
 /// Reads everything about a flow. Takes about a second.
-/// `selection` are the running agent's globs; `None` if none runs.
-pub async fn gather(
-    spec: &FlowSpec,
-    pin_path: &Path,
-    selection: Option<&Selection>,
-) -> Result<Facts, WhyError> {
+/// `agent` are the running agent's flags; `None` if none runs.
+pub async fn gather(spec: &FlowSpec, pin_path: &Path, agent: Option<Flags<'_>>) -> Result<Facts, WhyError> {
     let links = Links::open()?;
     let (link_table, addresses): (LinkTable, _) =
         (links.list().await?.into_iter().collect(), links.addresses().await?);
@@ -106,7 +118,7 @@ pub async fn gather(
     let second = eyes.look(spec)?;
     if first.entry.is_none() && second.entry.is_some() {
         // It has begun meanwhile: once more, now that everything can be asked for.
-        return Box::pin(gather(spec, pin_path, selection)).await;
+        return Box::pin(gather(spec, pin_path, agent)).await;
     }
     // One that has ended meanwhile is told of as it was; what was asked of the kernel is about that one.
     let same = first.entry.as_ref().map(|entry| entry.id) == second.entry.as_ref().map(|entry| entry.id);
@@ -120,7 +132,7 @@ pub async fn gather(
         route: directions[d].1,
     };
     let directions = [direction(0), direction(1)];
-    let unmanaged = unmanaged(&mut eyes.nft, &link_table, &ruleset, selection, &directions)?;
+    let unmanaged = unmanaged(&mut eyes.nft, &link_table, &ruleset, agent, &directions)?;
     Ok(Facts {
         asked: spec.tuple,
         tracked: tracked(first.entry.as_ref(), entry.as_ref()),
@@ -249,6 +261,10 @@ fn ruleset(nft: &mut Nft, connection: Option<&Entry>) -> Result<Ruleset, NftErro
     let has = |wanted: Rule| {
         rules(OFFLOAD_CHAIN).any(|rule| Rule::recognise(&rule.exprs).as_ref() == Some(&wanted))
     };
+    let mut listed = |set| match connection {
+        Some(entry) if table.set(set).is_some() => nft.has_listed(set, entry.id),
+        _ => Ok(false),
+    };
     Ok(Ruleset {
         threshold: table.threshold(),
         priority: table.chain(CHAIN).and_then(|chain| chain.hook.as_ref()).map_or(0, |hook| hook.priority),
@@ -256,10 +272,9 @@ fn ruleset(nft: &mut Nft, connection: Option<&Entry>) -> Result<Ruleset, NftErro
         counter: table.flowtables.iter().any(|flowtable| flowtable.name == FLOWTABLE && flowtable.counter),
         meter: has(Rule::Meter),
         excluded: connection.and_then(|entry| exclude::exclusion_of(&table, entry)),
-        assisted: match connection {
-            Some(entry) if table.set(OwnSet::Assist).is_some() => nft.is_assisted(entry.id)?,
-            _ => false,
-        },
+        excluded_marks: exclude::marks_of_packets(&table).map(|mark| format!("mark/{mark}")).collect(),
+        revoked: listed(OwnSet::Revoked)?,
+        assisted: listed(OwnSet::Assist)?,
         owner: Some(table.owner),
     })
 }
@@ -269,7 +284,7 @@ fn unmanaged(
     nft: &mut Nft,
     links: &LinkTable,
     ruleset: &Ruleset,
-    selection: Option<&Selection>,
+    agent: Option<Flags<'_>>,
     directions: &[Direction; 2],
 ) -> Result<Vec<(IfIndex, NotManaged)>, NftError> {
     let mut path = BTreeSet::new();
@@ -283,18 +298,16 @@ fn unmanaged(
     let mut found = Vec::new();
     for index in path.into_iter().filter(|index| !ruleset.managed.contains(index)) {
         let Some(link) = links.get(index) else { continue };
-        let why = match selection
-            .and_then(|selection| selection.reject(link))
-            .or_else(|| Unmanaged::of_state(link))
-        {
+        let why = match agent.and_then(|agent| agent.reject(link)).or_else(|| Unmanaged::of_state(link)) {
             Some(Unmanaged::Loopback) => NotManaged::Loopback,
             Some(Unmanaged::Down) => NotManaged::Down,
-            Some(Unmanaged::Excluded | Unmanaged::FlowsExcluded) => NotManaged::Excluded,
+            Some(Unmanaged::Excluded) => NotManaged::Excluded,
+            Some(Unmanaged::FlowsExcluded) => NotManaged::FlowsExcluded,
             Some(Unmanaged::NotIncluded) => NotManaged::NotIncluded,
             Some(Unmanaged::Refused { error }) => NotManaged::Refused { error },
             None => match nft.try_device(&link.name)? {
                 Some(error) => NotManaged::Refused { error: error.to_string() },
-                None if selection.is_some() => NotManaged::NotYet,
+                None if agent.is_some() => NotManaged::NotYet,
                 None => NotManaged::LeftOut,
             },
         };

@@ -7,10 +7,10 @@ use serde::Serialize;
 use crate::{
     core::{
         desired::is_bridged,
+        exclude,
         link_table::LinkTable,
-        model::{CHAIN, FLOWTABLE, Link, OFFLOAD_CHAIN, OperState, TABLE},
+        model::{CHAIN, FLOWTABLE, Link, OperState, TABLE},
         observed::{Counter, Observed, ObservedTable, Owner},
-        rule::{Marked, Rule},
         sets::OwnSet,
     },
     kernel::{
@@ -137,11 +137,7 @@ fn exclusions(table: &ObservedTable) -> Exclusions {
         Some(OwnSet::Exclude(own)) => set.keys.iter().map(|key| (own, *key)).collect(),
         _ => Vec::new(),
     });
-    let rules = table.chain(OFFLOAD_CHAIN).into_iter().flat_map(|chain| &chain.rules);
-    let marks = rules.filter_map(|rule| match Rule::recognise(&rule.exprs)? {
-        Rule::ExcludedMark { mark, of: Marked::Packet } => Some(format!("mark/{mark}")),
-        _ => None,
-    });
+    let marks = exclude::marks_of_packets(table).map(|mark| format!("mark/{mark}"));
     let (marks, mut keys): (Vec<String>, Vec<_>) = (marks.collect(), keys.collect());
     keys.sort_unstable();
     let entries = marks.len() + keys.len();

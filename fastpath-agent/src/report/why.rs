@@ -11,7 +11,7 @@ use crate::{
         connection::Tuple,
         why::{Accelerated, Explanation, FlowSpec, Mark, explain},
     },
-    kernel::why::{WhyError, gather},
+    kernel::why::{Flags, WhyError, gather},
 };
 
 /// What `why -o json` prints. Fields are only ever added.
@@ -34,8 +34,10 @@ struct Record<'a> {
 /// A flow's story, and whether anybody knows the flow.
 pub async fn show(args: &WhyArgs, spec: &FlowSpec) -> Result<(String, bool), WhyError> {
     let agent = running_config();
-    let selection = agent.as_ref().map(|config| &config.rules.selection);
-    let facts = gather(spec, &args.pin_path, selection).await?;
+    let flags = agent
+        .as_ref()
+        .map(|config| Flags { selection: &config.rules.selection, exclusions: &config.rules.exclusions });
+    let facts = gather(spec, &args.pin_path, flags).await?;
     let explanation = explain(&facts);
     let found = explanation.verdict.accelerated != Accelerated::NotFound;
     let text = match args.output {

@@ -115,6 +115,10 @@ pub struct Ruleset {
     pub meter: bool,
     /// The exclusion that it falls under.
     pub excluded: Option<String>,
+    /// Marks of packets that are excluded, as people write them. Which marks its packets have is nowhere to be read.
+    pub excluded_marks: Vec<String>,
+    /// Its conntrack id is listed among those that were revoked.
+    pub revoked: bool,
     /// The agent has listed its conntrack id for the assist rule.
     pub assisted: bool,
 }
@@ -162,6 +166,8 @@ pub enum NotManaged {
     Down,
     /// `--exclude-interfaces` names it.
     Excluded,
+    /// `--exclude` names it: its flows are left alone.
+    FlowsExcluded,
     /// `--interfaces` doesn't name it.
     NotIncluded,
     /// One of these two; no agent runs here that could be asked.

@@ -99,6 +99,9 @@ impl Found<'_> {
         if let Some(exclusion) = facts.ruleset.excluded.clone() {
             self.sure(Reason::Excluded { exclusion });
         }
+        if facts.ruleset.revoked {
+            self.sure(Reason::Revoked);
+        }
         if let Some(policy) = facts.ipsec.first().cloned() {
             self.sure(Reason::Ipsec { policy });
         }
@@ -131,6 +134,10 @@ impl Found<'_> {
         }
         if self.obstacles.is_empty() {
             let reaches_the_rule = facts.slow_moved() > 0 || !facts.ruleset.meter;
+            let marks = &facts.ruleset.excluded_marks;
+            if !marks.is_empty() && facts.moved() > 0 && !reaches_the_rule {
+                return self.probable(Reason::Excluded { exclusion: marks.join(" or ") });
+            }
             self.sure(match facts.moved() {
                 0 => Reason::Idle,
                 _ if reaches_the_rule => Reason::Unknown,
@@ -227,7 +234,11 @@ impl Found<'_> {
     }
 
     fn interface(&mut self, index: IfIndex, problem: NotManaged) {
-        let reason = Reason::Interface { interface: self.facts.name(index), problem };
+        let interface = self.facts.name(index);
+        let reason = match problem {
+            NotManaged::FlowsExcluded => Reason::Excluded { exclusion: format!("interface/{interface}") },
+            problem => Reason::Interface { interface, problem },
+        };
         if self.obstacles.iter().all(|obstacle| obstacle.reason != reason) {
             self.sure(reason);
         }
@@ -287,6 +298,7 @@ impl Found<'_> {
         let reason = Reason::OtherFlowtable { flowtable: flowtable.name.clone() };
         let not_by_our_rule = facts.ruleset.threshold.is_none()
             || facts.ruleset.excluded.is_some()
+            || facts.ruleset.revoked
             || path.iter().any(|index| !facts.ruleset.managed.contains(index))
             || facts.packets() <= u64::from(facts.ruleset.threshold.unwrap_or(0));
         // Ours would go on counting for conntrack.

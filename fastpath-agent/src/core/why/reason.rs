@@ -57,6 +57,8 @@ pub enum Reason {
         /// Which.
         exclusion: String,
     },
+    /// `fastpath-agent revoke` holds it out.
+    Revoked,
     /// An IPsec policy applies.
     Ipsec {
         /// In words.
@@ -121,6 +123,7 @@ impl Reason {
             Self::NoRoute { .. } => "no-route",
             Self::Interface { .. } => "interface",
             Self::Excluded { .. } => "excluded",
+            Self::Revoked => "revoked",
             Self::Ipsec { .. } => "ipsec",
             Self::Helper { .. } => "helper",
             Self::SequenceAdjusted => "sequence-adjusted",
@@ -169,6 +172,7 @@ impl Reason {
                 problem => format!("{interface} isn't in the flowtable: {problem}"),
             },
             Self::Excluded { exclusion } => format!("excluded: {exclusion}"),
+            Self::Revoked => "revoked: `fastpath-agent revoke` holds it out for as long as it lives".to_owned(),
             Self::Ipsec { policy } => format!("an IPsec policy applies ({policy}), and the flowtable asks none"),
             Self::Helper { helper } => format!("the conntrack helper {helper} reads along"),
             Self::SequenceAdjusted => "conntrack corrects its sequence numbers".to_owned(),
@@ -231,6 +235,7 @@ impl Reason {
                 NotManaged::Down => format!("bring it up: ip link set {interface} up"),
                 NotManaged::NotYet => "see whether the agent runs, and its log".to_owned(),
                 NotManaged::Excluded
+                | NotManaged::FlowsExcluded
                 | NotManaged::NotIncluded
                 | NotManaged::LeftOut
                 | NotManaged::Layered { .. } => {
@@ -238,7 +243,14 @@ impl Reason {
                 }
                 NotManaged::Refused { .. } => "none here: its driver or kind takes no flowtable".to_owned(),
             },
-            Self::Excluded { .. } => "take it out of --exclude".to_owned(),
+            Self::Excluded { exclusion } => {
+                format!(
+                    "take {exclusion} out of --exclude, or out of --exclude-file and send the agent a SIGHUP"
+                )
+            }
+            Self::Revoked => {
+                "none for this connection; the next one between the same ends isn't held out".to_owned()
+            }
             Self::Helper { helper } => {
                 format!("none while {helper} is needed; otherwise remove the rule that assigns it")
             }
@@ -276,6 +288,7 @@ impl std::fmt::Display for NotManaged {
             Self::Loopback => f.write_str("loopback"),
             Self::Down => f.write_str("down"),
             Self::Excluded => f.write_str("excluded by --exclude-interfaces"),
+            Self::FlowsExcluded => f.write_str("excluded by --exclude"),
             Self::NotIncluded => f.write_str("not among --interfaces"),
             Self::LeftOut => {
                 f.write_str("left out by --interfaces or --exclude-interfaces, or new while no agent runs")

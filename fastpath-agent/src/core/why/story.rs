@@ -102,6 +102,7 @@ fn place(reason: &Reason) -> StepName {
         Reason::NoRule
         | Reason::Interface { .. }
         | Reason::Excluded { .. }
+        | Reason::Revoked
         | Reason::BelowThreshold { .. }
         | Reason::Blocked => StepName::Rule,
         Reason::OtherFlowtable { .. } | Reason::Idle | Reason::Unknown => StepName::Flowtable,

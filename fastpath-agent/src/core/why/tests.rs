@@ -79,6 +79,8 @@ fn facts() -> Facts {
             counter: true,
             meter: true,
             excluded: None,
+            excluded_marks: Vec::new(),
+            revoked: false,
             assisted: false,
         },
         slow: Some(slow(70, 10)),
@@ -187,6 +189,23 @@ const REASONS: &[(&str, Change, &str)] = &[
         "refuses it: too many",
     ),
     ("excluded", |f| f.ruleset.excluded = Some("port 443".to_owned()), "excluded: port 443"),
+    (
+        "excluded",
+        |f| {
+            f.ruleset.managed.remove(&S0);
+            f.unmanaged = vec![(S0, NotManaged::FlowsExcluded)];
+        },
+        "excluded: interface/s0",
+    ),
+    (
+        "excluded",
+        |f| {
+            f.slow = None;
+            f.ruleset.excluded_marks = vec!["mark/0x10".to_owned()];
+        },
+        "probably excluded: mark/0x10",
+    ),
+    ("revoked", |f| f.ruleset.revoked = true, "`fastpath-agent revoke` holds it out"),
     (
         "ipsec",
         |f| f.ipsec = vec!["out 10.1.0.0/24 > 10.2.0.0/24".to_owned()],
@@ -300,7 +319,7 @@ fn every_reason_has_an_example() {
     }
     let shown: std::collections::BTreeSet<_> = REASONS.iter().map(|(reason, ..)| *reason).collect();
     // All but other-flowtable, whose flows are accelerated.
-    assert_eq!(shown.len(), 24);
+    assert_eq!(shown.len(), 25);
 }
 
 #[test]

@@ -43,10 +43,10 @@ impl Nft {
         Ok(found)
     }
 
-    /// Whether the agent has listed the connection with this id for the assist rule.
-    pub fn is_assisted(&mut self, ct_id: u32) -> Result<bool, NftError> {
+    /// Whether the connection with this id is in a set of such ids.
+    pub fn has_listed(&mut self, set: OwnSet, ct_id: u32) -> Result<bool, NftError> {
         let mut found = false;
-        self.get_elements(OwnSet::Assist, NLM_F_ACK, Some(ct_id), |message| {
+        self.get_elements(set, NLM_F_ACK, Some(ct_id), |message| {
             found |= element::of(message).next().is_some();
         })?;
         Ok(found)
