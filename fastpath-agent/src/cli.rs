@@ -3,12 +3,17 @@
 use std::{net::IpAddr, path::PathBuf};
 
 use clap::{
-    Args, Parser, Subcommand, ValueEnum,
+    ArgGroup, Args, Parser, Subcommand, ValueEnum,
     builder::{BoolishValueParser, PossibleValuesParser},
 };
 use ipnet::IpNet;
 
-use crate::core::{flow::STATE_NAMES, flow_filter::Sort, model::IfName};
+use crate::core::{
+    connection::{TCP, UDP},
+    flow::STATE_NAMES,
+    flow_filter::Sort,
+    model::IfName,
+};
 
 /// Moves established flows of this node onto the kernel's flowtable, so that their packets bypass the normal
 /// forwarding path.
@@ -21,8 +26,10 @@ use crate::core::{flow::STATE_NAMES, flow_filter::Sort, model::IfName};
   fastpath-agent                                      accelerate flows of more than 20 packets on all interfaces
   fastpath-agent --fastpath-threshold=6 --v=2         the same from the 7th packet on, with more log
   fastpath-agent --exclude-interfaces='docker*'       leave some interfaces out
+  fastpath-agent --exclude=udp/53,10.9.0.0/16         never offload DNS, nor flows of these addresses
   fastpath-agent render | nft -c -f -                 see and check the ruleset without installing it
   fastpath-agent status                               what is installed, on which interfaces, and why not on others
+  fastpath-agent doctor                               what is wrong with this node, and what to do about it
   fastpath-agent cleanup                              remove all that the agent ever installed
 
 Every flag can be set by the environment variable that its help names; flags win.
@@ -57,10 +64,11 @@ pub enum Command {
   fastpath-agent flows --state=stalled                        what should be offloaded and isn't, with the cause
   fastpath-agent flows --address=10.1.0.0/16 --port=443 --protocol=tcp
   fastpath-agent flows --watch --sort=recent                  again every 2 seconds
+  fastpath-agent flows --follow --state=stalled               what isn't offloaded, the moment that it is known
   fastpath-agent flows -o json | jq '.[] | select(.state == \"offloaded\")'
 
 Packets and bytes are counted by eBPF at ingress and go on for offloaded flows; without pinned maps they are 0.
-The agent doesn't have to run.")]
+The agent doesn't have to run, but for --follow.")]
     Flows(FlowsArgs),
     /// Show flows and interfaces with their rates, full-screen and live
     #[command(after_help = "Examples:
@@ -70,6 +78,41 @@ The agent doesn't have to run.")]
 Keys are shown in the last line and by `?`. The agent doesn't have to run; without its pinned maps there are no rates.
 Colours are left out where the environment variable NO_COLOR is set.")]
     Top(TopArgs),
+    /// Have offloaded flows pass the filters again, after changes that the kernel doesn't announce: iptables-legacy, ipset,
+    /// tc. The agent doesn't have to run; changes made with nft and iptables-nft it follows by itself
+    Revalidate,
+    /// End the acceleration of connections for good, or the connections themselves
+    #[command(after_help = "Examples:
+  fastpath-agent revoke --address=10.1.2.3                    its packets pass the filters again, all of them
+  fastpath-agent revoke --address=10.1.0.0/16 --port=443 --protocol=tcp --kill
+  fastpath-agent revoke --all                                 all that are there now; new connections are offloaded as before
+
+It is about connections that are there now. To keep new ones from being offloaded too, exclude them.
+With --kill conntrack forgets them, and a next packet has to be accepted as the first of a new connection.")]
+    Revoke(RevokeArgs),
+    /// Follow one flow: whether it is accelerated, and if not, why not and what to do about it
+    #[command(after_help = "Examples:
+  fastpath-agent why tcp 10.0.1.2:40000 10.96.0.1:443
+  fastpath-agent why udp [fd00:1::2]:40000 [fd00:2::2]:53
+  fastpath-agent why -o json tcp 10.0.1.2:40000 10.96.0.1:443 | jq .verdict
+
+Any tuple of the flow will do: before or after NAT, either direction. It looks for a second and changes nothing.
+The agent doesn't have to run. Exit code 0: the flow was found, whatever became of it; 1: it wasn't.")]
+    Why(WhyArgs),
+    /// Check this node, say what is wrong and what to do about it, and send a real flow through scratch namespaces
+    #[command(after_help = "Examples:
+  fastpath-agent doctor                               every check, and the canary
+  fastpath-agent doctor --no-canary                   checks only, nothing is sent
+  fastpath-agent doctor -o json | jq '.findings[] | select(.level != \"green\")'
+  fastpath-agent doctor --strict || echo not all green
+
+Green is as it should be; amber works, but worse than it could; red doesn't work, or may break connections.
+Exit code: 0 where nothing is red (with --strict: where all is green), 1 otherwise, 64 for a wrong flag.
+The ruleset is compared with what the flags of the running agent want; where none runs, with doctor's own.")]
+    Doctor(DoctorArgs),
+    /// The canary itself; `doctor` starts it
+    #[command(hide = true, name = "canary")]
+    Canary(RuleArgs),
     /// Remove the table, the eBPF programs and the pinned maps that the agent made, and nothing else
     Cleanup(CleanupArgs),
 }
@@ -94,6 +137,15 @@ pub struct RuleArgs {
     /// Leave out interfaces that match this glob (repeatable, commas separate; wins over --interfaces)
     #[arg(long, value_name = "GLOB", env = "FASTPATH_EXCLUDE_INTERFACES", value_delimiter = ',')]
     pub exclude_interfaces: Vec<String>,
+    /// Never offload flows like this (repeatable, commas separate): an address or network (10.1.0.2, 10.1.0.0/16,
+    /// fd00::/8), a port or range (tcp/443, udp/8000-8100, port/53 for both), a protocol (protocol/udp, protocol/47), an
+    /// interface (interface/veth*: still watched, unlike with --exclude-interfaces), or a firewall mark of the connection
+    /// or of packets both ways (mark/0x10, mark/0x10/0xff). Either end counts, before and after NAT. Offloaded flows leave
+    #[arg(long, value_name = "ENTRY", env = "FASTPATH_EXCLUDE", value_delimiter = ',')]
+    pub exclude: Vec<String>,
+    /// The same from a file: an entry a line, comments after #. Read again on SIGHUP
+    #[arg(long, value_name = "FILE", env = "FASTPATH_EXCLUDE_FILE")]
+    pub exclude_file: Option<PathBuf>,
     /// Priority of the chain in the forward hook. The default comes after the node's filter chains, so that only what
     /// they accept is offloaded; -110 is where kindnet's document has it, before them
     #[arg(
@@ -107,6 +159,9 @@ pub struct RuleArgs {
     /// Let network cards forward offloaded flows themselves, if all managed interfaces can
     #[arg(long, value_name = "MODE", default_value = "off", env = "FASTPATH_HW_OFFLOAD")]
     pub hw_offload: HwOffload,
+    /// Offload also on a kernel that is known to lose packets of offloaded flows (docs/kernels.md)
+    #[arg(long, env = "FASTPATH_IGNORE_KNOWN_BUGS", value_parser = BoolishValueParser::new())]
+    pub ignore_known_bugs: bool,
 }
 
 /// Flags of the agent itself.
@@ -118,22 +173,47 @@ pub struct RunArgs {
     /// Name of this node in logs and status
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     pub hostname_override: Option<String>,
-    /// How packets of flows are watched: tc attaches an eBPF program to every managed interface, off does without
+    /// Where eBPF programs count the packets of flows, on every managed interface; see docs/ebpf.md for what differs
     #[arg(long, value_name = "MODE", default_value = "tc", env = "FASTPATH_EBPF")]
     pub ebpf: EbpfMode,
+    /// Directions of flows that the map has room for, from 1024 to 4194304; the least recently used go first. With
+    /// another number than before, counting starts again at 0
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "65536",
+        env = "FASTPATH_MAX_FLOWS",
+        allow_hyphen_values = true
+    )]
+    pub max_flows: String,
     /// Directory for pinned eBPF maps, on a bpf file system
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
+    /// Help connections that are older than the ruleset, and which it never takes, into the flowtable once they cross the
+    /// threshold. Needs eBPF
+    #[arg(long, value_name = "MODE", default_value = "on", env = "FASTPATH_ASSIST")]
+    pub assist: Assist,
+    /// Directory for the socket at which `flows --follow` hears what becomes of flows; made if it doesn't exist
+    #[arg(long, value_name = "DIR", default_value = "/run/fastpath", env = "FASTPATH_RUN_DIR")]
+    pub run_dir: PathBuf,
     /// Replace a table named kindnet-fastpath that this agent did not make
     #[arg(long, env = "FASTPATH_TAKEOVER", value_parser = BoolishValueParser::new())]
     pub takeover: bool,
+    /// Have the kernel judge offloaded flows anew when somebody changes the ruleset so that it may concern them: they pass
+    /// the filters again for a packet or two
+    #[arg(long, value_name = "MODE", default_value = "on", env = "FASTPATH_REVALIDATE")]
+    pub revalidate: OnOff,
+    /// Least time from one such revalidation to the next (as in 500ms or 2s); the first change is answered at once
+    #[arg(long, value_name = "TIME", default_value = "1s", env = "FASTPATH_REVALIDATE_INTERVAL")]
+    pub revalidate_interval: String,
     /// Install the ruleset, verify it and exit
     #[arg(long, env = "FASTPATH_ONCE", value_parser = BoolishValueParser::new())]
     pub once: bool,
     /// Remove ruleset, programs and pinned maps when the agent is told to stop
     #[arg(long, env = "FASTPATH_CLEANUP_ON_EXIT", value_parser = BoolishValueParser::new())]
     pub cleanup_on_exit: bool,
-    /// How much to log: 0-1 changes of state, 2-4 also plans, 5 and more also flows
+    /// How much to log: 0-1 changes of state, 2-4 also plans, 5 and more also flows, 7 and more what the eBPF programs
+    /// do with single packets (for debugging: they get slower)
     #[arg(long, value_name = "N", default_value = "0", env = "FASTPATH_V", allow_hyphen_values = true)]
     pub v: String,
 }
@@ -176,12 +256,40 @@ pub struct FlowsArgs {
     /// Show them again every so many seconds, until interrupted
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u64).range(1..))]
     pub watch: Option<u64>,
+    /// Show flows as they cross the threshold, with what became of each, until interrupted. The agent must run; with
+    /// `-o json` a line for each
+    #[arg(long, conflicts_with_all = ["watch", "sort"])]
+    pub follow: bool,
+    /// Directory of the socket at which a running agent publishes what becomes of flows
+    #[arg(long, value_name = "DIR", default_value = "/run/fastpath", env = "FASTPATH_RUN_DIR")]
+    pub run_dir: PathBuf,
     /// Output format
     #[arg(short, long, value_name = "FORMAT", default_value = "text", env = "FASTPATH_OUTPUT")]
     pub output: Output,
     /// Directory of the pinned eBPF maps
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
+}
+
+/// Flags of `revoke`.
+#[derive(Clone, Debug, Args)]
+#[command(group(ArgGroup::new("which").required(true).multiple(true).args(["address", "port", "protocol", "all"])))]
+pub struct RevokeArgs {
+    /// Connections with an end in this network or with this address, before or after NAT (repeatable)
+    #[arg(long, value_name = "CIDR", value_parser = network)]
+    pub address: Vec<IpNet>,
+    /// Connections with this port at one end, before or after NAT (repeatable)
+    #[arg(long, value_name = "PORT")]
+    pub port: Vec<u16>,
+    /// Connections of this protocol (repeatable)
+    #[arg(long, value_name = "PROTOCOL")]
+    pub protocol: Vec<Protocol>,
+    /// All connections
+    #[arg(long, conflicts_with_all = ["address", "port", "protocol"])]
+    pub all: bool,
+    /// Delete them from conntrack
+    #[arg(long)]
+    pub kill: bool,
 }
 
 /// Flags of `top`.
@@ -195,6 +303,43 @@ pub struct TopArgs {
     pub pin_path: PathBuf,
 }
 
+/// Flags of `why`.
+#[derive(Clone, Debug, Args)]
+pub struct WhyArgs {
+    /// tcp, udp, or another protocol's name or number
+    pub protocol: String,
+    /// Address and port, as in 10.0.1.2:40000; of IPv6 in brackets; without a port where the protocol has none
+    pub source: String,
+    /// The same of the other end
+    pub destination: String,
+    /// Output format
+    #[arg(short, long, value_name = "FORMAT", default_value = "text", env = "FASTPATH_OUTPUT")]
+    pub output: Output,
+    /// Directory of the pinned eBPF maps
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
+    pub pin_path: PathBuf,
+}
+
+/// Flags of `doctor`.
+#[derive(Clone, Debug, Args)]
+pub struct DoctorArgs {
+    /// What the ruleset should look like, where no agent runs whose flags say it.
+    #[command(flatten)]
+    pub rules: RuleArgs,
+    /// Don't send flows through scratch namespaces
+    #[arg(long, env = "FASTPATH_NO_CANARY", value_parser = BoolishValueParser::new())]
+    pub no_canary: bool,
+    /// Exit with 1 for amber too
+    #[arg(long, env = "FASTPATH_STRICT", value_parser = BoolishValueParser::new())]
+    pub strict: bool,
+    /// Output format
+    #[arg(short, long, value_name = "FORMAT", default_value = "text", env = "FASTPATH_OUTPUT")]
+    pub output: Output,
+    /// Directory of the pinned eBPF maps, where no agent runs whose flags say it
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
+    pub pin_path: PathBuf,
+}
+
 /// Protocols whose flows are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Protocol {
@@ -202,6 +347,16 @@ pub enum Protocol {
     Tcp,
     /// UDP
     Udp,
+}
+
+impl Protocol {
+    /// Its IP protocol number.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => TCP,
+            Self::Udp => UDP,
+        }
+    }
 }
 
 fn network(text: &str) -> Result<IpNet, String> {
@@ -220,6 +375,9 @@ pub struct CleanupArgs {
     /// Directory of the pinned eBPF maps
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
+    /// Directory of the socket at which a running agent publishes what becomes of flows
+    #[arg(long, value_name = "DIR", default_value = "/run/fastpath", env = "FASTPATH_RUN_DIR")]
+    pub run_dir: PathBuf,
 }
 
 /// Output formats.
@@ -229,6 +387,24 @@ pub enum Output {
     Text,
     /// For programs
     Json,
+}
+
+/// Something that can be switched off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnOff {
+    /// Do it
+    On,
+    /// Don't
+    Off,
+}
+
+/// Modes of `--assist`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Assist {
+    /// They are offloaded like any other
+    On,
+    /// They stay on the normal path until they end
+    Off,
 }
 
 /// Modes of `--hw-offload`.
@@ -243,8 +419,12 @@ pub enum HwOffload {
 /// Modes of `--ebpf`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum EbpfMode {
-    /// A TC program at ingress of every managed interface
+    /// At ingress of traffic control
     Tc,
+    /// At XDP, in the driver; at TC where the interface can't
+    Xdp,
+    /// At XDP, after the driver (slower than tc); at TC where the interface can't
+    XdpGeneric,
     /// No eBPF
     Off,
 }

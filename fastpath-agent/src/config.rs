@@ -1,10 +1,18 @@
-//! Flags made into a configuration: every value checked before anything is touched.
+//! Flags, and the file that one of them names, made into a configuration: every value checked before anything is touched.
 
-use std::path::PathBuf;
+use std::{fs, path::PathBuf, sync::Arc};
+
+use fastpath_common::limits::{MAX_FLOWS, MIN_FLOWS};
 
 use crate::{
-    cli::{EbpfMode, HwOffload, RuleArgs, RunArgs},
-    core::{desired::Policy, diff::ForeignTable, select::Selection},
+    cli::{Assist, EbpfMode, HwOffload, OnOff, RuleArgs, RunArgs},
+    core::{
+        desired::Policy,
+        diff::ForeignTable,
+        exclude::Exclusions,
+        known_bugs::{KernelNames, KnownBug, forbids_offload},
+        select::Selection,
+    },
 };
 
 /// What the agent runs with.
@@ -16,10 +24,20 @@ pub struct Config {
     pub node: String,
     /// Whether and how packets are watched.
     pub ebpf: EbpfMode,
+    /// Entries of the flows map.
+    pub max_flows: u32,
     /// Where maps are pinned.
     pub pin_path: PathBuf,
+    /// Whether connections that are older than the ruleset are helped into the flowtable.
+    pub assist: bool,
+    /// Where it says what becomes of flows.
+    pub run_dir: PathBuf,
     /// What to do about somebody else's table of our name.
     pub foreign: ForeignTable,
+    /// Whether offloaded flows are judged anew after changes of the ruleset.
+    pub revalidate: OnOff,
+    /// Least time in ms from one such revalidation to the next.
+    pub revalidate_interval_ms: u64,
     /// Stop after the first verified reconcile.
     pub once: bool,
     /// Remove everything at exit.
@@ -39,6 +57,21 @@ pub struct Rules {
     pub hw_offload: HwOffload,
     /// Which interfaces.
     pub selection: Selection,
+    /// Offload whatever is known of the kernel.
+    pub ignore_known_bugs: bool,
+    /// Flows that are never offloaded, as they were at the start.
+    pub exclusions: Arc<Exclusions>,
+    /// Where they come from.
+    pub exclude: ExcludeSource,
+}
+
+/// Where exclusions come from.
+#[derive(Clone, Debug)]
+pub struct ExcludeSource {
+    /// Values of `--exclude`.
+    pub entries: Vec<String>,
+    /// Value of `--exclude-file`.
+    pub file: Option<PathBuf>,
 }
 
 /// A flag with a value that it can't have.
@@ -51,6 +84,17 @@ pub struct BadValue {
 }
 
 impl Rules {
+    /// Switches offloading off if this kernel is known to lose packets of offloaded flows; then with which bug.
+    pub fn heed(&mut self, kernel: &KernelNames<'_>) -> Option<&'static KnownBug> {
+        if self.ignore_known_bugs || self.threshold == 0 {
+            return None;
+        }
+        let left_out = !self.selection.takes_all() || self.exclusions.names_interfaces();
+        let bug = forbids_offload(kernel, left_out)?;
+        self.threshold = 0;
+        Some(bug)
+    }
+
     /// The policy for a kernel whose flowtables can (`counter`) or can't count, with (`spare_ipsec`) or without IPsec.
     pub fn policy(&self, counter: bool, spare_ipsec: bool) -> Policy {
         Policy {
@@ -60,8 +104,29 @@ impl Rules {
             counter,
             hw_offload: self.hw_offload == HwOffload::Auto,
             spare_ipsec,
+            assist: false,
             selection: self.selection.clone(),
+            exclusions: Arc::clone(&self.exclusions),
         }
+    }
+}
+
+impl ExcludeSource {
+    /// Reads the file, if there is one, and checks all entries.
+    pub fn load(&self) -> Result<Exclusions, BadValue> {
+        let bad_file = |path: &PathBuf, reason: String| BadValue {
+            flag: "exclude-file",
+            value: path.display().to_string(),
+            allowed: reason,
+        };
+        let text = match &self.file {
+            Some(path) => fs::read_to_string(path).map_err(|error| bad_file(path, error.to_string()))?,
+            None => String::new(),
+        };
+        Exclusions::new(&self.entries, &text).map_err(|error| match (&error.line, &self.file) {
+            (Some(_), Some(path)) => bad_file(path, error.to_string()),
+            _ => BadValue { flag: "exclude", value: error.entry, allowed: error.reason },
+        })
     }
 }
 
@@ -80,7 +145,10 @@ impl TryFrom<&RuleArgs> for Rules {
                 })?;
             }
         }
+        let exclude = ExcludeSource { entries: args.exclude.clone(), file: args.exclude_file.clone() };
         Ok(Self {
+            exclusions: Arc::new(exclude.load()?),
+            exclude,
             threshold: number(
                 "fastpath-threshold",
                 &args.fastpath_threshold,
@@ -92,6 +160,7 @@ impl TryFrom<&RuleArgs> for Rules {
                 "a priority in the forward hook, from -2147483648 to 2147483647",
             )?,
             hw_offload: args.hw_offload,
+            ignore_known_bugs: args.ignore_known_bugs,
             selection: Selection::new(&args.interfaces, &args.exclude_interfaces).map_err(|e| BadValue {
                 flag: "interfaces",
                 value: args.interfaces.join(","),
@@ -111,17 +180,41 @@ impl Config {
                 allowed: "an absolute path on a bpf file system, as /sys/fs/bpf/fastpath".to_owned(),
             });
         }
+        let room = MIN_FLOWS..=MAX_FLOWS;
+        let allowed = format!("a number of flow directions from {MIN_FLOWS} to {MAX_FLOWS}");
+        let max_flows = number("max-flows", &args.max_flows, &allowed)?;
+        if !room.contains(&max_flows) {
+            let allowed = format!("it takes {allowed}");
+            return Err(BadValue { flag: "max-flows", value: args.max_flows.clone(), allowed });
+        }
         Ok(Self {
             rules: Rules::try_from(&args.rules)?,
             node: args.hostname_override.clone().filter(|name| !name.is_empty()).unwrap_or(hostname),
             ebpf: args.ebpf,
+            max_flows,
             pin_path: args.pin_path.clone(),
+            assist: args.assist == Assist::On,
+            run_dir: args.run_dir.clone(),
             foreign: if args.takeover { ForeignTable::TakeOver } else { ForeignTable::Refuse },
+            revalidate: args.revalidate,
+            revalidate_interval_ms: interval_ms("revalidate-interval", &args.revalidate_interval)?,
             once: args.once,
             cleanup_on_exit: args.cleanup_on_exit,
             verbosity: number("v", &args.v, "a number from 0 to 255")?,
         })
     }
+}
+
+/// A time from 100 ms to an hour.
+fn interval_ms(flag: &'static str, value: &str) -> Result<u64, BadValue> {
+    let parsed = humantime::parse_duration(value.trim()).ok().map(|time| time.as_millis());
+    parsed.and_then(|ms| u64::try_from(ms).ok()).filter(|ms| (100..=3_600_000).contains(ms)).ok_or_else(
+        || BadValue {
+            flag,
+            value: value.to_owned(),
+            allowed: "it takes a time from 100ms to 1h, with its unit, as 500ms or 2s".to_owned(),
+        },
+    )
 }
 
 fn number<T: std::str::FromStr>(flag: &'static str, value: &str, allowed: &str) -> Result<T, BadValue> {
@@ -156,6 +249,8 @@ mod tests {
         assert_eq!((config.rules.threshold, config.rules.chain_priority), (20, 300));
         assert_eq!(config.node, "node-1");
         assert_eq!(config.foreign, ForeignTable::Refuse);
+        assert_eq!((config.revalidate, config.revalidate_interval_ms), (OnOff::On, 1000));
+        assert_eq!(config.max_flows, fastpath_common::limits::DEFAULT_MAX_FLOWS);
     }
 
     #[test]
@@ -167,13 +262,46 @@ mod tests {
             (["--chain-priority=late"], ["--chain-priority", "'late'", "-2147483648"]),
             (["--interfaces=eth["], ["--interfaces", "'eth['", "eth*"]),
             (["--exclude-interfaces=a,{"], ["--exclude-interfaces", "'{'", "eth*"]),
+            (["--exclude=10.1/33"], ["--exclude", "'10.1/33'", "10.1.0.0/16"]),
+            (["--exclude=tcp/99999"], ["--exclude", "'tcp/99999'", "65535"]),
+            (["--exclude-file=/no/such"], ["--exclude-file", "'/no/such'", "No such file"]),
             (["--v=loud"], ["--v", "'loud'", "0 to 255"]),
+            (["--revalidate-interval=1"], ["--revalidate-interval", "'1'", "500ms"]),
+            (["--revalidate-interval=10ms"], ["--revalidate-interval", "'10ms'", "100ms to 1h"]),
             (["--pin-path=maps"], ["--pin-path", "'maps'", "absolute"]),
+            (["--max-flows=1023"], ["--max-flows", "'1023'", "1024 to 4194304"]),
+            (["--max-flows=4194305"], ["--max-flows", "'4194305'", "1024 to 4194304"]),
+            (["--max-flows=-1"], ["--max-flows", "'-1'", "1024 to 4194304"]),
         ] {
             let error = config(&args).unwrap_err().to_string();
             for word in words {
                 assert!(error.contains(word), "{error:?} lacks {word:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_known_bug_switches_offloading_off_unless_it_is_ignored() {
+        let release = "5.15.40";
+        let kernel = KernelNames { release, ..KernelNames::default() };
+        for (args, bug, threshold) in [
+            (&[][..], Some("stale-route"), 0),
+            (&["--ignore-known-bugs"], None, 20),
+            (&["--fastpath-threshold=0"], None, 0),
+        ] {
+            let mut rules = config(args).unwrap().rules;
+            assert_eq!(
+                (rules.heed(&kernel).map(|bug| bug.name), rules.threshold),
+                (bug, threshold),
+                "{args:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_flow_map_can_have_its_smallest_and_largest_size() {
+        for (args, expected) in [(["--max-flows=1024"], 1024), (["--max-flows=4194304"], 4_194_304)] {
+            assert_eq!(config(&args).unwrap().max_flows, expected);
         }
     }
 

@@ -8,9 +8,17 @@ use std::{
 use anyhow::Context;
 use clap::Parser;
 use fastpath_agent::{
-    cli::{Cli, Command, FlowsArgs, Output, RuleArgs, StatusArgs, TopArgs},
+    cli::{
+        CleanupArgs, Cli, Command, DoctorArgs, FlowsArgs, Output, RevokeArgs, RuleArgs, StatusArgs, TopArgs,
+        WhyArgs,
+    },
     config::{BadValue, Config, Rules},
-    core::{desired, link_table::LinkTable},
+    core::{
+        desired,
+        doctor::Level,
+        link_table::LinkTable,
+        why::{BadFlow, FlowSpec},
+    },
     daemon,
     kernel::{self, links::Links},
     report,
@@ -34,13 +42,26 @@ fn main() -> ExitCode {
         Some(Command::Status(args)) => status(&args),
         Some(Command::Flows(args)) => flows(&args),
         Some(Command::Top(args)) => top(&args),
-        Some(Command::Cleanup(args)) => cleanup(&args.pin_path),
+        Some(Command::Revalidate) => revalidate(),
+        Some(Command::Revoke(args)) => revoke(&args),
+        Some(Command::Why(args)) => match why(&args) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::FAILURE,
+            Err(error) => Err(error),
+        },
+        Some(Command::Doctor(args)) => match doctor(&args) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::FAILURE,
+            Err(error) => Err(error),
+        },
+        Some(Command::Canary(args)) => canary(&args),
+        Some(Command::Cleanup(args)) => cleanup(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", one_line(&error));
-            if error.is::<BadValue>() {
+            if error.is::<BadValue>() || error.is::<BadFlow>() {
                 eprintln!("\nFor more information, try '--help'.");
                 return ExitCode::from(EX_USAGE);
             }
@@ -90,7 +111,13 @@ fn status(args: &StatusArgs) -> anyhow::Result<()> {
 }
 
 fn flows(args: &FlowsArgs) -> anyhow::Result<()> {
-    runtime()?.block_on(report::flows::show(args, &mut io::stdout().lock())).or_else(|error| match error {
+    let mut out = io::stdout().lock();
+    let shown = if args.follow {
+        report::follow::follow(args, &mut out)
+    } else {
+        runtime()?.block_on(report::flows::show(args, &mut out))
+    };
+    shown.or_else(|error| match error {
         report::flows::ShowError::Output(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => Err(other.into()),
     })
@@ -101,8 +128,52 @@ fn top(args: &TopArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn cleanup(pin_path: &std::path::Path) -> anyhow::Result<()> {
-    print(&daemon::cleanup::cleanup(pin_path)?.to_string())
+fn revalidate() -> anyhow::Result<()> {
+    print(&daemon::revalidate::by_hand()?.to_string())
+}
+
+fn revoke(args: &RevokeArgs) -> anyhow::Result<()> {
+    print(&daemon::revoke::revoke(args)?.to_string())
+}
+
+/// Whether the flow was found.
+fn why(args: &WhyArgs) -> anyhow::Result<bool> {
+    let flow = FlowSpec::parse(&args.protocol, &args.source, &args.destination)?;
+    let (text, found) = runtime()?.block_on(report::why::show(args, &flow))?;
+    print(&text).map(|()| found)
+}
+
+/// Prints the report; whether it is good enough.
+fn doctor(args: &DoctorArgs) -> anyhow::Result<bool> {
+    let report =
+        runtime()?.block_on(report::doctor::report(args, Rules::try_from(&args.rules)?, hostname()))?;
+    match args.output {
+        Output::Text => {
+            let colour =
+                io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+            print(&report::doctor::Text { report: &report, colour }.to_string())?;
+        }
+        Output::Json => print(&(serde_json::to_string_pretty(&report)? + "\n"))?,
+    }
+    Ok(report.level <= if args.strict { Level::Green } else { Level::Amber })
+}
+
+/// Prints an outcome a line.
+fn canary(args: &RuleArgs) -> anyhow::Result<()> {
+    let kernel = kernel::probe::probe();
+    let rules = Rules::try_from(args)?;
+    let policy = rules.policy(kernel.flowtable_counter.is_supported(), kernel.rt_ipsec.is_supported());
+    let mut outcome = Ok(());
+    runtime()?.block_on(kernel::canary::run(&policy, |flow| {
+        if outcome.is_ok() {
+            outcome = serde_json::to_string(&flow).map_err(Into::into).and_then(|line| print(&(line + "\n")));
+        }
+    }))?;
+    outcome
+}
+
+fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
+    print(&daemon::cleanup::cleanup(&args.pin_path, &args.run_dir)?.to_string())
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

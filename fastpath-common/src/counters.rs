@@ -18,8 +18,9 @@ pub struct FlowCounters {
     pub first_seen_ns: u64,
     /// When the last of them was seen, in ns.
     pub last_seen_ns: u64,
-    /// All TCP flags seen so far, or-ed (byte 13 of the TCP header: FIN 1, SYN 2, RST 4, PSH 8, ACK 16, URG 32).
-    pub tcp_flags: u64,
+    /// All that was seen of its packets so far, or-ed: TCP flags in the low byte ([`FlowCounters::TCP_FLAGS`]), above it
+    /// [`FlowCounters::IPV4_OPTIONS`] and [`FlowCounters::FIRST_FRAGMENT`].
+    pub flags: u64,
     /// Whether the crossing of the threshold was signalled, see [`Signal`].
     pub signal: u64,
     /// Index of the interface that the first of them came in on.
@@ -29,9 +30,18 @@ pub struct FlowCounters {
 }
 
 assert_layout!(
-    FlowCounters, 64, packets @ 0, segments @ 8, bytes @ 16, first_seen_ns @ 24, last_seen_ns @ 32, tcp_flags @ 40,
+    FlowCounters, 64, packets @ 0, segments @ 8, bytes @ 16, first_seen_ns @ 24, last_seen_ns @ 32, flags @ 40,
     signal @ 48, ifindex @ 56, last_tick @ 60,
 );
+
+impl FlowCounters {
+    /// In [`FlowCounters::flags`]: byte 13 of the TCP header (FIN 1, SYN 2, RST 4, PSH 8, ACK 16, URG 32).
+    pub const TCP_FLAGS: u64 = 0xff;
+    /// In [`FlowCounters::flags`]: a packet had IPv4 options. Such packets are never offloaded.
+    pub const IPV4_OPTIONS: u64 = 0x100;
+    /// In [`FlowCounters::flags`]: a packet was the first of several fragments. They never take the fast path.
+    pub const FIRST_FRAGMENT: u64 = 0x200;
+}
 
 /// Values of [`FlowCounters::signal`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,3 +110,24 @@ pub struct Config {
 }
 
 assert_layout!(Config, 8, abi_version @ 0, threshold @ 4);
+
+/// Why an interface is watched with TC although XDP was asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct NoXdp {
+    /// One of the constants.
+    pub reason: u32,
+    /// What the kernel said; 0 if it wasn't asked.
+    pub errno: u32,
+}
+
+assert_layout!(NoXdp, 8, reason @ 0, errno @ 4);
+
+impl NoXdp {
+    /// The device has no Ethernet header.
+    pub const NO_ETHERNET: u32 = 1;
+    /// The device gets its packets from other devices (bridge, bond, VLAN), which are where XDP is.
+    pub const STACKED: u32 = 2;
+    /// The kernel or the driver refused; `errno` has what they said.
+    pub const REFUSED: u32 = 3;
+}

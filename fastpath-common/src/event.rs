@@ -20,3 +20,22 @@ pub struct FlowEvent {
 }
 
 assert_layout!(FlowEvent, 64, key @ 0, time_ns @ 40, packets @ 48, ifindex @ 56, threshold @ 60);
+
+/// Asks [`PROGRAM_MARK`](crate::PROGRAM_MARK) to change what is noted of a flow's signal, provided that it is `from`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Mark {
+    /// Which direction of which flow.
+    pub key: FlowKey,
+    /// A [`Signal`](crate::Signal): what has to be there.
+    pub from: u64,
+    /// A [`Signal`](crate::Signal): what takes its place.
+    pub to: u64,
+}
+
+assert_layout!(Mark, 56, key @ 0, from @ 40, to @ 48);
+
+impl Mark {
+    /// Where it begins in the packet that the program is run with: behind an Ethernet header of zeros.
+    pub const OFFSET: usize = 14;
+}

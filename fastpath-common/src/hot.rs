@@ -23,13 +23,13 @@ pub struct HotFlow {
     /// Segments beyond one for each packet.
     pub extra_segments: u64,
     /// As in [`FlowCounters`](crate::FlowCounters).
-    pub tcp_flags: u64,
+    pub flags: u64,
     /// Which flow; all zero in a slot that was never used.
     pub key: FlowKey,
 }
 
 assert_layout!(
-    HotFlow, 96, words @ 0, tick @ 16, packets @ 24, bytes @ 32, extra_segments @ 40, tcp_flags @ 48, key @ 56,
+    HotFlow, 96, words @ 0, tick @ 16, packets @ 24, bytes @ 32, extra_segments @ 40, flags @ 48, key @ 56,
 );
 
 impl HotFlow {

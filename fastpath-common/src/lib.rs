@@ -10,19 +10,26 @@ pub mod flow_key;
 pub mod hot;
 pub mod limits;
 
-pub use counters::{Config, FlowCounters, PacketStats, Signal, Tally};
-pub use event::FlowEvent;
+pub use counters::{Config, FlowCounters, NoXdp, PacketStats, Signal, Tally};
+pub use event::{FlowEvent, Mark};
 pub use flow_key::{Family, FlowKey};
 pub use hot::{HotFlow, MatchWords};
 
 /// Version of everything in this crate that the kernel side and the agent must agree on. It is the first field of
 /// the pinned [`Config`]; count it up with every change of a shared type or of what a field means.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Program for devices with an Ethernet header.
 pub const PROGRAM_ETHERNET: &str = "fastpath_tc";
 /// Program for devices whose packets begin with the IP header (WireGuard, tun, ipip).
 pub const PROGRAM_L3: &str = "fastpath_tc_l3";
+/// Program that is never attached: the agent runs it (`BPF_PROG_TEST_RUN`) with a [`Mark`], since only programs can change
+/// one field of a map's element without losing counts of the others. Returns 1 if it did.
+pub const PROGRAM_MARK: &str = "fastpath_mark";
+/// Program for devices with an Ethernet header, at XDP.
+pub const PROGRAM_XDP: &str = "fastpath_xdp";
+/// Program at XDP that counts nothing.
+pub const PROGRAM_XDP_IDLE: &str = "fastpath_idle";
 
 /// LRU hash: [`FlowKey`] → [`FlowCounters`].
 pub const MAP_FLOWS: &str = "fastpath_flows";
@@ -34,6 +41,8 @@ pub const MAP_CONFIG: &str = "fastpath_config";
 pub const MAP_HOT: &str = "fastpath_hot";
 /// Ring buffer of [`FlowEvent`].
 pub const MAP_EVENTS: &str = "fastpath_events";
+/// Hash: interface index (`u32`) → [`NoXdp`].
+pub const MAP_NO_XDP: &str = "fastpath_no_xdp";
 
 /// Asserts size and field offsets of a shared type.
 macro_rules! assert_layout {
@@ -49,7 +58,7 @@ pub(crate) use assert_layout;
 #[cfg(feature = "user")]
 #[expect(unsafe_code, reason = "aya reads and writes these types as plain bytes")]
 mod pod {
-    use super::{Config, FlowCounters, FlowEvent, FlowKey, HotFlow, PacketStats};
+    use super::{Config, FlowCounters, FlowEvent, FlowKey, HotFlow, Mark, NoXdp, PacketStats};
 
     // SAFETY: repr(C), integers only, no padding (the layouts are asserted): any bytes are a value.
     unsafe impl aya::Pod for FlowKey {}
@@ -63,4 +72,8 @@ mod pod {
     unsafe impl aya::Pod for FlowEvent {}
     // SAFETY: as above.
     unsafe impl aya::Pod for HotFlow {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for NoXdp {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Mark {}
 }

@@ -8,14 +8,15 @@ use aya_ebpf::{
     bindings::BPF_NOEXIST,
     cty::c_long,
     helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns},
-    programs::TcContext,
 };
-use fastpath_common::{FlowCounters, FlowEvent, FlowKey, HotFlow, MatchWords, PacketStats, Signal};
+use fastpath_common::{FlowCounters, FlowEvent, FlowKey, HotFlow, MatchWords, PacketStats, Signal, Tally};
 
 use crate::{
     atomic,
+    frame::Frame,
     maps::{CONFIG, EVENTS, FLOWS, HOT, STATS},
     parse::{Packet, Uncounted},
+    say::{self, Fate},
 };
 
 /// `-EEXIST` of `bpf_map_update_elem`.
@@ -27,7 +28,7 @@ struct Amount {
     packets: u64,
     segments: u64,
     bytes: u64,
-    tcp_flags: u64,
+    flags: u64,
 }
 
 /// When: nanoseconds, and the tick of the kernel that they stand for.
@@ -39,7 +40,7 @@ struct Now {
 
 /// Counts a packet. With `MAY_BE_HOT`, its flow may become hot.
 #[inline(always)]
-pub fn account<const MAY_BE_HOT: bool>(ctx: &TcContext, parsed: &Result<Packet, Uncounted>) {
+pub fn account<const MAY_BE_HOT: bool>(ctx: &impl Frame, parsed: &Result<Packet, Uncounted>) {
     let Some(stats) = STATS.get_ptr_mut(0) else { return };
     // SAFETY: the element of this CPU; programs on one CPU don't interrupt each other (softirqs are off).
     let stats = unsafe { &mut *stats };
@@ -53,19 +54,21 @@ pub fn account<const MAY_BE_HOT: bool>(ctx: &TcContext, parsed: &Result<Packet, 
     };
     tally.packets += 1;
     tally.bytes += u64::from(ctx.len());
+    if let Err(reason) = parsed {
+        say::uncounted(reason, ctx);
+    }
 }
 
 #[inline(always)]
-fn flow<const MAY_BE_HOT: bool>(ctx: &TcContext, packet: &Packet, stats: &mut PacketStats) {
+fn flow<const MAY_BE_HOT: bool>(ctx: &impl Frame, packet: &Packet, stats: &mut PacketStats) {
     // SAFETY: no preconditions.
     let now = unsafe { Now { tick: bpf_jiffies64(), ns: bpf_ktime_get_coarse_ns() } };
-    // SAFETY: the context is a valid __sk_buff for the whole run.
-    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    let ifindex = ctx.ifindex();
     let mut amount = Amount {
         packets: 1,
-        segments: u64::from(gso_segments(ctx).unwrap_or(1)),
+        segments: u64::from(ctx.gso_segments().unwrap_or(1)),
         bytes: u64::from(packet.bytes),
-        tcp_flags: u64::from(packet.tcp_flags),
+        flags: u64::from(packet.flags),
     };
     // Within a tick a slot only grows: readers rely on it.
     let words = MatchWords::of(packet.key());
@@ -116,7 +119,7 @@ impl Amount {
             packets: self.packets + other.packets,
             segments: self.segments + other.segments,
             bytes: self.bytes + other.bytes,
-            tcp_flags: self.tcp_flags | other.tcp_flags,
+            flags: self.flags | other.flags,
         }
     }
 }
@@ -137,14 +140,14 @@ fn begin_move(slot: &mut HotFlow) -> Amount {
         packets: slot.packets,
         segments: slot.packets + slot.extra_segments,
         bytes: slot.bytes,
-        tcp_flags: slot.tcp_flags,
+        flags: slot.flags,
     }
 }
 
 /// Empties a slot and makes it this tick's, or nobody's.
 #[inline(always)]
 fn end_move(slot: &mut HotFlow, tick: u64) {
-    for field in [&mut slot.packets, &mut slot.extra_segments, &mut slot.bytes, &mut slot.tcp_flags] {
+    for field in [&mut slot.packets, &mut slot.extra_segments, &mut slot.bytes, &mut slot.flags] {
         // SAFETY: a reference. Volatile, or it would become a call as in `same`.
         unsafe { core::ptr::write_volatile(field, 0) };
     }
@@ -172,8 +175,8 @@ fn add(counters: *mut FlowCounters, amount: &Amount, now: Now, stats: &mut Packe
         atomic::add(&raw mut (*counters).bytes, amount.bytes);
         (*counters).last_seen_ns = now.ns;
         (*counters).last_tick = now.tick as u32;
-        if amount.tcp_flags & !(*counters).tcp_flags != 0 {
-            atomic::or(&raw mut (*counters).tcp_flags, amount.tcp_flags);
+        if amount.flags & !(*counters).flags != 0 {
+            atomic::or(&raw mut (*counters).flags, amount.flags);
         }
         before + amount.packets
     }
@@ -188,7 +191,7 @@ fn insert(key: &FlowKey, amount: &Amount, now: Now, ifindex: u32, stats: &mut Pa
         bytes: amount.bytes,
         first_seen_ns: now.ns,
         last_seen_ns: now.ns,
-        tcp_flags: amount.tcp_flags,
+        flags: amount.flags,
         signal: Signal::None as u64,
         ifindex,
         last_tick: now.tick as u32,
@@ -196,6 +199,7 @@ fn insert(key: &FlowKey, amount: &Amount, now: Now, ifindex: u32, stats: &mut Pa
     let tally = match FLOWS.insert(key, &new, u64::from(BPF_NOEXIST)) {
         Ok(()) => {
             stats.flows_entered += 1;
+            say::flow(Fate::Entered, key, amount.packets);
             &mut stats.counted
         }
         // Another CPU was faster with the same flow.
@@ -204,12 +208,18 @@ fn insert(key: &FlowKey, amount: &Amount, now: Now, ifindex: u32, stats: &mut Pa
                 add(counters, amount, now, stats);
                 return;
             }
-            None => &mut stats.no_room,
+            None => no_room(key, amount, stats),
         },
-        Err(_) => &mut stats.no_room,
+        Err(_) => no_room(key, amount, stats),
     };
     tally.packets += amount.packets;
     tally.bytes += amount.bytes;
+}
+
+#[inline(always)]
+fn no_room<'a>(key: &FlowKey, amount: &Amount, stats: &'a mut PacketStats) -> &'a mut Tally {
+    say::flow(Fate::NoRoom, key, amount.packets);
+    &mut stats.no_room
 }
 
 /// Sends the event of a flow that hasn't had one, if it is above the threshold. False if it may still cross it.
@@ -242,26 +252,12 @@ fn signal(
     let event = FlowEvent { key: *key, time_ns: now.ns, packets, ifindex, threshold };
     if EVENTS.output(&event, 0).is_ok() {
         stats.events_sent += 1;
+        say::flow(Fate::Signalled, key, packets);
     } else {
         // SAFETY: as in `add`.
         unsafe { (*counters).signal = Signal::Lost as u64 };
         stats.events_lost += 1;
+        say::flow(Fate::NotSignalled, key, packets);
     }
     true
-}
-
-/// Packets on the wire that a GSO packet stands for; `None` if it isn't one. Packets from a guest may know the size
-/// of their segments only (`SKB_GSO_DODGY`).
-#[inline(always)]
-pub fn gso_segments(ctx: &TcContext) -> Option<u32> {
-    // SAFETY: the context is a valid __sk_buff for the whole run.
-    let size = unsafe { (*ctx.skb.skb).gso_size };
-    if size == 0 {
-        return None;
-    }
-    // SAFETY: as above.
-    match unsafe { (*ctx.skb.skb).gso_segs } {
-        0 => Some(ctx.len().div_ceil(size)),
-        segments => Some(segments),
-    }
 }

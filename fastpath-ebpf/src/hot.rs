@@ -10,10 +10,10 @@
 
 use core::arch::asm;
 
-use aya_ebpf::{helpers::bpf_jiffies64, programs::TcContext};
+use aya_ebpf::helpers::bpf_jiffies64;
 use fastpath_common::{HotFlow, MatchWords};
 
-use crate::{account::gso_segments, maps::HOT};
+use crate::{frame::Frame, maps::HOT};
 
 /// EtherType, version and header length of a plain IPv4 packet, as the first three bytes of a word.
 const PLAIN_V4: u32 = u32::from_ne_bytes([0x08, 0x00, 0x45, 0]);
@@ -48,7 +48,7 @@ macro_rules! load {
 
 /// Counts the packet if it belongs to a flow that is hot on this CPU in this tick; false, and nothing done, if not.
 #[inline(always)]
-pub fn count(ctx: &TcContext) -> bool {
+pub fn count(ctx: &impl Frame) -> bool {
     // SAFETY: no preconditions. A load, once the kernel has inlined it.
     let tick = unsafe { bpf_jiffies64() };
     let data = ctx.data();
@@ -66,7 +66,7 @@ pub fn count(ctx: &TcContext) -> bool {
 }
 
 #[inline(always)]
-fn ipv4(ctx: &TcContext, data: usize, tick: u64) -> bool {
+fn ipv4(ctx: &impl Frame, data: usize, tick: u64) -> bool {
     let mut protocol = load!("u32", data, ETHERNET + 6);
     // SAFETY: a number. (The compiler would take two instructions more for the same.)
     unsafe {
@@ -80,13 +80,13 @@ fn ipv4(ctx: &TcContext, data: usize, tick: u64) -> bool {
         return false;
     }
     if slot.key.protocol == PROTOCOL_TCP {
-        slot.tcp_flags |= load!("u8", data, ETHERNET + IPV4 + 13);
+        slot.flags |= load!("u8", data, ETHERNET + IPV4 + 13);
     }
     add(ctx, slot, bytes)
 }
 
 #[inline(always)]
-fn ipv6(ctx: &TcContext, data: usize, tick: u64) -> bool {
+fn ipv6(ctx: &impl Frame, data: usize, tick: u64) -> bool {
     let addresses = load!("u64", data, ETHERNET + 8)
         ^ load!("u64", data, ETHERNET + 16)
         ^ load!("u64", data, ETHERNET + 24)
@@ -104,7 +104,7 @@ fn ipv6(ctx: &TcContext, data: usize, tick: u64) -> bool {
         return false;
     }
     if slot.key.protocol == PROTOCOL_TCP {
-        slot.tcp_flags |= load!("u8", data, ETHERNET + IPV6 + 13);
+        slot.flags |= load!("u8", data, ETHERNET + IPV6 + 13);
     }
     add(ctx, slot, bytes)
 }
@@ -120,16 +120,16 @@ fn current<'a>(words: &MatchWords, tick: u64) -> Option<&'a mut HotFlow> {
 
 /// Whether an IP packet has room for its headers and no more bytes than the frame.
 #[inline(always)]
-fn fits(ctx: &TcContext, bytes: u64, headers: usize) -> bool {
+fn fits(ctx: &impl Frame, bytes: u64, headers: usize) -> bool {
     // The frame is at least that long; a difference below zero is a large number.
     bytes.wrapping_sub(headers as u64) <= u64::from(ctx.len()).wrapping_sub((ETHERNET + headers) as u64)
 }
 
 #[inline(always)]
-fn add(ctx: &TcContext, slot: &mut HotFlow, bytes: u64) -> bool {
+fn add(ctx: &impl Frame, slot: &mut HotFlow, bytes: u64) -> bool {
     slot.packets += 1;
     slot.bytes += bytes;
-    if let Some(segments) = gso_segments(ctx) {
+    if let Some(segments) = ctx.gso_segments() {
         slot.extra_segments += u64::from(segments) - 1;
     }
     true

@@ -6,14 +6,24 @@
 
 mod account;
 mod atomic;
+mod frame;
 mod hot;
 mod maps;
+mod mark;
 mod parse;
+mod say;
 
-use aya_ebpf::{bindings::TC_ACT_UNSPEC, macros::classifier, programs::TcContext};
-use fastpath_common::{PROGRAM_ETHERNET, PROGRAM_L3};
+use aya_ebpf::{
+    bindings::{TC_ACT_UNSPEC, xdp_action},
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
+};
+use fastpath_common::{PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK, PROGRAM_XDP, PROGRAM_XDP_IDLE};
 
-use crate::parse::{Ethernet, NetworkLayer};
+use crate::{
+    frame::Frame,
+    parse::{Ethernet, NetworkLayer},
+};
 
 /// "Go on": the next classifier, or the stack. The same number is `TCX_NEXT`.
 const GO_ON: i32 = TC_ACT_UNSPEC;
@@ -21,10 +31,29 @@ const GO_ON: i32 = TC_ACT_UNSPEC;
 /// Devices with an Ethernet header: packet data begins with it.
 #[classifier]
 fn fastpath_tc(ctx: TcContext) -> i32 {
-    if !hot::count(&ctx) {
-        account::account::<true>(&ctx, &parse::parse(&Ethernet(&ctx)));
-    }
+    count(&ctx);
     GO_ON
+}
+
+/// The same before there is an skb, where the driver can do that. Frames may be larger than a page (`frags`), so jumbo
+/// frames and what GRO puts together in hardware stay what they are.
+#[xdp(frags)]
+fn fastpath_xdp(ctx: XdpContext) -> u32 {
+    count(&ctx);
+    xdp_action::XDP_PASS
+}
+
+/// Stands in for `fastpath_xdp` for the moment in which it and a TC program would count the same packets.
+#[xdp(frags)]
+fn fastpath_idle(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
+#[inline(always)]
+fn count(ctx: &impl Frame) {
+    if !hot::count(ctx) {
+        account::account::<true>(ctx, &parse::parse(&Ethernet(ctx)));
+    }
 }
 
 /// Devices without one. Where packet data begins differs between tunnels (some leave the outer header in front), so
@@ -35,10 +64,19 @@ fn fastpath_tc_l3(ctx: TcContext) -> i32 {
     GO_ON
 }
 
+/// Never attached.
+#[classifier]
+fn fastpath_mark(ctx: TcContext) -> i32 {
+    mark::mark(&ctx).into()
+}
+
 /// The agent finds the programs by their names.
 const _: () = {
     assert!(matches!(PROGRAM_ETHERNET.as_bytes(), b"fastpath_tc"));
     assert!(matches!(PROGRAM_L3.as_bytes(), b"fastpath_tc_l3"));
+    assert!(matches!(PROGRAM_MARK.as_bytes(), b"fastpath_mark"));
+    assert!(matches!(PROGRAM_XDP.as_bytes(), b"fastpath_xdp"));
+    assert!(matches!(PROGRAM_XDP_IDLE.as_bytes(), b"fastpath_idle"));
 };
 
 #[unsafe(link_section = "license")]

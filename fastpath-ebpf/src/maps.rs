@@ -1,10 +1,11 @@
 //! The maps. Their types are part of the object's BTF, so that `bpftool map dump` prints fields by name.
 
 use aya_ebpf::{
-    btf_maps::{Array, LruHashMap, PerCpuArray, RingBuf},
+    bindings::BPF_F_NO_PREALLOC,
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
-use fastpath_common::{Config, FlowCounters, FlowEvent, FlowKey, HotFlow, PacketStats, limits};
+use fastpath_common::{Config, FlowCounters, FlowEvent, FlowKey, HotFlow, NoXdp, PacketStats, limits};
 
 /// One entry for each direction of a flow. The agent sets the size when it loads the programs.
 #[btf_map(name = "fastpath_flows")]
@@ -25,3 +26,8 @@ pub static EVENTS: RingBuf<FlowEvent, { limits::EVENT_RING_BYTES as usize }> = R
 /// A slot is chosen by the flow's key; a CPU uses its own.
 #[btf_map(name = "fastpath_hot")]
 pub static HOT: PerCpuArray<HotFlow, { limits::HOT_SLOTS as usize }> = PerCpuArray::new();
+
+/// Where TC stands in for XDP; for who asks, the programs don't.
+#[btf_map(name = "fastpath_no_xdp")]
+pub static NO_XDP: HashMap<u32, NoXdp, { limits::MAX_NO_XDP as usize }, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();

@@ -5,15 +5,15 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::{
-    EbpfContext as _,
-    bindings::bpf_hdr_start_off::BPF_HDR_START_NET,
-    helpers::{bpf_skb_load_bytes, bpf_skb_load_bytes_relative},
+    EbpfContext as _, bindings::bpf_hdr_start_off::BPF_HDR_START_NET, helpers::bpf_skb_load_bytes_relative,
     programs::TcContext,
 };
 use fastpath_common::{
-    Family, FlowKey,
+    Family, FlowCounters, FlowKey,
     limits::{MAX_EXTENSION_HEADERS, MAX_VLAN_TAGS},
 };
+
+use crate::frame::Frame;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -45,8 +45,8 @@ pub struct Packet {
     pub words: [u64; 5],
     /// From the IP header on, without link-layer padding.
     pub bytes: u32,
-    /// 0 for UDP, and where the first fragment ends before them.
-    pub tcp_flags: u32,
+    /// As [`FlowCounters::flags`]. TCP flags are 0 for UDP, and where the first fragment ends before them.
+    pub flags: u32,
 }
 
 impl Packet {
@@ -94,6 +94,8 @@ impl<const N: usize> Bytes<N> {
 
 /// Access to a packet's headers.
 pub trait Headers {
+    /// VLAN tags in the data that are looked behind.
+    const VLAN_TAGS: usize;
     /// EtherType of what begins at the offset given with it. VLAN tags may follow.
     fn start(&self) -> Option<(u16, u32)>;
     /// Copies the bytes at `offset`; `None` if the packet ends before.
@@ -103,9 +105,11 @@ pub trait Headers {
 }
 
 /// A packet whose data begins with an Ethernet header; offsets count from there.
-pub struct Ethernet<'a>(pub &'a TcContext);
+pub struct Ethernet<'a, F>(pub &'a F);
 
-impl Headers for Ethernet<'_> {
+impl<F: Frame> Headers for Ethernet<'_, F> {
+    const VLAN_TAGS: usize = F::VLAN_TAGS;
+
     #[inline(always)]
     fn start(&self) -> Option<(u16, u32)> {
         Some((self.read::<2>(ETHERTYPE_OFFSET)?.be16(0), ETHERNET_HEADER))
@@ -113,13 +117,7 @@ impl Headers for Ethernet<'_> {
 
     #[inline(always)]
     fn read<const N: usize>(&self, offset: u32) -> Option<Bytes<N>> {
-        let mut bytes = MaybeUninit::<Bytes<N>>::uninit();
-        // SAFETY: the helper writes N bytes or fails.
-        unsafe {
-            let failed =
-                bpf_skb_load_bytes(self.0.as_ptr(), offset, bytes.as_mut_ptr().cast(), N as u32) != 0;
-            if failed { None } else { Some(bytes.assume_init()) }
-        }
+        self.0.load(offset)
     }
 
     #[inline(always)]
@@ -132,6 +130,8 @@ impl Headers for Ethernet<'_> {
 pub struct NetworkLayer<'a>(pub &'a TcContext);
 
 impl Headers for NetworkLayer<'_> {
+    const VLAN_TAGS: usize = MAX_VLAN_TAGS;
+
     #[inline(always)]
     fn start(&self) -> Option<(u16, u32)> {
         // SAFETY: the context is a valid __sk_buff for the whole run.
@@ -174,15 +174,15 @@ struct Transport {
 
 /// Finds the flow that the packet belongs to.
 #[inline(always)]
-pub fn parse(headers: &impl Headers) -> Result<Packet, Uncounted> {
+pub fn parse<H: Headers>(headers: &H) -> Result<Packet, Uncounted> {
     let (mut ethertype, mut l3) = headers.start().ok_or(Uncounted::Malformed)?;
-    for _ in 0..MAX_VLAN_TAGS {
+    for _ in 0..H::VLAN_TAGS {
         if ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ {
             ethertype = headers.read::<4>(l3).ok_or(Uncounted::Malformed)?.be16(2);
             l3 += VLAN_TAG;
         }
     }
-    let mut packet = Packet { words: [0; 5], bytes: 0, tcp_flags: 0 };
+    let mut packet = Packet { words: [0; 5], bytes: 0, flags: 0 };
     let transport = match ethertype {
         ETHERTYPE_IPV4 => ipv4(headers, l3, &mut packet)?,
         ETHERTYPE_IPV6 => ipv6(headers, l3, &mut packet)?,
@@ -207,6 +207,9 @@ fn ipv4(headers: &impl Headers, l3: u32, packet: &mut Packet) -> Result<Transpor
     let fragment = h.be16(6);
     if fragment & 0x1fff != 0 {
         return Err(Uncounted::LaterFragment);
+    }
+    if header_len > IPV4_HEADER {
+        packet.flags |= FlowCounters::IPV4_OPTIONS as u32;
     }
     packet.words[0] = h.word32(12);
     packet.words[2] = h.word32(16);
@@ -295,6 +298,9 @@ fn transport_header(
     if transport.offset + header_len > packet.bytes {
         return Err(Uncounted::Malformed);
     }
+    if transport.fragment {
+        packet.flags |= FlowCounters::FIRST_FRAGMENT as u32;
+    }
     let ports: Bytes<4> = headers.read(l3 + transport.offset).ok_or(Uncounted::Malformed)?;
     // Destination port, source port, protocol, family, in the order of a little-endian word.
     packet.words[4] = u64::from(ports.be16(2))
@@ -304,7 +310,7 @@ fn transport_header(
     if transport.protocol == TCP && transport.offset + TCP_FLAGS_END <= packet.bytes {
         let flags: Bytes<1> =
             headers.read(l3 + transport.offset + TCP_FLAGS_END - 1).ok_or(Uncounted::Malformed)?;
-        packet.tcp_flags = flags.0[0].into();
+        packet.flags |= u32::from(flags.0[0]);
     }
     Ok(())
 }

@@ -5,8 +5,9 @@ use std::{thread, time::Duration};
 
 use fastpath_tests::{
     agent::{self, Agent},
+    attach::Attach,
     netns::Netns,
-    topology::{Family, Topology},
+    topology::{Family, Layout, Topology},
     traffic::{Flow, Proto},
 };
 use serde_json::Value;
@@ -41,10 +42,24 @@ fn counted(node: &Netns, src_port: Option<u16>, dst_port: Option<u16>) -> u64 {
 
 #[test]
 fn offloaded_packets_are_counted() {
+    assert_offloaded_packets_are_counted("--ebpf=tc");
+}
+
+#[test]
+fn offloaded_packets_are_counted_at_xdp_too() {
+    assert_offloaded_packets_are_counted("--ebpf=xdp");
+}
+
+#[track_caller]
+fn assert_offloaded_packets_are_counted(mode: &str) {
     let topology = Topology::routed();
     let node = &topology.node;
-    let agent = Agent::start_with(node, &[]);
+    let agent = Agent::start_with(node, &[mode]);
     agent::wait_for_programs(node, &["c0", "s0"]);
+    assert_eq!(
+        status(node)["ebpf"]["attachments"][0]["mechanism"]["mechanism"] == "xdp",
+        mode == "--ebpf=xdp"
+    );
     for (proto, family, port) in [(Proto::Udp, Family::V4, 7001), (Proto::Udp, Family::V6, 7002)] {
         let mut flow = topology.open(proto, family, port);
         one_a_tick(&mut flow, 15);
@@ -77,17 +92,80 @@ fn programs_come_and_go_with_interfaces() {
 /// A restart takes the programs and the counts over.
 #[test]
 fn counts_survive_a_restart() {
+    // From TC to XDP too.
+    let modes = ["--ebpf=tc", "--ebpf=xdp", "--ebpf=xdp"];
     let topology = Topology::routed();
     let node = &topology.node;
-    let agent = Agent::start_with(node, &[]);
-    agent::wait_for_programs(node, &["c0", "s0"]);
-    agent.kill();
     let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
-    // Without an agent.
-    one_a_tick(&mut flow, 30);
-    let _agent = Agent::start_with(node, &[]);
-    agent::wait_for_programs(node, &["c0", "s0"]);
-    one_a_tick(&mut flow, 30);
-    assert_eq!(counted(node, None, Some(7001)), 60);
+    for (restarts, mode) in (1..).zip(modes) {
+        let agent = Agent::start_with(node, &[mode]);
+        agent::wait_for_programs(node, &["c0", "s0"]);
+        agent.kill();
+        // Without an agent.
+        one_a_tick(&mut flow, 30);
+        assert_eq!(counted(node, None, Some(7001)), 30 * restarts, "{mode}");
+    }
     topology.assert_accelerated(&mut flow);
+}
+
+fn status(node: &Netns) -> Value {
+    serde_json::from_str(&agent::output(node, &["status", "-o", "json"])).expect("the agent prints JSON")
+}
+
+/// What comes out of a tunnel has no Ethernet header: TC's part, also where XDP is wanted.
+#[track_caller]
+fn assert_counted_out_of(attach: Attach) {
+    let topology = Topology::build(Layout { attach, ..Layout::default() });
+    let node = &topology.node;
+    let device = attach.recipe().uppers[0];
+    for (mode, port) in [("--ebpf=tc", 7001), ("--ebpf=xdp", 7002)] {
+        let agent = Agent::start_with(node, &[mode]);
+        agent::wait_for_programs(node, &["c0", "s0", device]);
+        let mut flow = topology.open(Proto::Udp, Family::V4, port);
+        one_a_tick(&mut flow, 30);
+        let counted = (counted(node, None, Some(port)), counted(node, Some(port), None));
+        assert_eq!(counted, (30, 30), "{mode}");
+        let text = agent::output(node, &["status"]);
+        let excuse = format!("{device} is watched with TC instead of XDP: it has no Ethernet header");
+        assert_eq!(text.contains(&excuse), mode == "--ebpf=xdp", "{text}");
+        agent.stop();
+    }
+}
+
+#[test]
+fn packets_out_of_wireguard_are_counted() {
+    assert_counted_out_of(Attach::WireGuard);
+}
+
+#[test]
+fn packets_out_of_ipip_are_counted() {
+    assert_counted_out_of(Attach::Ipip);
+}
+
+#[test]
+fn packets_out_of_gre_are_counted() {
+    assert_counted_out_of(Attach::Gre);
+}
+
+#[test]
+fn packets_out_of_tun_are_counted() {
+    assert_counted_out_of(Attach::Tun);
+}
+
+#[test]
+fn another_size_of_the_flow_map_begins_anew() {
+    let topology = Topology::routed();
+    let node = &topology.node;
+    let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
+    for (max_flows, replaced) in [("2048", 0), ("2048", 0), ("4096", 1)] {
+        let agent = Agent::start_with(node, &[&format!("--max-flows={max_flows}")]);
+        agent::wait_for_programs(node, &["c0", "s0"]);
+        assert_eq!(agent.count("counting starts again at 0"), replaced, "{:#?}", agent.log());
+        one_a_tick(&mut flow, 5);
+        let maps = &status(node)["ebpf"]["maps"];
+        assert_eq!(maps["max_flows"].to_string(), max_flows);
+        assert_eq!(maps["flows_left"], 0, "{maps}");
+        agent.stop();
+    }
+    assert_eq!(counted(node, None, Some(7001)), 5);
 }

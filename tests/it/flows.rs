@@ -11,11 +11,11 @@ use fastpath_tests::{
 use serde_json::Value;
 
 /// A flow younger than this may be called crossed, not stalled.
-const NO_LONGER_JUST_CROSSED: Duration = Duration::from_millis(1_100);
+pub(crate) const NO_LONGER_JUST_CROSSED: Duration = Duration::from_millis(1_100);
 
 /// All that `flows` with these flags says.
 #[track_caller]
-fn flows(node: &Netns, flags: &[&str]) -> Vec<Value> {
+pub(crate) fn flows(node: &Netns, flags: &[&str]) -> Vec<Value> {
     let text = agent::output(node, &[&["flows", "-o", "json"], flags].concat());
     let flows: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"));
     flows.as_array().expect("a list").clone()
@@ -23,7 +23,7 @@ fn flows(node: &Netns, flags: &[&str]) -> Vec<Value> {
 
 /// The one flow to this port.
 #[track_caller]
-fn flow(node: &Netns, port: u16) -> Value {
+pub(crate) fn flow(node: &Netns, port: u16) -> Value {
     let found = flows(node, &[&format!("--port={port}")]);
     assert_eq!(found.len(), 1, "{found:#?}");
     found[0].clone()
@@ -106,10 +106,9 @@ fn crossings_are_followed_at_high_verbosity() {
     agent::wait_for_programs(node, &["c0", "s0"]);
     let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
     assert_eq!(flow.rounds(20), 20);
-    // Both directions: stopped after the first, the agent may not have told of the second.
-    agent.wait_for_count("crossed the threshold", 2, Duration::from_secs(3));
+    agent.wait_for("crossed the threshold", Duration::from_secs(3));
     let log = agent.stop();
     let crossed: Vec<_> = log.iter().filter(|line| line.contains("crossed the threshold")).collect();
-    assert_eq!(crossed.len(), 2, "one for each direction: {crossed:#?}");
+    assert_eq!(crossed.len(), 1, "one for both directions: {crossed:#?}");
     assert!(crossed.iter().all(|line| line.contains(r#"fate="offloaded""#)), "{crossed:#?}");
 }

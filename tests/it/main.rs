@@ -3,20 +3,34 @@
 //! Tests below `host::` need no flowtable and also run on the developer's kernel; all others run in the test guest.
 //! Every test is run by itself, as root: `it --exact NAME --nocapture --test-threads=1`.
 
+mod assist;
+mod crossings;
+mod doctor;
 mod ebpf;
 mod errors;
+mod exclude;
+mod flow_path;
 mod flows;
 mod foreign;
 mod host;
 mod interfaces;
 mod mtu;
+mod offload_chain;
 mod overrun;
+mod policy;
+mod policy_empty;
+mod policy_paths;
+mod policy_revoke;
 mod reference;
 mod repair;
 mod report;
 mod restart;
 mod ruleset;
 mod scale;
+mod stalled;
 mod threshold;
+mod top;
 mod topologies;
 mod traffic;
+mod why;
+mod why_path;

@@ -9,6 +9,7 @@ use std::{
 use fastpath_tests::{
     agent::Agent,
     monitor::Monitor,
+    netns::Netns,
     path, table,
     topology::{Family, Topology},
     traffic::Proto,
@@ -17,17 +18,25 @@ use fastpath_tests::{
 
 const PUT_BACK: &str = "putting it back";
 
+/// The table's lines, sorted: what is made anew is listed after what wasn't.
+fn lines(node: &Netns) -> Option<Vec<String>> {
+    let mut lines: Vec<String> = table::listing(node)?.lines().map(str::to_owned).collect();
+    lines.sort();
+    Some(lines)
+}
+
 /// Applies each change in turn; the table must be as before within a second each time, and a new flow accelerated.
 #[track_caller]
 fn puts_back(changes: &[&str]) {
     let topology = Topology::routed();
     let node = &topology.node;
-    let agent = Agent::start(node, &[]);
-    let before = table::listing(node);
+    // The changes concern forwarding too, and the flow is to stay where it is once it is offloaded.
+    let agent = Agent::start(node, &["--revalidate=off"]);
+    let before = lines(node);
     for (number, change) in changes.iter().enumerate() {
         node.nft(change);
         wait_until(&format!("the table back after {change:?}"), Duration::from_secs(1), || {
-            table::listing(node) == before
+            lines(node) == before
         });
         if !table::ruleset(node).contains("path-probe") {
             path::install(node, "");
@@ -45,7 +54,7 @@ fn parts_of_the_table() {
         "flush set inet kindnet-fastpath kindnet-set-devices",
         "flush chain inet kindnet-fastpath kindnet-fastpath-chain
          delete chain inet kindnet-fastpath kindnet-fastpath-chain",
-        "flush chain inet kindnet-fastpath kindnet-fastpath-chain
+        "flush chain inet kindnet-fastpath kindnet-offload-chain
          delete flowtable inet kindnet-fastpath kindnet-flowtables",
     ]);
 }
@@ -55,8 +64,12 @@ fn a_device_the_set_and_the_table() {
     puts_back(&[
         "delete flowtable inet kindnet-fastpath kindnet-flowtables {
             hook ingress priority filter; devices = { s0 }; }",
-        "flush chain inet kindnet-fastpath kindnet-fastpath-chain
+        "flush chain inet kindnet-fastpath kindnet-offload-chain
          delete set inet kindnet-fastpath kindnet-set-devices",
+        "flush chain inet kindnet-fastpath kindnet-fastpath-chain
+         flush chain inet kindnet-fastpath kindnet-offload-chain
+         delete chain inet kindnet-fastpath kindnet-offload-chain
+         delete set inet kindnet-fastpath kindnet-slow-path",
         "delete table inet kindnet-fastpath",
     ]);
 }

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 
 use fastpath_agent::{
     core::{
-        model::{FLOWTABLE, IfIndex, IfName, MAX_DEVICES_PER_MESSAGE, TABLE},
+        model::{CHAIN, FLOWTABLE, IfIndex, IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN, TABLE},
         observed::{Generation, ObservedFlowtable},
         plan::Op,
         rule::Rule,
+        sets::OwnSet,
     },
     kernel::{
         Ruleset,
@@ -42,15 +43,31 @@ fn node_with_devices(count: usize) -> Netns {
     node_with(&names(count))
 }
 
+/// Rules of the chain behind the base chain.
+const OFFLOAD_RULES: [Rule; 6] = [
+    Rule::OnlyEstablished,
+    Rule::SpareIpsec,
+    Rule::OnlyManagedInput,
+    Rule::OnlyManagedOutput,
+    Rule::Offload,
+    Rule::Meter,
+];
+
 fn install() -> Vec<Op> {
-    vec![
+    let mut ops = vec![
         Op::AddTable,
         Op::AddFlowtable { priority: 0, counter: true, hw_offload: false },
-        Op::AddDeviceSet,
+        Op::AddSet(OwnSet::Devices),
+        Op::AddSet(OwnSet::SlowPath),
+        Op::AddSet(OwnSet::Assist),
         Op::AddIndices(vec![IfIndex(1)]),
-        Op::AddChain { priority: 300 },
-        Op::AddRule { exprs: Rule::Offload { threshold: 20, spare_ipsec: true }.exprs() },
-    ]
+        Op::AddOffloadChain,
+    ];
+    ops.extend(OFFLOAD_RULES.map(|rule| Op::AddRule { chain: OFFLOAD_CHAIN, exprs: rule.exprs() }));
+    ops.push(Op::AddBaseChain { priority: 300 });
+    let base = [Rule::Assist, Rule::Threshold { threshold: 20 }];
+    ops.extend(base.map(|rule| Op::AddRule { chain: CHAIN, exprs: rule.exprs() }));
+    ops
 }
 
 fn add(names: &[IfName]) -> Vec<Op> {
@@ -100,10 +117,14 @@ fn the_whole_table_is_observed_and_listed_as_committed() {
         let generation = nft.commit(&add(&names(2)), generation).expect("commit");
         assert_eq!(assert_devices(&mut nft, names(2)), generation);
         let table = nft.observe().expect("observe").table.expect("our table");
-        assert_eq!(
-            table.chains[0].rules[0].exprs,
-            Rule::Offload { threshold: 20, spare_ipsec: true }.exprs()
-        );
+        let rules = |name| table.chain(name).expect("the chain").rules.iter().map(|rule| &rule.exprs);
+        assert!(rules(OFFLOAD_CHAIN).eq(OFFLOAD_RULES.iter().map(Rule::exprs).collect::<Vec<_>>().iter()));
+        assert_eq!(rules(CHAIN).count(), 2);
+        assert_eq!(table.threshold(), Some(20));
+        assert_eq!(table.offloads().map(|counter| counter.packets), Some(0));
+        for set in [OwnSet::Devices, OwnSet::SlowPath, OwnSet::Assist] {
+            assert_eq!(table.set(set).expect("the set").shape, set.shape(), "{set}");
+        }
     });
     assert_eq!(
         node.output("nft", &["list", "table", "inet", TABLE]),
@@ -114,15 +135,40 @@ fn the_whole_table_is_observed_and_listed_as_committed() {
 		elements = { "lo" }
 	}
 
+	set kindnet-slow-path {
+		typeof ct id
+		size 65536
+		flags dynamic,timeout
+		timeout 1m
+		gc-interval 10s
+	}
+
+	set kindnet-assist {
+		typeof ct id
+		size 65536
+		flags timeout
+		gc-interval 10s
+	}
+
 	flowtable kindnet-flowtables {
 		hook ingress priority filter
 		devices = { d0, d1 }
 		counter
 	}
 
+	chain kindnet-offload-chain {
+		ct state != established return
+		rt ipsec exists return
+		iif != @kindnet-set-devices return
+		oif != @kindnet-set-devices return
+		flow add @kindnet-flowtables counter packets 0 bytes 0 return
+		update @kindnet-slow-path { ct id counter }
+	}
+
 	chain kindnet-fastpath-chain {
 		type filter hook forward priority 300; policy accept;
-		ct packets > 20 ct state established rt ipsec missing iif @kindnet-set-devices oif @kindnet-set-devices flow add @kindnet-flowtables counter packets 0 bytes 0
+		ct packets 0 ct id @kindnet-assist goto kindnet-offload-chain
+		ct packets > 20 goto kindnet-offload-chain
 	}
 }
 "#
@@ -130,8 +176,10 @@ fn the_whole_table_is_observed_and_listed_as_committed() {
     node.run(|| {
         let mut nft = Nft::open().expect("open");
         let (generation, _) = flowtable(&mut nft);
-        let handle = nft.observe().expect("observe").table.expect("table").chains[0].rules[0].handle;
-        let ops = [Op::DeleteRule { handle }, Op::DeleteFlowtable];
+        let table = nft.observe().expect("observe").table.expect("table");
+        let chain = OFFLOAD_CHAIN;
+        let handle = table.chain(chain).expect("the chain").rules[4].handle;
+        let ops = [Op::DeleteRule { chain, handle }, Op::DeleteFlowtable];
         nft.commit(&ops, generation).expect("commit");
         assert_eq!(nft.observe().expect("observe").table.expect("table").flowtables, []);
     });

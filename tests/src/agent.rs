@@ -180,6 +180,11 @@ impl Agent {
         assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "it ended before the signal");
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Processor time that it has used so far.
     pub fn cpu_time(&self) -> Duration {
         let stat =
@@ -193,6 +198,14 @@ impl Agent {
             .map(|field| field.parse::<u64>().expect("ticks"))
             .sum();
         Duration::from_millis(ticks * 10)
+    }
+
+    /// How often it went to sleep so far, which is how often it was woken.
+    pub fn wake_ups(&self) -> u64 {
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("the agent runs");
+        let switches = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        switches.expect("proc(5)").trim().parse().expect("a number")
     }
 }
 

@@ -5,13 +5,20 @@
 
 pub mod agent;
 pub mod attach;
+pub mod bench;
+mod kernel;
+pub mod link_up;
 pub mod monitor;
 pub mod netns;
 pub mod path;
+pub mod pktgen;
+pub mod program;
 pub mod reference;
 pub mod table;
+pub mod terminal;
 pub mod topology;
 pub mod traffic;
+pub mod why;
 
 use std::time::{Duration, Instant};
 

@@ -40,6 +40,12 @@ impl Netns {
         ns
     }
 
+    /// The namespace of process 1, where settings are that all namespaces share.
+    pub fn of_process_1() -> Self {
+        let file = File::open("/proc/1/ns/net").expect("root, to see process 1's namespace");
+        Self { name: "of process 1", file: Arc::new(file) }
+    }
+
     /// What the namespace is in its topology.
     pub fn name(&self) -> &'static str {
         self.name

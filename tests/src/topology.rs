@@ -96,6 +96,13 @@ impl Topology {
 
     /// Builds it.
     pub fn build(layout: Layout) -> Self {
+        let topology = Self::bare(layout);
+        path::install(&topology.node, &nat_rules(layout.nat));
+        topology
+    }
+
+    /// Builds it without any rules on the node: nothing counts what it forwards, and NAT is the caller's.
+    pub fn bare(layout: Layout) -> Self {
         let node = Netns::new("node");
         make_router(&node);
         let pods: Vec<Pod> = (1..=layout.pods)
@@ -111,7 +118,6 @@ impl Topology {
             .collect();
         let mut topology = Self { node, pods, attach: layout.attach, relays: Vec::new() };
         topology.connect();
-        path::install(&topology.node, &nat_rules(layout.nat));
         topology
     }
 
@@ -334,7 +340,8 @@ fn run_steps(ns: &Netns, steps: &[crate::attach::Step]) {
     }
 }
 
-fn nat_rules(nat: Nat) -> String {
+/// The rules that make the node translate addresses.
+pub fn nat_rules(nat: Nat) -> String {
     match nat {
         Nat::Plain => String::new(),
         Nat::Masquerade => "table inet test-nat {

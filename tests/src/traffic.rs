@@ -15,6 +15,7 @@ use std::{
 };
 
 use crate::{
+    kernel,
     netns::Netns,
     topology::{Family, Topology},
 };
@@ -138,9 +139,50 @@ impl Flow {
         .expect("a client")
     }
 
+    /// Words that name the flow where there is no NAT.
+    #[track_caller]
+    pub fn words(&self) -> [String; 3] {
+        let (protocol, client) = match &self.ends {
+            Ends::Udp { client, .. } => ("udp", client.local_addr()),
+            Ends::Tcp { client, .. } => ("tcp", client.local_addr()),
+        };
+        [protocol.to_owned(), client.expect("a bound socket").to_string(), self.dialled.to_string()]
+    }
+
+    /// The client's socket of a UDP flow, for datagrams that nobody need answer.
+    #[track_caller]
+    pub fn client_datagrams(&self) -> &UdpSocket {
+        let Ends::Udp { client, .. } = &self.ends else { panic!("only UDP has datagrams") };
+        client
+    }
+
+    /// Gives every request of an IPv4 flow over UDP options (four that do nothing).
+    #[track_caller]
+    pub fn send_ip_options(&self) {
+        const FOUR_NOOPS: [u8; 4] = [1; 4];
+        kernel::set_ip_options(self.client_datagrams(), &FOUR_NOOPS)
+            .unwrap_or_else(|error| panic!("IP_OPTIONS: {error}"));
+    }
+
     /// Sets the size in bytes of every request and response.
     pub fn set_payload(&mut self, bytes: usize) {
         self.payload = bytes;
+    }
+
+    /// Sets how long a packet may take before it counts as lost.
+    pub fn set_patience(&mut self, limit: Duration) {
+        match &self.ends {
+            Ends::Udp { client, server } => {
+                for socket in [client, server] {
+                    socket.set_read_timeout(Some(limit)).expect("time limit");
+                }
+            }
+            Ends::Tcp { client, server } => {
+                for socket in [client, server] {
+                    socket.set_read_timeout(Some(limit)).expect("time limit");
+                }
+            }
+        }
     }
 
     /// Sends `count` requests, each answered before the next; says how many were intact both ways.

@@ -1,4 +1,4 @@
-//! Builds what runs: the eBPF object first, then the agent that carries it, then the tests.
+//! Builds what runs: the eBPF objects first, then the agent that carries them, then the tests.
 
 use std::{
     collections::BTreeMap,
@@ -39,6 +39,11 @@ pub(crate) fn for_demonstration() -> Result<Binaries> {
     complete(cargo("guest", &["-p", "fastpath-agent", "-p", "fastpath-tests", "--bins"])?, &["demo"])
 }
 
+/// The agent, the guest's PID 1 and the benchmark's programs.
+pub(crate) fn for_benchmark() -> Result<Binaries> {
+    complete(cargo("guest", &["-p", "fastpath-agent", "-p", "fastpath-tests", "--bins"])?, &["bench"])
+}
+
 /// The agent and everything of the package `fastpath-tests`: also the test binary `it`.
 pub(crate) fn for_tests() -> Result<Binaries> {
     let what = ["-p", "fastpath-agent", "-p", "fastpath-tests", "--bins", "--test", "it"];
@@ -65,13 +70,14 @@ fn cargo(profile: &str, what: &[&str]) -> Result<Binaries> {
         name: String,
     }
 
-    let object = ebpf::build()?;
+    let objects = ebpf::build()?;
     let mut command = Command::new("cargo");
     command
         .args(["build", "--profile", profile])
         .args(what)
         .args(["--message-format", "json-render-diagnostics"])
-        .env("FASTPATH_EBPF_OBJECT", object)
+        .env("FASTPATH_EBPF_OBJECT", objects.plain)
+        .env("FASTPATH_EBPF_LOG_OBJECT", objects.log)
         .current_dir(workspace::root())
         .stderr(Stdio::inherit());
     let output = command.output().context("cannot run cargo")?;

@@ -26,7 +26,7 @@ pub(crate) fn installed() -> Result<bool> {
     Ok(record.contains(&format!("\"cargo-deny {RELEASE} ")))
 }
 
-/// The command that installs it; without optimisation, since it runs for a second and would take longer to build.
+/// The command that installs it; without optimisation, since it runs for a second and takes minutes to build.
 pub(crate) fn install() -> Result<Command> {
     let mut command = Command::new("cargo");
     command

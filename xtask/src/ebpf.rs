@@ -1,20 +1,42 @@
-//! Builds the eBPF object with a compiler that has its library source.
+//! Builds the eBPF objects with a compiler that has its library source.
 
-use std::{env, path::PathBuf, process::Command};
+use std::{env, fs, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result};
 
 use crate::{process, toolchain, workspace};
 
-/// Builds the eBPF programs and returns the object's path.
-pub(crate) fn build() -> Result<PathBuf> {
+/// The eBPF programs as objects.
+pub(crate) struct Objects {
+    /// Those for every day.
+    pub(crate) plain: PathBuf,
+    /// The same with code that logs.
+    pub(crate) log: PathBuf,
+}
+
+/// Builds the eBPF programs.
+pub(crate) fn build() -> Result<Objects> {
+    let directory = target().join("bpfel-unknown-none/release");
+    let objects =
+        Objects { plain: directory.join("fastpath-ebpf"), log: directory.join("fastpath-ebpf-log") };
+    process::run(cargo("build")?.args(["--release", "--features", "log"]))?;
+    let built = fs::read(&objects.plain)?;
+    // Written only if it is another, so that the agent isn't built again for nothing.
+    if fs::read(&objects.log).ok().as_ref() != Some(&built) {
+        fs::write(&objects.log, built)?;
+    }
     process::run(cargo("build")?.arg("--release"))?;
-    Ok(target().join("bpfel-unknown-none/release/fastpath-ebpf"))
+    Ok(objects)
 }
 
 /// Checks the eBPF programs with clippy.
 pub(crate) fn clippy() -> Result<()> {
-    process::run(cargo("clippy")?.args(["--release", "--quiet", "--", "-D", "warnings"]))
+    for features in [&[][..], &["--features", "log"]] {
+        let mut clippy = cargo("clippy")?;
+        clippy.args(["--release", "--quiet"]).args(features).args(["--", "-D", "warnings"]);
+        process::run(&mut clippy)?;
+    }
+    Ok(())
 }
 
 /// Apart from the other packages': two compilers would throw each other's results away.

@@ -1,6 +1,7 @@
-//! `cargo xtask`: set-up, build, test and demonstration. Only this program knows how the pieces are built; it needs no
+//! `cargo xtask`: set-up, build, test, benchmark and demonstration. Only this program knows how the pieces are built; it needs no
 //! native library itself.
 
+mod bench;
 mod build;
 mod deny;
 mod ebpf;
@@ -37,6 +38,8 @@ enum Task {
     Lint,
     /// Run the tests
     Test(test::Options),
+    /// Measure what a packet costs, with and without fast path, and compare with the numbers in the repository
+    Bench(bench::Options),
     /// Run the agent on this node, or show what it does in the test guest
     Run(run::Options),
     /// Open a shell in the test guest, or run one command there
@@ -62,6 +65,7 @@ fn run() -> Result<ExitCode> {
             lint::run()?;
         }
         Task::Test(options) => test::run(&options)?,
+        Task::Bench(options) => return bench::run(&options),
         Task::Run(options) => return run::run(&options),
         Task::Guest(options) => return guest::run(&options),
     }

@@ -11,7 +11,13 @@ use serde::Deserialize;
 
 use crate::{
     build::{self, Binaries},
-    guest::{self, initramfs::Archive, kernels, qemu::Machine, verdict::End},
+    guest::{
+        self,
+        initramfs::Archive,
+        kernels,
+        qemu::{Machine, Processor},
+        verdict::End,
+    },
     process,
     setup::{self, Need},
 };
@@ -74,7 +80,7 @@ fn as_root(program: &Path) -> Result<Command> {
 }
 
 /// Why this kernel can't offload flows, if so: as the agent says it.
-fn lacks_flowtable(agent: &Path) -> Result<Option<String>> {
+pub(crate) fn lacks_flowtable(agent: &Path) -> Result<Option<String>> {
     #[derive(Deserialize)]
     struct Status {
         kernel: Kernel,
@@ -112,7 +118,7 @@ fn in_guest(options: &Options, binaries: &Binaries) -> Result<ExitCode> {
         kernel: &kernel,
         initramfs: &initramfs,
         log: guest::new_log(&format!("run-{}.log", kernel.name))?,
-        kvm: options.kvm,
+        processor: Processor::virtualised(options.kvm),
         cpus: 1,
         memory_mib: guest::MEMORY_MIB,
     };

@@ -77,6 +77,7 @@ const FOR_TESTS: &[Package] = &[
     Package("procps", None, Program("ps")),
     Package("socat", None, Program("socat")),
     Package("tcpdump", None, Program("tcpdump")),
+    Package("tmux", None, Program("tmux")),
     Package("wireguard-tools", None, Program("wg")),
 ];
 

@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
+    bench,
     build::{self, Binaries},
     guest::{fleet, kernels, verdict},
     lint, process,
@@ -48,6 +49,8 @@ enum Tier {
     Host,
     /// Tests on the guest's kernels.
     Guest,
+    /// What a packet costs in the guest, compared with the numbers in the repository.
+    Bench,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -60,7 +63,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if has(Tier::Host) {
         needs.push(Need::Host);
     }
-    if has(Tier::Guest) {
+    if has(Tier::Guest) || has(Tier::Bench) {
         needs.push(Need::Guest(&wanted));
     }
     setup::ensure(&needs)?;
@@ -82,6 +85,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         if has(Tier::Guest) {
             counts.add(&fleet::run(&wanted, &binaries, &tests, limit, options.kvm)?);
         }
+    }
+    // Without a filter, since it has no single tests.
+    if has(Tier::Bench) && options.filter.is_empty() {
+        counts.check(bench::check(&options.kernel));
     }
     let only_lint = options.tier.iter().all(|tier| *tier == Tier::Lint) && !options.tier.is_empty();
     counts.report(only_lint)
@@ -107,6 +114,14 @@ impl Counts {
         if let Err(error) = result {
             println!("{error:#}");
             self.failed += 1;
+        }
+    }
+
+    /// Something that counts as one test.
+    fn check(&mut self, result: Result<()>) {
+        match result {
+            Ok(()) => self.passed += 1,
+            Err(error) => self.require(Err(error)),
         }
     }
 

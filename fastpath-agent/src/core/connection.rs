@@ -3,12 +3,12 @@
 use std::{fmt, net::IpAddr};
 
 use fastpath_common::{Family, FlowKey};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::observed::Counter;
 
 /// One direction of a connection: what its packets have in their headers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Tuple {
     /// Source address.
     pub source: IpAddr,
@@ -36,6 +36,11 @@ impl Status {
     /// `IPS_ASSURED`: isn't dropped early when the table is full.
     pub fn assured(self) -> bool {
         self.0 & 1 << 2 != 0
+    }
+
+    /// `IPS_SEQ_ADJUST`: sequence numbers are corrected (by a helper that changed the payload, or by SYNPROXY).
+    pub fn sequence_adjusted(self) -> bool {
+        self.0 & 1 << 6 != 0
     }
 
     /// `IPS_OFFLOAD`: is in a flowtable. Doesn't say that packets take that way.
@@ -104,6 +109,17 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 
 impl Tuple {
+    /// The same with source and destination exchanged.
+    pub fn reversed(&self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            protocol: self.protocol,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+        }
+    }
+
     /// The key that the eBPF programs count packets with this tuple under; `None` for protocols that they don't count.
     pub fn flow_key(&self) -> Option<FlowKey> {
         if !matches!(self.protocol, TCP | UDP) {

@@ -1,11 +1,17 @@
 //! What the kernel should have: configuration and links in, table out.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::{
+    exclude::Exclusions,
     model::{IfIndex, IfName, Link},
-    rule::Rule,
+    observed::Observed,
+    rule::{End, Marked, Rule},
     select::{Selection, Unmanaged},
+    sets::{ExcludeSet, OwnSet},
 };
 
 /// The part of the configuration that decides what the table looks like.
@@ -23,8 +29,13 @@ pub struct Policy {
     pub hw_offload: bool,
     /// Flows to an IPsec policy stay on the normal path; kernels without IPsec don't know the question.
     pub spare_ipsec: bool,
+    /// Connections that the agent lists in [`OwnSet::Assist`] are offloaded too. Every packet that isn't offloaded pays
+    /// for that, so it is for while there are any.
+    pub assist: bool,
     /// Which interfaces.
     pub selection: Selection,
+    /// Flows that are never offloaded.
+    pub exclusions: Arc<Exclusions>,
 }
 
 /// The table as it should be; `None` if there should be none.
@@ -43,8 +54,16 @@ pub struct DesiredTable {
     pub chain_priority: i32,
     /// Devices of the flowtable; the indices are the elements of the set.
     pub devices: BTreeMap<IfIndex, IfName>,
-    /// Our rules in order.
-    pub rules: Vec<Rule>,
+    /// Interfaces that aren't among them since their flows are excluded. Where one is, its flows may be offloaded.
+    pub excluded_devices: BTreeSet<IfName>,
+    /// Keys of the sets of exclusions.
+    pub exclusions: Arc<Exclusions>,
+    /// Sets that there should be; of ours, no other.
+    pub sets: Vec<OwnSet>,
+    /// Our rules of the base chain, in order.
+    pub base_rules: Vec<Rule>,
+    /// Our rules of the chain behind it, in order.
+    pub offload_rules: Vec<Rule>,
 }
 
 /// Computes the table for `links`. `refused` are interfaces whose hook the kernel refused.
@@ -56,25 +75,135 @@ pub fn desired<'a>(
     if policy.threshold == 0 {
         return None;
     }
-    let devices = links
-        .into_iter()
-        .filter(|link| reject(policy, link, refused).is_none())
+    let mut managed = BTreeMap::new();
+    let mut excluded_devices = BTreeSet::new();
+    for link in links {
+        match reject(policy, link, refused) {
+            None => drop(managed.insert(link.index, link)),
+            Some(Unmanaged::FlowsExcluded) => drop(excluded_devices.insert(link.name.clone())),
+            Some(_) => {}
+        }
+    }
+    let devices = managed
+        .values()
+        .filter(|link| policy.hw_offload || !is_bridged(link, |index| managed.get(&index).copied()))
         .map(|link| (link.index, link.name.clone()))
         .collect();
-    Some(DesiredTable {
+    let mut table = DesiredTable {
         flowtable_priority: policy.flowtable_priority,
         counter: policy.counter,
         hw_offload: policy.hw_offload,
         chain_priority: policy.chain_priority,
         devices,
-        rules: vec![Rule::Offload { threshold: policy.threshold, spare_ipsec: policy.spare_ipsec }],
-    })
+        excluded_devices,
+        exclusions: Arc::clone(&policy.exclusions),
+        sets: vec![OwnSet::Devices, OwnSet::SlowPath],
+        base_rules: vec![Rule::Threshold { threshold: policy.threshold }],
+        offload_rules: offload_rules(policy),
+    };
+    table.sets.extend(policy.exclusions.sets().map(|(set, _)| OwnSet::Exclude(set)));
+    if policy.assist {
+        table.sets.push(OwnSet::Assist);
+        table.base_rules.insert(0, Rule::Assist);
+    }
+    Some(table)
 }
 
-/// Why `link` isn't in the flowtable; `None` if it should be.
+/// Keeps what `fastpath-agent revoke` has put into our table: it isn't in the agent's configuration.
+pub fn keep_revoked(desired: &mut Desired, observed: &Observed) {
+    let has_set = observed.table.as_ref().is_some_and(|table| table.set(OwnSet::Revoked).is_some());
+    if let (Some(desired), true) = (desired, has_set) {
+        desired.sets.push(OwnSet::Revoked);
+        desired.offload_rules.insert(0, Rule::Revoked);
+    }
+}
+
+fn offload_rules(policy: &Policy) -> Vec<Rule> {
+    let mut rules = vec![Rule::OnlyEstablished];
+    rules.extend(policy.spare_ipsec.then_some(Rule::SpareIpsec));
+    rules.extend([Rule::OnlyManagedInput, Rule::OnlyManagedOutput]);
+    rules.extend(exclusion_rules(&policy.exclusions));
+    rules.extend([Rule::Offload, Rule::Meter]);
+    rules
+}
+
+fn exclusion_rules(exclusions: &Exclusions) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for mark in exclusions.marks() {
+        rules.extend([Marked::Packet, Marked::Connection].map(|of| Rule::ExcludedMark { mark, of }));
+    }
+    for (set, _) in exclusions.sets() {
+        match set {
+            ExcludeSet::Protocols => rules.push(Rule::ExcludedProtocol),
+            set => rules.extend(End::ALL.map(|end| Rule::Excluded { set, end })),
+        }
+    }
+    rules
+}
+
+/// Whether `link` is a port of a bridge that is managed too: then the bridge is in the flowtable and the port isn't.
+///
+/// With the port in it the kernel would offload flows past the bridge and the routing table, to the port and the MAC address
+/// of that moment (`FLOW_OFFLOAD_XMIT_DIRECT`), and go on so when the host moves to another port, a neighbour's address or
+/// the route changes. Hardware needs the ports.
+pub fn is_bridged<'a>(link: &Link, managed: impl Fn(IfIndex) -> Option<&'a Link>) -> bool {
+    link.master.and_then(managed).is_some_and(|master| master.kind.as_deref() == Some("bridge"))
+}
+
+/// Why `link` isn't managed; `None` if it should be.
 pub fn reject(policy: &Policy, link: &Link, refused: &BTreeMap<IfIndex, String>) -> Option<Unmanaged> {
     policy
         .selection
         .reject(link)
+        .or_else(|| policy.exclusions.has_interface(&link.name).then_some(Unmanaged::FlowsExcluded))
         .or_else(|| refused.get(&link.index).map(|error| Unmanaged::Refused { error: error.clone() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::model::test_link;
+
+    fn policy() -> Policy {
+        Policy {
+            threshold: 20,
+            chain_priority: 300,
+            flowtable_priority: 0,
+            counter: true,
+            hw_offload: false,
+            spare_ipsec: true,
+            assist: false,
+            selection: Selection::new(&[], &[]).unwrap(),
+            exclusions: Arc::default(),
+        }
+    }
+
+    fn link(index: u32, kind: &str, master: Option<u32>) -> Link {
+        Link {
+            index: IfIndex(index),
+            kind: Some(kind.to_owned()),
+            master: master.map(IfIndex),
+            ..test_link(&format!("if{index}"))
+        }
+    }
+
+    fn devices(policy: &Policy, links: &[Link]) -> Vec<u32> {
+        desired(policy, links, &BTreeMap::new()).unwrap().devices.keys().map(|index| index.0).collect()
+    }
+
+    #[test]
+    fn a_managed_bridge_stands_for_its_ports() {
+        let links = [
+            link(1, "veth", Some(9)),
+            link(2, "veth", Some(8)),
+            link(3, "veth", None),
+            link(8, "bond", None),
+            link(9, "bridge", None),
+        ];
+        assert_eq!(devices(&policy(), &links), [2, 3, 8, 9]);
+        // A port whose bridge isn't there for flows does no harm: they don't pass it.
+        let selection = Selection::new(&[], &["if9".to_owned()]).unwrap();
+        assert_eq!(devices(&Policy { selection, ..policy() }, &links), [1, 2, 3, 8]);
+        assert_eq!(devices(&Policy { hw_offload: true, ..policy() }, &links), [1, 2, 3, 8, 9]);
+    }
 }

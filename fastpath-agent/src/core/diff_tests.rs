@@ -1,12 +1,21 @@
 //! Properties of the difference: a plan applied converges, applied twice is empty, what others made stays.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    core::observed::ObservedRule,
+    core::{
+        desired::{self, Policy},
+        exclude,
+        observed::ObservedRule,
+        select::Selection,
+        sets::SetShape,
+    },
     kernel::{Ruleset, fake::FakeRuleset},
 };
 
@@ -21,7 +30,11 @@ fn table(indices: impl IntoIterator<Item = u32>) -> DesiredTable {
         hw_offload: false,
         chain_priority: 300,
         devices: indices.into_iter().map(|i| (IfIndex(i), name(i))).collect(),
-        rules: vec![Rule::Offload { threshold: 20, spare_ipsec: true }],
+        excluded_devices: BTreeSet::new(),
+        exclusions: Default::default(),
+        sets: vec![OwnSet::Devices, OwnSet::SlowPath],
+        base_rules: vec![Rule::Threshold { threshold: 20 }],
+        offload_rules: vec![Rule::OnlyEstablished, Rule::OnlyManagedInput, Rule::Offload, Rule::Meter],
     }
 }
 
@@ -41,6 +54,32 @@ fn step(kernel: &mut FakeRuleset, desired: &Desired, foreign: ForeignTable) -> D
     decision
 }
 
+const EXCLUSIONS: [&str; 8] =
+    ["10.0.0.1", "10.0.0.2", "10.1.0.0/16", "fd00::1", "tcp/443", "udp/50-60", "protocol/gre", "mark/1/3"];
+
+/// The table with these exclusions.
+fn excluding(table: DesiredTable, entries: &[&str]) -> DesiredTable {
+    let entries: Vec<String> = entries.iter().map(|&entry| entry.to_owned()).collect();
+    let policy = Policy {
+        threshold: 20,
+        chain_priority: 300,
+        flowtable_priority: 0,
+        counter: true,
+        hw_offload: false,
+        spare_ipsec: false,
+        assist: false,
+        selection: Selection::new(&[], &[]).unwrap(),
+        exclusions: Arc::new(exclude::Exclusions::new(&entries, "").unwrap()),
+    };
+    let of_policy = desired::desired(&policy, [], &BTreeMap::new()).unwrap();
+    let sets = of_policy.sets.into_iter().filter(|set| matches!(set, OwnSet::Exclude(_)));
+    let rules = of_policy.offload_rules.into_iter().filter(Rule::is_exclusion);
+    let mut table = DesiredTable { exclusions: of_policy.exclusions, ..table };
+    table.sets.extend(sets);
+    table.offload_rules.splice(1..1, rules);
+    table
+}
+
 fn some_desired() -> impl Strategy<Value = Desired> {
     let table = (
         prop::sample::select(vec![0, 5]),
@@ -49,20 +88,43 @@ fn some_desired() -> impl Strategy<Value = Desired> {
         prop::sample::select(vec![-110, 300]),
         prop::collection::btree_set(1u32..400, 0..300),
         prop::collection::vec(1u32..4, 0..3),
+        any::<bool>(),
+        any::<bool>(),
+        prop::collection::vec(prop::sample::select(EXCLUSIONS.as_slice()), 0..5),
     )
-        .prop_map(|(flowtable_priority, counter, hw_offload, chain_priority, devices, rules)| {
-            DesiredTable {
-                flowtable_priority,
+        .prop_map(
+            |(
+                priority,
                 counter,
                 hw_offload,
                 chain_priority,
-                rules: rules
-                    .into_iter()
-                    .map(|threshold| Rule::Offload { threshold, spare_ipsec: threshold % 2 == 0 })
-                    .collect(),
-                ..self::table(devices)
-            }
-        });
+                devices,
+                thresholds,
+                assist,
+                spare_ipsec,
+                exclude,
+            )| {
+                let mut table = DesiredTable {
+                    flowtable_priority: priority,
+                    counter,
+                    hw_offload,
+                    chain_priority,
+                    base_rules: thresholds
+                        .into_iter()
+                        .map(|threshold| Rule::Threshold { threshold })
+                        .collect(),
+                    ..self::table(devices)
+                };
+                if assist {
+                    table.sets.push(OwnSet::Assist);
+                    table.base_rules.insert(0, Rule::Assist);
+                }
+                if spare_ipsec {
+                    table.offload_rules.insert(1, Rule::SpareIpsec);
+                }
+                excluding(table, &exclude)
+            },
+        );
     prop::option::weighted(0.9, table)
 }
 
@@ -71,12 +133,19 @@ fn some_desired() -> impl Strategy<Value = Desired> {
 enum Disturbance {
     DeleteTable,
     DeleteChain,
+    DeleteBothChains,
     DeleteOurRules,
+    DeleteOffloadRules,
+    HookOffloadChain,
     WrongPolicy,
     ClearSet,
     WrongSetType,
+    WrongMeter,
+    StrangeExclusions,
+    NoExclusions,
     DropDevices(usize),
     ForeignRule,
+    ForeignRuleBehind,
     ForeignChain,
     ForeignSet,
 }
@@ -86,12 +155,19 @@ fn some_disturbance() -> impl Strategy<Value = Disturbance> {
     prop_oneof![
         Just(DeleteTable),
         Just(DeleteChain),
+        Just(DeleteBothChains),
         Just(DeleteOurRules),
+        Just(DeleteOffloadRules),
+        Just(HookOffloadChain),
         Just(WrongPolicy),
         Just(ClearSet),
         Just(WrongSetType),
+        Just(WrongMeter),
+        Just(StrangeExclusions),
+        Just(NoExclusions),
         (0usize..200).prop_map(DropDevices),
         Just(ForeignRule),
+        Just(ForeignRuleBehind),
         Just(ForeignChain),
         Just(ForeignSet),
     ]
@@ -102,29 +178,47 @@ fn disturb(table: &mut Option<ObservedTable>, disturbance: &Disturbance) {
         *table = None;
     }
     let Some(table) = table else { return };
-    let chain = table.chains.iter_mut().find(|c| c.name == CHAIN);
-    let set = table.sets.iter_mut().find(|s| s.name == DEVICE_SET);
-    let flowtable = table.flowtables.iter_mut().find(|f| f.name == FLOWTABLE);
-    match (disturbance, chain, set, flowtable) {
-        (Disturbance::DeleteChain, Some(_), ..) => table.chains.retain(|c| c.name != CHAIN),
-        (Disturbance::DeleteOurRules, Some(chain), ..) => chain.rules.retain(|r| r.owner == Owner::Foreign),
-        (Disturbance::WrongPolicy, Some(chain), ..) => {
-            chain.hook.as_mut().into_iter().for_each(|h| h.accept = false);
+    let find = |name: &str| table.chains.iter().position(|c| c.name == name);
+    let (base, offload) = (find(CHAIN), find(OFFLOAD_CHAIN));
+    let set = |name: OwnSet| table.sets.iter().position(|s| s.name == name.name());
+    let (devices, meter) = (set(OwnSet::Devices), set(OwnSet::SlowPath));
+    let delete_ours = |chain: &mut ObservedChain| chain.rules.retain(|r| r.owner == Owner::Foreign);
+    let wrong = SetShape { key_type: 7, ..OwnSet::SlowPath.shape() };
+    let foreign =
+        |handle| ObservedRule { handle, owner: Owner::Foreign, exprs: vec![Expr::Counter], counter: None };
+    match (disturbance, base, offload) {
+        (Disturbance::DeleteChain, Some(_), _) => table.chains.retain(|c| c.name != CHAIN),
+        (Disturbance::DeleteBothChains, ..) => {
+            table.chains.retain(|c| ![CHAIN, OFFLOAD_CHAIN].contains(&c.name.as_str()));
         }
-        (Disturbance::ClearSet, _, Some(set), _) => set.elements.clear(),
-        (Disturbance::WrongSetType, _, Some(set), _) => set.key_type = 7,
-        (Disturbance::DropDevices(n), _, _, Some(flowtable)) => {
-            flowtable.devices = flowtable.devices.take().map(|d| d.into_iter().skip(*n).collect());
+        (Disturbance::DeleteOurRules, Some(base), _) => delete_ours(&mut table.chains[base]),
+        (Disturbance::DeleteOffloadRules, _, Some(offload)) => delete_ours(&mut table.chains[offload]),
+        (Disturbance::HookOffloadChain, Some(base), Some(offload)) => {
+            table.chains[offload].hook = table.chains[base].hook.clone();
         }
-        (Disturbance::ForeignRule, Some(chain), ..) => chain.rules.insert(
-            0,
-            ObservedRule {
-                handle: 1 << 40,
-                owner: Owner::Foreign,
-                exprs: vec![Expr::Counter],
-                counter: None,
-            },
-        ),
+        (Disturbance::WrongPolicy, Some(base), _) => {
+            table.chains[base].hook.as_mut().into_iter().for_each(|h| h.accept = false);
+        }
+        (Disturbance::ClearSet, ..) => {
+            devices.into_iter().for_each(|set| table.sets[set].elements.clear());
+        }
+        (Disturbance::WrongSetType, ..) => {
+            devices.into_iter().for_each(|set| table.sets[set].shape = wrong);
+        }
+        (Disturbance::WrongMeter, ..) => meter.into_iter().for_each(|set| table.sets[set].shape = wrong),
+        (Disturbance::StrangeExclusions, ..) => {
+            table.sets.iter_mut().for_each(|set| set.keys.insert(0, Key::new(&[0, 9])));
+        }
+        (Disturbance::NoExclusions, ..) => table.sets.iter_mut().for_each(|set| set.keys.clear()),
+        (Disturbance::DropDevices(n), ..) => {
+            for flowtable in table.flowtables.iter_mut().filter(|f| f.name == FLOWTABLE) {
+                flowtable.devices = flowtable.devices.take().map(|d| d.into_iter().skip(*n).collect());
+            }
+        }
+        (Disturbance::ForeignRule, Some(base), _) => table.chains[base].rules.insert(0, foreign(1 << 40)),
+        (Disturbance::ForeignRuleBehind, _, Some(offload)) => {
+            table.chains[offload].rules.insert(0, foreign(1 << 42));
+        }
         (Disturbance::ForeignChain, ..) => table.chains.push(ObservedChain {
             name: "somebody".to_owned(),
             hook: None,
@@ -137,24 +231,27 @@ fn disturb(table: &mut Option<ObservedTable>, disturbance: &Disturbance) {
         }),
         (Disturbance::ForeignSet, ..) => table.sets.push(ObservedSet {
             name: "somebodys".to_owned(),
-            key_type: KEY_TYPE_IFINDEX,
+            handle: 4,
+            shape: OwnSet::Devices.shape(),
             elements: BTreeSet::from([IfIndex(3)]),
+            keys: Vec::new(),
         }),
         _ => {}
     }
 }
 
 fn foreign_parts(table: &ObservedTable) -> (Vec<ObservedChain>, Vec<ObservedSet>, Vec<ObservedRule>) {
+    let ours = |chain: &&ObservedChain| [CHAIN, OFFLOAD_CHAIN].contains(&chain.name.as_str());
+    let (in_ours, foreign): (Vec<_>, Vec<_>) = table.chains.iter().partition(ours);
+    let foreign_rules = |chain: &&ObservedChain| {
+        chain.rules.iter().filter(|r| r.owner == Owner::Foreign).cloned().collect::<Vec<_>>()
+    };
+    let mut rules: Vec<_> = in_ours.iter().flat_map(foreign_rules).collect();
+    rules.sort_by_key(|rule| rule.handle);
     (
-        table.chains.iter().filter(|c| c.name != CHAIN).cloned().collect(),
-        table.sets.iter().filter(|s| s.name != DEVICE_SET).cloned().collect(),
-        table
-            .chains
-            .iter()
-            .filter(|c| c.name == CHAIN)
-            .flat_map(|c| c.rules.iter().filter(|r| r.owner == Owner::Foreign))
-            .cloned()
-            .collect(),
+        foreign.into_iter().cloned().collect(),
+        table.sets.iter().filter(|s| OwnSet::named(&s.name).is_none()).cloned().collect(),
+        rules,
     )
 }
 
@@ -171,10 +268,20 @@ proptest! {
                 let devices: BTreeSet<_> = want.devices.values().cloned().collect();
                 let flowtable = has.flowtables.iter().find(|f| f.name == FLOWTABLE).unwrap();
                 prop_assert_eq!(flowtable.devices.as_ref(), Some(&devices));
-                let chain = has.chains.iter().find(|c| c.name == CHAIN).unwrap();
-                let rules: Vec<_> =
-                    chain.rules.iter().filter(|r| r.owner == Owner::Ours).map(|r| r.exprs.clone()).collect();
-                prop_assert_eq!(rules, want.rules.iter().map(Rule::exprs).collect::<Vec<_>>());
+                for (name, want) in [(CHAIN, &want.base_rules), (OFFLOAD_CHAIN, &want.offload_rules)] {
+                    let rules = &has.chain(name).unwrap().rules;
+                    let rules: Vec<_> =
+                        rules.iter().filter(|r| r.owner == Owner::Ours).map(|r| r.exprs.clone()).collect();
+                    prop_assert_eq!(rules, want.iter().map(Rule::exprs).collect::<Vec<_>>());
+                }
+                let ours: BTreeSet<_> = has.sets.iter().filter_map(|s| OwnSet::named(&s.name)).collect();
+                prop_assert_eq!(ours, want.sets.iter().copied().collect());
+                for set in &want.sets {
+                    prop_assert!(set.fits(&has.set(*set).unwrap().shape, 100), "{set}");
+                }
+                for (set, keys) in want.exclusions.sets() {
+                    prop_assert_eq!(&has.set(OwnSet::Exclude(set)).unwrap().keys, keys);
+                }
             } else {
                 prop_assert!(desired.is_none() && kernel.table.is_none());
             }
@@ -196,8 +303,9 @@ proptest! {
             kernel.disturb(|t| disturb(t, disturbance));
         }
         // The chain itself stays as long as it is right, and so do rules of others in it.
+        use Disturbance::*;
         let chain_wrong = disturbances.iter().any(
-            |d| matches!(d, Disturbance::WrongPolicy | Disturbance::WrongSetType | Disturbance::DeleteTable));
+            |d| matches!(d, WrongPolicy | WrongSetType | WrongMeter | DeleteTable | HookOffloadChain));
         prop_assume!(!chain_wrong);
         let foreign = kernel.table.as_ref().map(foreign_parts);
         let after = before.map(|t| DesiredTable { devices: table(devices).devices, ..t });
@@ -268,11 +376,17 @@ fn the_first_plan_puts_things_in_the_order_that_the_kernel_needs() {
         [
             Op::AddTable,
             Op::AddFlowtable { .. },
-            Op::AddDeviceSet,
+            Op::AddSet(OwnSet::Devices),
+            Op::AddSet(OwnSet::SlowPath),
             Op::AddDevices(_),
             Op::AddIndices(_),
-            Op::AddChain { .. },
-            Op::AddRule { .. }
+            Op::AddOffloadChain,
+            Op::AddRule { chain: OFFLOAD_CHAIN, .. },
+            Op::AddRule { chain: OFFLOAD_CHAIN, .. },
+            Op::AddRule { chain: OFFLOAD_CHAIN, .. },
+            Op::AddRule { chain: OFFLOAD_CHAIN, .. },
+            Op::AddBaseChain { .. },
+            Op::AddRule { chain: CHAIN, .. }
         ]
     ));
 }
@@ -312,6 +426,126 @@ fn a_flowtable_too_long_to_be_read_is_kept_and_changed_by_what_the_set_lacks() {
     let late = [Op::RemoveDevices(vec![name(1)])];
     assert_eq!(step(&mut kernel, &want(2..7), ForeignTable::Refuse), Decision::Apply(late.into()));
     assert_eq!(step(&mut kernel, &want(2..7), ForeignTable::Refuse), settled);
+}
+
+/// Operations that make the kernel have `want`.
+fn ops(kernel: &mut FakeRuleset, want: DesiredTable) -> Vec<Op> {
+    let Decision::Apply(ops) = step(kernel, &Some(want), ForeignTable::Refuse) else { panic!("ours") };
+    ops
+}
+
+fn empties(ops: &[Op]) -> bool {
+    ops.contains(&Op::DeleteFlowtable)
+}
+
+#[test]
+fn flows_that_are_excluded_from_now_on_leave_the_flowtable() {
+    let plain = || table(1..200);
+    for entry in EXCLUSIONS {
+        let mut kernel = fake();
+        assert!(!empties(&ops(&mut kernel, excluding(plain(), &["10.9.9.9"]))), "there was no flowtable");
+        let offloads = Counter { packets: 5, bytes: 6 };
+        for chain in &mut kernel.table.as_mut().unwrap().chains {
+            chain.rules.iter_mut().filter_map(|rule| rule.counter.as_mut()).for_each(|c| *c = offloads);
+        }
+        let added = ops(&mut kernel, excluding(plain(), &["10.9.9.9", entry]));
+        assert!(empties(&added), "{entry}: {added:#?}");
+        assert_eq!(kernel.table.as_ref().unwrap().offloads(), Some(offloads), "it counts on");
+        assert!(added.iter().all(|op| *op != Op::DeleteChain { chain: CHAIN }), "{added:#?}");
+        // Fewer exclusions put nobody out.
+        let removed = ops(&mut kernel, excluding(plain(), &["10.9.9.9"]));
+        assert!(!removed.is_empty() && !empties(&removed), "{entry}: {removed:#?}");
+    }
+}
+
+#[test]
+fn an_excluded_interface_leaves_with_its_flows() {
+    let mut kernel = fake();
+    ops(&mut kernel, table([1, 2]));
+    let want = || DesiredTable { excluded_devices: [name(2), name(7)].into(), ..table([1]) };
+    let out = ops(&mut kernel, want());
+    assert!(empties(&out), "{out:#?}");
+    assert_eq!(ops(&mut kernel, want()), []);
+    // One that was never in it takes nobody along.
+    let more = DesiredTable { excluded_devices: [name(2), name(7), name(8)].into(), ..table([1]) };
+    assert_eq!(ops(&mut kernel, more), []);
+}
+
+#[test]
+fn a_change_of_many_exclusions_is_only_that_change() {
+    let file = |from: u32| {
+        (from..from + 100_000).map(|n| format!("{}\n", std::net::Ipv4Addr::from(n))).collect::<String>()
+    };
+    let want = |file: &str| {
+        let exclusions = Arc::new(exclude::Exclusions::new(&[], file).unwrap());
+        DesiredTable { exclusions, ..excluding(table([1]), &["10.0.0.1"]) }
+    };
+    let mut kernel = fake();
+    ops(&mut kernel, want(&file(0x0a00_0000)));
+    let changed = ops(&mut kernel, want(&file(0x0a00_0003)));
+    let count = |wanted: fn(&Op) -> Option<usize>| changed.iter().find_map(wanted);
+    assert_eq!(count(|op| if let Op::AddExcluded(_, keys) = op { Some(keys.len()) } else { None }), Some(3));
+    assert_eq!(
+        count(|op| if let Op::RemoveExcluded(_, keys) = op { Some(keys.len()) } else { None }),
+        Some(3)
+    );
+    assert_eq!(ops(&mut kernel, want(&file(0x0a00_0003))), []);
+    // What doesn't fit any more gets a larger set in its place, and chains stay.
+    let more: String = (0..3).map(|n| file(0x0a00_0000 + n * 100_000)).collect();
+    let larger = ops(&mut kernel, want(&more));
+    let set = ExcludeSet::V4(32);
+    for op in [Op::DeleteSet(OwnSet::Exclude(set)), Op::AddExcludeSet(set, 1 << 20), Op::DeleteFlowtable] {
+        assert!(larger.contains(&op), "{op}");
+    }
+    assert!(!larger.iter().any(|op| matches!(op, Op::DeleteChain { .. })));
+    assert_eq!(ops(&mut kernel, want(&more)), []);
+}
+
+/// An agent of before the second chain left everything in one rule.
+#[test]
+fn the_table_of_an_earlier_agent_is_upgraded_around_its_flowtable() {
+    let mut kernel = fake();
+    step(&mut kernel, &Some(table(1..300)), ForeignTable::Refuse);
+    kernel.disturb(|t| {
+        let t = t.as_mut().unwrap();
+        t.chains.retain(|c| c.name == CHAIN);
+        t.sets.retain(|s| s.name == OwnSet::Devices.name());
+        t.chains[0].rules = vec![ObservedRule {
+            handle: 4711,
+            owner: Owner::Ours,
+            exprs: vec![Expr::FlowAdd { flowtable: FLOWTABLE.to_owned() }, Expr::Counter],
+            counter: None,
+        }];
+    });
+    let Decision::Apply(ops) = step(&mut kernel, &Some(table(1..300)), ForeignTable::Refuse) else {
+        panic!("ours");
+    };
+    assert_eq!(ops[0], Op::DeleteRule { chain: CHAIN, handle: 4711 });
+    assert_eq!(ops[1..3], [Op::AddSet(OwnSet::SlowPath), Op::AddOffloadChain]);
+    assert!(ops[3..].iter().all(|op| matches!(op, Op::AddRule { .. })), "{ops:#?}");
+    assert_eq!(step(&mut kernel, &Some(table(1..300)), ForeignTable::Refuse), Decision::Apply(Vec::new()));
+}
+
+#[test]
+fn assist_comes_and_goes_without_touching_anything_else() {
+    let mut kernel = fake();
+    step(&mut kernel, &Some(table([1, 2])), ForeignTable::Refuse);
+    let mut assisting = table([1, 2]);
+    assisting.sets.push(OwnSet::Assist);
+    assisting.base_rules.insert(0, Rule::Assist);
+    let base_only = |decision: Decision, set: Op| {
+        let Decision::Apply(ops) = decision else { panic!("ours") };
+        assert!(ops.contains(&set), "{ops:#?}");
+        for op in ops.iter().filter(|op| **op != set) {
+            assert!(
+                matches!(op, Op::AddRule { chain: CHAIN, .. } | Op::DeleteRule { chain: CHAIN, .. }),
+                "{op}"
+            );
+        }
+    };
+    let foreign = ForeignTable::Refuse;
+    base_only(step(&mut kernel, &Some(assisting), foreign), Op::AddSet(OwnSet::Assist));
+    base_only(step(&mut kernel, &Some(table([1, 2])), foreign), Op::DeleteSet(OwnSet::Assist));
 }
 
 #[test]

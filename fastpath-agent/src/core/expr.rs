@@ -1,5 +1,7 @@
 //! The instructions of nf_tables that our rules consist of, as data: what the kernel layer encodes and decodes.
 
+use super::observed::Counter;
+
 /// One instruction of a rule (struct nft_expr, include/net/netfilter/nf_tables.h). Two rules are the same
 /// when their instructions are equal; counters' values are no part of that.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +60,16 @@ pub enum Expr {
         set: String,
         /// Source register.
         sreg: u32,
+        /// Goes on when the set doesn't have it (`!= @NAME`).
+        inverted: bool,
+    },
+    /// `update @NAME { reg counter }`: the element gets the set's timeout anew and its counter counts the packet; one
+    /// that isn't there is made. Ends the rule where the set has no room for it.
+    UpdateCounter {
+        /// Name of the set, same table.
+        set: String,
+        /// Source register of the key.
+        sreg: u32,
     },
     /// `flow add @NAME`.
     FlowAdd {
@@ -66,6 +78,15 @@ pub enum Expr {
     },
     /// `counter`.
     Counter,
+    /// `counter` that doesn't begin at zero. Is only written: read back it is a [`Expr::Counter`].
+    CounterFrom(Counter),
+    /// `return`: to the chain that jumped here, or to the end of a base chain's evaluation.
+    Return,
+    /// `goto NAME`.
+    Goto {
+        /// Name of the chain, same table.
+        chain: String,
+    },
     /// Any instruction that our rules don't use, by its kernel name.
     Other {
         /// As in `NFTA_EXPR_NAME`.
@@ -82,8 +103,41 @@ pub enum CtKey {
     Packets,
     /// `NFT_CT_ID`: u32, as in `CTA_ID`.
     Id,
+    /// `NFT_CT_STATUS`: u32 bit mask, host byte order.
+    Status,
+    /// `NFT_CT_MARK`: u32, host byte order.
+    Mark,
+    /// A part of one of the connection's tuples, network byte order. Ends the rule where the connection has no such
+    /// part (IPv4 addresses of an IPv6 connection).
+    Tuple(Direction, TuplePart),
     /// Any other key.
     Other(u32),
+}
+
+/// Direction of a tuple (enum ip_conntrack_dir).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// As the first packet had it.
+    Original,
+    /// As answers have it.
+    Reply,
+}
+
+/// A part of a tuple.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TuplePart {
+    /// `NFT_CT_SRC_IP`: 4 bytes.
+    SourceV4,
+    /// `NFT_CT_DST_IP`: 4 bytes.
+    DestinationV4,
+    /// `NFT_CT_SRC_IP6`: 16 bytes.
+    SourceV6,
+    /// `NFT_CT_DST_IP6`: 16 bytes.
+    DestinationV6,
+    /// `NFT_CT_PROTO_SRC`: 2 bytes.
+    SourcePort,
+    /// `NFT_CT_PROTO_DST`: 2 bytes.
+    DestinationPort,
 }
 
 /// Keys of `meta` (enum nft_meta_keys).
@@ -93,6 +147,10 @@ pub enum MetaKey {
     InIfIndex,
     /// `NFT_META_OIF`: u32 interface index, host byte order.
     OutIfIndex,
+    /// `NFT_META_MARK`: u32, host byte order.
+    Mark,
+    /// `NFT_META_L4PROTO`: u8.
+    L4Proto,
     /// Any other key.
     Other(u32),
 }

@@ -7,10 +7,11 @@ use std::{
 };
 
 use fastpath_common::FlowCounters;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     connection::{Entry, TcpState, Tuple},
+    flow_path::{Metered, Path},
     model::{IfIndex, IfName},
 };
 
@@ -32,10 +33,12 @@ pub struct Flow {
     pub seen: [Option<FlowCounters>; 2],
     /// What became of it.
     pub state: State,
+    /// Which way its packets take, if it is offloaded.
+    pub path: Path,
 }
 
 /// What became of a flow.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "state", content = "cause")]
 pub enum State {
     /// Handed to hardware.
@@ -55,7 +58,7 @@ pub enum State {
 }
 
 /// Why a flow isn't offloaded: the first cause that can be told.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cause {
     /// Neither TCP nor UDP.
@@ -85,6 +88,8 @@ pub enum Cause {
 pub struct Node {
     /// Packets after which the rule offloads; `None` if there is no such rule.
     pub threshold: Option<u32>,
+    /// Whether a rule meters packets that could be offloaded and are on the forward path all the same.
+    pub metered: bool,
     /// Interfaces in the flowtable.
     pub managed: BTreeSet<IfIndex>,
     /// Names of all interfaces.
@@ -93,18 +98,63 @@ pub struct Node {
     pub addresses: BTreeSet<IpAddr>,
     /// `CLOCK_MONOTONIC` now, in ns.
     pub now_ns: u64,
+    /// Resolution of the times of flows, in ns: the kernel's tick.
+    pub tick_ns: u64,
 }
 
 impl Flow {
     /// Joins a connection with what was counted of its directions.
     pub fn join(entry: Entry, seen: [Option<FlowCounters>; 2], node: &Node) -> Self {
-        let state = judge(&entry, &seen, node);
-        Self { original: entry.original, reply: Some(entry.reply), entry: Some(entry), seen, state }
+        let just_crossed =
+            first_seen(&seen).is_some_and(|first| node.now_ns.saturating_sub(first) < JUST_CROSSED_NS);
+        Self::judged(entry, seen, node, just_crossed)
+    }
+
+    /// The same of a flow that has had its time since it crossed the threshold: it isn't called crossed any more.
+    pub fn settled(entry: Entry, seen: [Option<FlowCounters>; 2], node: &Node) -> Self {
+        Self::judged(entry, seen, node, false)
+    }
+
+    fn judged(entry: Entry, seen: [Option<FlowCounters>; 2], node: &Node, just_crossed: bool) -> Self {
+        let state = judge(&entry, &seen, node, just_crossed);
+        let (original, reply, path) = (entry.original, Some(entry.reply), Path::default());
+        Self { original, reply, entry: Some(entry), seen, state, path }
     }
 
     /// A direction that was counted and that conntrack has no connection for.
     pub fn gone(tuple: Tuple, seen: FlowCounters) -> Self {
-        Self { entry: None, original: tuple, reply: None, seen: [Some(seen), None], state: State::Gone }
+        Self::ended(tuple, None, [Some(seen), None])
+    }
+
+    /// A connection that conntrack has no more.
+    pub fn ended(original: Tuple, reply: Option<Tuple>, seen: [Option<FlowCounters>; 2]) -> Self {
+        Self { entry: None, original, reply, seen, state: State::Gone, path: Path::default() }
+    }
+
+    /// The same with what was metered of it on the forward path, which must have been read after the rest.
+    pub fn measured(mut self, metered: &Metered, node: &Node) -> Self {
+        if self.offloaded() {
+            self.path = Path::measure(&self.seen, metered, node);
+        }
+        self
+    }
+
+    /// Whether nothing keeps it from being offloaded but that conntrack doesn't count its packets.
+    pub fn only_uncounted(&self, node: &Node) -> bool {
+        let Some(entry) = &self.entry else { return false };
+        let counted = Entry { counters: Some(Default::default()), ..entry.clone() };
+        self.state == State::Stalled(Cause::NotCounted)
+            && matches!(stalled(&counted, &self.seen, node), Cause::Unknown | Cause::NotWatched)
+    }
+
+    /// Whether conntrack calls it offloaded, to hardware or not.
+    pub fn offloaded(&self) -> bool {
+        matches!(self.state, State::Offloaded | State::HwOffloaded)
+    }
+
+    /// Whether it is offloaded, and its packets take the forward path all the same.
+    pub fn slow(&self) -> bool {
+        self.path.accelerated == Some(false)
     }
 
     /// Packets of both directions as counted at ingress, offloaded or not.
@@ -141,14 +191,14 @@ fn first_seen(seen: &[Option<FlowCounters>; 2]) -> Option<u64> {
     seen.iter().flatten().map(|c| c.first_seen_ns).min()
 }
 
-fn judge(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node) -> State {
+fn judge(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node, just_crossed: bool) -> State {
     if entry.status.hw_offloaded() {
         return State::HwOffloaded;
     }
     if entry.status.offloaded() {
         return State::Offloaded;
     }
-    let flags = seen.iter().flatten().fold(0, |flags, c| flags | c.tcp_flags);
+    let flags = seen.iter().flatten().fold(0, |flags, c| flags | c.flags);
     if flags & TCP_CLOSING_FLAGS != 0 || entry.tcp_state == Some(TcpState::Closing) {
         return State::Closing;
     }
@@ -167,7 +217,7 @@ fn judge(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node) -> State 
     if counted <= u64::from(threshold) {
         return State::BelowThreshold;
     }
-    if first_seen(seen).is_some_and(|first| node.now_ns.saturating_sub(first) < JUST_CROSSED_NS) {
+    if just_crossed {
         return State::Crossed;
     }
     State::Stalled(stalled(entry, seen, node))
@@ -196,9 +246,11 @@ fn stalled(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node) -> Caus
     }
 }
 
-/// All that [`State::name`] returns.
-pub const STATE_NAMES: [&str; 7] =
-    ["offloaded", "hw-offloaded", "crossed", "stalled", "below-threshold", "closing", "gone"];
+/// What flows are asked for by: all that [`State::name`] returns, and [`SLOW`].
+pub const STATE_NAMES: [&str; 8] =
+    ["offloaded", SLOW, "hw-offloaded", "crossed", "stalled", "below-threshold", "closing", "gone"];
+/// Flows that are [`Flow::slow`].
+pub const SLOW: &str = "slow";
 
 impl State {
     /// Its name, as filters and JSON have it.

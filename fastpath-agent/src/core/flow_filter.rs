@@ -5,7 +5,9 @@ use std::cmp::Ordering;
 use ipnet::IpNet;
 
 use super::{
-    flow::{Flow, Node},
+    connection::Tuple,
+    flow::{Flow, Node, SLOW, State},
+    flow_record::FlowRecord,
     model::IfName,
 };
 
@@ -20,17 +22,46 @@ pub struct Filter {
     pub protocols: Vec<u8>,
     /// Interfaces that its packets come in on.
     pub interfaces: Vec<IfName>,
-    /// Names of states, see [`State::name`](super::flow::State::name).
+    /// States, out of [`STATE_NAMES`](super::flow::STATE_NAMES).
     pub states: Vec<String>,
 }
 
 impl Filter {
     /// Whether `flow` is shown.
     pub fn matches(&self, flow: &Flow, node: &Node) -> bool {
-        let tuples = || std::iter::once(&flow.original).chain(flow.reply.as_ref());
+        let names = flow.interfaces().filter_map(|index| node.names.get(&index)).map(IfName::as_str);
+        self.admits(&flow.state, flow.slow(), &flow.original, flow.reply.as_ref(), names)
+    }
+
+    /// Whether a flow that an agent has told of is shown.
+    pub fn matches_record(&self, flow: &FlowRecord) -> bool {
+        let names = flow.interfaces.iter().map(String::as_str);
+        let slow = flow.path.accelerated == Some(false);
+        self.admits(&flow.state, slow, &flow.original, flow.reply.as_ref(), names)
+    }
+
+    fn admits<'a>(
+        &self,
+        state: &State,
+        slow: bool,
+        original: &Tuple,
+        reply: Option<&Tuple>,
+        mut interfaces: impl Iterator<Item = &'a str>,
+    ) -> bool {
         let any = |empty: bool, found: bool| empty || found;
-        any(self.states.is_empty(), self.states.iter().any(|s| s == flow.state.name()))
-            && any(self.protocols.is_empty(), self.protocols.contains(&flow.original.protocol))
+        any(self.states.is_empty(), self.states.iter().any(|s| s == state.name() || s == SLOW && slow))
+            && self.admits_ends(original, reply)
+            && any(
+                self.interfaces.is_empty(),
+                interfaces.any(|name| self.interfaces.iter().any(|wanted| wanted.as_str() == name)),
+            )
+    }
+
+    /// Whether protocol, ports and addresses of a connection are those that are asked for.
+    pub fn admits_ends(&self, original: &Tuple, reply: Option<&Tuple>) -> bool {
+        let tuples = || std::iter::once(original).chain(reply);
+        let any = |empty: bool, found: bool| empty || found;
+        any(self.protocols.is_empty(), self.protocols.contains(&original.protocol))
             && any(
                 self.ports.is_empty(),
                 tuples()
@@ -41,12 +72,6 @@ impl Filter {
                 tuples().any(|t| {
                     self.networks.iter().any(|n| n.contains(&t.source) || n.contains(&t.destination))
                 }),
-            )
-            && any(
-                self.interfaces.is_empty(),
-                flow.interfaces()
-                    .filter_map(|index| node.names.get(&index))
-                    .any(|name| self.interfaces.contains(name)),
             )
     }
 }
@@ -89,8 +114,7 @@ mod tests {
 
     use super::*;
     use crate::core::{
-        connection::{TCP, Tuple, UDP},
-        flow::State,
+        connection::{TCP, UDP},
         model::IfIndex,
     };
 
@@ -136,6 +160,9 @@ mod tests {
         ];
         assert!(yes.iter().all(|f| f.matches(&flow, &node())));
         assert!(no.iter().all(|f| !f.matches(&flow, &node())));
+        let record = FlowRecord::new(&flow, &node());
+        assert!(yes.iter().all(|f| f.matches_record(&record)));
+        assert!(no.iter().all(|f| !f.matches_record(&record)));
         assert_eq!(flow.state, State::Gone);
     }
 

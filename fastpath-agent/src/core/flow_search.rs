@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::{
     connection::protocol_name,
-    flow::{Flow, Node, State},
+    flow::{Flow, Node, SLOW, State},
 };
 
 /// Words that a flow must match, all of them. None at all match every flow.
@@ -63,6 +63,7 @@ impl Word {
                 let has = |text: &str| text.to_lowercase().contains(part);
                 let names = || flow.interfaces().filter_map(|index| node.names.get(&index));
                 has(flow.state.name())
+                    || flow.slow() && has(SLOW)
                     || has(&protocol_name(flow.original.protocol))
                     || names().any(|name| has(name.as_str()))
                     || matches!(&flow.state, State::Stalled(cause) if has(&cause.to_string()))

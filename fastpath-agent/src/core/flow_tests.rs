@@ -45,10 +45,12 @@ fn seen(ifindex: u32) -> Option<FlowCounters> {
 fn node() -> Node {
     Node {
         threshold: Some(20),
+        metered: true,
         managed: [IfIndex(2), IfIndex(3)].into(),
         names: [(IfIndex(9), IfName::new("wan").unwrap())].into(),
         addresses: ["10.1.0.1".parse().unwrap(), "198.51.100.1".parse().unwrap()].into(),
         now_ns: 10_000_000_000,
+        tick_ns: 4_000_000,
     }
 }
 
@@ -59,7 +61,7 @@ fn state(entry: Entry, seen: [Option<FlowCounters>; 2], node: &Node) -> State {
 #[test]
 fn every_state_and_every_cause_has_its_flow() {
     let both = [seen(2), seen(3)];
-    let fin = seen(2).map(|c| FlowCounters { tcp_flags: 1 | 16, ..c });
+    let fin = seen(2).map(|c| FlowCounters { flags: 1 | 16, ..c });
     let few = Counter { packets: 10, bytes: 1000 };
     let stalled = State::Stalled;
     let cases = [
@@ -109,7 +111,7 @@ proptest! {
     ) {
         let counter = |i: usize| Counter { packets: packets[i], bytes: 0 };
         let counted = |i: usize| Some(FlowCounters {
-            packets: packets[2 + i], tcp_flags: flags * i as u64, ifindex: indices[i], ..FlowCounters::default()
+            packets: packets[2 + i], flags: flags * i as u64, ifindex: indices[i], ..FlowCounters::default()
         });
         let mut forth = Entry {
             status: Status(status), tcp_state: Some(TcpState::new(tcp_state)),

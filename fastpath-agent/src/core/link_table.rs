@@ -1,8 +1,11 @@
 //! The links of this namespace as they are announced, one change after the other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::model::{IfIndex, Link};
+use super::{
+    desired::is_bridged,
+    model::{IfIndex, Link},
+};
 
 /// A change of the links, as the kernel announces it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +66,13 @@ impl LinkTable {
         self.0.values()
     }
 
+    /// `managed` with the ports of the bridges among them, which stand for their ports in the flowtable.
+    pub fn with_ports(&self, managed: &BTreeSet<IfIndex>) -> BTreeSet<IfIndex> {
+        let managed_link = |index| self.get(index).filter(|_| managed.contains(&index));
+        let ports = self.iter().filter(|link| is_bridged(link, managed_link)).map(|link| link.index);
+        managed.iter().copied().chain(ports).collect()
+    }
+
     /// One link.
     pub fn get(&self, index: IfIndex) -> Option<&Link> {
         self.0.get(&index)
@@ -93,5 +103,22 @@ mod tests {
         );
         assert_eq!(table.apply(LinkEvent::Gone(eth0.index)), Some(LinkChange::Gone(jumbo)));
         assert_eq!(table.apply(LinkEvent::Gone(eth0.index)), None);
+    }
+
+    #[test]
+    fn ports_count_with_their_bridge() {
+        let link = |index, kind: &str, master| Link {
+            index: IfIndex(index),
+            kind: Some(kind.to_owned()),
+            master: Some(IfIndex(master)),
+            ..test_link("x")
+        };
+        let table: LinkTable =
+            [link(1, "veth", 8), link(2, "veth", 9), link(8, "bridge", 0), link(9, "bond", 0)]
+                .into_iter()
+                .collect();
+        let indices = |list: &[u32]| list.iter().copied().map(IfIndex).collect::<BTreeSet<_>>();
+        assert_eq!(table.with_ports(&indices(&[8, 9])), indices(&[1, 8, 9]));
+        assert_eq!(table.with_ports(&indices(&[2])), indices(&[2]));
     }
 }

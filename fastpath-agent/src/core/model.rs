@@ -10,10 +10,10 @@ pub const TABLE: &str = "kindnet-fastpath";
 pub const TABLE_COMMENT: &str = "rules for kindnet fastpath";
 /// Name of the flowtable in [`TABLE`].
 pub const FLOWTABLE: &str = "kindnet-flowtables";
-/// Name of the chain in [`TABLE`].
+/// Name of the base chain in [`TABLE`].
 pub const CHAIN: &str = "kindnet-fastpath-chain";
-/// Name of the set of interface indices that are in the flowtable.
-pub const DEVICE_SET: &str = "kindnet-set-devices";
+/// Name of the chain in [`TABLE`] that packets of long flows go to.
+pub const OFFLOAD_CHAIN: &str = "kindnet-offload-chain";
 /// Most devices that one netlink message carries. The kernel refuses more than 256 (`NFT_NETDEVICE_MAX`,
 /// net/netfilter/nf_tables_api.c), and its notification of more than about 180 doesn't fit `NLMSG_GOODSIZE`,
 /// which costs every listener of nftables notifications an overrun.

@@ -5,8 +5,11 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::{
+    exclude::Keys,
     expr::Expr,
-    model::{IfIndex, IfName},
+    model::{CHAIN, IfIndex, IfName, OFFLOAD_CHAIN},
+    rule::Rule,
+    sets::{OwnSet, SetShape},
 };
 
 /// Generation of the ruleset (`NFTA_GEN_ID`): goes up by one with every committed transaction, wraps past 0.
@@ -119,13 +122,60 @@ pub struct Counter {
     pub bytes: u64,
 }
 
-/// A set with its elements.
+/// A set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObservedSet {
     /// Its name.
     pub name: String,
-    /// Key type as nft numbers them (`NFTA_SET_KEY_TYPE`; iface_index is 20).
-    pub key_type: u32,
-    /// Elements as interface indices; empty for sets with another key type.
+    /// The kernel's handle.
+    pub handle: u64,
+    /// How it was made.
+    pub shape: SetShape,
+    /// Elements of [`OwnSet::Devices`]; empty for any other set.
     pub elements: BTreeSet<IfIndex>,
+    /// Keys of an [`OwnSet::Exclude`], in order; empty for any other set.
+    pub keys: Keys,
+}
+
+impl ObservedTable {
+    /// An empty one of ours.
+    pub fn empty() -> Self {
+        Self { owner: Owner::Ours, flowtables: Vec::new(), chains: Vec::new(), sets: Vec::new() }
+    }
+
+    /// The chain of this name.
+    pub fn chain(&self, name: &str) -> Option<&ObservedChain> {
+        self.chains.iter().find(|chain| chain.name == name)
+    }
+
+    /// The set of this kind, by its name.
+    pub fn set(&self, set: OwnSet) -> Option<&ObservedSet> {
+        self.sets.iter().find(|observed| observed.name == set.name())
+    }
+
+    /// Packets of both directions after which flows are offloaded; `None` without our rule.
+    pub fn threshold(&self) -> Option<u32> {
+        self.chain(CHAIN)?.rules.iter().find_map(|rule| match Rule::recognise(&rule.exprs)? {
+            Rule::Threshold { threshold } => Some(threshold),
+            _ => None,
+        })
+    }
+
+    /// Whether packets that could be offloaded and are on the forward path all the same are metered.
+    pub fn metered(&self) -> bool {
+        let is_meter = |rule: &ObservedRule| Rule::recognise(&rule.exprs) == Some(Rule::Meter);
+        self.set(OwnSet::SlowPath).is_some()
+            && self.chain(OFFLOAD_CHAIN).is_some_and(|chain| chain.rules.iter().any(is_meter))
+    }
+
+    /// The counter of offloads: packets that moved their flow to the flowtable.
+    pub fn offloads(&self) -> Option<Counter> {
+        let is_offload = |rule: &&ObservedRule| Rule::recognise(&rule.exprs) == Some(Rule::Offload);
+        self.chain(OFFLOAD_CHAIN)?.rules.iter().find(is_offload)?.counter
+    }
+
+    /// Indices of the managed interfaces.
+    pub fn managed(&self) -> Option<&BTreeSet<IfIndex>> {
+        Some(&self.set(OwnSet::Devices)?.elements)
+    }
 }

@@ -10,10 +10,14 @@ pub enum Trigger {
     Start,
     /// A link came, went or changed.
     Links,
+    /// Other flows are excluded.
+    Exclusions,
     /// Somebody else committed a change of the ruleset.
     Ruleset,
     /// Notifications were lost.
     Overrun,
+    /// Connections are to be assisted, or no more.
+    Assist,
     /// The last attempt failed.
     Retry,
     /// Nothing told us to: the slow full re-read.
@@ -25,8 +29,10 @@ impl fmt::Display for Trigger {
         f.write_str(match self {
             Self::Start => "start",
             Self::Links => "links",
+            Self::Exclusions => "exclusions",
             Self::Ruleset => "ruleset",
             Self::Overrun => "overrun",
+            Self::Assist => "assist",
             Self::Retry => "retry",
             Self::SafetyNet => "safety-net",
         })
@@ -39,6 +45,8 @@ const LINKS_GAP_MS: u64 = 5;
 const RULESET_DELAY_MS: u64 = 20;
 /// Least time between two looks that others' commits caused, so that a busy ruleset costs little.
 const RULESET_GAP_MS: u64 = 100;
+/// Time in which connections to assist are gathered into one transaction.
+const ASSIST_GAP_MS: u64 = 50;
 /// First wait after a failed attempt; doubles up to [`BACKOFF_MAX_MS`].
 const RETRY_MS: u64 = 200;
 /// The slow re-read.
@@ -78,9 +86,10 @@ impl Pace {
     pub fn trigger(&mut self, trigger: Trigger, now: u64) {
         let since = |gap: u64| self.last_run.map_or(now, |last| now.max(last + gap));
         let due = match trigger {
-            Trigger::Start | Trigger::SafetyNet => now,
+            Trigger::Start | Trigger::Exclusions | Trigger::SafetyNet => now,
             Trigger::Links => since(LINKS_GAP_MS),
             Trigger::Ruleset | Trigger::Overrun => since(RULESET_GAP_MS).max(now + RULESET_DELAY_MS),
+            Trigger::Assist => since(ASSIST_GAP_MS),
             Trigger::Retry => now + backoff(RETRY_MS, self.failures.saturating_sub(1)),
         };
         let due = match self.backing_off() {

@@ -3,9 +3,11 @@
 use std::fmt;
 
 use super::{
+    exclude::Keys,
     expr::Expr,
-    model::{CHAIN, DEVICE_SET, FLOWTABLE, IfIndex, IfName, TABLE},
+    model::{CHAIN, FLOWTABLE, IfIndex, IfName, OFFLOAD_CHAIN, TABLE},
     rule::Rule,
+    sets::{ExcludeSet, OwnSet},
 };
 
 /// One change of the ruleset, in our table only. A plan's operations go into one transaction, in order.
@@ -26,24 +28,35 @@ pub enum Op {
     },
     /// Delete the flowtable; every flow in it goes back to the normal path.
     DeleteFlowtable,
-    /// Make the set of interface indices.
-    AddDeviceSet,
-    /// Delete that set.
-    DeleteDeviceSet,
-    /// Make the chain (filter, forward, policy accept).
-    AddChain {
+    /// Make a set, without elements yet.
+    AddSet(OwnSet),
+    /// Make a set of what is never offloaded, with room for so many keys.
+    AddExcludeSet(ExcludeSet, u32),
+    /// Delete a set with its elements.
+    DeleteSet(OwnSet),
+    /// Make the base chain [`CHAIN`] (filter, forward, policy accept).
+    AddBaseChain {
         /// Priority in the forward hook.
         priority: i32,
     },
-    /// Delete the chain with its rules.
-    DeleteChain,
-    /// Append a rule with our marker to the chain.
+    /// Make the chain [`OFFLOAD_CHAIN`].
+    AddOffloadChain,
+    /// Delete a chain of ours with its rules.
+    DeleteChain {
+        /// [`CHAIN`] or [`OFFLOAD_CHAIN`].
+        chain: &'static str,
+    },
+    /// Append a rule with our marker to a chain of ours.
     AddRule {
+        /// [`CHAIN`] or [`OFFLOAD_CHAIN`].
+        chain: &'static str,
         /// Its instructions.
         exprs: Vec<Expr>,
     },
-    /// Delete one rule of the chain.
+    /// Delete one rule of a chain of ours.
     DeleteRule {
+        /// [`CHAIN`] or [`OFFLOAD_CHAIN`].
+        chain: &'static str,
         /// The kernel's handle.
         handle: u64,
     },
@@ -55,6 +68,29 @@ pub enum Op {
     AddIndices(Vec<IfIndex>),
     /// Remove elements from that set.
     RemoveIndices(Vec<IfIndex>),
+    /// Add keys to a set of what is never offloaded, as many as there are.
+    AddExcluded(ExcludeSet, Keys),
+    /// Take keys out of such a set.
+    RemoveExcluded(ExcludeSet, Keys),
+    /// Have the flows with these conntrack ids (`ct id`, the bytes of `CTA_ID`) offloaded with their next packet, if the
+    /// guards allow it and they have no packet counters: adds them to [`OwnSet::Assist`]. One that is listed already
+    /// stays as it is, with its old timeout.
+    AddAssisted {
+        /// Conntrack ids.
+        ids: Vec<u32>,
+        /// Milliseconds until they are forgotten.
+        timeout_ms: u64,
+    },
+    /// Have the flows with these conntrack ids offloaded no more: adds them to [`OwnSet::Revoked`]. One that is listed
+    /// already stays as it is.
+    AddRevoked {
+        /// Conntrack ids.
+        ids: Vec<u32>,
+        /// Milliseconds without a packet until they are forgotten.
+        timeout_ms: u64,
+    },
+    /// Take ids out of [`OwnSet::Assist`] again. One that isn't there (any more) refuses the transaction (ENOENT).
+    RemoveAssisted(Vec<u32>),
 }
 
 impl fmt::Display for Op {
@@ -64,19 +100,28 @@ impl fmt::Display for Op {
             Self::DeleteTable => write!(f, "delete table inet {TABLE}"),
             Self::AddFlowtable { priority, .. } => write!(f, "add flowtable {FLOWTABLE} priority {priority}"),
             Self::DeleteFlowtable => write!(f, "delete flowtable {FLOWTABLE}"),
-            Self::AddDeviceSet => write!(f, "add set {DEVICE_SET}"),
-            Self::DeleteDeviceSet => write!(f, "delete set {DEVICE_SET}"),
-            Self::AddChain { priority } => write!(f, "add chain {CHAIN} priority {priority}"),
-            Self::DeleteChain => write!(f, "delete chain {CHAIN}"),
-            Self::AddRule { exprs } => match Rule::recognise(exprs) {
-                Some(rule) => write!(f, "add rule {rule}"),
-                None => write!(f, "add rule {exprs:?}"),
+            Self::AddSet(set) => write!(f, "add set {set}"),
+            Self::AddExcludeSet(set, size) => write!(f, "add set {} size {size}", OwnSet::Exclude(*set)),
+            Self::DeleteSet(set) => write!(f, "delete set {set}"),
+            Self::AddBaseChain { priority } => write!(f, "add chain {CHAIN} priority {priority}"),
+            Self::AddOffloadChain => write!(f, "add chain {OFFLOAD_CHAIN}"),
+            Self::DeleteChain { chain } => write!(f, "delete chain {chain}"),
+            Self::AddRule { chain, exprs } => match Rule::recognise(exprs) {
+                Some(rule) => write!(f, "add rule {chain} {rule}"),
+                None => write!(f, "add rule {chain} {exprs:?}"),
             },
-            Self::DeleteRule { handle } => write!(f, "delete rule handle {handle}"),
+            Self::DeleteRule { chain, handle } => write!(f, "delete rule {chain} handle {handle}"),
             Self::AddDevices(names) => write!(f, "add devices {}", List(names)),
             Self::RemoveDevices(names) => write!(f, "remove devices {}", List(names)),
             Self::AddIndices(indices) => write!(f, "add indices {}", List(indices)),
             Self::RemoveIndices(indices) => write!(f, "remove indices {}", List(indices)),
+            Self::AddExcluded(set, keys) => write!(f, "exclude {}", Described(*set, keys)),
+            Self::RemoveExcluded(set, keys) => write!(f, "exclude no more {}", Described(*set, keys)),
+            Self::AddAssisted { ids, timeout_ms } => {
+                write!(f, "assist conntrack ids {} for {timeout_ms} ms", List(ids))
+            }
+            Self::AddRevoked { ids, .. } => write!(f, "revoke conntrack ids {}", List(ids)),
+            Self::RemoveAssisted(ids) => write!(f, "assist conntrack ids {} no more", List(ids)),
         }
     }
 }
@@ -94,12 +139,27 @@ impl fmt::Display for Plan<'_> {
     }
 }
 
+/// Keys as people write them, the first few.
+struct Described<'a>(ExcludeSet, &'a Keys);
+
+impl fmt::Display for Described<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(set, keys) = self;
+        let more = keys.len().saturating_sub(SHOWN);
+        let shown: Vec<String> = keys.iter().take(SHOWN).map(|key| set.describe(*key)).collect();
+        write!(f, "{}", shown.join(", "))?;
+        if more > 0 { write!(f, " and {more} more") } else { Ok(()) }
+    }
+}
+
+/// How many items of a list are shown.
+const SHOWN: usize = 8;
+
 /// The first few of a list, and how many more.
 struct List<'a, T>(&'a [T]);
 
 impl<T: fmt::Display> fmt::Display for List<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const SHOWN: usize = 8;
         for (position, item) in self.0.iter().take(SHOWN).enumerate() {
             let separator = if position == 0 { "" } else { ", " };
             write!(f, "{separator}{item}")?;

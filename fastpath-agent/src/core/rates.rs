@@ -10,6 +10,7 @@ use std::{
 use fastpath_common::{FlowCounters, Tally};
 
 use super::{
+    best::Best,
     connection::Tuple,
     flow::{Cause, Flow, Node, State},
     flow_search::Search,
@@ -51,6 +52,8 @@ pub struct Rates {
     parity: bool,
     /// There were more than fit: what is idle is not remembered, so that what is busy is.
     crowded: bool,
+    /// Packets that were metered on the forward path, by conntrack id. The meter has room for 65,536 flows.
+    metered: HashMap<u32, u64>,
 }
 
 struct Count {
@@ -72,6 +75,7 @@ impl Rates {
             read_at_ns: None,
             parity: false,
             crowded: false,
+            metered: HashMap::new(),
         }
     }
 
@@ -79,7 +83,7 @@ impl Rates {
     fn begin(&mut self, now_ns: u64) -> Reading<'_> {
         self.parity = !self.parity;
         let since_ns = self.read_at_ns.filter(|at| *at < now_ns);
-        Reading { rates: self, since_ns, now_ns, turned_away: 0 }
+        Reading { rates: self, since_ns, now_ns, turned_away: 0, metered: HashMap::new() }
     }
 }
 
@@ -89,6 +93,7 @@ struct Reading<'r> {
     since_ns: Option<u64>,
     now_ns: u64,
     turned_away: u64,
+    metered: HashMap<u32, u64>,
 }
 
 impl Reading<'_> {
@@ -120,9 +125,28 @@ impl Reading<'_> {
         }
     }
 
+    /// Of `since` packets of a flow since the last reading, those that bypassed the forward path; `None` if that can't be
+    /// told.
+    fn bypassed(&mut self, flow: &Flow, since: u64) -> Option<u64> {
+        if !flow.offloaded() {
+            return Some(0);
+        }
+        let (bypassed, metered) = (flow.path.bypassed?, flow.path.metered?);
+        let id = flow.entry.as_ref().map_or(0, |entry| entry.id);
+        let before = self.rates.metered.get(&id).copied().unwrap_or(0);
+        if metered > 0 {
+            self.metered.insert(id, metered);
+        }
+        // Less than before: the meter had forgotten it.
+        let slow = metered.checked_sub(before).unwrap_or(metered);
+        // A flow that crossed the threshold meanwhile has had packets on the forward path that nothing metered.
+        Some(since.saturating_sub(slow).min(bypassed))
+    }
+
     /// Forgets what is gone; and what is idle, if others found no room.
     fn end(self) {
-        let Rates { remembered, limit, parity, crowded, read_at_ns, .. } = self.rates;
+        let Rates { remembered, limit, parity, crowded, read_at_ns, metered, .. } = self.rates;
+        *metered = self.metered;
         *crowded = remembered.len() as u64 + self.turned_away > *limit as u64;
         remembered.retain(|_, count| count.parity == *parity && !(count.idle && *crowded));
         *read_at_ns = Some(self.now_ns);
@@ -180,13 +204,10 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// Puts rows in order and drops those that don't fit.
-    pub fn arrange(&self, rows: &mut Vec<Row>) {
-        rows.sort_by(|a, b| {
-            let order = self.order.compare(a, b);
-            if self.reversed { order.reverse() } else { order }
-        });
-        rows.truncate(self.rows);
+    /// Order of two rows.
+    pub fn compare(&self, a: &Row, b: &Row) -> Ordering {
+        let order = self.order.compare(a, b);
+        if self.reversed { order.reverse() } else { order }
     }
 }
 
@@ -200,48 +221,49 @@ pub struct Row {
 }
 
 /// What passed since the last reading, of all flows or of those that come in on one interface.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Traffic {
     /// Connections that conntrack has.
     pub flows: u64,
     /// Those among them that conntrack calls offloaded, to hardware or not.
     pub offloaded_flows: u64,
-    /// Those among them that could be offloaded, have had more packets than the threshold, and aren't.
+    /// Those among these whose packets take the forward path all the same.
+    pub slow_flows: u64,
+    /// Those that could be offloaded, have had more packets than the threshold, and aren't.
     pub stalled_flows: u64,
     /// What was counted.
     pub all: Tally,
-    /// What was counted of flows that conntrack calls offloaded now.
-    pub offloaded: Tally,
+    /// Packets in `all` that bypassed the forward path.
+    pub bypassed: f64,
+    /// Packets in `all` of which that can't be told.
+    pub unmeasured: u64,
 }
 
 impl Traffic {
-    /// Share of the packets that belong to offloaded flows, 0 to 1; `None` if there were no packets.
+    /// Share of the packets that bypassed the forward path, 0 to 1; `None` if there were no packets, or that can't be
+    /// told.
     pub fn share(&self) -> Option<f64> {
-        (self.all.packets > 0).then(|| self.offloaded.packets as f64 / self.all.packets as f64)
+        (self.all.packets > 0 && self.unmeasured == 0).then(|| self.bypassed / self.all.packets as f64)
     }
 
     fn count_flow(&mut self, flow: &Flow) {
         if flow.entry.is_some() {
             self.flows += 1;
-            self.offloaded_flows += u64::from(offloaded(flow));
+            self.offloaded_flows += u64::from(flow.offloaded());
+            self.slow_flows += u64::from(flow.slow());
             self.stalled_flows += u64::from(stalled(flow));
         }
     }
 
-    fn count_packets(&mut self, since: Tally, offloaded: bool) {
-        let add = |to: &mut Tally| {
-            to.packets += since.packets;
-            to.bytes += since.bytes;
-        };
-        add(&mut self.all);
-        if offloaded {
-            add(&mut self.offloaded);
+    /// `bypassed`: which share of them did; `None` if that can't be told.
+    fn count_packets(&mut self, since: Tally, bypassed: Option<f64>) {
+        self.all.packets += since.packets;
+        self.all.bytes += since.bytes;
+        match bypassed {
+            Some(share) => self.bypassed += since.packets as f64 * share,
+            None => self.unmeasured += since.packets,
         }
     }
-}
-
-fn offloaded(flow: &Flow) -> bool {
-    matches!(flow.state, State::Offloaded | State::HwOffloaded)
 }
 
 /// What isn't forwarded or has no ports is never offloaded, and nothing is wrong with that.
@@ -275,11 +297,14 @@ impl Sample {
     }
 }
 
+type ComesFirst<'a> = Box<dyn Fn(&Row, &Row) -> Ordering + 'a>;
+
 /// Takes flows one after the other and keeps what is wanted of them.
 pub struct Collector<'a> {
     reading: Reading<'a>,
     node: &'a Node,
     wanted: &'a Wanted,
+    rows: Best<Row, ComesFirst<'a>>,
     sample: Sample,
 }
 
@@ -296,47 +321,50 @@ impl<'a> Collector<'a> {
             interfaces: BTreeMap::new(),
             turned_away: 0,
         };
-        Self { reading, node, wanted, sample }
+        let rows = Best::new(wanted.rows, Box::new(|a: &Row, b: &Row| wanted.compare(a, b)) as Box<_>);
+        Self { reading, node, wanted, rows, sample }
     }
 
     /// The next flow.
     pub fn add(&mut self, flow: Flow) {
-        let mut since = Tally::default();
-        let mut measured = true;
         self.sample.total.count_flow(&flow);
         let tuples = [Some(flow.original), flow.reply];
-        let mut counted_at = None;
-        for (tuple, counters) in tuples.into_iter().zip(flow.seen) {
+        let mut directions = [None; 2];
+        let (mut measured, mut counted_at) = (true, None);
+        for ((tuple, counters), direction) in tuples.into_iter().zip(flow.seen).zip(&mut directions) {
             let (Some(tuple), Some(counters)) = (tuple, counters) else { continue };
             let index = IfIndex(counters.ifindex);
             let interface = self.sample.interfaces.entry(index).or_default();
             if counted_at.replace(index) != Some(index) {
                 interface.count_flow(&flow);
             }
-            match self.reading.measure(&tuple, &counters) {
-                Some(direction) => {
-                    since.packets += direction.packets;
-                    since.bytes += direction.bytes;
-                    interface.count_packets(direction, offloaded(&flow));
-                    self.sample.total.count_packets(direction, offloaded(&flow));
-                }
-                None => measured = false,
-            }
+            let since = self.reading.measure(&tuple, &counters);
+            measured &= since.is_some();
+            *direction = since.map(|since| (index, since));
         }
+        let counted = || directions.iter().flatten();
+        let since = counted().fold(Tally::default(), |sum, (_, since)| Tally {
+            packets: sum.packets + since.packets,
+            bytes: sum.bytes + since.bytes,
+        });
+        // The meter doesn't tell directions apart.
+        let bypassed = self.reading.bypassed(&flow, since.packets);
+        let share = bypassed.map(|bypassed| bypassed as f64 / since.packets.max(1) as f64);
+        for (index, since) in counted() {
+            self.sample.interfaces.entry(*index).or_default().count_packets(*since, share);
+        }
+        self.sample.total.count_packets(since, share);
         if !self.wanted.search.matches(&flow, self.node) {
             return;
         }
         self.sample.matched += 1;
         let rate = self.sample.rate(since).filter(|_| measured && counted_at.is_some());
-        self.sample.rows.push(Row { flow, rate });
-        if self.sample.rows.len() >= self.wanted.rows.saturating_mul(2).max(2) {
-            self.wanted.arrange(&mut self.sample.rows);
-        }
+        self.rows.push(Row { flow, rate });
     }
 
     /// After the last flow. A reading that isn't ended leaves [`Rates`] useless.
     pub fn end(mut self) -> Sample {
-        self.wanted.arrange(&mut self.sample.rows);
+        self.sample.rows = self.rows.into_sorted();
         self.sample.turned_away = self.reading.turned_away;
         self.reading.end();
         self.sample
@@ -348,7 +376,7 @@ impl<'a> Collector<'a> {
 pub struct Point {
     /// When it was, `CLOCK_MONOTONIC` in ns.
     pub at_ns: u64,
-    /// Share of packets that belong to offloaded flows, 0 to 1; `None` if there were none or that isn't known.
+    /// Share of packets that bypassed the forward path, 0 to 1; `None` if there were none or that isn't known.
     pub share: Option<f64>,
     /// What was counted; `None` if that isn't known.
     pub rate: Option<Rate>,

@@ -5,7 +5,10 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 
 use super::*;
-use crate::core::connection::{Entry, Status, TCP};
+use crate::core::{
+    connection::{Entry, Status, TCP},
+    flow_path::Metered,
+};
 
 const SECOND: u64 = 1_000_000_000;
 const OFFLOADED: u32 = 1 << 14;
@@ -121,15 +124,23 @@ fn readings_of_the_same_moment_give_no_rate() {
     assert_eq!(read(&mut rates, SECOND, &wanted, &[flow(1, 20)]).rows[0].rate, None);
 }
 
+/// An offloaded flow that comes in on interfaces 2 and 3, twice as many packets on the second.
+fn offloaded(packets: u64, metered: &Metered, now: u64) -> Flow {
+    let node = Node { threshold: Some(20), ..node(now) };
+    connection(OFFLOADED, counters(packets, 1, 2), counters(2 * packets, 1, 3), &node)
+        .measured(metered, &node)
+}
+
+fn metered(packets: u64) -> Metered {
+    Metered::Packets { packets, from_ns: 0, to_ns: 0 }
+}
+
 #[test]
-fn interfaces_and_shares_tell_offloaded_flows_apart() {
+fn interfaces_and_shares_tell_flows_apart() {
     let mut rates = Rates::new(100);
     let wanted = wanted(Order::Packets, 10);
     let at = |now: u64, packets: u64| {
-        vec![
-            connection(OFFLOADED, counters(packets, 1, 2), counters(2 * packets, 1, 3), &node(now)),
-            Flow::gone(tuple(9), counters(packets, 1, 2)),
-        ]
+        [offloaded(packets, &Metered::Nothing, now), Flow::gone(tuple(9), counters(packets, 1, 2))]
     };
     read(&mut rates, SECOND, &wanted, &at(SECOND, 100));
     let sample = read(&mut rates, 2 * SECOND, &wanted, &at(2 * SECOND, 200));
@@ -138,6 +149,34 @@ fn interfaces_and_shares_tell_offloaded_flows_apart() {
     assert_eq!(sample.interfaces[&IfIndex(2)].share(), Some(0.5));
     assert_eq!(sample.interfaces[&IfIndex(3)].share(), Some(1.0));
     assert_eq!(sample.interfaces[&IfIndex(3)].all.packets, 200);
+}
+
+#[test]
+fn packets_on_the_forward_path_are_not_on_the_fast_path_though_their_flow_is_offloaded() {
+    let mut rates = Rates::new(100);
+    let wanted = wanted(Order::Packets, 10);
+    let mut share = |second: u64, packets: u64, metered: Metered| {
+        let flow = offloaded(packets, &metered, second * SECOND);
+        read(&mut rates, second * SECOND, &wanted, &[flow]).total.share()
+    };
+    share(1, 100, metered(10));
+    assert_eq!(share(2, 200, metered(10)), Some(1.0), "what was metered before doesn't count again");
+    assert_eq!(share(3, 300, metered(160)), Some(0.5));
+    assert_eq!(share(4, 400, metered(75)), Some(0.75), "the meter forgot it and began anew");
+    assert_eq!(share(5, 500, Metered::Unknown), None);
+}
+
+#[test]
+fn packets_up_to_the_threshold_were_not_on_the_fast_path() {
+    let mut rates = Rates::new(100);
+    let wanted = wanted(Order::Packets, 10);
+    read(&mut rates, SECOND, &wanted, &[]);
+    let mut flow = offloaded(14, &Metered::Nothing, 2 * SECOND);
+    for counters in flow.seen.iter_mut().flatten() {
+        counters.first_seen_ns = SECOND + 1;
+    }
+    // 42 packets, of which the 21st offloaded the flow.
+    assert_eq!(read(&mut rates, 2 * SECOND, &wanted, &[flow]).total.share(), Some(0.5));
 }
 
 #[test]

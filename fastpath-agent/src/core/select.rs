@@ -12,6 +12,7 @@ use super::model::{Link, OperState};
 pub struct Selection {
     include: GlobSet,
     exclude: GlobSet,
+    takes_all: bool,
 }
 
 /// A pattern that isn't a glob.
@@ -26,7 +27,13 @@ impl Selection {
         Ok(Self {
             include: glob_set(if include.is_empty() { &everything } else { include })?,
             exclude: glob_set(exclude)?,
+            takes_all: include.is_empty() && exclude.is_empty(),
         })
+    }
+
+    /// No pattern narrows it: every interface that is up is taken, but loopback.
+    pub fn takes_all(&self) -> bool {
+        self.takes_all
     }
 
     /// Why `link` doesn't belong into the flowtable; `None` if it does.
@@ -37,10 +44,8 @@ impl Selection {
             Some(Unmanaged::Excluded)
         } else if !self.include.is_match(link.name.as_str()) {
             Some(Unmanaged::NotIncluded)
-        } else if !link.admin_up || link.oper_state == OperState::Down {
-            Some(Unmanaged::Down)
         } else {
-            None
+            Unmanaged::of_state(link)
         }
     }
 }
@@ -63,6 +68,8 @@ pub enum Unmanaged {
     Down,
     /// `--exclude-interfaces` names it.
     Excluded,
+    /// `--exclude` names it: its flows are watched, but not offloaded.
+    FlowsExcluded,
     /// `--interfaces` doesn't name it.
     NotIncluded,
     /// The kernel refused the flowtable's hook on it.
@@ -72,12 +79,26 @@ pub enum Unmanaged {
     },
 }
 
+impl Unmanaged {
+    /// Why `link` is left out whatever the patterns say.
+    pub fn of_state(link: &Link) -> Option<Self> {
+        if link.loopback {
+            Some(Self::Loopback)
+        } else if !link.admin_up || link.oper_state == OperState::Down {
+            Some(Self::Down)
+        } else {
+            None
+        }
+    }
+}
+
 impl fmt::Display for Unmanaged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Loopback => f.write_str("loopback"),
             Self::Down => f.write_str("down"),
             Self::Excluded => f.write_str("excluded by --exclude-interfaces"),
+            Self::FlowsExcluded => f.write_str("its flows are excluded by --exclude"),
             Self::NotIncluded => f.write_str("not among --interfaces"),
             Self::Refused { error } => write!(f, "the kernel refused it: {error}"),
         }
@@ -97,6 +118,9 @@ mod tests {
     #[test]
     fn state_decides_unless_globs_do() {
         let all = selection(&[], &[]);
+        assert!(
+            all.takes_all() && !selection(&["*"], &[]).takes_all() && !selection(&[], &["x"]).takes_all()
+        );
         let cases = [
             (link("eth0"), None),
             (Link { loopback: true, ..link("lo") }, Some(Unmanaged::Loopback)),

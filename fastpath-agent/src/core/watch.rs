@@ -18,6 +18,12 @@ pub fn watched<'a>(
     links: impl IntoIterator<Item = &'a Link>,
     managed: &BTreeSet<IfIndex>,
 ) -> BTreeSet<IfIndex> {
+    let below = lower_links(links);
+    managed.iter().copied().filter(|&link| !covered(link, &below, managed)).collect()
+}
+
+/// The links whose packets a link hands up, one step down; nothing for a link that has none below it.
+pub fn lower_links<'a>(links: impl IntoIterator<Item = &'a Link>) -> BTreeMap<IfIndex, BTreeSet<IfIndex>> {
     let mut below: BTreeMap<IfIndex, BTreeSet<IfIndex>> = BTreeMap::new();
     for link in links {
         if let Some(master) = link.master {
@@ -29,7 +35,7 @@ pub fn watched<'a>(
             below.entry(link.index).or_default().insert(lower);
         }
     }
-    managed.iter().copied().filter(|&link| !covered(link, &below, managed)).collect()
+    below
 }
 
 /// Whether a managed link is below `link`.
@@ -48,6 +54,30 @@ fn covered(link: IfIndex, below: &BTreeMap<IfIndex, BTreeSet<IfIndex>>, managed:
         }
     }
     false
+}
+
+/// Kinds of links that hand up the packets of their ports.
+const OVER_PORTS: [&str; 4] = ["bridge", "bond", "team", "vrf"];
+
+/// Why packets of a link are no business of XDP's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotForXdp {
+    /// Frames without an Ethernet header.
+    NoEthernet,
+    /// It receives no frames itself. (A bond would attach the program to its ports, which may be excluded.)
+    Stacked,
+}
+
+/// Whether XDP makes no sense on a link; `None` if it may.
+pub fn not_for_xdp(link: &Link) -> Option<NotForXdp> {
+    let kind = link.kind.as_deref().unwrap_or_default();
+    if !link.ethernet {
+        Some(NotForXdp::NoEthernet)
+    } else if STACKED.contains(&kind) || OVER_PORTS.contains(&kind) {
+        Some(NotForXdp::Stacked)
+    } else {
+        None
+    }
 }
 
 #[cfg(test)]
@@ -113,6 +143,20 @@ mod tests {
             link(3, "wireguard"),
         ];
         assert_eq!(watched(&links, &indices(&[1, 2, 3, 9])), indices(&[1, 2, 3]));
+    }
+
+    #[test]
+    fn xdp_is_for_links_that_receive_frames() {
+        for (kind, ethernet, expected) in [
+            ("veth", true, None),
+            ("vxlan", true, None),
+            ("bond", true, Some(NotForXdp::Stacked)),
+            ("vlan", true, Some(NotForXdp::Stacked)),
+            ("wireguard", false, Some(NotForXdp::NoEthernet)),
+        ] {
+            assert_eq!(not_for_xdp(&Link { ethernet, ..link(1, kind) }), expected, "{kind}");
+        }
+        assert_eq!(not_for_xdp(&test_link("eth0")), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::{
         model::TABLE,
     },
     kernel::{
-        Ruleset, bpf,
+        Ruleset, bpf, event_socket,
         nft::{CommitError, Nft},
     },
 };
@@ -35,13 +35,16 @@ pub struct Cleanup {
     pub table: TableCleanup,
     /// About programs and maps.
     pub ebpf: bpf::CleanupReport,
+    /// Whether an agent that is gone had left its socket behind.
+    pub socket: bool,
 }
 
 /// Removes everything; a table of our name that isn't ours stays.
-pub fn cleanup(pin_path: &Path) -> Result<Cleanup, DaemonError> {
+pub fn cleanup(pin_path: &Path, run_dir: &Path) -> Result<Cleanup, DaemonError> {
     let table = remove_table(&mut Nft::open()?)?;
     let ebpf = bpf::cleanup(pin_path)?;
-    Ok(Cleanup { table, ebpf })
+    let socket = event_socket::cleanup(run_dir)?;
+    Ok(Cleanup { table, ebpf, socket })
 }
 
 /// Removes our table with all that is in it.
@@ -76,8 +79,12 @@ impl fmt::Display for Cleanup {
             names => writeln!(f, "programs  detached from {}", names.join(", "))?,
         }
         match self.ebpf.unpinned.as_slice() {
-            [] => writeln!(f, "maps      none were pinned"),
-            names => writeln!(f, "maps      removed {}", names.join(", ")),
+            [] => writeln!(f, "maps      none were pinned")?,
+            names => writeln!(f, "maps      removed {}", names.join(", "))?,
         }
+        if self.socket {
+            writeln!(f, "socket    of an agent that is gone removed")?;
+        }
+        Ok(())
     }
 }

@@ -1,95 +1,402 @@
-//! Follows flows across the threshold: the programs signal each one, conntrack says what became of it. Only while
-//! somebody listens (`--v=5`); otherwise the programs signal nothing and nothing wakes up.
+//! Follows flows across the threshold: the programs signal each one, conntrack says what became of it, and everybody
+//! who reads along hears of it. Decides nothing about flows: that is `core`'s.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-use fastpath_common::FlowEvent;
+use fastpath_common::{FlowCounters, FlowKey, Signal};
 use tokio::time::{Instant, sleep_until};
-use tracing::{debug, trace, warn};
+use tracing::{Level, debug, enabled, info, trace, warn};
 
+use super::readers::Readers;
 use crate::{
     config::Config,
-    core::connection::{Entry, Tuple},
+    core::{
+        assist::{Assist, Next, Wanted},
+        connection::{Entry, Tuple},
+        crossing::{self, Settled},
+        flow::{Flow, Node, State},
+        flow_record::{Event, FlowRecord},
+    },
     kernel::{
-        bpf::EventStream,
-        conntrack::{Conntrack, ConntrackError},
+        bpf::{BpfError, EventStream, FlowEyes, Pinned, Sweep},
+        conntrack::Conntrack,
+        flows::monotonic_ns,
+        memory,
     },
 };
 
-/// Verbosity from which flows are logged.
-const VERBOSITY: u8 = 5;
-/// Time that the packet which crossed has to reach the rule, on a busy node.
-const GRACE: Duration = Duration::from_millis(200);
-/// Events handled at a time, so that a burst doesn't hold up links and ruleset.
-const BATCH: usize = 256;
+/// Signals handled at a time, so that a burst doesn't hold up links and ruleset.
+const SLICE: usize = 256;
+/// Least time from one look into the ring to the next: under load signals come in batches, which cost much less.
+const GAP: Duration = Duration::from_millis(5);
+/// For how long what flows are judged by is as good as new.
+const NODE_AGE: Duration = Duration::from_millis(200);
+/// Signals after which it is worth while to give memory back.
+const BURST: usize = 10_000;
 
-/// The flows that crossed and whose fate isn't known yet.
+/// The flows that cross.
 pub struct Crossings {
     events: EventStream,
+    pinned: Pinned,
     conntrack: Conntrack,
-    /// Directions to look at again, in order of time.
-    waiting: VecDeque<(Instant, Tuple)>,
+    followed: crossing::Crossings,
+    readers: Option<Readers>,
+    /// Absent if it isn't wanted.
+    assist: Option<Assist>,
+    /// Connections that `assist` wants to know about.
+    to_look_up: Vec<Tuple>,
+    node: Node,
+    node_read: Option<Instant>,
+    started: Instant,
+    pin_path: PathBuf,
+    /// When the ring may be looked into again.
+    next_look: Instant,
+    /// Signals that had been lost when the last sweep began.
+    swept: u64,
+    sweep: Option<Sweep>,
+    /// Swept up and not handled yet.
+    found: Vec<FlowKey>,
+    /// Signals handled since memory was given back last.
+    handled: usize,
+    /// Whether it was said that conntrack can't be asked.
+    blind: bool,
 }
 
 impl Crossings {
     /// Whether flows are to be followed.
     pub fn wanted(config: &Config) -> bool {
-        config.verbosity >= VERBOSITY
+        config.rules.threshold != 0 && !config.once
     }
 
-    /// Opens the ring of events and conntrack; `None` if that doesn't work (which is said).
+    /// Opens ring, conntrack and socket; `None` if flows can't be followed (which is said).
     pub fn open(config: &Config) -> Option<Self> {
         let failed =
             |error: &dyn std::error::Error| warn!(%error, "flows that cross the threshold are not followed");
         let events = EventStream::open(&config.pin_path).inspect_err(|e| failed(e)).ok()?;
+        let pinned = Pinned::open(&config.pin_path).inspect_err(|e| failed(e)).ok()?;
         let conntrack = Conntrack::open().inspect_err(|e| failed(e)).ok()?;
-        Some(Self { events, conntrack, waiting: VecDeque::new() })
+        let readers = Readers::open(&config.run_dir)
+            .inspect_err(|error| warn!("`fastpath-agent flows --follow` has nothing to read: {error}"))
+            .ok();
+        // Of a flow whose first direction is still in the map, the second one is known when it crosses too.
+        let remembered = config.max_flows as usize / 2;
+        let now = Instant::now();
+        Some(Self {
+            events,
+            pinned,
+            conntrack,
+            followed: crossing::Crossings::new(remembered),
+            readers,
+            assist: config.assist.then(Assist::default),
+            to_look_up: Vec::new(),
+            node: Node::default(),
+            node_read: None,
+            started: now,
+            next_look: now,
+            pin_path: config.pin_path.clone(),
+            swept: 0,
+            sweep: None,
+            found: Vec::new(),
+            handled: 0,
+            blind: false,
+        })
     }
 
-    /// Waits for the next events or the end of a grace, and handles them. Safe to cancel while it waits.
-    pub async fn next(crossings: &mut Option<Self>) {
+    /// Waits until there is something to do. Safe to cancel.
+    pub async fn ready(crossings: &mut Option<Self>) {
         let Some(this) = crossings else { return std::future::pending().await };
-        let due = this.waiting.front().map(|(at, _)| *at);
-        tokio::select! {
-            events = this.events.next(BATCH) => match events {
-                Ok(events) => events.iter().for_each(|event| this.crossed(event)),
-                Err(error) => {
-                    warn!(%error, "flows that cross the threshold are not followed any more");
-                    *crossings = None;
-                }
-            },
-            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => this.look_again(),
+        let room = this.followed.room() >= SLICE;
+        if room && (this.sweep.is_some() || !this.found.is_empty() || !this.to_look_up.is_empty()) {
+            return;
+        }
+        let due = [this.followed.due_ms(), this.assist.as_ref().and_then(Assist::due_ms)];
+        let due = due.into_iter().flatten().min().map(|due| this.started + Duration::from_millis(due));
+        let look = this.next_look;
+        let failed = tokio::select! {
+            () = sleep_until(due.unwrap_or(look)), if due.is_some() => None,
+            failed = async { sleep_until(look).await; this.events.readable().await.err() }, if room => failed,
+        };
+        if let Some(error) = failed {
+            warn!(%error, "flows that cross the threshold are not followed any more");
+            *crossings = None;
         }
     }
 
-    fn crossed(&mut self, event: &FlowEvent) {
-        let tuple = Tuple::from_flow_key(&event.key);
-        match self.look_up(&tuple) {
-            Ok(Some(entry)) if entry.status.offloaded() => {
-                trace!(flow = %tuple, packets = event.packets, fate = "offloaded", "crossed the threshold")
+    /// Whether what flows are judged by has to be read again.
+    pub fn wants_node(&self) -> bool {
+        self.node_read.is_none_or(|at| at.elapsed() >= NODE_AGE)
+    }
+
+    /// Takes what flows are judged by from now on.
+    pub fn judge_by(&mut self, node: Node) {
+        self.node = node;
+        self.node_read = Some(Instant::now());
+    }
+
+    /// Handles a slice of what is there.
+    pub fn handle(&mut self, eyes: &mut dyn FlowEyes) {
+        self.node.now_ns = monotonic_ns();
+        self.look_again();
+        self.look_at_assisted(eyes);
+        if self.handled >= BURST && self.followed.due_ms().is_none() && self.sweep.is_none() {
+            self.followed.shrink();
+            memory::give_back();
+            self.handled = 0;
+        }
+        if self.followed.room() < SLICE {
+            return;
+        }
+        if !self.found.is_empty() {
+            let rest = self.found.split_off(SLICE.min(self.found.len()));
+            let found = std::mem::replace(&mut self.found, rest);
+            return self.signalled(&found.iter().map(Tuple::from_flow_key).collect::<Vec<_>>());
+        }
+        if let Err(error) = self.sweep(eyes) {
+            warn!(%error, "signals that were lost are looked for again in a minute");
+            self.sweep = None;
+        }
+        let events = self.events.take(SLICE);
+        self.next_look = Instant::now() + if events.len() < SLICE { GAP } else { Duration::ZERO };
+        if !events.is_empty() {
+            self.signalled(&events.iter().map(|event| Tuple::from_flow_key(&event.key)).collect::<Vec<_>>());
+            // The ring is empty now.
+            if events.len() < SLICE {
+                self.look_for_lost();
             }
-            Ok(_) => self.waiting.push_back((Instant::now() + GRACE, tuple)),
-            Err(error) => {
-                debug!(%error, flow = %tuple, "crossed the threshold, but conntrack can't be asked")
+        }
+    }
+
+    /// Begins a sweep of the map if signals were lost since the last one began.
+    pub fn look_for_lost(&mut self) {
+        if self.sweep.is_some() {
+            return;
+        }
+        let begun = self.pinned.events_lost().and_then(|lost| {
+            if lost == self.swept {
+                return Ok(None);
+            }
+            let sweep = Sweep::begin(&self.pin_path)?;
+            info!(
+                lost = lost.wrapping_sub(self.swept),
+                "crossings didn't fit the ring of events: looking for them in the map"
+            );
+            self.swept = lost;
+            Ok(Some(sweep))
+        });
+        match begun {
+            Ok(sweep) => self.sweep = sweep,
+            Err(error) => debug!(%error, "it can't be told whether signals were lost"),
+        }
+    }
+
+    /// The next piece of the map.
+    fn sweep(&mut self, eyes: &mut dyn FlowEyes) -> Result<(), BpfError> {
+        let Some(sweep) = &mut self.sweep else { return Ok(()) };
+        match sweep.step()? {
+            Some(lost) => {
+                for key in lost {
+                    // From now on it is as if the event had come.
+                    if eyes.mark(&key, Signal::Lost, Signal::Sent)? {
+                        self.found.push(key);
+                    }
+                }
+            }
+            None => {
+                self.sweep = None;
+                // Some may have been lost behind its back.
+                self.look_for_lost();
+            }
+        }
+        Ok(())
+    }
+
+    fn signalled(&mut self, tuples: &[Tuple]) {
+        self.handled += tuples.len();
+        let entries = self.look_up(tuples);
+        let now = self.now_ms();
+        for (tuple, entry) in tuples.iter().zip(entries) {
+            self.consider(entry.as_ref());
+            if let Some(settled) = self.followed.signalled(*tuple, entry, now) {
+                self.settled(settled);
             }
         }
     }
 
     fn look_again(&mut self) {
-        let now = Instant::now();
-        while self.waiting.front().is_some_and(|(at, _)| *at <= now) {
-            let Some((_, tuple)) = self.waiting.pop_front() else { break };
-            let fate = match self.look_up(&tuple) {
-                Ok(Some(entry)) if entry.status.offloaded() => "offloaded",
-                Ok(Some(_)) => "not offloaded (`flows --state=stalled` says why)",
-                Ok(None) => "gone",
-                Err(_) => "unknown",
-            };
-            trace!(flow = %tuple, fate, "crossed the threshold");
+        let waiting = self.followed.take_due(self.now_ms(), SLICE);
+        if waiting.is_empty() {
+            return;
+        }
+        let entries = self.look_up(&waiting.iter().map(|waiting| waiting.tuple).collect::<Vec<_>>());
+        for (waiting, entry) in waiting.into_iter().zip(entries) {
+            self.consider(entry.as_ref());
+            if let Some(settled) = self.followed.looked_again(waiting, entry) {
+                self.settled(settled);
+            }
         }
     }
 
-    fn look_up(&mut self, tuple: &Tuple) -> Result<Option<Entry>, ConntrackError> {
-        self.conntrack.get(tuple, 0)
+    /// Helps a connection that the rule never takes.
+    fn consider(&mut self, entry: Option<&Entry>) {
+        let now = self.now_ms();
+        let Some(entry) = entry.filter(|e| e.counters.is_none() && !e.status.offloaded()) else { return };
+        // Also where no rule of ours stands: nothing would come of it.
+        if self.assist.is_none() || self.node.threshold.is_none() {
+            return;
+        }
+        let Ok(seen) = self.counted(entry) else { return };
+        let Some(assist) = &mut self.assist else { return };
+        assist.consider(&Flow::settled(entry.clone(), seen, &self.node), &self.node, now);
     }
+
+    /// Looks what became of connections that were helped.
+    fn look_at_assisted(&mut self, eyes: &mut dyn FlowEyes) {
+        let now = self.now_ms();
+        let Some(assist) = &mut self.assist else { return };
+        if self.to_look_up.is_empty() {
+            self.to_look_up = assist.take_due(now);
+        }
+        let rest = self.to_look_up.split_off(SLICE.min(self.to_look_up.len()));
+        let tuples = std::mem::replace(&mut self.to_look_up, rest);
+        if tuples.is_empty() {
+            return;
+        }
+        let entries = self.look_up(&tuples);
+        for (tuple, entry) in tuples.iter().zip(&entries) {
+            let seen = entry.as_ref().map_or(Ok([None; 2]), |entry| self.counted(entry)).unwrap_or_default();
+            let packets = seen.iter().flatten().map(|counted| counted.packets).sum();
+            let next = self.assist.as_mut().map(|a| a.looked(tuple, entry.as_ref(), packets, now));
+            if let (Some(Next::Arm), Some(entry)) = (next, entry) {
+                arm(eyes, entry);
+            }
+        }
+    }
+
+    /// Connections that were helped and may not be offloaded any more are to be found out.
+    pub fn look_at_helped(&mut self) {
+        if let Some(assist) = &mut self.assist {
+            self.to_look_up.extend(assist.take_helped());
+        }
+    }
+
+    /// The flowtable was emptied. Allowed flows come back by themselves, but for those that only come with our help.
+    pub fn emptied(&mut self) {
+        let now = self.now_ms();
+        if let Some(assist) = &mut self.assist {
+            assist.emptied(now);
+        }
+    }
+
+    /// An earlier agent may have left connections without help that have crossed already: they signal again.
+    pub fn arm_old(&mut self, eyes: &mut dyn FlowEyes) {
+        let Some(assist) = &mut self.assist else { return };
+        let reading = match self.pinned.reading() {
+            Ok(reading) => reading,
+            Err(error) => return debug!(%error, "connections that crossed before the start aren't assisted"),
+        };
+        let crossed = |tuple: &Tuple| {
+            let counted = tuple.flow_key().and_then(|key| reading.flow(&key).ok().flatten());
+            counted.is_some_and(|counted| counted.signal == Signal::Sent as u64)
+        };
+        let dumped = self.conntrack.dump(|entry| {
+            if entry.counters.is_some() {
+                return;
+            }
+            if entry.status.offloaded() {
+                assist.remember(entry.original);
+            } else if crossed(&entry.original) || crossed(&entry.reply) {
+                arm(eyes, &entry);
+            }
+        });
+        if let Err(error) = dumped {
+            debug!(%error, "connections that crossed before the start aren't assisted");
+        }
+    }
+
+    /// What the ruleset has to be told, if anything.
+    pub fn assistance(&mut self) -> Option<Wanted> {
+        self.assist.as_mut()?.take_wanted()
+    }
+
+    /// The set of assisted connections was lost.
+    pub fn assist_again(&mut self) {
+        if let Some(assist) = &mut self.assist {
+            assist.tell_again();
+        }
+    }
+
+    /// Asks conntrack; what can't be asked isn't found.
+    fn look_up(&mut self, tuples: &[Tuple]) -> Vec<Option<Entry>> {
+        match self.conntrack.get_all(tuples, 0) {
+            Ok(entries) => {
+                self.blind = false;
+                entries
+            }
+            Err(error) => {
+                if !self.blind {
+                    warn!(%error, "what becomes of flows that cross the threshold can't be told");
+                }
+                self.blind = true;
+                vec![None; tuples.len()]
+            }
+        }
+    }
+
+    /// The end of following a flow.
+    fn settled(&mut self, settled: Settled) {
+        let publishes = self.readers.as_ref().is_some_and(Readers::any);
+        if !publishes && !enabled!(Level::TRACE) {
+            return;
+        }
+        let flow = match self.flow(settled) {
+            Ok(flow) => flow,
+            Err(error) => return debug!(%error, "a flow that has crossed can't be shown"),
+        };
+        let cause = if let State::Stalled(cause) = &flow.state { Some(cause.to_string()) } else { None };
+        trace!(flow = %flow.original, fate = flow.state.name(), cause, "crossed the threshold");
+        if let (true, Some(readers)) = (publishes, &self.readers) {
+            let flow = Box::new(FlowRecord::new(&flow, &self.node));
+            readers.publish(&Event::Crossed { time_ms: unix_ms(), flow });
+        }
+    }
+
+    fn flow(&self, settled: Settled) -> Result<Flow, BpfError> {
+        Ok(match settled {
+            Settled::Connection(entry) => {
+                let seen = self.counted(&entry)?;
+                Flow::settled(entry, seen, &self.node)
+            }
+            Settled::Ended(entry) => Flow::ended(entry.original, Some(entry.reply), self.counted(&entry)?),
+            Settled::Unknown(tuple) => Flow::ended(tuple, None, [self.counted_one(&tuple)?, None]),
+        })
+    }
+
+    fn counted(&self, entry: &Entry) -> Result<[Option<FlowCounters>; 2], BpfError> {
+        Ok([self.counted_one(&entry.original)?, self.counted_one(&entry.reply)?])
+    }
+
+    fn counted_one(&self, tuple: &Tuple) -> Result<Option<FlowCounters>, BpfError> {
+        tuple.flow_key().map(|key| self.pinned.flow(&key)).transpose().map(Option::flatten)
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Has both directions signal their next packets.
+fn arm(eyes: &mut dyn FlowEyes, entry: &Entry) {
+    for key in [entry.original, entry.reply].iter().filter_map(Tuple::flow_key) {
+        if let Err(error) = eyes.mark(&key, Signal::Sent, Signal::None) {
+            debug!(%error, "a connection is not assisted any more");
+        }
+    }
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,23 +1,30 @@
 //! The running agent: waits for the kernel's announcements, and has the reconciler answer them.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     time::sleep_until,
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     config::Config,
     core::{
+        flow::Node,
         link_table::{LinkEvent, LinkTable},
         model::TABLE,
         pace::{Outcome, Pace, Trigger},
     },
     kernel::{
-        bpf,
+        bpf, event_socket,
+        facts::KernelName,
         links::{LinkError, Links},
+        memory,
         nft::{CommitError, Event, Monitor, Nft, NftError},
         probe::Kernel,
     },
@@ -25,12 +32,16 @@ use crate::{
 
 pub mod cleanup;
 pub mod crossings;
+pub mod readers;
 pub mod reconcile;
+pub mod revalidate;
+pub mod revoke;
 pub mod watch;
 
 use cleanup::TableCleanup;
 use crossings::Crossings;
 use reconcile::{Reconciler, Standing};
+use revalidate::{Emptied, Revalidation};
 use watch::Watch;
 
 /// Why the agent can't go on.
@@ -48,6 +59,9 @@ pub enum DaemonError {
     /// Removing our table failed.
     #[error("cannot remove table inet {TABLE}: {0}")]
     Remove(#[source] CommitError),
+    /// What an agent left in its run directory can't be removed.
+    #[error(transparent)]
+    Socket(#[from] event_socket::SocketError),
     /// Signals can't be received.
     #[error("cannot wait for signals: {0}")]
     Signals(#[source] std::io::Error),
@@ -59,6 +73,8 @@ pub enum DaemonError {
 /// Runs the agent until it is told to stop, or once.
 pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
     let mut stop = Stop::new().map_err(DaemonError::Signals)?;
+    // From here on SIGHUP doesn't end the agent.
+    let mut reload = signal(SignalKind::hangup()).map_err(DaemonError::Signals)?;
     let mut agent = Agent::start(config, kernel).await?;
     if agent.config.once {
         agent.reconcile(Trigger::Start)?;
@@ -74,19 +90,33 @@ pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
                 info!(signal = name, cleanup = agent.config.cleanup_on_exit, "stopping");
                 break;
             }
+            _ = reload.recv() => agent.reload(),
             // Before the announcements, so that a storm of them can't put it off; pacing leaves them their turn.
             () = sleep_until((agent.started + Duration::from_millis(due)).into()) => {
                 if trigger == Trigger::SafetyNet {
                     agent.reread_links().await?;
+                    if let Some(crossings) = &mut agent.crossings {
+                        crossings.look_for_lost();
+                        crossings.look_at_helped();
+                    }
                 }
                 agent.reconcile(trigger)?;
             }
+            () = at(agent.started, agent.offload.as_ref().and_then(|o| o.revalidation.due())) => agent.revalidate()?,
             event = agent.links_source.next() => agent.link_event(event?).await?,
-            event = Offload::next(&mut agent.offload) => agent.ruleset_event(event?),
-            () = Crossings::next(&mut agent.crossings) => {}
+            event = Offload::next(&mut agent.offload) => agent.ruleset_event(event?)?,
+            () = Crossings::ready(&mut agent.crossings) => agent.follow_crossings().await?,
         }
     }
     if agent.config.cleanup_on_exit { agent.cleanup() } else { Ok(()) }
+}
+
+/// Waits until so many milliseconds after the start; without them for ever.
+async fn at(started: Instant, due_ms: Option<u64>) {
+    match due_ms {
+        Some(due) => sleep_until((started + Duration::from_millis(due)).into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// SIGTERM or SIGINT.
@@ -111,6 +141,7 @@ impl Stop {
 /// The half that concerns the ruleset.
 struct Offload {
     monitor: Monitor,
+    revalidation: Revalidation,
     reconciler: Reconciler<Nft>,
 }
 
@@ -121,10 +152,22 @@ impl Offload {
             warn!("nothing is offloaded, flows are only watched: {reason}");
             return Ok(None);
         }
-        let monitor = Monitor::open()?;
-        let policy =
-            config.rules.policy(kernel.flowtable_counter.is_supported(), kernel.rt_ipsec.is_supported());
-        Ok(Some(Self { monitor, reconciler: Reconciler::new(Nft::open()?, policy, config.foreign) }))
+        let mut nft = Nft::open()?;
+        let monitor = Monitor::open(&nft)?;
+        let revalidation = Revalidation::start(config, &mut nft);
+        let mut rules = config.rules.clone();
+        if let Some(bug) = rules.heed(&KernelName::read().names()) {
+            warn!(
+                kernel = kernel.release,
+                bug = bug.name,
+                "offloading is switched off, flows are only watched, since this kernel is known for a bug: {}. Use one with \
+                 the fix (Linux {}), or start the agent with --ignore-known-bugs",
+                bug.what,
+                bug.fixed_in
+            );
+        }
+        let policy = rules.policy(kernel.flowtable_counter.is_supported(), kernel.rt_ipsec.is_supported());
+        Ok(Some(Self { monitor, revalidation, reconciler: Reconciler::new(nft, policy, config.foreign) }))
     }
 
     /// The next change of the ruleset; never where there is none to follow.
@@ -162,8 +205,12 @@ impl Agent {
         if let Some(watch) = &mut watch {
             watch.take_over(&links);
         }
-        let crossings =
+        let mut crossings =
             watch.as_ref().filter(|_| Crossings::wanted(&config)).and_then(|_| Crossings::open(&config));
+        if let (Some(crossings), Some(watch)) = (&mut crossings, &mut watch) {
+            crossings.look_for_lost();
+            crossings.arm_old(watch.eyes());
+        }
         Ok(Self {
             started: Instant::now(),
             pace: Pace::default(),
@@ -208,20 +255,86 @@ impl Agent {
         Ok(())
     }
 
+    /// Reads the file of exclusions again. What is wrong with it is said, and the old ones stay.
+    fn reload(&mut self) {
+        match self.config.rules.exclude.load() {
+            Ok(exclusions) => {
+                info!(exclusions = exclusions.len(), "exclusions read again");
+                self.config.rules.exclusions = Arc::new(exclusions);
+                if let Some(offload) = &mut self.offload {
+                    offload.reconciler.exclude(Arc::clone(&self.config.rules.exclusions));
+                }
+                self.pace.trigger(Trigger::Exclusions, self.now());
+            }
+            Err(error) => error!("exclusions stay as they are: {error}"),
+        }
+    }
+
     async fn reread_links(&mut self) -> Result<(), DaemonError> {
         self.links = self.links_source.list().await?.into_iter().collect();
         Ok(())
     }
 
-    fn ruleset_event(&mut self, event: Event) {
+    async fn follow_crossings(&mut self) -> Result<(), DaemonError> {
+        let (Some(crossings), Some(watch)) = (&mut self.crossings, &mut self.watch) else { return Ok(()) };
+        if crossings.wants_node() {
+            let (threshold, managed) = match self.offload.as_ref().and_then(|o| o.reconciler.offloads()) {
+                Some((threshold, managed)) => (Some(threshold), self.links.with_ports(&managed.collect())),
+                None => (None, BTreeSet::new()),
+            };
+            crossings.judge_by(Node {
+                threshold,
+                managed,
+                names: self.links.iter().map(|link| (link.index, link.name.clone())).collect(),
+                addresses: self.links_source.addresses().await?,
+                ..Node::default()
+            });
+        }
+        crossings.handle(watch.eyes());
+        if let (Some(offload), Some(wanted)) = (&mut self.offload, crossings.assistance()) {
+            offload.reconciler.assist(wanted);
+            self.pace.trigger(Trigger::Assist, self.now());
+        }
+        // Readers get their turn, too.
+        tokio::task::yield_now().await;
+        Ok(())
+    }
+
+    fn ruleset_event(&mut self, event: Event) -> Result<(), DaemonError> {
+        let now = self.now();
+        let Some(offload) = &mut self.offload else { return Ok(()) };
+        let touched = match &event {
+            Event::Overrun => offload.revalidation.lost(&mut offload.monitor)?,
+            Event::Generation { .. } => offload.revalidation.touched(&mut offload.monitor)?,
+        };
+        if touched.forwarding {
+            debug!(?event, "a change that may concern offloaded flows");
+            offload.revalidation.changed(now);
+        }
         match event {
             Event::Overrun => self.overrun("ruleset"),
-            Event::Generation { generation, .. } => {
-                if self.offload.as_mut().is_some_and(|o| o.reconciler.committed(generation)) {
-                    self.pace.trigger(Trigger::Ruleset, self.now());
+            Event::Generation { generation, .. } if touched.ours => {
+                if offload.reconciler.committed(generation) {
+                    self.pace.trigger(Trigger::Ruleset, now);
                 }
             }
+            Event::Generation { generation, .. } => offload.reconciler.passed(generation),
         }
+        Ok(())
+    }
+
+    /// Has the kernel judge offloaded flows anew.
+    fn revalidate(&mut self) -> Result<(), DaemonError> {
+        let now = self.now();
+        if let Some(offload) = &mut self.offload {
+            let result = offload.reconciler.empty();
+            debug!(?result, "revalidated offloaded flows");
+            if let (Ok(Emptied::Done { .. }), Some(crossings)) = (&result, &mut self.crossings) {
+                crossings.emptied();
+            }
+            offload.revalidation.ran(result, now)?;
+        }
+        Ok(())
     }
 
     fn overrun(&mut self, source: &'static str) {
@@ -240,9 +353,17 @@ impl Agent {
             let report = offload.reconciler.reconcile(trigger, &self.links)?;
             debug!(%trigger, ?report, "reconciled");
             outcome = report.outcome;
+            if let (Outcome::Repaired, Some(crossings)) = (outcome, &mut self.crossings) {
+                crossings.assist_again();
+            }
         }
         if let Some(watch) = &mut self.watch {
             watch.follow(&self.links);
+        }
+        if trigger == Trigger::Start {
+            // Most of what starting took: the kernel's types (BTF), above all.
+            memory::give_back();
+            memory::drop_code();
         }
         self.pace.ran(outcome, self.now());
         let wait = self.pace.backing_off();

@@ -1,22 +1,25 @@
 //! One reconcile: observe, compare, commit, until the kernel has what it should have. Holds no truth of its own:
 //! what it remembers of the kernel is dropped as soon as somebody else commits anything.
 
-use std::{collections::BTreeMap, io};
+use std::{collections::BTreeMap, io, sync::Arc};
 
 use tracing::{debug, info, warn};
 
+use super::revalidate::{self, Emptied, EmptyError};
 use crate::{
     core::{
+        assist::{LISTED_MS, Wanted},
         desired::{self, Desired, Policy},
         diff::{self, Decision, ForeignTable},
+        exclude::Exclusions,
         link_table::{LinkChange, LinkTable},
         model::{FLOWTABLE, IfIndex, IfName, TABLE},
-        observed::{Generation, Observed},
+        observed::{Generation, Observed, ObservedSet},
         pace::{Outcome, Trigger},
         plan::{Op, Plan},
     },
     kernel::{
-        Ruleset,
+        Ruleset, Unread,
         nft::{CommitError, NftError, Rejection},
     },
 };
@@ -55,6 +58,8 @@ pub struct Reconciler<R> {
     refused: BTreeMap<IfIndex, String>,
     /// What the kernel has, as long as nobody else commits.
     cache: Option<Observed>,
+    /// Sets of exclusions, as long as nobody changes them, while the rest isn't known: there may be very many keys in them.
+    known: Vec<ObservedSet>,
     /// The generation that our last commit made.
     own: Option<Generation>,
     /// What stood in the kernel when the last reconcile ended well.
@@ -64,6 +69,10 @@ pub struct Reconciler<R> {
     failure: Option<String>,
     /// What others have put into our table, as last reported.
     foreign_objects: Vec<String>,
+    /// Conntrack ids that the next transaction lists.
+    assisted: Vec<u32>,
+    /// Offers to the flowtable when it was last emptied, as long as the rules that count them stand.
+    offers_when_emptied: Option<u64>,
 }
 
 impl<R: Ruleset> Reconciler<R> {
@@ -75,11 +84,14 @@ impl<R: Ruleset> Reconciler<R> {
             foreign,
             refused: BTreeMap::new(),
             cache: None,
+            known: Vec::new(),
             own: None,
             achieved: None,
             standing: None,
             failure: None,
             foreign_objects: Vec::new(),
+            assisted: Vec::new(),
+            offers_when_emptied: None,
         }
     }
 
@@ -112,19 +124,63 @@ impl<R: Ruleset> Reconciler<R> {
             || self.cache.as_ref().is_some_and(|cache| cache.generation.is_after(generation));
         if !known {
             self.cache = None;
+            self.known.clear();
+            self.offers_when_emptied = None;
         }
         !known
+    }
+
+    /// A transaction was committed that didn't concern our table.
+    pub fn passed(&mut self, generation: Generation) {
+        if let Some(cache) = &mut self.cache
+            && cache.generation.next() == generation
+        {
+            cache.generation = generation;
+        }
+    }
+
+    /// Empties the flowtable, unless no flow has entered it since it was last emptied.
+    pub fn empty(&mut self) -> Result<Emptied, EmptyError> {
+        let emptied = revalidate::empty_flowtable(&mut self.ruleset, self.offers_when_emptied)?;
+        if let Emptied::Done { offers, before } = emptied {
+            self.own = Some(before.next());
+            self.offers_when_emptied = offers;
+            // The rules have new handles; nothing else changed.
+            if let Some(table) = self.cache.take().and_then(|cache| cache.table) {
+                self.known = table.sets.into_iter().filter(|set| !set.keys.is_empty()).collect();
+            }
+        }
+        Ok(emptied)
     }
 
     /// Drops what is known of the kernel's ruleset and of refused interfaces: the next reconcile begins afresh.
     pub fn distrust(&mut self) {
         self.cache = None;
+        self.known.clear();
         self.refused.clear();
+        self.offers_when_emptied = None;
+    }
+
+    /// From now on these flows are never offloaded, and no others.
+    pub fn exclude(&mut self, exclusions: Arc<Exclusions>) {
+        self.policy.exclusions = exclusions;
     }
 
     /// What stood in our table's place after the last reconcile; `None` before the first.
     pub fn standing(&self) -> Option<Standing> {
         self.standing
+    }
+
+    /// After how many packets flows are offloaded, and between which interfaces; `None` while no rule of ours stands.
+    pub fn offloads(&self) -> Option<(u32, impl Iterator<Item = IfIndex>)> {
+        let table = self.achieved.as_ref().filter(|_| self.standing == Some(Standing::Right))?.as_ref()?;
+        Some((self.policy.threshold, table.devices.keys().copied()))
+    }
+
+    /// Whether connections are assisted from the next reconcile on, and which it adds to those that are.
+    pub fn assist(&mut self, wanted: Wanted) {
+        self.policy.assist = wanted.rule;
+        self.assisted.extend(wanted.ids);
     }
 
     /// Gives the ruleset back.
@@ -147,20 +203,25 @@ impl<R: Ruleset> Reconciler<R> {
         for _ in 0..ATTEMPTS {
             let observed = match self.cache.take() {
                 Some(observed) => observed,
-                None => match self.ruleset.observe() {
+                None => match self.ruleset.observe_but(Unread::Known(&self.known)) {
                     Ok(observed) => observed,
                     Err(error) => return self.failed(error, commits),
                 },
             };
-            let wanted = desired::desired(&self.policy, links.iter(), &self.refused);
+            let mut wanted = desired::desired(&self.policy, links.iter(), &self.refused);
+            desired::keep_revoked(&mut wanted, &observed);
             let ops = match diff::diff(&wanted, &observed, self.foreign) {
                 Decision::Foreign => {
                     self.cache = Some(observed);
+                    self.assisted.clear();
                     return Ok(self.stands(Standing::Foreign, Outcome::Done, commits));
                 }
                 Decision::Apply(ops) => ops,
             };
-            if ops.is_empty() {
+            if !self.policy.assist || wanted.is_none() {
+                self.assisted.clear();
+            }
+            if ops.is_empty() && self.assisted.is_empty() {
                 let released = self.note_foreign_objects(&observed);
                 self.cache = Some(observed);
                 if released {
@@ -170,16 +231,22 @@ impl<R: Ruleset> Reconciler<R> {
                 let outcome = if repaired { Outcome::Repaired } else { Outcome::Done };
                 return Ok(self.stands(Standing::Right, outcome, commits));
             }
-            if commits == 0 && self.achieved.as_ref() == Some(&wanted) {
+            if commits == 0 && !ops.is_empty() && self.achieved.as_ref() == Some(&wanted) {
                 // Nothing that we know of has changed, so somebody undid what we had done.
                 repaired = true;
                 info!(operations = ops.len(), "somebody changed table {TABLE}: putting it back");
             }
-            let ops = if split { one_device_a_message(ops) } else { ops };
+            let mut ops = if split { one_device_a_message(ops) } else { ops };
+            if !self.assisted.is_empty() {
+                ops.push(Op::AddAssisted { ids: self.assisted.clone(), timeout_ms: LISTED_MS });
+            }
             debug!(plan = %Plan(&ops), "committing");
             match self.ruleset.commit(&ops, observed.generation) {
                 Ok(generation) => {
                     commits += 1;
+                    self.assisted.clear();
+                    self.known.clear();
+                    self.offers_when_emptied = None;
                     self.own = Some(observed.generation.next());
                     if generation == observed.generation.next() {
                         self.cache = diff::after(&observed, &ops)

@@ -4,9 +4,10 @@ use super::*;
 use crate::{
     core::{
         link_table::LinkEvent,
-        model::{DEVICE_SET, Link, test_link},
+        model::{Link, test_link},
         observed::{ObservedFlowtable, Owner},
         select::Selection,
+        sets::OwnSet,
     },
     daemon::cleanup::{TableCleanup, remove_table},
     kernel::fake::FakeRuleset,
@@ -24,7 +25,9 @@ fn policy() -> Policy {
         counter: true,
         hw_offload: false,
         spare_ipsec: true,
+        assist: false,
         selection: Selection::new(&[], &[]).unwrap(),
+        exclusions: Default::default(),
     }
 }
 
@@ -187,6 +190,7 @@ fn what_somebody_deleted_is_put_back_and_counted_as_a_repair() {
         let handles_away = |t: &Option<crate::core::observed::ObservedTable>| {
             let mut t = t.clone().unwrap();
             t.chains.iter_mut().flat_map(|c| &mut c.rules).for_each(|rule| rule.handle = 0);
+            t.sets.iter_mut().for_each(|set| set.handle = 0);
             t.sets.sort_by(|a, b| a.name.cmp(&b.name));
             t
         };
@@ -286,6 +290,122 @@ fn the_set_holds_the_indices_of_the_devices() {
     let mut r = reconciler([4, 8]);
     r.reconcile(Trigger::Start).unwrap();
     let table = r.ruleset.table.as_ref().unwrap();
-    let set = table.sets.iter().find(|s| s.name == DEVICE_SET).unwrap();
+    let set = table.set(OwnSet::Devices).unwrap();
     assert_eq!(set.elements, [IfIndex(4), IfIndex(8)].into());
+}
+
+#[test]
+fn assisted_connections_are_listed_with_the_rule_in_one_transaction() {
+    let mut r = reconciler(1..=2);
+    r.reconcile(Trigger::Start).unwrap();
+    r.assist(Wanted { rule: true, ids: vec![7, 8] });
+    r.reconcile(Trigger::Assist).unwrap();
+    let ops = r.ruleset.commits.last().unwrap().clone();
+    assert_eq!(ops.last(), Some(&Op::AddAssisted { ids: vec![7, 8], timeout_ms: LISTED_MS }));
+    assert!(ops.contains(&Op::AddSet(OwnSet::Assist)), "{ops:?}");
+    // More of them: nothing but that, and it is no repair.
+    r.assist(Wanted { rule: true, ids: vec![9] });
+    let report = r.reconcile(Trigger::Assist).unwrap();
+    assert_eq!((report.outcome, report.commits), (Outcome::Done, 1));
+    assert_eq!(r.ruleset.commits.last().unwrap(), &[Op::AddAssisted { ids: vec![9], timeout_ms: LISTED_MS }]);
+    assert_eq!(r.reconcile(Trigger::SafetyNet).unwrap().commits, 0, "told once");
+    // No more of them: the table is as before.
+    r.assist(Wanted { rule: false, ids: vec![] });
+    r.reconcile(Trigger::Assist).unwrap();
+    assert!(r.ruleset.commits.last().unwrap().contains(&Op::DeleteSet(OwnSet::Assist)));
+    assert_eq!(r.reconcile(Trigger::SafetyNet).unwrap().commits, 0);
+}
+
+#[test]
+fn assisted_connections_survive_a_failed_transaction_and_are_dropped_with_a_foreign_table() {
+    let mut r = reconciler(1..=2);
+    r.reconcile(Trigger::Start).unwrap();
+    r.assist(Wanted { rule: true, ids: vec![7] });
+    r.inner.ruleset.script = vec![Some(CommitError::Stale)];
+    r.reconcile(Trigger::Assist).unwrap();
+    let listed = |op: &Op| matches!(op, Op::AddAssisted { ids, .. } if *ids == [7]);
+    assert!(r.ruleset.commits.last().unwrap().iter().any(listed));
+
+    r.assist(Wanted { rule: true, ids: vec![8] });
+    r.inner.ruleset.disturb(|table| table.as_mut().unwrap().owner = Owner::Foreign);
+    assert!(r.notice());
+    assert_eq!(r.reconcile(Trigger::Ruleset).unwrap().standing, Standing::Foreign);
+    assert!(r.assisted.is_empty());
+}
+
+/// The kernel's rule offloads one more flow.
+fn offload_one(r: &mut Node) {
+    let table = r.ruleset.table.as_mut().unwrap();
+    let rules = table.chains.iter_mut().flat_map(|chain| &mut chain.rules);
+    rules.filter_map(|rule| rule.counter.as_mut()).for_each(|counter| counter.packets += 1);
+}
+
+#[test]
+fn the_flowtable_is_emptied_only_when_a_flow_has_entered_it() {
+    let mut r = reconciler(1..=3);
+    assert_eq!(r.empty().unwrap(), Emptied::Absent);
+    r.reconcile(Trigger::Start).unwrap();
+    for _ in 0..2 {
+        offload_one(&mut r);
+        assert!(matches!(r.empty().unwrap(), Emptied::Done { .. }));
+        assert!(!r.notice(), "our own commit");
+        assert_eq!(r.empty().unwrap(), Emptied::NothingNew);
+    }
+    // Somebody's change of our table may have begun the counting anew.
+    r.ruleset.disturb(|_| {});
+    assert!(r.notice());
+    assert!(matches!(r.empty().unwrap(), Emptied::Done { .. }));
+    assert_eq!(r.reconcile(Trigger::Ruleset).unwrap().commits, 0, "nothing has to be put back");
+    assert_eq!(devices(&r), ["eth1", "eth2", "eth3"]);
+}
+
+#[test]
+fn emptying_is_tried_again_when_others_were_faster_and_fails_in_the_end() {
+    let mut r = reconciler(1..=3);
+    r.reconcile(Trigger::Start).unwrap();
+    r.ruleset.script = vec![Some(CommitError::Stale), Some(CommitError::Stale)];
+    assert!(matches!(r.empty().unwrap(), Emptied::Done { .. }));
+    offload_one(&mut r);
+    r.ruleset.script = (0..100).map(|_| Some(CommitError::Stale)).collect();
+    assert!(matches!(r.empty(), Err(EmptyError::Commit(CommitError::Stale))));
+    r.ruleset.script.clear();
+    r.ruleset.table.as_mut().unwrap().owner = Owner::Foreign;
+    assert_eq!(r.empty().unwrap(), Emptied::Absent, "somebody else's table is left alone");
+}
+
+#[test]
+fn changes_elsewhere_leave_what_is_known_of_our_table() {
+    let mut r = reconciler(1..=3);
+    r.reconcile(Trigger::Start).unwrap();
+    for _ in 0..3 {
+        r.ruleset.generation += 1;
+        let generation = Generation(r.ruleset.generation);
+        r.inner.passed(generation);
+        assert_eq!(r.cache.as_ref().map(|cache| cache.generation), Some(generation));
+    }
+    // One that wasn't announced yet makes it unknown where we stand.
+    r.ruleset.generation += 2;
+    let generation = Generation(r.ruleset.generation);
+    r.inner.passed(generation);
+    assert_ne!(r.cache.as_ref().map(|cache| cache.generation), Some(generation));
+}
+
+#[test]
+fn what_was_revoked_by_hand_stays() {
+    let mut r = reconciler(1..=3);
+    r.reconcile(Trigger::Start).unwrap();
+    let ops = crate::core::empty::revoke(r.ruleset.table.as_ref().unwrap(), vec![7], 1000).unwrap();
+    let generation = Generation(r.ruleset.generation);
+    r.ruleset.commit(&ops, generation).unwrap();
+    assert!(r.notice());
+    for trigger in [Trigger::Ruleset, Trigger::SafetyNet] {
+        assert_eq!(r.reconcile(trigger).unwrap().commits, 0, "{trigger}");
+    }
+    r.ruleset.devices.insert(link(4).name);
+    r.link_event(LinkEvent::Changed(link(4)));
+    r.reconcile(Trigger::Links).unwrap();
+    assert_eq!(
+        r.ruleset.commits.last().unwrap(),
+        &[Op::AddDevices(vec![link(4).name]), Op::AddIndices(vec![IfIndex(4)])]
+    );
 }

@@ -15,7 +15,7 @@ use crate::{
         select::Selection,
         watch::watched,
     },
-    kernel::bpf::{self, CleanupReport, FlowEyes, LoadConfig},
+    kernel::bpf::{self, Chatter, CleanupReport, FlowEyes, Hook, LoadConfig},
 };
 
 /// The attached programs.
@@ -30,23 +30,37 @@ pub struct Watch {
 impl Watch {
     /// Loads the programs; `None` if that isn't wanted or doesn't work (which is said).
     pub fn start(config: &Config) -> Option<Self> {
-        if config.ebpf == EbpfMode::Off {
-            remove_leftovers(config);
-            return None;
-        }
+        let hook = match config.ebpf {
+            EbpfMode::Off => {
+                remove_leftovers(config);
+                return None;
+            }
+            EbpfMode::Tc => Hook::Tc,
+            EbpfMode::Xdp => Hook::Xdp,
+            EbpfMode::XdpGeneric => Hook::XdpGeneric,
+        };
         let load = LoadConfig {
             pin_path: config.pin_path.clone(),
-            max_flows: fastpath_common::limits::DEFAULT_MAX_FLOWS,
+            max_flows: config.max_flows,
             // Nobody would read the signals otherwise.
             threshold: if Crossings::wanted(config) { config.rules.threshold } else { 0 },
+            hook,
+            chatter: match config.verbosity {
+                ..7 => Chatter::Silent,
+                7 => Chatter::Flows,
+                8.. => Chatter::Packets,
+            },
         };
-        let eyes = match bpf::load(&load) {
+        let mut eyes = match bpf::load(&load) {
             Ok(eyes) => eyes,
             Err(error) => {
                 warn!("flows are not watched: {error}");
                 return None;
             }
         };
+        if let Some(log) = eyes.take_log() {
+            tokio::spawn(log.follow());
+        }
         let attached = match eyes.attachments() {
             Ok(attachments) => attachments.into_iter().map(|a| a.index).collect(),
             Err(error) => {
@@ -71,6 +85,11 @@ impl Watch {
                 _ => self.detach(index),
             }
         }
+    }
+
+    /// The programs.
+    pub fn eyes(&mut self) -> &mut dyn FlowEyes {
+        &mut *self.eyes
     }
 
     /// Attaches to new links and detaches from those that are watched no more.
@@ -102,6 +121,9 @@ impl Watch {
         match self.eyes.attach(link) {
             Ok(attachment) => {
                 debug!(iface = %link.name, ?attachment, "watching");
+                if let Some(reason) = attachment.without_xdp {
+                    warn!(iface = %link.name, "watched with TC instead of XDP: {reason}");
+                }
                 self.attached.insert(link.index);
             }
             Err(error) => {

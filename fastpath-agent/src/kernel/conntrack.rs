@@ -1,4 +1,4 @@
-//! Connections as conntrack has them, read over ctnetlink one by one so that memory stays bounded. Reads only.
+//! Connections as conntrack has them, read over ctnetlink one by one so that memory stays bounded; and their deletion.
 
 use std::{
     fmt, io,
@@ -6,10 +6,10 @@ use std::{
 };
 
 use libc::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
-use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED, NetlinkHeader, NlaBuffer};
+use netlink_packet_core::{Emitable, NLA_F_NESTED, NetlinkHeader};
 use serde::Serialize;
 
-use super::nfnetlink::{FAMILY_HEADER_BYTES, HEADER_BYTES, Message, Socket, attributes};
+use super::nfnetlink::{Attribute, FAMILY_HEADER_BYTES, HEADER_BYTES, Message, Socket, attributes};
 use crate::core::{
     connection::{Entry, Status, TcpState, Tuple},
     observed::Counter,
@@ -42,7 +42,14 @@ const CTA_COUNTERS_PACKETS: u16 = 1;
 const CTA_COUNTERS_BYTES: u16 = 2;
 const IPCTNL_MSG_CT_NEW: i32 = 0;
 const IPCTNL_MSG_CT_GET: i32 = 1;
+const IPCTNL_MSG_CT_DELETE: i32 = 2;
 const NFNL_SUBSYS_CTNETLINK: i32 = 1;
+
+/// Connections that are asked for in one message. The answers of all must fit the socket's buffer: about 1 KiB each
+/// as the kernel counts, of at least 208 KiB.
+const LOOKUPS: usize = 128;
+/// `struct nlattr`.
+const ATTRIBUTE_HEADER_BYTES: usize = 4;
 
 /// Conntrack could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +84,17 @@ impl ConntrackError {
             _ => Self::Io { operation, source },
         }
     }
+}
+
+/// What became of a deletion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deletion {
+    /// It is deleted.
+    Done,
+    /// It was gone already.
+    Gone,
+    /// It is in a flowtable and stays.
+    Offloaded,
 }
 
 /// How many connections there are.
@@ -127,7 +145,16 @@ impl Conntrack {
 
     /// Calls `each` for every connection. Connections that come or go meanwhile may be seen, or not, or twice.
     pub fn dump(&mut self, mut each: impl FnMut(Entry)) -> Result<(), ConntrackError> {
-        let request = self.request(NLM_F_DUMP, libc::AF_UNSPEC as u8, &[]);
+        let mut request = Vec::new();
+        let length = HEADER_BYTES + FAMILY_HEADER_BYTES;
+        push_header(
+            &mut request,
+            IPCTNL_MSG_CT_GET,
+            length,
+            NLM_F_DUMP,
+            self.socket.reserve_sequence(1),
+            libc::AF_UNSPEC as u8,
+        );
         self.socket
             .request(&request, |message| entry(message).into_iter().for_each(&mut each))
             .map_err(|error| ConntrackError::new("reading conntrack", error))?;
@@ -136,17 +163,51 @@ impl Conntrack {
 
     /// The connection that has `tuple` in its original or its reply direction, in `zone`.
     pub fn get(&mut self, tuple: &Tuple, zone: u16) -> Result<Option<Entry>, ConntrackError> {
-        let family = if tuple.source.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-        let mut nlas = vec![nest(CTA_TUPLE_ORIG, &tuple_nlas(tuple))];
-        if zone != 0 {
-            nlas.push(DefaultNla::new(CTA_ZONE, zone.to_be_bytes().to_vec()));
+        Ok(self.get_all(std::slice::from_ref(tuple), zone)?.pop().flatten())
+    }
+
+    /// The same for each of `tuples`, in their order. Many are asked for in one message, which takes a quarter of the
+    /// time.
+    pub fn get_all(&mut self, tuples: &[Tuple], zone: u16) -> Result<Vec<Option<Entry>>, ConntrackError> {
+        const OPERATION: &str = "reading a connection";
+        let mut found = Vec::with_capacity(tuples.len());
+        for tuples in tuples.chunks(LOOKUPS) {
+            let begin = found.len();
+            found.resize(begin + tuples.len(), None);
+            let first = self.socket.reserve_sequence(tuples.len() as u32);
+            let mut requests = Vec::with_capacity(tuples.len() * 128);
+            for (tuple, sequence) in tuples.iter().zip(first..) {
+                push_request(&mut requests, tuple, zone, sequence);
+            }
+            let mut failed = None;
+            let answers =
+                self.socket.request_many(&requests, first, tuples.len(), |place, answer| match answer {
+                    Ok(message) => found[begin + place] = entry(message),
+                    Err(libc::ENOENT) => {}
+                    Err(errno) => failed = Some(io::Error::from_raw_os_error(errno)),
+                });
+            answers.and(failed.map_or(Ok(()), Err)).map_err(|error| ConntrackError::new(OPERATION, error))?;
         }
-        let request = self.request(NLM_F_ACK, family as u8, &nlas);
-        let mut found = None;
-        match self.socket.request(&request, |message| found = entry(message)) {
-            Ok(_) => Ok(found),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-            Err(error) => Err(ConntrackError::new("reading a connection", error)),
+        Ok(found)
+    }
+
+    /// Deletes a connection, unless it is gone or another one has its tuple now.
+    ///
+    /// A connection in a flowtable isn't deleted; the kernel frees it a moment after it has left (EBUSY until then,
+    /// ctnetlink_del_conntrack).
+    pub fn delete(&mut self, entry: &Entry) -> Result<Deletion, ConntrackError> {
+        let sequence = self.socket.reserve_sequence(1);
+        let mut request = Vec::new();
+        let id = (CTA_ID, entry.id.to_ne_bytes());
+        let Entry { original, zone, .. } = entry;
+        push_about(&mut request, IPCTNL_MSG_CT_DELETE, NLM_F_ACK, original, *zone, sequence, &[id]);
+        match self.socket.request(&request, |_| {}) {
+            Ok(_) => Ok(Deletion::Done),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ENOENT) => Ok(Deletion::Gone),
+                Some(libc::EBUSY) => Ok(Deletion::Offloaded),
+                _ => Err(ConntrackError::new("deleting a connection", error)),
+            },
         }
     }
 
@@ -162,54 +223,80 @@ impl Conntrack {
         })?;
         Ok(summary)
     }
+}
 
-    fn request(&mut self, flags: i32, family: u8, nlas: &[DefaultNla]) -> Vec<u8> {
-        let start = HEADER_BYTES + FAMILY_HEADER_BYTES;
-        let mut message = vec![0; start + nlas.buffer_len()];
-        let mut header = NetlinkHeader::default();
-        header.length = message.len() as u32;
-        header.message_type = (NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET) as u16;
-        header.flags = (NLM_F_REQUEST | flags) as u16;
-        header.sequence_number = self.socket.reserve_sequence(1);
-        header.emit(&mut message[..HEADER_BYTES]);
-        message[HEADER_BYTES] = family;
-        nlas.emit(&mut message[start..]);
-        message
+/// Appends `nlmsghdr` and `nfgenmsg` of a request of `length` bytes.
+fn push_header(out: &mut Vec<u8>, kind: i32, length: usize, flags: i32, sequence: u32, family: u8) {
+    let mut header = NetlinkHeader::default();
+    header.length = length as u32;
+    header.message_type = (NFNL_SUBSYS_CTNETLINK << 8 | kind) as u16;
+    header.flags = (NLM_F_REQUEST | flags) as u16;
+    header.sequence_number = sequence;
+    let start = out.len();
+    out.resize(start + HEADER_BYTES, 0);
+    header.emit(&mut out[start..]);
+    out.extend([family, 0, 0, 0]);
+}
+
+/// Appends the request for one connection, which is answered by a message or an error.
+fn push_request(out: &mut Vec<u8>, tuple: &Tuple, zone: u16, sequence: u32) {
+    push_about(out, IPCTNL_MSG_CT_GET, 0, tuple, zone, sequence, &[]);
+}
+
+/// Appends a message about one connection, which ends with `more` attributes.
+fn push_about(
+    out: &mut Vec<u8>,
+    kind: i32,
+    flags: i32,
+    tuple: &Tuple,
+    zone: u16,
+    sequence: u32,
+    more: &[(u16, [u8; 4])],
+) {
+    let start = out.len();
+    let family = if tuple.source.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    push_header(out, kind, 0, flags, sequence, family as u8);
+    nest(out, CTA_TUPLE_ORIG, |out| {
+        nest(out, CTA_TUPLE_IP, |out| {
+            for (address, v4, v6) in [
+                (tuple.source, CTA_IP_V4_SRC, CTA_IP_V6_SRC),
+                (tuple.destination, CTA_IP_V4_DST, CTA_IP_V6_DST),
+            ] {
+                match address {
+                    IpAddr::V4(address) => push(out, v4, &address.octets()),
+                    IpAddr::V6(address) => push(out, v6, &address.octets()),
+                }
+            }
+        });
+        nest(out, CTA_TUPLE_PROTO, |out| {
+            push(out, CTA_PROTO_NUM, &[tuple.protocol]);
+            push(out, CTA_PROTO_SRC_PORT, &tuple.source_port.to_be_bytes());
+            push(out, CTA_PROTO_DST_PORT, &tuple.destination_port.to_be_bytes());
+        });
+    });
+    if zone != 0 {
+        push(out, CTA_ZONE, &zone.to_be_bytes());
     }
+    more.iter().for_each(|(kind, value)| push(out, *kind, value));
+    let length = (out.len() - start) as u32;
+    out[start..start + size_of::<u32>()].copy_from_slice(&length.to_ne_bytes());
 }
 
-fn nest(kind: u16, nlas: &[DefaultNla]) -> DefaultNla {
-    let mut value = vec![0; nlas.buffer_len()];
-    nlas.emit(&mut value);
-    DefaultNla::new(kind | NLA_F_NESTED, value)
+/// Appends an attribute, padded to four bytes (`struct nlattr`, include/uapi/linux/netlink.h).
+fn push(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    out.extend(((ATTRIBUTE_HEADER_BYTES + value.len()) as u16).to_ne_bytes());
+    out.extend(kind.to_ne_bytes());
+    out.extend(value);
+    out.resize(out.len().next_multiple_of(4), 0);
 }
 
-fn tuple_nlas(tuple: &Tuple) -> [DefaultNla; 2] {
-    let (source, destination) = match tuple.source {
-        IpAddr::V4(_) => (CTA_IP_V4_SRC, CTA_IP_V4_DST),
-        IpAddr::V6(_) => (CTA_IP_V6_SRC, CTA_IP_V6_DST),
-    };
-    let octets = |address: IpAddr| match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    };
-    [
-        nest(
-            CTA_TUPLE_IP,
-            &[
-                DefaultNla::new(source, octets(tuple.source)),
-                DefaultNla::new(destination, octets(tuple.destination)),
-            ],
-        ),
-        nest(
-            CTA_TUPLE_PROTO,
-            &[
-                DefaultNla::new(CTA_PROTO_NUM, vec![tuple.protocol]),
-                DefaultNla::new(CTA_PROTO_SRC_PORT, tuple.source_port.to_be_bytes().to_vec()),
-                DefaultNla::new(CTA_PROTO_DST_PORT, tuple.destination_port.to_be_bytes().to_vec()),
-            ],
-        ),
-    ]
+/// Appends an attribute with the attributes that `inside` appends.
+fn nest(out: &mut Vec<u8>, kind: u16, inside: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    push(out, kind | NLA_F_NESTED, &[]);
+    inside(out);
+    let length = (out.len() - start) as u16;
+    out[start..start + size_of::<u16>()].copy_from_slice(&length.to_ne_bytes());
 }
 
 /// The connection in a message; `None` if it isn't one of IPv4 or IPv6.
@@ -293,6 +380,6 @@ fn counter(bytes: &[u8]) -> Option<Counter> {
     Some(counter)
 }
 
-fn fixed<const N: usize>(nla: &NlaBuffer<&[u8]>) -> Option<[u8; N]> {
+fn fixed<const N: usize>(nla: &Attribute<'_>) -> Option<[u8; N]> {
     nla.value().try_into().ok()
 }

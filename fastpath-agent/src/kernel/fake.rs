@@ -9,15 +9,16 @@ use super::{
     nft::{CommitError, NftError, Rejection},
 };
 use crate::core::{
-    diff::KEY_TYPE_IFINDEX,
+    exclude::Keys,
     expr::Expr,
-    model::{CHAIN, DEVICE_SET, FLOWTABLE, IfName},
+    model::{CHAIN, FLOWTABLE, IfName, OFFLOAD_CHAIN},
     observed::{
         ChainHook, Counter, Generation, Observed, ObservedChain, ObservedFlowtable, ObservedRule,
         ObservedSet, ObservedTable, Owner,
     },
     plan::Op,
     rule::Rule,
+    sets::{ExcludeSet, OwnSet, SetShape},
 };
 
 /// The fake.
@@ -89,12 +90,7 @@ impl FakeRuleset {
             if table.is_some() {
                 return Err(libc::EEXIST);
             }
-            *table = Some(ObservedTable {
-                owner: Owner::Ours,
-                flowtables: Vec::new(),
-                chains: Vec::new(),
-                sets: Vec::new(),
-            });
+            *table = Some(ObservedTable::empty());
             return Ok(());
         }
         if *op == Op::DeleteTable {
@@ -104,13 +100,6 @@ impl FakeRuleset {
     }
 
     fn apply_inside(&self, table: &mut ObservedTable, op: &Op, handle: u64) -> Result<(), i32> {
-        let refers = |name: &str, table: &ObservedTable| {
-            table.chains.iter().flat_map(|c| &c.rules).flat_map(|r| &r.exprs).any(|e| match e {
-                Expr::Lookup { set, .. } => set == name,
-                Expr::FlowAdd { flowtable } => flowtable == name,
-                _ => false,
-            })
-        };
         match op {
             Op::AddTable | Op::DeleteTable => unreachable!("handled by the caller"),
             Op::AddFlowtable { priority, counter, hw_offload } => {
@@ -125,54 +114,44 @@ impl FakeRuleset {
                     devices: Some(BTreeSet::new()),
                 });
             }
-            Op::DeleteFlowtable if refers(FLOWTABLE, table) => return Err(libc::EBUSY),
+            Op::DeleteFlowtable if refers(table, FLOWTABLE) => return Err(libc::EBUSY),
             Op::DeleteFlowtable => remove(&mut table.flowtables, |f| f.name == FLOWTABLE)?,
-            Op::AddDeviceSet => {
-                if table.sets.iter().any(|s| s.name == DEVICE_SET) {
+            Op::AddSet(set) => {
+                if table.set(*set).is_some() {
                     return Err(libc::EEXIST);
                 }
-                table.sets.push(ObservedSet {
-                    name: DEVICE_SET.to_owned(),
-                    key_type: KEY_TYPE_IFINDEX,
-                    elements: BTreeSet::new(),
-                });
+                table.sets.push(new_set(*set, set.shape().size, handle));
             }
-            Op::DeleteDeviceSet if refers(DEVICE_SET, table) => return Err(libc::EBUSY),
-            Op::DeleteDeviceSet => remove(&mut table.sets, |s| s.name == DEVICE_SET)?,
-            Op::AddChain { priority } => {
-                if table.chains.iter().any(|c| c.name == CHAIN) {
+            Op::AddExcludeSet(set, size) => {
+                if table.set(OwnSet::Exclude(*set)).is_some() {
                     return Err(libc::EEXIST);
                 }
-                table.chains.push(ObservedChain {
-                    name: CHAIN.to_owned(),
-                    hook: Some(ChainHook {
-                        kind: "filter".to_owned(),
-                        hook: 2,
-                        priority: *priority,
-                        accept: true,
-                    }),
-                    rules: Vec::new(),
-                });
+                table.sets.push(new_set(OwnSet::Exclude(*set), *size, handle));
             }
-            Op::DeleteChain => remove(&mut table.chains, |c| c.name == CHAIN)?,
-            Op::AddRule { exprs } => {
-                if Rule::recognise(exprs).is_none() {
+            Op::DeleteSet(set) if refers(table, &set.name()) => return Err(libc::EBUSY),
+            Op::DeleteSet(set) => remove(&mut table.sets, |s| s.name == set.name())?,
+            Op::AddBaseChain { priority } => {
+                let hook =
+                    ChainHook { kind: "filter".to_owned(), hook: 2, priority: *priority, accept: true };
+                add_chain(table, CHAIN, Some(hook))?;
+            }
+            Op::AddOffloadChain => add_chain(table, OFFLOAD_CHAIN, None)?,
+            Op::DeleteChain { chain } if refers(table, chain) => return Err(libc::EBUSY),
+            Op::DeleteChain { chain } => remove(&mut table.chains, |c| c.name == *chain)?,
+            Op::AddRule { chain, exprs } => {
+                let (exprs, start) = without_start(exprs);
+                if Rule::recognise(&exprs).is_none() {
                     return Err(libc::EINVAL);
                 }
-                let known = table.sets.iter().any(|s| s.name == DEVICE_SET)
-                    && table.flowtables.iter().any(|f| f.name == FLOWTABLE);
-                let chain = table.chains.iter_mut().find(|c| c.name == CHAIN);
-                let chain = chain.filter(|_| known).ok_or(libc::ENOENT)?;
-                chain.rules.push(ObservedRule {
-                    handle,
-                    owner: Owner::Ours,
-                    exprs: exprs.clone(),
-                    counter: Some(Counter::default()),
-                });
+                if !exprs.iter().filter_map(referent).all(|name| exists(table, name)) {
+                    return Err(libc::ENOENT);
+                }
+                let counter = exprs.contains(&Expr::Counter).then_some(start);
+                let rule = ObservedRule { handle, owner: Owner::Ours, exprs, counter };
+                self::chain(table, chain)?.rules.push(rule);
             }
-            Op::DeleteRule { handle } => {
-                let chain = table.chains.iter_mut().find(|c| c.name == CHAIN).ok_or(libc::ENOENT)?;
-                remove(&mut chain.rules, |r| r.handle == *handle)?;
+            Op::DeleteRule { chain, handle } => {
+                remove(&mut self::chain(table, chain)?.rules, |r| r.handle == *handle)?;
             }
             Op::AddDevices(names) => {
                 if names.len() > 256 {
@@ -203,9 +182,75 @@ impl FakeRuleset {
                     }
                 }
             }
+            Op::AddExcluded(set, keys) => {
+                let (has, size) = excluded(table, *set)?;
+                has.extend(keys);
+                has.sort_unstable();
+                has.dedup();
+                if has.len() > size {
+                    return Err(libc::ENFILE);
+                }
+            }
+            Op::RemoveExcluded(set, keys) => {
+                let (has, _) = excluded(table, *set)?;
+                for key in keys {
+                    has.remove(has.binary_search(key).map_err(|_| libc::ENOENT)?);
+                }
+            }
+            // What is in those sets can't be observed.
+            Op::AddRevoked { .. } => table.set(OwnSet::Revoked).map(drop).ok_or(libc::ENOENT)?,
+            Op::AddAssisted { .. } | Op::RemoveAssisted(_) => {
+                table.set(OwnSet::Assist).map(drop).ok_or(libc::ENOENT)?;
+            }
         }
         Ok(())
     }
+}
+
+/// The object in the same table that an instruction refers to.
+fn referent(expr: &Expr) -> Option<&str> {
+    match expr {
+        Expr::Lookup { set, .. } | Expr::UpdateCounter { set, .. } => Some(set),
+        Expr::FlowAdd { flowtable } => Some(flowtable),
+        Expr::Goto { chain } => Some(chain),
+        _ => None,
+    }
+}
+
+fn refers(table: &ObservedTable, name: &str) -> bool {
+    let rules = table.chains.iter().flat_map(|c| &c.rules);
+    rules.flat_map(|r| &r.exprs).filter_map(referent).any(|referent| referent == name)
+}
+
+fn exists(table: &ObservedTable, name: &str) -> bool {
+    table.sets.iter().any(|s| s.name == name)
+        || table.flowtables.iter().any(|f| f.name == name)
+        || table.chain(name).is_some()
+}
+
+fn chain<'t>(table: &'t mut ObservedTable, name: &str) -> Result<&'t mut ObservedChain, i32> {
+    table.chains.iter_mut().find(|c| c.name == name).ok_or(libc::ENOENT)
+}
+
+fn add_chain(table: &mut ObservedTable, name: &str, hook: Option<ChainHook>) -> Result<(), i32> {
+    if table.chain(name).is_some() {
+        return Err(libc::EEXIST);
+    }
+    table.chains.push(ObservedChain { name: name.to_owned(), hook, rules: Vec::new() });
+    Ok(())
+}
+
+/// Instructions as they are read back, and where their counter begins.
+fn without_start(exprs: &[Expr]) -> (Vec<Expr>, Counter) {
+    let mut start = Counter::default();
+    let exprs = exprs.iter().map(|expr| match expr {
+        Expr::CounterFrom(value) => {
+            start = *value;
+            Expr::Counter
+        }
+        other => other.clone(),
+    });
+    (exprs.collect(), start)
 }
 
 fn remove<T>(from: &mut Vec<T>, which: impl Fn(&T) -> bool) -> Result<(), i32> {
@@ -220,7 +265,24 @@ fn flowtable_devices(table: &mut ObservedTable) -> Result<&mut BTreeSet<IfName>,
 }
 
 fn set(table: &mut ObservedTable) -> Result<&mut ObservedSet, i32> {
-    table.sets.iter_mut().find(|s| s.name == DEVICE_SET).ok_or(libc::ENOENT)
+    table.sets.iter_mut().find(|s| s.name == OwnSet::Devices.name()).ok_or(libc::ENOENT)
+}
+
+fn new_set(set: OwnSet, size: u32, handle: u64) -> ObservedSet {
+    ObservedSet {
+        name: set.name().into_owned(),
+        handle,
+        shape: SetShape { size, ..set.shape() },
+        elements: BTreeSet::new(),
+        keys: Vec::new(),
+    }
+}
+
+/// Keys of a set, and how many it may have.
+fn excluded(table: &mut ObservedTable, set: ExcludeSet) -> Result<(&mut Keys, usize), i32> {
+    let name = OwnSet::Exclude(set).name();
+    let set = table.sets.iter_mut().find(|s| s.name == name).ok_or(libc::ENOENT)?;
+    Ok((&mut set.keys, set.shape.size as usize))
 }
 
 impl Ruleset for FakeRuleset {

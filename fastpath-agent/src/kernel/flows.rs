@@ -7,11 +7,14 @@ use std::{
 };
 
 use fastpath_common::{FlowCounters, FlowKey};
-use nix::time::{ClockId, clock_gettime};
+use nix::{
+    sys::time::TimeSpec,
+    time::{ClockId, clock_getres, clock_gettime},
+};
 
 use super::{
     Ruleset,
-    bpf::{BpfError, Pinned},
+    bpf::{BpfError, Pinned, Reading},
     conntrack::{Conntrack, ConntrackError},
     links::{LinkError, Links},
     nft::{Nft, NftError},
@@ -19,8 +22,9 @@ use super::{
 use crate::core::{
     connection::{Entry, Tuple},
     flow::{Flow, Node},
-    model::{CHAIN, DEVICE_SET},
-    rule::Rule,
+    flow_path::Metered,
+    link_table::LinkTable,
+    sets::OwnSet,
 };
 
 /// Flows can't be read.
@@ -43,31 +47,34 @@ pub enum FlowsError {
 /// Reads what flows are judged by.
 pub async fn node() -> Result<Node, FlowsError> {
     let links = Links::open()?;
-    let names = links.list().await?.into_iter().map(|link| (link.index, link.name)).collect();
+    let link_table: LinkTable = links.list().await?.into_iter().collect();
     let addresses = links.addresses().await?;
     let table = Nft::open()?.observe()?.table;
-    let managed = table.iter().flat_map(|t| &t.sets).find(|s| s.name == DEVICE_SET);
-    let threshold = table
-        .iter()
-        .flat_map(|t| &t.chains)
-        .filter(|c| c.name == CHAIN)
-        .flat_map(|c| &c.rules)
-        .find_map(|rule| Rule::recognise(&rule.exprs))
-        .map(|Rule::Offload { threshold, .. }| threshold);
     Ok(Node {
-        threshold,
-        managed: managed.map(|set| set.elements.clone()).unwrap_or_default(),
-        names,
+        threshold: table.as_ref().and_then(|t| t.threshold()),
+        metered: table.as_ref().is_some_and(|t| t.metered()),
+        managed: table
+            .as_ref()
+            .and_then(|t| t.managed())
+            .map_or_else(Default::default, |m| link_table.with_ports(m)),
+        names: link_table.iter().map(|link| (link.index, link.name.clone())).collect(),
         addresses,
         now_ns: monotonic_ns(),
+        tick_ns: clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map_or(0, in_ns),
     })
 }
 
 /// `CLOCK_MONOTONIC` in ns, the clock of the programs.
 pub fn monotonic_ns() -> u64 {
-    clock_gettime(ClockId::CLOCK_MONOTONIC)
-        .map(|now| now.tv_sec().unsigned_abs() * 1_000_000_000 + now.tv_nsec().unsigned_abs())
-        .unwrap_or(0)
+    now_ns(ClockId::CLOCK_MONOTONIC)
+}
+
+fn now_ns(clock: ClockId) -> u64 {
+    clock_gettime(clock).map_or(0, in_ns)
+}
+
+fn in_ns(time: TimeSpec) -> u64 {
+    time.tv_sec().unsigned_abs() * 1_000_000_000 + time.tv_nsec().unsigned_abs()
 }
 
 /// Calls `each` for every flow: first those that conntrack knows, then what was counted and belongs to none of them.
@@ -78,42 +85,114 @@ pub fn for_each(pin_path: &Path, node: &Node, mut each: impl FnMut(Flow)) -> Res
         Err(BpfError::NotPinned { .. }) => None,
         Err(error) => return Err(error.into()),
     };
-    // Hashes do to tell which directions are accounted for: 8 bytes each, whatever the map holds. Where two keys share
-    // one, a flow that is gone isn't shown.
-    let hasher = RandomState::new();
-    let mut known = HashSet::new();
+    let reading = pinned.as_ref().map(Pinned::reading).transpose()?;
+    let mut known = Known::default();
+    let mut meter = node.metered.then(Meter::open).transpose()?;
+    let mut join = |entry: Entry| -> Result<Flow, FlowsError> {
+        let seen = match &reading {
+            Some(reading) => counters(reading, &entry, &mut known)?,
+            None => [None; 2],
+        };
+        let id = entry.id;
+        let flow = Flow::join(entry, seen, node);
+        match &mut meter {
+            Some(meter) if flow.offloaded() => Ok(flow.measured(&meter.of(id)?, node)),
+            _ => Ok(flow),
+        }
+    };
     let mut failed = None;
     Conntrack::open()?.dump(|entry| {
-        let seen = pinned.as_ref().map_or(Ok([None; 2]), |pinned| counters(pinned, &entry));
-        match seen {
-            Ok(seen) => {
-                if pinned.is_some() {
-                    known.extend(keys(&entry).into_iter().flatten().map(|key| hasher.hash_one(key)));
-                }
-                each(Flow::join(entry, seen, node));
+        if failed.is_none() {
+            match join(entry) {
+                Ok(flow) => each(flow),
+                Err(error) => failed = Some(error),
             }
-            Err(error) => failed = Some(error),
         }
     })?;
     if let Some(error) = failed {
-        return Err(error.into());
+        return Err(error);
     }
-    let Some(pinned) = pinned else { return Ok(()) };
-    for flow in pinned.flows()? {
+    let Some(reading) = reading else { return Ok(()) };
+    known.sort();
+    for flow in reading.into_flows() {
         let (key, counters) = flow?;
-        if !known.contains(&hasher.hash_one(key)) {
+        if !known.contains(&key) {
             each(Flow::gone(Tuple::from_flow_key(&key), counters));
         }
     }
     Ok(())
 }
 
-/// Keys of both directions; `None` where the programs don't count.
-fn keys(entry: &Entry) -> [Option<FlowKey>; 2] {
-    [entry.original.flow_key(), entry.reply.flow_key()]
+/// What was counted of both directions; remembers them.
+fn counters(
+    reading: &Reading<'_>,
+    entry: &Entry,
+    known: &mut Known,
+) -> Result<[Option<FlowCounters>; 2], BpfError> {
+    let mut seen = [None; 2];
+    for (tuple, seen) in [entry.original, entry.reply].iter().zip(&mut seen) {
+        if let Some(key) = tuple.flow_key() {
+            known.add(&key);
+            *seen = reading.flow(&key)?;
+        }
+    }
+    Ok(seen)
 }
 
-fn counters(pinned: &Pinned, entry: &Entry) -> Result<[Option<FlowCounters>; 2], BpfError> {
-    let [original, reply] = keys(entry).map(|key| key.map(|key| pinned.flow(&key)).transpose());
-    Ok([original?.flatten(), reply?.flatten()])
+/// The meter, as it was at the beginning and as it is.
+struct Meter {
+    nft: Nft,
+    /// Conntrack ids of the flows that it had at the beginning.
+    flows: HashSet<u32>,
+}
+
+impl Meter {
+    fn open() -> Result<Self, NftError> {
+        let mut nft = Nft::open()?;
+        let mut flows = HashSet::new();
+        nft.slow_paths(|slow| {
+            flows.insert(slow.ct_id);
+        })?;
+        Ok(Self { nft, flows })
+    }
+
+    /// What it has of a flow, now if it had anything at the beginning: what came in was read later than that.
+    fn of(&mut self, id: u32) -> Result<Metered, NftError> {
+        if !self.flows.contains(&id) {
+            let full = self.flows.len() >= OwnSet::SlowPath.shape().size as usize;
+            return Ok(if full { Metered::Unknown } else { Metered::Nothing });
+        }
+        let before = now_ns(ClockId::CLOCK_MONOTONIC_COARSE);
+        let Some(slow) = self.nft.slow_path_of(id)? else { return Ok(Metered::Nothing) };
+        let after = now_ns(ClockId::CLOCK_MONOTONIC_COARSE);
+        let idle_ns = slow.idle_ms * 1_000_000;
+        Ok(Metered::Packets {
+            packets: slow.counter.packets,
+            from_ns: before.saturating_sub(idle_ns),
+            to_ns: after.saturating_sub(idle_ns),
+        })
+    }
+}
+
+/// Directions that belong to a connection, 8 bytes each: hashes do. Where two keys share one, a flow that is gone isn't
+/// shown.
+#[derive(Default)]
+struct Known {
+    hashes: Vec<u64>,
+    hasher: RandomState,
+}
+
+impl Known {
+    fn add(&mut self, key: &FlowKey) {
+        self.hashes.push(self.hasher.hash_one(key));
+    }
+
+    /// After the last was added.
+    fn sort(&mut self) {
+        self.hashes.sort_unstable();
+    }
+
+    fn contains(&self, key: &FlowKey) -> bool {
+        self.hashes.binary_search(&self.hasher.hash_one(key)).is_ok()
+    }
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use mnl::{Bus, NlMessages};
-use netlink_packet_core::{NlaBuffer, NlasIterator};
+use netlink_packet_core::NLA_TYPE_MASK;
 use nix::{
     fcntl::{FcntlArg, FdFlag, OFlag, fcntl},
     sys::{
@@ -62,13 +62,18 @@ impl<'a> Message<'a> {
         u32_at(self.bytes, 8).expect("a message is at least its header")
     }
 
+    /// `nlmsg_pid`: the port of the socket whose request this answers or announces.
+    pub(super) fn port(&self) -> u32 {
+        u32_at(self.bytes, 12).expect("a message is at least its header")
+    }
+
     /// Everything behind the netlink header.
     pub(super) fn payload(&self) -> &'a [u8] {
         &self.bytes[HEADER_BYTES..]
     }
 
     /// Attributes of a netfilter message.
-    pub(super) fn attributes(&self) -> impl Iterator<Item = NlaBuffer<&'a [u8]>> + use<'a> {
+    pub(super) fn attributes(&self) -> impl Iterator<Item = Attribute<'a>> + use<'a> {
         attributes(self.payload().get(FAMILY_HEADER_BYTES..).unwrap_or_default())
     }
 
@@ -78,9 +83,36 @@ impl<'a> Message<'a> {
     }
 }
 
-/// Well-formed attributes up to the first malformed one.
-pub(super) fn attributes(bytes: &[u8]) -> impl Iterator<Item = NlaBuffer<&[u8]>> {
-    NlasIterator::new(bytes).map_while(Result::ok)
+/// An attribute (`struct nlattr`, include/uapi/linux/netlink.h).
+#[derive(Clone, Copy)]
+pub(super) struct Attribute<'a> {
+    kind: u16,
+    value: &'a [u8],
+}
+
+impl<'a> Attribute<'a> {
+    /// What it is, without the bits that say how its value is coded.
+    pub(super) fn kind(&self) -> u16 {
+        self.kind
+    }
+
+    /// Its value, without padding.
+    pub(super) fn value(&self) -> &'a [u8] {
+        self.value
+    }
+}
+
+/// Well-formed attributes up to the first malformed one. Reading a large conntrack is for a good part this, which is
+/// why it isn't the general one of netlink-packet-core.
+pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = Attribute<'_>> {
+    const HEADER: usize = 4;
+    std::iter::from_fn(move || {
+        let [l0, l1, k0, k1] = *bytes.first_chunk()?;
+        let length = usize::from(u16::from_ne_bytes([l0, l1]));
+        let value = bytes.get(HEADER..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(Attribute { kind: u16::from_ne_bytes([k0, k1]) & NLA_TYPE_MASK, value })
+    })
 }
 
 /// The u32 in host byte order at `at`.
@@ -152,7 +184,12 @@ pub(super) struct Socket {
 impl Socket {
     /// Opens a socket for requests.
     pub(super) fn open() -> io::Result<Self> {
-        let socket = Self::unbound()?;
+        Self::open_on(Bus::Netfilter)
+    }
+
+    /// Opens a socket for requests to another part of the kernel.
+    pub(super) fn open_on(bus: Bus) -> io::Result<Self> {
+        let socket = Self::unbound(bus)?;
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::from(libc_timeval(ANSWER_TIMEOUT)))?;
         // Both are comfort: without them errors have no text, or carry the refused message with them.
         let _ = socket.set_option(libc::SOL_NETLINK, libc::NETLINK_EXT_ACK, 1);
@@ -163,7 +200,7 @@ impl Socket {
 
     /// Opens a nonblocking socket that hears those notifications of `groups` (bit mask) that `filter` lets through.
     pub(super) fn listen(groups: u32, filter: &[libc::sock_filter]) -> io::Result<Self> {
-        let socket = Self::unbound()?;
+        let socket = Self::unbound(Bus::Netfilter)?;
         let flags = OFlag::from_bits_retain(fcntl(&socket, FcntlArg::F_GETFL)?);
         fcntl(&socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
         // Before joining, so that nothing unfiltered gets in.
@@ -172,22 +209,22 @@ impl Socket {
         Ok(socket)
     }
 
-    fn unbound() -> io::Result<Self> {
+    fn unbound(bus: Bus) -> io::Result<Self> {
         const KERNEL_BUFFER_BYTES: i32 = 4 << 20;
-        let inner = mnl::Socket::open(Bus::Netfilter)?;
+        let inner = mnl::Socket::open(bus)?;
         let socket =
             Self { inner, buffer: vec![0; RECEIVE_BYTES + align_of::<libc::nlmsghdr>()], sequence: 0 };
         fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-        // Limits, not allocations. The forced ones go beyond net.core.[rw]mem_max and need CAP_NET_ADMIN in the
-        // first user namespace; without it as much as is allowed.
-        for (forced, plain) in
-            [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)]
-        {
-            if socket.set_option(libc::SOL_SOCKET, forced, KERNEL_BUFFER_BYTES).is_err() {
-                socket.set_option(libc::SOL_SOCKET, plain, KERNEL_BUFFER_BYTES)?;
-            }
-        }
+        socket.set_limit(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, KERNEL_BUFFER_BYTES)?;
+        socket.set_limit(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, KERNEL_BUFFER_BYTES)?;
         Ok(socket)
+    }
+
+    /// Sets a limit of a buffer (it allocates nothing). The forced one goes beyond net.core.rmem_max (or wmem_max) and needs
+    /// CAP_NET_ADMIN in the first user namespace; without it as much as is allowed.
+    fn set_limit(&self, forced: i32, plain: i32, bytes: i32) -> io::Result<()> {
+        self.set_option(libc::SOL_SOCKET, forced, bytes)
+            .or_else(|_| self.set_option(libc::SOL_SOCKET, plain, bytes))
     }
 
     fn set_option(&self, level: i32, name: i32, value: i32) -> io::Result<()> {
@@ -222,6 +259,11 @@ impl Socket {
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
+    /// Its port, which no other socket of the network namespace has.
+    pub(super) fn port(&self) -> u32 {
+        self.inner.portid()
+    }
+
     /// The first of `count` sequence numbers that nobody else uses on this socket. Never 0.
     pub(super) fn reserve_sequence(&mut self, count: u32) -> u32 {
         if self.sequence.checked_add(count).is_none() {
@@ -232,9 +274,15 @@ impl Socket {
         first
     }
 
-    /// Sends `bytes` as one datagram.
+    /// Sends `bytes` as one datagram, however large.
     pub(super) fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        match self.inner.send(bytes)? {
+        let mut result = self.inner.send(bytes);
+        if result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EMSGSIZE)) {
+            let limit = i32::try_from(bytes.len()).map_err(io::Error::other)?;
+            self.set_limit(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, limit)?;
+            result = self.inner.send(bytes);
+        }
+        match result? {
             sent if sent == bytes.len() => Ok(()),
             _ => Err(io::Error::other("netlink message sent in part")),
         }
@@ -279,6 +327,42 @@ impl Socket {
                 }
             }
         }
+    }
+
+    /// Sends `count` requests, numbered from `first` on, as one datagram; none of them may ask for a dump or an
+    /// acknowledgement, and each must be of a kind that is answered by one message or one error. Calls `each` with the
+    /// place of the request and the answer, or errno. The kernel answers before `sendmsg` returns; an answer that isn't
+    /// there then didn't fit the socket's buffer, and is `ENOBUFS`.
+    pub(super) fn request_many(
+        &mut self,
+        requests: &[u8],
+        first: u32,
+        count: usize,
+        mut each: impl FnMut(usize, Result<&Message<'_>, i32>),
+    ) -> io::Result<()> {
+        self.send(requests)?;
+        let mut missing = count;
+        while missing > 0 {
+            let Some(received) = self.try_receive()? else {
+                return Err(io::Error::from_raw_os_error(libc::ENOBUFS));
+            };
+            for message in NlMessages::new(received) {
+                let message = Message { bytes: message? };
+                let place = message.sequence().wrapping_sub(first) as usize;
+                if place >= count {
+                    continue; // an answer that an earlier request gave up waiting for
+                }
+                missing = missing.saturating_sub(1);
+                match i32::from(message.kind()) {
+                    libc::NLMSG_ERROR => match Refusal::parse(&message) {
+                        Some(refusal) => each(place, Err(refusal.errno)),
+                        None => each(place, Err(0)),
+                    },
+                    _ => each(place, Ok(&message)),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Takes all refusals that wait on the socket, without blocking. After `send` of a batch these are all there

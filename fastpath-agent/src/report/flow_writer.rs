@@ -2,11 +2,9 @@
 
 use std::io::{self, Write};
 
-use serde::Serialize;
-
 use crate::core::{
-    connection::{Tuple, protocol_name},
-    flow::{Flow, Node, State},
+    flow::{Flow, Node, SLOW, State},
+    flow_record::{FlowRecord, interfaces},
 };
 
 /// Writes flows one after the other.
@@ -35,7 +33,7 @@ impl Writer for Table {
     fn begin(&mut self, out: &mut dyn Write) -> io::Result<()> {
         writeln!(
             out,
-            "{:<15}  {:<5}  {:<47}  {:>10}  {:>13}  {:>7}  {:<15}  WHY",
+            "{:<18}  {:<5}  {:<47}  {:>10}  {:>13}  {:>7}  {:<15}  WHY",
             "STATE", "PROTO", "SOURCE > DESTINATION", "PACKETS", "BYTES", "IDLE", "IN"
         )
     }
@@ -45,13 +43,14 @@ impl Writer for Table {
         let ends = flow.original.to_string();
         let (protocol, ends) = ends.split_once(' ').unwrap_or(("", &ends));
         let idle = flow.last_seen_ns().map_or("-".to_owned(), |at| idle(node.now_ns.saturating_sub(at)));
-        let why = match &flow.state {
-            State::Stalled(cause) => cause.to_string(),
+        let why = match (&flow.state, flow.path.metered) {
+            (State::Stalled(cause), _) => cause.to_string(),
+            (_, Some(metered)) if flow.slow() => format!("{metered} packets took the forward path"),
             _ => String::new(),
         };
         let line = format!(
-            "{:<15}  {protocol:<5}  {ends:<47}  {:>10}  {:>13}  {idle:>7}  {:<15}  {why}",
-            flow.state.name(),
+            "{:<18}  {protocol:<5}  {ends:<47}  {:>10}  {:>13}  {idle:>7}  {:<15}  {why}",
+            state(flow),
             flow.packets(),
             flow.bytes(),
             interfaces(flow, node).join(","),
@@ -64,6 +63,10 @@ impl Writer for Table {
     }
 }
 
+fn state(flow: &Flow) -> String {
+    if flow.slow() { format!("{}, {SLOW}", flow.state.name()) } else { flow.state.name().to_owned() }
+}
+
 /// A duration in ns, in a few characters.
 fn idle(ns: u64) -> String {
     match ns / 1_000_000 {
@@ -71,76 +74,6 @@ fn idle(ns: u64) -> String {
         ms @ 1000..60_000 => format!("{}s", ms / 1000),
         ms @ 60_000..3_600_000 => format!("{}m", ms / 60_000),
         ms => format!("{}h", ms / 3_600_000),
-    }
-}
-
-fn interfaces(flow: &Flow, node: &Node) -> Vec<String> {
-    flow.interfaces().map(|i| node.names.get(&i).map_or(format!("#{i}"), ToString::to_string)).collect()
-}
-
-/// A flow as JSON has it.
-#[derive(Serialize)]
-struct Record {
-    protocol: String,
-    original: Tuple,
-    reply: Option<Tuple>,
-    #[serde(flatten)]
-    state: State,
-    /// Interfaces that packets come in on.
-    interfaces: Vec<String>,
-    /// As counted at ingress; the original direction, then the reply direction.
-    ingress: [Option<Ingress>; 2],
-    /// As conntrack counts them.
-    conntrack: Option<Conntrack>,
-}
-
-#[derive(Serialize)]
-struct Ingress {
-    packets: u64,
-    segments: u64,
-    bytes: u64,
-    age_ms: u64,
-    idle_ms: u64,
-    tcp_flags: u64,
-}
-
-#[derive(Serialize)]
-struct Conntrack {
-    id: u32,
-    zone: u16,
-    mark: u32,
-    packets: Option<[u64; 2]>,
-    bytes: Option<[u64; 2]>,
-}
-
-impl Record {
-    fn new(flow: &Flow, node: &Node) -> Self {
-        let ago = |at: u64| node.now_ns.saturating_sub(at) / 1_000_000;
-        let ingress = flow.seen.map(|counters| {
-            counters.map(|c| Ingress {
-                packets: c.packets,
-                segments: c.segments,
-                bytes: c.bytes,
-                age_ms: ago(c.first_seen_ns),
-                idle_ms: ago(c.last_seen_ns),
-                tcp_flags: c.tcp_flags,
-            })
-        });
-        Self {
-            protocol: protocol_name(flow.original.protocol),
-            original: flow.original,
-            reply: flow.reply,
-            state: flow.state.clone(),
-            interfaces: interfaces(flow, node),
-            ingress,
-            conntrack: flow.entry.as_ref().map(|entry| Conntrack {
-                id: entry.id,
-                zone: entry.zone,
-                mark: entry.mark,
-                packets: entry.counters.map(|c| c.map(|c| c.packets)),
-                bytes: entry.counters.map(|c| c.map(|c| c.bytes)),
-            }),
-        }
     }
 }
 
@@ -152,7 +85,7 @@ impl Writer for Json {
     fn flow(&mut self, out: &mut dyn Write, flow: &Flow, node: &Node) -> io::Result<()> {
         write!(out, "{}", if self.flows == 0 { "\n" } else { ",\n" })?;
         self.flows += 1;
-        serde_json::to_writer(&mut *out, &Record::new(flow, node)).map_err(io::Error::from)
+        serde_json::to_writer(&mut *out, &FlowRecord::new(flow, node)).map_err(io::Error::from)
     }
 
     fn end(&mut self, out: &mut dyn Write) -> io::Result<()> {
@@ -166,7 +99,8 @@ mod tests {
 
     use super::*;
     use crate::core::{
-        connection::TCP,
+        connection::{TCP, Tuple},
+        flow_path::Path,
         model::{IfIndex, IfName},
     };
 
@@ -200,6 +134,36 @@ mod tests {
         let words: Vec<_> = text.lines().nth(1).unwrap().split_whitespace().collect();
         assert_eq!(words, ["gone", "tcp", "10.1.0.2:40000", ">", "10.2.0.2:443", "7", "700", "2s", "eth0"]);
         assert!(shown(&mut Table::default(), 0).ends_with("no flows\n"));
+    }
+
+    #[test]
+    fn a_flow_that_is_offloaded_and_slow_is_called_so() {
+        let mut flow = Flow::gone(
+            Tuple {
+                source: "10.1.0.2".parse().unwrap(),
+                destination: "10.2.0.2".parse().unwrap(),
+                protocol: TCP,
+                source_port: 40000,
+                destination_port: 443,
+            },
+            FlowCounters::default(),
+        );
+        flow.state = State::Offloaded;
+        flow.path = Path { accelerated: Some(false), bypassed: Some(5), metered: Some(70) };
+        let written = |writer: &mut dyn Writer| {
+            let mut out = Vec::new();
+            writer.flow(&mut out, &flow, &Node::default()).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let text = written(&mut Table::default());
+        assert!(text.starts_with("offloaded, slow "), "{text}");
+        assert!(text.ends_with("70 packets took the forward path\n"), "{text}");
+        let json: serde_json::Value = serde_json::from_str(&written(&mut Json::default())).unwrap();
+        assert_eq!(json["state"], "offloaded");
+        assert_eq!(
+            (&json["accelerated"], &json["bypassed"], &json["metered"]),
+            (&false.into(), &5.into(), &70.into())
+        );
     }
 
     #[test]

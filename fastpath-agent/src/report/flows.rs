@@ -7,13 +7,16 @@ use std::{
 
 use super::flow_writer::{Json, Table, Writer};
 use crate::{
-    cli::{FlowsArgs, Output, Protocol},
+    cli::{FlowsArgs, Output},
     core::{
-        connection::{TCP, UDP},
+        best::Best,
         flow::{Flow, Node},
         flow_filter::{Filter, Sort},
     },
-    kernel::flows::{self, FlowsError},
+    kernel::{
+        event_socket::SocketError,
+        flows::{self, FlowsError},
+    },
 };
 
 /// Back to the top left corner of a terminal, and clear what is below (ECMA-48 CUP and ED).
@@ -25,6 +28,9 @@ pub enum ShowError {
     /// They can't be read.
     #[error(transparent)]
     Flows(#[from] FlowsError),
+    /// They can't be followed.
+    #[error(transparent)]
+    Follow(#[from] SocketError),
     /// They can't be written.
     #[error("cannot write: {0}")]
     Output(#[from] io::Error),
@@ -32,18 +38,18 @@ pub enum ShowError {
 
 /// Shows flows as `args` ask for.
 pub async fn show(args: &FlowsArgs, out: &mut dyn Write) -> Result<(), ShowError> {
-    let Some(seconds) = args.watch else { return show_once(args, out).await };
+    let Some(seconds) = args.watch else { return show_once(args, out, "").await };
+    let before = if args.output == Output::Text { CLEAR } else { "" };
     loop {
-        if args.output == Output::Text {
-            write!(out, "{CLEAR}")?;
-        }
-        show_once(args, out).await?;
+        show_once(args, out, before).await?;
         tokio::time::sleep(Duration::from_secs(seconds)).await;
     }
 }
 
-async fn show_once(args: &FlowsArgs, out: &mut dyn Write) -> Result<(), ShowError> {
+async fn show_once(args: &FlowsArgs, out: &mut dyn Write, before: &str) -> Result<(), ShowError> {
     let mut out = BufWriter::new(out);
+    // Goes out with the first flows, so that a screen isn't empty while they are looked for.
+    write!(out, "{before}")?;
     let mut writer: Box<dyn Writer> = match args.output {
         Output::Text => Box::new(Table::default()),
         Output::Json => Box::new(Json::default()),
@@ -85,7 +91,6 @@ impl Shown<'_> {
         Ok(failed?)
     }
 
-    /// Never holds more than twice the limit.
     fn sorted(
         &mut self,
         args: &FlowsArgs,
@@ -93,39 +98,24 @@ impl Shown<'_> {
         writer: &mut dyn Writer,
         out: &mut dyn Write,
     ) -> Result<(), ShowError> {
-        let mut found: Vec<Flow> = Vec::new();
-        let cut = |found: &mut Vec<Flow>, limit: usize| {
-            found.sort_by(|a, b| sort.compare(a, b));
-            found.truncate(limit);
-        };
+        let mut found = Best::new(self.limit, |a: &Flow, b: &Flow| sort.compare(a, b));
         flows::for_each(&args.pin_path, self.node, |flow| {
             if self.filter.matches(&flow, self.node) {
                 found.push(flow);
-                if found.len() >= self.limit.saturating_mul(2).max(2) {
-                    cut(&mut found, self.limit);
-                }
             }
         })?;
-        cut(&mut found, self.limit);
-        for flow in &found {
-            writer.flow(out, flow, self.node)?;
+        for flow in found.into_sorted() {
+            writer.flow(out, &flow, self.node)?;
         }
         Ok(())
     }
 }
 
-fn filter(args: &FlowsArgs) -> Filter {
+pub(super) fn filter(args: &FlowsArgs) -> Filter {
     Filter {
         networks: args.address.clone(),
         ports: args.port.clone(),
-        protocols: args
-            .protocol
-            .iter()
-            .map(|protocol| match protocol {
-                Protocol::Tcp => TCP,
-                Protocol::Udp => UDP,
-            })
-            .collect(),
+        protocols: args.protocol.iter().map(|protocol| protocol.number()).collect(),
         interfaces: args.interface.clone(),
         states: args.state.clone(),
     }

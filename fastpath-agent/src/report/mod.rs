@@ -1,7 +1,10 @@
 //! What the agent shows to people and programs.
 
+pub mod doctor;
 pub mod flow_writer;
 pub mod flows;
+pub mod follow;
 pub mod render;
 pub mod status;
 pub mod top;
+pub mod why;

@@ -4,7 +4,10 @@ use std::fmt::Write;
 
 use crate::core::{
     desired::Desired,
-    model::{CHAIN, DEVICE_SET, FLOWTABLE, IfName, TABLE, TABLE_COMMENT},
+    exclude::Exclusions,
+    model::{CHAIN, FLOWTABLE, IfName, OFFLOAD_CHAIN, TABLE, TABLE_COMMENT},
+    rule::Rule,
+    sets::{ExcludeSet, Key, OwnSet, flags},
 };
 
 /// The ruleset in nft's language; a comment line where there should be none.
@@ -13,35 +16,87 @@ pub fn ruleset(desired: &Desired) -> String {
         return format!("# threshold 0: no table {TABLE}, nothing is offloaded\n");
     };
     let devices = table.devices.values().map(quoted).collect::<Vec<_>>().join(", ");
-    let (elements, devices) = if devices.is_empty() {
-        (String::new(), String::new())
-    } else {
-        (format!("\t\telements = {{ {devices} }}\n"), format!("\t\tdevices = {{ {devices} }}\n"))
-    };
-    let counter = if table.counter { "\t\tcounter\n" } else { "" };
-    let flags = if table.hw_offload { "\t\tflags offload\n" } else { "" };
-    let mut text = format!(
-        "table inet {TABLE} {{
-\tcomment \"{TABLE_COMMENT}\"
-
-\tset {DEVICE_SET} {{
-\t\ttype iface_index
-{elements}\t}}
-
+    let in_braces =
+        |word| if devices.is_empty() { String::new() } else { format!("\t\t{word} = {{ {devices} }}\n") };
+    let mut text = format!("table inet {TABLE} {{\n\tcomment \"{TABLE_COMMENT}\"\n");
+    for set in &table.sets {
+        let elements = match set {
+            OwnSet::Devices => in_braces("elements"),
+            OwnSet::Exclude(set) => exclusions(*set, table.exclusions.keys(*set)),
+            OwnSet::SlowPath | OwnSet::Assist | OwnSet::Revoked => String::new(),
+        };
+        let _ = write!(text, "\n\tset {set} {{\n{}{elements}\t}}\n", declaration(*set, &table.exclusions));
+    }
+    let _ = write!(
+        text,
+        "
 \tflowtable {FLOWTABLE} {{
 \t\thook ingress priority {}
-{devices}{flags}{counter}\t}}
+{}{}{}\t}}
+
+\tchain {OFFLOAD_CHAIN} {{
+{}\t}}
 
 \tchain {CHAIN} {{
 \t\ttype filter hook forward priority {}; policy accept;
+{}\t}}
+}}
 ",
         priority(table.flowtable_priority),
+        in_braces("devices"),
+        if table.hw_offload { "\t\tflags offload\n" } else { "" },
+        if table.counter { "\t\tcounter\n" } else { "" },
+        lines(&table.offload_rules),
         table.chain_priority,
+        lines(&table.base_rules),
     );
-    for rule in &table.rules {
-        let _ = writeln!(text, "\t\t{rule}");
+    text
+}
+
+fn lines(rules: &[Rule]) -> String {
+    rules.iter().fold(String::new(), |text, rule| text + "\t\t" + &rule.to_string() + "\n")
+}
+
+fn exclusions(set: ExcludeSet, keys: &[Key]) -> String {
+    let keys: Vec<String> = keys.iter().map(|key| set.element(*key)).collect();
+    format!("\t\telements = {{ {} }}\n", keys.join(", "))
+}
+
+fn key_type(set: OwnSet) -> &'static str {
+    match set {
+        OwnSet::Devices => "type iface_index",
+        OwnSet::SlowPath | OwnSet::Assist | OwnSet::Revoked => "typeof ct id",
+        OwnSet::Exclude(ExcludeSet::V4(_)) => "type ipv4_addr",
+        OwnSet::Exclude(ExcludeSet::V6(_)) => "type ipv6_addr",
+        OwnSet::Exclude(ExcludeSet::TcpPorts | ExcludeSet::UdpPorts) => "type inet_service",
+        OwnSet::Exclude(ExcludeSet::Protocols) => "type inet_proto",
     }
-    text + "\t}\n}\n"
+}
+
+/// How a set is made, line by line, as `nft list` has it.
+fn declaration(set: OwnSet, exclusions: &Exclusions) -> String {
+    let shape = set.shape();
+    let size = match set {
+        OwnSet::Exclude(set) => ExcludeSet::size_for(exclusions.keys(set).len()),
+        _ => shape.size,
+    };
+    let mut text = format!("\t\t{}\n", key_type(set));
+    if size != 0 {
+        let _ = writeln!(text, "\t\tsize {size}");
+    }
+    let words = [(flags::DYNAMIC, "dynamic"), (flags::TIMEOUT, "timeout")];
+    let words: Vec<_> =
+        words.into_iter().filter(|(flag, _)| shape.flags & flag != 0).map(|(_, word)| word).collect();
+    if !words.is_empty() {
+        let _ = writeln!(text, "\t\tflags {}", words.join(","));
+    }
+    if shape.timeout_ms != 0 {
+        let _ = writeln!(text, "\t\ttimeout {}s", shape.timeout_ms / 1000);
+    }
+    if let Some(interval) = set.gc_interval_ms() {
+        let _ = writeln!(text, "\t\tgc-interval {}s", interval / 1000);
+    }
+    text
 }
 
 /// Interface names may hold characters that nft's language gives a meaning.
@@ -72,7 +127,9 @@ mod tests {
             counter: true,
             hw_offload: false,
             spare_ipsec: true,
+            assist: false,
             selection: Selection::new(&[], &[]).unwrap(),
+            exclusions: Default::default(),
         }
     }
 
@@ -89,8 +146,9 @@ mod tests {
             "\t\thook ingress priority filter",
             "\t\tcounter",
             "\t\ttype filter hook forward priority -110; policy accept;",
-            "\t\tct packets > 6 ct state established rt ipsec missing iif @kindnet-set-devices oif @kindnet-set-devices flow add \
-             @kindnet-flowtables counter",
+            "\t\tct packets > 6 goto kindnet-offload-chain",
+            "\t\tflow add @kindnet-flowtables counter return",
+            "\t\tupdate @kindnet-slow-path { ct id counter }",
         ] {
             assert!(text.lines().any(|l| l == line), "{line:?} isn't in\n{text}");
         }

@@ -6,9 +6,12 @@ use serde::Serialize;
 
 use crate::{
     core::{
-        model::{CHAIN, DEVICE_SET, FLOWTABLE, IfIndex, Link, OperState, TABLE},
+        desired::is_bridged,
+        exclude,
+        link_table::LinkTable,
+        model::{CHAIN, FLOWTABLE, Link, OperState, TABLE},
         observed::{Counter, Observed, ObservedTable, Owner},
-        rule::Rule,
+        sets::OwnSet,
     },
     kernel::{
         Ruleset, bpf, conntrack,
@@ -74,6 +77,17 @@ pub struct Table {
     pub counter: bool,
     /// Interfaces in the flowtable; none where the kernel can't tell.
     pub devices: Option<usize>,
+    /// What is never offloaded.
+    pub exclusions: Exclusions,
+}
+
+/// What is never offloaded, as the kernel has it (excluded interfaces are simply not in the flowtable).
+#[derive(Debug, Serialize)]
+pub struct Exclusions {
+    /// Networks, ports one by one, protocols and marks.
+    pub entries: usize,
+    /// The first few of them, as they are written for `--exclude`.
+    pub first: Vec<String>,
 }
 
 /// One interface.
@@ -96,7 +110,7 @@ pub async fn gather(node: String, pin_path: &Path) -> Result<Status, LinkError> 
     Ok(Status {
         node,
         kernel: probe::probe(),
-        interfaces: links.into_iter().map(|link| interface(link, table)).collect(),
+        interfaces: interfaces(links, table),
         table: observed.map(|o: Observed| o.table.as_ref().map(summary)).into(),
         conntrack: conntrack::summary().into(),
         ebpf: bpf::inspect(pin_path).into(),
@@ -104,30 +118,48 @@ pub async fn gather(node: String, pin_path: &Path) -> Result<Status, LinkError> 
 }
 
 fn summary(table: &ObservedTable) -> Table {
-    let chain = table.chains.iter().find(|c| c.name == CHAIN);
     let flowtable = table.flowtables.iter().find(|f| f.name == FLOWTABLE);
-    let rule =
-        chain.into_iter().flat_map(|c| &c.rules).find_map(|r| Some((Rule::recognise(&r.exprs)?, r.counter)));
     Table {
         owner: table.owner.clone(),
-        threshold: rule.as_ref().map(|(Rule::Offload { threshold, .. }, _)| *threshold),
-        chain_priority: chain.and_then(|c| c.hook.as_ref()).map(|h| h.priority),
-        offloads: rule.and_then(|(_, counter)| counter),
+        threshold: table.threshold(),
+        chain_priority: table.chain(CHAIN).and_then(|c| c.hook.as_ref()).map(|h| h.priority),
+        offloads: table.offloads(),
         hw_offload: flowtable.is_some_and(|f| f.hw_offload),
         counter: flowtable.is_some_and(|f| f.counter),
         devices: flowtable.and_then(|f| f.devices.as_ref()).map(|d| d.len()),
+        exclusions: exclusions(table),
     }
 }
 
-fn interface(link: Link, table: Option<&ObservedTable>) -> Interface {
-    let in_set = |index: IfIndex| {
-        table.is_some_and(|t| t.sets.iter().any(|s| s.name == DEVICE_SET && s.elements.contains(&index)))
-    };
+fn exclusions(table: &ObservedTable) -> Exclusions {
+    const FIRST: usize = 8;
+    let keys = table.sets.iter().flat_map(|set| match OwnSet::named(&set.name) {
+        Some(OwnSet::Exclude(own)) => set.keys.iter().map(|key| (own, *key)).collect(),
+        _ => Vec::new(),
+    });
+    let marks = exclude::marks_of_packets(table).map(|mark| format!("mark/{mark}"));
+    let (marks, mut keys): (Vec<String>, Vec<_>) = (marks.collect(), keys.collect());
+    keys.sort_unstable();
+    let entries = marks.len() + keys.len();
+    let first = marks.into_iter().chain(keys.into_iter().map(|(set, key)| set.describe(key))).take(FIRST);
+    Exclusions { entries, first: first.collect() }
+}
+
+fn interfaces(links: Vec<Link>, table: Option<&ObservedTable>) -> Vec<Interface> {
+    let all: LinkTable = links.iter().cloned().collect();
+    let managed = table.and_then(|t| t.managed());
+    let managed = |index| all.get(index).filter(|_| managed.is_some_and(|managed| managed.contains(&index)));
+    links.into_iter().map(|link| interface(is_bridged(&link, managed), link, table)).collect()
+}
+
+/// `bridged`: it is the port of a managed bridge.
+fn interface(bridged: bool, link: Link, table: Option<&ObservedTable>) -> Interface {
+    let in_set = table.and_then(|t| t.managed()).is_some_and(|managed| managed.contains(&link.index));
     let in_flowtable = table
         .and_then(|t| t.flowtables.iter().find(|f| f.name == FLOWTABLE))
         // Where the kernel can't list the devices the set has to speak for them.
         .is_some_and(|f| f.devices.as_ref().is_none_or(|d| d.contains(&link.name)));
-    let managed = in_set(link.index) && in_flowtable;
+    let managed = in_set && in_flowtable;
     let reason = if managed {
         None
     } else if link.loopback {
@@ -136,9 +168,11 @@ fn interface(link: Link, table: Option<&ObservedTable>) -> Interface {
         Some("down")
     } else if table.is_none() {
         Some("no ruleset is installed")
+    } else if bridged {
+        Some("a port: its bridge is managed instead, so that flows follow hosts and routes that move")
     } else {
         Some(
-            "left out by --interfaces or --exclude-interfaces, or refused by the kernel (the agent's log says)",
+            "left out by --interfaces, --exclude-interfaces or --exclude, or refused by the kernel (the agent's log says)",
         )
     };
     Interface { link, managed, reason }
@@ -153,6 +187,9 @@ impl fmt::Display for Status {
             Part::Unknown { error } => writeln!(f, "unknown: {error}")?,
             Part::Known(None) => writeln!(f, "none: there is no table inet {TABLE}")?,
             Part::Known(Some(table)) => writeln!(f, "{table}")?,
+        }
+        if let Part::Known(Some(Table { owner: Owner::Ours, exclusions, .. })) = &self.table {
+            writeln!(f, "excluded    {exclusions}")?;
         }
         write!(f, "conntrack   ")?;
         match &self.conntrack {
@@ -177,15 +214,33 @@ impl fmt::Display for Status {
 }
 
 fn write_ebpf(f: &mut fmt::Formatter<'_>, ebpf: &bpf::Inspection) -> fmt::Result {
-    match &ebpf.maps {
-        None => writeln!(f, "no programs: nothing is pinned in {}", ebpf.pin_path.display()),
-        Some(maps) => writeln!(
-            f,
-            "{} interfaces watched, {} of {} entries in the flow map (one for each direction)",
-            ebpf.attachments.len(),
-            maps.flows,
-            maps.max_flows
-        ),
+    let Some(maps) = &ebpf.maps else {
+        return writeln!(f, "no programs: nothing is pinned in {}", ebpf.pin_path.display());
+    };
+    writeln!(
+        f,
+        "{} interfaces watched, {} of {} entries in the flow map (one for each direction; {} entered, {} evicted)",
+        ebpf.attachments.len(),
+        maps.flows,
+        maps.max_flows,
+        maps.flows_entered,
+        maps.flows_left,
+    )?;
+    for attachment in &ebpf.attachments {
+        if let Some(reason) = attachment.without_xdp {
+            writeln!(f, "            {} is watched with TC instead of XDP: {reason}", attachment.name)?;
+        }
+    }
+    Ok(())
+}
+
+impl fmt::Display for Exclusions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.entries - self.first.len() {
+            _ if self.entries == 0 => f.write_str("nothing"),
+            0 => f.write_str(&self.first.join(", ")),
+            more => write!(f, "{} and {more} more", self.first.join(", ")),
+        }
     }
 }
 

@@ -6,8 +6,8 @@ use std::{
 };
 
 use fastpath_agent::{
-    core::connection::Tuple,
-    kernel::conntrack::{self, Conntrack},
+    core::connection::{Entry, Tuple},
+    kernel::conntrack::{self, Conntrack, Deletion},
 };
 use fastpath_tests::netns::Netns;
 
@@ -103,5 +103,28 @@ fn the_dump_has_every_connection_with_mark_and_zone() {
         let summary = conntrack::summary().expect("summary");
         assert_eq!((summary.entries, summary.seen_reply, summary.offloaded), (500, 0, 0));
         assert_eq!(summary.without_counters, 500);
+    });
+}
+
+#[test]
+fn a_connection_is_deleted_and_no_other_in_its_place() {
+    let node = Netns::new("node");
+    node.ip("link set lo up");
+    node.nft("table inet t { chain c { type filter hook output priority 0; ct state new; }; }");
+    node.run(|| {
+        let mut conntrack = Conntrack::open().expect("open");
+        for address in ["127.0.0.1", "::1"] {
+            let (client, server, tuple) = datagram(address);
+            let entry = conntrack.get(&tuple, 0).expect("read").expect("the connection");
+            assert_eq!(conntrack.delete(&entry).expect("delete"), Deletion::Done);
+            assert_eq!(conntrack.get(&tuple, 0).expect("read"), None);
+            assert_eq!(conntrack.delete(&entry).expect("delete"), Deletion::Gone);
+            // The same tuple again is another connection, mostly with another id.
+            client.send_to(b"again", server.local_addr().expect("address")).expect("send");
+            let new = conntrack.get(&tuple, 0).expect("read").expect("the connection");
+            let old = Entry { id: new.id ^ 1, ..new };
+            assert_eq!(conntrack.delete(&old).expect("delete"), Deletion::Gone);
+            assert!(conntrack.get(&tuple, 0).expect("read").is_some());
+        }
     });
 }

@@ -3,8 +3,11 @@
 
 mod attach;
 mod bpftool;
+mod bulk;
+mod chatter;
 mod count;
 mod events;
-mod frames;
+pub(crate) mod frames;
 mod parser;
-mod setup;
+pub(crate) mod setup;
+mod xdp;

@@ -1,7 +1,11 @@
 //! Behaviour that needs no flowtable in the kernel.
 
 mod conntrack;
+mod crowd;
+mod doctor;
 mod ebpf;
 mod errors;
+mod events;
+mod flows;
 mod harness;
 mod nft;

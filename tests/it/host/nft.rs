@@ -3,41 +3,72 @@
 use std::{
     fs,
     future::Future,
+    net::Ipv6Addr,
     os::fd::{AsRawFd, RawFd},
-    time::Duration,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use fastpath_agent::{
     core::{
+        desired::{self, Policy},
+        diff,
+        exclude::Exclusions,
         expr::Expr,
-        model::{CHAIN, DEVICE_SET, IfIndex, TABLE},
+        model::{CHAIN, IfIndex, OFFLOAD_CHAIN, TABLE},
         observed::{ChainHook, Generation, ObservedTable, Owner},
         plan::Op,
+        revalidate::Notice,
         rule::Rule,
+        select::Selection,
+        sets::{ExcludeSet, OwnSet},
     },
     kernel::{
         Ruleset,
-        nft::{CommitError, Event, Monitor, Nft},
+        nft::{CommitError, Event, Lost, Monitor, Nft},
         probe::{self, Support},
     },
 };
 use fastpath_tests::netns::Netns;
 
-/// Our rule on a kernel without flowtables.
-fn exprs() -> Vec<Expr> {
-    let mut exprs = Rule::Offload { threshold: 20, spare_ipsec: true }.exprs();
-    exprs.retain(|expr| !matches!(expr, Expr::FlowAdd { .. }));
-    exprs
+/// Our rules of the chain behind the base chain, on a kernel without flowtables.
+fn offload_rules() -> Vec<Vec<Expr>> {
+    let rules = [
+        Rule::Revoked,
+        Rule::OnlyEstablished,
+        Rule::SpareIpsec,
+        Rule::OnlyManagedInput,
+        Rule::OnlyManagedOutput,
+        Rule::Offload,
+        Rule::Meter,
+    ];
+    let mut rules = rules.map(|rule| rule.exprs());
+    rules.iter_mut().for_each(|exprs| exprs.retain(|expr| !matches!(expr, Expr::FlowAdd { .. })));
+    rules.into()
+}
+
+fn base_rules() -> Vec<Vec<Expr>> {
+    [Rule::Assist, Rule::Threshold { threshold: 20 }].iter().map(Rule::exprs).collect()
 }
 
 fn install(indices: impl IntoIterator<Item = u32>) -> Vec<Op> {
-    vec![
+    let mut ops = vec![
         Op::AddTable,
-        Op::AddDeviceSet,
+        Op::AddSet(OwnSet::Devices),
         Op::AddIndices(indices.into_iter().map(IfIndex).collect()),
-        Op::AddChain { priority: 300 },
-        Op::AddRule { exprs: exprs() },
-    ]
+        Op::AddSet(OwnSet::SlowPath),
+        Op::AddSet(OwnSet::Assist),
+        Op::AddSet(OwnSet::Revoked),
+        Op::AddOffloadChain,
+    ];
+    ops.extend(offload_rules().into_iter().map(|exprs| Op::AddRule { chain: OFFLOAD_CHAIN, exprs }));
+    ops.push(Op::AddBaseChain { priority: 300 });
+    ops.extend(base_rules().into_iter().map(|exprs| Op::AddRule { chain: CHAIN, exprs }));
+    ops
+}
+
+fn exprs<'t>(table: &'t ObservedTable, chain: &str) -> Vec<&'t Vec<Expr>> {
+    table.chain(chain).expect("the chain").rules.iter().map(|rule| &rule.exprs).collect()
 }
 
 fn generation(nft: &mut Nft) -> Generation {
@@ -63,27 +94,35 @@ fn what_was_committed_is_observed() {
         let table = observed.table.expect("our table");
         assert_eq!(table.owner, Owner::Ours);
         assert_eq!(table.flowtables, []);
-        let [set] = table.sets.as_slice() else { panic!("one set: {:?}", table.sets) };
-        assert_eq!((set.name.as_str(), set.key_type), (DEVICE_SET, 20));
-        assert_eq!(set.elements, [IfIndex(1), IfIndex(77)].into());
-        let [chain] = table.chains.as_slice() else { panic!("one chain: {:?}", table.chains) };
-        assert_eq!(chain.name, CHAIN);
+        assert_eq!(table.sets.len(), 4);
+        for set in [OwnSet::Devices, OwnSet::SlowPath, OwnSet::Assist, OwnSet::Revoked] {
+            assert_eq!(table.set(set).expect("the set").shape, set.shape(), "{set}");
+        }
+        assert_eq!(table.managed(), Some(&[IfIndex(1), IfIndex(77)].into()));
         let hook = ChainHook { kind: "filter".to_owned(), hook: 2, priority: 300, accept: true };
-        assert_eq!(chain.hook, Some(hook));
-        let [rule] = chain.rules.as_slice() else { panic!("one rule: {:?}", chain.rules) };
-        assert_eq!(rule.owner, Owner::Ours);
-        assert_eq!(rule.exprs, exprs());
-        assert_eq!(rule.counter.map(|counter| counter.packets), Some(0));
+        assert_eq!(table.chain(CHAIN).expect("the base chain").hook, Some(hook));
+        assert_eq!(table.chain(OFFLOAD_CHAIN).expect("the other chain").hook, None);
+        assert_eq!(exprs(&table, CHAIN), base_rules().iter().collect::<Vec<_>>());
+        assert_eq!(exprs(&table, OFFLOAD_CHAIN), offload_rules().iter().collect::<Vec<_>>());
+        let rules: Vec<_> = table.chains.iter().flat_map(|chain| &chain.rules).collect();
+        assert!(rules.iter().all(|rule| rule.owner == Owner::Ours));
+        let counters: Vec<_> = rules.iter().filter_map(|rule| rule.counter).collect();
+        assert_eq!(counters.iter().map(|counter| counter.packets).collect::<Vec<_>>(), [0]);
 
         // And all of it can be taken apart again.
+        let handle = table.chain(CHAIN).expect("the base chain").rules[0].handle;
         let ops = [
             Op::RemoveIndices(vec![IfIndex(77)]),
-            Op::DeleteRule { handle: rule.handle },
-            Op::DeleteChain,
-            Op::DeleteDeviceSet,
+            Op::DeleteRule { chain: CHAIN, handle },
+            Op::DeleteChain { chain: CHAIN },
+            Op::DeleteChain { chain: OFFLOAD_CHAIN },
+            Op::DeleteSet(OwnSet::Devices),
+            Op::DeleteSet(OwnSet::SlowPath),
+            Op::DeleteSet(OwnSet::Assist),
+            Op::DeleteSet(OwnSet::Revoked),
         ];
         let after = nft.commit(&ops, after).expect("commit");
-        assert_eq!(self::table(&mut nft), ObservedTable { chains: vec![], sets: vec![], ..table });
+        assert_eq!(self::table(&mut nft), ObservedTable::empty());
         nft.commit(&[Op::DeleteTable], after).expect("commit");
         assert_eq!(nft.observe().expect("observe").table, None);
     });
@@ -106,9 +145,43 @@ fn nft_lists_what_was_committed() {
 		elements = { "lo" }
 	}
 
+	set kindnet-slow-path {
+		typeof ct id
+		size 65536
+		flags dynamic,timeout
+		timeout 1m
+		gc-interval 10s
+	}
+
+	set kindnet-assist {
+		typeof ct id
+		size 65536
+		flags timeout
+		gc-interval 10s
+	}
+
+	set kindnet-revoked {
+		typeof ct id
+		size 1048576
+		flags dynamic,timeout
+		timeout 5d
+		gc-interval 10s
+	}
+
+	chain kindnet-offload-chain {
+		ct id @kindnet-revoked update @kindnet-revoked { ct id counter } return
+		ct state != established return
+		rt ipsec exists return
+		iif != @kindnet-set-devices return
+		oif != @kindnet-set-devices return
+		counter packets 0 bytes 0 return
+		update @kindnet-slow-path { ct id counter }
+	}
+
 	chain kindnet-fastpath-chain {
 		type filter hook forward priority 300; policy accept;
-		ct packets > 20 ct state established rt ipsec missing iif @kindnet-set-devices oif @kindnet-set-devices counter packets 0 bytes 0
+		ct packets 0 ct id @kindnet-assist goto kindnet-offload-chain
+		ct packets > 20 goto kindnet-offload-chain
 	}
 }
 "#
@@ -132,9 +205,22 @@ fn what_others_wrote_is_foreign_and_read_all_the_same() {
              set names { type ifname; elements = { "lo" }; }
              set kindnet-set-devices { type iface_index; elements = { 1 }; }
              chain jumped { ct original packets > 5 log; counter comment "fastpath/1"; tcp dport { 1, 2 } drop; }
+             set kindnet-slow-path { typeof ct id; size 65536; flags dynamic,timeout; timeout 60s; gc-interval 10s; }
+             set kindnet-assist { typeof ct id; size 65536; flags timeout; gc-interval 10s; }
+             set kindnet-revoked { typeof ct id; size 1048576; flags dynamic,timeout; timeout 5d; gc-interval 10s; }
+             chain kindnet-offload-chain {
+               ct id @kindnet-revoked update @kindnet-revoked { ct id counter } return
+               ct state != established return
+               rt ipsec exists return
+               iif != @kindnet-set-devices return
+               oif != @kindnet-set-devices return
+               counter return
+               update @kindnet-slow-path { ct id counter }
+             }
              chain kindnet-fastpath-chain {
                type filter hook forward priority -110; policy drop;
-               ct packets > 20 ct state established rt ipsec missing iif @kindnet-set-devices oif @kindnet-set-devices counter
+               ct packets 0 ct id @kindnet-assist goto kindnet-offload-chain
+               ct packets > 20 goto kindnet-offload-chain
              }
            }"#,
     );
@@ -142,15 +228,18 @@ fn what_others_wrote_is_foreign_and_read_all_the_same() {
         let mut nft = Nft::open().expect("open");
         let table = table(&mut nft);
         assert_eq!(table.owner, Owner::Foreign);
-        let mut sets: Vec<_> =
-            table.sets.iter().map(|set| (set.name.as_str(), set.key_type, set.elements.len())).collect();
-        sets.sort();
-        assert_eq!(sets, [(DEVICE_SET, 20, 1), ("names", 41, 0)]);
-        let chain = |name| table.chains.iter().find(|chain| chain.name == name).expect("the chain");
+        for set in [OwnSet::Devices, OwnSet::SlowPath, OwnSet::Assist] {
+            assert_eq!(table.set(set).expect("the set").shape, set.shape(), "{set}");
+        }
+        let names = table.sets.iter().find(|set| set.name == "names").expect("the set");
+        assert_eq!((names.shape.key_type, names.shape.key_len, names.elements.len()), (41, 16, 0));
+        assert_eq!(table.managed().map(|indices| indices.len()), Some(1));
+        let chain = |name| table.chain(name).expect("the chain");
         let hook = ChainHook { kind: "filter".to_owned(), hook: 2, priority: -110, accept: false };
         assert_eq!(chain(CHAIN).hook, Some(hook));
-        // nft itself makes the very rule that we make.
-        assert_eq!(chain(CHAIN).rules[0].exprs, exprs());
+        // nft itself makes the very rules that we make.
+        assert_eq!(exprs(&table, CHAIN), base_rules().iter().collect::<Vec<_>>());
+        assert_eq!(exprs(&table, OFFLOAD_CHAIN), offload_rules().iter().collect::<Vec<_>>());
         assert_eq!(chain(CHAIN).rules[0].owner, Owner::Foreign);
         assert_eq!(chain("jumped").hook, None);
         assert_eq!(chain("jumped").rules.len(), 3);
@@ -184,7 +273,8 @@ fn every_refused_operation_is_named_and_nothing_is_applied() {
         // More elements than one message takes: the refusal comes from the second one.
         ops.insert(3, Op::AddIndices((2..600).map(IfIndex).collect()));
         ops.insert(4, Op::RemoveIndices((1..300).chain([999]).map(IfIndex).collect()));
-        ops.push(Op::DeleteRule { handle: 4711 });
+        let last = ops.len();
+        ops.push(Op::DeleteRule { chain: CHAIN, handle: 4711 });
         let refused = |result: Result<_, CommitError>| match result {
             Err(CommitError::Rejected(rejections)) => rejections
                 .iter()
@@ -193,11 +283,12 @@ fn every_refused_operation_is_named_and_nothing_is_applied() {
             other => panic!("not rejected: {other:?}"),
         };
         let enoent = Some(nix::libc::ENOENT);
-        assert_eq!(refused(nft.commit(&ops, seen)), [(4, enoent), (7, enoent)]);
+        assert_eq!(refused(nft.commit(&ops, seen)), [(4, enoent), (last, enoent)]);
         let observed = nft.observe().expect("observe");
         assert_eq!((observed.table, observed.generation), (None, seen));
         // What the codec can't write doesn't reach the kernel.
-        let ops = [Op::AddTable, Op::AddRule { exprs: vec![Expr::Other { name: "log".to_owned() }] }];
+        let ops =
+            [Op::AddTable, Op::AddRule { chain: CHAIN, exprs: vec![Expr::Other { name: "log".to_owned() }] }];
         assert_eq!(refused(nft.commit(&ops, seen)), [(1, None)]);
     });
 }
@@ -209,10 +300,91 @@ fn a_plan_of_thousands_of_elements_and_an_empty_one() {
         let mut nft = Nft::open().expect("open");
         let seen = generation(&mut nft);
         let after = nft.commit(&install(1..=5000), seen).expect("commit");
-        assert_eq!(table(&mut nft).sets[0].elements.len(), 5000);
+        assert_eq!(table(&mut nft).managed().map(|indices| indices.len()), Some(5000));
         assert_eq!(nft.commit(&[], after).expect("commit"), after);
         assert_eq!(generation(&mut nft), after);
     });
+}
+
+/// Exclusions of every kind.
+const EXCLUDED: &str =
+    "10.1.2.3\n10.1.0.0/16\nfd00::1\nfd00::/9\ntcp/443\nudp/53-54\nprotocol/gre\nmark/0x10/0xff\nmark/7\n";
+
+fn excluding(file: &str) -> Vec<Op> {
+    let policy = Policy {
+        threshold: 20,
+        chain_priority: 300,
+        flowtable_priority: 0,
+        counter: true,
+        hw_offload: false,
+        spare_ipsec: true,
+        assist: false,
+        selection: Selection::new(&[], &[]).expect("no globs"),
+        exclusions: Arc::new(Exclusions::new(&[], file).expect("exclusions")),
+    };
+    let desired = desired::desired(&policy, [], &Default::default()).expect("a table");
+    let mut ops = diff::create(&desired);
+    ops.retain(|op| !matches!(op, Op::AddFlowtable { .. }));
+    let rules =
+        ops.iter_mut().filter_map(|op| if let Op::AddRule { exprs, .. } = op { Some(exprs) } else { None });
+    rules.for_each(|exprs| exprs.retain(|expr| !matches!(expr, Expr::FlowAdd { .. })));
+    ops
+}
+
+/// Our rules about exclusions, made by us, are what `nft` makes of its own words for them.
+#[test]
+fn exclusions_are_what_nft_makes_of_them() {
+    let node = Netns::new("node");
+    let ours = node.run(|| {
+        let mut nft = Nft::open().expect("open");
+        let generation = generation(&mut nft);
+        nft.commit(&excluding(EXCLUDED), generation).expect("commit");
+        table(&mut nft)
+    });
+    let listing = node.output("nft", &["list", "table", "inet", TABLE]);
+    println!("{listing}");
+    for words in [
+        "ct original ip saddr & 255.255.0.0 == @kindnet-exclude-v4-16 return",
+        "ct status dnat ct reply ip6 saddr @kindnet-exclude-v6-128 return",
+        "meta l4proto udp ct status snat ct reply proto-dst @kindnet-exclude-udp return",
+        "meta mark & 0x000000ff == 0x00000010 return",
+        "ct mark 0x00000007 return",
+        "elements = { 53, 54 }",
+    ] {
+        assert!(listing.contains(words), "no {words:?} in {listing}");
+    }
+    node.nft(&format!("delete table inet {TABLE}\n{listing}"));
+    let theirs = node.run(|| table(&mut Nft::open().expect("open")));
+    assert_eq!(exprs(&theirs, OFFLOAD_CHAIN), exprs(&ours, OFFLOAD_CHAIN));
+    let sets = |table: &ObservedTable| {
+        table.sets.iter().map(|set| (set.name.clone(), set.shape, set.keys.clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(sets(&theirs), sets(&ours));
+}
+
+#[test]
+fn hundreds_of_thousands_of_exclusions_in_one_transaction() {
+    let node = Netns::new("node");
+    let file = |count: u32| {
+        (0..count).map(|n| format!("{}\n", Ipv6Addr::from(u128::from(n) << 64))).collect::<String>()
+    };
+    for count in [100_000, 300_000] {
+        node.run(|| {
+            let mut nft = Nft::open().expect("open");
+            let began = Instant::now();
+            let ops = excluding(&file(count));
+            let parsed = began.elapsed();
+            let seen = generation(&mut nft);
+            let after = nft.commit(&ops, seen).expect("commit");
+            let written = began.elapsed() - parsed;
+            let table = table(&mut nft);
+            let read = began.elapsed() - parsed - written;
+            println!("{count}: parsed in {parsed:?}, written in {written:?}, read in {read:?}");
+            let set = table.set(OwnSet::Exclude(ExcludeSet::V6(128))).expect("the set");
+            assert_eq!(set.keys.len(), count as usize);
+            nft.commit(&[Op::DeleteTable], after).expect("commit");
+        });
+    }
 }
 
 /// Runs a future that must be done within five seconds.
@@ -242,8 +414,8 @@ fn the_monitor_hears_of_generations_and_of_nothing_else() {
     let node = Netns::new("node");
     node.run(|| {
         block_on(async {
-            let mut monitor = Monitor::open().expect("monitor");
             let mut nft = Nft::open().expect("open");
+            let mut monitor = Monitor::open(&nft).expect("monitor");
             let first = generation(&mut nft);
             let rules: String =
                 (0..500).map(|n| format!("add rule ip other c tcp dport {} counter\n", n + 1)).collect();
@@ -269,6 +441,74 @@ fn the_monitor_hears_of_generations_and_of_nothing_else() {
     });
 }
 
+/// What the monitor tells of others' changes, one line an object.
+fn heard(monitor: &mut Monitor) -> Vec<String> {
+    let mut heard = Vec::new();
+    let complete = monitor
+        .changes(|Notice { family, table, subject }| heard.push(format!("{family} {table} {subject:?}")))
+        .expect("listen");
+    assert_eq!(complete, Ok(()));
+    heard
+}
+
+#[test]
+fn the_monitor_tells_what_others_changed_and_nothing_of_ours() {
+    let node = Netns::new("node");
+    node.run(|| {
+        block_on(async {
+            let mut nft = Nft::open().expect("open");
+            let mut monitor = Monitor::open(&nft).expect("monitor");
+            let generation = generation(&mut nft);
+            nft.commit(&install([1]), generation).expect("commit");
+            assert_eq!(heard(&mut monitor), Vec::<String>::new());
+            node.nft(
+                "add table ip t
+                 add chain ip t base { type filter hook forward priority -5; }
+                 add chain ip t jumped-to
+                 add set ip t s { type ipv4_addr; }
+                 add rule ip t base ip saddr @s jump jumped-to",
+            );
+            node.nft("add element ip t s { 10.0.0.1 }\ninsert rule inet kindnet-fastpath kindnet-fastpath-chain drop");
+            assert_eq!(
+                heard(&mut monitor),
+                [
+                    "2 t Table { gone: false }",
+                    r#"2 t Chain { name: "base", hook: Some(Hook { kind: "filter", number: 2, priority: -5 }), gone: false }"#,
+                    r#"2 t Chain { name: "jumped-to", hook: None, gone: false }"#,
+                    "2 t Other",
+                    r#"2 t Rule { chain: "base" }"#,
+                    "2 t Other",
+                    r#"1 kindnet-fastpath Rule { chain: "kindnet-fastpath-chain" }"#,
+                ]
+            );
+            node.nft("delete table ip t");
+            let deleted = heard(&mut monitor);
+            assert!(deleted.contains(&r#"2 t Chain { name: "base", hook: None, gone: true }"#.to_owned()), "{deleted:#?}");
+            assert!(deleted.contains(&"2 t Table { gone: true }".to_owned()), "{deleted:#?}");
+            let mut chains = Vec::new();
+            nft.chains(|notice| chains.push(format!("{notice:?}"))).expect("chains");
+            assert_eq!(chains.len(), 2, "{chains:?}");
+            assert!(chains[1].contains(r#"Hook { kind: "filter", number: 2, priority: 300 }"#), "{chains:?}");
+        });
+    });
+}
+
+#[test]
+fn more_changes_than_the_monitor_holds_are_told() {
+    let node = Netns::new("node");
+    node.run(|| {
+        block_on(async {
+            let nft = Nft::open().expect("open");
+            let mut monitor = Monitor::open(&nft).expect("monitor");
+            let rules = "add rule ip t c counter counter counter counter counter counter counter counter\n"
+                .repeat(30_000);
+            node.nft(&format!("add table ip t\nadd chain ip t c\n{rules}"));
+            assert_eq!(monitor.changes(|_| {}).expect("listen"), Err(Lost));
+            assert_eq!(heard(&mut monitor), Vec::<String>::new());
+        });
+    });
+}
+
 #[test]
 fn probes_answer_as_nft_does_and_leave_no_trace() {
     let node = Netns::new("node");
@@ -279,7 +519,8 @@ fn probes_answer_as_nft_does_and_leave_no_trace() {
     let before = (ruleset(), node.run(accounting));
     let kernel = node.run(|| {
         block_on(async {
-            let mut monitor = Monitor::open().expect("monitor");
+            let nft = Nft::open().expect("open");
+            let mut monitor = Monitor::open(&nft).expect("monitor");
             let before = generation(&mut Nft::open().expect("open"));
             let kernel = probe::probe();
             assert_eq!(generation(&mut Nft::open().expect("open")), before);

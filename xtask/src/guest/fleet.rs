@@ -16,7 +16,7 @@ use super::{
     initramfs::Archive,
     kernels::{self, Kernel, Wanted},
     new_log,
-    qemu::Machine,
+    qemu::{Machine, Processor},
     verdict::{self, Verdict},
 };
 use crate::{
@@ -61,7 +61,9 @@ pub(crate) fn run(
         for number in 1..=guests {
             let log = new_log(&format!("{}-{number}.log", job.kernel.name))?;
             let (kernel, initramfs) = (&job.kernel, job.initramfs.as_path());
-            machines.push((Machine { kernel, initramfs, log, kvm, cpus: 1, memory_mib: MEMORY_MIB }, job));
+            let processor = Processor::virtualised(kvm);
+            machines
+                .push((Machine { kernel, initramfs, log, processor, cpus: 1, memory_mib: MEMORY_MIB }, job));
         }
     }
     thread::scope(|scope| {

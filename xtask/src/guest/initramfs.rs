@@ -25,7 +25,7 @@ const TOOLS: &str = "
     basename cat chmod chown chroot cksum comm cp cut date dd df dirname du echo env expr false head id join kill ln ls
     md5sum mkdir mkfifo mknod mktemp mv nice nohup nproc od paste printf pwd readlink realpath rm rmdir seq sha256sum
     shuf sleep sort stat stdbuf stty sync tac tail tee test timeout touch tr true truncate tty uname uniq wc yes
-    bash cmp diff find grep mawk sed xargs dmesg flock hostname lsns mount nsenter setpriv setsid taskset umount unshare
+    bash chrt cmp diff find grep mawk sed xargs dmesg flock hostname lsns mount nsenter setpriv setsid taskset umount unshare
     free pgrep pkill ps sysctl top uptime";
 
 /// Other names of those programs.

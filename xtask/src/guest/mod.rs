@@ -20,7 +20,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use self::{
     initramfs::Archive,
     kernels::{Kernel, Wanted},
-    qemu::Machine,
+    qemu::{Machine, Processor},
     verdict::End,
 };
 use crate::{
@@ -77,7 +77,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         kernel: &kernel,
         initramfs,
         log,
-        kvm: options.kvm,
+        processor: Processor::virtualised(options.kvm),
         cpus: options.cpus,
         memory_mib: options.memory,
     };

@@ -1,31 +1,39 @@
-//! Attaching to interfaces and detaching from them: a pinned TCX link where the kernel has TCX, a filter of the
-//! clsact qdisc otherwise. What an earlier agent attached is updated in place, so that no packet passes uncounted or
-//! is counted twice. Never deletes a qdisc, never touches another's filter or link.
+//! Attaching to interfaces and detaching from them: at XDP if that was asked for and the interface can; else a pinned TCX
+//! link where the kernel has TCX, a filter of the clsact qdisc otherwise. What an earlier agent attached is updated in
+//! place, so that no packet passes uncounted or is counted twice. Never deletes a qdisc, never touches another's filter,
+//! program or link.
 
 use std::{
     fs, io, mem,
+    os::fd::AsFd,
     path::{Path, PathBuf},
 };
 
 use aya::{
     Ebpf,
     programs::{
-        LinkOrder, MultiProgLink as _, SchedClassifier, TcAttachType,
+        LinkOrder, SchedClassifier, TcAttachType, TestRun as _, TestRunOptions,
         links::{FdLink, Link as _, PinnedLink},
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
     },
 };
-use fastpath_common::{PROGRAM_ETHERNET, PROGRAM_L3};
+use fastpath_common::{
+    FlowKey, Mark, NoXdp, PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK, PROGRAM_XDP, PROGRAM_XDP_IDLE, Signal,
+};
 use nix::net::if_::if_indextoname;
 
 use super::{
-    Attachment, BpfError, FlowEyes, Mechanism,
+    Attachment, BpfError, FlowEyes, Hook, Mechanism, ProgramLog, WithoutXdp,
     error::{link_io, pin_io, program_io},
-    load::{LINKS, classifier, is_absent},
-    maps,
+    load::{LINKS, classifier, is_absent, xdp_program},
+    maps, sys,
     tc::our_filters,
+    xdp::{self, XdpMode},
 };
-use crate::core::model::{IfIndex, IfName, Link};
+use crate::core::{
+    model::{IfIndex, IfName, Link},
+    watch::{NotForXdp, not_for_xdp},
+};
 
 /// Handle of our clsact filters: unlike the small numbers that others choose, or get from the kernel.
 const HANDLE: TcHandle = TcHandle::new(0x5fa, 0x57a7);
@@ -36,13 +44,20 @@ const PRIORITIES: std::ops::RangeInclusive<u16> = 1..=8;
 pub struct Programs {
     object: Ebpf,
     pin_path: PathBuf,
+    hook: Hook,
     /// Whether the kernel may have TCX; false after it has refused once.
     tcx: bool,
+    log: Option<ProgramLog>,
 }
 
 impl Programs {
-    pub(super) fn new(object: Ebpf, pin_path: PathBuf) -> Self {
-        Self { object, pin_path, tcx: true }
+    pub(super) fn new(object: Ebpf, pin_path: PathBuf, hook: Hook, log: Option<ProgramLog>) -> Self {
+        Self { object, pin_path, hook, tcx: true, log }
+    }
+
+    /// What the programs say; `None` if they say nothing, or somebody has it already.
+    pub fn take_log(&mut self) -> Option<ProgramLog> {
+        self.log.take()
     }
 
     /// Attaches with clsact filters only, as on kernels without TCX.
@@ -60,31 +75,31 @@ impl Programs {
 
 impl FlowEyes for Programs {
     fn attach(&mut self, link: &Link) -> Result<Attachment, BpfError> {
-        let failed = |e| BpfError::attach("attach to", &link.name, e);
-        let name = current_name(link.index).map_err(failed)?;
-        let program =
-            classifier(&mut self.object, if link.ethernet { PROGRAM_ETHERNET } else { PROGRAM_L3 })?;
-        if self.tcx {
-            match attach_tcx(program, &link_pin(&self.pin_path, link.index), &name) {
-                Ok(()) => {
-                    // An agent that had to do without TCX would count everything a second time.
-                    detach_clsact(link.index, &name)?;
-                    return Ok(Attachment { index: link.index, name, mechanism: Mechanism::Tcx });
+        let name = current_name(link.index).map_err(|e| BpfError::attach("attach to", &link.name, e))?;
+        let without_xdp = match self.hook {
+            Hook::Tc => None,
+            Hook::Xdp | Hook::XdpGeneric => match self.attach_xdp(link, &name)? {
+                Ok(mechanism) => {
+                    maps::write_no_xdp(&self.pin_path, link.index, None)?;
+                    return Ok(Attachment { index: link.index, name, mechanism, without_xdp: None });
                 }
-                Err(e) if says_unsupported(&e) => {
-                    tracing::info!(error = %e, "no TCX in this kernel: attaching with clsact filters");
-                    self.tcx = false;
-                }
-                Err(e) => return Err(failed(e)),
-            }
+                Err(reason) => Some(reason),
+            },
+        };
+        // First: a packet may be missed in between, but none is counted twice.
+        for mode in XdpMode::ALL {
+            detach_link_at(&xdp::link_pin(&self.pin_path, mode, link.index))?;
         }
-        let priority = attach_clsact(program, link.index, &name).map_err(failed)?;
-        detach_tcx(&link_pin(&self.pin_path, link.index))?;
-        Ok(Attachment { index: link.index, name, mechanism: Mechanism::Clsact { priority } })
+        let mechanism = self.attach_tc(link, &name)?;
+        maps::write_no_xdp(&self.pin_path, link.index, without_xdp.map(NoXdp::from))?;
+        Ok(Attachment { index: link.index, name, mechanism, without_xdp })
     }
 
     fn detach(&mut self, index: IfIndex) -> Result<(), BpfError> {
-        detach_tcx(&link_pin(&self.pin_path, index))?;
+        for pin in link_pins(&self.pin_path, index) {
+            detach_link_at(&pin)?;
+        }
+        maps::write_no_xdp(&self.pin_path, index, None)?;
         match current_name(index) {
             Ok(name) => detach_clsact(index, &name).map(drop),
             Err(_) => Ok(()),
@@ -99,9 +114,82 @@ impl FlowEyes for Programs {
         let config = maps::read_config(&self.pin_path)?;
         maps::write_config(&self.pin_path, fastpath_common::Config { threshold, ..config })
     }
+
+    fn mark(&mut self, key: &FlowKey, from: Signal, to: Signal) -> Result<bool, BpfError> {
+        let frame = maps::mark_frame(&Mark { key: *key, from: from as u64, to: to as u64 });
+        let program = classifier(&mut self.object, PROGRAM_MARK)?;
+        let run = program.test_run(TestRunOptions { data_in: Some(&frame), ..TestRunOptions::new() });
+        run.map(|run| run.return_value == 1).map_err(|e| BpfError::io("mark a flow", program_io(e)))
+    }
 }
 
-/// Where an interface's link is pinned.
+impl Programs {
+    /// Attaches at XDP, or says why the interface is one for TC.
+    fn attach_xdp(&mut self, link: &Link, name: &IfName) -> Result<Result<Mechanism, WithoutXdp>, BpfError> {
+        let (mode, other, mechanism) = match self.hook {
+            Hook::XdpGeneric => (XdpMode::Generic, XdpMode::Native, Mechanism::XdpGeneric),
+            Hook::Xdp | Hook::Tc => (XdpMode::Native, XdpMode::Generic, Mechanism::Xdp),
+        };
+        match not_for_xdp(link) {
+            Some(NotForXdp::NoEthernet) => return Ok(Err(WithoutXdp::NoEthernet)),
+            Some(NotForXdp::Stacked) => return Ok(Err(WithoutXdp::Stacked)),
+            None => {}
+        }
+        let idle = xdp_program(&mut self.object, PROGRAM_XDP_IDLE)?.fd().map(|fd| fd.try_clone());
+        let program = xdp_program(&mut self.object, PROGRAM_XDP)?.fd().map(AsFd::as_fd);
+        // Not loaded: the kernel is too old for it, which was said.
+        let (Ok(program), Ok(idle)) = (program, idle) else {
+            return Ok(Err(WithoutXdp::Refused { errno: libc::EOPNOTSUPP }));
+        };
+        let idle = idle.map_err(|e| BpfError::io("attach at XDP", e))?;
+        detach_link_at(&xdp::link_pin(&self.pin_path, other, link.index))?;
+        let pin = xdp::link_pin(&self.pin_path, mode, link.index);
+        let make_way = || {
+            detach_clsact(link.index, name)?;
+            detach_link_at(&link_pin(&self.pin_path, link.index)).map(drop)
+        };
+        match xdp::attach(program, idle.as_fd(), &pin, mode, link.index, make_way) {
+            Ok(()) => Ok(Ok(mechanism)),
+            Err(xdp::AttachError::Kernel(e)) => {
+                let errno = e.raw_os_error().unwrap_or(libc::EIO);
+                Ok(Err(WithoutXdp::Refused { errno }))
+            }
+            Err(xdp::AttachError::MakeWay(e)) => Err(e),
+        }
+    }
+
+    fn attach_tc(&mut self, link: &Link, name: &IfName) -> Result<Mechanism, BpfError> {
+        let failed = |e| BpfError::attach("attach to", name, e);
+        let program =
+            classifier(&mut self.object, if link.ethernet { PROGRAM_ETHERNET } else { PROGRAM_L3 })?;
+        let pin = link_pin(&self.pin_path, link.index);
+        if self.tcx {
+            match attach_tcx(program, &pin, name) {
+                Ok(()) => {
+                    // An agent that had to do without TCX would count everything a second time.
+                    detach_clsact(link.index, name)?;
+                    return Ok(Mechanism::Tcx);
+                }
+                Err(e) if says_unsupported(&e) => {
+                    tracing::info!(error = %e, "no TCX in this kernel: attaching with clsact filters");
+                    self.tcx = false;
+                }
+                Err(e) => return Err(failed(e)),
+            }
+        }
+        let priority = attach_clsact(program, link.index, name).map_err(failed)?;
+        detach_link_at(&pin)?;
+        Ok(Mechanism::Clsact { priority })
+    }
+}
+
+/// All pins that an interface's links may have.
+fn link_pins(pin_path: &Path, index: IfIndex) -> [PathBuf; 3] {
+    let [native, generic] = XdpMode::ALL.map(|mode| xdp::link_pin(pin_path, mode, index));
+    [native, generic, link_pin(pin_path, index)]
+}
+
+/// Where an interface's TCX link is pinned.
 fn link_pin(pin_path: &Path, index: IfIndex) -> PathBuf {
     pin_path.join(LINKS).join(index.to_string())
 }
@@ -114,7 +202,7 @@ pub(super) fn current_name(index: IfIndex) -> io::Result<IfName> {
 }
 
 /// What a kernel before 6.6 says to `BPF_LINK_CREATE` with `BPF_TCX_INGRESS`, or one without `CONFIG_NET_XGRESS`.
-fn says_unsupported(error: &io::Error) -> bool {
+pub(super) fn says_unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
 }
 
@@ -155,7 +243,7 @@ fn update_tcx(program: &mut SchedClassifier, pin: &Path, name: &IfName) -> io::R
         Err(e) if e.raw_os_error() == Some(libc::ENOLINK) => {}
         Err(e) => return Err(e),
     }
-    detach_tcx(pin).map(|_| false).map_err(io::Error::other)
+    detach_link_at(pin).map(|_| false).map_err(io::Error::other)
 }
 
 /// Ids of the TCX programs at ingress of an interface, in order.
@@ -211,21 +299,16 @@ fn attached_filter(name: &IfName, priority: u16, handle: TcHandle) -> io::Result
     SchedClassifierLink::attached(name.as_str(), TcAttachType::Ingress, priority, handle, None)
 }
 
-/// Detaches the link that is pinned there and removes the pin; true if there was one.
-pub(super) fn detach_tcx(pin: &Path) -> Result<bool, BpfError> {
+/// Detaches the link that is pinned there, at once, and removes the pin; true if there was one.
+pub(super) fn detach_link_at(pin: &Path) -> Result<bool, BpfError> {
     let failed = |e| BpfError::io(format!("remove {}", pin.display()), e);
-    match PinnedLink::from_pin(pin).map_err(link_io) {
-        Ok(pinned) => detach_link(FdLink::from(pinned)).map_err(failed)?,
+    match sys::open_pin(pin) {
+        // Without this it would happen some time later.
+        Ok(link) => sys::link_detach(link.as_fd()).map_err(failed)?,
         Err(e) if is_absent(&e) => return Ok(false),
         Err(e) => return Err(failed(e)),
     }
     fs::remove_file(pin).map(|()| true).map_err(failed)
-}
-
-/// Detaches at once; without the pin it would happen some time later.
-fn detach_link(link: FdLink) -> io::Result<()> {
-    let link = SchedClassifierLink::try_from(link).map_err(link_io)?;
-    super::sys::link_detach(link.fd().map_err(link_io)?)
 }
 
 /// Deletes our filters of an interface; true if there were any.
@@ -253,12 +336,24 @@ pub(super) fn attachments(pin_path: &Path) -> Result<Vec<Attachment>, BpfError> 
             .map(|filter| Mechanism::Clsact { priority: filter.priority })
             .collect();
         if has_tcx(&link_pin(pin_path, index), &name).map_err(failed)? {
-            mechanisms.insert(0, Mechanism::Tcx);
+            mechanisms.push(Mechanism::Tcx);
+        }
+        // All of these are TC's.
+        let without_xdp = if mechanisms.is_empty() {
+            None
+        } else {
+            maps::read_no_xdp(pin_path, index)?.map(WithoutXdp::from)
+        };
+        for (mode, mechanism) in XdpMode::ALL.into_iter().zip([Mechanism::Xdp, Mechanism::XdpGeneric]) {
+            if xdp::is_attached(&xdp::link_pin(pin_path, mode, index), index).map_err(failed)? {
+                mechanisms.push(mechanism);
+            }
         }
         found.extend(mechanisms.into_iter().map(|mechanism| Attachment {
             index,
             name: name.clone(),
             mechanism,
+            without_xdp,
         }));
     }
     found.sort();

@@ -10,8 +10,9 @@ use serde::Serialize;
 
 use super::{
     Attachment, BpfError, Pinned,
-    attach::{attachments, current_name, detach_clsact, detach_tcx},
+    attach::{attachments, current_name, detach_clsact, detach_link_at},
     load::{LINKS, is_absent, unpin_maps},
+    xdp::XdpMode,
 };
 use crate::core::model::IfIndex;
 
@@ -39,10 +40,18 @@ pub struct MapsInspection {
     pub counted_packets: u64,
     /// Packets (skbs) that belong to no flow.
     pub uncounted_packets: u64,
+    /// Packets (skbs) of new flows that the map had no room for, part of the former.
+    pub no_room_packets: u64,
+    /// Flows that were entered into the map.
+    pub flows_entered: u64,
     /// Flows that were evicted, or deleted from the map.
     pub flows_left: u64,
     /// Crossings of the threshold for which the ring buffer had no room.
     pub events_lost: u64,
+    /// Packets (skbs) of flows that the map had no room for.
+    pub no_room: u64,
+    /// Packets (skbs) that aren't what their headers say.
+    pub malformed: u64,
 }
 
 /// Looks at what an agent has pinned and attached, running or not.
@@ -57,8 +66,12 @@ pub fn inspect(pin_path: &Path) -> Result<Inspection, BpfError> {
                 threshold: pinned.config()?.threshold,
                 counted_packets: stats.counted.packets,
                 uncounted_packets: uncounted(&stats),
+                no_room_packets: stats.no_room.packets,
+                flows_entered: stats.flows_entered,
                 flows_left: stats.flows_entered.saturating_sub(flows.into()),
                 events_lost: stats.events_lost,
+                no_room: stats.no_room.packets,
+                malformed: stats.malformed.packets,
             })
         }
         Err(BpfError::NotPinned { .. }) => None,
@@ -101,8 +114,8 @@ pub fn cleanup(pin_path: &Path) -> Result<CleanupReport, BpfError> {
         }
     }
     let links = pin_path.join(LINKS);
-    for index in pinned_links(&links)? {
-        if detach_tcx(&links.join(index.to_string()))? {
+    for (index, pin) in pinned_links(&links)? {
+        if detach_link_at(&pin)? {
             report.detached.push(current_name(index).map_or_else(|_| index.to_string(), |n| n.to_string()));
         }
     }
@@ -114,21 +127,26 @@ pub fn cleanup(pin_path: &Path) -> Result<CleanupReport, BpfError> {
     Ok(report)
 }
 
-/// The interface indices that links are pinned for.
-fn pinned_links(links: &Path) -> Result<Vec<IfIndex>, BpfError> {
+/// The pinned links and the interfaces' indices that they are for.
+fn pinned_links(links: &Path) -> Result<Vec<(IfIndex, PathBuf)>, BpfError> {
     let failed = |e| BpfError::io(format!("read {}", links.display()), e);
     let entries = match fs::read_dir(links) {
         Ok(entries) => entries,
         Err(e) if is_absent(&e) => return Ok(Vec::new()),
         Err(e) => return Err(failed(e)),
     };
-    let mut indices = Vec::new();
+    let mut found = Vec::new();
     for entry in entries {
         let name = entry.map_err(failed)?.file_name();
-        indices.extend(name.to_str().and_then(|n| n.parse().ok()).map(IfIndex));
+        let index = name.to_str().and_then(|name| {
+            // The longer prefix begins with the shorter one.
+            let [native, generic] = XdpMode::ALL.map(XdpMode::pin_prefix);
+            [generic, native, ""].iter().find_map(|prefix| name.strip_prefix(prefix))?.parse().ok()
+        });
+        found.extend(index.map(|index| (IfIndex(index), links.join(&name))));
     }
-    indices.sort();
-    Ok(indices)
+    found.sort();
+    Ok(found)
 }
 
 fn remove_if_empty(directory: &Path) -> Result<(), BpfError> {

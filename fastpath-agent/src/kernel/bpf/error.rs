@@ -140,7 +140,10 @@ impl BpfError {
     /// A program couldn't be loaded.
     pub(super) fn program(program: &'static str, error: ProgramError) -> Self {
         match error {
-            ProgramError::LoadError { io_error, .. } if is_permission(&io_error) => {
+            // The verifier says EACCES too, but not without a word.
+            ProgramError::LoadError { io_error, verifier_log }
+                if is_permission(&io_error) && verifier_log.to_string().trim().is_empty() =>
+            {
                 Self::io("load eBPF programs", io_error)
             }
             ProgramError::LoadError { .. } if KernelVersion::current().is_ok_and(|v| v < LOWEST_KERNEL) => {

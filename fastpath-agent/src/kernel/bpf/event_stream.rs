@@ -1,10 +1,10 @@
 //! Waiting for threshold crossings without polling.
 #![expect(unsafe_code, reason = "registering a descriptor with the event loop")]
 
-use std::path::Path;
+use std::{io, path::Path};
 
 use fastpath_common::FlowEvent;
-use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{BpfError, Events};
 
@@ -20,20 +20,22 @@ impl EventStream {
         events.map(Self).map_err(|e| BpfError::io("wait for the event ring", e.into()))
     }
 
-    /// Waits until there are events and takes at most `limit` of them. Safe to cancel: nothing is lost.
-    pub async fn next(&mut self, limit: usize) -> Result<Vec<FlowEvent>, BpfError> {
-        let mut ready =
-            self.0.readable_mut().await.map_err(|e| BpfError::io("wait for the event ring", e))?;
+    /// Waits until there are events. Safe to cancel.
+    pub async fn readable(&mut self) -> Result<(), BpfError> {
+        // What is there stays there, and the stream stays readable: only an empty ring wakes us again.
+        self.0.readable_mut().await.map(drop).map_err(|e| BpfError::io("wait for the event ring", e))
+    }
+
+    /// Takes at most `limit` events that are there. Fewer than that: the ring is empty.
+    pub fn take(&mut self, limit: usize) -> Vec<FlowEvent> {
         let mut events = Vec::new();
-        while events.len() < limit
-            && let Some(event) = ready.get_inner_mut().next_event()
-        {
-            events.push(event);
-        }
-        // Only an empty ring wakes us again.
-        if events.len() < limit {
-            ready.clear_ready();
-        }
-        Ok(events)
+        // `WouldBlock` is how the event loop learns that the ring is empty.
+        let _ = self.0.try_io_mut(Interest::READABLE, |ring| {
+            while events.len() < limit {
+                events.push(ring.next_event().ok_or(io::ErrorKind::WouldBlock)?);
+            }
+            Ok(())
+        });
+        events
     }
 }

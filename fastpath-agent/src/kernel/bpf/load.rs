@@ -5,24 +5,28 @@ use std::{fs, io, path::Path};
 use aya::{
     EbpfLoader,
     maps::MapInfo,
-    programs::{Program, SchedClassifier},
+    programs::{Program, SchedClassifier, Xdp},
 };
 use fastpath_common::{
     ABI_VERSION, Config, FlowCounters, FlowKey, HotFlow, MAP_CONFIG, MAP_EVENTS, MAP_FLOWS, MAP_HOT,
-    MAP_STATS, PROGRAM_ETHERNET, PROGRAM_L3, PacketStats, limits,
+    MAP_NO_XDP, MAP_STATS, NoXdp, PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK, PROGRAM_XDP, PROGRAM_XDP_IDLE,
+    PacketStats, limits,
 };
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::{BpfError, LoadConfig, Programs, maps};
+use super::{BpfError, Chatter, Hook, LoadConfig, ProgramLog, Programs, maps};
 
 /// What build.rs found; empty if the agent was built without.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fastpath-ebpf.o"));
 
-/// Directory with the pinned TCX links, below the pin directory.
+/// The same programs with code that logs.
+static LOG_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fastpath-ebpf-log.o"));
+
+/// Directory with the pinned TCX and XDP links, below the pin directory.
 pub(super) const LINKS: &str = "links";
 
 /// The maps by name.
-pub(super) const MAPS: [&str; 5] = [MAP_FLOWS, MAP_HOT, MAP_STATS, MAP_CONFIG, MAP_EVENTS];
+pub(super) const MAPS: [&str; 6] = [MAP_FLOWS, MAP_HOT, MAP_STATS, MAP_CONFIG, MAP_EVENTS, MAP_NO_XDP];
 
 /// Loads the programs and pins their maps. Maps that an earlier agent pinned are taken over with all that they hold
 /// if ABI version and sizes are the same; otherwise new ones take their place, and interfaces count into them as
@@ -37,7 +41,14 @@ pub fn load(config: &LoadConfig) -> Result<Programs, BpfError> {
 
     let takes_over = fits(config);
     if !takes_over {
-        unpin_maps(&config.pin_path)?;
+        let found = MapInfo::from_pin(config.pin_path.join(MAP_FLOWS)).map(|info| info.max_entries());
+        if !unpin_maps(&config.pin_path)?.is_empty() {
+            tracing::info!(
+                had_max_flows = found.ok(),
+                max_flows = config.max_flows,
+                "pinned maps of another size or version are replaced: counting starts again at 0"
+            );
+        }
     }
     load_object(config, takes_over).inspect_err(|_| {
         // Maps without programs would only mislead who looks at them.
@@ -53,13 +64,34 @@ fn load_object(config: &LoadConfig, takes_over: bool) -> Result<Programs, BpfErr
     for map in MAPS {
         loader.map_pin_path(map, config.pin_path.join(map));
     }
-    let mut object = loader.load(OBJECT).map_err(BpfError::object)?;
+    let level = config.chatter.level();
+    let bytes = if config.chatter == Chatter::Silent {
+        OBJECT
+    } else {
+        loader.override_global(aya_log::LEVEL, &level, true);
+        LOG_OBJECT
+    };
+    let mut object = loader.load(bytes).map_err(BpfError::object)?;
     maps::write_config(&config.pin_path, Config { abi_version: ABI_VERSION, threshold: config.threshold })?;
-    for name in [PROGRAM_ETHERNET, PROGRAM_L3] {
+    for name in [PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK] {
         classifier(&mut object, name)?.load().map_err(|e| BpfError::program(name, e))?;
     }
+    if config.hook != Hook::Tc
+        && let Err(error) = load_xdp(&mut object)
+    {
+        tracing::warn!("flows are watched with TC instead of XDP: {error}");
+    }
     tracing::info!(pin_path = %config.pin_path.display(), max_flows = config.max_flows, takes_over, "eBPF programs loaded");
-    Ok(Programs::new(object, config.pin_path.clone()))
+    let log = if config.chatter == Chatter::Silent { None } else { Some(ProgramLog::new(&mut object)?) };
+    Ok(Programs::new(object, config.pin_path.clone(), config.hook, log))
+}
+
+/// Needs Linux 5.18 (frames larger than a page).
+fn load_xdp(object: &mut aya::Ebpf) -> Result<(), BpfError> {
+    for name in [PROGRAM_XDP, PROGRAM_XDP_IDLE] {
+        xdp_program(object, name)?.load().map_err(|e| BpfError::program(name, e))?;
+    }
+    Ok(())
 }
 
 /// The program of that name in the object.
@@ -70,6 +102,17 @@ pub(super) fn classifier<'a>(
     match object.program_mut(name) {
         Some(Program::SchedClassifier(program)) => Ok(program),
         _ => Err(BpfError::BadObject(format!("no classifier {name}"))),
+    }
+}
+
+/// The XDP program of that name in the object.
+pub(super) fn xdp_program<'a>(
+    object: &'a mut aya::Ebpf,
+    name: &'static str,
+) -> Result<&'a mut Xdp, BpfError> {
+    match object.program_mut(name) {
+        Some(Program::Xdp(program)) => Ok(program),
+        _ => Err(BpfError::BadObject(format!("no XDP program {name}"))),
     }
 }
 
@@ -86,6 +129,7 @@ fn fits(config: &LoadConfig) -> bool {
         && same(MAP_HOT, size_of::<u32>(), size_of::<HotFlow>(), limits::HOT_SLOTS)
         && same(MAP_STATS, size_of::<u32>(), size_of::<PacketStats>(), 1)
         && same(MAP_EVENTS, 0, 0, limits::EVENT_RING_BYTES)
+        && same(MAP_NO_XDP, size_of::<u32>(), size_of::<NoXdp>(), limits::MAX_NO_XDP)
 }
 
 /// Removes the maps' pins; returns the names of those that were there. The maps live on as long as programs use them.
@@ -109,13 +153,17 @@ pub(super) fn is_absent(error: &io::Error) -> bool {
 
 /// Fails unless `path`, or the nearest directory above that exists, is on a bpf file system.
 fn require_bpffs(path: &Path) -> Result<(), BpfError> {
+    if on_bpffs(path)? { Ok(()) } else { Err(BpfError::NoBpffs { path: path.to_owned() }) }
+}
+
+/// Whether `path`, or the nearest directory above that exists, is on a bpf file system.
+pub fn on_bpffs(path: &Path) -> Result<bool, BpfError> {
     for directory in path.ancestors() {
         match statfs(directory) {
-            Ok(fs) if fs.filesystem_type() == BPF_FS_MAGIC => return Ok(()),
-            Ok(_) => break,
+            Ok(fs) => return Ok(fs.filesystem_type() == BPF_FS_MAGIC),
             Err(nix::Error::ENOENT) => {}
             Err(e) => return Err(BpfError::io(format!("look at {}", directory.display()), e.into())),
         }
     }
-    Err(BpfError::NoBpffs { path: path.to_owned() })
+    Ok(false)
 }

@@ -10,15 +10,18 @@ use std::{
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
 use fastpath_common::{
     ABI_VERSION, Config, FlowCounters, FlowEvent, FlowKey, HotFlow, MAP_CONFIG, MAP_EVENTS, MAP_FLOWS,
-    MAP_HOT, MAP_STATS, MatchWords, PacketStats, Tally, limits::HOT_SLOTS,
+    MAP_HOT, MAP_NO_XDP, MAP_STATS, Mark, MatchWords, NoXdp, PacketStats, Tally, limits::HOT_SLOTS,
 };
 
-use super::{BpfError, error::map_io};
+use super::{BpfError, error::map_io, sys};
+use crate::core::model::IfIndex;
 
 /// The maps in a pin directory, of this agent's ABI version.
 pub struct Pinned {
     path: PathBuf,
     flows: HashMap<MapData, FlowKey, FlowCounters>,
+    /// The same map: of `flows`, aya doesn't hand out the descriptor.
+    flows_data: MapData,
     hot: PerCpuArray<MapData, HotFlow>,
     stats: PerCpuArray<MapData, PacketStats>,
 }
@@ -35,6 +38,7 @@ impl Pinned {
             flows: Map::LruHashMap(pinned(pin_path, MAP_FLOWS)?)
                 .try_into()
                 .map_err(|e| BpfError::map("open the flows map", e))?,
+            flows_data: pinned(pin_path, MAP_FLOWS)?,
             hot: Map::PerCpuArray(pinned(pin_path, MAP_HOT)?)
                 .try_into()
                 .map_err(|e| BpfError::map("open the map of hot flows", e))?,
@@ -44,22 +48,24 @@ impl Pinned {
         })
     }
 
-    /// All flows, one direction each, in no order. Each flow's counts are those of one moment between the call and
-    /// when it is handed out. Flows that come or go meanwhile may be missed or come twice.
-    pub fn flows(
-        &self,
-    ) -> Result<impl Iterator<Item = Result<(FlowKey, FlowCounters), BpfError>> + '_, BpfError> {
+    /// Begins to read many flows.
+    pub fn reading(&self) -> Result<Reading<'_>, BpfError> {
         let mut hot = HashSet::new();
         for index in 0..HOT_SLOTS {
             hot.extend(self.hot_slots(index)?.iter().filter(|slot| slot.packets > 0).map(|slot| slot.key));
         }
-        Ok(self.flows.iter().filter_map(move |flow| match flow {
-            Ok((key, _)) if hot.contains(&key) => self.flow(&key).transpose().map(|c| Ok((key, c?))),
-            flow => Some(flow.map_err(|e| BpfError::map("read the flows map", e))),
-        }))
+        Ok(Reading { pinned: self, hot })
     }
 
-    /// Counters of one direction of a flow.
+    /// All flows, one direction each, in no order, with counts as [`Reading`] has them. Flows that come or go meanwhile
+    /// may be missed; one that is evicted and comes again may come twice.
+    pub fn flows(
+        &self,
+    ) -> Result<impl Iterator<Item = Result<(FlowKey, FlowCounters), BpfError>> + '_, BpfError> {
+        Ok(self.reading()?.into_flows())
+    }
+
+    /// Counters of one direction of a flow, all of one moment.
     pub fn flow(&self, key: &FlowKey) -> Result<Option<FlowCounters>, BpfError> {
         let slot = MatchWords::of(key).slot();
         let mut before = self.hot_slots(slot)?;
@@ -82,7 +88,7 @@ impl Pinned {
                     counters.packets += slot.packets;
                     counters.segments += slot.packets + slot.extra_segments;
                     counters.bytes += slot.bytes;
-                    counters.tcp_flags |= slot.tcp_flags;
+                    counters.flags |= slot.flags;
                 }
                 return Ok(Some(counters));
             }
@@ -101,9 +107,9 @@ impl Pinned {
             .map_err(|e| BpfError::map("look at the flows map", e))?
             .max_entries();
         let mut entries = 0;
-        for key in self.flows.keys() {
-            key.map_err(|e| BpfError::map("read the flows map", e))?;
-            entries += 1;
+        let mut batches = Batches::new(&self.flows_data);
+        while let Some((keys, _)) = batches.next_batch()? {
+            entries += keys.len() as u32;
         }
         Ok((entries, room))
     }
@@ -121,9 +127,114 @@ impl Pinned {
         Ok(sum)
     }
 
+    /// Signals that didn't fit the ring of events so far.
+    pub fn events_lost(&self) -> Result<u64, BpfError> {
+        let per_cpu = self.stats.get(&0, 0).map_err(|e| BpfError::map("read the statistics map", e))?;
+        Ok(per_cpu.iter().map(|cpu| cpu.events_lost).sum())
+    }
+
     /// What the programs are told.
     pub fn config(&self) -> Result<Config, BpfError> {
         read_config(&self.path)
+    }
+}
+
+/// Many flows, read with about one system call each, or fewer. What is handed out of a flow was true of each CPU's
+/// packets at some moment between the beginning of the reading and then: nothing is counted twice, nothing is missing
+/// that had been counted before the reading began.
+///
+/// How: flows with counts outside of the flows map at the beginning are read as [`Pinned::flow`] does it. What is
+/// counted outside of it later is no older than the reading.
+pub struct Reading<'p> {
+    pinned: &'p Pinned,
+    hot: HashSet<FlowKey>,
+}
+
+impl<'p> Reading<'p> {
+    /// Counters of one direction of a flow.
+    pub fn flow(&self, key: &FlowKey) -> Result<Option<FlowCounters>, BpfError> {
+        if self.hot.contains(key) {
+            return self.pinned.flow(key);
+        }
+        match self.pinned.flows.get(key, 0) {
+            Ok(counters) => Ok(Some(counters)),
+            Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(None),
+            Err(e) => Err(BpfError::map("read the flows map", e)),
+        }
+    }
+
+    /// All flows.
+    pub fn into_flows(self) -> impl Iterator<Item = Result<(FlowKey, FlowCounters), BpfError>> + 'p {
+        let mut batches = Batches::new(&self.pinned.flows_data);
+        let mut left = 0;
+        std::iter::from_fn(move || {
+            if left == 0 {
+                match batches.next_batch() {
+                    Ok(Some((keys, _))) => left = keys.len(),
+                    Ok(None) => return None,
+                    Err(error) => return Some(Err(error)),
+                }
+            }
+            left = left.checked_sub(1)?;
+            Some(Ok((batches.keys[left], batches.values[left])))
+        })
+        .filter_map(move |flow| match flow {
+            Ok((key, _)) if self.hot.contains(&key) => {
+                self.pinned.flow(&key).transpose().map(|c| Ok((key, c?)))
+            }
+            flow => Some(flow),
+        })
+    }
+}
+
+/// Keys, and the value of each.
+type Entries<'b> = (&'b [FlowKey], &'b [FlowCounters]);
+
+/// A walk through the flows map, many entries to a system call.
+struct Batches<'m> {
+    map: &'m MapData,
+    keys: Vec<FlowKey>,
+    values: Vec<FlowCounters>,
+    at: Option<sys::Bucket>,
+    ended: bool,
+}
+
+impl<'m> Batches<'m> {
+    /// 100 KB of entries.
+    const ENTRIES: usize = 1024;
+
+    /// `map` must be one of these keys and values.
+    fn new(map: &'m MapData) -> Self {
+        Self {
+            map,
+            keys: vec![FlowKey::default(); Self::ENTRIES],
+            values: vec![FlowCounters::default(); Self::ENTRIES],
+            at: None,
+            ended: false,
+        }
+    }
+
+    /// The next entries, at least one; `None` after the last.
+    fn next_batch(&mut self) -> Result<Option<Entries<'_>>, BpfError> {
+        while !self.ended {
+            match sys::lookup_batch(self.map.fd().as_fd(), self.at, &mut self.keys, &mut self.values) {
+                Ok((read, next)) => {
+                    (self.at, self.ended) = (next, next.is_none());
+                    if read > 0 {
+                        return Ok(Some((&self.keys[..read], &self.values[..read])));
+                    }
+                }
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                    self.keys.resize(2 * self.keys.len(), FlowKey::default());
+                    self.values.resize(2 * self.values.len(), FlowCounters::default());
+                }
+                Err(error) => {
+                    self.ended = true;
+                    return Err(BpfError::io("read the flows map", error));
+                }
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -165,6 +276,14 @@ impl Events {
     }
 }
 
+/// The packet that the program [`PROGRAM_MARK`](fastpath_common::PROGRAM_MARK) is run with.
+pub(super) fn mark_frame(mark: &Mark) -> [u8; Mark::OFFSET + size_of::<Mark>()] {
+    let mut frame = [0; Mark::OFFSET + size_of::<Mark>()];
+    // SAFETY: there are as many bytes behind the offset; a Mark has no padding (Pod).
+    unsafe { frame.as_mut_ptr().add(Mark::OFFSET).cast::<Mark>().write_unaligned(*mark) };
+    frame
+}
+
 impl AsRawFd for Events {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_fd().as_raw_fd()
@@ -201,7 +320,41 @@ pub(super) fn write_config(pin_path: &Path, value: Config) -> Result<(), BpfErro
     config.and_then(|mut c| c.set(0, value, 0)).map_err(|e| BpfError::map("write the config map", e))
 }
 
-fn pinned(pin_path: &Path, map: &str) -> Result<MapData, BpfError> {
+/// Why an interface does without XDP, if somebody had asked for it.
+pub(super) fn read_no_xdp(pin_path: &Path, index: IfIndex) -> Result<Option<NoXdp>, BpfError> {
+    let map = match no_xdp(pin_path) {
+        Err(BpfError::NotPinned { .. }) => return Ok(None),
+        map => map?,
+    };
+    match map.get(&index.0, 0) {
+        Ok(reason) => Ok(Some(reason)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(e) => Err(BpfError::map("read the map of interfaces without XDP", e)),
+    }
+}
+
+/// Remembers why an interface does without XDP, or that it doesn't.
+pub(super) fn write_no_xdp(pin_path: &Path, index: IfIndex, reason: Option<NoXdp>) -> Result<(), BpfError> {
+    let mut map = match no_xdp(pin_path) {
+        Err(BpfError::NotPinned { .. }) if reason.is_none() => return Ok(()),
+        map => map?,
+    };
+    let result = match reason {
+        Some(reason) => map.insert(index.0, reason, 0),
+        None => map.remove(&index.0),
+    };
+    match result.map_err(map_io) {
+        Err(e) if reason.is_none() && e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        result => result.map_err(|e| BpfError::io("write the map of interfaces without XDP", e)),
+    }
+}
+
+fn no_xdp(pin_path: &Path) -> Result<HashMap<MapData, u32, NoXdp>, BpfError> {
+    let map = HashMap::try_from(Map::HashMap(pinned(pin_path, MAP_NO_XDP)?));
+    map.map_err(|e| BpfError::map("open the map of interfaces without XDP", e))
+}
+
+pub(super) fn pinned(pin_path: &Path, map: &str) -> Result<MapData, BpfError> {
     MapData::from_pin(pin_path.join(map)).map_err(|e| {
         let source = map_io(e);
         if super::load::is_absent(&source) {

@@ -1,7 +1,7 @@
 //! The eBPF programs: loading, pinning, attaching, reading their maps. Decides nothing about which interfaces.
 //!
-//! Kernel objects owned: the maps `fastpath_*` pinned in the pin directory; in its subdirectory `links` one TCX link
-//! for each interface, named by interface index; where the kernel has no TCX, a clsact filter with the program's name.
+//! Kernel objects owned: the maps `fastpath_*` pinned in the pin directory; in its subdirectory `links` one TCX or XDP
+//! link for each interface, named by interface index; where the kernel has no TCX, a clsact filter with the program's name.
 //! All of them outlive the agent: packets are counted without it, and the next one takes over.
 
 mod attach;
@@ -10,11 +10,16 @@ mod error;
 mod event_stream;
 mod load;
 mod maps;
+mod others;
+mod program_log;
+mod sweep;
 mod sys;
 mod tc;
+mod xdp;
 
-use std::path::PathBuf;
+use std::{fmt, io, path::PathBuf};
 
+use fastpath_common::{FlowKey, NoXdp, Signal};
 use serde::Serialize;
 
 pub use self::{
@@ -22,8 +27,11 @@ pub use self::{
     cleanup::{CleanupReport, Inspection, cleanup, inspect},
     error::BpfError,
     event_stream::EventStream,
-    load::load,
-    maps::{Events, Pinned},
+    load::{load, on_bpffs},
+    maps::{Events, Pinned, Reading},
+    others::at_ingress,
+    program_log::{Chatter, ProgramLog},
+    sweep::Sweep,
 };
 use crate::core::model::{IfIndex, IfName, Link};
 
@@ -40,6 +48,10 @@ pub trait FlowEyes {
 
     /// Flows are signalled with packet number `threshold + 1` of a direction from now on; 0: never.
     fn set_threshold(&mut self, threshold: u32) -> Result<(), BpfError>;
+
+    /// Changes what is noted of the signal of one direction of a flow, in one instant; false if that wasn't `from`, or
+    /// the direction isn't in the map.
+    fn mark(&mut self, key: &FlowKey, from: Signal, to: Signal) -> Result<bool, BpfError>;
 }
 
 /// How to load the programs.
@@ -51,6 +63,22 @@ pub struct LoadConfig {
     pub max_flows: u32,
     /// See [`FlowEyes::set_threshold`].
     pub threshold: u32,
+    /// Where packets are looked at.
+    pub hook: Hook,
+    /// How much the programs say about single packets.
+    pub chatter: Chatter,
+}
+
+/// Where in the kernel packets are looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hook {
+    /// Ingress of traffic control: skbs.
+    #[default]
+    Tc,
+    /// XDP in the driver; TC at interfaces that can't.
+    Xdp,
+    /// XDP after the driver; TC at interfaces that can't.
+    XdpGeneric,
 }
 
 /// A program on an interface.
@@ -62,12 +90,79 @@ pub struct Attachment {
     pub name: IfName,
     /// How.
     pub mechanism: Mechanism,
+    /// Why it isn't XDP, if that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub without_xdp: Option<WithoutXdp>,
+}
+
+/// Why an interface is watched with TC although XDP was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(into = "String")]
+pub enum WithoutXdp {
+    /// It has no Ethernet header.
+    NoEthernet,
+    /// It gets its packets from other interfaces.
+    Stacked,
+    /// The kernel or the driver refused.
+    Refused {
+        /// What they said.
+        errno: i32,
+    },
+}
+
+impl fmt::Display for WithoutXdp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoEthernet => write!(f, "it has no Ethernet header"),
+            Self::Stacked => write!(f, "it gets its packets from other interfaces"),
+            // dev_xdp_attach (net/core/dev.c).
+            Self::Refused { errno: libc::EBUSY | libc::EEXIST } => {
+                write!(f, "somebody else's XDP program is there, or on an interface above it")
+            }
+            Self::Refused { errno: libc::EOPNOTSUPP } => {
+                write!(f, "its driver, or this kernel, doesn't support it")
+            }
+            Self::Refused { errno } => {
+                write!(f, "its driver refused: {}", io::Error::from_raw_os_error(*errno))
+            }
+        }
+    }
+}
+
+impl From<WithoutXdp> for String {
+    fn from(reason: WithoutXdp) -> Self {
+        reason.to_string()
+    }
+}
+
+impl From<WithoutXdp> for NoXdp {
+    fn from(reason: WithoutXdp) -> Self {
+        match reason {
+            WithoutXdp::NoEthernet => Self { reason: Self::NO_ETHERNET, errno: 0 },
+            WithoutXdp::Stacked => Self { reason: Self::STACKED, errno: 0 },
+            WithoutXdp::Refused { errno } => Self { reason: Self::REFUSED, errno: errno.unsigned_abs() },
+        }
+    }
+}
+
+impl From<NoXdp> for WithoutXdp {
+    fn from(pinned: NoXdp) -> Self {
+        match pinned.reason {
+            NoXdp::NO_ETHERNET => Self::NoEthernet,
+            NoXdp::STACKED => Self::Stacked,
+            _ => Self::Refused { errno: pinned.errno as i32 },
+        }
+    }
 }
 
 /// How a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "mechanism")]
 pub enum Mechanism {
+    /// A pinned XDP link, native: in the driver.
+    Xdp,
+    /// A pinned XDP link, generic: after the driver.
+    XdpGeneric,
     /// A pinned TCX link (Linux 6.6).
     Tcx,
     /// A filter of the clsact (or ingress) qdisc.

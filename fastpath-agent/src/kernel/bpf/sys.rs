@@ -1,20 +1,156 @@
-//! What aya has no call for.
+//! What aya has no call for, or makes more of than is wanted: its way to attach an XDP program goes on by netlink where
+//! the kernel says EINVAL, and could so replace somebody else's.
 #![expect(unsafe_code, reason = "bpf(2) has no safe wrapper")]
 
 use std::{
+    ffi::CString,
     io,
-    os::fd::{AsRawFd, BorrowedFd},
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
 };
 
-/// `BPF_LINK_DETACH` of enum bpf_cmd (include/uapi/linux/bpf.h).
+use aya::Pod;
+
+/// Of enum bpf_cmd (include/uapi/linux/bpf.h).
+const BPF_OBJ_PIN: libc::c_int = 6;
+const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
+const BPF_LINK_CREATE: libc::c_int = 28;
+const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
+/// Of enum bpf_attach_type.
+const BPF_XDP: u32 = 37;
+
+/// Members of union bpf_attr.
+#[repr(C)]
+struct LinkCreate {
+    prog_fd: u32,
+    target_ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+struct LinkUpdate {
+    link_fd: u32,
+    new_prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
+}
+
+#[repr(C)]
+struct LinkDetach {
+    link_fd: u32,
+}
+
+#[repr(C)]
+struct Object {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+/// Calls bpf(2) with a member of its attributes.
+fn bpf<T>(command: libc::c_int, attribute: &T) -> io::Result<libc::c_long> {
+    // SAFETY: the attribute, and what it points to, live until the call returns, which reads as many bytes as it is told.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attribute), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn new_fd(result: libc::c_long) -> OwnedFd {
+    // SAFETY: the kernel has just made it for us.
+    unsafe { OwnedFd::from_raw_fd(result as libc::c_int) }
+}
+
+fn raw(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd() as u32
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    Ok(CString::new(path.as_os_str().as_bytes())?)
+}
+
+/// Attaches a program at XDP; `flags` are `XDP_FLAGS_*`. Fails where there is one already, whoever's it is.
+pub(super) fn link_create_xdp(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Result<OwnedFd> {
+    let attribute =
+        LinkCreate { prog_fd: raw(program), target_ifindex: ifindex, attach_type: BPF_XDP, flags };
+    bpf(BPF_LINK_CREATE, &attribute).map(new_fd)
+}
+
+/// Puts another program into a link, between two packets.
+pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let attribute = LinkUpdate { link_fd: raw(link), new_prog_fd: raw(program), flags: 0, old_prog_fd: 0 };
+    bpf(BPF_LINK_UPDATE, &attribute).map(drop)
+}
+
+/// Where a walk through a hash map goes on: a bucket of it.
+pub(super) type Bucket = u32;
+
+/// The member `batch` of union bpf_attr.
+#[derive(Default)]
+#[repr(C)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Reads the next entries of a hash map, whole buckets of it, as many as there is room for. Gives how many, and where
+/// to go on; `None` at the map's end. `ENOSPC`: the next bucket has more than there is room for.
+///
+/// Without changes meanwhile every entry comes once; an entry that stays in the map comes once in any case (Linux 5.6).
+pub(super) fn lookup_batch<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    from: Option<Bucket>,
+    keys: &mut [K],
+    values: &mut [V],
+) -> io::Result<(usize, Option<Bucket>)> {
+    let mut next: Bucket = 0;
+    let mut attr = BatchAttr {
+        in_batch: from.as_ref().map_or(0, |from| from as *const Bucket as u64),
+        out_batch: &raw mut next as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: keys.len().min(values.len()).try_into().unwrap_or(u32::MAX),
+        map_fd: map.as_raw_fd() as u32,
+        ..BatchAttr::default()
+    };
+    // SAFETY: the attribute and all that it points to live until the call returns. The kernel writes at most `count`
+    // keys and values, of the sizes that the map has, which the caller has compared with those of K and V (Pod: any
+    // bytes are a value).
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut attr, size_of::<BatchAttr>()) };
+    let error = (result != 0).then(io::Error::last_os_error);
+    let read = attr.count as usize;
+    match error {
+        None => Ok((read, Some(next))),
+        Some(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok((read, None)),
+        Some(error) => Err(error),
+    }
+}
 
 /// Detaches a link for good, whoever else holds it. One whose interface is gone is detached already.
 pub(super) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
-    // The member link_detach of union bpf_attr: its only field.
-    let link_fd: u32 = link.as_raw_fd() as u32;
-    // SAFETY: the attribute is four bytes that live until the call returns; it takes no more.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_LINK_DETACH, &raw const link_fd, size_of::<u32>()) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    bpf(BPF_LINK_DETACH, &LinkDetach { link_fd: raw(link) }).map(drop)
+}
+
+/// Pins a link.
+pub(super) fn pin(link: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    bpf(BPF_OBJ_PIN, &Object { pathname: path.as_ptr() as u64, bpf_fd: raw(link), file_flags: 0 }).map(drop)
+}
+
+/// Opens what is pinned there.
+pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = c_path(path)?;
+    bpf(BPF_OBJ_GET, &Object { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 }).map(new_fd)
 }

@@ -22,6 +22,7 @@ const NLMSG_DONE: u16 = 3;
 const RTM_NEWTFILTER: u16 = 44;
 /// Length of struct tcmsg.
 const TC_HEADER: usize = 20;
+const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
 const TCA_BPF_NAME: u16 = 7;
 
@@ -34,8 +35,28 @@ pub(super) struct OurFilter {
     pub(super) handle: u32,
 }
 
+/// Any filter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Filter {
+    /// Lower numbers come first.
+    pub(super) priority: u16,
+    /// "bpf", "flower", "u32" …
+    pub(super) kind: String,
+    /// Of a bpf filter the program's name, as whoever attached it gave it.
+    pub(super) program: Option<String>,
+}
+
 /// Our filters at ingress of a device: bpf filters with a program's name. None if the device is gone.
 pub(super) fn our_filters(index: IfIndex) -> io::Result<Vec<OurFilter>> {
+    dump(index, parse)
+}
+
+/// All filters at ingress of a device, in the kernel's order. None if the device is gone.
+pub(super) fn all_filters(index: IfIndex) -> io::Result<Vec<Filter>> {
+    dump(index, parse_any)
+}
+
+fn dump<T>(index: IfIndex, parse: fn(&[u8]) -> Option<T>) -> io::Result<Vec<T>> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
@@ -97,6 +118,20 @@ fn parse(payload: &[u8]) -> Option<OurFilter> {
     ours.then(|| OurFilter {
         priority: (header.info >> 16) as u16,
         handle: u32::from(header.handle.major) << 16 | u32::from(header.handle.minor),
+    })
+}
+
+/// A filter as such; the kernel also lists the chains that filters hang on, without options.
+fn parse_any(payload: &[u8]) -> Option<Filter> {
+    let header = TcHeader::parse(payload).ok()?;
+    let attributes = payload.get(TC_HEADER..)?;
+    let options = attribute(attributes, TCA_OPTIONS)?;
+    let text =
+        |bytes: Vec<u8>| String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(&bytes)).into_owned();
+    Some(Filter {
+        priority: (header.info >> 16) as u16,
+        kind: attribute(attributes, TCA_KIND).map(text)?,
+        program: attribute(&options, TCA_BPF_NAME).map(text),
     })
 }
 

@@ -10,14 +10,15 @@ use nftnl_sys as sys;
 
 use super::{
     Rejection, expr, marker,
-    object::{Chain, Elements, Flowtable, Object, Payload, Rule, Scratch, Set, Table},
+    object::{Chain, Element, Elements, Flowtable, Object, Payload, Rule, Scratch, Set, Table},
 };
 use crate::{
     core::{
         model::{
-            CHAIN, DEVICE_SET, FLOWTABLE, IfIndex, IfName, MAX_DEVICES_PER_MESSAGE, TABLE, TABLE_COMMENT,
+            CHAIN, FLOWTABLE, IfIndex, IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN, TABLE, TABLE_COMMENT,
         },
         plan::Op,
+        sets::{Key, OwnSet},
     },
     kernel::nfnetlink::Refusal,
 };
@@ -32,8 +33,6 @@ pub(super) const FLOWTABLE_HW_OFFLOAD: u32 = 1;
 pub(super) const FLOWTABLE_COUNTER: u32 = 2;
 /// `NF_NETDEV_INGRESS`.
 const INGRESS: u32 = 0;
-/// Type of set keys that hold an interface index (nft's datatype.h).
-pub(super) const IFACE_INDEX_TYPE: u32 = 20;
 /// Set elements that go into one message.
 const ELEMENTS_PER_MESSAGE: usize = 256;
 
@@ -102,34 +101,29 @@ impl Batch {
                 self.push(index, NFT_MSG_NEWFLOWTABLE, NLM_F_CREATE, &payload);
             }
             Op::DeleteFlowtable => self.push(index, NFT_MSG_DELFLOWTABLE, 0, &flowtable()),
-            Op::AddDeviceSet => {
-                let payload = Set::new()
-                    .set_str(sys::NFTNL_SET_TABLE, TABLE)
-                    .set_str(sys::NFTNL_SET_NAME, DEVICE_SET)
-                    // The kernel wants a number that is unique in the transaction.
-                    .set_u32(sys::NFTNL_SET_ID, 1)
-                    .set_u32(sys::NFTNL_SET_FLAGS, 0)
-                    .set_u32(sys::NFTNL_SET_KEY_TYPE, IFACE_INDEX_TYPE)
-                    .set_u32(sys::NFTNL_SET_KEY_LEN, size_of::<u32>() as u32)
-                    .set(sys::NFTNL_SET_USERDATA, &marker::set());
+            Op::AddSet(set) => {
+                let payload = new_set(*set, set.shape().size, index);
                 self.push(index, libc::NFT_MSG_NEWSET, NLM_F_CREATE, &payload);
             }
-            Op::DeleteDeviceSet => {
-                let payload =
-                    Set::new().set_str(sys::NFTNL_SET_TABLE, TABLE).set_str(sys::NFTNL_SET_NAME, DEVICE_SET);
-                self.push(index, libc::NFT_MSG_DELSET, 0, &payload);
+            Op::AddExcludeSet(set, size) => {
+                let payload = new_set(OwnSet::Exclude(*set), *size, index);
+                self.push(index, libc::NFT_MSG_NEWSET, NLM_F_CREATE, &payload);
             }
-            Op::AddChain { priority } => {
-                let payload = chain()
+            Op::DeleteSet(set) => self.push(index, libc::NFT_MSG_DELSET, 0, &named_set(*set)),
+            Op::AddBaseChain { priority } => {
+                let payload = chain(CHAIN)
                     .set_str(sys::NFTNL_CHAIN_TYPE, "filter")
                     .set_u32(sys::NFTNL_CHAIN_HOOKNUM, libc::NF_INET_FORWARD as u32)
                     .set_u32(sys::NFTNL_CHAIN_PRIO, priority.cast_unsigned())
                     .set_u32(sys::NFTNL_CHAIN_POLICY, libc::NF_ACCEPT as u32);
                 self.push(index, libc::NFT_MSG_NEWCHAIN, NLM_F_CREATE, &payload);
             }
-            Op::DeleteChain => self.push(index, libc::NFT_MSG_DELCHAIN, 0, &chain()),
-            Op::AddRule { exprs } => {
-                let mut payload = rule().set(sys::NFTNL_RULE_USERDATA, &marker::rule());
+            Op::AddOffloadChain => {
+                self.push(index, libc::NFT_MSG_NEWCHAIN, NLM_F_CREATE, &chain(OFFLOAD_CHAIN));
+            }
+            Op::DeleteChain { chain } => self.push(index, libc::NFT_MSG_DELCHAIN, 0, &self::chain(chain)),
+            Op::AddRule { chain, exprs } => {
+                let mut payload = rule(chain).set(sys::NFTNL_RULE_USERDATA, &marker::rule());
                 for instruction in exprs {
                     payload = payload.push(expr::encode(instruction).ok_or_else(|| Rejection {
                         index,
@@ -140,8 +134,8 @@ impl Batch {
                 }
                 self.push(index, libc::NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, &payload);
             }
-            Op::DeleteRule { handle } => {
-                let payload = rule().set(sys::NFTNL_RULE_HANDLE, &handle.to_ne_bytes());
+            Op::DeleteRule { chain, handle } => {
+                let payload = rule(chain).set(sys::NFTNL_RULE_HANDLE, &handle.to_ne_bytes());
                 self.push(index, libc::NFT_MSG_DELRULE, 0, &payload);
             }
             Op::AddDevices(names) => {
@@ -156,17 +150,51 @@ impl Batch {
                 }
             }
             Op::AddIndices(indices) => {
-                for chunk in indices.chunks(ELEMENTS_PER_MESSAGE) {
-                    self.push(index, libc::NFT_MSG_NEWSETELEM, NLM_F_CREATE, &elements(chunk));
-                }
+                self.push_elements(index, libc::NFT_MSG_NEWSETELEM, OwnSet::Devices, indices, by_index);
             }
             Op::RemoveIndices(indices) => {
-                for chunk in indices.chunks(ELEMENTS_PER_MESSAGE) {
-                    self.push(index, libc::NFT_MSG_DELSETELEM, 0, &elements(chunk));
-                }
+                self.push_elements(index, libc::NFT_MSG_DELSETELEM, OwnSet::Devices, indices, by_index);
+            }
+            Op::AddExcluded(set, keys) => {
+                let length = OwnSet::Exclude(*set).shape().key_len as usize;
+                let element = |key: &Key| Element::with_key(&key.bytes()[..length]);
+                self.push_elements(index, libc::NFT_MSG_NEWSETELEM, OwnSet::Exclude(*set), keys, element);
+            }
+            Op::RemoveExcluded(set, keys) => {
+                let length = OwnSet::Exclude(*set).shape().key_len as usize;
+                let element = |key: &Key| Element::with_key(&key.bytes()[..length]);
+                self.push_elements(index, libc::NFT_MSG_DELSETELEM, OwnSet::Exclude(*set), keys, element);
+            }
+            Op::AddAssisted { ids, timeout_ms } | Op::AddRevoked { ids, timeout_ms } => {
+                let set = match op {
+                    Op::AddRevoked { .. } => OwnSet::Revoked,
+                    _ => OwnSet::Assist,
+                };
+                let element =
+                    |id: &u32| by_id(id).set(sys::NFTNL_SET_ELEM_TIMEOUT, &timeout_ms.to_ne_bytes());
+                self.push_elements(index, libc::NFT_MSG_NEWSETELEM, set, ids, element);
+            }
+            Op::RemoveAssisted(ids) => {
+                self.push_elements(index, libc::NFT_MSG_DELSETELEM, OwnSet::Assist, ids, by_id);
             }
         }
         Ok(())
+    }
+
+    /// Adds elements to a set or takes them out of it, in as many messages as that takes.
+    fn push_elements<T>(
+        &mut self,
+        index: usize,
+        kind: i32,
+        set: OwnSet,
+        items: &[T],
+        element: impl Fn(&T) -> Element,
+    ) {
+        let flags = if kind == libc::NFT_MSG_NEWSETELEM { NLM_F_CREATE } else { 0 };
+        for chunk in items.chunks(ELEMENTS_PER_MESSAGE) {
+            let payload = chunk.iter().fold(elements(set), |payload, item| payload.push(element(item)));
+            self.push(index, kind, flags, &payload);
+        }
     }
 
     /// The refused message's operation; `Err` gives back a refusal of the batch as a whole.
@@ -197,6 +225,10 @@ impl Batch {
 fn message_count(op: &Op) -> usize {
     match op {
         Op::AddIndices(indices) | Op::RemoveIndices(indices) => indices.len().div_ceil(ELEMENTS_PER_MESSAGE),
+        Op::AddExcluded(_, keys) | Op::RemoveExcluded(_, keys) => keys.len().div_ceil(ELEMENTS_PER_MESSAGE),
+        Op::AddAssisted { ids, .. } | Op::RemoveAssisted(ids) | Op::AddRevoked { ids, .. } => {
+            ids.len().div_ceil(ELEMENTS_PER_MESSAGE)
+        }
         _ => 1,
     }
 }
@@ -205,12 +237,37 @@ fn table() -> Table {
     Table::new().set_str(sys::NFTNL_TABLE_NAME, TABLE)
 }
 
-fn chain() -> Chain {
-    Chain::new().set_str(sys::NFTNL_CHAIN_TABLE, TABLE).set_str(sys::NFTNL_CHAIN_NAME, CHAIN)
+fn chain(name: &str) -> Chain {
+    Chain::new().set_str(sys::NFTNL_CHAIN_TABLE, TABLE).set_str(sys::NFTNL_CHAIN_NAME, name)
 }
 
-fn rule() -> Rule {
-    Rule::new().set_str(sys::NFTNL_RULE_TABLE, TABLE).set_str(sys::NFTNL_RULE_CHAIN, CHAIN)
+fn rule(chain: &str) -> Rule {
+    Rule::new().set_str(sys::NFTNL_RULE_TABLE, TABLE).set_str(sys::NFTNL_RULE_CHAIN, chain)
+}
+
+fn named_set(set: OwnSet) -> Set {
+    Set::new().set_str(sys::NFTNL_SET_TABLE, TABLE).set_str(sys::NFTNL_SET_NAME, &set.name())
+}
+
+fn new_set(set: OwnSet, size: u32, index: usize) -> Set {
+    let shape = set.shape();
+    let mut payload = named_set(set)
+        // The kernel wants a number that is unique in the transaction.
+        .set_u32(sys::NFTNL_SET_ID, index as u32 + 1)
+        .set_u32(sys::NFTNL_SET_FLAGS, shape.flags)
+        .set_u32(sys::NFTNL_SET_KEY_TYPE, shape.key_type)
+        .set_u32(sys::NFTNL_SET_KEY_LEN, shape.key_len)
+        .set(sys::NFTNL_SET_USERDATA, &marker::set(set));
+    if size != 0 {
+        payload = payload.set_u32(sys::NFTNL_SET_DESC_SIZE, size);
+    }
+    if shape.timeout_ms != 0 {
+        payload = payload.set(sys::NFTNL_SET_TIMEOUT, &shape.timeout_ms.to_ne_bytes());
+    }
+    if let Some(interval) = set.gc_interval_ms() {
+        payload = payload.set_u32(sys::NFTNL_SET_GC_INTERVAL, interval);
+    }
+    payload
 }
 
 fn flowtable() -> Flowtable {
@@ -225,7 +282,15 @@ fn devices(names: &[IfName]) -> Flowtable {
         .set_devices(names.iter().map(IfName::as_str))
 }
 
-fn elements(indices: &[IfIndex]) -> Elements {
-    let set = Elements::new().set_str(sys::NFTNL_SET_TABLE, TABLE).set_str(sys::NFTNL_SET_NAME, DEVICE_SET);
-    indices.iter().fold(set, |set, index| set.push(&index.0.to_ne_bytes()))
+/// No elements of a set yet.
+pub(super) fn elements(set: OwnSet) -> Elements {
+    Elements::new().set_str(sys::NFTNL_SET_TABLE, TABLE).set_str(sys::NFTNL_SET_NAME, &set.name())
+}
+
+fn by_index(index: &IfIndex) -> Element {
+    Element::with_key(&index.0.to_ne_bytes())
+}
+
+fn by_id(id: &u32) -> Element {
+    Element::with_key(&id.to_ne_bytes())
 }

@@ -7,9 +7,9 @@ use nftnl_sys as sys;
 
 use super::{
     NftError,
-    batch::{FLOWTABLE_COUNTER, FLOWTABLE_HW_OFFLOAD, IFACE_INDEX_TYPE, NFT_MSG_GETFLOWTABLE},
-    expr, marker,
-    object::{Chain, Elements, Flowtable, Object, Payload, Rule, Scratch, Set, Table},
+    batch::{FLOWTABLE_COUNTER, FLOWTABLE_HW_OFFLOAD, NFT_MSG_GETFLOWTABLE, elements},
+    element, expr, marker,
+    object::{Chain, Flowtable, Object, Payload, Rule, Scratch, Set, Table},
 };
 use crate::{
     core::{
@@ -19,8 +19,12 @@ use crate::{
             ChainHook, Generation, Observed, ObservedChain, ObservedFlowtable, ObservedRule, ObservedSet,
             ObservedTable, Owner,
         },
+        sets::{Key, OwnSet, SetShape},
     },
-    kernel::nfnetlink::{Completion, Message, Socket},
+    kernel::{
+        Unread,
+        nfnetlink::{Completion, Message, Socket},
+    },
 };
 
 /// How often the ruleset may change under us before we give up.
@@ -29,12 +33,12 @@ const ATTEMPTS: u32 = 16;
 pub(super) const NFTA_GEN_ID: u16 = 1;
 
 /// Reads all of our table, again when the ruleset changed meanwhile.
-pub(super) fn observe(socket: &mut Socket) -> Result<Observed, NftError> {
+pub(super) fn observe(socket: &mut Socket, unread: Unread<'_>) -> Result<Observed, NftError> {
     let mut reader = Reader { socket, scratch: Scratch::new(), interrupted: false };
     let mut before = reader.generation()?;
     for _ in 0..ATTEMPTS {
         reader.interrupted = false;
-        let table = reader.table();
+        let table = reader.table(unread);
         let after = reader.generation()?;
         if before == after && !reader.interrupted {
             // An error counts only now: that something vanished while it was read is no error.
@@ -48,6 +52,21 @@ pub(super) fn observe(socket: &mut Socket) -> Result<Observed, NftError> {
 /// The ruleset's current generation.
 pub(super) fn generation(socket: &mut Socket) -> Result<Generation, NftError> {
     Reader { socket, scratch: Scratch::new(), interrupted: false }.generation()
+}
+
+/// Calls `each` with the message of every chain of all tables, again with all of them when any changed meanwhile.
+pub(super) fn chains(socket: &mut Socket, mut each: impl FnMut(&Message<'_>)) -> Result<(), NftError> {
+    let mut reader = Reader { socket, scratch: Scratch::new(), interrupted: false };
+    for _ in 0..ATTEMPTS {
+        reader.interrupted = false;
+        reader
+            .get(libc::NFT_MSG_GETCHAIN, NLM_F_DUMP, &(), &mut each)
+            .map_err(failed("the chains of all tables"))?;
+        if !reader.interrupted {
+            return Ok(());
+        }
+    }
+    Err(NftError::Unsettled { attempts: ATTEMPTS })
 }
 
 /// The generation in an `NFT_MSG_NEWGEN`.
@@ -94,7 +113,7 @@ impl Reader<'_> {
         }
     }
 
-    fn table(&mut self) -> Result<Option<ObservedTable>, NftError> {
+    fn table(&mut self, unread: Unread<'_>) -> Result<Option<ObservedTable>, NftError> {
         let mut owner = None;
         let request = Table::new().set_str(sys::NFTNL_TABLE_NAME, TABLE);
         let result = self.get(libc::NFT_MSG_GETTABLE, NLM_F_ACK, &request, |message| {
@@ -112,7 +131,7 @@ impl Reader<'_> {
             owner,
             flowtables: self.flowtables().map_err(failed("the flowtables"))?,
             chains: self.chains().map_err(failed("the chains and rules"))?,
-            sets: self.sets().map_err(failed("the sets"))?,
+            sets: self.sets(unread).map_err(failed("the sets"))?,
         }))
     }
 
@@ -158,21 +177,43 @@ impl Reader<'_> {
         Ok(chains)
     }
 
-    fn sets(&mut self) -> io::Result<Vec<ObservedSet>> {
+    fn sets(&mut self, unread: Unread<'_>) -> io::Result<Vec<ObservedSet>> {
         let mut sets = Vec::new();
         let request = Set::new().set_str(sys::NFTNL_SET_TABLE, TABLE);
         self.get(libc::NFT_MSG_GETSET, NLM_F_DUMP, &request, |message| sets.extend(observed_set(message)))?;
-        for set in sets.iter_mut().filter(|set: &&mut ObservedSet| set.key_type == IFACE_INDEX_TYPE) {
-            let request =
-                Elements::new().set_str(sys::NFTNL_SET_TABLE, TABLE).set_str(sys::NFTNL_SET_NAME, &set.name);
-            self.get(libc::NFT_MSG_GETSETELEM, NLM_F_DUMP, &request, |message| {
-                let (elements, _) = Elements::parse(message);
-                elements.for_each_key(|key| {
+        for set in &mut sets {
+            let Some(own) = OwnSet::named(&set.name).filter(|own| own.fits(&set.shape, 0)) else { continue };
+            match own {
+                OwnSet::Devices => self.keys(own, |key| {
                     set.elements.extend(key.try_into().map(|key| IfIndex(u32::from_ne_bytes(key))));
-                });
-            })?;
+                })?,
+                OwnSet::Exclude(_) => {
+                    let same = |other: &&ObservedSet| (&other.name, other.handle) == (&set.name, set.handle);
+                    let known = match unread {
+                        Unread::Exclusions => continue,
+                        Unread::Known(known) => known.iter().find(same),
+                    };
+                    if let Some(known) = known {
+                        set.keys.clone_from(&known.keys);
+                        continue;
+                    }
+                    self.keys(own, |key| set.keys.push(Key::new(key)))?;
+                    set.keys.sort_unstable();
+                    // Where the dump ran into a change some may come twice.
+                    set.keys.dedup();
+                }
+                OwnSet::SlowPath | OwnSet::Assist | OwnSet::Revoked => {}
+            }
         }
         Ok(sets)
+    }
+}
+
+impl Reader<'_> {
+    fn keys(&mut self, set: OwnSet, mut each: impl FnMut(&[u8])) -> io::Result<()> {
+        self.get(libc::NFT_MSG_GETSETELEM, NLM_F_DUMP, &elements(set), |message| {
+            element::of(message).for_each(|element| each(element.key));
+        })
     }
 }
 
@@ -233,9 +274,18 @@ fn observed_set(message: &Message<'_>) -> Option<ObservedSet> {
     if anonymous {
         return None;
     }
+    let shape = SetShape {
+        key_type: set.get_u32(sys::NFTNL_SET_KEY_TYPE)?,
+        key_len: set.get_u32(sys::NFTNL_SET_KEY_LEN)?,
+        flags: set.get_u32(sys::NFTNL_SET_FLAGS).unwrap_or(0),
+        size: set.get_u32(sys::NFTNL_SET_DESC_SIZE).unwrap_or(0),
+        timeout_ms: set.get_u64(sys::NFTNL_SET_TIMEOUT).unwrap_or(0),
+    };
     Some(ObservedSet {
         name: set.get_str(sys::NFTNL_SET_NAME)?,
-        key_type: set.get_u32(sys::NFTNL_SET_KEY_TYPE)?,
+        handle: set.get_u64(sys::NFTNL_SET_HANDLE)?,
+        shape,
         elements: BTreeSet::new(),
+        keys: Vec::new(),
     })
 }

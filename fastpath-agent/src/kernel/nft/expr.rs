@@ -12,7 +12,12 @@ use nftnl_sys::{
     NFTNL_EXPR_BYTEORDER_SREG as BYTEORDER_SREG, NFTNL_EXPR_CMP_DATA as CMP_DATA,
     NFTNL_EXPR_CMP_OP as CMP_OP, NFTNL_EXPR_CMP_SREG as CMP_SREG, NFTNL_EXPR_CT_DIR as CT_DIR,
     NFTNL_EXPR_CT_DREG as CT_DREG, NFTNL_EXPR_CT_KEY as CT_KEY, NFTNL_EXPR_CTR_BYTES as CTR_BYTES,
-    NFTNL_EXPR_CTR_PACKETS as CTR_PACKETS, NFTNL_EXPR_FLOW_TABLE_NAME as FLOW_TABLE_NAME,
+    NFTNL_EXPR_CTR_PACKETS as CTR_PACKETS, NFTNL_EXPR_DYNSET_EXPR as DYNSET_EXPR,
+    NFTNL_EXPR_DYNSET_FLAGS as DYNSET_FLAGS, NFTNL_EXPR_DYNSET_OP as DYNSET_OP,
+    NFTNL_EXPR_DYNSET_SET_NAME as DYNSET_SET_NAME, NFTNL_EXPR_DYNSET_SREG_DATA as DYNSET_SREG_DATA,
+    NFTNL_EXPR_DYNSET_SREG_KEY as DYNSET_SREG_KEY, NFTNL_EXPR_DYNSET_TIMEOUT as DYNSET_TIMEOUT,
+    NFTNL_EXPR_FLOW_TABLE_NAME as FLOW_TABLE_NAME, NFTNL_EXPR_IMM_CHAIN as IMM_CHAIN,
+    NFTNL_EXPR_IMM_DREG as IMM_DREG, NFTNL_EXPR_IMM_VERDICT as IMM_VERDICT,
     NFTNL_EXPR_LOOKUP_DREG as LOOKUP_DREG, NFTNL_EXPR_LOOKUP_FLAGS as LOOKUP_FLAGS,
     NFTNL_EXPR_LOOKUP_SET as LOOKUP_SET, NFTNL_EXPR_LOOKUP_SREG as LOOKUP_SREG,
     NFTNL_EXPR_META_DREG as META_DREG, NFTNL_EXPR_META_KEY as META_KEY, NFTNL_EXPR_RT_DREG as RT_DREG,
@@ -21,33 +26,40 @@ use nftnl_sys::{
 
 use super::object::{ExprObject, ExprRef, MAX_DATA_BYTES};
 use crate::core::{
-    expr::{CmpOp, CtKey, Expr, MetaKey, RtKey},
+    expr::{CmpOp, CtKey, Direction, Expr, MetaKey, RtKey, TuplePart},
     observed::Counter,
 };
 
 /// Name of every instruction (`NFTNL_EXPR_NAME`, libnftnl's expr.h).
-const NAME: u32 = 0;
+pub(super) const NAME: u32 = 0;
 /// `NFT_CT_ID` (enum nft_ct_keys), younger than libc's list.
 const NFT_CT_ID: u32 = 23;
 /// `NFT_RT_XFRM` (enum nft_rt_keys).
 const NFT_RT_XFRM: u32 = 4;
 /// `NFT_BYTEORDER_HTON` (enum nft_byteorder_ops).
 const HTON: u32 = 1;
+/// `NFT_DYNSET_OP_UPDATE` (enum nft_dynset_ops).
+const DYNSET_OP_UPDATE: u32 = 1;
+/// `NFT_DYNSET_F_EXPR` (enum nft_dynset_flags): instructions come in a list, also if there is one. The kernel sets it
+/// where there are several.
+const DYNSET_F_EXPR: u32 = 2;
+/// `NFT_LOOKUP_F_INV` (enum nft_lookup_flags).
+const LOOKUP_F_INV: u32 = 1;
+/// `NFT_REG_VERDICT`.
+const VERDICT: u32 = 0;
 
 /// The instruction for libnftnl; `None` for what it cannot write: [`Expr::Other`] and over-long data.
 pub(super) fn encode(expr: &Expr) -> Option<ExprObject> {
     Some(match expr {
-        Expr::Ct { key, dreg } => ExprObject::new("ct")?
-            .set_u32(
-                CT_KEY,
-                match key {
-                    CtKey::State => libc::NFT_CT_STATE as u32,
-                    CtKey::Packets => libc::NFT_CT_PKTS as u32,
-                    CtKey::Id => NFT_CT_ID,
-                    CtKey::Other(key) => *key,
-                },
-            )
-            .set_u32(CT_DREG, *dreg),
+        Expr::Ct { key, dreg } => {
+            let ct = ExprObject::new("ct")?.set_u32(CT_DREG, *dreg);
+            let (number, direction) = ct_number(*key);
+            let ct = ct.set_u32(CT_KEY, number);
+            match direction {
+                Some(direction) => ct.set(CT_DIR, &[direction]),
+                None => ct,
+            }
+        }
         Expr::HostToNet { reg, size, len } => ExprObject::new("byteorder")?
             .set_u32(BYTEORDER_SREG, *reg)
             .set_u32(BYTEORDER_DREG, *reg)
@@ -72,6 +84,8 @@ pub(super) fn encode(expr: &Expr) -> Option<ExprObject> {
                 match key {
                     MetaKey::InIfIndex => libc::NFT_META_IIF as u32,
                     MetaKey::OutIfIndex => libc::NFT_META_OIF as u32,
+                    MetaKey::Mark => libc::NFT_META_MARK as u32,
+                    MetaKey::L4Proto => libc::NFT_META_L4PROTO as u32,
                     MetaKey::Other(key) => *key,
                 },
             )
@@ -85,11 +99,22 @@ pub(super) fn encode(expr: &Expr) -> Option<ExprObject> {
                 },
             )
             .set_u32(RT_DREG, *dreg),
-        Expr::Lookup { set, sreg } => {
-            ExprObject::new("lookup")?.set_str(LOOKUP_SET, set).set_u32(LOOKUP_SREG, *sreg)
+        Expr::Lookup { set, sreg, inverted } => {
+            let lookup = ExprObject::new("lookup")?.set_str(LOOKUP_SET, set).set_u32(LOOKUP_SREG, *sreg);
+            if *inverted { lookup.set_u32(LOOKUP_FLAGS, LOOKUP_F_INV) } else { lookup }
         }
+        Expr::UpdateCounter { set, sreg } => ExprObject::new("dynset")?
+            .set_str(DYNSET_SET_NAME, set)
+            .set_u32(DYNSET_SREG_KEY, *sreg)
+            .set_u32(DYNSET_OP, DYNSET_OP_UPDATE)
+            .nest(DYNSET_EXPR, ExprObject::new("counter")?),
+        Expr::Return => verdict(libc::NFT_RETURN)?,
+        Expr::Goto { chain } => verdict(libc::NFT_GOTO)?.set_str(IMM_CHAIN, chain),
         Expr::FlowAdd { flowtable } => ExprObject::new("flow_offload")?.set_str(FLOW_TABLE_NAME, flowtable),
         Expr::Counter => ExprObject::new("counter")?,
+        Expr::CounterFrom(value) => ExprObject::new("counter")?
+            .set(CTR_PACKETS, &value.packets.to_ne_bytes())
+            .set(CTR_BYTES, &value.bytes.to_ne_bytes()),
         Expr::Cmp { .. } | Expr::Bitwise { .. } | Expr::Other { .. } => return None,
     })
 }
@@ -109,15 +134,8 @@ pub(super) fn counter(expr: &ExprRef<'_>) -> Option<Counter> {
 
 fn known(name: &str, expr: &ExprRef<'_>) -> Option<Expr> {
     Some(match name {
-        "ct" if !expr.has(CT_DIR) => Expr::Ct {
-            key: match expr.get_u32(CT_KEY)? {
-                key if key == libc::NFT_CT_STATE as u32 => CtKey::State,
-                key if key == libc::NFT_CT_PKTS as u32 => CtKey::Packets,
-                NFT_CT_ID => CtKey::Id,
-                key => CtKey::Other(key),
-            },
-            dreg: expr.get_u32(CT_DREG)?,
-        },
+        // A source register makes it a `ct … set`.
+        "ct" if expr.has(CT_DREG) => Expr::Ct { key: ct_key(expr)?, dreg: expr.get_u32(CT_DREG)? },
         "byteorder" if expr.get_u32(BYTEORDER_OP) == Some(HTON) => Expr::HostToNet {
             reg: same(expr.get_u32(BYTEORDER_SREG)?, expr.get_u32(BYTEORDER_DREG)?)?,
             size: expr.get_u32(BYTEORDER_SIZE)?,
@@ -138,6 +156,8 @@ fn known(name: &str, expr: &ExprRef<'_>) -> Option<Expr> {
             key: match expr.get_u32(META_KEY)? {
                 key if key == libc::NFT_META_IIF as u32 => MetaKey::InIfIndex,
                 key if key == libc::NFT_META_OIF as u32 => MetaKey::OutIfIndex,
+                key if key == libc::NFT_META_MARK as u32 => MetaKey::Mark,
+                key if key == libc::NFT_META_L4PROTO as u32 => MetaKey::L4Proto,
                 key => MetaKey::Other(key),
             },
             dreg: expr.get_u32(META_DREG)?,
@@ -149,14 +169,95 @@ fn known(name: &str, expr: &ExprRef<'_>) -> Option<Expr> {
             },
             dreg: expr.get_u32(RT_DREG)?,
         },
-        // Flags invert the look-up; a destination makes it a map's.
-        "lookup" if !expr.has(LOOKUP_DREG) && expr.get_u32(LOOKUP_FLAGS).unwrap_or(0) == 0 => {
-            Expr::Lookup { set: expr.get_str(LOOKUP_SET)?, sreg: expr.get_u32(LOOKUP_SREG)? }
+        // A destination makes it a map's.
+        "lookup" if !expr.has(LOOKUP_DREG) => Expr::Lookup {
+            set: expr.get_str(LOOKUP_SET)?,
+            sreg: expr.get_u32(LOOKUP_SREG)?,
+            inverted: match expr.get_u32(LOOKUP_FLAGS).unwrap_or(0) {
+                0 => false,
+                LOOKUP_F_INV => true,
+                _ => return None,
+            },
+        },
+        "dynset" if is_plain_update(expr) => {
+            Expr::UpdateCounter { set: expr.get_str(DYNSET_SET_NAME)?, sreg: expr.get_u32(DYNSET_SREG_KEY)? }
+        }
+        "immediate" if expr.get_u32(IMM_DREG) == Some(VERDICT) => {
+            match (expr.get_u32(IMM_VERDICT)?.cast_signed(), expr.get_str(IMM_CHAIN)) {
+                (libc::NFT_RETURN, None) => Expr::Return,
+                (libc::NFT_GOTO, Some(chain)) => Expr::Goto { chain },
+                _ => return None,
+            }
         }
         "flow_offload" => Expr::FlowAdd { flowtable: expr.get_str(FLOW_TABLE_NAME)? },
         "counter" => Expr::Counter,
         _ => return None,
     })
+}
+
+/// Number of the key (enum nft_ct_keys), and of the direction if it has one.
+fn ct_number(key: CtKey) -> (u32, Option<u8>) {
+    match key {
+        CtKey::State => (libc::NFT_CT_STATE as u32, None),
+        CtKey::Status => (libc::NFT_CT_STATUS as u32, None),
+        CtKey::Mark => (libc::NFT_CT_MARK as u32, None),
+        CtKey::Packets => (libc::NFT_CT_PKTS as u32, None),
+        CtKey::Id => (NFT_CT_ID, None),
+        CtKey::Tuple(direction, part) => (tuple_part_number(part), Some(direction_number(direction))),
+        CtKey::Other(key) => (key, None),
+    }
+}
+
+fn tuple_part_number(part: TuplePart) -> u32 {
+    match part {
+        TuplePart::SourcePort => libc::NFT_CT_PROTO_SRC as u32,
+        TuplePart::DestinationPort => libc::NFT_CT_PROTO_DST as u32,
+        TuplePart::SourceV4 => 19,
+        TuplePart::DestinationV4 => 20,
+        TuplePart::SourceV6 => 21,
+        TuplePart::DestinationV6 => 22,
+    }
+}
+
+fn direction_number(direction: Direction) -> u8 {
+    match direction {
+        Direction::Original => 0,
+        Direction::Reply => 1,
+    }
+}
+
+fn ct_key(expr: &ExprRef<'_>) -> Option<CtKey> {
+    let number = expr.get_u32(CT_KEY)?;
+    let parts = [
+        TuplePart::SourceV4,
+        TuplePart::DestinationV4,
+        TuplePart::SourceV6,
+        TuplePart::DestinationV6,
+        TuplePart::SourcePort,
+        TuplePart::DestinationPort,
+    ];
+    if expr.has(CT_DIR) {
+        let [direction] = expr.get(CT_DIR)? else { return None };
+        let directions = [Direction::Original, Direction::Reply];
+        let direction = directions.into_iter().find(|d| direction_number(*d) == *direction)?;
+        let part = parts.into_iter().find(|part| tuple_part_number(*part) == number)?;
+        return Some(CtKey::Tuple(direction, part));
+    }
+    let known = [CtKey::State, CtKey::Status, CtKey::Mark, CtKey::Packets, CtKey::Id];
+    Some(known.into_iter().find(|key| ct_number(*key).0 == number).unwrap_or(CtKey::Other(number)))
+}
+
+/// `update` with the set's own timeout, and with a counter and nothing else to be done to the element.
+fn is_plain_update(expr: &ExprRef<'_>) -> bool {
+    expr.get_u32(DYNSET_OP) == Some(DYNSET_OP_UPDATE)
+        && !expr.has(DYNSET_SREG_DATA)
+        && expr.get_u64(DYNSET_TIMEOUT).unwrap_or(0) == 0
+        && expr.get_u32(DYNSET_FLAGS).unwrap_or(0) & !DYNSET_F_EXPR == 0
+        && expr.nested().as_deref() == Some("counter")
+}
+
+fn verdict(code: i32) -> Option<ExprObject> {
+    Some(ExprObject::new("immediate")?.set_u32(IMM_DREG, VERDICT).set_u32(IMM_VERDICT, code.cast_unsigned()))
 }
 
 /// In the order of enum nft_cmp_ops.
@@ -199,16 +300,33 @@ mod tests {
     }
 
     #[test]
-    fn our_rule_comes_back_as_it_was() {
-        let exprs = rule::Rule::Offload { threshold: 20, spare_ipsec: true }.exprs();
-        assert_eq!(round_trip(&exprs), exprs);
+    fn our_rules_come_back_as_they_were() {
+        for rule in [
+            rule::Rule::Assist,
+            rule::Rule::Threshold { threshold: 20 },
+            rule::Rule::OnlyEstablished,
+            rule::Rule::SpareIpsec,
+            rule::Rule::OnlyManagedInput,
+            rule::Rule::Offload,
+            rule::Rule::Meter,
+        ] {
+            assert_eq!(round_trip(&rule.exprs()), rule.exprs(), "{rule}");
+        }
     }
 
     #[test]
     fn every_instruction_comes_back_as_it_was() {
-        let keys = [CtKey::State, CtKey::Packets, CtKey::Id, CtKey::Other(3)];
-        let mut exprs: Vec<Expr> = keys.map(|key| Expr::Ct { key, dreg: 2 }).into();
-        let keys = [MetaKey::InIfIndex, MetaKey::OutIfIndex, MetaKey::Other(3)];
+        let tuple = |direction| move |part| CtKey::Tuple(direction, part);
+        let addresses =
+            [TuplePart::SourceV4, TuplePart::DestinationV4, TuplePart::SourceV6, TuplePart::DestinationV6];
+        let ports = [TuplePart::SourcePort, TuplePart::DestinationPort];
+        let mut keys =
+            vec![CtKey::State, CtKey::Packets, CtKey::Id, CtKey::Status, CtKey::Mark, CtKey::Other(5)];
+        keys.extend(addresses.map(tuple(Direction::Original)));
+        keys.extend(ports.map(tuple(Direction::Reply)));
+        let mut exprs: Vec<Expr> = keys.into_iter().map(|key| Expr::Ct { key, dreg: 2 }).collect();
+        let keys =
+            [MetaKey::InIfIndex, MetaKey::OutIfIndex, MetaKey::Mark, MetaKey::L4Proto, MetaKey::Other(2)];
         exprs.extend(keys.map(|key| Expr::Meta { key, dreg: 3 }));
         exprs.extend([RtKey::Ipsec, RtKey::Other(0)].map(|key| Expr::Rt { key, dreg: 1 }));
         exprs.extend(cmp_ops().map(|op| Expr::Cmp { sreg: 1, op, data: vec![1, 2, 3, 4] }));
@@ -216,9 +334,13 @@ mod tests {
             Expr::Cmp { sreg: 1, op: CmpOp::Eq, data: vec![7; MAX_DATA_BYTES] },
             Expr::HostToNet { reg: 4, size: 2, len: 6 },
             Expr::Bitwise { reg: 1, mask: vec![0xff; 8], xor: vec![1, 0, 0, 0, 0, 0, 0, 9] },
-            Expr::Lookup { set: "a-set".to_owned(), sreg: 1 },
+            Expr::Lookup { set: "a-set".to_owned(), sreg: 1, inverted: false },
+            Expr::Lookup { set: "a-set".to_owned(), sreg: 2, inverted: true },
+            Expr::UpdateCounter { set: "a-set".to_owned(), sreg: 1 },
             Expr::FlowAdd { flowtable: "a-flowtable".to_owned() },
             Expr::Counter,
+            Expr::Return,
+            Expr::Goto { chain: "a-chain".to_owned() },
         ]);
         assert_eq!(round_trip(&exprs), exprs);
     }
@@ -244,7 +366,17 @@ mod tests {
         };
         let new = |expr: Expr| encode(&expr).expect("an instruction of ours");
         assert!(other(new(Expr::Ct { key: CtKey::Packets, dreg: 1 }).set(CT_DIR, &[0])));
-        assert!(other(new(Expr::Lookup { set: "s".to_owned(), sreg: 1 }).set_u32(LOOKUP_FLAGS, 1)));
+        let lookup = Expr::Lookup { set: "s".to_owned(), sreg: 1, inverted: false };
+        assert!(other(new(lookup).set_u32(LOOKUP_FLAGS, 2)));
+        let update = || new(Expr::UpdateCounter { set: "s".to_owned(), sreg: 1 });
+        assert!(other(update().set_u32(DYNSET_OP, 0)));
+        assert!(other(update().set(DYNSET_TIMEOUT, &5000_u64.to_ne_bytes())));
+        assert!(other(update().nest(DYNSET_EXPR, ExprObject::new("counter").expect("an instruction"))));
+        assert!(other(update().nest(DYNSET_EXPR, ExprObject::new("quota").expect("an instruction"))));
+        assert!(other(new(Expr::Return).set_u32(IMM_VERDICT, libc::NF_DROP as u32)));
+        assert!(other(
+            new(Expr::Goto { chain: "c".to_owned() }).set_u32(IMM_VERDICT, (-3_i32).cast_unsigned())
+        ));
         assert!(other(new(Expr::HostToNet { reg: 1, size: 4, len: 4 }).set_u32(BYTEORDER_DREG, 2)));
         assert!(other(new(Expr::HostToNet { reg: 1, size: 4, len: 4 }).set_u32(BYTEORDER_OP, 0)));
         assert!(other(new(Expr::Bitwise { reg: 1, mask: vec![1], xor: vec![0] }).set_u32(BITWISE_OP, 1)));

@@ -1,7 +1,10 @@
 //! User data of tables, rules and sets: a sequence of type, length and value, one byte each for the first two
 //! (libnftnl's udata.h). `nft` passes over types that it doesn't know, which is where our mark of ownership stands.
 
-use crate::core::observed::Owner;
+use crate::core::{
+    observed::Owner,
+    sets::{ExcludeSet, OwnSet},
+};
 
 /// Type of our mark; nft's own types count up from 0.
 const TYPE: u8 = 0xf0;
@@ -11,8 +14,14 @@ const MARK: &[u8] = b"fastpath/1";
 const TABLE_COMMENT_TYPE: u8 = 0;
 /// `NFTNL_UDATA_SET_KEYBYTEORDER`.
 const SET_KEY_BYTE_ORDER_TYPE: u8 = 0;
+/// `NFTNL_UDATA_SET_KEY_TYPEOF`.
+const SET_KEY_TYPEOF_TYPE: u8 = 3;
 /// `BYTEORDER_HOST_ENDIAN` of nft: set keys are integers of this machine, which nft prints as such.
 const HOST_ENDIAN: u32 = 1;
+/// `BYTEORDER_INVALID` of nft, for keys of a byte.
+const NO_ORDER: u32 = 0;
+/// `BYTEORDER_BIG_ENDIAN` of nft.
+const BIG_ENDIAN: u32 = 2;
 
 /// User data of our table: the comment that `nft list` prints, then our mark.
 pub(super) fn table(comment: &str) -> Vec<u8> {
@@ -26,9 +35,21 @@ pub(super) fn rule() -> Vec<u8> {
     entry(TYPE, MARK)
 }
 
-/// User data of our set of interface indices.
-pub(super) fn set() -> Vec<u8> {
-    entry(SET_KEY_BYTE_ORDER_TYPE, &HOST_ENDIAN.to_ne_bytes())
+/// User data of our sets, by which `nft` knows how to print their keys.
+pub(super) fn set(set: OwnSet) -> Vec<u8> {
+    let order = |order: u32| entry(SET_KEY_BYTE_ORDER_TYPE, &order.to_ne_bytes());
+    match set {
+        OwnSet::Devices => return order(HOST_ENDIAN),
+        OwnSet::Exclude(ExcludeSet::Protocols) => return order(NO_ORDER),
+        OwnSet::Exclude(_) => return order(BIG_ENDIAN),
+        OwnSet::SlowPath | OwnSet::Assist | OwnSet::Revoked => {}
+    }
+    // `typeof ct id`: number of the kind of expression (nft's `EXPR_CT`), then its own data: the key (`NFT_CT_ID`) and
+    // no direction.
+    let number = |kind: u8, number: u32| entry(kind, &number.to_ne_bytes());
+    let ct_id = [number(0, 23), number(1, u32::MAX)].concat();
+    let expression = [number(0, 12), entry(1, &ct_id)].concat();
+    [order(BIG_ENDIAN), entry(SET_KEY_TYPEOF_TYPE, &expression)].concat()
 }
 
 /// Whose object it is that carries this user data.

@@ -8,21 +8,28 @@ use crate::{
     core::{
         observed::{Generation, Observed},
         plan::Op,
+        revalidate::Notice,
     },
-    kernel::{Ruleset, nfnetlink::Socket},
+    kernel::{Ruleset, Unread, nfnetlink::Socket},
 };
 
 mod batch;
 mod dump;
+mod element;
 mod error;
 mod expr;
 mod marker;
+mod meter;
 mod monitor;
+mod notice;
 mod object;
+mod search;
+mod survey;
 pub(super) mod trial;
 
 pub use error::{CommitError, NftError, Rejection};
-pub use monitor::{Event, Monitor};
+pub use meter::SlowPath;
+pub use monitor::{Event, Lost, Monitor};
 
 use batch::Batch;
 
@@ -56,11 +63,29 @@ impl Nft {
         dump::generation(&mut nft.socket)?;
         Ok(nft)
     }
+
+    /// Port of its socket, by which its own changes are told from others'.
+    fn port(&self) -> u32 {
+        self.socket.port()
+    }
+
+    /// Calls `each` for every chain of all tables, more than once where they change meanwhile.
+    pub fn chains(&mut self, mut each: impl FnMut(&Notice<'_>)) -> Result<(), NftError> {
+        dump::chains(&mut self.socket, |message| {
+            if let Some(notice) = notice::parse(message) {
+                each(&notice);
+            }
+        })
+    }
 }
 
 impl Ruleset for Nft {
     fn observe(&mut self) -> Result<Observed, NftError> {
-        dump::observe(&mut self.socket)
+        dump::observe(&mut self.socket, Unread::Known(&[]))
+    }
+
+    fn observe_but(&mut self, unread: Unread<'_>) -> Result<Observed, NftError> {
+        dump::observe(&mut self.socket, unread)
     }
 
     fn commit(&mut self, ops: &[Op], expected: Generation) -> Result<Generation, CommitError> {

@@ -1,14 +1,14 @@
-//! Hears that the ruleset changed. One wake-up for each transaction, whatever its size: all notifications but
-//! the new generation's are kept out by a socket filter.
+//! Hears that the ruleset changed, and what was changed. One wake-up for each transaction, whatever its size: all
+//! notifications but the new generation's come to a second socket, which is only read when somebody wants to know.
 #![expect(unsafe_code, reason = "tokio cannot know that a descriptor stays open")]
 
 use std::{io, os::fd::AsRawFd};
 
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{NftError, dump::parse_generation};
+use super::{Nft, NftError, dump::parse_generation, notice};
 use crate::{
-    core::observed::Generation,
+    core::{observed::Generation, revalidate::Notice},
     kernel::nfnetlink::{Message, Socket},
 };
 
@@ -38,7 +38,14 @@ pub enum Event {
 /// agent makes.
 pub struct Monitor {
     socket: AsyncFd<Socket>,
+    details: Socket,
+    /// Port of the socket whose own changes are no news.
+    own: u32,
 }
+
+/// Notifications of what was changed didn't fit their socket.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Lost;
 
 impl Monitor {
     /// Begins to listen. Must be called inside a tokio runtime with I/O enabled.
@@ -46,13 +53,38 @@ impl Monitor {
     /// A change is heard of after it took effect, but a reader may see a new generation's number an instant
     /// before all of its changes; so read (again) when told of a generation even if its number is known, unless
     /// it was made by one's own commit.
-    pub fn open() -> Result<Self, NftError> {
+    ///
+    /// [`changes`](Self::changes) leaves out those that `own` makes.
+    pub fn open(own: &Nft) -> Result<Self, NftError> {
         let failed = |error| NftError::new("listening to changes of", OBJECT, error);
         let groups = 1 << (libc::NFNLGRP_NFTABLES - 1);
-        let socket = Socket::listen(groups, &only_new_generations()).map_err(failed)?;
+        let [wanted, rest] = [true, false].map(|wanted| Socket::listen(groups, &new_generations(wanted)));
+        let (socket, details) = (wanted.map_err(failed)?, rest.map_err(failed)?);
         // SAFETY: the socket owns its descriptor and keeps it open until it is dropped.
         let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
-        Ok(Self { socket: socket.map_err(|error| failed(error.into()))? })
+        Ok(Self { socket: socket.map_err(|error| failed(error.into()))?, details, own: own.port() })
+    }
+
+    /// Calls `each` for all that others changed since the last call. The notices of a transaction are there when its
+    /// [`Event::Generation`] is (nf_tables_commit sends them first), and those of the next ones may be.
+    pub fn changes(&mut self, mut each: impl FnMut(&Notice<'_>)) -> Result<Result<(), Lost>, NftError> {
+        let mut lost = false;
+        loop {
+            let own = self.own;
+            let heard = self.details.next_notification(|message| {
+                if message.port() != own
+                    && let Some(notice) = notice::parse(message)
+                {
+                    each(&notice);
+                }
+            });
+            match heard {
+                Ok(true) => {}
+                Ok(false) => return Ok(if lost { Err(Lost) } else { Ok(()) }),
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => lost = true,
+                Err(error) => return Err(NftError::new("listening to changes of", OBJECT, error)),
+            }
+        }
     }
 
     /// The next event. Safe to cancel: nothing is lost.
@@ -115,18 +147,19 @@ fn parse(message: &Message<'_>) -> Option<Event> {
     Some(Event::Generation { generation, process, name })
 }
 
-/// Classic BPF: lets a datagram through if its first message is a new generation. The kernel sends that one in a
-/// datagram of its own and packs all others of a transaction together (nf_tables_gen_notify and
+/// Classic BPF: lets a datagram through if its first message is a new generation, or if it isn't. The kernel sends that
+/// one in a datagram of its own and packs all others of a transaction together (nf_tables_gen_notify and
 /// nft_commit_notify, net/netfilter/nf_tables_api.c).
-fn only_new_generations() -> [libc::sock_filter; 4] {
+fn new_generations(wanted: bool) -> [libc::sock_filter; 4] {
     const TYPE_OFFSET: u32 = 4;
     let instruction = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
     // The load is big-endian, the header isn't.
-    let wanted = u32::from(u16::from_be_bytes(new_generation().to_ne_bytes()));
+    let kind = u32::from(u16::from_be_bytes(new_generation().to_ne_bytes()));
+    let verdict = |pass| if pass { u32::MAX } else { 0 };
     [
         instruction(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, 0, 0, TYPE_OFFSET),
-        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, wanted),
-        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
-        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, kind),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, verdict(wanted)),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, 0, verdict(!wanted)),
     ]
 }

@@ -41,7 +41,19 @@ impl Scratch {
 
     /// A whole nf_tables message of the inet family.
     pub(super) fn message(&mut self, kind: i32, flags: i32, sequence: u32, payload: &dyn Payload) -> &[u8] {
-        let family = libc::NFPROTO_INET as u16;
+        self.message_of(libc::NFPROTO_INET, kind, flags, sequence, payload)
+    }
+
+    /// A whole nf_tables message of any family (`NFPROTO_UNSPEC` asks a dump for all of them).
+    pub(super) fn message_of(
+        &mut self,
+        family: i32,
+        kind: i32,
+        flags: i32,
+        sequence: u32,
+        payload: &dyn Payload,
+    ) -> &[u8] {
+        let family = family as u16;
         // SAFETY: the buffer is aligned for a header and has room for MESSAGE_BYTES.
         let header = unsafe {
             let buffer = self.0.as_mut_ptr().cast::<c_char>();
@@ -111,6 +123,10 @@ pub(super) trait Object: Sized {
 
     fn get_u32(&self, attribute: u32) -> Option<u32> {
         Some(u32::from_ne_bytes(self.get(attribute)?.try_into().ok()?))
+    }
+
+    fn get_u64(&self, attribute: u32) -> Option<u64> {
+        Some(u64::from_ne_bytes(self.get(attribute)?.try_into().ok()?))
     }
 }
 
@@ -292,42 +308,47 @@ impl Flowtable {
 }
 
 impl Elements {
-    /// Adds an element with this key.
-    pub(super) fn push(self, key: &[u8]) -> Self {
-        // SAFETY: libnftnl copies the key; the set takes over the element and frees it.
-        unsafe {
-            let element = NonNull::new(sys::nftnl_set_elem_alloc()).expect("out of memory");
-            let result = sys::nftnl_set_elem_set(
-                element.as_ptr(),
-                sys::NFTNL_SET_ELEM_KEY as u16,
-                key.as_ptr().cast(),
-                key.len() as u32,
-            );
-            assert!(result >= 0, "out of memory");
-            sys::nftnl_set_elem_add(self.0.as_ptr(), element.as_ptr());
-        }
+    /// Adds an element.
+    pub(super) fn push(self, element: Element) -> Self {
+        // SAFETY: both are ours; the set takes over the element and frees it.
+        unsafe { sys::nftnl_set_elem_add(self.0.as_ptr(), element.0.as_ptr()) };
+        std::mem::forget(element);
         self
     }
+}
 
-    /// Calls `each` with the key of every element.
-    pub(super) fn for_each_key(&self, mut each: impl FnMut(&[u8])) {
-        // SAFETY: the iterator, elements and keys live no longer than the set, which doesn't change meanwhile.
-        unsafe {
-            let iterator =
-                NonNull::new(sys::nftnl_set_elems_iter_create(self.0.as_ptr())).expect("out of memory");
-            while let Some(element) = NonNull::new(sys::nftnl_set_elems_iter_next(iterator.as_ptr())) {
-                let mut length = 0;
-                let key = sys::nftnl_set_elem_get(
-                    element.as_ptr(),
-                    sys::NFTNL_SET_ELEM_KEY as u16,
-                    &raw mut length,
-                );
-                if !key.is_null() {
-                    each(std::slice::from_raw_parts(key.cast(), length as usize));
-                }
-            }
-            sys::nftnl_set_elems_iter_destroy(iterator.as_ptr());
-        }
+/// An element that is ours until a set takes it over.
+pub(super) struct Element(NonNull<sys::nftnl_set_elem>);
+
+impl Element {
+    /// An element with this key.
+    pub(super) fn with_key(key: &[u8]) -> Self {
+        // SAFETY: allocates, no preconditions.
+        let element = Self(NonNull::new(unsafe { sys::nftnl_set_elem_alloc() }).expect("out of memory"));
+        element.set(sys::NFTNL_SET_ELEM_KEY, key)
+    }
+
+    /// Sets an attribute whose value has at most [`MAX_DATA_BYTES`]. Numbers are u32 or u64 as libnftnl has them.
+    pub(super) fn set(self, attribute: u32, data: &[u8]) -> Self {
+        assert!(data.len() <= MAX_DATA_BYTES, "a key has at most {MAX_DATA_BYTES} bytes");
+        // SAFETY: libnftnl copies `data`, into a buffer of MAX_DATA_BYTES where it isn't one integer.
+        let result = unsafe {
+            sys::nftnl_set_elem_set(
+                self.0.as_ptr(),
+                attribute as u16,
+                data.as_ptr().cast(),
+                data.len() as u32,
+            )
+        };
+        assert!(result >= 0, "out of memory");
+        self
+    }
+}
+
+impl Drop for Element {
+    fn drop(&mut self) {
+        // SAFETY: no set has taken it over (`Elements::push` forgets it).
+        unsafe { sys::nftnl_set_elem_free(self.0.as_ptr()) }
     }
 }
 
@@ -354,6 +375,14 @@ impl ExprObject {
 
     pub(super) fn set_u32(self, attribute: u32, value: u32) -> Self {
         self.set(attribute, &value.to_ne_bytes())
+    }
+
+    /// Adds an instruction inside this one, which takes it over.
+    pub(super) fn nest(self, attribute: u32, inner: Self) -> Self {
+        // SAFETY: both are ours; the outer one takes over the inner one and frees it.
+        unsafe { sys::nftnl_expr_add_expr(self.0.as_ptr(), attribute, inner.0.as_ptr()) };
+        std::mem::forget(inner);
+        self
     }
 
     pub(super) fn set_str(self, attribute: u32, value: &str) -> Self {
@@ -397,6 +426,25 @@ impl ExprRef<'_> {
 
     pub(super) fn get_u64(&self, attribute: u32) -> Option<u64> {
         Some(u64::from_ne_bytes(self.get(attribute)?.try_into().ok()?))
+    }
+
+    /// Kernel name of the only instruction inside this one; `None` if there isn't just one.
+    pub(super) fn nested(&self) -> Option<String> {
+        let mut names: Vec<Option<String>> = Vec::new();
+        unsafe extern "C" fn each(expr: *mut sys::nftnl_expr, names: *mut c_void) -> i32 {
+            // SAFETY: libnftnl hands back what it was given below; `expr` lives as long as the rule.
+            unsafe {
+                let names = &mut *names.cast::<Vec<Option<String>>>();
+                names.push(owned_string(sys::nftnl_expr_get_str(expr, super::expr::NAME as u16)));
+            }
+            0
+        }
+        // SAFETY: `each` is called before this returns, with `names`.
+        unsafe { sys::nftnl_expr_expr_foreach(self.0.as_ptr(), Some(each), (&raw mut names).cast()) };
+        match names.as_mut_slice() {
+            [name] => name.take(),
+            _ => None,
+        }
     }
 
     pub(super) fn get_str(&self, attribute: u32) -> Option<String> {

@@ -2,6 +2,8 @@
 //! message that ends a batch nothing is ever committed (nfnetlink_rcv_batch, net/netfilter/nfnetlink.c), which is
 //! how `nft --check` works too. All that can stay behind is a module that the kernel loaded for it.
 
+use std::io;
+
 use libc::NLM_F_CREATE;
 use nftnl_sys as sys;
 
@@ -12,7 +14,10 @@ use super::{
     object::{Chain, ExprObject, Flowtable, Object, Rule, Table},
 };
 use crate::{
-    core::expr::{Expr, RtKey},
+    core::{
+        expr::{Expr, RtKey},
+        model::IfName,
+    },
     kernel::nfnetlink::Refusal,
 };
 
@@ -95,6 +100,29 @@ impl Nft {
         let refusal =
             refusals.into_iter().filter(|refusal| refusal.sequence >= first).min_by_key(|r| r.sequence);
         Ok(verdict(trial, first, refusal))
+    }
+}
+
+impl Nft {
+    /// Why the kernel takes no flowtable on an interface; `None` if it does. Its hook is registered for the moment and
+    /// finds an empty flowtable: no packet takes another way.
+    pub(in crate::kernel) fn try_device(&mut self, name: &IfName) -> Result<Option<io::Error>, NftError> {
+        let first = self.socket.reserve_sequence(4);
+        let mut batch = Batch::begin(first, None);
+        let table = Table::new().set_str(sys::NFTNL_TABLE_NAME, NAME);
+        batch.push(0, libc::NFT_MSG_NEWTABLE, NLM_F_CREATE, &table);
+        let flowtable = Flowtable::new()
+            .set_str(sys::NFTNL_FLOWTABLE_TABLE, NAME)
+            .set_str(sys::NFTNL_FLOWTABLE_NAME, NAME)
+            .set_u32(sys::NFTNL_FLOWTABLE_HOOKNUM, 0)
+            .set_u32(sys::NFTNL_FLOWTABLE_PRIO, 0)
+            .set_devices(std::iter::once(name.as_str()));
+        batch.push(1, NFT_MSG_NEWFLOWTABLE, NLM_F_CREATE, &flowtable);
+        let failed = |error| NftError::new("trying out", "a flowtable", error);
+        self.socket.send(batch.bytes()).map_err(failed)?;
+        let refusals = self.socket.refusals().map_err(failed)?;
+        let refusal = refusals.into_iter().find(|refusal| refusal.sequence == first + 2);
+        Ok(refusal.map(|refusal| io::Error::from_raw_os_error(refusal.errno)))
     }
 }
 

@@ -149,7 +149,7 @@ impl App {
     fn arrange(&mut self) {
         let wanted = self.wanted();
         if let Some(snapshot) = &mut self.snapshot {
-            wanted.arrange(&mut snapshot.sample.rows);
+            snapshot.sample.rows.sort_by(|a, b| wanted.compare(a, b));
         }
     }
 

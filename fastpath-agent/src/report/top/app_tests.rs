@@ -6,6 +6,7 @@ use super::*;
 use crate::core::{
     connection::{TCP, Tuple},
     flow::{Flow, State},
+    flow_path::Metered,
     model::IfName,
     rates::{Collector, Rates},
 };
@@ -43,6 +44,7 @@ pub(in crate::report::top) fn snapshot(count: u8, wanted: &Wanted) -> Snapshot {
             let mut flow = Flow::gone(tuple, counters);
             if number == 1 {
                 flow.state = State::Offloaded;
+                flow = flow.measured(&Metered::Nothing, &node);
             }
             collector.add(flow);
         }

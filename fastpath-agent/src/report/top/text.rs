@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use crate::core::{
     connection::{Tuple, protocol_name},
-    flow::{Cause, Flow, Node, State},
+    flow::{Cause, Flow, Node, SLOW, State},
 };
 
 /// Three digits and a decimal prefix: 0, 0.3, 12, 999, 1.23k, 45.6M; five characters at most up to 999T.
@@ -60,8 +60,9 @@ pub(super) fn duration(ns: u64) -> String {
 }
 
 /// State and, if it is stalled, a word for why.
-pub(super) fn state(state: &State) -> String {
-    match state {
+pub(super) fn state(flow: &Flow) -> String {
+    match &flow.state {
+        other if flow.slow() => format!("{}, {SLOW}", other.name()),
         State::Stalled(cause) => format!("stalled: {}", word(cause)),
         State::BelowThreshold => "below".to_owned(),
         other => other.name().to_owned(),
@@ -84,10 +85,13 @@ fn word(cause: &Cause) -> &'static str {
 }
 
 /// State and, if it is stalled, all that is known of why.
-pub(super) fn state_in_full(state: &State) -> String {
-    match state {
-        State::Stalled(cause) => format!("stalled: {cause}"),
-        other => other.name().to_owned(),
+pub(super) fn state_in_full(flow: &Flow) -> String {
+    match (&flow.state, flow.path.metered) {
+        (other, Some(metered)) if flow.slow() => {
+            format!("{}, but {} packets took the forward path", other.name(), short(metered as f64))
+        }
+        (State::Stalled(cause), _) => format!("stalled: {cause}"),
+        (other, _) => other.name().to_owned(),
     }
 }
 

@@ -13,7 +13,7 @@ use super::{
     text,
 };
 use crate::core::{
-    flow::{Cause, State},
+    flow::{Cause, Flow, State},
     rates::{Order, Point, Row},
 };
 
@@ -34,8 +34,8 @@ arrows, PgUp, PgDn, Home, End   select; the selected flow is spelt out
 space       pause        + -   read less often, more often
 q, Esc, Ctrl-C           quit
 
-Offloaded is what conntrack calls so: the flow is in a flowtable. It doesn't
-say that its packets take the fast path.
+Offloaded is what conntrack calls so: the flow is in a flowtable. Slow: its
+packets take the forward path all the same, as a meter in the ruleset shows.
 Rates are of packets as counted at ingress, both directions of a flow added.
 A dash: not known yet, or not counted (neither TCP nor UDP).";
 
@@ -79,8 +79,9 @@ impl Theme {
         if self.colour { Style::new().fg(colour) } else { Style::new() }
     }
 
-    fn state(self, state: &State) -> Style {
-        match state {
+    fn state(self, flow: &Flow) -> Style {
+        match &flow.state {
+            _ if flow.slow() => self.fg(Color::LightRed),
             State::HwOffloaded => self.fg(Color::Cyan),
             State::Offloaded => self.fg(Color::Green),
             State::Crossed => self.fg(Color::Yellow),
@@ -113,7 +114,7 @@ fn header(frame: &mut Frame<'_>, area: Rect, app: &App, theme: Theme) {
     let left = Line::from(vec![
         Span::styled("fastpath ", BOLD),
         Span::styled(app.node_name.as_str(), BOLD),
-        Span::raw(format!("  Linux {}  {threshold}", app.kernel)),
+        Span::raw(format!("  {threshold}  Linux {}", app.kernel)),
     ]);
     let right = if app.paused() {
         Line::styled(" PAUSED ", REVERSED)
@@ -128,12 +129,14 @@ fn header(frame: &mut Frame<'_>, area: Rect, app: &App, theme: Theme) {
     let total = sample.total;
     let of_flows = (total.flows > 0).then(|| total.offloaded_flows as f64 / total.flows as f64);
     let rate = sample.rate(total.all);
+    let slow = if total.slow_flows > 0 { format!("slow {}  ", total.slow_flows) } else { String::new() };
     let line = Line::from(vec![
         Span::raw(format!("flows {}  ", total.flows)),
         Span::styled(
             format!("offloaded {} ({})  ", total.offloaded_flows, text::percent(of_flows)),
             theme.fg(Color::Green),
         ),
+        Span::styled(slow, theme.fg(Color::LightRed)),
         Span::styled(format!("stalled {}  ", total.stalled_flows), theme.fg(Color::Red)),
         Span::raw(format!(
             "{} packets/s  {} bits/s",
@@ -151,7 +154,7 @@ fn history(frame: &mut Frame<'_>, area: Rect, app: &App, theme: Theme) {
     let newest = points.first();
     let span = newest.zip(points.last()).map_or(0, |(new, old)| new.at_ns.saturating_sub(old.at_ns));
     let share = newest.and_then(|point| point.share);
-    let title = format!("% packets of offloaded flows: {}", text::percent(share));
+    let title = format!("% packets on the fast path: {}", text::percent(share));
     let data = points.iter().map(|p| p.share.map(|share| (share * 1000.0).round() as u64));
     graph(frame, left, &title, data.collect(), 1000, theme.fg(Color::Green));
 
@@ -233,7 +236,7 @@ fn flows(frame: &mut Frame<'_>, [tabs, area, detail]: [Rect; 3], app: &mut App, 
     };
     let lines = rows.iter().map(|row| {
         let mut cells = vec![
-            Cell::new(text::state(&row.flow.state)).style(theme.state(&row.flow.state)),
+            Cell::new(text::state(&row.flow)).style(theme.state(&row.flow)),
             Cell::new(text::ends(&row.flow.original, room)),
             right(text::known(row.rate.map(|r| r.packets))),
             right(text::known(row.rate.map(|r| r.bits))),
@@ -254,12 +257,12 @@ fn flows(frame: &mut Frame<'_>, [tabs, area, detail]: [Rect; 3], app: &mut App, 
     if let Some(row) = state.selected().and_then(|selected| rows.get(selected)) {
         let line = format!(
             "{} | {} | {} packets | {}",
-            text::state_in_full(&row.flow.state),
+            text::state_in_full(&row.flow),
             text::ends(&row.flow.original, usize::MAX),
             text::short(row.flow.packets() as f64),
             age(row),
         );
-        frame.render_widget(Line::styled(line, theme.state(&row.flow.state)), detail);
+        frame.render_widget(Line::styled(line, theme.state(&row.flow)), detail);
     }
     app.table = state;
 }
@@ -277,7 +280,7 @@ fn interfaces(frame: &mut Frame<'_>, [tabs, area]: [Rect; 2], app: &mut App, the
         right(head("BIT/S", InterfaceOrder::Bits)),
         right(head("FLOWS", InterfaceOrder::Flows)),
         right("OFFLOADED"),
-        right(head("% PKT OFFL.", InterfaceOrder::Share)),
+        right(head("% PKT FAST", InterfaceOrder::Share)),
     ];
     let widths = [15, 9, 6, 6, 8, 9, 12].map(Constraint::Length);
     let lines = rows.iter().map(|row| {

@@ -3,7 +3,10 @@
 use ratatui::{Terminal, backend::TestBackend};
 
 use super::*;
-use crate::report::top::app::tests::{app, press, snapshot};
+use crate::{
+    core::flow_path::Path,
+    report::top::app::tests::{app, press, snapshot},
+};
 
 fn drawn(app: &mut App, width: u16, height: u16) -> Terminal<TestBackend> {
     let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
@@ -31,10 +34,10 @@ fn a_small_screen_has_it_all() {
     let mut app = app(30);
     let lines = lines(&mut app, 80, 24);
     let text = lines.join("\n");
-    assert!(lines[0].starts_with("fastpath node-a  Linux 6.12.0  threshold 20 packets"), "{text}");
+    assert!(lines[0].starts_with("fastpath node-a  threshold 20 packets  Linux 6.12.0"), "{text}");
     assert!(lines[0].ends_with("every 1 s"), "{text}");
     assert!(lines[1].contains("465 packets/s") && lines[1].contains("3.72M bits/s"), "{text}");
-    assert!(lines[2].contains("% packets of offloaded flows: <1%"), "{text}");
+    assert!(lines[2].contains("% packets on the fast path: <1%"), "{text}");
     assert!(lines[2].contains("packets/s, peak 465 in 0s"), "{text}");
     assert_eq!(words(&lines, " Flows"), ["Flows", "Interfaces"]);
     assert_eq!(words(&lines, "STATE"), ["STATE", "FLOW", "PKT/S▼", "BIT/S", "IN"]);
@@ -70,7 +73,7 @@ fn interfaces_have_a_table_of_their_own() {
         let lines = lines(&mut app, width, height);
         assert_eq!(
             words(&lines, "INTERFACE"),
-            ["INTERFACE", "FLOWTABLE", "PKT/S▼", "BIT/S", "FLOWS", "OFFLOADED", "%", "PKT", "OFFL."]
+            ["INTERFACE", "FLOWTABLE", "PKT/S▼", "BIT/S", "FLOWS", "OFFLOADED", "%", "PKT", "FAST"]
         );
         assert_eq!(words(&lines, "eth0"), ["eth0", "yes", "6.0", "48.0k", "0", "0", "17%"]);
         assert_eq!(words(&lines, "eth1"), ["eth1", "no", "0", "0", "0", "0", "-"]);
@@ -86,6 +89,28 @@ fn a_cause_is_a_word_in_its_row_and_spelt_out_below() {
     assert_eq!(words(&lines, "stalled: interface")[2], "tcp");
     assert!(
         lines[22].starts_with("stalled: eth9 isn't in the flowtable | tcp 10.0.0.1:40000"),
+        "{}",
+        lines[22]
+    );
+}
+
+#[test]
+fn a_slow_flow_is_called_so() {
+    let mut app = app(2);
+    let snapshot = app.snapshot.as_mut().unwrap();
+    snapshot.sample.total.slow_flows = 1;
+    for row in &mut snapshot.sample.rows {
+        row.flow.state = State::Offloaded;
+        row.flow.path = Path { accelerated: Some(false), bypassed: Some(0), metered: Some(1234) };
+    }
+    let terminal = drawn(&mut app, 80, 24);
+    let state = &terminal.backend().buffer()[(0, 9)];
+    assert_eq!((state.symbol(), state.fg), ("o", Color::LightRed), "a colour of its own");
+    let lines = lines(&mut app, 80, 24);
+    assert_eq!(words(&lines, "offloaded, slow")[2], "tcp");
+    assert!(lines[1].contains("slow 1  stalled 0"), "{}", lines[1]);
+    assert!(
+        lines[22].starts_with("offloaded, but 1.23k packets took the forward path | tcp 10.0.0.2:40000"),
         "{}",
         lines[22]
     );

@@ -14,7 +14,8 @@ use std::{
 use fastpath_agent::{
     core::model::{IfIndex, Link},
     kernel::bpf::{
-        Attachment, BpfError, FlowEyes, LoadConfig, Mechanism, Pinned, Programs, cleanup, inspect, load,
+        Attachment, BpfError, Chatter, FlowEyes, Hook, LoadConfig, Mechanism, Pinned, Programs, WithoutXdp,
+        cleanup, inspect, load,
     },
 };
 use fastpath_common::{ABI_VERSION, Tally};
@@ -22,6 +23,8 @@ use fastpath_tests::netns::Netns;
 use nix::libc;
 
 use super::{frames::*, setup::*};
+
+const MECHANISMS: [&str; 4] = ["tcx", "clsact", "xdp", "xdp-generic"];
 
 fn frame() -> Vec<u8> {
     ethernet(&[], IPV4, &ipv4(UDP, &[], 0, &udp(1, 2, 40)))
@@ -32,8 +35,26 @@ fn attach(pair: &Pair, programs: &mut Programs) -> Attachment {
 }
 
 fn load_for(pair: &Pair, mechanism: &str) -> Programs {
-    let programs = pair.load(0, 1024);
-    if mechanism == "clsact" { programs.without_tcx() } else { programs }
+    match mechanism {
+        "tcx" => pair.load(0, 1024),
+        "clsact" => pair.load(0, 1024).without_tcx(),
+        "xdp" => pair.load_at(Hook::Xdp, 0, 1024),
+        "xdp-generic" => pair.load_at(Hook::XdpGeneric, 0, 1024),
+        other => panic!("{other}"),
+    }
+}
+
+#[track_caller]
+fn assert_mechanism(found: Mechanism, expected: &str) {
+    let name = match found {
+        Mechanism::Xdp => "xdp",
+        Mechanism::XdpGeneric => "xdp-generic",
+        // Where there is no TCX.
+        Mechanism::Clsact { .. } if kernel_version() < (6, 6) && expected == "tcx" => "tcx",
+        Mechanism::Clsact { .. } => "clsact",
+        Mechanism::Tcx => "tcx",
+    };
+    assert_eq!(name, expected);
 }
 
 fn filters(ns: &Netns) -> String {
@@ -53,7 +74,7 @@ fn send_until(stop: &AtomicBool, raw: &RawSocket) -> u64 {
 
 #[test]
 fn counting_goes_on_without_an_agent() {
-    for mechanism in ["tcx", "clsact"] {
+    for mechanism in MECHANISMS {
         let pair = Pair::new();
         let mut programs = load_for(&pair, mechanism);
         attach(&pair, &mut programs);
@@ -68,16 +89,18 @@ fn counting_goes_on_without_an_agent() {
 
 #[test]
 fn a_restart_under_traffic_loses_no_packet_and_counts_none_twice() {
-    for mechanism in ["tcx", "clsact"] {
+    for mechanism in MECHANISMS {
         let pair = Pair::new();
         let mut programs = load_for(&pair, mechanism);
         let first = attach(&pair, &mut programs);
+        assert_eq!(first.without_xdp, None);
+        assert_mechanism(first.mechanism, mechanism);
         let raw = RawSocket::open(&pair.sender, "tx0");
         let stop = AtomicBool::new(false);
         let sent = thread::scope(|scope| {
             let sender = scope.spawn(|| send_until(&stop, &raw));
             let programs = &mut programs;
-            for _ in 0..5 {
+            for _ in 0..3 {
                 *programs = load_for(&pair, mechanism);
                 assert_eq!(attach(&pair, programs), first);
                 // Also when nothing is new.
@@ -97,13 +120,40 @@ fn a_restart_under_traffic_loses_no_packet_and_counts_none_twice() {
 fn a_change_of_mechanism_counts_nothing_twice() {
     let pair = Pair::new();
     let raw = RawSocket::open(&pair.sender, "tx0");
-    for (mechanism, sent) in [("tcx", 1), ("clsact", 2), ("tcx", 3)] {
+    let changes = ["tcx", "clsact", "xdp", "tcx", "xdp-generic", "xdp", "clsact", "xdp-generic", "tcx"];
+    for (sent, mechanism) in (1..).zip(changes) {
         let mut programs = load_for(&pair, mechanism);
         let attachment = attach(&pair, &mut programs);
+        assert_mechanism(attachment.mechanism, mechanism);
         raw.send(&frame());
         pair.stats_of(sent);
         assert_eq!(pair.node.run(|| programs.attachments().unwrap()), [attachment]);
     }
+}
+
+#[test]
+fn a_change_between_tc_and_xdp_under_traffic_counts_nothing_twice() {
+    let pair = Pair::new();
+    let raw = RawSocket::open(&pair.sender, "tx0");
+    let stop = AtomicBool::new(false);
+    let mut programs = load_for(&pair, "tcx");
+    attach(&pair, &mut programs);
+    let sent = thread::scope(|scope| {
+        let sender = scope.spawn(|| send_until(&stop, &raw));
+        for mechanism in
+            ["xdp", "tcx", "xdp-generic", "clsact", "xdp", "clsact", "xdp-generic", "tcx"].repeat(3)
+        {
+            programs = load_for(&pair, mechanism);
+            attach(&pair, &mut programs);
+        }
+        stop.store(true, Relaxed);
+        sender.join().unwrap()
+    });
+    thread::sleep(Duration::from_millis(50));
+    let counted = pair.pinned().stats().unwrap().counted.packets;
+    // Some may be missed between one and the other.
+    assert!(counted <= sent && counted > sent / 2, "{counted} of {sent}");
+    assert_eq!(pair.flows()[&key4(UDP, 1, 2)].packets, counted);
 }
 
 #[test]
@@ -159,8 +209,14 @@ fn a_tcx_program_of_somebody_else_stays() {
     // Somebody else: the same program, pinned elsewhere.
     let pair = Pair::new();
     let theirs = Bpffs::mount();
-    let mut their_programs =
-        load(&LoadConfig { pin_path: theirs.pin_path(), max_flows: 16, threshold: 0 }).unwrap();
+    let mut their_programs = load(&LoadConfig {
+        pin_path: theirs.pin_path(),
+        max_flows: 16,
+        threshold: 0,
+        hook: Hook::Tc,
+        chatter: Chatter::Silent,
+    })
+    .unwrap();
     let has_tcx = kernel_version() >= (6, 6);
     assert_eq!(attach(&pair, &mut their_programs).mechanism == Mechanism::Tcx, has_tcx);
     if !has_tcx {
@@ -181,7 +237,7 @@ fn a_tcx_program_of_somebody_else_stays() {
 
 #[test]
 fn detaching_one_interface_leaves_the_others() {
-    for mechanism in ["tcx", "clsact"] {
+    for mechanism in MECHANISMS {
         let pair = Pair::new();
         pair.node.ip("link add d0 type veth peer name d1\nlink set d0 up\nlink set d1 up\n");
         let mut programs = load_for(&pair, mechanism);
@@ -203,7 +259,7 @@ fn detaching_one_interface_leaves_the_others() {
 
 #[test]
 fn an_interface_that_went_and_came_back_under_the_same_index() {
-    for mechanism in ["tcx", "clsact"] {
+    for mechanism in MECHANISMS {
         let pair = Pair::new();
         let mut programs = load_for(&pair, mechanism);
         let before = attach(&pair, &mut programs);
@@ -275,7 +331,7 @@ fn words(line: &str) -> Vec<&str> {
 
 #[test]
 fn inspection_and_cleanup_need_no_agent() {
-    for mechanism in ["tcx", "clsact"] {
+    for mechanism in MECHANISMS {
         let pair = Pair::new();
         let pin_path = pair.bpffs.pin_path();
         let nothing = pair.node.run(|| inspect(&pin_path).unwrap());
@@ -300,7 +356,14 @@ fn inspection_and_cleanup_need_no_agent() {
         assert_eq!(report.detached, ["rx0"]);
         assert_eq!(
             report.unpinned,
-            ["fastpath_flows", "fastpath_hot", "fastpath_stats", "fastpath_config", "fastpath_events"]
+            [
+                "fastpath_flows",
+                "fastpath_hot",
+                "fastpath_stats",
+                "fastpath_config",
+                "fastpath_events",
+                "fastpath_no_xdp"
+            ]
         );
         assert_eq!(entries(&pin_path), ["foreign"]);
         assert_eq!(filters(&pair.node), "");
@@ -318,7 +381,15 @@ fn inspection_and_cleanup_need_no_agent() {
 fn without_a_bpf_file_system_the_error_says_what_to_do() {
     let directory = tempfile::tempdir().unwrap();
     let pin_path = directory.path().join("a/b");
-    let error = load(&LoadConfig { pin_path: pin_path.clone(), max_flows: 16, threshold: 0 }).err().unwrap();
+    let error = load(&LoadConfig {
+        pin_path: pin_path.clone(),
+        max_flows: 16,
+        threshold: 0,
+        hook: Hook::Tc,
+        chatter: Chatter::Silent,
+    })
+    .err()
+    .unwrap();
     assert!(matches!(error, BpfError::NoBpffs { .. }), "{error:?}");
     assert!(error.to_string().contains("mount -t bpf bpf /sys/fs/bpf"), "{error}");
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
@@ -346,14 +417,17 @@ fn tun(name: &str) -> File {
 
 #[test]
 fn devices_without_an_ethernet_header() {
-    for mechanism in ["tcx", "clsact"] {
+    for mechanism in MECHANISMS {
         let pair = Pair::new();
         let mut file = pair.node.run(|| tun("tun0"));
         pair.node.ip("link set tun0 up\n");
         let mut programs = load_for(&pair, mechanism);
         pair.node.run(|| {
             let link = Link { ethernet: false, ..ethernet_link("tun0") };
-            programs.attach(&link).unwrap();
+            let attachment = programs.attach(&link).unwrap();
+            let expected = mechanism.starts_with("xdp").then_some(WithoutXdp::NoEthernet);
+            assert_eq!(attachment.without_xdp, expected);
+            assert_eq!(programs.attachments().unwrap(), [attachment]);
         });
         let packets = [
             ipv4(UDP, &[], 0, &udp(1, 2, 10)),
@@ -387,13 +461,14 @@ fn the_verifier_has_little_work() {
     // Old verifiers take a hundred times as long once the compiler makes a call of something (memset, memcmp). Only
     // newer kernels than 5.16 say how much it was.
     let pair = Pair::new();
-    let _programs = pair.load(0, 16);
+    let _programs = pair.load_at(Hook::Xdp, 0, 16);
     let map = aya::maps::MapInfo::from_pin(pair.bpffs.pin_path().join("fastpath_flows")).unwrap().id();
     let verified: Vec<_> = aya::programs::loaded_programs()
         .filter_map(Result::ok)
         .filter(|program| program.map_ids().ok().flatten().is_some_and(|ids| ids.contains(&map)))
         .map(|program| program.verified_instruction_count().expect("Linux 5.16"))
         .collect();
-    assert_eq!(verified.len(), 2);
+    // All but the idle one, which uses no map.
+    assert_eq!(verified.len(), 4, "{verified:?}");
     assert!(verified.iter().all(|&count| count < 20_000), "{verified:?}");
 }

@@ -29,7 +29,7 @@ fn dumps_name_every_field() {
     assert_eq!(flow["key"]["src_port"], 4321);
     assert_eq!(flow["key"]["protocol"], 6);
     assert_eq!(flow["key"]["family"], 4);
-    for (field, value) in [("packets", 1), ("segments", 1), ("bytes", 40), ("tcp_flags", 2), ("signal", 0)] {
+    for (field, value) in [("packets", 1), ("segments", 1), ("bytes", 40), ("flags", 2), ("signal", 0)] {
         assert_eq!(flow["value"][field], value, "{field}: {flow:#}");
     }
     for field in ["first_seen_ns", "last_seen_ns", "ifindex"] {
@@ -89,7 +89,7 @@ fn every_recipe_of_the_page_works() {
     };
     assert_eq!(
         output_of("ls "),
-        "fastpath_config\nfastpath_events\nfastpath_flows\nfastpath_hot\nfastpath_stats\nlinks\n"
+        "fastpath_config\nfastpath_events\nfastpath_flows\nfastpath_hot\nfastpath_no_xdp\nfastpath_stats\nlinks\n"
     );
     assert_eq!(output_of("grep -c"), "1\n");
     assert_eq!(output_of("sort -rn"), "896 7 17 10.0.0.1:4001 10.0.0.2:4002\n");

@@ -5,10 +5,11 @@ use std::{
     net::{SocketAddr, UdpSocket},
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
     thread,
+    time::Duration,
 };
 
-use fastpath_agent::kernel::bpf::FlowEyes;
-use fastpath_common::{Family, FlowCounters, PacketStats, Tally};
+use fastpath_agent::kernel::bpf::{FlowEyes, Hook, Pinned};
+use fastpath_common::{Family, FlowCounters, FlowKey, PacketStats, Tally};
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     sys::socket::{setsockopt, sockopt::UdpGsoSegment},
@@ -17,7 +18,7 @@ use nix::{
 
 use super::{frames::*, setup::*};
 
-/// What a frame must be counted as: in a flow, with these bytes and TCP flags, or under a reason.
+/// What a frame must be counted as: in a flow, with these bytes and flags, or under a reason.
 enum As {
     Flow(fastpath_common::FlowKey, u64, u64),
     Reason(fn(&mut PacketStats) -> &mut Tally),
@@ -25,6 +26,8 @@ enum As {
 
 use As::{Flow, Reason};
 
+const OPTIONS: u64 = FlowCounters::IPV4_OPTIONS;
+const FRAGMENTS: u64 = FlowCounters::FIRST_FRAGMENT;
 const NOT_IP: As = Reason(|s| &mut s.not_ip);
 const MALFORMED: As = Reason(|s| &mut s.malformed);
 const LATER_FRAGMENT: As = Reason(|s| &mut s.later_fragment);
@@ -33,12 +36,18 @@ const TOO_MANY_HEADERS: As = Reason(|s| &mut s.too_many_headers);
 
 /// Sends each case's frame five times through the pair and compares flows and statistics as a whole.
 #[track_caller]
-fn assert_counted(cases: Vec<(&str, Vec<u8>, As)>) {
+fn assert_counted(cases: &[(&str, Vec<u8>, As)]) {
+    for hook in HOOKS {
+        assert_counted_at(hook, cases);
+    }
+}
+
+#[track_caller]
+fn assert_counted_at(hook: Hook, cases: &[(&str, Vec<u8>, As)]) {
     // Enough for the flow to become hot, if they come in one tick.
     const TIMES: u64 = 5;
     let pair = Pair::new();
-    let mut programs = pair.load(0, 1024);
-    pair.node.run(|| programs.attach(&pair.rx0()).unwrap());
+    let _programs = pair.attach_at(hook, 0, 1024);
     let raw = RawSocket::open(&pair.sender, "tx0");
 
     let mut sent = 0;
@@ -46,12 +55,16 @@ fn assert_counted(cases: Vec<(&str, Vec<u8>, As)>) {
     let mut flows: BTreeMap<_, FlowCounters> = BTreeMap::new();
     for (name, frame, counted_as) in cases {
         for _ in 0..TIMES {
-            raw.send(&frame);
+            raw.send(frame);
         }
         sent += TIMES;
-        let (tally, bytes) = match counted_as {
-            Reason(tally) => (tally(&mut expected), untagged_len(&frame)),
-            Flow(key, bytes, tcp_flags) => {
+        let (tally, bytes) = match *counted_as {
+            Reason(tally) => {
+                // XDP comes before the kernel takes the outermost VLAN tag out.
+                let len = if hook == Hook::Tc { untagged_len(frame) } else { frame.len() as u64 };
+                (tally(&mut expected), len)
+            }
+            Flow(key, bytes, flags) => {
                 let flow = flows.entry(key).or_insert_with(|| {
                     expected.flows_entered += 1;
                     FlowCounters::default()
@@ -59,13 +72,13 @@ fn assert_counted(cases: Vec<(&str, Vec<u8>, As)>) {
                 flow.packets += TIMES;
                 flow.segments += TIMES;
                 flow.bytes += TIMES * bytes;
-                flow.tcp_flags |= tcp_flags;
+                flow.flags |= flags;
                 (&mut expected.counted, bytes)
             }
         };
         tally.packets += TIMES;
         tally.bytes += TIMES * bytes;
-        assert_eq!(pair.stats_of(sent), expected, "{name}");
+        assert_eq!(pair.stats_of(sent), expected, "{name}, {hook:?}");
     }
     let found: BTreeMap<_, _> = pair
         .flows()
@@ -109,7 +122,7 @@ fn ipv4_frames() {
         frame[at] = value;
         frame
     };
-    assert_counted(vec![
+    assert_counted(&[
         ("UDP", v4(UDP, &udp(1000, 53, 100)), Flow(key4(UDP, 1000, 53), 128, 0)),
         ("UDP, without payload", v4(UDP, &udp(1001, 53, 0)), Flow(key4(UDP, 1001, 53), 28, 0)),
         ("TCP, SYN", v4(TCP, &tcp(1000, 80, 0x02, 0)), Flow(key4(TCP, 1000, 80), 40, 0x02)),
@@ -122,22 +135,22 @@ fn ipv4_frames() {
         (
             "options",
             ethernet(&[], IPV4, &ipv4(UDP, &[1; 12], 0, &udp(2, 1, 8))),
-            Flow(key4(UDP, 2, 1), 48, 0),
+            Flow(key4(UDP, 2, 1), 48, OPTIONS),
         ),
         (
             "all options",
             ethernet(&[], IPV4, &ipv4(TCP, &[1; 40], 0, &tcp(2, 1, 1, 8))),
-            Flow(key4(TCP, 2, 1), 88, 1),
+            Flow(key4(TCP, 2, 1), 88, 1 | OPTIONS),
         ),
         (
             "first fragment",
             ethernet(&[], IPV4, &ipv4(UDP, &[], 0x2000, &udp(3, 1, 64))),
-            Flow(key4(UDP, 3, 1), 92, 0),
+            Flow(key4(UDP, 3, 1), 92, FRAGMENTS),
         ),
         (
             "short first fragment",
             ethernet(&[], IPV4, &ipv4(TCP, &[], 0x2000, &tcp(3, 1, 2, 0)[..8])),
-            Flow(key4(TCP, 3, 1), 28, 0),
+            Flow(key4(TCP, 3, 1), 28, FRAGMENTS),
         ),
         ("later fragment", ethernet(&[], IPV4, &ipv4(UDP, &[], 0x2009, &[0; 64])), LATER_FRAGMENT),
         ("last fragment", ethernet(&[], IPV4, &ipv4(UDP, &[], 0x0011, &[0; 64])), LATER_FRAGMENT),
@@ -175,7 +188,7 @@ fn ipv6_frames() {
         }
         v6(next, &payload)
     };
-    assert_counted(vec![
+    assert_counted(&[
         ("UDP", v6(UDP, &udp(1000, 53, 100)), Flow(key6(UDP, 1000, 53), 148, 0)),
         ("TCP", v6(TCP, &tcp(1000, 80, 0x18, 9)), Flow(key6(TCP, 1000, 80), 69, 0x18)),
         ("hop-by-hop", v6(HOP_BY_HOP, &extension(UDP, 0, &udp(1, 1, 0))), Flow(key6(UDP, 1, 1), 56, 0)),
@@ -205,17 +218,17 @@ fn ipv6_frames() {
         (
             "first fragment",
             v6(FRAGMENT, &fragment(UDP, 0, true, &udp(6, 1, 64))),
-            Flow(key6(UDP, 6, 1), 120, 0),
+            Flow(key6(UDP, 6, 1), 120, FRAGMENTS),
         ),
         (
             "short first fragment",
             v6(FRAGMENT, &fragment(TCP, 0, true, &tcp(6, 1, 2, 0)[..8])),
-            Flow(key6(TCP, 6, 1), 56, 0),
+            Flow(key6(TCP, 6, 1), 56, FRAGMENTS),
         ),
         (
             "first fragment behind options",
             v6(DESTINATION, &extension(FRAGMENT, 0, &fragment(UDP, 0, true, &udp(7, 1, 64)))),
-            Flow(key6(UDP, 7, 1), 128, 0),
+            Flow(key6(UDP, 7, 1), 128, FRAGMENTS),
         ),
         ("later fragment", v6(FRAGMENT, &fragment(UDP, 9, true, &[0; 64])), LATER_FRAGMENT),
         ("last fragment", v6(FRAGMENT, &fragment(UDP, 17, false, &[0; 5])), LATER_FRAGMENT),
@@ -249,7 +262,7 @@ fn tagged_frames() {
     let udp6 = |port| ipv6(UDP, &udp(port, 1, 30));
     let v4 = |port| Flow(key4(UDP, port, 1), 58, 0);
     let v6 = |port| Flow(key6(UDP, port, 1), 78, 0);
-    assert_counted(vec![
+    assert_counted(&[
         ("802.1Q", ethernet(&[(VLAN, 5)], IPV4, &udp4(1)), v4(1)),
         ("802.1Q, v6", ethernet(&[(VLAN, 5)], IPV6, &udp6(1)), v6(1)),
         ("802.1ad", ethernet(&[(QINQ, 5)], IPV4, &udp4(2)), v4(2)),
@@ -323,97 +336,117 @@ fn datagrams_of_a_socket_and_their_gso_segments() {
 
 #[test]
 fn more_flows_than_room_still_add_up() {
-    const FLOWS: u64 = 20_000;
-    let pair = Pair::new();
-    let mut programs = pair.load(0, 1000);
-    pair.node.run(|| programs.attach(&pair.rx0()).unwrap());
-    let raw = RawSocket::open(&pair.sender, "tx0");
-    for port in 0..FLOWS as u16 {
-        raw.send(&v4(UDP, &udp(port, 1, 10)));
+    for hook in HOOKS {
+        const FLOWS: u64 = 20_000;
+        let pair = Pair::new();
+        let _programs = pair.attach_at(hook, 0, 1000);
+        let raw = RawSocket::open(&pair.sender, "tx0");
+        for port in 0..FLOWS as u16 {
+            raw.send(&v4(UDP, &udp(port, 1, 10)));
+        }
+        let stats = pair.stats_of(FLOWS);
+        let flows = pair.flows();
+        assert!(flows.len() <= 1000 && flows.len() > 500, "{}", flows.len());
+        // One packet each: what was entered, or not for want of room, is all.
+        assert_eq!(stats.flows_entered + stats.no_room.packets, FLOWS);
+        assert_eq!(stats.counted.packets, stats.flows_entered);
+        let kept: u64 = flows.values().map(|c| c.packets).sum();
+        assert_eq!(kept, flows.len() as u64);
     }
-    let stats = pair.stats_of(FLOWS);
-    let flows = pair.flows();
-    assert!(flows.len() <= 1000 && flows.len() > 500, "{}", flows.len());
-    // One packet each: what was entered, or not for want of room, is all.
-    assert_eq!(stats.flows_entered + stats.no_room.packets, FLOWS);
-    assert_eq!(stats.counted.packets, stats.flows_entered);
-    let kept: u64 = flows.values().map(|c| c.packets).sum();
-    assert_eq!(kept, flows.len() as u64);
 }
+
+/// By itself; among others, right at the beginning of a reading and a tick later; with all flows.
+const WAYS_TO_READ: [fn(&Pinned, &FlowKey) -> Option<FlowCounters>; 4] = [
+    |pinned, key| pinned.flow(key).unwrap(),
+    |pinned, key| pinned.reading().unwrap().flow(key).unwrap(),
+    |pinned, key| {
+        let reading = pinned.reading().unwrap();
+        thread::sleep(Duration::from_millis(5));
+        reading.flow(key).unwrap()
+    },
+    |pinned, key| {
+        let flows: BTreeMap<_, _> = pinned.flows().unwrap().collect::<Result<_, _>>().unwrap();
+        flows.get(key).copied()
+    },
+];
 
 #[test]
 fn a_hot_flow_on_several_cpus_is_read_exactly_at_any_time() {
-    const EACH: u64 = 30_000;
-    for (protocol, payload) in [(UDP, udp(1, 2, 40)), (TCP, tcp(1, 2, 0x10, 40))] {
-        let pair = Pair::new();
-        // Crosses the threshold on the way.
-        let mut programs = pair.load(1000, 1024);
-        pair.node.run(|| programs.attach(&pair.rx0()).unwrap());
-        let key = key4(protocol, 1, 2);
-        let frame = v4(protocol, &payload);
-        let bytes = 20 + payload.len() as u64;
-        let running = AtomicUsize::new(2);
-        thread::scope(|scope| {
-            for cpu in 0..2 {
-                let (pair, frame, running) = (&pair, &frame, &running);
-                scope.spawn(move || {
-                    let mut cpus = CpuSet::new();
-                    // On a machine with one CPU both are there.
-                    cpus.set(cpu % thread::available_parallelism().unwrap().get()).unwrap();
-                    sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
-                    let raw = RawSocket::open(&pair.sender, "tx0");
-                    for _ in 0..EACH {
-                        raw.send(frame);
-                    }
-                    running.fetch_sub(1, Relaxed);
-                });
-            }
-            let pinned = pair.pinned();
-            let (mut last, mut reads) = (0, 0);
-            while running.load(Relaxed) > 0 {
-                let Some(flow) = pinned.flow(&key).unwrap() else { continue };
-                assert!(flow.packets >= last && flow.packets <= 2 * EACH, "{flow:?} after {last}");
-                (last, reads) = (flow.packets, reads + 1);
-            }
-            assert!(reads > 10, "{reads}");
-        });
-        let stats = pair.stats_of(2 * EACH);
-        assert_eq!(stats.counted, Tally { packets: 2 * EACH, bytes: 2 * EACH * bytes });
-        assert_eq!((stats.events_sent, stats.events_lost), (1, 0));
-        let flow = pair.flows()[&key];
-        assert_eq!((flow.packets, flow.segments, flow.bytes), (2 * EACH, 2 * EACH, 2 * EACH * bytes));
-        assert_eq!(flow.tcp_flags, if protocol == TCP { 0x10 } else { 0 });
+    for hook in HOOKS {
+        const EACH: u64 = 30_000;
+        for (protocol, payload) in [(UDP, udp(1, 2, 40)), (TCP, tcp(1, 2, 0x10, 40))] {
+            let pair = Pair::new();
+            // Crosses the threshold on the way.
+            let _programs = pair.attach_at(hook, 1000, 1024);
+            let key = key4(protocol, 1, 2);
+            let frame = v4(protocol, &payload);
+            let bytes = 20 + payload.len() as u64;
+            let running = AtomicUsize::new(2);
+            thread::scope(|scope| {
+                for cpu in 0..2 {
+                    let (pair, frame, running) = (&pair, &frame, &running);
+                    scope.spawn(move || {
+                        let mut cpus = CpuSet::new();
+                        // On a machine with one CPU both are there.
+                        cpus.set(cpu % thread::available_parallelism().unwrap().get()).unwrap();
+                        sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
+                        let raw = RawSocket::open(&pair.sender, "tx0");
+                        for _ in 0..EACH {
+                            raw.send(frame);
+                        }
+                        running.fetch_sub(1, Relaxed);
+                    });
+                }
+                let pinned = pair.pinned();
+                let (mut last, mut reads) = (0, 0);
+                while running.load(Relaxed) > 0 {
+                    let Some(flow) = WAYS_TO_READ[reads % WAYS_TO_READ.len()](&pinned, &key) else {
+                        continue;
+                    };
+                    assert!(flow.packets >= last && flow.packets <= 2 * EACH, "{flow:?} after {last}");
+                    (last, reads) = (flow.packets, reads + 1);
+                }
+                assert!(reads > 10, "{reads}");
+            });
+            let stats = pair.stats_of(2 * EACH);
+            assert_eq!(stats.counted, Tally { packets: 2 * EACH, bytes: 2 * EACH * bytes });
+            assert_eq!((stats.events_sent, stats.events_lost), (1, 0));
+            let flow = pair.flows()[&key];
+            assert_eq!((flow.packets, flow.segments, flow.bytes), (2 * EACH, 2 * EACH, 2 * EACH * bytes));
+            assert_eq!(flow.flags, if protocol == TCP { 0x10 } else { 0 });
+        }
     }
 }
 
 #[test]
 fn the_two_directions_between_equal_ports_are_two_flows() {
-    const EACH: u64 = 500;
-    let mirrored = |frame: &[u8], len: usize| {
-        // The addresses are the last of the IP header.
-        let end = 14 + if len == 4 { 20 } else { 40 };
-        let mut mirrored = frame.to_vec();
-        mirrored[end - 2 * len..end].rotate_left(len);
-        mirrored
-    };
-    let payload = udp(500, 500, 40);
-    for (there, key, len) in
-        [(v4(UDP, &payload), key4(UDP, 500, 500), 4), (v6(UDP, &payload), key6(UDP, 500, 500), 16)]
-    {
-        let back = mirrored(&there, len);
-        let back_key = fastpath_common::FlowKey { src: key.dst, dst: key.src, ..key };
-        let pair = Pair::new();
-        let mut programs = pair.load(0, 1024);
-        pair.node.run(|| programs.attach(&pair.rx0()).unwrap());
-        let raw = RawSocket::open(&pair.sender, "tx0");
-        for _ in 0..EACH {
-            raw.send(&there);
-            raw.send(&there);
-            raw.send(&back);
+    for hook in HOOKS {
+        const EACH: u64 = 500;
+        let mirrored = |frame: &[u8], len: usize| {
+            // The addresses are the last of the IP header.
+            let end = 14 + if len == 4 { 20 } else { 40 };
+            let mut mirrored = frame.to_vec();
+            mirrored[end - 2 * len..end].rotate_left(len);
+            mirrored
+        };
+        let payload = udp(500, 500, 40);
+        for (there, key, len) in
+            [(v4(UDP, &payload), key4(UDP, 500, 500), 4), (v6(UDP, &payload), key6(UDP, 500, 500), 16)]
+        {
+            let back = mirrored(&there, len);
+            let back_key = fastpath_common::FlowKey { src: key.dst, dst: key.src, ..key };
+            let pair = Pair::new();
+            let _programs = pair.attach_at(hook, 0, 1024);
+            let raw = RawSocket::open(&pair.sender, "tx0");
+            for _ in 0..EACH {
+                raw.send(&there);
+                raw.send(&there);
+                raw.send(&back);
+            }
+            pair.stats_of(3 * EACH);
+            let flows = pair.flows();
+            assert_eq!(flows.len(), 2);
+            assert_eq!((flows[&key].packets, flows[&back_key].packets), (2 * EACH, EACH));
         }
-        pair.stats_of(3 * EACH);
-        let flows = pair.flows();
-        assert_eq!(flows.len(), 2);
-        assert_eq!((flows[&key].packets, flows[&back_key].packets), (2 * EACH, EACH));
     }
 }

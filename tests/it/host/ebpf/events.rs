@@ -26,120 +26,124 @@ fn by_flow(events: Vec<FlowEvent>) -> BTreeMap<FlowKey, FlowEvent> {
 
 #[test]
 fn a_flow_is_signalled_once_with_the_packet_after_the_threshold() {
-    const THRESHOLD: u64 = 10;
-    const FLOWS: u16 = 100;
-    let pair = Pair::new();
-    let mut programs = pair.load(THRESHOLD as u32, 1024);
-    pair.node.run(|| programs.attach(&pair.rx0()).unwrap());
-    let raw = RawSocket::open(&pair.sender, "tx0");
-    let mut events = Events::open(programs.pin_path()).unwrap();
-    let mut sent = 0;
-    let mut round = |times: u64| {
-        for _ in 0..times {
-            for port in 0..FLOWS {
-                raw.send(&frame(port));
+    for hook in HOOKS {
+        const THRESHOLD: u64 = 10;
+        const FLOWS: u16 = 100;
+        let pair = Pair::new();
+        let programs = pair.attach_at(hook, THRESHOLD as u32, 1024);
+        let raw = RawSocket::open(&pair.sender, "tx0");
+        let mut events = Events::open(programs.pin_path()).unwrap();
+        let mut sent = 0;
+        let mut round = |times: u64| {
+            for _ in 0..times {
+                for port in 0..FLOWS {
+                    raw.send(&frame(port));
+                }
             }
+            sent += times * u64::from(FLOWS);
+            pair.stats_of(sent)
+        };
+
+        round(THRESHOLD);
+        assert_eq!(drain(&mut events), []);
+        assert!(pair.flows().values().all(|c| c.signal == Signal::None as u64));
+
+        round(1);
+        let crossed = by_flow(drain(&mut events));
+        assert_eq!(crossed.len(), usize::from(FLOWS));
+        for port in 0..FLOWS {
+            let event = crossed[&key4(UDP, port, 1)];
+            assert_eq!((event.packets, u64::from(event.threshold)), (THRESHOLD + 1, THRESHOLD));
+            assert_eq!(event.ifindex, pair.rx0().index.0);
+            assert!(event.time_ns > 0);
         }
-        sent += times * u64::from(FLOWS);
-        pair.stats_of(sent)
-    };
 
-    round(THRESHOLD);
-    assert_eq!(drain(&mut events), []);
-    assert!(pair.flows().values().all(|c| c.signal == Signal::None as u64));
-
-    round(1);
-    let crossed = by_flow(drain(&mut events));
-    assert_eq!(crossed.len(), usize::from(FLOWS));
-    for port in 0..FLOWS {
-        let event = crossed[&key4(UDP, port, 1)];
-        assert_eq!((event.packets, u64::from(event.threshold)), (THRESHOLD + 1, THRESHOLD));
-        assert_eq!(event.ifindex, pair.rx0().index.0);
-        assert!(event.time_ns > 0);
+        let stats = round(2 * THRESHOLD);
+        assert_eq!(drain(&mut events), []);
+        assert_eq!((stats.events_sent, stats.events_lost), (FLOWS.into(), 0));
+        assert!(pair.flows().values().all(|c| c.signal == Signal::Sent as u64));
     }
-
-    let stats = round(2 * THRESHOLD);
-    assert_eq!(drain(&mut events), []);
-    assert_eq!((stats.events_sent, stats.events_lost), (FLOWS.into(), 0));
-    assert!(pair.flows().values().all(|c| c.signal == Signal::Sent as u64));
 }
 
 #[test]
 fn in_a_burst_too_the_packet_after_the_threshold_signals() {
-    let pair = Pair::new();
-    let mut programs = pair.load(10, 1024);
-    pair.node.run(|| programs.attach(&pair.rx0()).unwrap());
-    let raw = RawSocket::open(&pair.sender, "tx0");
-    for port in 0..50 {
-        for _ in 0..30 {
-            raw.send(&frame(port));
+    for hook in HOOKS {
+        let pair = Pair::new();
+        let programs = pair.attach_at(hook, 10, 1024);
+        let raw = RawSocket::open(&pair.sender, "tx0");
+        for port in 0..50 {
+            for _ in 0..30 {
+                raw.send(&frame(port));
+            }
         }
+        pair.stats_of(50 * 30);
+        let crossed = by_flow(drain(&mut Events::open(programs.pin_path()).unwrap()));
+        assert_eq!(crossed.len(), 50);
+        assert!(crossed.values().all(|event| event.packets == 11), "{crossed:?}");
     }
-    pair.stats_of(50 * 30);
-    let crossed = by_flow(drain(&mut Events::open(programs.pin_path()).unwrap()));
-    assert_eq!(crossed.len(), 50);
-    assert!(crossed.values().all(|event| event.packets == 11), "{crossed:?}");
 }
 
 #[test]
 fn the_threshold_can_change_at_any_time() {
-    let pair = Pair::new();
-    let mut programs = pair.load(0, 1024);
-    pair.node.run(|| programs.attach(&pair.rx0()).unwrap());
-    let raw = RawSocket::open(&pair.sender, "tx0");
-    let mut events = Events::open(programs.pin_path()).unwrap();
-    let mut sent = 0;
-    let mut packets = |n: u64| {
-        for _ in 0..n {
-            raw.send(&frame(1));
-        }
-        sent += n;
-        pair.stats_of(sent);
-    };
-    let mut expect = |expected: &[(u64, u32)]| {
-        let found: Vec<_> = drain(&mut events).iter().map(|e| (e.packets, e.threshold)).collect();
-        assert_eq!(found, expected);
-    };
+    for hook in HOOKS {
+        let pair = Pair::new();
+        let mut programs = pair.attach_at(hook, 0, 1024);
+        let raw = RawSocket::open(&pair.sender, "tx0");
+        let mut events = Events::open(programs.pin_path()).unwrap();
+        let mut sent = 0;
+        let mut packets = |n: u64| {
+            for _ in 0..n {
+                raw.send(&frame(1));
+            }
+            sent += n;
+            pair.stats_of(sent);
+        };
+        let mut expect = |expected: &[(u64, u32)]| {
+            let found: Vec<_> = drain(&mut events).iter().map(|e| (e.packets, e.threshold)).collect();
+            assert_eq!(found, expected);
+        };
 
-    // Off.
-    packets(50);
-    expect(&[]);
-    programs.set_threshold(60).unwrap();
-    packets(5);
-    expect(&[]);
-    // Lowered below what the flow has: its next packet says so.
-    programs.set_threshold(20).unwrap();
-    packets(5);
-    expect(&[(56, 20)]);
-    // Raised: a flow that was signalled isn't again.
-    programs.set_threshold(62).unwrap();
-    packets(5);
-    expect(&[]);
-    assert_eq!(pair.pinned().config().unwrap().threshold, 62);
+        // Off.
+        packets(50);
+        expect(&[]);
+        programs.set_threshold(60).unwrap();
+        packets(5);
+        expect(&[]);
+        // Lowered below what the flow has: its next packet says so.
+        programs.set_threshold(20).unwrap();
+        packets(5);
+        expect(&[(56, 20)]);
+        // Raised: a flow that was signalled isn't again.
+        programs.set_threshold(62).unwrap();
+        packets(5);
+        expect(&[]);
+        assert_eq!(pair.pinned().config().unwrap().threshold, 62);
+    }
 }
 
 #[test]
 fn events_without_room_are_counted_and_marked() {
-    const FLOWS: u64 = 40_000;
-    let pair = Pair::new();
-    let mut programs = pair.load(1, 65_536);
-    pair.node.run(|| programs.attach(&pair.rx0()).unwrap());
-    let raw = RawSocket::open(&pair.sender, "tx0");
-    for port in 0..FLOWS as u16 {
-        raw.send(&frame(port));
-        raw.send(&frame(port));
-    }
-    let stats = pair.stats_of(2 * FLOWS);
-    assert_eq!(stats.events_sent + stats.events_lost, FLOWS);
-    assert!(stats.events_lost > 0, "{stats:?}");
+    for hook in HOOKS {
+        const FLOWS: u64 = 40_000;
+        let pair = Pair::new();
+        let programs = pair.attach_at(hook, 1, 65_536);
+        let raw = RawSocket::open(&pair.sender, "tx0");
+        for port in 0..FLOWS as u16 {
+            raw.send(&frame(port));
+            raw.send(&frame(port));
+        }
+        let stats = pair.stats_of(2 * FLOWS);
+        assert_eq!(stats.events_sent + stats.events_lost, FLOWS);
+        assert!(stats.events_lost > 0, "{stats:?}");
 
-    let mut events = Events::open(programs.pin_path()).unwrap();
-    let sent = by_flow(drain(&mut events));
-    assert_eq!(sent.len() as u64, stats.events_sent);
-    // Nothing is lost for good: the map tells them apart.
-    for (key, counters) in pair.flows() {
-        let expected = if sent.contains_key(&key) { Signal::Sent } else { Signal::Lost };
-        assert_eq!(counters.signal, expected as u64, "{key:?}");
+        let mut events = Events::open(programs.pin_path()).unwrap();
+        let sent = by_flow(drain(&mut events));
+        assert_eq!(sent.len() as u64, stats.events_sent);
+        // Nothing is lost for good: the map tells them apart.
+        for (key, counters) in pair.flows() {
+            let expected = if sent.contains_key(&key) { Signal::Sent } else { Signal::Lost };
+            assert_eq!(counters.signal, expected as u64, "{key:?}");
+        }
+        assert_eq!(pair.flows().len() as u64, FLOWS);
     }
-    assert_eq!(pair.flows().len() as u64, FLOWS);
 }

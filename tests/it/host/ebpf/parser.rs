@@ -6,20 +6,21 @@ use std::{
     collections::BTreeMap,
     io,
     os::fd::{AsFd, AsRawFd},
+    path::Path,
 };
 
 use aya::{
     maps::MapInfo,
-    programs::{ProgramFd, loaded_programs},
+    programs::{ProgramFd, ProgramInfo, loaded_programs},
 };
 use etherparse::{
     EtherType, Ethernet2HeaderSlice, IpAuthHeaderSlice, IpNumber, Ipv4HeaderSlice, Ipv6FragmentHeaderSlice,
     Ipv6HeaderSlice, Ipv6RawExtHeaderSlice, SingleVlanHeaderSlice, UdpHeaderSlice, ether_type, ip_number,
 };
-use fastpath_agent::kernel::bpf::{FlowEyes, Programs};
+use fastpath_agent::kernel::bpf::Hook;
 use fastpath_common::{
-    Family, FlowKey, PacketStats,
-    limits::{MAX_EXTENSION_HEADERS, MAX_VLAN_TAGS},
+    Family, FlowCounters, FlowKey, PacketStats,
+    limits::{MAX_EXTENSION_HEADERS, MAX_VLAN_TAGS, MAX_VLAN_TAGS_XDP},
 };
 use nix::libc;
 use proptest::{
@@ -33,7 +34,7 @@ use super::{frames, frames::*, setup::*};
 /// What a frame is to be counted as.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Outcome {
-    Flow { key: FlowKey, bytes: u64, tcp_flags: u64 },
+    Flow { key: FlowKey, bytes: u64, flags: u64 },
     NotIp,
     Malformed,
     LaterFragment,
@@ -44,11 +45,11 @@ enum Outcome {
 use Outcome::{Flow, LaterFragment, Malformed, NotIp, OtherProtocol, TooManyHeaders};
 
 /// What etherparse makes of a frame, or why it belongs to no flow.
-fn expected(frame: &[u8]) -> Result<Outcome, Outcome> {
+fn expected(frame: &[u8], hook: Hook) -> Result<Outcome, Outcome> {
     let ethernet = Ethernet2HeaderSlice::from_slice(frame).map_err(|_| Malformed)?;
     let mut kind = ethernet.ether_type();
     let mut rest = &frame[ethernet.slice().len()..];
-    for _ in 0..MAX_VLAN_TAGS {
+    for _ in 0..if hook == Hook::Tc { MAX_VLAN_TAGS } else { MAX_VLAN_TAGS_XDP } {
         if kind == EtherType(VLAN) || kind == EtherType(QINQ) {
             let tag = SingleVlanHeaderSlice::from_slice(rest).map_err(|_| Malformed)?;
             kind = tag.ether_type();
@@ -76,7 +77,10 @@ fn expected_v4(packet: &[u8]) -> Result<Outcome, Outcome> {
     }
     let key = frames::key(Family::V4, wide(&header.source()), wide(&header.destination()), 0, 0, 0);
     let payload = &packet[header.slice().len()..total];
-    transport(key, header.protocol(), header.more_fragments(), payload, total)
+    let options = if header.slice().len() > 20 { FlowCounters::IPV4_OPTIONS } else { 0 };
+    let outcome = transport(key, header.protocol(), header.more_fragments(), payload, total)?;
+    let Flow { key, bytes, flags } = outcome else { return Ok(outcome) };
+    Ok(Flow { key, bytes, flags: flags | options })
 }
 
 fn expected_v6(packet: &[u8]) -> Result<Outcome, Outcome> {
@@ -170,7 +174,8 @@ fn transport(
         ..key
     };
     let flags = if protocol == ip_number::TCP { payload.get(13).copied().unwrap_or(0) } else { 0 };
-    Ok(Flow { key, bytes: total as u64, tcp_flags: flags.into() })
+    let fragments = if fragment { FlowCounters::FIRST_FRAGMENT } else { 0 };
+    Ok(Flow { key, bytes: total as u64, flags: u64::from(flags) | fragments })
 }
 
 fn wide(address: &[u8; 4]) -> [u8; 16] {
@@ -179,17 +184,16 @@ fn wide(address: &[u8; 4]) -> [u8; 16] {
     wide
 }
 
-/// The loaded Ethernet program of this pair: the one that uses its flows map.
-fn program(pair: &Pair) -> ProgramFd {
-    let map = MapInfo::from_pin(pair.bpffs.pin_path().join("fastpath_flows")).unwrap().id();
+/// The loaded program for Ethernet frames: the one that uses the flows map that is pinned there.
+pub(crate) fn program(pin_path: &Path, hook: Hook) -> ProgramInfo {
+    let name = if hook == Hook::Tc { "fastpath_tc" } else { "fastpath_xdp" };
+    let map = MapInfo::from_pin(pin_path.join("fastpath_flows")).unwrap().id();
     loaded_programs()
         // Others' may go while one looks.
         .filter_map(Result::ok)
-        .filter(|info| info.name_as_str() == Some("fastpath_tc"))
+        .filter(|info| info.name_as_str() == Some(name))
         .find(|info| info.map_ids().ok().flatten().is_some_and(|ids| ids.contains(&map)))
         .expect("the program is loaded")
-        .fd()
-        .unwrap()
 }
 
 /// The member `test` of union bpf_attr (include/uapi/linux/bpf.h).
@@ -311,14 +315,14 @@ fn any_frames() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
 }
 
 /// Runs a frame until its flow is hot, then another, and compares what was counted with what etherparse says.
-fn check(pair: &Pair, program: &ProgramFd, frames: [&[u8]; 2]) -> Result<(), TestCaseError> {
+fn check(pair: &Pair, hook: Hook, program: &ProgramFd, frames: [&[u8]; 2]) -> Result<(), TestCaseError> {
     // The first enters the flow, the second makes it hot (mostly: they have to be in one tick), the others take the
     // short way. That goes for the second frame too, if its flow is the same.
     const TIMES: u64 = 5;
     let pinned = pair.pinned();
     let without_events = |stats| PacketStats { flows_entered: 0, events_sent: 0, events_lost: 0, ..stats };
     let mut stats = without_events(pinned.stats().unwrap());
-    let outcomes = frames.map(|frame| expected(frame).unwrap_or_else(|reason| reason));
+    let outcomes = frames.map(|frame| expected(frame, hook).unwrap_or_else(|reason| reason));
     let mut flows = BTreeMap::new();
     for outcome in outcomes {
         if let Flow { key, .. } = outcome {
@@ -327,7 +331,8 @@ fn check(pair: &Pair, program: &ProgramFd, frames: [&[u8]; 2]) -> Result<(), Tes
     }
     for (frame, outcome) in frames.iter().zip(outcomes) {
         let Some((result, after)) = run(program, frame, TIMES as u32) else { continue };
-        prop_assert_eq!(result, -1, "the program goes on with the next");
+        // TCX_NEXT and TC_ACT_UNSPEC; XDP_PASS.
+        prop_assert_eq!(result, if hook == Hook::Tc { -1 } else { 2 }, "the program goes on with the next");
         prop_assert_eq!(after.as_slice(), *frame, "the frame is as it was");
         let tally = match outcome {
             Flow { .. } => &mut stats.counted,
@@ -338,11 +343,11 @@ fn check(pair: &Pair, program: &ProgramFd, frames: [&[u8]; 2]) -> Result<(), Tes
             TooManyHeaders => &mut stats.too_many_headers,
         };
         let mut counted_bytes = frame.len() as u64;
-        if let Flow { key, bytes, tcp_flags } = outcome {
+        if let Flow { key, bytes, flags } = outcome {
             let flow = flows.get_mut(&key).expect("both are there");
             flow.packets += TIMES;
             flow.bytes += TIMES * bytes;
-            flow.tcp_flags |= tcp_flags;
+            flow.flags |= flags;
             counted_bytes = bytes;
         }
         tally.packets += TIMES;
@@ -352,33 +357,37 @@ fn check(pair: &Pair, program: &ProgramFd, frames: [&[u8]; 2]) -> Result<(), Tes
     for (key, expected) in flows {
         let found = pinned.flow(&key).unwrap().unwrap_or_default();
         prop_assert_eq!(
-            (found.packets, found.bytes, found.tcp_flags),
-            (expected.packets, expected.bytes, expected.tcp_flags)
+            (found.packets, found.bytes, found.flags),
+            (expected.packets, expected.bytes, expected.flags)
         );
     }
     Ok(())
 }
 
-fn attached(pair: &Pair) -> Programs {
-    let mut programs = pair.load(0, 65_536);
-    pair.node.run(|| programs.attach(&pair.rx0()).unwrap());
-    programs
-}
-
-#[test]
-fn agrees_with_another_parser_on_arbitrary_frames() {
+fn agrees_with_another_parser(hook: Hook, cases: u32) {
     let pair = Pair::new();
-    let _programs = attached(&pair);
-    let program = program(&pair);
+    let _programs = pair.attach_at(hook, 0, 65_536);
+    let program = program(&pair.bpffs.pin_path(), hook).fd().unwrap();
     let past_failures = concat!(env!("CARGO_MANIFEST_DIR"), "/it/host/ebpf/parser.regressions");
     let mut runner = TestRunner::new(Config {
-        cases: 2000,
+        cases,
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(past_failures))),
         ..Config::default()
     });
     runner
-        .run(&any_frames(), |(right, frame)| check(&pair, &program, [&right, &frame]))
+        .run(&any_frames(), |(right, frame)| check(&pair, hook, &program, [&right, &frame]))
         .unwrap_or_else(|e| panic!("{e}"));
+}
+
+#[test]
+fn agrees_with_another_parser_on_arbitrary_frames() {
+    agrees_with_another_parser(Hook::Tc, 2000);
+}
+
+/// Fewer, since it is the same source.
+#[test]
+fn agrees_with_another_parser_at_xdp_too() {
+    agrees_with_another_parser(Hook::Xdp, 1000);
 }
 
 #[test]
@@ -389,7 +398,7 @@ fn arbitrary_frames_are_of_every_kind() {
     for _ in 0..1000 {
         use proptest::strategy::ValueTree;
         let (_, frame) = any_frames().new_tree(&mut runner).unwrap().current();
-        let outcome = expected(&frame).unwrap_or_else(|reason| reason);
+        let outcome = expected(&frame, Hook::Tc).unwrap_or_else(|reason| reason);
         let kind = match outcome {
             Flow { key, .. } => format!("flow v{} {}", key.family, key.protocol),
             reason => format!("{reason:?}"),

@@ -1,0 +1,182 @@
+//! Which connections the agent helps into the flowtable, and for how long. Connections that are older than the first
+//! rule with `ct packets` have no packet counters, so that rule never matches them; the agent lists their conntrack ids
+//! in a set with a rule of its own. Time is handed in as milliseconds since any fixed point.
+//!
+//! The rule costs every packet that isn't offloaded, so nothing stays listed for long. A connection is listed when it
+//! crosses the threshold, until it is offloaded; one that has no packets in time is armed instead: its next packet
+//! signals again. So is one that was offloaded and isn't any more (30 s without packets, or a change of policy).
+
+use std::collections::{HashMap, VecDeque};
+
+use super::{
+    connection::{Entry, Tuple},
+    flow::{Flow, Node},
+};
+
+/// Time that an id stays in the set.
+pub const LISTED_MS: u64 = 30_000;
+/// First wait for what became of those that were listed last; doubles up to [`LOOK_MAX_MS`].
+const LOOK_MS: u64 = 200;
+/// Longest wait.
+const LOOK_MAX_MS: u64 = 5_000;
+/// Ids listed at a time; others have their turn later.
+const MOST_LISTED: usize = 16_384;
+/// Ids listed within [`LISTED_MS`]: what stands in the set at any time is at most twice as much, and it takes 65,536.
+const MOST_IN_TIME: usize = 30_000;
+/// Connections remembered after they were offloaded, to be armed when they aren't any more.
+const MOST_HELPED: usize = 65_536;
+/// When to look at helped connections after the flowtable was emptied, in ms: the kernel takes its time to take their
+/// marks away.
+const DOUBTS_MS: [u64; 3] = [2_500, 1_000, 300];
+/// A listed connection that has had so many packets and isn't offloaded won't be: the kernel has a reason of its own.
+const PACKETS_IN_VAIN: u64 = 5;
+
+/// What is to be done about a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing.
+    Nothing,
+    /// Both its directions are to signal their next packets.
+    Arm,
+}
+
+/// Connections that are helped.
+#[derive(Debug, Default)]
+pub struct Assist {
+    /// In the set and not yet offloaded, by the tuple of the original direction.
+    listed: HashMap<Tuple, Listed>,
+    /// Listed since they were last asked for.
+    new: Vec<u32>,
+    /// Were offloaded with our help, or will have their turn.
+    helped: VecDeque<Tuple>,
+    /// Since when how many were listed.
+    in_time: (u64, usize),
+    look_at: Option<u64>,
+    wait: u64,
+    /// When to look at those that were helped, the next time last.
+    doubts: Vec<u64>,
+    /// Whether the rule was wanted when that was last asked for.
+    told: bool,
+}
+
+#[derive(Debug)]
+struct Listed {
+    id: u32,
+    since_ms: u64,
+    /// As counted then.
+    packets: u64,
+}
+
+/// What the ruleset has to be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Whether set and rule are needed.
+    pub rule: bool,
+    /// Conntrack ids to add to the set, for [`LISTED_MS`].
+    pub ids: Vec<u32>,
+}
+
+impl Assist {
+    /// A flow that has crossed, or that was armed: lists it if that is all it needs.
+    pub fn consider(&mut self, flow: &Flow, node: &Node, now_ms: u64) {
+        let Some(entry) = flow.entry.as_ref().filter(|_| flow.only_uncounted(node)) else { return };
+        if self.listed.get(&entry.original).is_some_and(|listed| listed.id == entry.id) {
+            return;
+        }
+        if now_ms >= self.in_time.0 + LISTED_MS {
+            self.in_time = (now_ms, 0);
+        }
+        if self.listed.len() >= MOST_LISTED || self.in_time.1 >= MOST_IN_TIME {
+            return self.remember(entry.original);
+        }
+        self.in_time.1 += 1;
+        let listed = Listed { id: entry.id, since_ms: now_ms, packets: flow.packets() };
+        self.listed.insert(entry.original, listed);
+        self.new.push(entry.id);
+        self.wait = LOOK_MS;
+        self.look_at = Some(now_ms + LOOK_MS);
+    }
+
+    /// When to look what became of those that are listed.
+    pub fn due_ms(&self) -> Option<u64> {
+        self.look_at.into_iter().chain(self.doubts.last().copied()).min()
+    }
+
+    /// Those to look up now, if it is time.
+    pub fn take_due(&mut self, now_ms: u64) -> Vec<Tuple> {
+        let mut due = Vec::new();
+        if self.look_at.is_some_and(|at| at <= now_ms) {
+            self.wait = (2 * self.wait).min(LOOK_MAX_MS);
+            self.look_at = Some(now_ms + self.wait);
+            due.extend(self.listed.keys());
+        }
+        if self.doubts.pop_if(|at| *at <= now_ms).is_some() {
+            due.extend(self.helped.drain(..));
+        }
+        due
+    }
+
+    /// The flowtable was emptied.
+    pub fn emptied(&mut self, now_ms: u64) {
+        if !self.helped.is_empty() {
+            self.doubts = DOUBTS_MS.map(|wait| now_ms + wait).into();
+        }
+    }
+
+    /// Those that were helped before, all of them to be looked up.
+    pub fn take_helped(&mut self) -> Vec<Tuple> {
+        self.helped.drain(..).collect()
+    }
+
+    /// What a look found: the connection, and the packets of both directions counted so far.
+    pub fn looked(&mut self, tuple: &Tuple, entry: Option<&Entry>, packets: u64, now_ms: u64) -> Next {
+        let listed = self.listed.get(tuple);
+        // Another connection with the same tuple, which has counters: it goes by the rule.
+        let entry = entry.filter(|entry| entry.counters.is_none());
+        let entry = entry.filter(|entry| listed.is_none_or(|listed| listed.id == entry.id));
+        let next = match (entry, listed) {
+            (None, _) => Next::Nothing,
+            (Some(entry), _) if entry.status.offloaded() => {
+                self.remember(*tuple);
+                Next::Nothing
+            }
+            (Some(_), Some(listed)) if now_ms < listed.since_ms + LISTED_MS => return Next::Nothing,
+            (Some(_), Some(listed)) if packets >= listed.packets + PACKETS_IN_VAIN => Next::Nothing,
+            // Idle since then.
+            (Some(_), _) => Next::Arm,
+        };
+        self.listed.remove(tuple);
+        if self.listed.is_empty() {
+            self.look_at = None;
+        }
+        next
+    }
+
+    /// Takes note of a connection without counters that is offloaded.
+    pub fn remember(&mut self, original: Tuple) {
+        if self.helped.len() == MOST_HELPED {
+            self.helped.pop_front();
+        }
+        self.helped.push_back(original);
+    }
+
+    /// What the ruleset has to be told since this was last asked, if anything.
+    pub fn take_wanted(&mut self) -> Option<Wanted> {
+        let rule = !self.listed.is_empty();
+        if self.new.is_empty() && rule == self.told {
+            return None;
+        }
+        self.told = rule;
+        Some(Wanted { rule, ids: std::mem::take(&mut self.new) })
+    }
+
+    /// The set is empty again, for whatever reason: everything has to be told anew.
+    pub fn tell_again(&mut self) {
+        self.new = self.listed.values().map(|listed| listed.id).collect();
+        self.told = false;
+    }
+}
+
+#[cfg(test)]
+#[path = "assist_tests.rs"]
+mod tests;

@@ -1,0 +1,491 @@
+//! Checks of the ruleset, of others who have a hand in the same packets, of the interfaces, and of eBPF.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    Finding,
+    facts::{Facts, OtherFlowtable, Others},
+    host::managed,
+    lacks_flowtable, some,
+};
+use crate::core::{
+    desired::{Policy, desired, is_bridged, keep_revoked},
+    diff::{Decision, ForeignTable, diff},
+    model::{CHAIN, FLOWTABLE, IfIndex, IfName, Link, TABLE},
+    observed::{Observed, ObservedFlowtable, ObservedTable, Owner},
+    plan::Plan,
+    sets::OwnSet,
+    watch::watched,
+};
+
+/// Priority from which on a chain comes after the usual filters (NF_IP_PRI_FILTER).
+const FILTERS: i32 = 0;
+
+pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
+    let mut findings = vec![ruleset(facts)];
+    findings.extend(order(facts));
+    findings.extend(others(facts));
+    findings.push(hardware(facts));
+    findings.extend(interfaces(facts));
+    findings.extend(ebpf(facts));
+    findings
+}
+
+fn table(facts: &Facts) -> Option<&ObservedTable> {
+    facts.observed.as_ref().ok().and_then(|observed| observed.table.as_ref())
+}
+
+fn our_table(facts: &Facts) -> Option<&ObservedTable> {
+    table(facts).filter(|table| table.owner == Owner::Ours)
+}
+
+fn our_flowtable(facts: &Facts) -> Option<&ObservedFlowtable> {
+    our_table(facts)?.flowtables.iter().find(|flowtable| flowtable.name == FLOWTABLE)
+}
+
+fn ruleset(facts: &Facts) -> Finding {
+    const CHECK: &str = "ruleset";
+    let observed = match &facts.observed {
+        Ok(observed) => observed,
+        Err(why) => {
+            return Finding::amber(CHECK, format!("can't be read: {why}"), "run doctor with CAP_NET_ADMIN");
+        }
+    };
+    let runs = facts.agent.is_some();
+    let Some(table) = &observed.table else {
+        return match (facts.policy.threshold, runs, lacks_flowtable(facts)) {
+            (0, ..) => Finding::amber(
+                CHECK,
+                "none: offloading is switched off (threshold 0)",
+                "set --fastpath-threshold to more than 0",
+            ),
+            (.., Some(_)) => Finding::amber(
+                CHECK,
+                "none: this kernel has no flowtables",
+                "do what the kernel's finding says",
+            ),
+            (_, true, None) => Finding::red(
+                CHECK,
+                format!("there is no table inet {TABLE} although the agent runs"),
+                "read the agent's log for what keeps it from installing it",
+            ),
+            (_, false, None) => {
+                Finding::amber(CHECK, format!("there is no table inet {TABLE}"), "start fastpath-agent")
+            }
+        };
+    };
+    if table.owner == Owner::Foreign {
+        return Finding::red(
+            CHECK,
+            format!(
+                "table inet {TABLE} was made by somebody else (kindnetd has one of that name), so the agent leaves it alone"
+            ),
+            "switch kindnetd's off with its --fastpath-threshold=0, or start the agent with --takeover",
+        );
+    }
+    let Decision::Apply(ops) = difference(facts, observed) else { unreachable!("the table is ours") };
+    if ops.is_empty() {
+        let devices =
+            our_flowtable(facts).and_then(|flowtable| flowtable.devices.as_ref()).map_or(0, BTreeSet::len);
+        return Finding::green(
+            CHECK,
+            format!("as it should be: threshold {}, {devices} interfaces", facts.policy.threshold),
+        );
+    }
+    let plan = Plan(&ops);
+    if runs {
+        Finding::red(
+            CHECK,
+            format!("not as it should be; missing: {plan}"),
+            "run doctor again, since the agent repairs within a second; if it stays so, read the agent's log for who keeps changing it",
+        )
+    } else {
+        Finding::amber(
+            CHECK,
+            format!("not as these flags want it; missing: {plan}"),
+            "start fastpath-agent, or give doctor the flags that the agent had",
+        )
+    }
+}
+
+/// What an agent would change. Interfaces that aren't in the flowtable have findings of their own, and hardware
+/// offload that the devices refused isn't asked for again.
+fn difference(facts: &Facts, observed: &Observed) -> Decision {
+    let refused: BTreeMap<IfIndex, String> =
+        absent(facts).into_iter().map(|link| (link.index, String::new())).collect();
+    let hw_offload =
+        facts.policy.hw_offload && our_flowtable(facts).is_some_and(|flowtable| flowtable.hw_offload);
+    // Whether the agent assists connections at this moment is its own affair.
+    let assist =
+        our_table(facts).is_some_and(|table| table.sets.iter().any(|set| set.name == OwnSet::Assist.name()));
+    let policy = Policy { hw_offload, assist, ..facts.policy.clone() };
+    let mut wanted = desired(&policy, &facts.links, &refused);
+    keep_revoked(&mut wanted, observed);
+    diff(&wanted, observed, ForeignTable::Refuse)
+}
+
+/// Links that should be in our flowtable and aren't.
+fn absent(facts: &Facts) -> Vec<&Link> {
+    let Some(devices) = our_flowtable(facts).and_then(|flowtable| flowtable.devices.as_ref()) else {
+        return Vec::new();
+    };
+    managed(facts).filter(|link| !devices.contains(&link.name) && !is_port(facts, link)).collect()
+}
+
+/// Whether a bridge stands for the link in the flowtable.
+fn is_port(facts: &Facts, link: &Link) -> bool {
+    let bridge = |index| managed(facts).find(|link| link.index == index);
+    !facts.policy.hw_offload && is_bridged(link, bridge)
+}
+
+fn order(facts: &Facts) -> Option<Finding> {
+    const CHECK: &str = "chain-priority";
+    let hook = our_table(facts)?.chains.iter().find(|chain| chain.name == CHAIN)?.hook.as_ref()?;
+    Some(if hook.priority > FILTERS {
+        Finding::green(
+            CHECK,
+            format!("{}: after the filters, so only what they accept is offloaded", hook.priority),
+        )
+    } else {
+        Finding::amber(
+            CHECK,
+            format!(
+                "{}: before the filters, so a flow that a new rule denies is offloaded again by the packet that the rule would drop",
+                hook.priority
+            ),
+            "start the agent without --chain-priority, unless you want just that",
+        )
+    })
+}
+
+fn others(facts: &Facts) -> Vec<Finding> {
+    let others = match &facts.others {
+        Ok(others) => others,
+        Err(why) => {
+            return vec![Finding::amber(
+                "other-owners",
+                format!("others' rulesets can't be read: {why}"),
+                "run doctor with CAP_NET_ADMIN",
+            )];
+        }
+    };
+    let mut findings = flowtables(facts, others);
+    findings.push(match known(others).as_slice() {
+        [] => Finding::green(
+            "other-owners",
+            "none that doctor knows (kindnet, Calico, Cilium, firewalld, Docker, ufw)",
+        ),
+        names => Finding::green(
+            "other-owners",
+            format!("rules of {} are there, and stay as they are", names.join(", ")),
+        ),
+    });
+    findings.push(kube_proxy(facts, others));
+    findings
+}
+
+/// Flowtables of others: whoever's hook comes first takes a flow's packets, without our rule's conditions.
+fn flowtables(facts: &Facts, others: &Others) -> Vec<Finding> {
+    const CHECK: &str = "other-flowtables";
+    let ours: BTreeSet<&IfName> = managed(facts).map(|link| &link.name).collect();
+    let mut findings = Vec::new();
+    for OtherFlowtable { table, name, devices } in &others.flowtables {
+        let shared: Vec<_> = devices.iter().filter(|device| ours.contains(device)).collect();
+        if shared.is_empty() {
+            continue;
+        }
+        let remedy = match table.name.as_str() {
+            "firewalld" => {
+                "empty NftablesFlowtable in /etc/firewalld/firewalld.conf and reload firewalld, or exclude those interfaces here with --exclude-interfaces"
+            }
+            _ => "switch it off where it is made, or exclude those interfaces here with --exclude-interfaces",
+        };
+        findings.push(
+            Finding::amber(
+                CHECK,
+                format!("has {} too: which of the two takes a flow is chance, and flows that it takes obey its rules only", some(shared)),
+                remedy,
+            )
+            .about(format!("{} {} {name}", table.family, table.name)),
+        );
+    }
+    if findings.is_empty() {
+        findings.push(Finding::green(CHECK, "none on the interfaces that are managed here"));
+    }
+    findings
+}
+
+/// Whom the names of tables and chains give away.
+fn known(others: &Others) -> Vec<&'static str> {
+    let table = |wanted: &[&str]| others.tables.iter().any(|table| wanted.iter().any(|w| table.name == *w));
+    let chain = |prefix: &str| others.chains.iter().any(|chain| chain.starts_with(prefix));
+    let known = [
+        (
+            "kindnet",
+            table(&["kindnet-masquerade", "kindnet-ipmasq", "kindnet-network-policies", "kindnet-portmap"]),
+        ),
+        ("kube-network-policies", table(&["kube-network-policies"])),
+        ("Calico", table(&["calico"]) || chain("cali-")),
+        ("Cilium", chain("CILIUM_")),
+        ("firewalld", table(&["firewalld"])),
+        ("Docker", table(&["docker-bridges"]) || chain("DOCKER")),
+        ("ufw", chain("ufw-")),
+    ];
+    known.into_iter().filter_map(|(name, found)| found.then_some(name)).collect()
+}
+
+fn kube_proxy(facts: &Facts, others: &Others) -> Finding {
+    const CHECK: &str = "kube-proxy";
+    let mut modes = Vec::new();
+    if others.tables.iter().any(|table| table.name == "kube-proxy") {
+        modes.push("nftables");
+    }
+    if facts.ipvs_services > 0 {
+        modes.push("ipvs");
+    }
+    // In IPVS mode a few chains of that name are there as well.
+    if others.chains.contains("KUBE-SERVICES") && facts.ipvs_services == 0 {
+        modes.push("iptables");
+    }
+    match modes.as_slice() {
+        [] if facts.legacy_tables.iter().any(|table| table == "nat") => Finding::green(
+            CHECK,
+            "can't be told: iptables-legacy has a nat table, which doctor can't look into; its connections are offloaded like others",
+        ),
+        [] => Finding::green(CHECK, "no rules of kube-proxy"),
+        [mode] => Finding::green(
+            CHECK,
+            format!("{mode} mode: connections to Services are offloaded with their NAT"),
+        ),
+        several => Finding::amber(
+            CHECK,
+            format!("rules of several modes ({}): one of them is a leftover", several.join(", ")),
+            "remove the leftover with `kube-proxy --cleanup`, then restart kube-proxy",
+        ),
+    }
+}
+
+fn hardware(facts: &Facts) -> Finding {
+    const CHECK: &str = "hardware-offload";
+    let has = |on: bool| facts.hardware.iter().filter(move |(_, is_on)| **is_on == on).map(|(name, _)| name);
+    let capable = match facts.hardware.len() {
+        0 => "no interface has hw-tc-offload".to_owned(),
+        _ => format!("hw-tc-offload on: {}; off: {}", or_none(some(has(true))), or_none(some(has(false)))),
+    };
+    match (facts.policy.hw_offload, our_flowtable(facts).map(|flowtable| flowtable.hw_offload)) {
+        (false, _) => Finding::green(CHECK, format!("not asked for (--hw-offload=off); {capable}")),
+        (true, Some(true)) => Finding::green(CHECK, format!("in use; {capable}")),
+        (true, _) => Finding::amber(
+            CHECK,
+            format!("asked for, but flows are forwarded in software; {capable}"),
+            "leave interfaces without it out with --exclude-interfaces, switch it on with `ethtool -K DEV hw-tc-offload on`, or drop --hw-offload=auto",
+        ),
+    }
+}
+
+fn or_none(list: String) -> String {
+    if list.is_empty() { "none".to_owned() } else { list }
+}
+
+fn interfaces(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "interface";
+    let in_set = our_table(facts).and_then(ObservedTable::managed);
+    let absent: BTreeSet<IfIndex> = absent(facts).into_iter().map(|link| link.index).collect();
+    let line = |link: &Link| {
+        let what =
+            format!("{}, MTU {}", link.kind.as_deref().unwrap_or("no kind, probably hardware"), link.mtu);
+        if let Some(reason) = facts.policy.selection.reject(link) {
+            return Finding::green(CHECK, format!("not managed: {reason} ({what})"));
+        }
+        if is_port(facts, link) {
+            return Finding::green(CHECK, format!("not managed: its bridge is, for its ports ({what})"));
+        }
+        if our_flowtable(facts).is_none() {
+            return Finding::green(CHECK, format!("would be managed; no ruleset is installed ({what})"));
+        }
+        if absent.contains(&link.index) {
+            return match taken_by(facts, &link.name) {
+                Some(other) => Finding::amber(
+                    CHECK,
+                    format!(
+                        "not in the flowtable: flowtable {other} in the same table has it, so the kernel refuses it ({what})"
+                    ),
+                    format!("delete that flowtable with `nft delete flowtable inet {TABLE} {other}`"),
+                ),
+                None => Finding::amber(
+                    CHECK,
+                    format!("not in the flowtable although it should be ({what})"),
+                    match facts.agent {
+                        Some(_) => {
+                            "run doctor again; if it stays so, read the agent's log for the kernel's reason"
+                        }
+                        None => "start fastpath-agent, which follows the interfaces",
+                    },
+                ),
+            };
+        }
+        if in_set.is_some_and(|set| !set.contains(&link.index)) {
+            return Finding::amber(
+                CHECK,
+                format!("in the flowtable, but the rule doesn't know it ({what})"),
+                "start fastpath-agent, or read its log if it runs",
+            );
+        }
+        let note = match link.kind.as_deref() {
+            Some("ipvlan") => "; flows over it may be accelerated in one direction only (docs/interfaces.md)",
+            _ => "",
+        };
+        Finding::green(CHECK, format!("managed ({what}){note}"))
+    };
+    facts.links.iter().map(|link| line(link).about(link.name.as_str())).collect()
+}
+
+/// Another flowtable in our table that has the device.
+fn taken_by<'f>(facts: &'f Facts, device: &IfName) -> Option<&'f str> {
+    let has = |flowtable: &&ObservedFlowtable| {
+        flowtable.name != FLOWTABLE
+            && flowtable.devices.as_ref().is_some_and(|devices| devices.contains(device))
+    };
+    Some(our_table(facts)?.flowtables.iter().find(has)?.name.as_str())
+}
+
+fn ebpf(facts: &Facts) -> Vec<Finding> {
+    let mut findings = at_ingress(facts);
+    if facts.without_ebpf {
+        findings.push(Finding::green("ebpf", "switched off (--ebpf=off): flows aren't counted"));
+        return findings;
+    }
+    let ebpf = match &facts.ebpf {
+        Ok(ebpf) => ebpf,
+        Err(why) => {
+            findings.push(Finding::amber("ebpf", format!("can't be looked at: {why}"), "run doctor as root"));
+            return findings;
+        }
+    };
+    let Some(maps) = &ebpf.maps else {
+        let remedy = match facts.agent {
+            Some(_) => "read the agent's log for why its programs couldn't be loaded",
+            None => "start fastpath-agent",
+        };
+        findings.push(Finding::amber(
+            "ebpf",
+            format!("nothing is pinned in {}: flows aren't counted", facts.pin_path),
+            remedy,
+        ));
+        return findings;
+    };
+    let expected = watched(&facts.links, &managed(facts).map(|link| link.index).collect());
+    let missing: Vec<_> = facts
+        .links
+        .iter()
+        .filter(|link| expected.contains(&link.index) && !ebpf.attached.contains(&link.index))
+        .map(|link| &link.name)
+        .collect();
+    findings.push(if missing.is_empty() {
+        Finding::green(
+            "ebpf",
+            format!(
+                "{} of {} interfaces counted, {} of {} entries of the flow map in use",
+                expected.len(),
+                expected.len(),
+                maps.flows,
+                maps.max_flows
+            ),
+        )
+    } else {
+        Finding::amber(
+            "ebpf",
+            format!("no program of ours on {}: packets that come in there aren't counted", some(missing)),
+            match facts.agent {
+                Some(_) => "run doctor again; if it stays so, read the agent's log for the kernel's reason",
+                None => "start fastpath-agent",
+            },
+        )
+    });
+    findings.extend(loss(maps));
+    findings
+}
+
+/// Programs at ingress run before the flowtable's hook, whatever their order among themselves.
+fn at_ingress(facts: &Facts) -> Vec<Finding> {
+    const CHECK: &str = "ebpf-order";
+    let programs = match &facts.at_ingress {
+        Ok(programs) => programs,
+        Err(why) => {
+            let why = format!("programs of others can't be looked at: {why}");
+            return vec![Finding::amber(CHECK, why, "run doctor as root")];
+        }
+    };
+    let mut findings = Vec::new();
+    for link in managed(facts) {
+        for program in programs.get(&link.index).into_iter().flatten() {
+            let order = match (facts.without_ebpf, program.before_ours) {
+                (true, _) => "before the flowtable",
+                (false, true) => "before our counters and the flowtable",
+                (false, false) => "after our counters and before the flowtable",
+            };
+            let cilium = if program.name.starts_with("cil_") { " (Cilium's)" } else { "" };
+            findings.push(
+                Finding::amber(
+                    CHECK,
+                    format!(
+                        "{} {}{cilium} runs {order}: packets that it redirects or drops never get there, so those flows aren't accelerated",
+                        program.kind, program.name
+                    ),
+                    format!(
+                        "look at what it does (`bpftool net show dev {name}`, `tc filter show dev {name} ingress`); if it forwards packets itself, leave {name} to it with --exclude-interfaces",
+                        name = link.name
+                    ),
+                )
+                .about(link.name.as_str()),
+            );
+        }
+    }
+    if findings.is_empty() {
+        findings.push(Finding::green(CHECK, "no program of others at ingress of the managed interfaces"));
+    }
+    findings
+}
+
+fn loss(maps: &super::facts::MapFacts) -> Vec<Finding> {
+    const CHECK: &str = "ebpf-loss";
+    let mut findings = Vec::new();
+    if maps.events_lost > 0 {
+        findings.push(
+            Finding::amber(
+                CHECK,
+                format!(
+                    "{} crossings of the threshold went unheard, since the ring was full",
+                    maps.events_lost
+                ),
+                "see whether the agent gets enough processor time; flows are offloaded all the same",
+            )
+            .about("events"),
+        );
+    }
+    if maps.no_room > 0 {
+        findings.push(
+            Finding::amber(
+                CHECK,
+                format!("{} packets weren't counted, since the flow map had no room", maps.no_room),
+                "give the flow map more entries with --max-flows",
+            )
+            .about("flow map"),
+        );
+    }
+    // Ten thousandths: a stray broken packet is no finding.
+    if maps.malformed * 10_000 > maps.counted {
+        findings.push(
+            Finding::amber(
+            CHECK,
+            format!("{} packets beside {} counted ones weren't what their headers say", maps.malformed, maps.counted),
+            "capture some with `tcpdump -nne` at the interface with most errors (`ip -s link`): somebody sends broken packets",
+            )
+            .about("malformed packets"),
+        );
+    }
+    if findings.is_empty() {
+        findings.push(Finding::green(CHECK, format!("none: {} packets counted", maps.counted)));
+    }
+    findings
+}

@@ -1,0 +1,187 @@
+//! A flow, and what happens to flows, as JSON has it. Fields are only ever added: programs of others read them.
+
+use fastpath_common::FlowCounters;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    connection::{Tuple, protocol_name},
+    flow::{Flow, Node, State},
+    flow_path::Path,
+};
+
+/// A flow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowRecord {
+    /// "tcp", "udp", or another name or number.
+    pub protocol: String,
+    /// The original direction as its packets come in, before NAT.
+    pub original: Tuple,
+    /// The reply direction likewise, as far as it is known.
+    pub reply: Option<Tuple>,
+    /// What became of it.
+    #[serde(flatten)]
+    pub state: State,
+    /// Interfaces that packets come in on.
+    pub interfaces: Vec<String>,
+    /// As counted at ingress; the original direction, then the reply direction.
+    pub ingress: [Option<Ingress>; 2],
+    /// As conntrack counts them.
+    pub conntrack: Option<Conntrack>,
+    /// Which way its packets take.
+    #[serde(flatten)]
+    pub path: Path,
+}
+
+/// What was counted of one direction at ingress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ingress {
+    /// Packets as the stack handles them.
+    pub packets: u64,
+    /// Packets on the wire.
+    pub segments: u64,
+    /// From the IP header on.
+    pub bytes: u64,
+    /// Since the first packet.
+    pub age_ms: u64,
+    /// Since the last packet.
+    pub idle_ms: u64,
+    /// All that were seen, or-ed.
+    pub tcp_flags: u64,
+}
+
+/// What conntrack has of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conntrack {
+    /// `CTA_ID`.
+    pub id: u32,
+    /// Zone of the original direction.
+    pub zone: u16,
+    /// `ct mark`.
+    pub mark: u32,
+    /// Of the original and the reply direction; `None` if conntrack doesn't count.
+    pub packets: Option<[u64; 2]>,
+    /// Likewise.
+    pub bytes: Option<[u64; 2]>,
+}
+
+impl FlowRecord {
+    /// `flow` as seen from `node`.
+    pub fn new(flow: &Flow, node: &Node) -> Self {
+        let ago = |at: u64| node.now_ns.saturating_sub(at) / 1_000_000;
+        let ingress = flow.seen.map(|counters| {
+            counters.map(|c| Ingress {
+                packets: c.packets,
+                segments: c.segments,
+                bytes: c.bytes,
+                age_ms: ago(c.first_seen_ns),
+                idle_ms: ago(c.last_seen_ns),
+                tcp_flags: c.flags & FlowCounters::TCP_FLAGS,
+            })
+        });
+        Self {
+            protocol: protocol_name(flow.original.protocol),
+            original: flow.original,
+            reply: flow.reply,
+            state: flow.state.clone(),
+            interfaces: interfaces(flow, node),
+            ingress,
+            conntrack: flow.entry.as_ref().map(|entry| Conntrack {
+                id: entry.id,
+                zone: entry.zone,
+                mark: entry.mark,
+                packets: entry.counters.map(|c| c.map(|c| c.packets)),
+                bytes: entry.counters.map(|c| c.map(|c| c.bytes)),
+            }),
+            path: flow.path,
+        }
+    }
+}
+
+/// Names of the interfaces that a flow's packets came in on, or `#` and the index of one that is gone.
+pub fn interfaces(flow: &Flow, node: &Node) -> Vec<String> {
+    flow.interfaces().map(|i| node.names.get(&i).map_or(format!("#{i}"), ToString::to_string)).collect()
+}
+
+/// A line of what the agent publishes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// A flow has crossed the threshold, and this is what became of it.
+    Crossed {
+        /// When that was found out, in ms since 1970 (UTC).
+        time_ms: u64,
+        /// The flow.
+        #[serde(flatten)]
+        flow: Box<FlowRecord>,
+    },
+    /// This reader was too slow: so many records are missing here.
+    Lost {
+        /// How many.
+        records: u64,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::{
+        connection::TCP,
+        flow::Cause,
+        model::{IfIndex, IfName},
+    };
+
+    fn record(state: State) -> FlowRecord {
+        let tuple = Tuple {
+            source: "10.1.0.2".parse().unwrap(),
+            destination: "fd00::2".parse().unwrap(),
+            protocol: TCP,
+            source_port: 40000,
+            destination_port: 443,
+        };
+        let node = Node { names: [(IfIndex(2), IfName::new("eth0").unwrap())].into(), ..Node::default() };
+        let seen = FlowCounters { packets: 7, ifindex: 2, ..FlowCounters::default() };
+        FlowRecord { state, ..FlowRecord::new(&Flow::gone(tuple, seen), &node) }
+    }
+
+    #[test]
+    fn what_is_written_can_be_read() {
+        for state in [
+            State::Offloaded,
+            State::Gone,
+            State::Stalled(Cause::OneWay),
+            State::Stalled(Cause::Helper("ftp".to_owned())),
+        ] {
+            let event = Event::Crossed { time_ms: 1, flow: Box::new(record(state)) };
+            let line = serde_json::to_string(&event).unwrap();
+            assert!(!line.contains('\n'));
+            assert_eq!(serde_json::from_str::<Event>(&line).unwrap(), event, "{line}");
+        }
+        assert_eq!(
+            serde_json::to_string(&Event::Lost { records: 3 }).unwrap(),
+            r#"{"event":"lost","records":3}"#
+        );
+    }
+
+    #[test]
+    fn an_event_has_the_fields_of_the_flow() {
+        let event = Event::Crossed { time_ms: 1, flow: Box::new(record(State::Stalled(Cause::Local))) };
+        let event = serde_json::to_value(&event).unwrap();
+        let flow = serde_json::to_value(record(State::Stalled(Cause::Local))).unwrap();
+        for (field, value) in flow.as_object().unwrap() {
+            assert_eq!(event.get(field), Some(value));
+        }
+        assert_eq!(
+            (&event["event"], &event["state"], &event["cause"]),
+            (&"crossed".into(), &"stalled".into(), &"local".into())
+        );
+    }
+
+    /// Readers of a later version's records go on.
+    #[test]
+    fn unknown_fields_do_no_harm() {
+        let event = Event::Crossed { time_ms: 1, flow: Box::new(record(State::Offloaded)) };
+        let mut value = serde_json::to_value(&event).unwrap();
+        value["new"] = serde_json::json!({"a": 1});
+        assert_eq!(serde_json::from_value::<Event>(value).unwrap(), event);
+    }
+}

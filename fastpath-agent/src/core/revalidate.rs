@@ -1,0 +1,192 @@
+//! Which changes of the ruleset may concern forwarded packets, and when the flowtable is emptied because of them.
+//!
+//! An offloaded flow passes no chain, so a rule that comes to deny it changes nothing until the flow leaves the flowtable.
+//! What is said here errs on the side of emptying it: that costs each flow a few packets on the normal path.
+
+use std::{
+    collections::BTreeMap,
+    ops::{BitOr, BitOrAssign},
+};
+
+use super::model::TABLE;
+
+// Families and hooks, include/uapi/linux/netfilter.h and netfilter_bridge.h.
+const INET: u8 = 1;
+const IPV4: u8 = 2;
+const ARP: u8 = 3;
+const NETDEV: u8 = 5;
+const IPV6: u8 = 10;
+const NETDEV_INGRESS: u32 = 0;
+const INET_PREROUTING: u32 = 0;
+const INET_FORWARD: u32 = 2;
+const INET_POSTROUTING: u32 = 4;
+const INET_INGRESS: u32 = 5;
+
+/// One object of nftables that a transaction made, changed or deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Notice<'a> {
+    /// Family of the table (`NFPROTO_*`).
+    pub family: u8,
+    /// The table that it is in (or is).
+    pub table: &'a str,
+    /// What it is.
+    pub subject: Subject<'a>,
+}
+
+/// What a notice is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject<'a> {
+    /// The table itself.
+    Table {
+        /// It was deleted.
+        gone: bool,
+    },
+    /// A chain.
+    Chain {
+        /// Its name.
+        name: &'a str,
+        /// Where it is hooked; `None` for a chain that is only jumped to, or that is gone.
+        hook: Option<Hook<'a>>,
+        /// It was deleted.
+        gone: bool,
+    },
+    /// A rule, by the name of its chain.
+    Rule {
+        /// The chain.
+        chain: &'a str,
+    },
+    /// A set, elements of one, a stateful object, a flowtable.
+    Other,
+}
+
+/// Where a base chain stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hook<'a> {
+    /// "filter", "nat" or "route".
+    pub kind: &'a str,
+    /// Number of the hook in its family.
+    pub number: u32,
+    /// Priority in the hook.
+    pub priority: i32,
+}
+
+/// What somebody else's change may concern.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// Our table.
+    pub ours: bool,
+    /// Packets of connections that this node forwards.
+    pub forwarding: bool,
+}
+
+impl Touched {
+    /// Where it isn't known what was changed.
+    pub const EVERYTHING: Self = Self { ours: true, forwarding: true };
+}
+
+impl BitOr for Touched {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self { ours: self.ours | other.ours, forwarding: self.forwarding | other.forwarding }
+    }
+}
+
+impl BitOrAssign for Touched {
+    fn bitor_assign(&mut self, other: Self) {
+        *self = *self | other;
+    }
+}
+
+/// The base chains of all tables but ours, as far as they were announced, and whether forwarded packets pass them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BaseChains(BTreeMap<(u8, String), BTreeMap<String, bool>>);
+
+impl BaseChains {
+    /// Takes note of a change by somebody else and says what it may concern.
+    pub fn note(&mut self, notice: &Notice<'_>) -> Touched {
+        if (notice.family, notice.table) == (INET, TABLE) {
+            return Touched { ours: true, forwarding: false };
+        }
+        Touched { ours: false, forwarding: self.forwarding(notice) }
+    }
+
+    fn forwarding(&mut self, Notice { family, table, subject }: &Notice<'_>) -> bool {
+        let key = (*family, (*table).to_owned());
+        match subject {
+            Subject::Table { gone: true } => self.0.remove(&key).is_some_and(|chains| any(&chains)),
+            Subject::Chain { name, hook: Some(hook), gone: false } => {
+                let now = passed_by_forwarded(*family, hook);
+                let before = self.0.entry(key).or_default().insert((*name).to_owned(), now);
+                now || before.unwrap_or(false)
+            }
+            // Chains that are only jumped to say nothing without a rule, which has a notice of its own.
+            Subject::Chain { name, .. } => {
+                self.0.get_mut(&key).and_then(|chains| chains.remove(*name)).unwrap_or(false)
+            }
+            Subject::Rule { chain } => self.0.get(&key).is_some_and(|chains| {
+                // No rule can jump to a base chain, so only its own hook matters.
+                chains.get(*chain).copied().unwrap_or_else(|| any(chains))
+            }),
+            Subject::Table { gone: false } | Subject::Other => self.0.get(&key).is_some_and(any),
+        }
+    }
+}
+
+fn any(chains: &BTreeMap<String, bool>) -> bool {
+    chains.values().any(|forwarded| *forwarded)
+}
+
+/// Whether packets of established connections that this node forwards pass the chain, and offloaded ones don't.
+fn passed_by_forwarded(family: u8, hook: &Hook<'_>) -> bool {
+    match (family, hook.kind, hook.number) {
+        // nat is asked for a connection's first packet only, route for packets of this node itself.
+        (_, "nat" | "route", _) | (ARP, ..) => false,
+        // Before the flowtable, offloaded packets pass it too.
+        (INET, _, INET_INGRESS) | (NETDEV, _, NETDEV_INGRESS) => hook.priority >= 0,
+        // Egress, which offloaded packets pass as all others do.
+        (NETDEV, ..) => false,
+        (INET | IPV4 | IPV6, _, number) => {
+            matches!(number, INET_PREROUTING | INET_FORWARD | INET_POSTROUTING)
+        }
+        // Bridges, where offloaded packets come in and go out by the ports; and what we don't know.
+        _ => true,
+    }
+}
+
+/// When the flowtable is emptied: at once after the first change, and then at most once in an interval.
+/// Time is in milliseconds since any fixed point.
+#[derive(Debug)]
+pub struct Pace {
+    interval_ms: u64,
+    last: Option<u64>,
+    due: Option<u64>,
+}
+
+impl Pace {
+    /// Nothing has changed yet.
+    pub fn new(interval_ms: u64) -> Self {
+        Self { interval_ms, last: None, due: None }
+    }
+
+    /// Something changed at `now`.
+    pub fn changed(&mut self, now: u64) {
+        let due = self.last.map_or(now, |last| now.max(last + self.interval_ms));
+        self.due.get_or_insert(due);
+    }
+
+    /// When it is due, if it is.
+    pub fn due(&self) -> Option<u64> {
+        self.due
+    }
+
+    /// It was tried at `now`.
+    pub fn ran(&mut self, now: u64) {
+        self.last = Some(now);
+        self.due = None;
+    }
+}
+
+#[cfg(test)]
+#[path = "revalidate_tests.rs"]
+mod tests;

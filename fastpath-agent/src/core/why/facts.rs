@@ -1,0 +1,312 @@
+//! What was read of one flow, in two looks about a second apart.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use fastpath_common::FlowCounters;
+use serde::Serialize;
+
+use crate::core::{
+    connection::{Entry, Tuple},
+    link_table::LinkTable,
+    model::{IfIndex, IfName, Link},
+    observed::{Counter, Owner},
+};
+
+/// Packets that a change of routes or links sends on the forward path, without meaning anything.
+const STRAYS: u64 = 2;
+
+/// All that was read.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// As it was asked for.
+    pub asked: Tuple,
+    /// Its connection; `None` if conntrack has none.
+    pub entry: Option<Entry>,
+    /// Packets that conntrack counted between the two looks; `None` where it doesn't count.
+    pub tracked: Option<u64>,
+    /// The original and the reply direction. Without a connection: what was asked for and the same turned round.
+    pub directions: [Direction; 2],
+    /// Whether packets are counted at ingress at all: the programs' maps are pinned.
+    pub counting: bool,
+    /// Our table.
+    pub ruleset: Ruleset,
+    /// What the meter of slow packets has of it; `None` for nothing within a minute.
+    pub slow: Option<Slow>,
+    /// Flowtables of others.
+    pub flowtables: Vec<Flowtable>,
+    /// Rules that say `notrack`: table and chain of each.
+    pub notrack: Vec<String>,
+    /// IPsec policies that apply to it, in words.
+    pub ipsec: Vec<String>,
+    /// Programs and filters of others where its packets come in.
+    pub programs: Vec<Program>,
+    /// Interfaces of this flow that aren't managed, and why.
+    pub unmanaged: Vec<(IfIndex, NotManaged)>,
+    /// All links.
+    pub links: LinkTable,
+    /// Addresses of this node.
+    pub addresses: BTreeSet<IpAddr>,
+    /// After how much idle time the flowtable lets go of a flow of this protocol.
+    pub flow_timeout_ms: u64,
+    /// `CLOCK_MONOTONIC` at the second look, in ns.
+    pub now_ns: u64,
+}
+
+/// One direction.
+#[derive(Clone, Copy, Debug)]
+pub struct Direction {
+    /// As its packets come in, before NAT.
+    pub tuple: Tuple,
+    /// What was counted at ingress, up to the second look.
+    pub counted: Option<FlowCounters>,
+    /// Of that, between the looks.
+    pub moved: Moved,
+    /// The interface that routing says it comes in on: the way back to where it comes from.
+    pub input: Option<IfIndex>,
+    /// What routing says of it.
+    pub route: Route,
+}
+
+/// What came between the two looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// As the stack handles them.
+    pub packets: u64,
+    /// On the wire.
+    pub segments: u64,
+    /// From the IP header on.
+    pub bytes: u64,
+}
+
+/// What routing says of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// It is forwarded.
+    Forward {
+        /// Through this interface.
+        output: IfIndex,
+        /// To this neighbour; `None` for the destination itself.
+        gateway: Option<IpAddr>,
+        /// Largest packet of that way: the route's own limit, or the interface's.
+        mtu: u32,
+    },
+    /// It is for this node.
+    Local,
+    /// Nowhere, with the kernel's errno (ENETUNREACH, EHOSTUNREACH, EACCES, EINVAL for a blackhole …).
+    Nowhere(i32),
+    /// It wasn't asked, since where its packets come in isn't known.
+    NotAsked,
+}
+
+/// Our table, as far as it concerns one flow.
+#[derive(Clone, Debug, Default)]
+pub struct Ruleset {
+    /// Who made the table of our name, if there is one.
+    pub owner: Option<Owner>,
+    /// Packets after which our rule offloads; `None` without such a rule.
+    pub threshold: Option<u32>,
+    /// Priority of our chain.
+    pub priority: i32,
+    /// Interfaces in the flowtable.
+    pub managed: BTreeSet<IfIndex>,
+    /// The flowtable counts for conntrack.
+    pub counter: bool,
+    /// There is a meter of slow packets.
+    pub meter: bool,
+    /// The exclusion that it falls under.
+    pub excluded: Option<String>,
+    /// Marks of packets that are excluded, as people write them. Which marks its packets have is nowhere to be read.
+    pub excluded_marks: Vec<String>,
+    /// Its conntrack id is listed among those that were revoked.
+    pub revoked: bool,
+    /// The agent has listed its conntrack id for the assist rule.
+    pub assisted: bool,
+}
+
+/// Packets that took the forward path although the flow was past the threshold and eligible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slow {
+    /// Since the first after a minute without any.
+    pub counter: Counter,
+    /// Time since the last.
+    pub idle_ms: u64,
+    /// Of them, between the two looks.
+    pub moved: Counter,
+}
+
+/// Somebody else's flowtable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Flowtable {
+    /// Family, table and name, as nft writes them.
+    pub name: String,
+    /// Its devices; `None` where the kernel couldn't tell.
+    pub devices: Option<BTreeSet<IfName>>,
+    /// Priority of the first chain in the forward hook with a rule that adds to it.
+    pub priority: Option<i32>,
+}
+
+/// Somebody else's program or filter at ingress.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Program {
+    /// Interface that it is on.
+    pub interface: IfName,
+    /// Kind and name, in words.
+    pub name: String,
+    /// It runs before ours, so what it takes isn't counted.
+    pub before_ours: bool,
+}
+
+/// Why an interface isn't managed, as far as it can be told without the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "problem")]
+pub enum NotManaged {
+    /// Loopback.
+    Loopback,
+    /// Not up.
+    Down,
+    /// `--exclude-interfaces` names it.
+    Excluded,
+    /// `--exclude` names it: its flows are left alone.
+    FlowsExcluded,
+    /// `--interfaces` doesn't name it.
+    NotIncluded,
+    /// One of these two; no agent runs here that could be asked.
+    LeftOut,
+    /// Nothing speaks against it: the agent is about to take it in, or stands still.
+    NotYet,
+    /// The kernel refuses a flowtable on it.
+    Refused {
+        /// In its words.
+        error: String,
+    },
+    /// It isn't managed, the one that stands on it is, and packets come in here.
+    Layered {
+        /// The managed one.
+        upper: IfName,
+    },
+}
+
+/// The way of a flow's packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// They bypass the forward path.
+    Fast,
+    /// Some of them do.
+    Mixed,
+    /// None of them does.
+    Slow,
+}
+
+impl Direction {
+    /// Interface that its packets were counted on.
+    pub fn counted_on(&self) -> Option<IfIndex> {
+        self.counted.map(|counters| IfIndex(counters.ifindex))
+    }
+}
+
+impl Facts {
+    /// A flow that anybody knows.
+    pub fn found(&self) -> bool {
+        self.entry.is_some() || self.directions.iter().any(|direction| direction.counted.is_some())
+    }
+
+    /// Conntrack calls it offloaded.
+    pub fn offloaded(&self) -> bool {
+        self.entry.as_ref().is_some_and(|entry| entry.status.offloaded() || entry.status.hw_offloaded())
+    }
+
+    /// Packets that came between the looks, both directions.
+    pub fn moved(&self) -> u64 {
+        if self.counting {
+            self.directions.iter().map(|direction| direction.moved.packets).sum()
+        } else {
+            self.tracked.unwrap_or(0)
+        }
+    }
+
+    /// Of them, those that the meter saw on the forward path.
+    pub fn slow_moved(&self) -> u64 {
+        self.slow.map_or(0, |slow| slow.moved.packets)
+    }
+
+    /// Packets came during the looks, and which way they took is known.
+    pub fn measured(&self) -> bool {
+        self.ruleset.meter && self.moved() > 0
+    }
+
+    /// Which way its packets take now, or took when there were some. `None` for a flow that nobody knows.
+    pub fn way(&self) -> Option<Way> {
+        if !self.found() {
+            return None;
+        }
+        if !self.offloaded() {
+            return Some(Way::Slow);
+        }
+        // The counts aren't read in one instant: some packets are in one and not yet in the other.
+        Some(match (self.slow_moved(), self.moved()) {
+            (0, _) if self.half_seen() => Way::Mixed,
+            (0, _) => Way::Fast,
+            (slow @ ..=STRAYS, all) if all >= 5 * slow + STRAYS => Way::Fast,
+            (slow, all) if slow + 1 + all / 20 >= all => Way::Slow,
+            _ => Way::Mixed,
+        })
+    }
+
+    /// Packets of one direction come in where they aren't counted, and so don't pass a flowtable either.
+    fn half_seen(&self) -> bool {
+        let replied = self.entry.as_ref().is_some_and(|entry| entry.status.seen_reply());
+        let counted = self.directions.iter().filter(|direction| direction.counted.is_some()).count();
+        self.counting && replied && counted == 1
+    }
+
+    /// Packets of both directions so far: conntrack's count, or ours where it doesn't count.
+    pub fn packets(&self) -> u64 {
+        let counted = self.directions.iter().filter_map(|d| d.counted).map(|c| c.packets).sum();
+        match self.entry.as_ref().and_then(|entry| entry.counters) {
+            Some([original, reply]) => original.packets + reply.packets,
+            None => counted,
+        }
+    }
+
+    /// Packets that have bypassed the forward path: all but those up to the one that offloaded the flow and those that
+    /// the meter has. It forgets after a minute, so there may be fewer.
+    pub fn bypassed(&self) -> u64 {
+        let all = self.directions.iter().filter_map(|d| d.counted).map(|c| c.packets).sum::<u64>();
+        let all = if self.counting { all } else { self.packets() };
+        let young = u64::from(self.ruleset.threshold.unwrap_or(0)) + 1;
+        all.saturating_sub(young + self.slow.map_or(0, |slow| slow.counter.packets))
+    }
+
+    /// Time since the last packet, as counted at ingress.
+    pub fn idle_ms(&self) -> Option<u64> {
+        let last = self.directions.iter().filter_map(|d| d.counted).map(|c| c.last_seen_ns).max()?;
+        Some(self.now_ns.saturating_sub(last) / 1_000_000)
+    }
+
+    /// Time since the first packet, likewise.
+    pub fn age_ms(&self) -> Option<u64> {
+        let first = self.directions.iter().filter_map(|d| d.counted).map(|c| c.first_seen_ns).min()?;
+        Some(self.now_ns.saturating_sub(first) / 1_000_000)
+    }
+
+    /// Any direction's packets had one of these flags.
+    pub fn flagged(&self, flags: u64) -> bool {
+        self.directions.iter().filter_map(|d| d.counted).any(|c| c.flags & flags != 0)
+    }
+
+    /// A link of this node.
+    pub fn link(&self, index: IfIndex) -> Option<&Link> {
+        self.links.get(index)
+    }
+
+    /// Its name, or its number.
+    pub fn name(&self, index: IfIndex) -> String {
+        self.link(index).map_or_else(|| format!("#{index}"), |link| link.name.to_string())
+    }
+
+    /// The bridge that a link is a port of.
+    pub fn bridge_of(&self, port: IfIndex) -> Option<&Link> {
+        let master = self.link(self.link(port)?.master?)?;
+        (master.kind.as_deref() == Some("bridge")).then_some(master)
+    }
+}

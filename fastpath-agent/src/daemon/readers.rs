@@ -1,0 +1,134 @@
+//! Hands what happens to flows to everybody who reads along. Never waits for a reader: one that is too slow misses
+//! records, and is told how many.
+
+use std::{io, path::Path, time::Duration};
+
+use bytes::Bytes;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{UnixListener, UnixStream},
+    sync::broadcast::{
+        self,
+        error::{RecvError, TryRecvError},
+    },
+    task::{JoinHandle, JoinSet},
+};
+use tracing::{debug, warn};
+
+use crate::{
+    core::flow_record::Event,
+    kernel::event_socket::{EventSocket, SocketError},
+};
+
+/// Records that are kept for slow readers, each once for all of them: some 5 MB at most, and nothing while nobody reads.
+const BACKLOG: usize = 8192;
+/// Readers at a time.
+const MOST_READERS: usize = 16;
+/// Bytes that are written to a reader at a time, about.
+const WRITE: usize = 64 * 1024;
+/// Wait after a connection that couldn't be accepted (no descriptors left).
+const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
+
+/// The socket, and everybody who is connected to it.
+pub struct Readers {
+    records: broadcast::Sender<Bytes>,
+    task: JoinHandle<()>,
+    /// Removed last.
+    _socket: EventSocket,
+}
+
+impl Readers {
+    /// Opens the socket below `run_dir`. Must be called inside a tokio runtime.
+    pub fn open(run_dir: &Path) -> Result<Self, SocketError> {
+        let socket = EventSocket::open(run_dir)?;
+        let failed = |source| SocketError::Io { operation: "listen in", path: run_dir.to_owned(), source };
+        let listener = socket.listener.try_clone().and_then(UnixListener::from_std).map_err(failed)?;
+        let (records, _) = broadcast::channel(BACKLOG);
+        let task = tokio::spawn(accept(listener, records.clone()));
+        Ok(Self { records, task, _socket: socket })
+    }
+
+    /// Whether anybody reads.
+    pub fn any(&self) -> bool {
+        self.records.receiver_count() > 0
+    }
+
+    /// Hands `event` to everybody who reads.
+    pub fn publish(&self, event: &Event) {
+        // Without readers it is dropped.
+        let _ = self.records.send(line(event));
+    }
+}
+
+impl Drop for Readers {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn line(event: &Event) -> Bytes {
+    let mut line = serde_json::to_vec(event).unwrap_or_default();
+    line.push(b'\n');
+    line.into()
+}
+
+async fn accept(listener: UnixListener, records: broadcast::Sender<Bytes>) {
+    // Readers go with this task.
+    let mut readers = JoinSet::new();
+    loop {
+        match listener.accept().await {
+            Ok(_) if records.receiver_count() >= MOST_READERS => {
+                warn!(readers = MOST_READERS, "one more wants to follow the flows: refused");
+            }
+            Ok((stream, _)) => {
+                readers.spawn(serve(stream, records.subscribe()));
+            }
+            Err(error) => {
+                warn!(%error, "nobody new can follow the flows for the moment");
+                tokio::time::sleep(ACCEPT_AGAIN).await;
+            }
+        }
+        while readers.try_join_next().is_some() {}
+    }
+}
+
+async fn serve(stream: UnixStream, records: broadcast::Receiver<Bytes>) {
+    let (mut reader, writer) = stream.into_split();
+    let mut said = [0];
+    tokio::select! {
+        // Readers say nothing: this is the end of one.
+        _ = reader.read(&mut said) => {}
+        ended = copy(records, writer) => if let Err(error) = ended {
+            debug!(%error, "a reader is gone");
+        }
+    }
+}
+
+/// Writes records until the agent ends.
+async fn copy(
+    mut records: broadcast::Receiver<Bytes>,
+    mut writer: tokio::net::unix::OwnedWriteHalf,
+) -> io::Result<()> {
+    let mut buffer = Vec::new();
+    loop {
+        let mut next = match records.recv().await {
+            Ok(record) => Ok(record),
+            Err(RecvError::Lagged(missed)) => Err(TryRecvError::Lagged(missed)),
+            Err(RecvError::Closed) => return Ok(()),
+        };
+        // What else is there goes with it.
+        loop {
+            match next {
+                Ok(record) => buffer.extend_from_slice(&record),
+                Err(TryRecvError::Lagged(records)) => buffer.extend(line(&Event::Lost { records })),
+                Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+            }
+            if buffer.len() >= WRITE {
+                break;
+            }
+            next = records.try_recv();
+        }
+        writer.write_all(&buffer).await?;
+        buffer.clear();
+    }
+}

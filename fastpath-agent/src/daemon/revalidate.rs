@@ -1,0 +1,203 @@
+//! Has the kernel judge offloaded flows anew after changes that may concern them: the flowtable is emptied, and flows that
+//! the filters still accept come back with their next packet.
+
+use std::fmt;
+
+use tracing::warn;
+
+use crate::{
+    cli::OnOff,
+    config::Config,
+    core::{
+        empty::{self, Obstacle},
+        model::TABLE,
+        observed::{Generation, Owner},
+        revalidate::{BaseChains, Pace, Touched},
+    },
+    kernel::{
+        Ruleset, Unread, conntrack,
+        nft::{CommitError, Lost, Monitor, Nft, NftError},
+    },
+};
+
+/// Transactions that may be beaten by other people's before we give up.
+const ATTEMPTS: u32 = 8;
+/// Highest priority of chains in the forward hook that don't see what filters drop (`NF_IP_PRI_FILTER`).
+const FILTER_PRIORITY: i32 = 0;
+
+/// What became of the flowtable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Emptied {
+    /// There is none of ours.
+    Absent,
+    /// No flow has entered it since it was last emptied.
+    NothingNew,
+    /// All flows have left it.
+    Done {
+        /// Flows that our rules have offered to it until then; `None` where they don't count.
+        offers: Option<u64>,
+        /// The generation of the ruleset before.
+        before: Generation,
+    },
+}
+
+/// The flowtable can't be emptied.
+#[derive(Debug, thiserror::Error)]
+pub enum EmptyError {
+    /// The ruleset can't be read.
+    #[error(transparent)]
+    Nft(#[from] NftError),
+    /// The kernel refuses the transaction.
+    #[error("the flowtable can't be emptied: {0}")]
+    Commit(#[source] CommitError),
+    /// It can't be done without harm.
+    #[error("the flowtable can't be emptied: {0}")]
+    Obstacle(#[from] Obstacle),
+}
+
+/// Empties the flowtable of our table, unless our rules have offered it no flow since they had offered `offers_then`.
+pub fn empty_flowtable(ruleset: &mut impl Ruleset, offers_then: Option<u64>) -> Result<Emptied, EmptyError> {
+    let mut refusal = CommitError::Stale;
+    for _ in 0..ATTEMPTS {
+        let observed = ruleset.observe_but(Unread::Exclusions)?;
+        let Some(table) = observed.table.filter(|table| table.owner == Owner::Ours) else {
+            return Ok(Emptied::Absent);
+        };
+        let offers = empty::offers(&table);
+        if offers.is_some() && offers == offers_then {
+            return Ok(Emptied::NothingNew);
+        }
+        let ops = empty::empty(&table)?;
+        if ops.is_empty() {
+            return Ok(Emptied::Absent);
+        }
+        match ruleset.commit(&ops, observed.generation) {
+            Ok(_) => return Ok(Emptied::Done { offers, before: observed.generation }),
+            Err(CommitError::Io(error)) => return Err(error.into()),
+            // Beaten by somebody else's commit, or an interface has gone meanwhile.
+            Err(error) => refusal = error,
+        }
+    }
+    Err(EmptyError::Commit(refusal))
+}
+
+/// What `fastpath-agent revalidate` did.
+#[derive(Debug)]
+pub struct ByHand {
+    emptied: Emptied,
+    /// Connections that were in a flowtable, of so many; unknown where the kernel doesn't hand them out.
+    offloaded: Option<(u64, u64)>,
+}
+
+/// Empties the flowtable, also while no agent runs. One that does has nothing to put back.
+pub fn by_hand() -> Result<ByHand, EmptyError> {
+    let mut nft = Nft::open()?;
+    let offloaded = conntrack::summary().ok().map(|summary| (summary.offloaded, summary.entries));
+    Ok(ByHand { emptied: empty_flowtable(&mut nft, None)?, offloaded })
+}
+
+impl fmt::Display for ByHand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.emptied, self.offloaded) {
+            (Emptied::Absent, _) => {
+                writeln!(f, "nothing to do: there is no flowtable of this agent's in table inet {TABLE}")
+            }
+            (_, Some((offloaded, entries))) => writeln!(
+                f,
+                "flowtable emptied: {offloaded} of {entries} connections were offloaded. Their next packets pass the \
+                 filters, and those that are accepted are offloaded again"
+            ),
+            (_, None) => writeln!(f, "flowtable emptied: the next packets of all flows pass the filters"),
+        }
+    }
+}
+
+/// Follows the changes of the ruleset.
+pub struct Revalidation {
+    /// `None` with `--revalidate=off`.
+    pace: Option<Pace>,
+    /// `None` while they can't be read.
+    chains: Option<BaseChains>,
+    /// Why emptying failed, as last reported.
+    failure: Option<String>,
+}
+
+impl Revalidation {
+    /// Reads the chains of all tables; `monitor` listens already.
+    pub fn start(config: &Config, nft: &mut Nft) -> Self {
+        let pace = match config.revalidate {
+            OnOff::On => Some(Pace::new(config.revalidate_interval_ms)),
+            OnOff::Off => None,
+        };
+        if pace.is_some() && config.rules.chain_priority <= FILTER_PRIORITY {
+            warn!(
+                priority = config.rules.chain_priority,
+                "policy isn't enforced on offloaded flows: with this --chain-priority flows are offloaded before the filters see \
+                 their packets, so that a later drop rule never stops them. The default, 300, comes after the filters"
+            );
+        }
+        Self { pace, chains: read_chains(nft), failure: None }
+    }
+
+    /// What the transactions since the last call, but for our own, may concern.
+    pub fn touched(&mut self, monitor: &mut Monitor) -> Result<Touched, NftError> {
+        let mut touched = Touched::default();
+        let Some(chains) = &mut self.chains else { return self.lost(monitor) };
+        match monitor.changes(|notice| touched |= chains.note(notice))? {
+            Ok(()) => Ok(touched),
+            Err(Lost) => self.lost(monitor),
+        }
+    }
+
+    /// Announcements were lost, so anything may have changed.
+    pub fn lost(&mut self, monitor: &mut Monitor) -> Result<Touched, NftError> {
+        // What waits there is older than what is read now, or not; noted twice it does no harm.
+        let _ = monitor.changes(|_| {})?;
+        self.chains = read_chains(&mut Nft::open()?);
+        Ok(Touched::EVERYTHING)
+    }
+
+    /// Something changed at `now` that offloaded flows don't follow by themselves.
+    pub fn changed(&mut self, now: u64) {
+        if let Some(pace) = &mut self.pace {
+            pace.changed(now);
+        }
+    }
+
+    /// When the flowtable is to be emptied, if it is.
+    pub fn due(&self) -> Option<u64> {
+        self.pace.as_ref()?.due()
+    }
+
+    /// It was tried; a failure is said once and tried again.
+    pub fn ran(&mut self, result: Result<Emptied, EmptyError>, now: u64) -> Result<(), NftError> {
+        let Some(pace) = &mut self.pace else { return Ok(()) };
+        pace.ran(now);
+        self.failure = match result {
+            Ok(_) => None,
+            Err(EmptyError::Nft(error)) if error.is_final() => return Err(error),
+            Err(error) => {
+                let error = error.to_string();
+                if self.failure.as_ref() != Some(&error) {
+                    warn!("policy isn't enforced on flows that are offloaded: {error}; trying again");
+                }
+                pace.changed(now);
+                Some(error)
+            }
+        };
+        Ok(())
+    }
+}
+
+fn read_chains(nft: &mut Nft) -> Option<BaseChains> {
+    let mut chains = BaseChains::default();
+    match nft.chains(|notice| {
+        chains.note(notice);
+    }) {
+        Ok(()) => Some(chains),
+        Err(error) => {
+            warn!(%error, "every change of the ruleset is taken for one that concerns forwarding");
+            None
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! `revoke`: ends the acceleration of connections, or the connections themselves. Works without a running agent; one that
+//! runs keeps what is done here (`core::desired::keep_revoked`).
+
+use std::{
+    fmt, thread,
+    time::{Duration, Instant},
+};
+
+use super::revalidate::EmptyError;
+use crate::{
+    cli::RevokeArgs,
+    core::{
+        connection::{Entry, TCP, UDP},
+        empty,
+        flow_filter::Filter,
+        observed::Owner,
+        sets::OwnSet,
+    },
+    kernel::{
+        Ruleset,
+        conntrack::{Conntrack, ConntrackError, Deletion},
+        nft::{CommitError, Nft},
+    },
+};
+
+/// Transactions that may be beaten by other people's before we give up.
+const ATTEMPTS: u32 = 8;
+/// How long the kernel may take to free connections that have left the flowtable.
+const FREED_WITHIN: Duration = Duration::from_secs(5);
+/// How long deleted connections are remembered.
+const KILLED_TIMEOUT_MS: u64 = 60_000;
+
+/// Connections can't be revoked.
+#[derive(Debug, thiserror::Error)]
+pub enum RevokeError {
+    /// They can't be read or deleted.
+    #[error(transparent)]
+    Conntrack(#[from] ConntrackError),
+    /// They can't be kept out of the flowtable.
+    #[error(transparent)]
+    Empty(#[from] EmptyError),
+    /// The set of revoked connections is full.
+    #[error(
+        "{matching} connections match, and no more than {most} can be revoked: narrow it down, or exclude them from offloading"
+    )]
+    TooMany {
+        /// How many match.
+        matching: usize,
+        /// How many fit.
+        most: u32,
+    },
+}
+
+/// What was done.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Revoked {
+    matching: usize,
+    offloaded: usize,
+    /// Connections deleted; `None` without `--kill`.
+    killed: Option<usize>,
+    /// Connections that are still in a flowtable, which isn't ours then.
+    left: usize,
+    /// There is no flowtable of ours.
+    absent: bool,
+}
+
+/// Revokes the connections of the calling thread's network namespace that `args` describe.
+pub fn revoke(args: &RevokeArgs) -> Result<Revoked, RevokeError> {
+    let filter = Filter {
+        networks: args.address.clone(),
+        ports: args.port.clone(),
+        protocols: args.protocol.iter().map(|protocol| protocol.number()).collect(),
+        ..Filter::default()
+    };
+    let mut conntrack = Conntrack::open()?;
+    let mut entries = Vec::new();
+    conntrack.dump(|entry| {
+        let protocol = entry.original.protocol;
+        if (args.kill || protocol == TCP || protocol == UDP)
+            && filter.admits_ends(&entry.original, Some(&entry.reply))
+        {
+            entries.push(entry);
+        }
+    })?;
+    let mut revoked = Revoked {
+        matching: entries.len(),
+        offloaded: entries.iter().filter(|entry| entry.status.offloaded()).count(),
+        ..Revoked::default()
+    };
+    if entries.is_empty() {
+        return Ok(revoked);
+    }
+    // Deletion needs it only for those that the kernel wouldn't delete.
+    let held = |entry: &&Entry| !args.kill || entry.status.offloaded();
+    let ids: Vec<u32> = entries.iter().filter(held).map(|entry| entry.id).collect();
+    let shape = OwnSet::Revoked.shape();
+    if ids.len() > shape.size as usize {
+        return Err(RevokeError::TooMany { matching: ids.len(), most: shape.size });
+    }
+    let timeout_ms = if args.kill { KILLED_TIMEOUT_MS } else { shape.timeout_ms };
+    if !ids.is_empty() {
+        revoked.absent = !hold_out(&ids, timeout_ms)?;
+    }
+    if args.kill {
+        kill(&mut conntrack, entries, &mut revoked)?;
+    }
+    Ok(revoked)
+}
+
+/// Empties the flowtable and keeps these connections from coming back; false if there is no flowtable of ours.
+fn hold_out(ids: &[u32], timeout_ms: u64) -> Result<bool, EmptyError> {
+    let mut nft = Nft::open()?;
+    let mut refusal = CommitError::Stale;
+    for _ in 0..ATTEMPTS {
+        let observed = nft.observe()?;
+        let Some(table) = observed.table.filter(|table| table.owner == Owner::Ours) else { return Ok(false) };
+        let ops = empty::revoke(&table, ids.to_vec(), timeout_ms)?;
+        if ops.is_empty() {
+            return Ok(false);
+        }
+        match nft.commit(&ops, observed.generation) {
+            Ok(_) => return Ok(true),
+            Err(CommitError::Io(error)) => return Err(error.into()),
+            Err(error) => refusal = error,
+        }
+    }
+    Err(EmptyError::Commit(refusal))
+}
+
+fn kill(
+    conntrack: &mut Conntrack,
+    mut entries: Vec<Entry>,
+    revoked: &mut Revoked,
+) -> Result<(), ConntrackError> {
+    let start = Instant::now();
+    let mut killed = 0;
+    loop {
+        let mut left = Vec::new();
+        for entry in entries {
+            match conntrack.delete(&entry)? {
+                Deletion::Done => killed += 1,
+                Deletion::Gone => {}
+                Deletion::Offloaded => left.push(entry),
+            }
+        }
+        entries = left;
+        if entries.is_empty() || start.elapsed() > FREED_WITHIN {
+            break;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    revoked.killed = Some(killed);
+    revoked.left = entries.len();
+    Ok(())
+}
+
+impl fmt::Display for Revoked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { matching, offloaded, killed, left, absent } = self;
+        if *matching == 0 {
+            return writeln!(f, "no connection matches");
+        }
+        write!(f, "{matching} connections match, {offloaded} of them were offloaded: ")?;
+        match killed {
+            Some(killed) => write!(f, "{killed} are deleted")?,
+            None if *absent => write!(f, "nothing to do, there is no flowtable of this agent's")?,
+            None => write!(f, "all of their packets pass the filters from now on")?,
+        }
+        if *left > 0 {
+            write!(f, ", {left} are not, since they are in a flowtable of somebody else's")?;
+        }
+        writeln!(f)
+    }
+}

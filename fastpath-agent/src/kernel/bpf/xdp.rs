@@ -1,0 +1,146 @@
+//! Attaching at XDP: a pinned link, made only where no XDP program is, and taken over by updating it. Native or generic
+//! as asked for, never one for the other. Decides nothing about which interfaces.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    path::{Path, PathBuf},
+};
+
+use aya::programs::links::{FdLink, PinnedLink};
+use rtnetlink::{
+    packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload},
+    packet_route::{
+        RouteNetlinkMessage,
+        link::{LinkAttribute, LinkMessage, LinkXdp},
+    },
+    sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
+};
+
+use super::{
+    BpfError,
+    attach::detach_link_at,
+    error::link_io,
+    load::{LINKS, is_absent},
+    sys,
+};
+use crate::core::model::IfIndex;
+
+/// `XDP_FLAGS_*` of include/uapi/linux/if_link.h.
+const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
+const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+
+/// Where in the kernel an XDP program runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum XdpMode {
+    /// In the driver.
+    Native,
+    /// After the driver has made an skb.
+    Generic,
+}
+
+impl XdpMode {
+    pub(super) const ALL: [Self; 2] = [Self::Native, Self::Generic];
+
+    fn flags(self) -> u32 {
+        match self {
+            Self::Native => XDP_FLAGS_DRV_MODE,
+            Self::Generic => XDP_FLAGS_SKB_MODE,
+        }
+    }
+
+    /// What comes before the index in the name of a pin. (The kernel doesn't tell a link's mode.)
+    pub(super) fn pin_prefix(self) -> &'static str {
+        match self {
+            Self::Native => "xdp-",
+            Self::Generic => "xdp-generic-",
+        }
+    }
+}
+
+/// Why a program isn't at an interface.
+pub(super) enum AttachError {
+    /// The kernel, or the driver, refused.
+    Kernel(io::Error),
+    /// What was in the way couldn't be removed.
+    MakeWay(BpfError),
+}
+
+impl From<io::Error> for AttachError {
+    fn from(error: io::Error) -> Self {
+        Self::Kernel(error)
+    }
+}
+
+/// Where an interface's XDP link is pinned.
+pub(super) fn link_pin(pin_path: &Path, mode: XdpMode, index: IfIndex) -> PathBuf {
+    pin_path.join(LINKS).join(format!("{}{index}", mode.pin_prefix()))
+}
+
+/// Has `program` at an interface. An earlier link is updated in place; a new one begins with `idle`, and calls
+/// `make_way` before it counts, so that nobody else of us counts the same packets.
+pub(super) fn attach(
+    program: BorrowedFd<'_>,
+    idle: BorrowedFd<'_>,
+    pin: &Path,
+    mode: XdpMode,
+    index: IfIndex,
+    make_way: impl FnOnce() -> Result<(), BpfError>,
+) -> Result<(), AttachError> {
+    let link = if is_attached(pin, index)? {
+        sys::open_pin(pin)?
+    } else {
+        detach_link_at(pin).map_err(AttachError::MakeWay)?;
+        let link = sys::link_create_xdp(idle, index.0, mode.flags())?;
+        sys::pin(link.as_fd(), pin)?;
+        link
+    };
+    make_way().map_err(AttachError::MakeWay)?;
+    Ok(sys::link_update(link.as_fd(), program)?)
+}
+
+/// Whether the link that is pinned there is at this interface: its index may have been used again since, or it is in
+/// another namespace now.
+pub(super) fn is_attached(pin: &Path, index: IfIndex) -> io::Result<bool> {
+    let link = match PinnedLink::from_pin(pin).map_err(link_io) {
+        Ok(pinned) => FdLink::from(pinned),
+        Err(e) if is_absent(&e) => return Ok(false),
+        Err(e) => return Err(e),
+    };
+    Ok(program_ids(index)?.contains(&link.info().map_err(link_io)?.program_id()))
+}
+
+/// Ids of the XDP programs at an interface: none, one, or one for each mode.
+pub(super) fn program_ids(index: IfIndex) -> io::Result<Vec<u32>> {
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    let mut link = LinkMessage::default();
+    link.header.index = index.0;
+    let mut request = NetlinkMessage::new(
+        NetlinkHeader::default(),
+        NetlinkPayload::from(RouteNetlinkMessage::GetLink(link)),
+    );
+    request.header.flags = NLM_F_REQUEST;
+    request.finalize();
+    let mut bytes = vec![0; request.buffer_len()];
+    request.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+    let (datagram, _) = socket.recv_from_full()?;
+    let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&datagram).map_err(io::Error::other)?;
+    let attributes = match answer.payload {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => link.attributes,
+        NetlinkPayload::Error(e) => return Err(e.to_io()),
+        _ => Vec::new(),
+    };
+    let ids = attributes.into_iter().flat_map(|attribute| match attribute {
+        LinkAttribute::Xdp(about) => about,
+        _ => Vec::new(),
+    });
+    Ok(ids
+        .filter_map(|about| match about {
+            LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) => Some(id),
+            _ => None,
+        })
+        .collect())
+}

@@ -1,0 +1,274 @@
+//! Reads what `doctor` judges: procfs, links, nftables, eBPF. What can't be read is a fact too. Judges nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Ruleset, bpf,
+    ethtool::Ethtool,
+    links::{LinkError, Links},
+    nft::Nft,
+    probe::{Kernel, Support},
+};
+use crate::core::{
+    desired::Policy,
+    doctor::facts::{
+        AgentFacts, EbpfFacts, Facts, Families, Feature, IngressProgram, KernelFacts, MapFacts, Missing,
+        Reading,
+    },
+    known_bugs::KernelNames,
+    model::{IfIndex, IfName, Link},
+    select::Selection,
+};
+
+/// A process with the agent's name in this network namespace. It may be one of its subcommands.
+#[derive(Debug)]
+pub struct AgentProcess {
+    /// Its id.
+    pub pid: u32,
+    /// Its command line, and its environment as NAME=VALUE.
+    pub started_with: io::Result<(Vec<String>, Vec<String>)>,
+    /// Its effective capabilities.
+    pub capabilities: io::Result<u64>,
+}
+
+/// Where the checks begin: what only the flags tell.
+pub struct Given {
+    /// The process that runs as the agent.
+    pub agent: Option<AgentProcess>,
+    /// Why its flags aren't known.
+    pub flags_unknown: Option<String>,
+    /// What the table should look like.
+    pub policy: Policy,
+    /// Offloading goes on whatever is known of the kernel.
+    pub ignores_known_bugs: bool,
+    /// eBPF is switched off.
+    pub without_ebpf: bool,
+    /// Where maps are pinned.
+    pub pin_path: PathBuf,
+}
+
+/// Processes of the agent's name that share this one's network namespace, without this one.
+pub fn agent_processes() -> Vec<AgentProcess> {
+    const NAME: &str = env!("CARGO_PKG_NAME");
+    let Ok(here) = fs::read_link("/proc/self/ns/net") else { return Vec::new() };
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes
+        .filter_map(|entry| {
+            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+            let path = entry.path();
+            let name = fs::read_to_string(path.join("comm")).ok()?;
+            let same = pid != std::process::id() && name.trim_end() == NAME;
+            // One whose namespace can't be read is somebody's whom we may not look at.
+            (same && fs::read_link(path.join("ns/net")).is_ok_and(|there| there == here)).then(|| {
+                AgentProcess {
+                    pid,
+                    started_with: words(&path.join("cmdline"))
+                        .and_then(|arguments| Ok((arguments, words(&path.join("environ"))?))),
+                    capabilities: capabilities(&path.join("status")),
+                }
+            })
+        })
+        .collect()
+}
+
+fn words(path: &Path) -> io::Result<Vec<String>> {
+    let bytes = fs::read(path)?;
+    let bytes = bytes.strip_suffix(&[0]).unwrap_or(&bytes);
+    Ok(bytes.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect())
+}
+
+fn capabilities(status: &Path) -> io::Result<u64> {
+    let text = fs::read_to_string(status)?;
+    let field =
+        text.lines().find_map(|line| line.strip_prefix("CapEff:")).ok_or(io::ErrorKind::InvalidData)?;
+    u64::from_str_radix(field.trim(), 16).map_err(io::Error::other)
+}
+
+/// Release, version and signature of the running kernel.
+pub struct KernelName {
+    release: String,
+    version: String,
+    signature: Option<String>,
+}
+
+impl KernelName {
+    /// Asks the kernel.
+    pub fn read() -> Self {
+        let text = |path: &str| fs::read_to_string(path).ok().map(|text| text.trim_end().to_owned());
+        Self {
+            release: text("/proc/sys/kernel/osrelease").unwrap_or_default(),
+            version: text("/proc/sys/kernel/version").unwrap_or_default(),
+            signature: text("/proc/version_signature"),
+        }
+    }
+
+    /// Lends them.
+    pub fn names(&self) -> KernelNames<'_> {
+        KernelNames { release: &self.release, version: &self.version, signature: self.signature.as_deref() }
+    }
+}
+
+/// Reads everything. Fails only where links can't be listed: nothing is known without them.
+pub async fn gather(given: Given, kernel: &Kernel) -> Result<Facts, LinkError> {
+    let sockets = Links::open()?;
+    let links = sockets.list().await?;
+    let addresses = sockets.addresses().await?;
+    let Given { agent, flags_unknown, policy, ignores_known_bugs, without_ebpf, pin_path } = given;
+    let own = Path::new("/proc/self/status");
+    let name = KernelName::read();
+    let mut nft = Nft::open();
+    Ok(Facts {
+        kernel: KernelFacts {
+            release: name.release,
+            version: name.version,
+            signature: name.signature,
+            features: features(kernel),
+        },
+        capabilities: match &agent {
+            Some(agent) => agent.capabilities.as_ref().copied().map_err(ToString::to_string),
+            None => capabilities(own).map_err(|error| error.to_string()),
+        },
+        agent: agent.map(|agent| AgentFacts { pid: agent.pid, flags_unknown }),
+        sysctls: sysctls(&links),
+        reachable: families(&addresses),
+        observed: nft
+            .as_mut()
+            .map_err(|e| e.to_string())
+            .and_then(|nft| nft.observe().map_err(|e| e.to_string())),
+        others: nft
+            .as_mut()
+            .map_err(|e| e.to_string())
+            .and_then(|nft| nft.survey().map_err(|e| e.to_string())),
+        ipvs_services: ipvs_services(&fs::read_to_string("/proc/self/net/ip_vs").unwrap_or_default()),
+        legacy_tables: lines("/proc/self/net/ip_tables_names"),
+        bpffs: bpf::on_bpffs(&pin_path).map_err(|error| error.to_string()),
+        ebpf: ebpf(&pin_path),
+        at_ingress: at_ingress(&links, &policy.selection),
+        hardware: hardware(&links),
+        pin_path: pin_path.display().to_string(),
+        links,
+        policy,
+        ignores_known_bugs,
+        without_ebpf,
+    })
+}
+
+fn features(kernel: &Kernel) -> Vec<Feature> {
+    let feature = |name, vital, support: &Support| Feature {
+        name,
+        vital,
+        missing: support
+            .reason()
+            .map(|reason| Missing { certain: support.known() == Some(false), reason: reason.to_owned() }),
+    };
+    vec![
+        feature("nf_tables", true, &kernel.nf_tables),
+        feature("flowtables", true, &kernel.flowtable),
+        feature("ct", true, &kernel.ct),
+        feature("flow add", true, &kernel.flow_offload),
+        feature("flowtables with counters", false, &kernel.flowtable_counter),
+    ]
+}
+
+fn sysctls(links: &[Link]) -> BTreeMap<String, i64> {
+    let mut names: Vec<(String, PathBuf)> = [
+        "nf_conntrack_acct",
+        "nf_conntrack_count",
+        "nf_conntrack_max",
+        "nf_conntrack_tcp_be_liberal",
+        "nf_conntrack_tcp_timeout_established",
+        "nf_conntrack_udp_timeout_stream",
+        "nf_flowtable_tcp_timeout",
+        "nf_flowtable_udp_timeout",
+    ]
+    .iter()
+    .map(|name| (format!("net.netfilter.{name}"), Path::new("/proc/sys/net/netfilter").join(name)))
+    .collect();
+    let scopes = ["all", "default"].into_iter().chain(links.iter().map(|link| link.name.as_str()));
+    for scope in scopes {
+        for (family, setting) in [("ipv4", "forwarding"), ("ipv4", "rp_filter"), ("ipv6", "forwarding")] {
+            // The name of an interface may have dots in it; a path doesn't mind.
+            let path = Path::new("/proc/sys/net").join(family).join("conf").join(scope).join(setting);
+            names.push((format!("net.{family}.conf.{scope}.{setting}"), path));
+        }
+    }
+    let read = |path: &Path| fs::read_to_string(path).ok()?.trim().parse().ok();
+    names.into_iter().filter_map(|(name, path)| Some((name, read(&path)?))).collect()
+}
+
+fn families(addresses: &BTreeSet<IpAddr>) -> Families {
+    Families {
+        v4: addresses.iter().any(|a| matches!(a, IpAddr::V4(a) if !a.is_loopback() && !a.is_link_local())),
+        v6: addresses
+            .iter()
+            .any(|a| matches!(a, IpAddr::V6(a) if !a.is_loopback() && !a.is_unicast_link_local())),
+    }
+}
+
+fn lines(path: &str) -> Vec<String> {
+    fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
+}
+
+/// Lines of `/proc/net/ip_vs` that begin with a service's protocol (or mark); servers' lines begin with an arrow.
+fn ipvs_services(table: &str) -> usize {
+    let service = |line: &&str| ["TCP ", "UDP ", "SCTP ", "FWM "].iter().any(|start| line.starts_with(start));
+    table.lines().filter(service).count()
+}
+
+fn ebpf(pin_path: &Path) -> Reading<EbpfFacts> {
+    let inspection = bpf::inspect(pin_path).map_err(|error| error.to_string())?;
+    Ok(EbpfFacts {
+        attached: inspection.attachments.iter().map(|attachment| attachment.index).collect(),
+        maps: inspection.maps.map(|maps| MapFacts {
+            counted: maps.counted_packets,
+            events_lost: maps.events_lost,
+            no_room: maps.no_room,
+            malformed: maps.malformed,
+            flows: maps.flows,
+            max_flows: maps.max_flows,
+        }),
+    })
+}
+
+fn at_ingress(links: &[Link], selection: &Selection) -> Reading<BTreeMap<IfIndex, Vec<IngressProgram>>> {
+    let mut found = BTreeMap::new();
+    for link in links.iter().filter(|link| selection.reject(link).is_none()) {
+        let programs = bpf::at_ingress(link.index).map_err(|error| format!("{}: {error}", link.name))?;
+        if !programs.is_empty() {
+            found.insert(link.index, programs);
+        }
+    }
+    Ok(found)
+}
+
+fn hardware(links: &[Link]) -> BTreeMap<IfName, bool> {
+    let Ok(mut ethtool) = Ethtool::open() else { return BTreeMap::new() };
+    // A device that doesn't answer has nothing to offer.
+    links
+        .iter()
+        .filter_map(|link| Some((link.name.clone(), ethtool.hw_tc_offload(&link.name).ok()??)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ipvs_services;
+
+    #[test]
+    fn services_of_ipvs_are_counted() {
+        let table = "IP Virtual Server version 1.2.1 (size=4096)
+Prot LocalAddress:Port Scheduler Flags
+  -> RemoteAddress:Port Forward Weight ActiveConn InActConn
+TCP  0A600001:01BB rr
+  -> 0A010002:01BB      Masq    1      0          0
+UDP  0A60000A:0035 rr
+";
+        assert_eq!(ipvs_services(table), 2);
+        assert_eq!(ipvs_services(""), 0);
+    }
+}

@@ -1,0 +1,67 @@
+//! What the kernel's notifications (and its list of chains) say was changed: only names and hooks are read, in place.
+
+use crate::{
+    core::revalidate::{Hook, Notice, Subject},
+    kernel::nfnetlink::{Attribute, Message, attributes},
+};
+
+// Attributes, include/uapi/linux/netfilter/nf_tables.h. The name of the table is the first of all kinds of objects.
+const TABLE_NAME: u16 = 1;
+const NFTA_CHAIN_NAME: u16 = 3;
+const NFTA_CHAIN_HOOK: u16 = 4;
+const NFTA_CHAIN_TYPE: u16 = 7;
+const NFTA_RULE_CHAIN: u16 = 2;
+const NFTA_HOOK_HOOKNUM: u16 = 1;
+const NFTA_HOOK_PRIORITY: u16 = 2;
+
+/// The object in a message; `None` if there is none.
+pub(super) fn parse<'a>(message: &Message<'a>) -> Option<Notice<'a>> {
+    let kind = i32::from(message.kind());
+    if kind >> 8 != libc::NFNL_SUBSYS_NFTABLES {
+        return None;
+    }
+    let mut table = None;
+    let (mut chain, mut rules_chain, mut chain_type, mut hook) = (None, None, "", None);
+    for nla in message.attributes() {
+        match nla.kind() {
+            TABLE_NAME => table = text(&nla),
+            NFTA_RULE_CHAIN => rules_chain = Some(nla),
+            NFTA_CHAIN_NAME => chain = Some(nla),
+            NFTA_CHAIN_HOOK => hook = Some(nla),
+            NFTA_CHAIN_TYPE => chain_type = text(&nla).unwrap_or_default(),
+            _ => {}
+        }
+    }
+    let subject = match kind & 0xff {
+        libc::NFT_MSG_NEWTABLE => Subject::Table { gone: false },
+        libc::NFT_MSG_DELTABLE => Subject::Table { gone: true },
+        libc::NFT_MSG_NEWCHAIN => {
+            let hook = hook.and_then(|nla| self::hook(chain_type, &nla));
+            Subject::Chain { name: text(&chain?)?, hook, gone: false }
+        }
+        libc::NFT_MSG_DELCHAIN => Subject::Chain { name: text(&chain?)?, hook: None, gone: true },
+        libc::NFT_MSG_NEWRULE | libc::NFT_MSG_DELRULE => Subject::Rule { chain: text(&rules_chain?)? },
+        libc::NFT_MSG_NEWGEN => return None,
+        // Sets, elements, objects, flowtables, and what later kernels may have.
+        _ => Subject::Other,
+    };
+    Some(Notice { family: *message.payload().first()?, table: table?, subject })
+}
+
+fn hook<'a>(kind: &'a str, nla: &Attribute<'a>) -> Option<Hook<'a>> {
+    let (mut number, mut priority) = (None, 0);
+    for nla in attributes(nla.value()) {
+        let value = || Some(u32::from_be_bytes(nla.value().try_into().ok()?));
+        match nla.kind() {
+            NFTA_HOOK_HOOKNUM => number = value(),
+            NFTA_HOOK_PRIORITY => priority = value()?.cast_signed(),
+            _ => {}
+        }
+    }
+    Some(Hook { kind, number: number?, priority })
+}
+
+/// A name, without its closing NUL. Names that aren't UTF-8 nobody's tools can write.
+fn text<'a>(nla: &Attribute<'a>) -> Option<&'a str> {
+    str::from_utf8(nla.value().split(|byte| *byte == 0).next()?).ok()
+}

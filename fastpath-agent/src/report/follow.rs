@@ -1,0 +1,119 @@
+//! `flows --follow`: what a running agent says of flows that cross the threshold, as it says it.
+
+use std::{
+    io::{self, BufRead, BufReader, BufWriter, Write},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use super::flows::{ShowError, filter};
+use crate::{
+    cli::{FlowsArgs, Output},
+    core::{
+        flow::State,
+        flow_record::{Event, FlowRecord},
+    },
+    kernel::event_socket,
+};
+
+/// Follows until the agent ends, or `--limit` is reached.
+pub fn follow(args: &FlowsArgs, out: &mut dyn Write) -> Result<(), ShowError> {
+    let mut out = BufWriter::new(out);
+    let mut lines = BufReader::new(event_socket::connect(&args.run_dir)?);
+    let filter = filter(args);
+    let mut left = args.limit.unwrap_or(usize::MAX);
+    if args.output == Output::Text {
+        write_line(&mut out, HEAD)?;
+        out.flush()?;
+    }
+    let mut line = String::new();
+    while left > 0 {
+        line.clear();
+        if lines.read_line(&mut line)? == 0 {
+            eprintln!("the agent has ended");
+            return Ok(());
+        }
+        // What a later agent says that this one doesn't know.
+        let Ok(event) = serde_json::from_str::<Event>(&line) else { continue };
+        match &event {
+            Event::Crossed { flow, .. } if !filter.matches_record(flow) => continue,
+            Event::Crossed { .. } => left -= 1,
+            Event::Lost { .. } => {}
+        }
+        match (args.output, event) {
+            (Output::Json, _) => out.write_all(line.as_bytes())?,
+            (Output::Text, Event::Crossed { time_ms, flow }) => write_flow(&mut out, time_ms, &flow)?,
+            (Output::Text, Event::Lost { records }) => {
+                eprintln!("{records} flows are missing here: they came faster than they could be shown");
+            }
+        }
+        // All that came together is shown together.
+        if lines.buffer().is_empty() {
+            out.flush()?;
+        }
+    }
+    Ok(out.flush()?)
+}
+
+const HEAD: [&str; 7] = ["TIME", "STATE", "PROTO", "SOURCE > DESTINATION", "PACKETS", "IN", "WHY"];
+
+fn write_flow(out: &mut dyn Write, time_ms: u64, flow: &FlowRecord) -> io::Result<()> {
+    let ends = flow.original.to_string();
+    let ends = ends.split_once(' ').map_or(ends.as_str(), |(_, ends)| ends);
+    let packets: u64 = flow.ingress.iter().flatten().map(|counted| counted.packets).sum();
+    let why = if let State::Stalled(cause) = &flow.state { cause.to_string() } else { String::new() };
+    let time = clock(UNIX_EPOCH + Duration::from_millis(time_ms));
+    let (packets, interfaces) = (packets.to_string(), flow.interfaces.join(","));
+    write_line(out, [&time, flow.state.name(), &flow.protocol, ends, &packets, &interfaces, &why])
+}
+
+fn write_line(out: &mut dyn Write, columns: [&str; 7]) -> io::Result<()> {
+    let [time, state, protocol, ends, packets, interfaces, why] = columns;
+    let line =
+        format!("{time:<12}  {state:<15}  {protocol:<5}  {ends:<47}  {packets:>8}  {interfaces:<15}  {why}");
+    writeln!(out, "{}", line.trim_end())
+}
+
+/// Time of day, UTC.
+fn clock(time: SystemTime) -> String {
+    let ms = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() % 86_400_000;
+    let (seconds, ms) = (ms / 1000, ms % 1000);
+    format!("{:02}:{:02}:{:02}.{ms:03}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::{
+        connection::{Tuple, UDP},
+        flow::Cause,
+        flow_path::Path,
+    };
+
+    #[test]
+    fn a_flow_is_a_line() {
+        let tuple = Tuple {
+            source: "10.1.0.2".parse().unwrap(),
+            destination: "10.2.0.2".parse().unwrap(),
+            protocol: UDP,
+            source_port: 40000,
+            destination_port: 443,
+        };
+        let flow = FlowRecord {
+            protocol: "udp".to_owned(),
+            original: tuple,
+            reply: None,
+            state: State::Stalled(Cause::OneWay),
+            interfaces: vec!["c0".to_owned()],
+            ingress: [None; 2],
+            conntrack: None,
+            path: Path::default(),
+        };
+        let mut out = Vec::new();
+        write_flow(&mut out, 86_400_000 + 3_723_004, &flow).unwrap();
+        let line = String::from_utf8(out).unwrap();
+        let words: Vec<_> = line.split_whitespace().collect();
+        let expected =
+            ["01:02:03.004", "stalled", "udp", "10.1.0.2:40000", ">", "10.2.0.2:443", "0", "c0", "one"];
+        assert_eq!(words[..expected.len()], expected, "{line}");
+    }
+}

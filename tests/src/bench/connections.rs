@@ -1,0 +1,118 @@
+//! Instructions a connection: TCP connections of a few packets, one after the other, both ends included.
+//!
+//! Both ends are sockets of one thread, so nothing waits for anything. The packets are counted by the node's devices.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    time::Instant,
+};
+
+use super::{
+    Measure, Row, Samples,
+    node::{Ends, Node, Rules},
+    packets::Base,
+};
+use crate::topology::Family;
+
+/// Packets of one repetition, about.
+const PACKETS: usize = 12_000;
+const REPETITIONS: usize = 3;
+/// Bytes of a request and of a response.
+const PAYLOAD: usize = 64;
+
+/// A row.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// Requests, each answered by a response: a packet each, beside those that begin and end the connection.
+    rounds: usize,
+    rules: Rules,
+    threshold: u32,
+}
+
+impl Setup {
+    fn row(self) -> Row {
+        let rules = match self.rules {
+            Rules::None => "no-fastpath".to_owned(),
+            rules => format!("{}-threshold-{}", rules.name(), self.threshold),
+        };
+        Row { name: format!("tcp4-{}-rounds/{rules}", self.rounds), measure: Measure::Connection(self) }
+    }
+
+    pub(super) fn measure(&self) -> Samples {
+        let mut node = Node::build(Base::Nat, Ends::Answer);
+        node.load(self.rules, self.threshold);
+        let to = SocketAddr::new(node.topology.server().address(Family::V4), 7001);
+        let listener = node.topology.server().ns.run(|| TcpListener::bind(to)).expect("listen");
+        let count = (PACKETS / (2 * self.rounds + 7)).max(1);
+        let run = |count: usize| {
+            for _ in 0..count {
+                self.connect(&listener, to);
+            }
+        };
+        // Sockets are made in the client's namespace.
+        node.topology.client().ns.run(|| run(count.div_ceil(4)));
+        node.settle();
+        let mut packets = 0;
+        let values = (0..REPETITIONS)
+            .map(|_| {
+                let before = arrived(&node);
+                let took = node.topology.client().ns.run(|| {
+                    let start = Instant::now();
+                    run(count);
+                    start.elapsed()
+                });
+                packets = arrived(&node) - before;
+                took.as_nanos() as f64 / count as f64
+            })
+            .collect();
+        Samples { unit: "instructions/connection", values, packets: Some(packets as f64 / count as f64) }
+    }
+
+    fn connect(&self, listener: &TcpListener, to: SocketAddr) {
+        let mut client = TcpStream::connect(to).expect("connect");
+        let (mut server, _) = listener.accept().expect("accept");
+        let mut buffer = [0; PAYLOAD];
+        for _ in 0..self.rounds {
+            client.write_all(&buffer).expect("a request");
+            server.read_exact(&mut buffer).expect("a request");
+            server.write_all(&buffer).expect("a response");
+            client.read_exact(&mut buffer).expect("a response");
+        }
+        client.shutdown(std::net::Shutdown::Write).expect("the client's end");
+        assert_eq!(server.read(&mut buffer).expect("the client's end"), 0);
+        drop(server);
+        assert_eq!(client.read(&mut buffer).expect("the server's end"), 0);
+    }
+}
+
+/// Packets that the node has received from both sides.
+fn arrived(node: &Node) -> u64 {
+    node.topology.node.run(|| {
+        let devices = fs::read_to_string("/proc/thread-self/net/dev").expect("procfs");
+        let line = |name: &str| devices.lines().find_map(|line| line.trim().strip_prefix(name));
+        ["c0:", "s0:"]
+            .map(|name| {
+                let packets = line(name).and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+                packets.expect("a counter in procfs")
+            })
+            .iter()
+            .sum()
+    })
+}
+
+pub(super) fn rows() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for rounds in [0, 7, 22, 500] {
+        let variants = [
+            (Rules::None, 0),
+            (Rules::Kindnet, 20),
+            (Rules::OursEbpf, 20),
+            (Rules::OursEbpf, 6),
+            (Rules::OursEbpf, 1),
+        ];
+        rows.extend(variants.map(|(rules, threshold)| Setup { rounds, rules, threshold }.row()));
+    }
+    rows
+}

@@ -1,0 +1,84 @@
+//! What `cargo xtask bench` measures in the test guest: rows, each with a name, and how each is measured.
+//!
+//! The guest's clock advances one nanosecond for each executed instruction there, so durations are counts of
+//! instructions. Nothing here judges a number: targets and baselines are the host's.
+
+pub mod agent_rows;
+pub mod bulk;
+pub mod connections;
+pub mod native;
+pub mod node;
+pub mod packets;
+mod services;
+
+use serde_json::{Value, json};
+
+/// One number of the benchmark.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// Traffic, state of the flow, and rules, for instance `udp4-64/offloaded/ours`.
+    pub name: String,
+    /// How to get it.
+    pub measure: Measure,
+}
+
+/// Ways to measure.
+#[derive(Clone, Debug)]
+pub enum Measure {
+    /// Instructions for each packet from its making to its end, by the packet generator.
+    Packet(packets::Setup),
+    /// Instructions for each KiB of a TCP transfer.
+    Bulk(bulk::Setup),
+    /// Instructions for each TCP connection, both ends included.
+    Connection(connections::Setup),
+    /// What the agent does.
+    Agent(agent_rows::Task),
+}
+
+/// Repeated measurements of one row.
+#[derive(Clone, Debug)]
+pub struct Samples {
+    /// What the numbers count.
+    pub unit: &'static str,
+    /// One number for each repetition, at least one.
+    pub values: Vec<f64>,
+    /// Packets of a connection, for what is measured by the connection.
+    pub packets: Option<f64>,
+}
+
+impl Samples {
+    /// The median and the distance between least and greatest in percent of it, as the host reads it.
+    #[must_use]
+    pub fn to_json(&self, name: &str) -> Value {
+        let mut sorted = self.values.clone();
+        sorted.sort_by(f64::total_cmp);
+        let median = sorted[sorted.len() / 2];
+        let range = sorted[sorted.len() - 1] - sorted[0];
+        // What is nought each time has none.
+        let spread = if range == 0.0 { 0.0 } else { range / median * 100.0 };
+        json!({
+            "name": name, "unit": self.unit, "value": median, "spread": spread, "packets": self.packets,
+        })
+    }
+}
+
+impl Row {
+    /// Builds what it needs and measures. Panics when the packets don't take the way that the row is about.
+    ///
+    /// `kept` is what one row leaves for the next, nothing at first.
+    #[must_use]
+    pub fn measure(&self, kept: &mut Option<node::Node>) -> Samples {
+        match &self.measure {
+            Measure::Packet(setup) => setup.measure(kept),
+            Measure::Bulk(setup) => setup.measure(),
+            Measure::Connection(setup) => setup.measure(),
+            Measure::Agent(task) => task.measure(),
+        }
+    }
+}
+
+/// All rows, in the order in which they are shown.
+#[must_use]
+pub fn rows() -> Vec<Row> {
+    [packets::rows(), bulk::rows(), connections::rows(), agent_rows::rows()].concat()
+}

@@ -1,0 +1,217 @@
+//! The node under measurement: client and server behind it, whose rules it has, and the kernel's counters.
+
+use std::{fs, net::IpAddr, ops::Sub, thread, time::Duration};
+
+use super::{packets::Base, services};
+use crate::{
+    agent::Agent,
+    pktgen, reference,
+    topology::{Family, Layout, Nat, Topology, nat_rules},
+};
+
+/// Whose rules for the fast path the node has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rules {
+    /// Nobody's.
+    None,
+    /// kindnet's, as its current source writes them.
+    Kindnet,
+    /// kindnet's, as its document shows them.
+    KindnetDocument,
+    /// The agent's, without eBPF programs.
+    Ours,
+    /// The agent's, with eBPF programs.
+    OursEbpf,
+    /// The agent's, with XDP programs.
+    OursXdp,
+}
+
+impl Rules {
+    /// All but nobody's.
+    pub const ALL: [Self; 5] =
+        [Self::Kindnet, Self::KindnetDocument, Self::Ours, Self::OursEbpf, Self::OursXdp];
+
+    /// Those that other kinds of traffic are measured with.
+    pub const MAIN: [Self; 3] = [Self::Kindnet, Self::Ours, Self::OursEbpf];
+
+    /// As rows call it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Kindnet => "kindnet",
+            Self::KindnetDocument => "kindnet-document",
+            Self::Ours => "ours",
+            Self::OursEbpf => "ours-ebpf",
+            Self::OursXdp => "ours-xdp",
+        }
+    }
+}
+
+/// A node with client and server, and perhaps a running agent.
+pub struct Node {
+    pub(super) topology: Topology,
+    pub(super) agent: Option<Agent>,
+}
+
+/// What becomes of packets that reach the client or the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ends {
+    /// Dropped as they arrive.
+    Drop,
+    /// Sockets get them.
+    Answer,
+}
+
+/// Entries in the agent's map of flows: enough for both directions of the most flows that a row has.
+const MAX_FLOWS: &str = "--max-flows=262144";
+
+/// The node's devices.
+const DEVICES: [&str; 2] = ["c0", "s0"];
+
+impl Node {
+    pub(super) fn build(base: Base, ends: Ends) -> Self {
+        let topology = Topology::bare(Layout::default());
+        if ends == Ends::Drop {
+            pktgen::load(&topology.node);
+        }
+        // Neighbours that never need to be asked again.
+        let mut batch = String::new();
+        for pod in &topology.pods {
+            let address = hardware_address(&pod.ns, "eth0");
+            for family in [Family::V4, Family::V6] {
+                batch += &format!(
+                    "neighbour replace {} lladdr {address} dev {} nud permanent\n",
+                    pod.address(family),
+                    pod.node_dev
+                );
+            }
+        }
+        topology.node.ip(&batch);
+        // Where packets end.
+        if base == Base::Floor {
+            drop_at_ingress(&topology.node, "c0");
+        }
+        if ends == Ends::Drop {
+            for pod in &topology.pods {
+                drop_at_ingress(&pod.ns, "eth0");
+            }
+        }
+        match base {
+            Base::Floor | Base::Routed => {}
+            Base::Nat => topology.node.nft(&nat_rules(Nat::Masquerade)),
+            Base::Services => topology.node.nft(&services::rules()),
+        }
+        Self { topology, agent: None }
+    }
+
+    pub(super) fn hardware_address(&self, device: &str) -> String {
+        hardware_address(&self.topology.node, device)
+    }
+
+    /// The node's address that the server sees when the node masquerades.
+    pub(super) fn address_to_server(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => "10.2.0.1",
+            Family::V6 => "fd00:2::1",
+        }
+        .parse()
+        .expect("an address")
+    }
+
+    /// Loads the rules, or starts the agent and leaves it running.
+    pub(super) fn load(&mut self, rules: Rules, threshold: u32) {
+        let node = &self.topology.node;
+        let threshold_flag = format!("--fastpath-threshold={threshold}");
+        let ebpf = match rules {
+            Rules::None => return,
+            Rules::Kindnet => return node.nft(&reference::kindnet_above(threshold, &DEVICES)),
+            Rules::KindnetDocument => {
+                return node.nft(&reference::kindnet_document_above(threshold, &DEVICES));
+            }
+            Rules::Ours => "--ebpf=off",
+            Rules::OursEbpf => "--ebpf=tc",
+            Rules::OursXdp => "--ebpf=xdp",
+        };
+        let agent = Agent::start_with(node, &[&threshold_flag, ebpf, MAX_FLOWS]);
+        agent.wait_until_idle();
+        self.agent = Some(agent);
+    }
+
+    /// Lets what has been begun come to its end. While nothing happens, the guest's time passes at once.
+    pub(super) fn settle(&self) {
+        thread::sleep(Duration::from_secs(2));
+    }
+
+    /// Takes away what [`load`](Self::load) brought, and forgets all connections.
+    pub(super) fn reset(&mut self) {
+        if let Some(agent) = self.agent.take() {
+            agent.stop();
+            crate::agent::output(&self.topology.node, &["cleanup"]);
+        }
+        let node = &self.topology.node;
+        node.nft("add table inet kindnet-fastpath\ndelete table inet kindnet-fastpath\n");
+        node.output("conntrack", &["-F"]);
+        node.sysctl("net/netfilter/nf_conntrack_acct", "0");
+    }
+
+    pub(super) fn counts(&self, family: Family) -> Counts {
+        let arrived = self.topology.server().ns.run(|| {
+            let devices = fs::read_to_string("/proc/thread-self/net/dev").expect("procfs");
+            let line = devices.lines().find_map(|line| line.trim().strip_prefix("eth0:"));
+            number(line.and_then(|line| line.split_whitespace().nth(1)))
+        });
+        let forwarded = self.topology.node.run(|| match family {
+            Family::V4 => {
+                let table = fs::read_to_string("/proc/thread-self/net/snmp").expect("procfs");
+                let mut lines = table.lines().filter_map(|line| line.strip_prefix("Ip: "));
+                let (names, values) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+                let place = names.split(' ').position(|name| name == "ForwDatagrams");
+                number(place.and_then(|place| values.split(' ').nth(place)))
+            }
+            Family::V6 => {
+                let table = fs::read_to_string("/proc/thread-self/net/snmp6").expect("procfs");
+                number(table.lines().find_map(|line| line.strip_prefix("Ip6OutForwDatagrams")))
+            }
+        });
+        Counts { arrived, forwarded }
+    }
+}
+
+fn number(text: Option<&str>) -> u64 {
+    text.and_then(|text| text.trim().parse().ok()).expect("a counter in procfs")
+}
+
+/// The kernel's counters.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Counts {
+    /// Packets that reached the server's device.
+    pub(super) arrived: u64,
+    /// Packets that the node's IP layer forwarded: those of offloaded flows never get there.
+    pub(super) forwarded: u64,
+}
+
+impl Sub for Counts {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        Self { arrived: self.arrived - before.arrived, forwarded: self.forwarded - before.forwarded }
+    }
+}
+
+fn drop_at_ingress(ns: &crate::netns::Netns, device: &str) {
+    ns.nft(&format!(
+        "table netdev sink {{
+            chain in {{
+                type filter hook ingress device {device} priority 0
+                drop
+            }}
+        }}"
+    ));
+}
+
+fn hardware_address(ns: &crate::netns::Netns, device: &str) -> String {
+    let links = ns.output("ip", &["-j", "link", "show", "dev", device]);
+    let links: serde_json::Value = serde_json::from_str(&links).expect("ip prints JSON");
+    links[0]["address"].as_str().expect("a hardware address").to_owned()
+}

@@ -1,0 +1,126 @@
+//! Charts of a report as SVG, for the README and docs/benchmark.md. They choose what to show; all numbers are the report's.
+
+use std::path::Path;
+
+use anyhow::{Result, anyhow};
+use plotters::{
+    coord::Shift,
+    prelude::*,
+    style::text_anchor::{HPos, Pos, VPos},
+};
+
+use super::report::{Report, number};
+
+/// On white, so that they can be read on a page of any colour.
+const INK: RGBColor = RGBColor(31, 35, 40);
+const FAINT: RGBColor = RGBColor(208, 215, 222);
+/// A colour for each kernel, newest first; apart in grey too.
+const SERIES: [RGBColor; 3] = [RGBColor(5, 80, 174), RGBColor(128, 182, 244), RGBColor(110, 119, 129)];
+
+const WIDTH: u32 = 900;
+const LABELS: i32 = 300;
+const VALUES: i32 = 70;
+const TOP: i32 = 84;
+const BAR: i32 = 13;
+const GAP: i32 = 14;
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+
+/// A line of a bar chart: what it says, and the row of the report that it shows.
+pub(super) struct Bar {
+    pub(super) label: &'static str,
+    pub(super) row: &'static str,
+}
+
+/// What packets cost.
+pub(super) const PACKETS: &[Bar] = &[
+    Bar { label: "dropped on arrival (source and sink)", row: "udp4-64/floor" },
+    Bar { label: "routed only", row: "udp4-64/routed" },
+    Bar { label: "conntrack + NAT, no fast path", row: "udp4-64/no-fastpath" },
+    Bar { label: "NAT + 5,000 services, no fast path", row: "udp4-64-services/no-fastpath" },
+    Bar { label: "young flow, kindnet's rules", row: "udp4-64/young/kindnet" },
+    Bar { label: "young flow, Fastpath without eBPF", row: "udp4-64/young/ours" },
+    Bar { label: "young flow, Fastpath", row: "udp4-64/young/ours-ebpf" },
+    Bar { label: "offloaded, kindnet's rules", row: "udp4-64/offloaded/kindnet" },
+    Bar { label: "offloaded, Fastpath without eBPF", row: "udp4-64/offloaded/ours" },
+    Bar { label: "offloaded, Fastpath", row: "udp4-64/offloaded/ours-ebpf" },
+];
+
+/// A bar for each row and kernel, the shorter the better.
+pub(super) fn bars(report: &Report, title: &str, unit: &str, bars: &[Bar], path: &Path) -> Result<()> {
+    let kernels: Vec<&str> = report.kernels.keys().rev().map(String::as_str).collect();
+    let of_bar = BAR * kernels.len() as i32 + GAP;
+    let height = TOP + of_bar * bars.len() as i32 + 34;
+    let root = SVGBackend::new(path, (WIDTH, height as u32)).into_drawing_area();
+    let most = bars.iter().flat_map(|bar| kernels.iter().filter_map(|k| report.value(k, bar.row)));
+    let most = most.fold(0.0, f64::max);
+    let step = step(most);
+    let scale = f64::from(WIDTH as i32 - LABELS - VALUES) / most;
+    let x = |value: f64| LABELS + (value * scale) as i32;
+    let draw = || -> Result<(), DrawingAreaErrorKind<std::io::Error>> {
+        root.fill(&WHITE)?;
+        write(&root, title, (20, 16), 20, HPos::Left)?;
+        write(&root, unit, (20, 46), 14, HPos::Left)?;
+        for (number, kernel) in kernels.iter().enumerate() {
+            let left = WIDTH as i32 - 20 - 110 * (kernels.len() - number) as i32;
+            let colour = SERIES[number % SERIES.len()];
+            root.draw(&Rectangle::new([(left, 45), (left + 14, 57)], colour.filled()))?;
+            write(&root, &format!("Linux {kernel}"), (left + 20, 46), 14, HPos::Left)?;
+        }
+        let bottom = height - 30;
+        let mut mark = 0.0;
+        while mark <= most {
+            root.draw(&PathElement::new([(x(mark), TOP - 4), (x(mark), bottom)], FAINT))?;
+            write(&root, &super::report::number(mark), (x(mark), bottom + 6), 12, HPos::Center)?;
+            mark += step;
+        }
+        for (place, bar) in bars.iter().enumerate() {
+            let top = TOP + of_bar * place as i32;
+            let middle = top + BAR * kernels.len() as i32 / 2 - 8;
+            write(&root, bar.label, (LABELS - 10, middle), 14, HPos::Right)?;
+            for (place, kernel) in kernels.iter().enumerate() {
+                let Some(value) = report.value(kernel, bar.row) else { continue };
+                let top = top + BAR * place as i32;
+                let colour = SERIES[place % SERIES.len()];
+                root.draw(&Rectangle::new([(x(0.0), top), (x(value), top + BAR - 1)], colour.filled()))?;
+                write(&root, &number(value), (x(value) + 5, top - 1), 12, HPos::Left)?;
+            }
+        }
+        root.present()
+    };
+    draw().map_err(|error| anyhow!("cannot draw {}: {error}", path.display()))
+}
+
+fn write(
+    root: &Area<'_>,
+    text: &str,
+    place: (i32, i32),
+    size: i32,
+    anchor: HPos,
+) -> Result<(), DrawingAreaErrorKind<std::io::Error>> {
+    let style = ("sans-serif", size).into_font().color(&INK).pos(Pos::new(anchor, VPos::Top));
+    root.draw(&Text::new(text, place, style))
+}
+
+/// A round distance between marks, so that there are at most eight of them.
+fn step(most: f64) -> f64 {
+    let rough = most / 8.0;
+    let power = 10f64.powf(rough.log10().floor());
+    [1.0, 2.0, 5.0, 10.0]
+        .into_iter()
+        .map(|factor| factor * power)
+        .find(|step| *step >= rough)
+        .unwrap_or(power)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::step;
+
+    #[test]
+    fn marks_are_round() {
+        for (most, expected) in [(17_000.0, 5_000.0), (13_000.0, 2_000.0), (60.0, 10.0), (0.9, 0.2)] {
+            assert_eq!(step(most), expected, "{most}");
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Writes what a report says into docs/benchmark.md and the charts, so that no number there is typed by hand.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result};
+
+use super::{
+    break_even, chart,
+    report::{Report, number},
+    targets,
+};
+use crate::workspace;
+
+const BEGIN: &str = "<!-- written by `cargo xtask bench --render`: begin -->\n";
+const END: &str = "<!-- written by `cargo xtask bench --render`: end -->\n";
+
+/// Writes the document's numbers and the charts anew.
+pub(super) fn render(report: &Report) -> Result<()> {
+    let docs = workspace::root().join("docs");
+    chart::bars(
+        report,
+        "What a packet costs on the node",
+        "instructions a packet, source and sink included; UDP, IPv4, 64 bytes; less is better",
+        chart::PACKETS,
+        &docs.join("bench-packets.svg"),
+    )?;
+    let path = docs.join("benchmark.md");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let written = between(&text, &section(report))
+        .with_context(|| format!("{} lacks the lines between which numbers are written", path.display()))?;
+    write(&path, &written)
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// `text` with the part between the marks replaced.
+fn between(text: &str, part: &str) -> Option<String> {
+    let (head, rest) = text.split_once(BEGIN)?;
+    let (_, tail) = rest.split_once(END)?;
+    Some(format!("{head}{BEGIN}{part}{END}{tail}"))
+}
+
+fn section(report: &Report) -> String {
+    let kernels: Vec<&str> = report.kernels.keys().rev().map(String::as_str).collect();
+    let mut text = format!("\nMeasured with {}", report.emulator);
+    for kernel in &kernels {
+        text += &format!(", Linux {}", report.kernels[*kernel].release);
+    }
+    text += ".\n\n## Targets\n\n| | kernel | measured | at most | |\n| --- | --- | ---: | ---: | --- |\n";
+    for outcome in targets::outcomes(report) {
+        let (value, at_most) = outcome.numbers();
+        let word = if outcome.met() { "met" } else { "**missed**" };
+        text += &format!(
+            "| {}, {} | {} | {value} | {at_most} | {word} |\n",
+            outcome.what, outcome.unit, outcome.kernel
+        );
+    }
+    let lines = break_even::lines(report);
+    if !lines.is_empty() {
+        text += "\n## From which length on a connection gains\n\n";
+        text += &lines.iter().map(|line| format!("- {line}\n")).collect::<String>();
+    }
+    text += "\n## All rows\n";
+    let mut last_unit = "";
+    for (name, unit) in report.names() {
+        if unit != last_unit {
+            let heads: String = kernels.iter().map(|kernel| format!(" {kernel} |")).collect();
+            let rules = " ---: |".repeat(kernels.len());
+            text += &format!("\n| {unit} |{heads} spread |\n| --- |{rules} ---: |\n");
+            last_unit = unit;
+        }
+        text += &format!("| `{name}` |");
+        let mut spread: f64 = 0.0;
+        for kernel in &kernels {
+            let row = report.row(kernel, name);
+            spread = row.map_or(spread, |row| spread.max(row.spread));
+            text += &format!(" {} |", row.map_or_else(|| "–".to_owned(), |row| number(row.value)));
+        }
+        text += &format!(" {spread:.2} % |\n");
+    }
+    text + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_part_between_the_marks_is_replaced() {
+        let text = format!("head\n{BEGIN}old\n{END}tail\n");
+        assert_eq!(between(&text, "new\n"), Some(format!("head\n{BEGIN}new\n{END}tail\n")));
+        assert_eq!(between("no marks", "new"), None);
+    }
+}
