@@ -12,12 +12,14 @@ use crate::{Family, FlowKey, assert_layout, limits::HOT_SLOTS};
 pub struct HotFlow {
     /// What a packet is compared with.
     pub words: MatchWords,
-    /// Number of the tick (the kernel's `jiffies64`); with [`HotFlow::NOBODYS`] if nothing is to be counted here;
-    /// [`HotFlow::MOVING`] while what it holds is added to the flows map. No value but the last ever comes back
-    /// once something was counted under it.
+    /// Number of the tick (the kernel's `jiffies64`); with [`HotFlow::CLOSED`] if nothing more is to be counted here
+    /// in that tick; [`HotFlow::MOVING`] while what it holds is added to the flows map. No value but the last ever
+    /// comes back once something was counted under it.
     pub tick: u64,
     /// As in [`FlowCounters`](crate::FlowCounters).
     pub packets: u64,
+    /// How many packets may be counted here: as many as don't make the flow cross the threshold.
+    pub room: u64,
     /// As in [`FlowCounters`](crate::FlowCounters).
     pub bytes: u64,
     /// Segments beyond one for each packet.
@@ -29,14 +31,16 @@ pub struct HotFlow {
 }
 
 assert_layout!(
-    HotFlow, 96, words @ 0, tick @ 16, packets @ 24, bytes @ 32, extra_segments @ 40, flags @ 48, key @ 56,
+    HotFlow, 104, words @ 0, tick @ 16, packets @ 24, room @ 32, bytes @ 40, extra_segments @ 48, flags @ 56, key @ 64,
 );
 
 impl HotFlow {
     /// A bit of [`HotFlow::tick`] that no tick has.
-    pub const NOBODYS: u64 = 1 << 63;
+    pub const CLOSED: u64 = 1 << 63;
     /// A value of [`HotFlow::tick`].
     pub const MOVING: u64 = u64::MAX;
+    /// A value of [`HotFlow::room`]: the flow's crossing is behind it, or there is no threshold.
+    pub const NO_LIMIT: u64 = u64::MAX;
 }
 
 /// A flow's key as far as it takes little work to get it from a packet.

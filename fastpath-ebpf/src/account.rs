@@ -38,29 +38,33 @@ struct Now {
     tick: u64,
 }
 
-/// Counts a packet. With `MAY_BE_HOT`, its flow may become hot.
+/// Counts a packet that belongs to no flow.
 #[inline(always)]
-pub fn account<const MAY_BE_HOT: bool>(ctx: &impl Frame, parsed: &Result<Packet, Uncounted>) {
-    let Some(stats) = STATS.get_ptr_mut(0) else { return };
-    // SAFETY: the element of this CPU; programs on one CPU don't interrupt each other (softirqs are off).
-    let stats = unsafe { &mut *stats };
-    let tally = match parsed {
-        Ok(packet) => return flow::<MAY_BE_HOT>(ctx, packet, stats),
-        Err(Uncounted::NotIp) => &mut stats.not_ip,
-        Err(Uncounted::Malformed) => &mut stats.malformed,
-        Err(Uncounted::LaterFragment) => &mut stats.later_fragment,
-        Err(Uncounted::OtherProtocol) => &mut stats.other_protocol,
-        Err(Uncounted::TooManyHeaders) => &mut stats.too_many_headers,
+pub fn uncounted(ctx: &impl Frame, reason: &Uncounted) {
+    let Some(stats) = stats() else { return };
+    let tally = match reason {
+        Uncounted::NotIp => &mut stats.not_ip,
+        Uncounted::Malformed => &mut stats.malformed,
+        Uncounted::LaterFragment => &mut stats.later_fragment,
+        Uncounted::OtherProtocol => &mut stats.other_protocol,
+        Uncounted::TooManyHeaders => &mut stats.too_many_headers,
     };
     tally.packets += 1;
     tally.bytes += u64::from(ctx.len());
-    if let Err(reason) = parsed {
-        say::uncounted(reason, ctx);
-    }
+    say::uncounted(reason, ctx);
 }
 
+/// This CPU's.
 #[inline(always)]
-fn flow<const MAY_BE_HOT: bool>(ctx: &impl Frame, packet: &Packet, stats: &mut PacketStats) {
+fn stats<'a>() -> Option<&'a mut PacketStats> {
+    // SAFETY: the element of this CPU; programs on one CPU don't interrupt each other (softirqs are off).
+    STATS.get_ptr_mut(0).map(|stats| unsafe { &mut *stats })
+}
+
+/// Counts a packet of a flow. With `MAY_BE_HOT`, the flow may become hot.
+#[inline(always)]
+pub fn flow<const MAY_BE_HOT: bool>(ctx: &impl Frame, packet: &Packet) {
+    let Some(stats) = stats() else { return };
     // SAFETY: no preconditions.
     let now = unsafe { Now { tick: bpf_jiffies64(), ns: bpf_ktime_get_coarse_ns() } };
     let ifindex = ctx.ifindex();
@@ -70,45 +74,65 @@ fn flow<const MAY_BE_HOT: bool>(ctx: &impl Frame, packet: &Packet, stats: &mut P
         bytes: u64::from(packet.bytes),
         flags: u64::from(packet.flags),
     };
-    // Within a tick a slot only grows: readers rely on it.
-    let words = MatchWords::of(packet.key());
-    let mut slot = if MAY_BE_HOT { slot(&words).filter(|slot| slot.tick != now.tick) } else { None };
-    let mut ours = false;
-    if let Some(slot) = &mut slot
-        && same(&slot.key, &packet.words)
-    {
-        ours = true;
-        amount = amount.and(begin_move(slot));
+    let mut slot =
+        if MAY_BE_HOT { Slot::of(&MatchWords::of(packet.key()), &packet.words, now.tick) } else { None };
+    if let Some(Slot { mine: true, hot, .. }) = &mut slot {
+        amount = amount.and(begin_move(hot));
     }
-    let (again_in_this_tick, may_be_hot) = match FLOWS.get_ptr_mut(packet.key()) {
+    let (again_in_this_tick, room) = match FLOWS.get_ptr_mut(packet.key()) {
         Some(counters) => {
             // SAFETY: a map value that the verifier has checked.
             let last_tick = unsafe { (*counters).last_tick };
             let packets = add(counters, &amount, now, stats);
-            // A hot flow's packets aren't compared with the threshold one by one.
             (last_tick == now.tick as u32, signal(counters, packet.key(), packets, now, ifindex, stats))
         }
         None => {
             insert(packet.key(), &amount, now, ifindex, stats);
-            (false, false)
+            (false, 0)
         }
     };
     let Some(slot) = slot else { return };
-    if ours {
-        end_move(slot, if may_be_hot { now.tick } else { now.tick | HotFlow::NOBODYS });
-    } else if again_in_this_tick && may_be_hot {
-        let pending = begin_move(slot);
+    if slot.mine {
+        let closed = if slot.begun { HotFlow::CLOSED } else { 0 };
+        end_move(slot.hot, now.tick | closed, room);
+    } else if again_in_this_tick {
+        let pending = begin_move(slot.hot);
         if pending.packets > 0 {
-            match FLOWS.get_ptr_mut(&slot.key) {
+            match FLOWS.get_ptr_mut(&slot.hot.key) {
                 Some(counters) => {
                     add(counters, &pending, now, stats);
                 }
-                None => insert(&slot.key, &pending, now, ifindex, stats),
+                None => insert(&slot.hot.key, &pending, now, ifindex, stats),
             }
         }
-        slot.key = *packet.key();
-        slot.words = words;
-        end_move(slot, now.tick);
+        slot.hot.key = *packet.key();
+        slot.hot.words = MatchWords::of(packet.key());
+        end_move(slot.hot, now.tick, room);
+    }
+}
+
+/// A flow's slot on this CPU, and what may be done with it.
+struct Slot<'a> {
+    hot: &'a mut HotFlow,
+    /// What it holds is of this flow, and to be moved now.
+    mine: bool,
+    /// Something was counted in it in this tick, so it has to be closed until the next.
+    begun: bool,
+}
+
+impl Slot<'_> {
+    /// `None` if it has to stay as it is: within a tick a slot only grows, as readers rely on, or is closed.
+    #[inline(always)]
+    fn of(words: &MatchWords, key: &[u64; 5], tick: u64) -> Option<Self> {
+        // SAFETY: the element of this CPU; programs on one CPU don't interrupt each other (softirqs are off).
+        let hot = unsafe { &mut *HOT.get_ptr_mut(words.slot())? };
+        let mine = same(&hot.key, key);
+        // Up to the threshold each packet has to be compared with all that came before it.
+        let begun = hot.tick == tick;
+        if hot.tick == tick | HotFlow::CLOSED || begun && !(mine && hot.room != HotFlow::NO_LIMIT) {
+            return None;
+        }
+        Some(Self { hot, mine, begun })
     }
 }
 
@@ -144,22 +168,16 @@ fn begin_move(slot: &mut HotFlow) -> Amount {
     }
 }
 
-/// Empties a slot and makes it this tick's, or nobody's.
+/// Empties a slot and makes it that tick's.
 #[inline(always)]
-fn end_move(slot: &mut HotFlow, tick: u64) {
+fn end_move(slot: &mut HotFlow, tick: u64, room: u64) {
+    slot.room = room;
     for field in [&mut slot.packets, &mut slot.extra_segments, &mut slot.bytes, &mut slot.flags] {
         // SAFETY: a reference. Volatile, or it would become a call as in `same`.
         unsafe { core::ptr::write_volatile(field, 0) };
     }
     // SAFETY: as above; the last of all.
     unsafe { core::ptr::write_volatile(&mut slot.tick, tick) };
-}
-
-/// This CPU's slot for a flow, whoever is in it.
-#[inline(always)]
-fn slot<'a>(words: &MatchWords) -> Option<&'a mut HotFlow> {
-    // SAFETY: the element of this CPU; programs on one CPU don't interrupt each other (softirqs are off).
-    HOT.get_ptr_mut(words.slot()).map(|slot| unsafe { &mut *slot })
 }
 
 /// Adds to a flow and returns its packets. Other CPUs may be adding to the same flow.
@@ -222,7 +240,8 @@ fn no_room<'a>(key: &FlowKey, amount: &Amount, stats: &'a mut PacketStats) -> &'
     &mut stats.no_room
 }
 
-/// Sends the event of a flow that hasn't had one, if it is above the threshold. False if it may still cross it.
+/// Sends the event of a flow that hasn't had one, if it is above the threshold. Returns how many packets more may come
+/// before it has to be asked again.
 #[inline(always)]
 fn signal(
     counters: *mut FlowCounters,
@@ -231,23 +250,23 @@ fn signal(
     now: Now,
     ifindex: u32,
     stats: &mut PacketStats,
-) -> bool {
+) -> u64 {
     // SAFETY: as in `add`.
     if unsafe { (*counters).signal } != Signal::None as u64 {
-        return true;
+        return HotFlow::NO_LIMIT;
     }
-    let Some(config) = CONFIG.get(0) else { return true };
+    let Some(config) = CONFIG.get(0) else { return HotFlow::NO_LIMIT };
     let threshold = config.threshold;
     if threshold == 0 {
-        return true;
+        return HotFlow::NO_LIMIT;
     }
     if packets <= u64::from(threshold) {
-        return false;
+        return u64::from(threshold) - packets;
     }
     // SAFETY: as in `add`. The CPU that changes the field is the one that sends.
     let before = unsafe { atomic::swap(&raw mut (*counters).signal, Signal::Sent as u64) };
     if before != Signal::None as u64 {
-        return true;
+        return HotFlow::NO_LIMIT;
     }
     let event = FlowEvent { key: *key, time_ns: now.ns, packets, ifindex, threshold };
     if EVENTS.output(&event, 0).is_ok() {
@@ -259,5 +278,5 @@ fn signal(
         stats.events_lost += 1;
         say::flow(Fate::NotSignalled, key, packets);
     }
-    true
+    HotFlow::NO_LIMIT
 }

@@ -3,134 +3,68 @@
 //! A flow is hot while its packets come several to a tick of the kernel. Within a tick the counts of a hot flow grow in
 //! a slot of this CPU's; the first packet of the next tick takes the long way and moves them to the flows map. So
 //! times are the same as without (they have the tick's resolution anyway), a flow that pauses is complete in the map with
-//! its next packet, and whoever reads adds the two. No packet takes this way that could cross the threshold.
-//!
-//! Only the plainest packets take it: Ethernet, no VLAN tag in the frame, no options or extension headers, no fragment,
-//! headers in the linear part. Everything else is for `parse`, which decides whatever is in doubt.
-
-use core::arch::asm;
+//! its next packet, and whoever reads adds the two. The packet that crosses the threshold takes the long way: a slot
+//! has room only for those before it.
 
 use aya_ebpf::helpers::bpf_jiffies64;
-use fastpath_common::{HotFlow, MatchWords};
+use fastpath_common::{Family, HotFlow, MatchWords};
 
-use crate::{frame::Frame, maps::HOT};
+use crate::{
+    frame::Frame,
+    maps::HOT,
+    parse::Packet,
+    plain::{self, Plain, V4, V6},
+};
 
-/// EtherType, version and header length of a plain IPv4 packet, as the first three bytes of a word.
-const PLAIN_V4: u32 = u32::from_ne_bytes([0x08, 0x00, 0x45, 0]);
-const PLAIN_V4_MASK: u32 = u32::from_ne_bytes([0xff, 0xff, 0xff, 0]);
-/// EtherType and version of an IPv6 packet.
-const PLAIN_V6: u32 = u32::from_ne_bytes([0x86, 0xdd, 0x60, 0]);
-const PLAIN_V6_MASK: u32 = u32::from_ne_bytes([0xff, 0xff, 0xf0, 0]);
-/// Lengths. Offsets below count from the beginning of the frame.
-const ETHERNET: usize = 14;
-const IPV4: usize = 20;
-const IPV6: usize = 40;
-const TCP: usize = 20;
-/// Of the four bytes from 6 on of an IPv4 header: more-fragments flag, fragment offset, protocol.
-const FRAGMENT_PROTOCOL: i32 = i32::from_ne_bytes([0x3f, 0xff, 0, 0xff]);
 const PROTOCOL_TCP: u8 = 6;
 
-/// Loads from a packet, at any alignment; `$at` is checked against the end by the caller, and by the verifier.
-macro_rules! load {
-    ($type:literal, $data:expr, $at:expr) => {{
-        let value: u64;
-        // SAFETY: within the packet, as the verifier makes sure. The compiler itself would load byte by byte.
-        unsafe {
-            asm!(
-                concat!("{v} = *(", $type, " *)({p} + {o})"),
-                v = out(reg) value, p = in(reg) $data, o = const $at,
-                options(readonly, nostack)
-            );
-        }
-        value
-    }};
+/// What has been done with a packet.
+pub enum Counted {
+    /// It was counted.
+    Short,
+    /// It has to go the long way; with what is known of it, if it is a plain one.
+    Not(Option<Packet>),
 }
 
-/// Counts the packet if it belongs to a flow that is hot on this CPU in this tick; false, and nothing done, if not.
+/// Counts the packet if it belongs to a flow that is hot on this CPU in this tick.
 #[inline(always)]
-pub fn count(ctx: &impl Frame) -> bool {
+pub fn count(ctx: &impl Frame) -> Counted {
     // SAFETY: no preconditions. A load, once the kernel has inlined it.
     let tick = unsafe { bpf_jiffies64() };
     let data = ctx.data();
-    let end = ctx.data_end();
-    if data + ETHERNET + IPV4 + TCP > end {
-        return false;
+    match plain::family(data, ctx.data_end()) {
+        Some(Family::V4) => count_as::<V4>(ctx, data, tick),
+        Some(Family::V6) => count_as::<V6>(ctx, data, tick),
+        None => Counted::Not(None),
     }
-    if load!("u32", data, 12) as u32 & PLAIN_V4_MASK == PLAIN_V4 {
-        return ipv4(ctx, data, tick);
-    }
-    if load!("u32", data, 12) as u32 & PLAIN_V6_MASK == PLAIN_V6 && data + ETHERNET + IPV6 + TCP <= end {
-        return ipv6(ctx, data, tick);
-    }
-    false
 }
 
 #[inline(always)]
-fn ipv4(ctx: &impl Frame, data: usize, tick: u64) -> bool {
-    let mut protocol = load!("u32", data, ETHERNET + 6);
-    // SAFETY: a number. (The compiler would take two instructions more for the same.)
-    unsafe {
-        asm!("{v} &= {m}", v = inout(reg) protocol, m = const FRAGMENT_PROTOCOL, options(pure, nomem, nostack));
+fn count_as<P: Plain>(ctx: &impl Frame, data: usize, tick: u64) -> Counted {
+    let words = P::words(data);
+    if let Some(slot) = current(&words, tick)
+        && let Some(bytes) = P::bytes(ctx, data)
+        && P::is_of(data, &slot.key)
+    {
+        if slot.key.protocol == PROTOCOL_TCP {
+            slot.flags |= P::tcp_flags(data);
+        }
+        slot.packets += 1;
+        slot.bytes += bytes;
+        if let Some(segments) = ctx.gso_segments() {
+            slot.extra_segments += u64::from(segments) - 1;
+        }
+        return Counted::Short;
     }
-    let addresses = load!("u64", data, ETHERNET + 12);
-    let words = MatchWords::new(addresses, load!("u32", data, ETHERNET + IPV4), protocol);
-    let Some(slot) = current(&words, tick) else { return false };
-    let bytes = u64::from((load!("u16", data, ETHERNET + 2) as u16).swap_bytes());
-    if !fits(ctx, bytes, IPV4 + TCP) {
-        return false;
-    }
-    if slot.key.protocol == PROTOCOL_TCP {
-        slot.flags |= load!("u8", data, ETHERNET + IPV4 + 13);
-    }
-    add(ctx, slot, bytes)
+    // Asked for again: kept from above, it would have to be saved and restored around the look-up.
+    Counted::Not(P::bytes(ctx, data).and_then(|bytes| P::packet(data, &words, bytes)))
 }
 
-#[inline(always)]
-fn ipv6(ctx: &impl Frame, data: usize, tick: u64) -> bool {
-    let addresses = load!("u64", data, ETHERNET + 8)
-        ^ load!("u64", data, ETHERNET + 16)
-        ^ load!("u64", data, ETHERNET + 24)
-        ^ load!("u64", data, ETHERNET + 32);
-    let protocol = load!("u8", data, ETHERNET + 6) | MatchWords::V6;
-    let words = MatchWords::new(addresses, load!("u32", data, ETHERNET + IPV6), protocol);
-    let Some(slot) = current(&words, tick) else { return false };
-    let key = slot.key.words();
-    // With the xor of all four the same, three are enough.
-    let same = key[0] == load!("u64", data, ETHERNET + 8)
-        && key[1] == load!("u64", data, ETHERNET + 16)
-        && key[2] == load!("u64", data, ETHERNET + 24);
-    let bytes = u64::from((load!("u16", data, ETHERNET + 4) as u16).swap_bytes()) + IPV6 as u64;
-    if !same || !fits(ctx, bytes, IPV6 + TCP) {
-        return false;
-    }
-    if slot.key.protocol == PROTOCOL_TCP {
-        slot.flags |= load!("u8", data, ETHERNET + IPV6 + 13);
-    }
-    add(ctx, slot, bytes)
-}
-
-/// The slot, if these words are in it and it is this tick's.
+/// The slot, if these words are in it, it is this tick's, and it has room.
 #[inline(always)]
 fn current<'a>(words: &MatchWords, tick: u64) -> Option<&'a mut HotFlow> {
     let slot = HOT.get_ptr_mut(words.slot())?;
     // SAFETY: the element of this CPU; programs on one CPU don't interrupt each other (softirqs are off).
     let slot = unsafe { &mut *slot };
-    (slot.tick == tick && slot.words == *words).then_some(slot)
-}
-
-/// Whether an IP packet has room for its headers and no more bytes than the frame.
-#[inline(always)]
-fn fits(ctx: &impl Frame, bytes: u64, headers: usize) -> bool {
-    // The frame is at least that long; a difference below zero is a large number.
-    bytes.wrapping_sub(headers as u64) <= u64::from(ctx.len()).wrapping_sub((ETHERNET + headers) as u64)
-}
-
-#[inline(always)]
-fn add(ctx: &impl Frame, slot: &mut HotFlow, bytes: u64) -> bool {
-    slot.packets += 1;
-    slot.bytes += bytes;
-    if let Some(segments) = ctx.gso_segments() {
-        slot.extra_segments += u64::from(segments) - 1;
-    }
-    true
+    (slot.tick == tick && slot.words == *words && slot.packets < slot.room).then_some(slot)
 }

@@ -11,6 +11,7 @@ mod hot;
 mod maps;
 mod mark;
 mod parse;
+mod plain;
 mod say;
 
 use aya_ebpf::{
@@ -22,6 +23,7 @@ use fastpath_common::{PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK, PROGRAM_XDP, P
 
 use crate::{
     frame::Frame,
+    hot::Counted,
     parse::{Ethernet, NetworkLayer},
 };
 
@@ -51,16 +53,25 @@ fn fastpath_idle(_ctx: XdpContext) -> u32 {
 
 #[inline(always)]
 fn count(ctx: &impl Frame) {
-    if !hot::count(ctx) {
-        account::account::<true>(ctx, &parse::parse(&Ethernet(ctx)));
-    }
+    let packet = match hot::count(ctx) {
+        Counted::Short => return,
+        Counted::Not(Some(packet)) => packet,
+        Counted::Not(None) => match parse::parse(&Ethernet(ctx)) {
+            Ok(packet) => packet,
+            Err(reason) => return account::uncounted(ctx, &reason),
+        },
+    };
+    account::flow::<true>(ctx, &packet);
 }
 
 /// Devices without one. Where packet data begins differs between tunnels (some leave the outer header in front), so
 /// everything is read relative to the network header.
 #[classifier]
 fn fastpath_tc_l3(ctx: TcContext) -> i32 {
-    account::account::<false>(&ctx, &parse::parse(&NetworkLayer(&ctx)));
+    match parse::parse(&NetworkLayer(&ctx)) {
+        Ok(packet) => account::flow::<false>(&ctx, &packet),
+        Err(reason) => account::uncounted(&ctx, &reason),
+    }
     GO_ON
 }
 

@@ -1,9 +1,10 @@
 //! The crossing of the threshold.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path, thread, time::Duration};
 
+use aya::maps::{HashMap, Map, MapData};
 use fastpath_agent::kernel::bpf::{Events, FlowEyes};
-use fastpath_common::{FlowEvent, FlowKey, Signal};
+use fastpath_common::{FlowCounters, FlowEvent, FlowKey, MAP_FLOWS, Signal};
 
 use super::{frames::*, setup::*};
 
@@ -83,6 +84,37 @@ fn in_a_burst_too_the_packet_after_the_threshold_signals() {
     }
 }
 
+/// Packets in the flows map itself, without those that slots for hot flows hold.
+fn in_the_map(pin_path: &Path, key: &FlowKey) -> u64 {
+    let data = MapData::from_pin(pin_path.join(MAP_FLOWS)).unwrap();
+    let flows: HashMap<_, FlowKey, FlowCounters> = Map::LruHashMap(data).try_into().unwrap();
+    flows.get(key, 0).unwrap().packets
+}
+
+/// What the slots hold of them counts for the threshold, too.
+#[test]
+fn flows_below_the_threshold_are_hot_too() {
+    const THRESHOLD: u64 = 1000;
+    for hook in HOOKS {
+        let pair = Pair::new();
+        let programs = pair.attach_at(hook, THRESHOLD as u32, 1024);
+        let raw = RawSocket::open(&pair.sender, "tx0");
+        let mut events = Events::open(programs.pin_path()).unwrap();
+        // Until a tick doesn't end in the middle.
+        let sent = (10..THRESHOLD).step_by(10).find(|sent| {
+            (0..10).for_each(|_| raw.send(&frame(1)));
+            pair.stats_of(*sent);
+            in_the_map(programs.pin_path(), &key4(UDP, 1, 1)) < *sent
+        });
+        let sent = sent.expect("packets that are in a slot only");
+        assert_eq!(drain(&mut events), []);
+        (sent..2 * THRESHOLD).for_each(|_| raw.send(&frame(1)));
+        pair.stats_of(2 * THRESHOLD);
+        assert_eq!(drain(&mut events).iter().map(|e| e.packets).collect::<Vec<_>>(), [THRESHOLD + 1]);
+        assert_eq!(pair.flows()[&key4(UDP, 1, 1)].packets, 2 * THRESHOLD);
+    }
+}
+
 #[test]
 fn the_threshold_can_change_at_any_time() {
     for hook in HOOKS {
@@ -109,8 +141,9 @@ fn the_threshold_can_change_at_any_time() {
         programs.set_threshold(60).unwrap();
         packets(5);
         expect(&[]);
-        // Lowered below what the flow has: its next packet says so.
+        // Lowered below what the flow has: its next packet says so, or the first of the next tick.
         programs.set_threshold(20).unwrap();
+        thread::sleep(Duration::from_millis(20));
         packets(5);
         expect(&[(56, 20)]);
         // Raised: a flow that was signalled isn't again.
