@@ -5,6 +5,7 @@
 
 mod assist;
 mod crossings;
+mod docs;
 mod doctor;
 mod ebpf;
 mod errors;

@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod attach;
 pub mod bench;
+pub mod document;
 mod kernel;
 pub mod link_up;
 pub mod monitor;

@@ -4,8 +4,9 @@
 
 use std::{
     fmt,
-    io::{ErrorKind, Read, Write},
+    io::{self, ErrorKind, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,6 +14,8 @@ use std::{
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
+
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage};
 
 use crate::{
     kernel,
@@ -95,12 +98,24 @@ impl Flow {
     /// Opens one: the server listens at `listen`, the client dials `dial`. UDP sends nothing yet.
     #[track_caller]
     pub fn open(proto: Proto, client: &Netns, server: &Netns, dial: SocketAddr, listen: SocketAddr) -> Self {
+        let any = if dial.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        Self::open_from(proto, client, any.parse().expect("address"), server, dial, listen)
+    }
+
+    /// The same, from an address and port of the client's choice.
+    #[track_caller]
+    pub fn open_from(
+        proto: Proto,
+        client: &Netns,
+        from: SocketAddr,
+        server: &Netns,
+        dial: SocketAddr,
+        listen: SocketAddr,
+    ) -> Self {
         let ends = match proto {
             Proto::Udp => {
                 let server = server.run(|| UdpSocket::bind(listen)).expect("bind the server");
-                let any: SocketAddr =
-                    if dial.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().expect("address");
-                let client = client.run(|| UdpSocket::bind(any)).expect("bind the client");
+                let client = client.run(|| UdpSocket::bind(from)).expect("bind the client");
                 client.connect(dial).expect("a route to the server");
                 for socket in [&server, &client] {
                     socket.set_read_timeout(Some(DATAGRAM_LIMIT)).expect("time limit");
@@ -110,7 +125,10 @@ impl Flow {
             Proto::Tcp => {
                 let listener = server.run(|| TcpListener::bind(listen)).expect("bind the server");
                 let client = client
-                    .run(|| TcpStream::connect_timeout(&dial, STREAM_LIMIT))
+                    .run(|| match from.port() {
+                        0 => TcpStream::connect_timeout(&dial, STREAM_LIMIT),
+                        _ => connect_from(from, dial),
+                    })
                     .unwrap_or_else(|error| panic!("connect to {dial}: {error}"));
                 let (server, _) = listener.accept().expect("accept");
                 for socket in [&server, &client] {
@@ -305,7 +323,12 @@ impl Flow {
     }
 
     /// Keeps sending rounds on a thread of its own until told to stop.
-    pub fn in_background(mut self) -> Background {
+    pub fn in_background(self) -> Background {
+        self.in_background_every(PAUSE)
+    }
+
+    /// The same, with so much time between two rounds.
+    pub fn in_background_every(mut self, pause: Duration) -> Background {
         let stop = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&stop);
         let thread = thread::spawn(move || {
@@ -318,12 +341,21 @@ impl Flow {
                 if report.rounds > report.intact + MOST_LOSSES {
                     break;
                 }
-                thread::sleep(PAUSE);
+                thread::sleep(pause);
             }
             (self, report)
         });
         Background { stop, thread }
     }
+}
+
+/// Connects from an address and port of one's choice, which `std` has no way to ask for.
+fn connect_from(from: SocketAddr, dial: SocketAddr) -> io::Result<TcpStream> {
+    let family = if dial.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = socket::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(from))?;
+    socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(dial))?;
+    Ok(socket.into())
 }
 
 /// Receives one datagram, passing over late ones of earlier rounds; `answer_to` connects the server to its client.

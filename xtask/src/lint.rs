@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{deny, ebpf, process, workspace};
+use crate::{deny, ebpf, links, process, workspace};
 
 /// Put together, so that this file keeps its own rule.
 const UNSAFE: &str = concat!("un", "safe");
@@ -26,6 +26,7 @@ pub(crate) fn run() -> Result<()> {
         }
     };
     check("rules of the repository", rules());
+    check("links in the documents", links::check());
     check("format", process::run(&mut cargo(&["fmt", "--all", "--check"])));
     let host = ["--workspace", "--exclude", "fastpath-ebpf"];
     let clippy = [&["clippy", "--quiet"], &host[..], &["--all-targets", "--", "-D", "warnings"]].concat();

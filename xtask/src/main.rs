@@ -4,8 +4,11 @@
 mod bench;
 mod build;
 mod deny;
+#[cfg(test)]
+mod documented;
 mod ebpf;
 mod guest;
+mod links;
 mod lint;
 mod process;
 mod progress;

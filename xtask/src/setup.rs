@@ -72,6 +72,7 @@ const FOR_TESTS: &[Package] = &[
     Package("iproute2", None, Program("ip")),
     Package("iptables", None, Program("xtables-nft-multi")),
     Package("iputils-ping", None, Program("ping")),
+    Package("jq", None, Program("jq")),
     Package("mawk", None, Program("mawk")),
     Package("nftables", None, Program("nft")),
     Package("procps", None, Program("ps")),
