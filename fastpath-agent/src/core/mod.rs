@@ -2,6 +2,7 @@
 
 pub mod assist;
 pub mod best;
+pub mod capability;
 pub mod connection;
 pub mod crossing;
 pub mod desired;

@@ -82,7 +82,8 @@ fn words(path: &Path) -> io::Result<Vec<String>> {
     Ok(bytes.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect())
 }
 
-fn capabilities(status: &Path) -> io::Result<u64> {
+/// The effective capabilities in a `/proc/PID/status`.
+pub(super) fn capabilities(status: &Path) -> io::Result<u64> {
     let text = fs::read_to_string(status)?;
     let field =
         text.lines().find_map(|line| line.strip_prefix("CapEff:")).ok_or(io::ErrorKind::InvalidData)?;

@@ -5,16 +5,11 @@ use super::{
     facts::{Facts, KernelFacts},
 };
 use crate::core::{
+    capability::{BPF, NET_ADMIN, PERFMON, has, missing},
     known_bugs::{Condition, KernelNames, KernelVersion, bugs_of},
     model::Link,
     observed::Owner,
 };
-
-/// Bits of the capability set (linux/capability.h).
-const CAP_NET_ADMIN: u32 = 12;
-const CAP_SYS_ADMIN: u32 = 21;
-const CAP_PERFMON: u32 = 38;
-const CAP_BPF: u32 = 39;
 
 pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
     let mut findings = kernel(&facts.kernel);
@@ -138,15 +133,8 @@ fn capabilities(facts: &Facts) -> Finding {
             );
         }
     };
-    let has = |capability: u32| set >> capability & 1 == 1;
-    let mut missing = Vec::new();
-    if !has(CAP_BPF) && !has(CAP_SYS_ADMIN) {
-        missing.push("CAP_BPF");
-    }
-    if !has(CAP_PERFMON) && !has(CAP_SYS_ADMIN) {
-        missing.push("CAP_PERFMON");
-    }
-    if !has(CAP_NET_ADMIN) {
+    let missing = missing(*set, &[BPF, PERFMON]);
+    if !has(*set, NET_ADMIN) {
         return Finding::red(
             CHECK,
             format!("{who} has no CAP_NET_ADMIN: the ruleset can't be read or written"),

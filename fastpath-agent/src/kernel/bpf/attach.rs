@@ -164,7 +164,7 @@ impl Programs {
             classifier(&mut self.object, if link.ethernet { PROGRAM_ETHERNET } else { PROGRAM_L3 })?;
         let pin = link_pin(&self.pin_path, link.index);
         if self.tcx {
-            match attach_tcx(program, &pin, name) {
+            match attach_tcx(program, &pin, link.index, name) {
                 Ok(()) => {
                     // An agent that had to do without TCX would count everything a second time.
                     detach_clsact(link.index, name)?;
@@ -206,8 +206,8 @@ pub(super) fn says_unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
 }
 
-fn attach_tcx(program: &mut SchedClassifier, pin: &Path, name: &IfName) -> io::Result<()> {
-    if update_tcx(program, pin, name)? {
+fn attach_tcx(program: &mut SchedClassifier, pin: &Path, index: IfIndex, name: &IfName) -> io::Result<()> {
+    if update_tcx(program, pin, index)? {
         return Ok(());
     }
     let id = program
@@ -224,7 +224,7 @@ fn attach_tcx(program: &mut SchedClassifier, pin: &Path, name: &IfName) -> io::R
 
 /// Puts the program into the link that is pinned there. False, with the pin removed, if there is none, or if it isn't
 /// this interface's: the interface went and its index was used again, or it is in another namespace now.
-fn update_tcx(program: &mut SchedClassifier, pin: &Path, name: &IfName) -> io::Result<bool> {
+fn update_tcx(program: &mut SchedClassifier, pin: &Path, index: IfIndex) -> io::Result<bool> {
     let pinned = match PinnedLink::from_pin(pin).map_err(link_io) {
         Ok(pinned) => pinned,
         Err(e) if is_absent(&e) => return Ok(false),
@@ -235,7 +235,7 @@ fn update_tcx(program: &mut SchedClassifier, pin: &Path, name: &IfName) -> io::R
         Ok(id) => {
             // Closes the descriptor; the pin holds the link.
             drop(program.take_link(id).map_err(program_io)?);
-            if program_ids(name)?.contains(&program.info().map_err(program_io)?.id()) {
+            if sys::tcx_program_ids(index.0)?.contains(&program.info().map_err(program_io)?.id()) {
                 return Ok(true);
             }
         }
@@ -244,13 +244,6 @@ fn update_tcx(program: &mut SchedClassifier, pin: &Path, name: &IfName) -> io::R
         Err(e) => return Err(e),
     }
     detach_link_at(pin).map(|_| false).map_err(io::Error::other)
-}
-
-/// Ids of the TCX programs at ingress of an interface, in order.
-fn program_ids(name: &IfName) -> io::Result<Vec<u32>> {
-    let (_, programs) =
-        SchedClassifier::query_tcx(name.as_str(), TcAttachType::Ingress).map_err(program_io)?;
-    Ok(programs.iter().map(aya::programs::ProgramInfo::id).collect())
 }
 
 /// Attaches a filter, or replaces the program of ours; returns its priority.
@@ -335,7 +328,7 @@ pub(super) fn attachments(pin_path: &Path) -> Result<Vec<Attachment>, BpfError> 
             .iter()
             .map(|filter| Mechanism::Clsact { priority: filter.priority })
             .collect();
-        if has_tcx(&link_pin(pin_path, index), &name).map_err(failed)? {
+        if has_tcx(&link_pin(pin_path, index), index).map_err(failed)? {
             mechanisms.push(Mechanism::Tcx);
         }
         // All of these are TC's.
@@ -361,11 +354,11 @@ pub(super) fn attachments(pin_path: &Path) -> Result<Vec<Attachment>, BpfError> 
 }
 
 /// Whether the link that is pinned there is attached to this interface.
-fn has_tcx(pin: &Path, name: &IfName) -> io::Result<bool> {
+fn has_tcx(pin: &Path, index: IfIndex) -> io::Result<bool> {
     let pinned = match PinnedLink::from_pin(pin).map_err(link_io) {
         Ok(pinned) => FdLink::from(pinned),
         Err(e) if is_absent(&e) => return Ok(false),
         Err(e) => return Err(e),
     };
-    Ok(program_ids(name)?.contains(&pinned.info().map_err(link_io)?.program_id()))
+    Ok(sys::tcx_program_ids(index.0)?.contains(&pinned.info().map_err(link_io)?.program_id()))
 }

@@ -10,6 +10,7 @@ use aya::{
     util::KernelVersion,
 };
 
+use super::denied::Denied;
 use crate::core::model::IfName;
 
 /// The programs need ring buffers (5.8), coarse clock reading (5.11) and fetching atomics (5.12).
@@ -35,12 +36,12 @@ pub enum BpfError {
         path: PathBuf,
     },
     /// The kernel or the file system said EPERM or EACCES.
-    #[error("not permitted to {operation}; run the agent as root or with {capability}, or with --ebpf=off")]
+    #[error("not permitted to {operation} {denied}; or run with --ebpf=off")]
     Permission {
         /// What was tried.
         operation: String,
         /// What it takes.
-        capability: &'static str,
+        denied: Denied,
     },
     /// The kernel is too old or built without.
     #[error("this kernel has no {feature} (Linux {lowest_kernel} or newer has); run with --ebpf=off")]
@@ -111,7 +112,7 @@ impl BpfError {
     pub(super) fn io(operation: impl Into<String>, source: io::Error) -> Self {
         match source.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => {
-                Self::Permission { operation: operation.into(), capability: "CAP_BPF and CAP_NET_ADMIN" }
+                Self::Permission { operation: operation.into(), denied: Denied::find() }
             }
             Some(libc::ENOSYS) => Self::Unsupported { feature: "bpf() system call", lowest_kernel: "5.12" },
             _ => Self::Io { operation: operation.into(), source },
@@ -140,9 +141,10 @@ impl BpfError {
     /// A program couldn't be loaded.
     pub(super) fn program(program: &'static str, error: ProgramError) -> Self {
         match error {
-            // The verifier says EACCES too, but not without a word.
+            // The verifier says EACCES too, but not without a word; and it forbids more to whom a capability is missing.
             ProgramError::LoadError { io_error, verifier_log }
-                if is_permission(&io_error) && verifier_log.to_string().trim().is_empty() =>
+                if is_permission(&io_error)
+                    && (verifier_log.to_string().trim().is_empty() || Denied::find().is_a_capability()) =>
             {
                 Self::io("load eBPF programs", io_error)
             }

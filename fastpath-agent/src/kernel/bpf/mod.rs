@@ -6,6 +6,7 @@
 
 mod attach;
 mod cleanup;
+mod denied;
 mod error;
 mod event_stream;
 mod load;
@@ -25,6 +26,7 @@ use serde::Serialize;
 pub use self::{
     attach::Programs,
     cleanup::{CleanupReport, Inspection, cleanup, inspect},
+    denied::Denied,
     error::BpfError,
     event_stream::EventStream,
     load::{load, on_bpffs},

@@ -17,12 +17,16 @@ use aya::Pod;
 /// Of enum bpf_cmd (include/uapi/linux/bpf.h).
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
 /// Of enum bpf_attach_type.
 const BPF_XDP: u32 = 37;
+const BPF_TCX_INGRESS: u32 = 46;
+/// Programs that one hook of an interface can have (include/linux/bpf_mprog.h).
+const BPF_MPROG_MAX: usize = 64;
 
 /// Members of union bpf_attr.
 #[repr(C)]
@@ -85,6 +89,44 @@ pub(super) fn link_create_xdp(program: BorrowedFd<'_>, ifindex: u32, flags: u32)
 pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let attribute = LinkUpdate { link_fd: raw(link), new_prog_fd: raw(program), flags: 0, old_prog_fd: 0 };
     bpf(BPF_LINK_UPDATE, &attribute).map(drop)
+}
+
+/// The member `query` of union bpf_attr.
+#[derive(Default)]
+#[repr(C)]
+struct ProgQuery {
+    target_ifindex: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    count: u32,
+    padding: u32,
+    prog_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
+}
+
+/// Ids of the TCX programs at ingress of an interface, in order. Asks for no more than ids: to open a program by its id, as aya
+/// does to tell more of it, takes CAP_SYS_ADMIN.
+pub(super) fn tcx_program_ids(ifindex: u32) -> io::Result<Vec<u32>> {
+    let mut ids = [0_u32; BPF_MPROG_MAX];
+    let mut query = ProgQuery {
+        target_ifindex: ifindex,
+        attach_type: BPF_TCX_INGRESS,
+        prog_ids: ids.as_mut_ptr() as u64,
+        count: ids.len() as u32,
+        ..ProgQuery::default()
+    };
+    // SAFETY: the attribute and the ids live until the call returns; the kernel writes at most `count` of them, and to the
+    // attribute how many there are.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, size_of::<ProgQuery>()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(ids.into_iter().take(query.count as usize).collect())
 }
 
 /// Where a walk through a hash map goes on: a bucket of it.
