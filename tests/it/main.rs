@@ -4,6 +4,7 @@
 //! Every test is run by itself, as root: `it --exact NAME --nocapture --test-threads=1`.
 
 mod assist;
+mod container;
 mod crossings;
 mod docs;
 mod doctor;

@@ -28,7 +28,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 /// The agent, with the eBPF object in it.
-fn agent(profile: &str) -> Result<PathBuf> {
+pub(crate) fn agent(profile: &str) -> Result<PathBuf> {
     let mut built = cargo(profile, &["-p", "fastpath-agent", "--bins"])?;
     built.remove("fastpath-agent").context("cargo built no fastpath-agent")
 }

@@ -8,6 +8,7 @@ mod deny;
 mod documented;
 mod ebpf;
 mod guest;
+mod image;
 mod links;
 mod lint;
 mod process;
@@ -45,6 +46,8 @@ enum Task {
     Bench(bench::Options),
     /// Run the agent on this node, or show what it does in the test guest
     Run(run::Options),
+    /// Build the agent's container image, without a registry
+    Image(image::Options),
     /// Open a shell in the test guest, or run one command there
     Guest(guest::Options),
 }
@@ -62,6 +65,10 @@ fn run() -> Result<ExitCode> {
         Task::Build(options) => {
             setup::ensure(&[setup::Need::Build])?;
             build::run(&options)?;
+        }
+        Task::Image(options) => {
+            setup::ensure(&[setup::Need::Build])?;
+            image::run(&options)?;
         }
         Task::Lint => {
             setup::ensure(&[setup::Need::Build, setup::Need::Lint])?;

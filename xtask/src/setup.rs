@@ -65,9 +65,12 @@ const FOR_BUILD: &[Package] = &[
 
 /// What tests use, in the guest and out of it.
 const FOR_TESTS: &[Package] = &[
+    Package("apparmor", None, Program("apparmor_parser")),
     Package("bpftool", Some("linux-tools-generic"), Bpftool),
     Package("conntrack", None, Program("conntrack")),
+    Package("crun", None, Program("crun")),
     Package("ethtool", None, Program("ethtool")),
+    Package("golang-github-containers-common", None, File("/usr/share/containers/seccomp.json")),
     Package("iperf3", None, Program("iperf3")),
     Package("iproute2", None, Program("ip")),
     Package("iptables", None, Program("xtables-nft-multi")),
@@ -76,6 +79,7 @@ const FOR_TESTS: &[Package] = &[
     Package("mawk", None, Program("mawk")),
     Package("nftables", None, Program("nft")),
     Package("procps", None, Program("ps")),
+    Package("skopeo", None, Program("skopeo")),
     Package("socat", None, Program("socat")),
     Package("tcpdump", None, Program("tcpdump")),
     Package("tmux", None, Program("tmux")),

@@ -14,7 +14,7 @@ use crate::{
     bench,
     build::{self, Binaries},
     guest::{fleet, kernels, verdict},
-    lint, process,
+    image, lint, process,
     setup::{self, Need},
     workspace,
 };
@@ -83,7 +83,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             counts.add(&host_tests(&binaries, &tests.below("host::"), limit)?);
         }
         if has(Tier::Guest) {
-            counts.add(&fleet::run(&wanted, &binaries, &tests, limit, options.kvm)?);
+            let image = image::for_tests(&binaries)?;
+            if "image".contains(&options.filter) {
+                counts.check(image::check(&image));
+            }
+            counts.add(&fleet::run(&wanted, &binaries, &image, &tests, limit, options.kvm)?);
         }
     }
     // Without a filter, since it has no single tests.

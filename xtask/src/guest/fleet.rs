@@ -22,6 +22,7 @@ use super::{
 use crate::{
     build::Binaries,
     test::{Counts, List},
+    workspace,
 };
 
 /// More guests for one kernel would cost more in booting than they save.
@@ -37,6 +38,7 @@ struct Job {
 pub(crate) fn run(
     wanted: &[Wanted],
     binaries: &Binaries,
+    image: &Path,
     tests: &List,
     limit: Duration,
     kvm: bool,
@@ -46,12 +48,11 @@ pub(crate) fn run(
     let mut jobs = Vec::new();
     for wanted in wanted {
         let kernel = kernels::cached(wanted)?.context("set-up has fetched the kernel")?;
-        let initramfs = assemble(
-            &kernel,
-            &directory().join(format!("{}-tests", kernel.name)),
-            binaries,
-            Archive::default(),
-        )?;
+        let mut extra = Archive::default();
+        extra.file("usr/share/fastpath/image.tar", image)?;
+        extra.tree("usr/share/fastpath/deploy", &workspace::root().join("deploy"))?;
+        let own = directory().join(format!("{}-tests", kernel.name));
+        let initramfs = assemble(&kernel, &own, binaries, extra)?;
         let queue = Mutex::new(tests.names.iter().cloned().collect());
         jobs.push(Job { kernel, initramfs, queue });
     }

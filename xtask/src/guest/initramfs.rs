@@ -21,7 +21,7 @@ use crate::process;
 /// programs.
 const TOOLS: &str = "
     ip tc bridge ss ethtool nft conntrack iperf3 socat wg ping tcpdump bpftool xtables-nft-multi xtables-legacy-multi
-    jq kmod xz
+    jq kmod xz crun apparmor_parser
     basename cat chmod chown chroot cksum comm cp cut date dd df dirname du echo env expr false head id join kill ln ls
     md5sum mkdir mkfifo mknod mktemp mv nice nohup nproc od paste printf pwd readlink realpath rm rmdir seq sha256sum
     shuf sleep sort stat stdbuf stty sync tac tail tee test timeout touch tr true truncate tty uname uniq wc yes
@@ -44,6 +44,9 @@ const ALIASES: &[(&str, &str)] = &[
     ("bash", "sh"),
     ("mawk", "awk"),
 ];
+
+/// What container runtimes allow by default.
+const SECCOMP_PROFILE: &str = "/usr/share/containers/seccomp.json";
 
 /// Directories of modules of which the guest gets everything; what they need from elsewhere comes along.
 const MODULES: &[&str] =
@@ -167,7 +170,7 @@ fn merged(path: &str) -> String {
 }
 
 /// The shared libraries of a program, the loader included, as `ldd` finds them.
-fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new("ldd").arg(program).output().context("cannot run ldd")?;
     let text = String::from_utf8_lossy(&output.stdout);
     if let Some(missing) = text.lines().find(|line| line.contains("not found")) {
@@ -270,7 +273,7 @@ fn add_configuration(base: &mut Archive) -> Result<()> {
     base.text("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n");
     base.text("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n");
     base.text("etc/profile", "PS1='guest:\\w# '\nPATH=/usr/sbin:/usr/bin:/sbin:/bin\nexport PATH\n");
-    for file in ["/etc/protocols", "/etc/services", "/lib/terminfo/v/vt220"] {
+    for file in ["/etc/protocols", "/etc/services", "/lib/terminfo/v/vt220", SECCOMP_PROFILE] {
         if Path::new(file).exists() {
             base.file(file, Path::new(file))?;
         }

@@ -1,0 +1,257 @@
+//! An OCI image layout in one tar archive, which docker, podman and containerd load. The same files give the same bytes: sorted
+//! names, no times, no owners, JSON with sorted keys. Reads the files that it is given, and nothing else.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    io::Write,
+};
+
+use anyhow::{Context, Result};
+use flate2::{Compression, GzBuilder};
+use oci_spec::image::{
+    Arch, ConfigBuilder, Descriptor, DescriptorBuilder, HistoryBuilder, ImageConfigurationBuilder,
+    ImageIndexBuilder, ImageManifestBuilder, MediaType, OciLayoutBuilder, Os, RootFsBuilder, Sha256Digest,
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::rootfs::{AGENT, Rootfs};
+
+/// The SBOM's place in the archive.
+pub(crate) const SBOM: &str = "sbom.cdx.json";
+
+/// `PATH` in the image, so that `kubectl exec … fastpath-agent` finds it.
+pub(crate) const PATH: &str = "/usr/bin";
+
+/// What the image says of itself.
+pub(crate) struct About {
+    /// Name and tag, as in `fastpath-agent:0.1.0`.
+    pub(crate) name: String,
+    /// When its source was committed (RFC 3339), where that is known.
+    pub(crate) created: Option<String>,
+    /// `org.opencontainers.image.…` and their values.
+    pub(crate) labels: BTreeMap<String, String>,
+    /// A CycloneDX document.
+    pub(crate) sbom: Value,
+}
+
+/// A finished archive.
+pub(crate) struct Archive {
+    pub(crate) bytes: Vec<u8>,
+    /// Of the image's manifest, as registries and runtimes know the image: `sha256:…`.
+    pub(crate) digest: String,
+}
+
+/// Makes the archive.
+pub(crate) fn build(rootfs: &Rootfs, about: &About) -> Result<Archive> {
+    let mut blobs = Blobs::default();
+    let layer = layer(rootfs)?;
+    let diff_id = format!("sha256:{}", hex(&layer));
+    let mut packed = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
+    packed.write_all(&layer)?;
+    let layer = blobs.add(MediaType::ImageLayerGzip, packed.finish()?)?;
+
+    let config = ConfigBuilder::default()
+        .entrypoint(vec![format!("/{AGENT}")])
+        .env(vec![format!("PATH={PATH}")])
+        .labels(hash_map(&about.labels))
+        .build()?;
+    let mut history = HistoryBuilder::default().created_by("cargo xtask image");
+    let mut image = ImageConfigurationBuilder::default()
+        .architecture(Arch::default())
+        .os(Os::Linux)
+        .config(config)
+        .rootfs(RootFsBuilder::default().typ("layers").diff_ids(vec![diff_id]).build()?);
+    if let Some(created) = &about.created {
+        history = history.created(created);
+        image = image.created(created);
+    }
+    let image = image.history(vec![history.build()?]).build()?;
+    let config = blobs.add(MediaType::ImageConfig, canonical(&image)?)?;
+
+    let manifest = ImageManifestBuilder::default()
+        .schema_version(2u32)
+        .media_type(MediaType::ImageManifest)
+        .config(config.clone())
+        .layers(vec![layer.clone()])
+        .annotations(hash_map(&about.labels))
+        .build()?;
+    let mut manifest = blobs.add(MediaType::ImageManifest, canonical(&manifest)?)?;
+    let digest = manifest.digest().to_string();
+    // What containerd and podman call the image, and what `oci-archive:FILE:TAG` selects it by.
+    let tag = about.name.split_once(':').map_or("latest", |(_, tag)| tag);
+    manifest.set_annotations(Some(HashMap::from([
+        ("io.containerd.image.name".to_owned(), full_name(&about.name)),
+        ("org.opencontainers.image.ref.name".to_owned(), tag.to_owned()),
+    ])));
+    let index = ImageIndexBuilder::default()
+        .schema_version(2u32)
+        .media_type(MediaType::ImageIndex)
+        .manifests(vec![manifest])
+        .build()?;
+
+    let mut files = blobs.files;
+    // For docker before 25, which reads no image layout.
+    let docker =
+        json!([{ "Config": blob_path(&config), "RepoTags": [about.name], "Layers": [blob_path(&layer)] }]);
+    let layout = OciLayoutBuilder::default().image_layout_version("1.0.0").build()?;
+    for (path, content) in [
+        ("oci-layout", canonical(&layout)?),
+        ("index.json", canonical(&index)?),
+        ("manifest.json", canonical(&docker)?),
+        (SBOM, canonical(&about.sbom)?),
+    ] {
+        files.insert(path.to_owned(), content);
+    }
+    let mut tar = tar::Builder::new(Vec::new());
+    for directory in ["blobs/", "blobs/sha256/"] {
+        append(&mut tar, directory, 0o755, None)?;
+    }
+    for (path, content) in &files {
+        append(&mut tar, path, 0o644, Some(content))?;
+    }
+    Ok(Archive { bytes: tar.into_inner()?, digest })
+}
+
+/// The one layer, not compressed.
+fn layer(rootfs: &Rootfs) -> Result<Vec<u8>> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for directory in rootfs.directories() {
+        append(&mut tar, &format!("{directory}/"), 0o755, None)?;
+    }
+    for (path, source) in &rootfs.files {
+        let content = fs::read(source).with_context(|| format!("cannot read {}", source.display()))?;
+        append(&mut tar, path, 0o755, Some(&content))?;
+    }
+    Ok(tar.into_inner()?)
+}
+
+/// One entry of root's, without a time; a directory if it has no content.
+fn append(tar: &mut tar::Builder<Vec<u8>>, path: &str, mode: u32, content: Option<&[u8]>) -> Result<()> {
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(if content.is_some() {
+        tar::EntryType::Regular
+    } else {
+        tar::EntryType::Directory
+    });
+    header.set_path(path)?;
+    header.set_mode(mode);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    let content = content.unwrap_or_default();
+    header.set_size(content.len() as u64);
+    header.set_cksum();
+    tar.append(&header, content)?;
+    Ok(())
+}
+
+/// Contents under their digests.
+#[derive(Default)]
+struct Blobs {
+    files: BTreeMap<String, Vec<u8>>,
+}
+
+impl Blobs {
+    fn add(&mut self, kind: MediaType, content: Vec<u8>) -> Result<Descriptor> {
+        let digest: Sha256Digest = hex(&content).parse()?;
+        let blob = DescriptorBuilder::default()
+            .media_type(kind)
+            .size(content.len() as u64)
+            .digest(digest)
+            .build()?;
+        self.files.insert(blob_path(&blob), content);
+        Ok(blob)
+    }
+}
+
+fn blob_path(blob: &Descriptor) -> String {
+    format!("blobs/sha256/{}", blob.digest().digest())
+}
+
+fn hex(content: &[u8]) -> String {
+    Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The name with what docker and Kubernetes put in front of a short one.
+fn full_name(name: &str) -> String {
+    match name.split_once('/') {
+        Some((first, _)) if first.contains(['.', ':']) || first == "localhost" => name.to_owned(),
+        Some(_) => format!("docker.io/{name}"),
+        None => format!("docker.io/library/{name}"),
+    }
+}
+
+fn hash_map(map: &BTreeMap<String, String>) -> HashMap<String, String> {
+    map.clone().into_iter().collect()
+}
+
+/// JSON with its keys sorted: the specification's types have hash maps, whose order is another in every run.
+fn canonical(value: &impl Serialize) -> Result<Vec<u8>> {
+    fn sorted(value: Value) -> Value {
+        match value {
+            Value::Object(map) => {
+                let map: BTreeMap<String, Value> =
+                    map.into_iter().map(|(key, value)| (key, sorted(value))).collect();
+                Value::Object(map.into_iter().collect())
+            }
+            Value::Array(list) => Value::Array(list.into_iter().map(sorted).collect()),
+            other => other,
+        }
+    }
+    Ok(serde_json::to_vec(&sorted(serde_json::to_value(value)?))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn about() -> About {
+        let labels = ["title", "version", "licenses", "description"]
+            .map(|name| (format!("org.opencontainers.image.{name}"), name.to_owned()));
+        About {
+            name: "fastpath-agent:1".to_owned(),
+            created: Some("2026-01-02T03:04:05Z".to_owned()),
+            labels: BTreeMap::from(labels),
+            sbom: json!({ "b": 1, "a": 2 }),
+        }
+    }
+
+    #[test]
+    fn the_same_files_give_the_same_bytes() {
+        let directory = tempfile::tempdir().unwrap();
+        let source = directory.path().join("agent");
+        fs::write(&source, "agent").unwrap();
+        let rootfs = Rootfs { files: BTreeMap::from([(AGENT.to_owned(), source.clone())]) };
+        let first = build(&rootfs, &about()).unwrap();
+        // Another time and mode of the file, as after another build.
+        fs::remove_file(&source).unwrap();
+        fs::write(&source, "agent").unwrap();
+        let mut permissions = fs::metadata(&source).unwrap().permissions();
+        permissions.set_readonly(true);
+        fs::set_permissions(&source, permissions).unwrap();
+        for _ in 0..5 {
+            let again = build(&rootfs, &about()).unwrap();
+            assert_eq!(again.digest, first.digest);
+            assert!(again.bytes == first.bytes);
+        }
+        fs::remove_file(&source).unwrap();
+        fs::write(&source, "another agent").unwrap();
+        assert_ne!(build(&rootfs, &about()).unwrap().digest, first.digest);
+    }
+
+    #[test]
+    fn names_as_kubernetes_understands_them() {
+        for (name, full) in [
+            ("fastpath-agent:1", "docker.io/library/fastpath-agent:1"),
+            ("me/fastpath-agent:1", "docker.io/me/fastpath-agent:1"),
+            ("registry.example/fastpath-agent:1", "registry.example/fastpath-agent:1"),
+            ("localhost/fastpath-agent:1", "localhost/fastpath-agent:1"),
+            ("localhost:5000/fastpath-agent:1", "localhost:5000/fastpath-agent:1"),
+        ] {
+            assert_eq!(full_name(name), full);
+        }
+    }
+}

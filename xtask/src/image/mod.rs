@@ -1,0 +1,196 @@
+//! `cargo xtask image`: an OCI image of the agent, from scratch and without a registry.
+
+mod archive;
+mod rootfs;
+mod sbom;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use self::{
+    archive::{About, Archive},
+    rootfs::Rootfs,
+};
+use crate::{build, guest::RemoveLater, process, workspace};
+
+/// An image larger than this has something in it that doesn't belong there.
+const LARGEST: usize = 20 << 20;
+
+/// What `cargo xtask image` was asked for.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Where to write the archive; target/image/fastpath-agent-VERSION.tar if nothing is named.
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Name of the image; the tag is the agent's version if none is given.
+    #[arg(long, default_value = NAME)]
+    name: String,
+    /// Write the image's files below this directory instead, for a Dockerfile's last stage.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["output", "name"])]
+    rootfs: Option<PathBuf>,
+}
+
+const NAME: &str = "fastpath-agent";
+/// The agent's, from its Cargo.toml.
+const DESCRIPTION: &str = "Moves established flows of a Linux node onto the kernel's flowtable";
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let agent = build::agent("release")?;
+    let rootfs = Rootfs::of(&agent)?;
+    for (path, source) in &rootfs.files {
+        eprintln!("  {:>6.2} MB  /{path}", fs::metadata(source)?.len() as f64 / 1e6);
+    }
+    if let Some(directory) = &options.rootfs {
+        rootfs.unpack(directory)?;
+        println!("{}", directory.display());
+        return Ok(());
+    }
+    let name = with_tag(&options.name);
+    eprintln!("packing {name}");
+    let archive = pack(&rootfs, &name)?;
+    let output = options.output.clone().unwrap_or_else(|| {
+        workspace::target().join("image").join(format!("fastpath-agent-{}.tar", version()))
+    });
+    write(&archive, &output)?;
+    eprintln!(
+        "  {:>6.2} MB  to be loaded with `docker load -i`, `podman load -i`, `ctr images import` or",
+        archive.bytes.len() as f64 / 1e6
+    );
+    eprintln!("             `kind load image-archive`");
+    println!("{}\n{}", output.display(), archive.digest);
+    Ok(())
+}
+
+/// The same image with the agent that the tests run.
+pub(crate) fn for_tests(binaries: &build::Binaries) -> Result<PathBuf> {
+    let rootfs = Rootfs::of(&binaries["fastpath-agent"])?;
+    let output = workspace::target().join("image").join("for-tests.tar");
+    write(&pack(&rootfs, &with_tag(NAME))?, &output)?;
+    Ok(output)
+}
+
+/// Reads the archive in both of its forms with a program that isn't ours: digests and sizes are checked as it copies.
+pub(crate) fn check(archive: &Path) -> Result<()> {
+    let to = workspace::target().join("image").join(format!("copy-{}", std::process::id()));
+    let to = RemoveLater(to);
+    for form in ["oci-archive", "docker-archive"] {
+        let mut copy = Command::new("skopeo");
+        copy.args(["--insecure-policy", "copy", "--quiet", &format!("{form}:{}", archive.display())]);
+        process::output(copy.arg(format!("dir:{}", to.0.join(form).display())))?;
+        let mut inspect = Command::new("skopeo");
+        let text = process::output(inspect.args(["inspect", &format!("{form}:{}", archive.display())]))?;
+        let about: Value = serde_json::from_str(&text).context("skopeo prints JSON")?;
+        let labels: BTreeMap<String, String> =
+            serde_json::from_value(about["Labels"].clone()).context("labels")?;
+        for (name, value) in self::labels() {
+            if labels.get(&name) != Some(&value) {
+                bail!("{form}: the label {name} is {:?}, not {value:?}", labels.get(&name));
+            }
+        }
+        println!("ok      image  read by skopeo as {form}");
+    }
+    Ok(())
+}
+
+fn pack(rootfs: &Rootfs, name: &str) -> Result<Archive> {
+    let mut labels = labels();
+    let about = About {
+        name: name.to_owned(),
+        created: git(&["log", "-1", "--date=format-local:%Y-%m-%dT%H:%M:%SZ", "--format=%cd"]),
+        sbom: sbom::of(rootfs, version())?,
+        labels: {
+            labels.extend(git(&["rev-parse", "HEAD"]).map(|commit| (label("revision"), commit)));
+            labels
+        },
+    };
+    let archive = archive::build(rootfs, &about)?;
+    if archive.bytes.len() > LARGEST {
+        bail!("the image has {} bytes, more than {LARGEST}", archive.bytes.len());
+    }
+    Ok(archive)
+}
+
+/// What deploy/Dockerfile says too.
+fn labels() -> BTreeMap<String, String> {
+    BTreeMap::from([
+        (label("title"), NAME.to_owned()),
+        (label("description"), DESCRIPTION.to_owned()),
+        (label("licenses"), "MIT OR Apache-2.0".to_owned()),
+        (label("version"), version().to_owned()),
+    ])
+}
+
+fn label(name: &str) -> String {
+    format!("org.opencontainers.image.{name}")
+}
+
+/// All packages of the workspace have one version.
+fn version() -> &'static str {
+    env!("CARGO_PKG_VERSION")
+}
+
+fn with_tag(name: &str) -> String {
+    let last = name.rsplit('/').next().unwrap_or(name);
+    if last.contains(':') { name.to_owned() } else { format!("{name}:{}", version()) }
+}
+
+/// What git says, in a working copy.
+fn git(arguments: &[&str]) -> Option<String> {
+    let mut git = Command::new("git");
+    let text = process::output(git.args(arguments).env("TZ", "UTC").current_dir(workspace::root())).ok()?;
+    Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+/// Written beside and renamed, so that nobody reads half an archive.
+fn write(archive: &Archive, path: &Path) -> Result<()> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    }
+    let scratch = path.with_extension(format!("new-{}", std::process::id()));
+    fs::write(&scratch, &archive.bytes).with_context(|| format!("cannot write {}", scratch.display()))?;
+    fs::rename(&scratch, path)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// There is no Docker in the tests: that both ways end in one image is read off the file.
+    #[test]
+    fn the_dockerfile_builds_the_same_image() {
+        let root = workspace::root();
+        let text = fs::read_to_string(root.join("deploy/Dockerfile")).unwrap();
+        let last = text.split("FROM scratch\n").nth(1).expect("a last stage from scratch");
+        let mut expected =
+            vec!["COPY --from=build /rootfs/ /".to_owned(), format!("ENV PATH={}", archive::PATH)];
+        expected.extend(labels().iter().map(|(name, value)| format!("LABEL {name}=\"{value}\"")));
+        expected.push(format!("ENTRYPOINT [\"/{}\"]", rootfs::AGENT));
+        let mut lines: Vec<_> = last.lines().filter(|line| !line.is_empty()).collect();
+        lines.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(lines, expected);
+        assert!(text.contains("\nRUN cargo xtask image --rootfs /rootfs\n"));
+        let agent = fs::read_to_string(root.join("fastpath-agent/Cargo.toml")).unwrap();
+        assert!(agent.contains(&format!("\ndescription = \"{DESCRIPTION}\"\n")));
+    }
+
+    #[test]
+    fn a_tag_is_added_where_there_is_none() {
+        let tag = version();
+        for (name, whole) in [
+            ("agent", format!("agent:{tag}")),
+            ("agent:7", "agent:7".to_owned()),
+            ("registry.example:5000/agent", format!("registry.example:5000/agent:{tag}")),
+        ] {
+            assert_eq!(with_tag(name), whole);
+        }
+    }
+}

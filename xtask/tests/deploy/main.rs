@@ -1,0 +1,164 @@
+//! The manifests below deploy/, without a cluster: every overlay is built, and what comes out is compared with the types of the
+//! Kubernetes API and with the agent's flags.
+
+mod kustomize;
+
+use std::{collections::BTreeSet, fs};
+
+use clap::{CommandFactory, Parser};
+use fastpath_agent::{cli::Cli, config::Config};
+use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::Namespace};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+
+use kustomize::{apply, directory, read, render};
+
+/// All that can be applied.
+fn all() -> Vec<(String, Vec<Value>)> {
+    let overlays = fs::read_dir(directory().join("overlays")).expect("overlays");
+    let mut names: Vec<_> = overlays
+        .map(|entry| {
+            format!("overlays/{}", entry.expect("an entry").file_name().to_str().expect("plain text"))
+        })
+        .collect();
+    names.push("base".to_owned());
+    names.sort();
+    names.into_iter().map(|name| (name.clone(), render(&name))).collect()
+}
+
+fn one(objects: &[Value], kind: &str) -> Value {
+    let mut found = objects.iter().filter(|object| object["kind"] == kind);
+    let object = found.next().unwrap_or_else(|| panic!("no {kind}"));
+    assert!(found.next().is_none(), "more than one {kind}");
+    object.clone()
+}
+
+fn daemon_set(overlay: &str) -> Value {
+    one(&render(overlay), "DaemonSet")
+}
+
+fn container(daemon_set: &Value) -> &Value {
+    &daemon_set["spec"]["template"]["spec"]["containers"][0]
+}
+
+fn strings(list: &Value) -> Vec<&str> {
+    list.as_array().expect("a list").iter().map(|word| word.as_str().expect("a string")).collect()
+}
+
+/// The types ignore what they don't know: what comes out again must be what went in.
+fn check<T: DeserializeOwned + Serialize>(object: &Value) {
+    let typed: T = serde_json::from_value(object.clone()).unwrap_or_else(|e| panic!("{e}: {object:#}"));
+    let again = serde_json::to_value(typed).expect("JSON");
+    assert!(
+        again == *object,
+        "the API has no such field, or means another value: in {object:#}, out {again:#}"
+    );
+}
+
+#[test]
+fn every_object_is_one_of_the_api() {
+    for (name, objects) in all() {
+        assert!(!objects.is_empty());
+        for object in objects {
+            println!("{name}: {} {}", object["kind"], object["metadata"]["name"]);
+            match (object["apiVersion"].as_str(), object["kind"].as_str()) {
+                (Some("apps/v1"), Some("DaemonSet")) => check::<DaemonSet>(&object),
+                (Some("v1"), Some("Namespace")) => check::<Namespace>(&object),
+                _ => panic!("{name}: an object that nothing checks: {object:#}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_typing_error_is_found() {
+    for wrong in
+        ["/spec/template/spec/hostNetwrk", "/spec/template/spec/containers/0/securityContext/priviledged"]
+    {
+        let mut object = daemon_set("base");
+        apply(&json!([{ "op": "add", "path": wrong, "value": true }]), &mut object, wrong);
+        assert!(std::panic::catch_unwind(|| check::<DaemonSet>(&object)).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn every_flag_is_the_agents() {
+    let command = Cli::command();
+    let variables: BTreeSet<_> =
+        command.get_arguments().filter_map(|flag| flag.get_env()?.to_str()).collect();
+    for (name, objects) in all() {
+        let set = one(&objects, "DaemonSet");
+        let container = container(&set);
+        let mut known = BTreeSet::new();
+        for variable in container["env"].as_array().expect("variables") {
+            let variable = variable["name"].as_str().expect("a name");
+            assert!(!variable.starts_with("FASTPATH_") || variables.contains(variable), "{name}: {variable}");
+            known.insert(variable);
+        }
+        let mut words = vec!["fastpath-agent".to_owned()];
+        for argument in strings(&container["args"]) {
+            let filled = argument.replace("$(NODE_NAME)", "node-1").replace("$(HOST_IP)", "192.0.2.1");
+            assert!(!filled.contains("$("), "{name}: {argument}");
+            for variable in ["NODE_NAME", "HOST_IP"] {
+                assert!(
+                    !argument.contains(&format!("$({variable})")) || known.contains(variable),
+                    "{name}: {argument}"
+                );
+            }
+            words.push(filled);
+        }
+        let cli = Cli::try_parse_from(&words).unwrap_or_else(|e| panic!("{name}: {words:?}: {e}"));
+        let config =
+            Config::new(&cli.run, "host".to_owned()).unwrap_or_else(|e| panic!("{name}: {words:?}: {e}"));
+        assert_eq!(config.node, "node-1", "{name}");
+    }
+}
+
+#[test]
+fn the_pod_has_no_more_than_it_needs() {
+    for (name, objects) in all() {
+        let set = one(&objects, "DaemonSet");
+        let pod = &set["spec"]["template"]["spec"];
+        assert_eq!(pod["automountServiceAccountToken"], false, "{name}");
+        assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault", "{name}");
+        let security = &container(&set)["securityContext"];
+        assert_eq!(security["privileged"], false, "{name}");
+        assert_eq!(security["readOnlyRootFilesystem"], true, "{name}");
+        assert_eq!(strings(&security["capabilities"]["drop"]), ["ALL"], "{name}");
+        assert!(
+            !objects.iter().any(|object| object["kind"].as_str().is_some_and(|kind| kind.contains("Role")))
+        );
+        // The flags of the image's version.
+        assert_eq!(container(&set)["image"], concat!("fastpath-agent:", env!("CARGO_PKG_VERSION")), "{name}");
+        // An update must not take the ruleset along.
+        let cleans = strings(&container(&set)["args"]).contains(&"--cleanup-on-exit");
+        assert_eq!(cleans, name == "overlays/remove", "{name}");
+    }
+}
+
+#[test]
+fn overlays_change_what_they_are_for() {
+    let args = |overlay: &str| {
+        let set = daemon_set(overlay);
+        strings(&container(&set)["args"]).into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        args("base"),
+        ["--hostname-override=$(NODE_NAME)", "--fastpath-threshold=20", "--v=2"],
+        "the arguments of kindnet's document"
+    );
+    assert!(args("overlays/monitoring-only").contains(&"--fastpath-threshold=0".to_owned()));
+    assert_eq!(container(&daemon_set("overlays/kind"))["imagePullPolicy"], "Never");
+
+    let beside = render("overlays/beside-kindnet");
+    assert!(
+        beside
+            .iter()
+            .all(|object| object["kind"] != "Namespace" && object["metadata"]["namespace"] == "kube-system")
+    );
+    let mut kindnet = json!({ "spec": { "template": { "spec": { "containers": [
+        { "name": "kindnet-cni", "args": ["/bin/kindnetd", "--fastpath-threshold=6"] },
+    ] } } } });
+    apply(&read(&directory().join("overlays/beside-kindnet/kindnet-off.yaml")), &mut kindnet, "kindnet-off");
+    assert_eq!(strings(&container(&kindnet)["args"]).last(), Some(&"--fastpath-threshold=0"));
+}
