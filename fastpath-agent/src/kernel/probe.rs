@@ -7,7 +7,7 @@ use flate2::read::GzDecoder;
 use serde::{Serialize, Serializer, ser::SerializeStruct};
 
 use super::nft::{
-    Nft,
+    Nft, NftError,
     trial::{Trial, Verdict},
 };
 
@@ -108,35 +108,35 @@ impl fmt::Display for Kernel {
 /// Tries everything out in the calling thread's network namespace.
 pub fn probe() -> Kernel {
     let host = Host::look();
-    let mut nft = Nft::open();
-    let mut ask = |trial, part: &Part| match &mut nft {
-        Err(error @ super::nft::NftError::Unsupported { .. }) => Support::No { reason: error.to_string() },
+    let answers = Nft::open().and_then(|mut nft| nft.try_out(&TRIALS.map(|(trial, _)| trial)));
+    let mut answers = TRIALS.iter().enumerate().map(|(number, (_, part))| match &answers {
+        Err(error @ NftError::Unsupported { .. }) => Support::No { reason: error.to_string() },
         Err(error) => Support::Unknown { reason: error.to_string() },
-        Ok(nft) => match nft.try_out(trial) {
-            Ok(Verdict::Accepted) => Support::Yes,
-            Ok(Verdict::Unknown { errno }) => Support::No { reason: host.why_not(part, errno) },
-            Ok(Verdict::Refused { errno }) => {
+        Ok(verdicts) => match verdicts[number] {
+            Verdict::Accepted => Support::Yes,
+            Verdict::Unknown { errno } => Support::No { reason: host.why_not(part, errno) },
+            Verdict::Refused { errno } => {
                 let error = io::Error::from_raw_os_error(errno);
                 Support::Unknown { reason: format!("the kernel refused to try {}: {error}", part.what) }
             }
-            Err(error) => Support::Unknown { reason: error.to_string() },
         },
-    };
-    let flowtable = ask(Trial::Flowtable { counter: false }, &FLOWTABLE);
-    let flowtable_counter = match &flowtable {
-        Support::Yes => ask(Trial::Flowtable { counter: true }, &FLOWTABLE_COUNTER),
-        other => other.clone(),
-    };
-    Kernel {
-        nf_tables: ask(Trial::Table, &NF_TABLES),
-        ct: ask(Trial::Instruction("ct"), &CT),
-        flowtable,
-        flowtable_counter,
-        rt_ipsec: ask(Trial::RtIpsec, &RT_IPSEC),
-        flow_offload: ask(Trial::Instruction("flow_offload"), &FLOW_OFFLOAD),
-        release: host.release,
-    }
+    });
+    let mut next = || answers.next().expect("an answer to each trial");
+    let (nf_tables, ct, flowtable, with_counter) = (next(), next(), next(), next());
+    let flowtable_counter = if flowtable == Support::Yes { with_counter } else { flowtable.clone() };
+    let (rt_ipsec, flow_offload) = (next(), next());
+    Kernel { nf_tables, ct, flowtable, flowtable_counter, rt_ipsec, flow_offload, release: host.release }
 }
+
+/// What is tried, in this order.
+const TRIALS: [(Trial, &Part); 6] = [
+    (Trial::Table, &NF_TABLES),
+    (Trial::Instruction("ct"), &CT),
+    (Trial::Flowtable { counter: false }, &FLOWTABLE),
+    (Trial::Flowtable { counter: true }, &FLOWTABLE_COUNTER),
+    (Trial::RtIpsec, &RT_IPSEC),
+    (Trial::Instruction("flow_offload"), &FLOW_OFFLOAD),
+];
 
 /// A part of the kernel that may be left out when it is built, or not be loaded.
 struct Part {

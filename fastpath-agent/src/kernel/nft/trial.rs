@@ -13,16 +13,15 @@ use super::{
     expr,
     object::{Chain, ExprObject, Flowtable, Object, Rule, Table},
 };
-use crate::{
-    core::{
-        expr::{Expr, RtKey},
-        model::IfName,
-    },
-    kernel::nfnetlink::Refusal,
+use crate::core::{
+    expr::{Expr, RtKey},
+    model::IfName,
 };
 
 /// Name of everything in the transaction; nobody ever sees it.
 const NAME: &str = "fastpath-trial";
+/// Name of the second flowtable in it.
+const NAME_WITH_COUNTER: &str = "fastpath-trial-counter";
 
 /// What is tried.
 #[derive(Clone, Copy)]
@@ -59,47 +58,82 @@ pub(in crate::kernel) enum Verdict {
 }
 
 impl Nft {
-    /// Tries one thing. Nothing is changed, and nobody is notified.
-    pub(in crate::kernel) fn try_out(&mut self, trial: Trial) -> Result<Verdict, NftError> {
-        let first = self.socket.reserve_sequence(4);
+    /// Tries each of these by itself. Nothing is changed, and nobody is notified.
+    ///
+    /// All are in one transaction, since the kernel waits for all its processors (`synchronize_rcu`) when it drops one. It goes
+    /// on behind a message that it refuses, and says so for each.
+    pub(in crate::kernel) fn try_out(&mut self, trials: &[Trial]) -> Result<Vec<Verdict>, NftError> {
+        let most = 3 + trials.len();
+        let first = self.socket.reserve_sequence(u32::try_from(most).expect("a few trials"));
         let mut batch = Batch::begin(first, None);
         let table = Table::new().set_str(sys::NFTNL_TABLE_NAME, NAME);
         batch.push(0, libc::NFT_MSG_NEWTABLE, NLM_F_CREATE, &table);
-        match trial {
-            Trial::Table => {}
-            Trial::Flowtable { counter } => {
+        let chain = Chain::new().set_str(sys::NFTNL_CHAIN_TABLE, NAME).set_str(sys::NFTNL_CHAIN_NAME, NAME);
+        batch.push(1, libc::NFT_MSG_NEWCHAIN, NLM_F_CREATE, &chain);
+        for (number, trial) in trials.iter().enumerate() {
+            trial.push(2 + number, &mut batch);
+        }
+        let failed = |error| NftError::new("trying out", "a table", error);
+        self.socket.send(batch.bytes()).map_err(failed)?;
+        let refusals = self.socket.refusals().map_err(failed)?;
+        let errno = |sequence: u32| refusals.iter().find(|r| r.sequence == sequence).map(|r| r.errno);
+        let (table, chain, mut next) = (errno(first + 1), errno(first + 2), first + 3);
+        let mut verdict_on = |trial: &Trial| {
+            let own = if trial.is_table() {
+                table
+            } else {
+                next += 1;
+                errno(next - 1)
+            };
+            // A refusal of what the thing itself stands in is no answer.
+            let before = match trial {
+                Trial::Table => None,
+                Trial::Flowtable { .. } => table,
+                Trial::Instruction(_) | Trial::RtIpsec => table.or(chain),
+            };
+            match before {
+                Some(errno) => Verdict::Refused { errno },
+                None => verdict(*trial, own),
+            }
+        };
+        Ok(trials.iter().map(&mut verdict_on).collect())
+    }
+}
+
+impl Trial {
+    /// The table is tried by all of them.
+    fn is_table(self) -> bool {
+        matches!(self, Self::Table)
+    }
+
+    /// Adds what tries it, if that isn't there already, as message `number`.
+    fn push(self, number: usize, batch: &mut Batch) {
+        match self {
+            Self::Table => {}
+            Self::Flowtable { counter } => {
+                let name = if counter { NAME_WITH_COUNTER } else { NAME };
                 let mut flowtable = Flowtable::new()
                     .set_str(sys::NFTNL_FLOWTABLE_TABLE, NAME)
-                    .set_str(sys::NFTNL_FLOWTABLE_NAME, NAME)
+                    .set_str(sys::NFTNL_FLOWTABLE_NAME, name)
                     .set_u32(sys::NFTNL_FLOWTABLE_HOOKNUM, 0)
                     .set_u32(sys::NFTNL_FLOWTABLE_PRIO, 0);
                 if counter {
                     flowtable = flowtable.set_u32(sys::NFTNL_FLOWTABLE_FLAGS, FLOWTABLE_COUNTER);
                 }
-                batch.push(1, NFT_MSG_NEWFLOWTABLE, NLM_F_CREATE, &flowtable);
+                batch.push(number, NFT_MSG_NEWFLOWTABLE, NLM_F_CREATE, &flowtable);
             }
-            Trial::Instruction(_) | Trial::RtIpsec => {
-                let instruction = match trial {
-                    Trial::Instruction(name) => ExprObject::new(name),
+            Self::Instruction(_) | Self::RtIpsec => {
+                let instruction = match self {
+                    Self::Instruction(name) => ExprObject::new(name),
                     _ => expr::encode(&Expr::Rt { key: RtKey::Ipsec, dreg: 1 }),
                 };
-                let chain =
-                    Chain::new().set_str(sys::NFTNL_CHAIN_TABLE, NAME).set_str(sys::NFTNL_CHAIN_NAME, NAME);
-                batch.push(1, libc::NFT_MSG_NEWCHAIN, NLM_F_CREATE, &chain);
                 let rule = Rule::new()
                     .set_str(sys::NFTNL_RULE_TABLE, NAME)
                     .set_str(sys::NFTNL_RULE_CHAIN, NAME)
                     .push(instruction.expect("libnftnl knows the instructions of our rules"));
-                batch.push(2, libc::NFT_MSG_NEWRULE, NLM_F_CREATE, &rule);
+                batch.push(number, libc::NFT_MSG_NEWRULE, NLM_F_CREATE, &rule);
             }
         }
-        let failed = |error| NftError::new("trying out", "a table", error);
-        self.socket.send(batch.bytes()).map_err(failed)?;
-        let refusals = self.socket.refusals().map_err(failed)?;
-        // A refusal of something before the thing itself is no answer.
-        let refusal =
-            refusals.into_iter().filter(|refusal| refusal.sequence >= first).min_by_key(|r| r.sequence);
-        Ok(verdict(trial, first, refusal))
     }
 }
 
@@ -126,15 +160,14 @@ impl Nft {
     }
 }
 
-fn verdict(trial: Trial, first: u32, refusal: Option<Refusal>) -> Verdict {
-    let Some(Refusal { sequence, errno, .. }) = refusal else { return Verdict::Accepted };
-    match (trial, sequence - first, errno) {
-        (Trial::Table, 1, libc::EAFNOSUPPORT | libc::EOPNOTSUPP) => Verdict::Unknown { errno },
-        (Trial::Flowtable { .. }, 2, libc::ENOENT | libc::EOPNOTSUPP) => Verdict::Unknown { errno },
-        (Trial::Instruction(_), 3, libc::ENOENT) | (Trial::RtIpsec, 3, libc::ENOENT | libc::EOPNOTSUPP) => {
-            Verdict::Unknown { errno }
-        }
-        (Trial::Instruction(_), 3, libc::EINVAL | libc::EOPNOTSUPP) => Verdict::Accepted,
+/// What `errno`, the kernel's answer to the thing itself, says about it.
+fn verdict(trial: Trial, errno: Option<i32>) -> Verdict {
+    let Some(errno) = errno else { return Verdict::Accepted };
+    match (trial, errno) {
+        (Trial::Table, libc::EAFNOSUPPORT | libc::EOPNOTSUPP)
+        | (Trial::Flowtable { .. } | Trial::RtIpsec, libc::ENOENT | libc::EOPNOTSUPP)
+        | (Trial::Instruction(_), libc::ENOENT) => Verdict::Unknown { errno },
+        (Trial::Instruction(_), libc::EINVAL | libc::EOPNOTSUPP) => Verdict::Accepted,
         _ => Verdict::Refused { errno },
     }
 }
