@@ -80,11 +80,18 @@ impl Agent {
         Self::start_with(node, &all)
     }
 
-    /// Starts the agent with just these arguments and waits until the ruleset stands.
+    /// Starts the agent with just these arguments and waits until the ruleset stands, and until the programs are loaded or
+    /// the agent has said that they can't be.
     #[track_caller]
     pub fn start_with(node: &Netns, args: &[&str]) -> Self {
         let mut agent = Self::spawn(node, &mut command(args));
         agent.wait_for_ruleset();
+        if !args.contains(&"--ebpf=off") {
+            wait_until("the programs", START_LIMIT, || {
+                assert!(agent.is_running(), "{}", agent.log().join("\n"));
+                agent.count("eBPF programs loaded") + agent.count("flows are not watched") > 0
+            });
+        }
         agent
     }
 

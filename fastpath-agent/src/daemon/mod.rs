@@ -78,6 +78,9 @@ pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
     let mut agent = Agent::start(config, kernel).await?;
     if agent.config.once {
         agent.reconcile(Trigger::Start)?;
+        while agent.unwatched {
+            agent.watch_links();
+        }
         return agent.in_place();
     }
     agent.pace.trigger(Trigger::Start, agent.now());
@@ -106,6 +109,8 @@ pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
             event = agent.links_source.next() => agent.link_event(event?).await?,
             event = Offload::next(&mut agent.offload) => agent.ruleset_event(event?)?,
             () = Crossings::ready(&mut agent.crossings) => agent.follow_crossings().await?,
+            // Last: whatever else there is to do comes first.
+            () = tokio::task::yield_now(), if agent.unwatched => agent.watch_links(),
         }
     }
     if agent.config.cleanup_on_exit { agent.cleanup() } else { Ok(()) }
@@ -188,6 +193,10 @@ struct Agent {
     /// Absent where the kernel has no flowtable: then flows are only watched.
     offload: Option<Offload>,
     watch: Option<Watch>,
+    /// Whether there are links left that programs are to be attached to.
+    unwatched: bool,
+    /// Until every link that was there at the start is watched.
+    starting: bool,
     crossings: Option<Crossings>,
     overruns: u64,
     /// Whether it was said that repairs wait.
@@ -201,28 +210,45 @@ impl Agent {
         let links_source = Links::open()?;
         let offload = Offload::open(&config, kernel)?;
         let links = links_source.list().await?.into_iter().collect::<LinkTable>();
-        let mut watch = Watch::start(&config);
-        if let Some(watch) = &mut watch {
-            watch.take_over(&links);
-        }
-        let mut crossings =
-            watch.as_ref().filter(|_| Crossings::wanted(&config)).and_then(|_| Crossings::open(&config));
-        if let (Some(crossings), Some(watch)) = (&mut crossings, &mut watch) {
-            crossings.look_for_lost();
-            crossings.arm_old(watch.eyes());
-        }
         Ok(Self {
             started: Instant::now(),
             pace: Pace::default(),
             links_source,
             links,
             offload,
-            watch,
-            crossings,
+            watch: None,
+            unwatched: false,
+            starting: true,
+            crossings: None,
             overruns: 0,
             backing_off: false,
             config,
         })
+    }
+
+    /// Loads the programs, which takes longer than all else: the rules are in place before.
+    fn start_watching(&mut self) {
+        self.watch = Watch::start(&self.config);
+        let Some(watch) = &mut self.watch else { return };
+        watch.take_over(&self.links);
+        self.crossings =
+            Some(&self.config).filter(|config| Crossings::wanted(config)).and_then(Crossings::open);
+        if let Some(crossings) = &mut self.crossings {
+            crossings.look_for_lost();
+            crossings.arm_old(watch.eyes());
+        }
+    }
+
+    fn watch_links(&mut self) {
+        if let Some(watch) = &mut self.watch {
+            self.unwatched = watch.follow(&self.links);
+        }
+        if self.starting && !self.unwatched {
+            self.starting = false;
+            // Most of what starting took: the kernel's types (BTF), above all.
+            memory::give_back();
+            memory::drop_code();
+        }
     }
 
     /// Milliseconds since the start.
@@ -357,14 +383,10 @@ impl Agent {
                 crossings.assist_again();
             }
         }
-        if let Some(watch) = &mut self.watch {
-            watch.follow(&self.links);
-        }
         if trigger == Trigger::Start {
-            // Most of what starting took: the kernel's types (BTF), above all.
-            memory::give_back();
-            memory::drop_code();
+            self.start_watching();
         }
+        self.watch_links();
         self.pace.ran(outcome, self.now());
         let wait = self.pace.backing_off();
         if let (Some(wait), false) = (wait, self.backing_off) {

@@ -18,6 +18,9 @@ use crate::{
     kernel::bpf::{self, Chatter, CleanupReport, FlowEyes, Hook, LoadConfig},
 };
 
+/// Links that are attached to before the agent looks what else there is to do.
+const AT_A_TIME: usize = 8;
+
 /// The attached programs.
 pub struct Watch {
     eyes: Box<dyn FlowEyes>,
@@ -92,8 +95,11 @@ impl Watch {
         &mut *self.eyes
     }
 
-    /// Attaches to new links and detaches from those that are watched no more.
-    pub fn follow(&mut self, links: &LinkTable) {
+    /// Attaches to new links, a few at a time, and detaches from those that are watched no more. Whether links are left to attach
+    /// to: the kernel may wait for all its processors with each (`tcx_entry_sync`), so a thousand take seconds.
+    #[must_use]
+    pub fn follow(&mut self, links: &LinkTable) -> bool {
+        let mut left = AT_A_TIME;
         let wanted = self.wanted(links);
         self.refused.retain(|index, link| links.get(*index) == Some(link));
         let gone: Vec<IfIndex> = self.attached.difference(&wanted).copied().collect();
@@ -106,9 +112,14 @@ impl Watch {
                 && !self.refused.contains_key(&index)
                 && let Some(link) = links.get(index)
             {
+                if left == 0 {
+                    return true;
+                }
+                left -= 1;
                 self.attach(link);
             }
         }
+        false
     }
 
     fn wanted(&self, links: &LinkTable) -> BTreeSet<IfIndex> {
