@@ -2,7 +2,7 @@
 //!
 //! It knows nothing of what becomes of the packets; the counters of the devices do.
 
-use std::{fmt::Write as _, fs, net::IpAddr, ops::RangeInclusive};
+use std::{fmt::Write as _, fs, net::IpAddr, ops::RangeInclusive, time::Duration};
 
 use crate::netns::Netns;
 
@@ -42,9 +42,19 @@ impl Stream {
     /// Panics when the device refuses any of them.
     #[track_caller]
     pub fn send(&self, ns: &Netns, packets: u64) -> f64 {
+        self.send_every(ns, packets, Duration::ZERO)
+    }
+
+    /// The same with a packet every `gap`, if the kernel can send that many.
+    #[track_caller]
+    pub fn send_every(&self, ns: &Netns, packets: u64, gap: Duration) -> f64 {
         let device = self.device;
         let (to, from) = if self.to.is_ipv4() { ("dst", "src_min") } else { ("dst6", "src6") };
-        let mut settings = format!("count {packets}\ndelay 0\nclone_skb 0\npkt_size {}\n", self.frame_bytes);
+        let mut settings = format!(
+            "count {packets}\ndelay {}\nclone_skb 0\npkt_size {}\n",
+            gap.as_nanos(),
+            self.frame_bytes
+        );
         // Without a checksum, address translation would have less to do than for what applications send.
         settings += "flag UDPCSUM\n";
         write!(settings, "dst_mac {}\n{to} {}\n{from} {}\n", self.next_hop, self.to, self.from)

@@ -121,6 +121,7 @@ fn in_guest(options: &Options, binaries: &Binaries) -> Result<ExitCode> {
         processor: Processor::virtualised(options.kvm),
         cpus: 1,
         memory_mib: guest::MEMORY_MIB,
+        monitor: None,
     };
     eprintln!("booting Linux {} in QEMU (about 10 seconds)", kernel.release);
     match guest::execute(&machine, DEMONSTRATION_LIMIT)? {

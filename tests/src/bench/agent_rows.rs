@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 
 use super::{
     Measure, Row, Samples,
+    agent_load::{self, Listing, Load},
     node::{Ends, Node, Rules},
     packets,
 };
@@ -30,27 +31,54 @@ const MS: &str = "ms of 10^9 instructions a second";
 pub enum Task {
     /// From the start of the process to the rules installed, with so many interfaces.
     Start(usize, &'static str),
+    /// From the rules installed to the programs loaded.
+    LoadPrograms,
     /// From a link that comes up to the flowtable, with so many interfaces.
     LinkUp(usize),
+    /// What the agent has to do for a link that comes up, with so many interfaces: the programs' attachment too, if any.
+    LinkUpCost(usize, &'static str),
     /// Offloaded flows that take the forward path again since an interface was added to the flowtable.
     Lost(Rules),
     /// From the ruleset's deletion by somebody to the table back.
     Restored,
+    /// From somebody's rule to the last packet of an offloaded flow that it denies.
+    Enforced,
+    /// Connections older than the ruleset that are offloaded in a second.
+    Helped,
     /// Resident memory, idle, with so many interfaces.
     Memory(usize),
+    /// Resident memory after so many flows have crossed.
+    FlowsMemory(u32),
     /// Times that its threads were woken, idle, with so many interfaces.
     Wakeups(usize),
+    /// While 10,000 flows a second cross the threshold.
+    Crossings(Load),
+    /// `fastpath-agent flows` with so many.
+    Flows(u32, Listing),
 }
 
 impl Task {
     fn row(self) -> Row {
+        let crossings = agent_load::CROSSINGS_A_SECOND;
         let name = match self {
             Self::Start(interfaces, ebpf) => format!("agent/start-{interfaces}-interfaces/ebpf-{ebpf}"),
+            Self::LoadPrograms => "agent/load-programs".to_owned(),
             Self::LinkUp(interfaces) => format!("agent/link-up-{interfaces}-interfaces"),
+            Self::LinkUpCost(interfaces, ebpf) => {
+                format!("agent/link-up-cost-{interfaces}-interfaces/ebpf-{ebpf}")
+            }
             Self::Lost(rules) => format!("agent/flows-lost-of-100/{}", rules.name()),
             Self::Restored => "agent/restored-after-flush".to_owned(),
+            Self::Enforced => "agent/policy-enforced".to_owned(),
+            Self::Helped => "agent/old-connections-helped".to_owned(),
             Self::Memory(interfaces) => format!("agent/memory-{interfaces}-interfaces"),
+            Self::FlowsMemory(flows) => format!("agent/memory-{flows}-flows"),
             Self::Wakeups(interfaces) => format!("agent/wake-ups-{interfaces}-interfaces"),
+            Self::Crossings(Load::Memory) => format!("agent/{crossings}-crossings-a-second/memory"),
+            Self::Crossings(Load::Cpu) => format!("agent/{crossings}-crossings-a-second/cpu"),
+            Self::Crossings(Load::WakeUps) => format!("agent/{crossings}-crossings-a-second/wake-ups"),
+            Self::Flows(flows, Listing::Time) => format!("agent/list-{flows}-flows/time"),
+            Self::Flows(flows, Listing::Memory) => format!("agent/list-{flows}-flows/memory"),
         };
         Row { name, measure: Measure::Agent(self) }
     }
@@ -58,19 +86,41 @@ impl Task {
     pub(super) fn measure(self) -> Samples {
         let (unit, values) = match self {
             Self::Start(interfaces, ebpf) => (MS, start(interfaces, ebpf)),
+            Self::LoadPrograms => (MS, load_programs()),
             Self::LinkUp(interfaces) => {
                 (MS, link_up::latencies(interfaces, 40).iter().map(|&time| ms(time)).collect())
             }
+            Self::LinkUpCost(interfaces, ebpf) => {
+                ("ms of the agent's CPU time", link_up_cost(interfaces, ebpf))
+            }
             Self::Lost(rules) => ("flows of 100", vec![lost(rules)]),
             Self::Restored => (MS, restored()),
+            Self::Enforced => (MS, agent_load::enforced()),
+            Self::Helped => ("connections/s", vec![agent_load::helped()]),
             Self::Memory(interfaces) => ("MB", vec![memory(interfaces)]),
+            Self::FlowsMemory(flows) => ("MB", vec![agent_load::memory_with_flows(flows)]),
             Self::Wakeups(interfaces) => ("wake-ups/s", vec![wakeups(interfaces)]),
+            Self::Crossings(load) => {
+                let unit = match load {
+                    Load::Memory => "MB",
+                    Load::Cpu => "% of 10^9 instructions a second",
+                    Load::WakeUps => "wake-ups/s",
+                };
+                (unit, vec![agent_load::crossings(load)])
+            }
+            Self::Flows(flows, what) => {
+                let unit = match what {
+                    Listing::Time => MS,
+                    Listing::Memory => "MB",
+                };
+                (unit, agent_load::listing(flows, what))
+            }
         };
         Samples { unit, values, packets: None }
     }
 }
 
-fn ms(time: Duration) -> f64 {
+pub(super) fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 
@@ -84,7 +134,9 @@ fn node_with(interfaces: usize) -> Topology {
 fn start(interfaces: usize, ebpf: &str) -> Vec<f64> {
     let topology = node_with(interfaces);
     let ebpf = format!("--ebpf={ebpf}");
-    (0..3)
+    // Taking so many interfaces out again takes the kernel half a minute.
+    let repetitions = if interfaces < 1000 { 3 } else { 1 };
+    (0..repetitions)
         .map(|_| {
             let begun = Instant::now();
             let agent = Agent::spawn(&topology.node, &mut agent::command(&[&ebpf]));
@@ -97,10 +149,56 @@ fn start(interfaces: usize, ebpf: &str) -> Vec<f64> {
             // Programs may still be on their way to the interfaces.
             agent.wait_until_idle();
             agent.stop();
+            if repetitions > 1 {
+                agent::output(&topology.node, &["cleanup"]);
+            }
+            took
+        })
+        .collect()
+}
+
+fn load_programs() -> Vec<f64> {
+    let topology = node_with(2);
+    (0..3)
+        .map(|_| {
+            let agent = Agent::spawn(&topology.node, &mut agent::command(&[]));
+            let seen = |text: &str| {
+                let begun = Instant::now();
+                while agent.count(text) == 0 {
+                    assert!(begun.elapsed() < Duration::from_secs(20), "{}", agent.log().join("\n"));
+                    thread::sleep(Duration::from_micros(200));
+                }
+                Instant::now()
+            };
+            let rules = seen("ruleset verified");
+            let took = ms(seen("eBPF programs loaded") - rules);
+            agent.wait_until_idle();
+            agent.stop();
             agent::output(&topology.node, &["cleanup"]);
             took
         })
         .collect()
+}
+
+fn link_up_cost(interfaces: usize, ebpf: &str) -> Vec<f64> {
+    const LINKS: usize = 20;
+    let topology = node_with(interfaces);
+    let node = &topology.node;
+    let names: Vec<String> = (0..LINKS).map(|number| format!("new{number}")).collect();
+    node.ip(&names.iter().map(|name| format!("link add {name} type dummy\n")).collect::<String>());
+    let agent = Agent::start_with(node, &[&format!("--ebpf={ebpf}")]);
+    agent.wait_until_idle();
+    let values = names
+        .iter()
+        .map(|name| {
+            let before = agent_load::cpu_time(&agent);
+            node.ip(&format!("link set {name} up\n"));
+            thread::sleep(Duration::from_millis(500));
+            ms(agent_load::cpu_time(&agent) - before)
+        })
+        .collect();
+    assert_eq!(table::devices(node).len(), interfaces + LINKS, "all are in the flowtable");
+    values
 }
 
 /// The interface came up before: that alone makes the kernel forget routes, and all flows be forwarded once.
@@ -109,7 +207,7 @@ fn lost(rules: Rules) -> f64 {
     let mut node = Node::build(packets::Base::Nat, Ends::Drop);
     let forth = setup.forth(&node);
     let client = node.topology.client().ns.clone();
-    node.load(rules, 2);
+    node.load(rules, 2, &[]);
     setup.greet(&node, &forth);
     let agent = node.agent.take();
     let pause = |signal| {
@@ -161,6 +259,11 @@ fn memory(interfaces: usize) -> f64 {
     let topology = node_with(interfaces);
     let agent = Agent::start_with(&topology.node, &[]);
     agent.wait_until_idle();
+    resident_mb(&agent)
+}
+
+/// Resident memory now.
+pub(super) fn resident_mb(agent: &Agent) -> f64 {
     let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).expect("procfs");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("proc(5)");
     let kib: f64 = line.split_whitespace().next().and_then(|text| text.parse().ok()).expect("kB");
@@ -171,34 +274,54 @@ fn wakeups(interfaces: usize) -> f64 {
     const SECONDS: u64 = 120;
     let topology = node_with(interfaces);
     let agent = Agent::start_with(&topology.node, &[]);
-    agent.wait_until_idle();
-    let count = || -> u64 {
-        let tasks = fs::read_dir(format!("/proc/{}/task", agent.pid())).expect("procfs");
-        let of_task = |path: std::path::PathBuf| {
-            let status = fs::read_to_string(path.join("status")).expect("procfs");
-            let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-            line.and_then(|line| line.trim().parse::<u64>().ok()).expect("proc(5)")
-        };
-        tasks.flatten().map(|task| of_task(task.path())).sum()
-    };
-    let before = count();
+    // While programs are attached it sleeps most of the time, and isn't idle.
+    let mut before = 0;
+    wait_until("the agent asleep", Duration::from_secs(120), || {
+        thread::sleep(Duration::from_secs(2));
+        std::mem::replace(&mut before, agent.wake_ups()) == agent.wake_ups()
+    });
     thread::sleep(Duration::from_secs(SECONDS));
-    (count() - before) as f64 / SECONDS as f64
+    (agent.wake_ups() - before) as f64 / SECONDS as f64
 }
 
 pub(super) fn rows() -> Vec<Row> {
     [
-        Task::Start(2, "off"),
-        Task::Start(100, "off"),
+        Task::Start(2, "tc"),
+        Task::Start(10, "tc"),
         Task::Start(100, "tc"),
+        Task::Start(1000, "tc"),
+        Task::Start(100, "off"),
+        Task::LoadPrograms,
         Task::LinkUp(10),
         Task::LinkUp(100),
         Task::LinkUp(1000),
+        Task::Restored,
+        Task::Enforced,
+        Task::Flows(1_000, Listing::Time),
+        Task::Flows(10_000, Listing::Time),
+        Task::Flows(100_000, Listing::Time),
+        Task::LinkUpCost(10, "off"),
+        Task::LinkUpCost(100, "off"),
+        Task::LinkUpCost(1000, "off"),
+        Task::LinkUpCost(10, "tc"),
+        Task::LinkUpCost(100, "tc"),
+        Task::LinkUpCost(1000, "tc"),
         Task::Lost(Rules::Kindnet),
         Task::Lost(Rules::OursEbpf),
-        Task::Restored,
+        Task::Helped,
+        Task::Memory(10),
         Task::Memory(100),
+        Task::Memory(1000),
+        Task::FlowsMemory(1_000),
+        Task::FlowsMemory(10_000),
+        Task::FlowsMemory(100_000),
+        Task::Flows(1_000, Listing::Memory),
+        Task::Flows(10_000, Listing::Memory),
+        Task::Flows(100_000, Listing::Memory),
+        Task::Crossings(Load::Memory),
         Task::Wakeups(100),
+        Task::Crossings(Load::WakeUps),
+        Task::Crossings(Load::Cpu),
     ]
     .into_iter()
     .map(Task::row)

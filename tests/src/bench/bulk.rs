@@ -49,7 +49,7 @@ impl Setup {
                 pod.ns.output("ethtool", &["-K", "eth0", "tso", "off", "gso", "off", "gro", "off"]);
             }
         }
-        node.load(self.rules, 20);
+        node.load(self.rules, 20, &[]);
         let (client, server) = (node.topology.client(), node.topology.server());
         let to = SocketAddr::new(server.address(Family::V4), 7001);
         let listener = server.ns.run(|| TcpListener::bind(to)).expect("listen");

@@ -3,7 +3,6 @@
 //! Both ends are sockets of one thread, so nothing waits for anything. The packets are counted by the node's devices.
 
 use std::{
-    fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     time::Instant,
@@ -42,7 +41,7 @@ impl Setup {
 
     pub(super) fn measure(&self) -> Samples {
         let mut node = Node::build(Base::Nat, Ends::Answer);
-        node.load(self.rules, self.threshold);
+        node.load(self.rules, self.threshold, &[]);
         let to = SocketAddr::new(node.topology.server().address(Family::V4), 7001);
         let listener = node.topology.server().ns.run(|| TcpListener::bind(to)).expect("listen");
         let count = (PACKETS / (2 * self.rounds + 7)).max(1);
@@ -57,13 +56,13 @@ impl Setup {
         let mut packets = 0;
         let values = (0..REPETITIONS)
             .map(|_| {
-                let before = arrived(&node);
+                let before = node.received();
                 let took = node.topology.client().ns.run(|| {
                     let start = Instant::now();
                     run(count);
                     start.elapsed()
                 });
-                packets = arrived(&node) - before;
+                packets = node.received() - before;
                 took.as_nanos() as f64 / count as f64
             })
             .collect();
@@ -85,21 +84,6 @@ impl Setup {
         drop(server);
         assert_eq!(client.read(&mut buffer).expect("the server's end"), 0);
     }
-}
-
-/// Packets that the node has received from both sides.
-fn arrived(node: &Node) -> u64 {
-    node.topology.node.run(|| {
-        let devices = fs::read_to_string("/proc/thread-self/net/dev").expect("procfs");
-        let line = |name: &str| devices.lines().find_map(|line| line.trim().strip_prefix(name));
-        ["c0:", "s0:"]
-            .map(|name| {
-                let packets = line(name).and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
-                packets.expect("a counter in procfs")
-            })
-            .iter()
-            .sum()
-    })
 }
 
 pub(super) fn rows() -> Vec<Row> {

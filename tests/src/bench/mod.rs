@@ -3,9 +3,11 @@
 //! The guest's clock advances one nanosecond for each executed instruction there, so durations are counts of
 //! instructions. Nothing here judges a number: targets and baselines are the host's.
 
+pub mod agent_load;
 pub mod agent_rows;
 pub mod bulk;
 pub mod connections;
+pub mod exchange;
 pub mod native;
 pub mod node;
 pub mod packets;
@@ -27,6 +29,8 @@ pub struct Row {
 pub enum Measure {
     /// Instructions for each packet from its making to its end, by the packet generator.
     Packet(packets::Setup),
+    /// Instructions for each packet of a TCP connection, both ends included.
+    Exchange(exchange::Setup),
     /// Instructions for each KiB of a TCP transfer.
     Bulk(bulk::Setup),
     /// Instructions for each TCP connection, both ends included.
@@ -70,6 +74,7 @@ impl Row {
     pub fn measure(&self, kept: &mut Option<node::Node>) -> Samples {
         match &self.measure {
             Measure::Packet(setup) => setup.measure(kept),
+            Measure::Exchange(setup) => setup.measure(),
             Measure::Bulk(setup) => setup.measure(),
             Measure::Connection(setup) => setup.measure(),
             Measure::Agent(task) => task.measure(),
@@ -77,8 +82,20 @@ impl Row {
     }
 }
 
+impl Row {
+    /// Prints the kernel's functions, or those of its modules only, and then sends the row's packets until somebody ends it.
+    ///
+    /// Panics when the row isn't about packets.
+    pub fn send_forever(&self, modules_only: bool) -> ! {
+        match &self.measure {
+            Measure::Packet(setup) => setup.send_forever(modules_only),
+            _ => panic!("{} isn't measured by the packet, so it has no profile", self.name),
+        }
+    }
+}
+
 /// All rows, in the order in which they are shown.
 #[must_use]
 pub fn rows() -> Vec<Row> {
-    [packets::rows(), bulk::rows(), connections::rows(), agent_rows::rows()].concat()
+    [packets::rows(), exchange::rows(), bulk::rows(), connections::rows(), agent_rows::rows()].concat()
 }

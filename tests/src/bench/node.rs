@@ -50,6 +50,7 @@ impl Rules {
 
 /// A node with client and server, and perhaps a running agent.
 pub struct Node {
+    pub(super) base: Base,
     pub(super) topology: Topology,
     pub(super) agent: Option<Agent>,
 }
@@ -65,6 +66,9 @@ pub(super) enum Ends {
 
 /// Entries in the agent's map of flows: enough for both directions of the most flows that a row has.
 const MAX_FLOWS: &str = "--max-flows=262144";
+
+/// Where the agent reads what it excludes.
+const EXCLUSIONS: &str = "/tmp/bench-exclusions";
 
 /// The node's devices.
 const DEVICES: [&str; 2] = ["c0", "s0"];
@@ -100,9 +104,10 @@ impl Node {
         match base {
             Base::Floor | Base::Routed => {}
             Base::Nat => topology.node.nft(&nat_rules(Nat::Masquerade)),
-            Base::Services => topology.node.nft(&services::rules()),
+            Base::Services => topology.node.nft(&(nat_rules(Nat::Masquerade) + &services::rules())),
+            Base::ServicesOnly => topology.node.nft(&services::rules()),
         }
-        Self { topology, agent: None }
+        Self { base, topology, agent: None }
     }
 
     pub(super) fn hardware_address(&self, device: &str) -> String {
@@ -119,8 +124,8 @@ impl Node {
         .expect("an address")
     }
 
-    /// Loads the rules, or starts the agent and leaves it running.
-    pub(super) fn load(&mut self, rules: Rules, threshold: u32) {
+    /// Loads the rules, or starts the agent, which excludes these addresses, and leaves it running.
+    pub(super) fn load(&mut self, rules: Rules, threshold: u32, exclusions: &[String]) {
         let node = &self.topology.node;
         let threshold_flag = format!("--fastpath-threshold={threshold}");
         let ebpf = match rules {
@@ -133,7 +138,12 @@ impl Node {
             Rules::OursEbpf => "--ebpf=tc",
             Rules::OursXdp => "--ebpf=xdp",
         };
-        let agent = Agent::start_with(node, &[&threshold_flag, ebpf, MAX_FLOWS]);
+        let mut flags = vec![threshold_flag.as_str(), ebpf, MAX_FLOWS];
+        if !exclusions.is_empty() {
+            fs::write(EXCLUSIONS, exclusions.join("\n") + "\n").expect("the list of exclusions");
+            flags.extend(["--exclude-file", EXCLUSIONS]);
+        }
+        let agent = Agent::start_with(node, &flags);
         agent.wait_until_idle();
         self.agent = Some(agent);
     }
@@ -175,6 +185,22 @@ impl Node {
             }
         });
         Counts { arrived, forwarded }
+    }
+}
+
+impl Node {
+    /// Packets that it has received from both sides.
+    pub(super) fn received(&self) -> u64 {
+        self.topology.node.run(|| {
+            let devices = fs::read_to_string("/proc/thread-self/net/dev").expect("procfs");
+            let line = |name: &str| {
+                devices.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'))
+            };
+            DEVICES
+                .map(|name| number(line(name).and_then(|line| line.split_whitespace().nth(1))))
+                .iter()
+                .sum()
+        })
     }
 }
 

@@ -3,19 +3,28 @@
 //! A row is a set-up of the node, a state of the flows, and the kind of packets. Every row checks with the kernel's own
 //! counters that all packets arrived, and whether they took the forward path or not.
 
-use std::net::{IpAddr, UdpSocket};
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, UdpSocket},
+    thread,
+    time::Duration,
+};
 
 use super::{
     Measure, Row, Samples,
     node::{Ends, Node, Rules},
 };
-use crate::{netns::Netns, pktgen::Stream, topology::Family};
+use crate::{netns::Netns, pktgen::Stream, table, topology::Family, wait_until};
 
 /// Packets of each flow that go before the measurement, in both directions together more than any threshold in use.
 const WARM_UP: u64 = 200;
 /// Packets of one repetition, unless there are more flows.
 const PACKETS: u64 = 5_000;
 const REPETITIONS: usize = 5;
+/// Source port of the flow that is helped while another one is measured.
+const OLD_PORT: u16 = 20_001;
+/// Threshold there: the flow that is measured has fewer packets.
+const ASSISTED_AT: u32 = 40_000;
 /// Packets that don't count when it is looked which way they took.
 pub(super) const STRAYS: u64 = 5;
 
@@ -28,8 +37,17 @@ pub enum Base {
     Routed,
     /// Routes, tracks connections, and masquerades.
     Nat,
-    /// Routes, and has 5,000 services as kube-proxy lays them out in its nftables mode; the flow is to one of them.
+    /// Like `Nat`, and has 5,000 services as kube-proxy lays them out in its nftables mode; the flow is to one of them.
     Services,
+    /// The services alone: the flow is to one of them and isn't masqueraded.
+    ServicesOnly,
+}
+
+impl Base {
+    /// Whether its rules take so long to load that one row leaves them for the next.
+    fn is_kept(self) -> bool {
+        matches!(self, Self::Services | Self::ServicesOnly)
+    }
 }
 
 /// What is so about the flow.
@@ -39,8 +57,25 @@ pub enum State {
     Young,
     /// In the flowtable.
     Offloaded,
-    /// Older than the rules that count packets.
+    /// Older than the rules that count packets. Only with eBPF is it noticed, and then offloaded.
     TooOld,
+    /// Below the threshold, while another flow is too old and the rule that offloads it is there.
+    Assisting,
+    /// Above the threshold, and excluded.
+    Excluded,
+}
+
+impl State {
+    /// As rows call it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Young => "young",
+            Self::Offloaded => "offloaded",
+            Self::TooOld => "too-old",
+            Self::Assisting => "assisting",
+            Self::Excluded => "excluded",
+        }
+    }
 }
 
 /// A row.
@@ -58,6 +93,8 @@ pub struct Setup {
     pub frame_bytes: u16,
     /// Ports: flows are the product, gone through in turn.
     pub ports: (u16, u16),
+    /// Addresses that are excluded from offloading; the server's is one of them if the flow is excluded.
+    pub exclusions: u32,
 }
 
 impl Setup {
@@ -68,6 +105,7 @@ impl Setup {
         family: Family::V4,
         frame_bytes: 64,
         ports: (1, 1),
+        exclusions: 0,
     };
 
     pub(super) fn flows(&self) -> u64 {
@@ -80,16 +118,19 @@ impl Setup {
         if self.flows() > 1 {
             name += &format!("-{}-flows", self.flows());
         }
-        if self.base == Base::Services {
-            name += "-services";
+        name += match self.base {
+            Base::Services => "-services",
+            Base::ServicesOnly => "-services-only",
+            _ => "",
+        };
+        if self.exclusions > 0 {
+            name += &format!("-{}-exclusions", self.exclusions);
         }
         let what = match (self.base, self.rules, self.state) {
             (Base::Floor, ..) => "floor".to_owned(),
             (Base::Routed, ..) => "routed".to_owned(),
             (_, Rules::None, _) => "no-fastpath".to_owned(),
-            (_, rules, State::Young) => format!("young/{}", rules.name()),
-            (_, rules, State::Offloaded) => format!("offloaded/{}", rules.name()),
-            (_, rules, State::TooOld) => format!("too-old/{}", rules.name()),
+            (_, rules, state) => format!("{}/{}", state.name(), rules.name()),
         };
         name + "/" + &what
     }
@@ -98,35 +139,103 @@ impl Setup {
         Row { name: self.name(), measure: Measure::Packet(self) }
     }
 
-    /// `kept` is the node of the row before, if it is worth keeping.
-    pub(super) fn measure(&self, kept: &mut Option<Node>) -> Samples {
+    /// A node in the state that the row is about, and the packets to measure it with. `kept` is the node of the row before,
+    /// if it is worth keeping.
+    fn prepare(&self, kept: &mut Option<Node>) -> (Node, Stream) {
         let flows = self.flows();
         if flows > 1 {
             allow_connections(4 * flows);
         }
         let mut node = match kept.take() {
-            Some(node) if self.base == Base::Services => node,
+            Some(node) if node.base == self.base && self.base.is_kept() => node,
             _ => Node::build(self.base, Ends::Drop),
         };
         let forth = self.forth(&node);
         let client = node.topology.client().ns.clone();
+        let old = match self.state {
+            State::TooOld => Some(forth.clone()),
+            State::Assisting => Some(Stream { from_ports: OLD_PORT..=OLD_PORT, ..forth.clone() }),
+            _ => None,
+        };
         // A packet of each flow to the server, and one back: an established flow.
-        if self.state == State::TooOld {
-            self.greet(&node, &forth);
+        if let Some(old) = &old {
+            self.greet(&node, old);
         }
         let threshold = match self.state {
             State::Young => u32::MAX - 1,
+            State::Assisting => ASSISTED_AT,
             // Takes less time to get over, and costs the same.
             _ if flows > 1 => 2,
             _ => 20,
         };
-        node.load(self.rules, threshold);
+        node.load(self.rules, threshold, &self.exclusions());
         if self.state != State::TooOld && self.base != Base::Floor {
             self.greet(&node, &forth);
         }
+        if let (State::Assisting, Some(old)) = (self.state, &old) {
+            // It crosses with the last of them and is never heard of again, so it stays on the list.
+            old.send(&client, u64::from(ASSISTED_AT) + 1);
+            wait_until("assistance", Duration::from_secs(5), || assists(&node));
+        }
         forth.send(&client, WARM_UP.max(2 * flows));
-        let packets = PACKETS.div_ceil(flows) * flows;
         node.settle();
+        if self.state == State::TooOld {
+            // With the agent's help these are the first to be offloaded.
+            forth.send(&client, WARM_UP);
+            node.settle();
+        }
+        (node, forth)
+    }
+
+    /// The addresses to exclude.
+    fn exclusions(&self) -> Vec<String> {
+        let others = (0..self.exclusions)
+            .map(|number| Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 100, 0, 0)) + number).to_string());
+        let mut addresses: Vec<_> = others.collect();
+        if let (State::Excluded, Some(last)) = (self.state, addresses.last_mut()) {
+            *last = "10.2.0.2".to_owned();
+        }
+        addresses
+    }
+
+    /// Whether the packets of the flow bypass the forward path.
+    fn bypasses(&self) -> bool {
+        match self.state {
+            State::Offloaded => true,
+            State::TooOld => matches!(self.rules, Rules::OursEbpf | Rules::OursXdp),
+            State::Young | State::Assisting | State::Excluded => false,
+        }
+    }
+
+    /// Prints the kernel's functions, of those that belong to it from the start only the first if `modules_only`, and sends
+    /// packets. Never returns: it is for somebody who watches from outside.
+    pub(super) fn send_forever(&self, modules_only: bool) -> ! {
+        let (node, forth) = self.prepare(&mut None);
+        // Programs get names in that list too.
+        Netns::of_process_1().sysctl("net/core/bpf_jit_kallsyms", "1");
+        for line in fs::read_to_string("/proc/kallsyms").expect("procfs").lines() {
+            let mut words = line.split_whitespace();
+            let (address, kind, name) = (words.next(), words.next(), words.next());
+            // Of what is code; the compiler's padding in front of each function has a name too.
+            if let (Some(address), Some("t" | "T" | "w" | "W"), Some(name)) = (address, kind, name)
+                && !name.starts_with("__pfx_")
+                && (!modules_only || words.next().is_some() || name == "_text")
+            {
+                println!("@@SYMBOL {address} {name}");
+            }
+        }
+        println!("@@PROFILE");
+        thread::sleep(Duration::from_secs(1));
+        loop {
+            forth.send(&node.topology.client().ns, 1_000_000);
+        }
+    }
+
+    pub(super) fn measure(&self, kept: &mut Option<Node>) -> Samples {
+        let flows = self.flows();
+        let (mut node, forth) = self.prepare(kept);
+        let client = node.topology.client().ns.clone();
+        let packets = PACKETS.div_ceil(flows) * flows;
         let repetitions = if flows > PACKETS { 3 } else { REPETITIONS };
         let values = (0..repetitions)
             .map(|_| {
@@ -136,9 +245,9 @@ impl Setup {
                 let seen = node.counts(self.family) - before;
                 // A few may come from elsewhere: neighbours and multicast listeners of IPv6 announce themselves.
                 let about = |count, expected| (expected..=expected + STRAYS).contains(&count);
-                let (arrived, forwarded) = match (self.base, self.state) {
-                    (Base::Floor, _) => (0, 0),
-                    (_, State::Offloaded) => (packets, 0),
+                let (arrived, forwarded) = match self.base {
+                    Base::Floor => (0, 0),
+                    _ if self.bypasses() => (packets, 0),
                     _ => (packets, packets),
                 };
                 assert!(
@@ -149,8 +258,10 @@ impl Setup {
                 value
             })
             .collect();
-        if self.base == Base::Services {
-            // Its rules take long to load.
+        if self.state == State::Assisting {
+            assert!(assists(&node), "{}: the rule is there to the end", self.name());
+        }
+        if self.base.is_kept() {
             node.reset();
             *kept = Some(node);
         }
@@ -165,7 +276,7 @@ impl Setup {
             next_hop: node.hardware_address("s0"),
             from: server.address(self.family),
             to: match self.base {
-                Base::Nat => node.address_to_server(self.family),
+                Base::Nat | Base::Services => node.address_to_server(self.family),
                 _ => client.address(self.family),
             },
             from_ports: forth.to_ports.clone(),
@@ -177,7 +288,7 @@ impl Setup {
 
     pub(super) fn forth(&self, node: &Node) -> Stream {
         let to: IpAddr = match self.base {
-            Base::Services => node.topology.service_at(self.family, 0).ip(),
+            Base::Services | Base::ServicesOnly => node.topology.service_at(self.family, 0).ip(),
             _ => node.topology.server().address(self.family),
         };
         Stream {
@@ -190,6 +301,11 @@ impl Setup {
             frame_bytes: self.frame_bytes - 4,
         }
     }
+}
+
+/// Whether the rule that offloads connections without counters is there.
+fn assists(node: &Node) -> bool {
+    table::listing(&node.topology.node).is_some_and(|listing| listing.contains("kindnet-assist"))
 }
 
 /// Leaves the kernel's allocator with many free buffers in the slabs that it takes the next ones from. By chance it may
@@ -209,7 +325,7 @@ fn refill_slabs(ns: &Netns) {
 }
 
 /// Conntrack takes so many connections, and has buckets for them. For all namespaces.
-fn allow_connections(count: u64) {
+pub(super) fn allow_connections(count: u64) {
     let ns = Netns::of_process_1();
     ns.output("modprobe", &["nf_conntrack"]);
     ns.sysctl("net/netfilter/nf_conntrack_buckets", &count.to_string());
@@ -224,6 +340,17 @@ pub(super) fn rows() -> Vec<Row> {
     for state in states {
         setups.extend(Rules::ALL.map(|rules| Setup { state, rules, ..plain }));
     }
+    setups.push(Setup { state: State::Assisting, rules: Rules::OursEbpf, ..plain });
+    // A list of that length takes long to load, and packets of young flows never come near it.
+    let some = [
+        (10, State::Young, Rules::Ours),
+        (10, State::Young, Rules::OursEbpf),
+        (10, State::Offloaded, Rules::OursEbpf),
+        (10, State::Excluded, Rules::OursEbpf),
+        (100_000, State::Young, Rules::OursEbpf),
+        (100_000, State::Excluded, Rules::OursEbpf),
+    ];
+    setups.extend(some.map(|(exclusions, state, rules)| Setup { exclusions, state, rules, ..plain }));
     let services = Setup { base: Base::Services, ..plain };
     let v6 = Setup { family: Family::V6, ..plain };
     for traffic in [services, v6] {
@@ -232,6 +359,9 @@ pub(super) fn rows() -> Vec<Row> {
             setups.extend(Rules::MAIN.map(|rules| Setup { state, rules, ..traffic }));
         }
     }
+    let services_only = Setup { base: Base::ServicesOnly, ..plain };
+    setups.push(services_only);
+    setups.push(Setup { state: State::Offloaded, rules: Rules::OursEbpf, ..services_only });
     let large = Setup { frame_bytes: 1400, ..plain };
     let thousand = Setup { ports: (125, 8), ..plain };
     let many = Setup { ports: (3125, 32), ..plain };
@@ -239,5 +369,6 @@ pub(super) fn rows() -> Vec<Row> {
         setups.push(traffic);
         setups.extend(Rules::MAIN.map(|rules| Setup { state: State::Offloaded, rules, ..traffic }));
     }
+    setups.extend(Rules::MAIN.map(|rules| Setup { state: State::Young, rules, ..many }));
     setups.into_iter().map(Setup::row).collect()
 }

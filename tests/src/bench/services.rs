@@ -1,5 +1,8 @@
 //! 5,000 services as kube-proxy's nftables mode lays them out: maps from address and port to a chain for each service,
 //! and chains that look at new connections in every hook.
+//!
+//! The layout is that of Kubernetes 1.36 (`pkg/proxy/nftables/proxier.go`: `nftablesBaseChains`, `nftablesJumpChains`,
+//! `setupNFTables`), with a pod range of 10.0.0.0/8 and cluster addresses in 10.96.0.0/16.
 
 use std::fmt::Write as _;
 
@@ -16,38 +19,23 @@ pub(super) fn rules() -> String {
         let (proto, port, endpoint) = if number == 0 {
             ("udp", 2001, "10.2.0.2:2001".to_owned())
         } else {
-            ("tcp", 80, format!("10.{}.{}.{}:8080", 100 + number / 60_000, number / 250, number % 250 + 1))
+            ("tcp", 80, format!("10.100.{}.{}:8080", number / 250, number % 250 + 1))
         };
-        let pod = endpoint.split(':').next().unwrap_or_default();
-        let name = format!("{number:08X}-default/service-{number}/{proto}/http");
-        // kube-proxy chooses among the endpoints with a map in every such chain. Only the first packet of a connection
-        // gets there, so here only the service in use has one: 5,000 of them take the kernel a minute to load.
-        let endpoint_chain = format!("endpoint-{name}__{pod}/{port}");
-        let choose = match number {
-            0 => format!("numgen random mod 1 vmap {{ 0 : goto {endpoint_chain} }}"),
-            _ => format!("goto {endpoint_chain}"),
-        };
-        write!(
-            chains,
-            "chain {endpoint_chain} {{
-                ip saddr {pod} jump mark-for-masquerade
-                meta l4proto {proto} dnat to {endpoint}
-            }}
-            chain service-{name} {{
-                ip daddr {address} {proto} dport {port} ip saddr != 10.0.0.0/8 jump mark-for-masquerade
-                {choose}
-            }}\n"
-        )
-        .expect("string");
-        writeln!(elements, "{address} . {proto} . {port} : goto service-{name},").expect("string");
+        let name = format!("service-{number:08X}-default/service-{number}/{proto}/http");
+        writeln!(chains, "chain {name} {{ meta l4proto {proto} dnat to {endpoint}; }}").expect("string");
+        writeln!(elements, "{address} . {proto} . {port} : goto {name},").expect("string");
         writeln!(addresses, "{address},").expect("string");
     }
     format!(
         "table ip kube-proxy {{
-            chain mark-for-masquerade {{ meta mark set meta mark or 0x4000; }}
+            comment \"rules for kube-proxy\"
             {chains}
             set cluster-ips {{ type ipv4_addr; elements = {{ {addresses} }} }}
-            set nodeport-ips {{ type ipv4_addr; elements = {{ 10.1.0.1, 10.2.0.1 }} }}
+            set nodeport-ips {{ type ipv4_addr; elements = {{ 10.2.0.1 }} }}
+            set hairpin-connections {{
+                type ipv4_addr . ipv4_addr . inet_proto . inet_service
+                elements = {{ 10.2.0.2 . 10.2.0.2 . udp . 2001 }}
+            }}
             map service-ips {{
                 type ipv4_addr . inet_proto . inet_service : verdict; elements = {{ {elements} }}
             }}
@@ -56,37 +44,44 @@ pub(super) fn rules() -> String {
             map no-endpoint-nodeports {{ type inet_proto . inet_service : verdict; }}
             map firewall-ips {{ type ipv4_addr . inet_proto . inet_service : verdict; }}
             chain services {{
+                ip daddr @cluster-ips ip saddr != 10.0.0.0/8 meta mark set meta mark or 0x4000
                 ip daddr . meta l4proto . th dport vmap @service-ips
                 ip daddr @nodeport-ips meta l4proto . th dport vmap @service-nodeports
             }}
             chain masquerading {{
-                meta mark & 0x4000 == 0 return
-                meta mark set meta mark xor 0x4000
-                masquerade fully-random
+                meta mark and 0x4000 != 0 meta mark set meta mark xor 0x4000 masquerade fully-random
+                ct status dnat ip saddr . ip daddr . meta l4proto . th dport @hairpin-connections masquerade fully-random
             }}
             chain firewall-check {{ ip daddr . meta l4proto . th dport vmap @firewall-ips; }}
             chain service-endpoints-check {{ ip daddr . meta l4proto . th dport vmap @no-endpoint-services; }}
             chain nodeport-endpoints-check {{
                 ip daddr @nodeport-ips meta l4proto . th dport vmap @no-endpoint-nodeports
             }}
-            chain cluster-ips-check {{ ip daddr @cluster-ips reject; }}
-            chain filter-prerouting {{
+            chain cluster-ips-check {{
+                ip daddr @cluster-ips reject
+                ip daddr {{ 10.96.0.0/16 }} drop
+            }}
+            chain reject-chain {{ reject; }}
+            chain filter-prerouting-pre-dnat {{
                 type filter hook prerouting priority -110; ct state new jump firewall-check
             }}
+            chain filter-output-pre-dnat {{
+                type filter hook output priority -110; ct state new jump firewall-check
+            }}
             chain filter-input {{
-                type filter hook input priority -110
+                type filter hook input priority 0
                 ct state new jump nodeport-endpoints-check
                 ct state new jump service-endpoints-check
             }}
             chain filter-forward {{
-                type filter hook forward priority -110
+                type filter hook forward priority 0
                 ct state new jump service-endpoints-check
                 ct state new jump cluster-ips-check
             }}
             chain filter-output {{
-                type filter hook output priority -110
+                type filter hook output priority 0
                 ct state new jump service-endpoints-check
-                ct state new jump firewall-check
+                ct state new jump cluster-ips-check
             }}
             chain nat-prerouting {{ type nat hook prerouting priority -100; jump services; }}
             chain nat-output {{ type nat hook output priority -100; jump services; }}

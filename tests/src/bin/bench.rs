@@ -1,7 +1,9 @@
 //! The guest's side of `cargo xtask bench`: lists the rows, or measures those that are named.
 //!
 //! `bench list` prints names; `bench run NAME…` prints a line `@@ROW` with JSON for each, or `@@FAILED` with the reason
-//! and goes on with the next; `bench native` measures on this machine's own clock, and prints a line `@@NATIVE`.
+//! and goes on with the next; `bench profile all|modules NAME` prints the kernel's functions as lines `@@SYMBOL`, then
+//! `@@PROFILE`, and sends the row's packets until somebody ends it; `bench native` measures on this machine's own clock, and prints a line
+//! `@@NATIVE`.
 
 use std::{
     panic::{self, AssertUnwindSafe},
@@ -33,9 +35,17 @@ fn main() -> ExitCode {
                 }
             }
         }
+        Some((command, [symbols, name])) if command == "profile" => {
+            match rows.iter().find(|row| row.name == *name) {
+                Some(row) => row.send_forever(symbols == "modules"),
+                None => println!("there is no row {name}"),
+            }
+        }
         Some((command, [])) if command == "native" => println!("@@NATIVE {}", bench::native::measure()),
         _ => {
-            eprintln!("usage: bench list | bench run NAME... | bench native");
+            eprintln!(
+                "usage: bench list | bench run NAME... | bench profile all|modules NAME | bench native"
+            );
             return ExitCode::from(64);
         }
     }

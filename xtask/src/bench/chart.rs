@@ -12,10 +12,11 @@ use plotters::{
 use super::report::{Report, number};
 
 /// On white, so that they can be read on a page of any colour.
-const INK: RGBColor = RGBColor(31, 35, 40);
-const FAINT: RGBColor = RGBColor(208, 215, 222);
+pub(super) const INK: RGBColor = RGBColor(31, 35, 40);
+pub(super) const FAINT: RGBColor = RGBColor(208, 215, 222);
 /// A colour for each kernel, newest first; apart in grey too.
-const SERIES: [RGBColor; 3] = [RGBColor(5, 80, 174), RGBColor(128, 182, 244), RGBColor(110, 119, 129)];
+pub(super) const SERIES: [RGBColor; 3] =
+    [RGBColor(5, 80, 174), RGBColor(128, 182, 244), RGBColor(110, 119, 129)];
 
 const WIDTH: u32 = 900;
 const LABELS: i32 = 300;
@@ -24,7 +25,7 @@ const TOP: i32 = 84;
 const BAR: i32 = 13;
 const GAP: i32 = 14;
 
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 /// A line of a bar chart: what it says, and the row of the report that it shows.
 pub(super) struct Bar {
@@ -91,7 +92,7 @@ pub(super) fn bars(report: &Report, title: &str, unit: &str, bars: &[Bar], path:
     draw().map_err(|error| anyhow!("cannot draw {}: {error}", path.display()))
 }
 
-fn write(
+pub(super) fn write(
     root: &Area<'_>,
     text: &str,
     place: (i32, i32),

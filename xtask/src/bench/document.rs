@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result};
 
 use super::{
-    break_even, chart,
+    break_even, chart, curves,
     report::{Report, number},
     targets,
 };
@@ -23,6 +23,20 @@ pub(super) fn render(report: &Report) -> Result<()> {
         "instructions a packet, source and sink included; UDP, IPv4, 64 bytes; less is better",
         chart::PACKETS,
         &docs.join("bench-packets.svg"),
+    )?;
+    curves::draw(
+        report,
+        "What the agent takes by the number of interfaces",
+        "interfaces",
+        curves::LINKS,
+        &docs.join("bench-links.svg"),
+    )?;
+    curves::draw(
+        report,
+        "What listing and following takes by the number of flows",
+        "flows",
+        curves::FLOWS,
+        &docs.join("bench-flows.svg"),
     )?;
     let path = docs.join("benchmark.md");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;

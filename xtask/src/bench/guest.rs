@@ -48,6 +48,7 @@ pub(super) fn measure(wanted: &[Wanted], binaries: &Binaries, rows: &[String]) -
             processor: Processor::Counted,
             cpus: 1,
             memory_mib: MEMORY_MIB,
+            monitor: None,
         };
         let mut results = KernelResults { release: kernel.release.clone(), rows: Vec::new() };
         let mut booted = machine.boot()?;

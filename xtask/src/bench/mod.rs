@@ -4,10 +4,13 @@
 mod break_even;
 mod chart;
 mod compare;
+mod curves;
 mod document;
 mod guest;
 mod host;
+mod profile;
 mod report;
+mod symbols;
 mod targets;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -49,6 +52,9 @@ pub(crate) struct Options {
     /// Instead of counting in the guest, measure throughput, CPU and packets a second on this machine's own kernel.
     #[arg(long, exclusive = true)]
     host: bool,
+    /// Print what each function of the kernel takes of a packet of this row. Repeatable: rows beside each other.
+    #[arg(long, value_name = "ROW", conflicts_with_all = ["filter", "quick", "save", "compare"])]
+    profile: Vec<String>,
     /// Only the rows that CI compares, which take about a minute.
     #[arg(long, conflicts_with = "filter")]
     quick: bool,
@@ -62,6 +68,7 @@ const QUICK: &[&str] = &[
     "udp4-64/no-fastpath",
     "udp4-64/young/ours",
     "udp4-64/young/ours-ebpf",
+    "udp4-64-10-exclusions/young/ours-ebpf",
     "udp4-64/offloaded/kindnet",
     "udp4-64/offloaded/ours-ebpf",
 ];
@@ -83,6 +90,7 @@ pub(crate) fn check(kernels: &[String]) -> Result<()> {
         compare: Some(BASELINE.into()),
         render: false,
         host: false,
+        profile: Vec::new(),
         quick: true,
     };
     run(&options).map(|_| ())
@@ -101,6 +109,10 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let wanted = kernels::wanted(&options.kernel)?;
     setup::ensure(&[Need::Build, Need::Guest(&wanted)])?;
     let binaries = build::for_benchmark()?;
+    if !options.profile.is_empty() {
+        profile::run(&wanted, &binaries, &options.profile)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut rows = guest::rows(&binaries, &options.filter)?;
     if options.quick {
         rows.retain(|row| QUICK.contains(&row.as_str()));

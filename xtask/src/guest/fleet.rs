@@ -63,8 +63,10 @@ pub(crate) fn run(
             let log = new_log(&format!("{}-{number}.log", job.kernel.name))?;
             let (kernel, initramfs) = (&job.kernel, job.initramfs.as_path());
             let processor = Processor::virtualised(kvm);
-            machines
-                .push((Machine { kernel, initramfs, log, processor, cpus: 1, memory_mib: MEMORY_MIB }, job));
+            machines.push((
+                Machine { kernel, initramfs, log, processor, cpus: 1, memory_mib: MEMORY_MIB, monitor: None },
+                job,
+            ));
         }
     }
     thread::scope(|scope| {

@@ -80,6 +80,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         processor: Processor::virtualised(options.kvm),
         cpus: options.cpus,
         memory_mib: options.memory,
+        monitor: None,
     };
     let own = own_directory(&kernel)?;
     let log = new_log(&format!("guest-{}.log", kernel.name))?;

@@ -51,6 +51,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) processor: Processor,
     pub(crate) cpus: u32,
     pub(crate) memory_mib: u32,
+    /// Where QEMU listens for commands of its monitor.
+    pub(crate) monitor: Option<PathBuf>,
 }
 
 impl Machine<'_> {
@@ -85,6 +87,9 @@ impl Machine<'_> {
         // An oops is a panic, and a panic ends QEMU: nothing runs on with a broken kernel. Without the crypto
         // library's self-tests it boots in half the time. The timer needn't be checked: on a busy machine the
         // emulated one can be late, which Linux 6.1 takes for broken.
+        if let Some(socket) = &self.monitor {
+            command.arg("-monitor").arg(format!("unix:{},server=on,wait=off", socket.display()));
+        }
         command.arg("-append").arg(format!(
             "console=ttyS0,115200 loglevel=5 panic=-1 oops=panic mitigations=off cryptomgr.notests no_timer_check rdinit=/init \
              fastpath.mode={mode}"

@@ -1,0 +1,197 @@
+//! `--profile`: what each function of the guest's kernel takes of a packet, counted instruction by instruction.
+//!
+//! The emulator is told over its monitor to translate one instruction at a time and to log each that it executes. That
+//! is exact and slow, so it does it for a few hundred packets only. Which instruction belongs to which function the guest
+//! says, programs included.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::File,
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::net::UnixStream,
+    path::Path,
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::{report::number, symbols::Symbols};
+use crate::{
+    build::Binaries,
+    guest::{
+        self, MEMORY_MIB,
+        initramfs::Archive,
+        kernels::{self, Wanted},
+        qemu::{Machine, Processor},
+    },
+    process,
+};
+
+/// From the guest's start to the end of the profile, on the guest's clock.
+const LIMIT: Duration = Duration::from_secs(600);
+/// Called once for each packet that is sent.
+const ONCE_A_PACKET: &str = "pktgen_xmit";
+/// Packets before those that are looked at: the first come while the emulator and the guest still settle.
+const WARM_UP: u64 = 50;
+/// Packets that are looked at.
+const PACKETS: u64 = 300;
+/// Functions with less than this are put together, in instructions a packet.
+const LEAST: f64 = 40.0;
+
+/// Instructions a packet of each function, and how often a packet calls it.
+#[derive(Default, PartialEq, Debug)]
+struct Profile {
+    functions: BTreeMap<String, (f64, f64)>,
+}
+
+/// Profiles each row on each kernel, and prints a table for each kernel: a line for each function, a column for each row.
+pub(super) fn run(wanted: &[Wanted], binaries: &Binaries, rows: &[String]) -> Result<()> {
+    for wanted in wanted {
+        let mut profiles = Vec::new();
+        for row in rows {
+            eprintln!("{:<5} {row}", wanted.name);
+            profiles.push(measure(wanted, binaries, row)?);
+        }
+        println!(
+            "\nLinux {}, instructions a packet (calls a packet)\n\n{}",
+            wanted.name,
+            table(rows, &profiles)
+        );
+    }
+    Ok(())
+}
+
+fn measure(wanted: &Wanted, binaries: &Binaries, row: &str) -> Result<Profile> {
+    let kernel = kernels::cached(wanted)?.context("set-up has fetched the kernel")?;
+    let own = guest::own_directory(&kernel)?;
+    let mut symbols = Symbols::known(&kernel.release);
+    let which = if symbols.of_kernel.is_empty() { "all" } else { "modules" };
+    let command = ["bench", "profile", which, row].map(str::to_owned);
+    let initramfs = guest::with_command(&kernel, &own.0, binaries, Archive::default(), &command)?;
+    let (monitor, trace) = (own.0.join("monitor"), own.0.join("trace"));
+    process::run(Command::new("mkfifo").arg(&trace))?;
+    let machine = Machine {
+        kernel: &kernel,
+        initramfs: &initramfs,
+        log: guest::new_log(&format!("profile-{}.log", kernel.name))?,
+        processor: Processor::Counted,
+        cpus: 1,
+        memory_mib: MEMORY_MIB,
+        monitor: Some(monitor.clone()),
+    };
+    let mut result = None;
+    let ended = machine.boot()?.exec(LIMIT, |line| {
+        if let Some((address, name)) = line.strip_prefix("@@SYMBOL ").and_then(|line| line.split_once(' ')) {
+            if let Ok(address) = u64::from_str_radix(address, 16) {
+                symbols.add(address, name);
+            }
+        } else if line == "@@PROFILE" {
+            result = Some(executed(&monitor, &trace, symbols.complete()));
+        } else {
+            eprintln!("      {line}");
+        }
+    });
+    let Some(counts) = result else {
+        bail!("the guest didn't come to send packets: {ended:?}; see {}", machine.log.display());
+    };
+    symbols.remember(&kernel.release)?;
+    Ok(profile(symbols.complete(), &counts?))
+}
+
+/// How often each instruction was executed while [`PACKETS`] were sent, by its address. Ends the guest.
+fn executed(monitor: &Path, trace: &Path, symbols: &BTreeMap<u64, String>) -> Result<HashMap<u64, u64>> {
+    let sends = symbols.iter().find(|(_, name)| *name == ONCE_A_PACKET).context("no packet generator")?.0;
+    let mut monitor = UnixStream::connect(monitor).context("cannot connect to QEMU's monitor")?;
+    let mut answers = monitor.try_clone()?;
+    std::thread::spawn(move || {
+        // Nobody asks what it answers, but it stops when nobody reads.
+        let _ = std::io::copy(&mut answers, &mut std::io::sink());
+    });
+    // The second is for emulators before 8.1, the first for later ones; each refuses the other in words.
+    writeln!(monitor, "one-insn-per-tb on\nsinglestep on\nlogfile {}\nlog exec,nochain", trace.display())?;
+    let lines = BufReader::with_capacity(1 << 20, File::open(trace).context("cannot read QEMU's log")?);
+    let mut counts = HashMap::new();
+    let mut packets = 0;
+    for line in lines.split(b'\n') {
+        let Some(address) = address(&String::from_utf8_lossy(&line?)) else { continue };
+        packets += u64::from(address == *sends);
+        if packets > WARM_UP + PACKETS {
+            writeln!(monitor, "quit")?;
+            return Ok(counts);
+        }
+        if packets > WARM_UP {
+            *counts.entry(address).or_insert(0) += 1;
+        }
+    }
+    bail!("QEMU's log ended after {packets} packets")
+}
+
+/// The address in `Trace 0: 0x7f1c40000100 [00000000/ffffffff81a0b2c0/00c0c2b1/ff020000]`.
+fn address(line: &str) -> Option<u64> {
+    let inside = line.strip_prefix("Trace ")?.split_once('[')?.1;
+    u64::from_str_radix(inside.split('/').nth(1)?, 16).ok()
+}
+
+/// Instructions by function. Names come from the nearest symbol below.
+fn profile(symbols: &BTreeMap<u64, String>, counts: &HashMap<u64, u64>) -> Profile {
+    let mut functions: BTreeMap<String, (f64, f64)> = BTreeMap::new();
+    for (&address, &count) in counts {
+        // The upper half of the addresses is the kernel's.
+        let found = symbols.range(..=address).next_back().filter(|_| address >> 63 == 1);
+        let (name, calls) = match found {
+            Some((&start, name)) => (name.as_str(), if start == address { count } else { 0 }),
+            None => ("(programs)", 0),
+        };
+        let function = functions.entry(name.to_owned()).or_default();
+        function.0 += count as f64;
+        function.1 += calls as f64;
+    }
+    for function in functions.values_mut() {
+        *function = (function.0 / PACKETS as f64, function.1 / PACKETS as f64);
+    }
+    Profile { functions }
+}
+
+/// A line for each function, those that take most first, as a table in Markdown.
+fn table(rows: &[String], profiles: &[Profile]) -> String {
+    let mut names: BTreeMap<&str, f64> = BTreeMap::new();
+    for (name, (instructions, _)) in profiles.iter().flat_map(|profile| &profile.functions) {
+        let most = names.entry(name).or_default();
+        *most = most.max(*instructions);
+    }
+    let mut names: Vec<_> = names.into_iter().collect();
+    names.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let (shown, rest): (Vec<_>, Vec<_>) = names.into_iter().partition(|(_, most)| *most >= LEAST);
+    let mut text = "| function |".to_owned();
+    text += &rows.iter().map(|row| format!(" `{row}` |")).collect::<String>();
+    text += &format!("\n| --- |{}\n| all |", " ---: |".repeat(rows.len()));
+    let sum = |profile: &Profile| profile.functions.values().map(|function| function.0).sum::<f64>();
+    text +=
+        &profiles.iter().map(|profile| format!(" {} |", number(sum(profile).round()))).collect::<String>();
+    text.push('\n');
+    for (name, _) in &shown {
+        text += &format!("| `{name}` |");
+        for profile in profiles {
+            text += &profile.functions.get(*name).map_or_else(
+                || " |".to_owned(),
+                |(instructions, calls)| {
+                    let calls = if *calls < 0.05 {
+                        String::new()
+                    } else {
+                        format!(" ({})", number((calls * 10.0).round() / 10.0))
+                    };
+                    format!(" {}{calls} |", number(instructions.round()))
+                },
+            );
+        }
+        text.push('\n');
+    }
+    text += &format!("| {} others |", rest.len());
+    for profile in profiles {
+        let of = |name: &&str| profile.functions.get(*name).map_or(0.0, |function| function.0);
+        text += &format!(" {} |", number(rest.iter().map(|(name, _)| of(name)).sum::<f64>().round()));
+    }
+    text.push('\n');
+    text
+}
