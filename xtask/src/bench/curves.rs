@@ -88,8 +88,14 @@ pub(super) const FLOWS: &[Curve] = &[
     },
 ];
 
-/// Draws curves, one for each kernel; the file isn't touched when the report has none of the rows.
-pub(super) fn draw(report: &Report, title: &str, things: &str, curves: &[Curve], path: &Path) -> Result<()> {
+/// Draws curves, one for each kernel; false, and nothing is drawn, when the report has none of the rows.
+pub(super) fn draw(
+    report: &Report,
+    title: &str,
+    things: &str,
+    curves: &[Curve],
+    path: &Path,
+) -> Result<bool> {
     let kernels: Vec<&str> = report.kernels.keys().rev().map(String::as_str).collect();
     let values = |kernel: &str, curve: &Curve| -> Vec<(f64, f64)> {
         let value = |&(things, row): &(f64, &str)| Some((things, report.value(kernel, row)?));
@@ -98,7 +104,7 @@ pub(super) fn draw(report: &Report, title: &str, things: &str, curves: &[Curve],
     let all: Vec<(f64, f64)> =
         kernels.iter().flat_map(|kernel| curves.iter().flat_map(|curve| values(kernel, curve))).collect();
     if all.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
     let (columns, rows) =
         (decades(all.iter().map(|point| point.0)), decades(all.iter().map(|point| point.1)));
@@ -142,7 +148,7 @@ pub(super) fn draw(report: &Report, title: &str, things: &str, curves: &[Curve],
         }
         root.present()
     };
-    draw().map_err(|error| anyhow!("cannot draw {}: {error}", path.display()))
+    draw().map(|()| true).map_err(|error| anyhow!("cannot draw {}: {error}", path.display()))
 }
 
 /// The powers of ten below and above all values.

@@ -24,23 +24,18 @@ pub(super) fn render(report: &Report) -> Result<()> {
         chart::PACKETS,
         &docs.join("bench-packets.svg"),
     )?;
-    curves::draw(
-        report,
-        "What the agent takes by the number of interfaces",
-        "interfaces",
-        curves::LINKS,
-        &docs.join("bench-links.svg"),
-    )?;
-    curves::draw(
-        report,
-        "What listing and following takes by the number of flows",
-        "flows",
-        curves::FLOWS,
-        &docs.join("bench-flows.svg"),
-    )?;
+    let mut images = String::new();
+    for (title, things, curves, file) in [
+        ("What the agent takes by the number of interfaces", "interfaces", curves::LINKS, "bench-links.svg"),
+        ("What flows take by their number", "flows", curves::FLOWS, "bench-flows.svg"),
+    ] {
+        if curves::draw(report, title, things, curves, &docs.join(file))? {
+            images += &format!("\n![{title}]({file})\n");
+        }
+    }
     let path = docs.join("benchmark.md");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let written = between(&text, &section(report))
+    let written = between(&text, &section(report, &images))
         .with_context(|| format!("{} lacks the lines between which numbers are written", path.display()))?;
     write(&path, &written)
 }
@@ -56,7 +51,7 @@ fn between(text: &str, part: &str) -> Option<String> {
     Some(format!("{head}{BEGIN}{part}{END}{tail}"))
 }
 
-fn section(report: &Report) -> String {
+fn section(report: &Report, images: &str) -> String {
     let kernels: Vec<&str> = report.kernels.keys().rev().map(String::as_str).collect();
     let mut text = format!("\nMeasured with {}", report.emulator);
     for kernel in &kernels {
@@ -75,6 +70,10 @@ fn section(report: &Report) -> String {
     if !lines.is_empty() {
         text += "\n## From which length on a connection gains\n\n";
         text += &lines.iter().map(|line| format!("- {line}\n")).collect::<String>();
+    }
+    if !images.is_empty() {
+        text += "\n## How it grows\n";
+        text += images;
     }
     text += "\n## All rows\n";
     let mut last_unit = "";

@@ -145,6 +145,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if let Some(path) = &options.save {
         if path.exists() {
             report.fill_in(Report::read(path)?);
+            report.retain(&guest::rows(&binaries, &[])?);
         }
         report.write(path)?;
     }

@@ -72,6 +72,13 @@ impl Report {
         }
     }
 
+    /// Drops rows that aren't measured any more.
+    pub(crate) fn retain(&mut self, names: &[String]) {
+        for kernel in self.kernels.values_mut() {
+            kernel.rows.retain(|row| names.contains(&row.name));
+        }
+    }
+
     /// The number of a row on a kernel.
     pub(crate) fn value(&self, kernel: &str, name: &str) -> Option<f64> {
         self.row(kernel, name).map(|row| row.value)
@@ -137,6 +144,21 @@ pub(crate) fn number(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_that_are_gone_are_dropped() {
+        let row = |name: &str| Row {
+            name: name.to_owned(),
+            unit: "u".to_owned(),
+            value: 1.0,
+            spread: 0.0,
+            packets: None,
+        };
+        let results = KernelResults { release: "r".to_owned(), rows: vec![row("kept"), row("gone")] };
+        let mut report = Report { emulator: "e".to_owned(), kernels: [("6.12".to_owned(), results)].into() };
+        report.retain(&["kept".to_owned(), "new".to_owned()]);
+        assert_eq!(report.kernels["6.12"].rows, [row("kept")]);
+    }
 
     #[test]
     fn numbers_for_people() {
