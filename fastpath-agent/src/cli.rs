@@ -196,6 +196,14 @@ pub struct RunArgs {
     /// Directory for the socket at which `flows --follow` hears what becomes of flows; made if it doesn't exist
     #[arg(long, value_name = "DIR", default_value = "/run/fastpath", env = "FASTPATH_RUN_DIR")]
     pub run_dir: PathBuf,
+    /// Address and port for /metrics, /healthz and /readyz over HTTP; empty: none
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:19080",
+        env = "FASTPATH_METRICS_BIND_ADDRESS"
+    )]
+    pub metrics_bind_address: String,
     /// Replace a table named kindnet-fastpath that this agent did not make
     #[arg(long, env = "FASTPATH_TAKEOVER", value_parser = BoolishValueParser::new())]
     pub takeover: bool,

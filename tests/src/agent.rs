@@ -31,7 +31,8 @@ pub fn binary() -> String {
     std::env::var("FASTPATH_AGENT").unwrap_or_else(|_| "/usr/bin/fastpath-agent".to_owned())
 }
 
-/// The agent as a command, with nothing of this process's settings in its environment.
+/// The agent as a command, with nothing of this process's settings in its environment. It serves no metrics unless `args`
+/// say so: loopback is down in most namespaces.
 pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(binary());
     command.args(args);
@@ -39,6 +40,7 @@ pub fn command(args: &[&str]) -> Command {
     {
         command.env_remove(name);
     }
+    command.env("FASTPATH_METRICS_BIND_ADDRESS", "");
     command
 }
 

@@ -7,6 +7,7 @@ pub mod agent;
 pub mod attach;
 pub mod bench;
 pub mod document;
+pub mod http;
 mod kernel;
 pub mod link_up;
 pub mod monitor;

@@ -28,20 +28,25 @@ use crate::{
         nft::{CommitError, Event, Monitor, Nft, NftError},
         probe::Kernel,
     },
+    report::metrics::Metrics,
 };
 
 pub mod cleanup;
 pub mod crossings;
 pub mod readers;
+pub mod ready;
 pub mod reconcile;
 pub mod revalidate;
 pub mod revoke;
+pub mod serve;
 pub mod watch;
 
 use cleanup::TableCleanup;
 use crossings::Crossings;
+use ready::{Facts, NotReady};
 use reconcile::{Reconciler, Standing};
 use revalidate::{Emptied, Revalidation};
+use serve::{Question, ServeError, Server};
 use watch::Watch;
 
 /// Why the agent can't go on.
@@ -62,6 +67,9 @@ pub enum DaemonError {
     /// What an agent left in its run directory can't be removed.
     #[error(transparent)]
     Socket(#[from] event_socket::SocketError),
+    /// Nobody could read metrics and health.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
     /// Signals can't be received.
     #[error("cannot wait for signals: {0}")]
     Signals(#[source] std::io::Error),
@@ -103,6 +111,8 @@ pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
                 agent.reconcile(trigger)?;
             }
             () = at(agent.started, agent.offload.as_ref().and_then(|o| o.revalidation.due())) => agent.revalidate()?,
+            // Few, and asked at most sixteen at a time. Before the announcements for the same reason.
+            question = Server::next(&mut agent.server) => agent.answer(question),
             event = agent.links_source.next() => agent.link_event(event?).await?,
             event = Offload::next(&mut agent.offload) => agent.ruleset_event(event?)?,
             () = Crossings::ready(&mut agent.crossings) => agent.follow_crossings().await?,
@@ -143,6 +153,8 @@ struct Offload {
     monitor: Monitor,
     revalidation: Revalidation,
     reconciler: Reconciler<Nft>,
+    /// The bug of this kernel that offloading is switched off for.
+    bug: Option<&'static str>,
 }
 
 impl Offload {
@@ -156,7 +168,8 @@ impl Offload {
         let monitor = Monitor::open(&nft)?;
         let revalidation = Revalidation::start(config, &mut nft);
         let mut rules = config.rules.clone();
-        if let Some(bug) = rules.heed(&KernelName::read().names()) {
+        let bug = rules.heed(&KernelName::read().names());
+        if let Some(bug) = bug {
             warn!(
                 kernel = kernel.release,
                 bug = bug.name,
@@ -167,7 +180,12 @@ impl Offload {
             );
         }
         let policy = rules.policy(kernel.flowtable_counter.is_supported(), kernel.rt_ipsec.is_supported());
-        Ok(Some(Self { monitor, revalidation, reconciler: Reconciler::new(nft, policy, config.foreign) }))
+        Ok(Some(Self {
+            monitor,
+            revalidation,
+            reconciler: Reconciler::new(nft, policy, config.foreign),
+            bug: bug.map(|bug| bug.name),
+        }))
     }
 
     /// The next change of the ruleset; never where there is none to follow.
@@ -189,6 +207,10 @@ struct Agent {
     offload: Option<Offload>,
     watch: Option<Watch>,
     crossings: Option<Crossings>,
+    /// Absent if nobody is to be answered.
+    server: Option<Server>,
+    /// Why this kernel can't offload flows, if it can't.
+    lacks: Option<String>,
     overruns: u64,
     /// Whether it was said that repairs wait.
     backing_off: bool,
@@ -198,6 +220,11 @@ impl Agent {
     /// Subscribes first and reads then, so that nothing is missed in between.
     async fn start(config: Config, kernel: &Kernel) -> Result<Self, DaemonError> {
         info!(node = config.node, kernel = kernel.release, "fastpath-agent {}", env!("CARGO_PKG_VERSION"));
+        // First, since an agent that runs already is found out by it.
+        let server = match config.metrics_bind_address.filter(|_| !config.once) {
+            Some(address) => Some(Server::open(address).await?),
+            None => None,
+        };
         let links_source = Links::open()?;
         let offload = Offload::open(&config, kernel)?;
         let links = links_source.list().await?.into_iter().collect::<LinkTable>();
@@ -219,6 +246,8 @@ impl Agent {
             offload,
             watch,
             crossings,
+            server,
+            lacks: kernel.lacks_flowtable().map(str::to_owned),
             overruns: 0,
             backing_off: false,
             config,
@@ -376,6 +405,32 @@ impl Agent {
         }
         self.backing_off = wait.is_some();
         Ok(())
+    }
+
+    /// Whether the node is as the flags want it.
+    fn ready(&self) -> Result<(), NotReady> {
+        let offload = self.offload.as_ref();
+        ready::ready(&Facts {
+            threshold: self.config.rules.threshold,
+            lacks: self.lacks.as_deref(),
+            bug: offload.and_then(|o| o.bug),
+            standing: offload.and_then(|o| o.reconciler.standing()),
+            failure: offload.and_then(|o| o.reconciler.failure()),
+            watches: self.watch.as_ref().is_some_and(Watch::watches),
+        })
+    }
+
+    /// Tells somebody at the HTTP port, who may have gone meanwhile.
+    fn answer(&self, question: Question) {
+        match question {
+            Question::Alive(answer) => drop(answer.send(())),
+            Question::Ready(answer) => drop(answer.send(self.ready())),
+            Question::Metrics(answer) => drop(answer.send(Box::new(self.metrics()))),
+        }
+    }
+
+    fn metrics(&self) -> Metrics {
+        Metrics { ready: self.ready().is_ok() }
     }
 
     fn in_place(&self) -> Result<(), DaemonError> {

@@ -171,6 +171,11 @@ impl<R: Ruleset> Reconciler<R> {
         self.standing
     }
 
+    /// Why the last reconcile failed, if it did.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+
     /// After how many packets flows are offloaded, and between which interfaces; `None` while no rule of ours stands.
     pub fn offloads(&self) -> Option<(u32, impl Iterator<Item = IfIndex>)> {
         let table = self.achieved.as_ref().filter(|_| self.standing == Some(Standing::Right))?.as_ref()?;

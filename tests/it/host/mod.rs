@@ -8,4 +8,5 @@ mod errors;
 mod events;
 mod flows;
 mod harness;
+mod metrics;
 mod nft;
