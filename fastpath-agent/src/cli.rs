@@ -224,6 +224,9 @@ pub struct RunArgs {
     /// do with single packets (for debugging: they get slower)
     #[arg(long, value_name = "N", default_value = "0", env = "FASTPATH_V", allow_hyphen_values = true)]
     pub v: String,
+    /// What the log looks like
+    #[arg(long, value_name = "FORMAT", default_value = "auto", env = "FASTPATH_LOG_FORMAT")]
+    pub log_format: LogFormat,
 }
 
 /// Flags of `status`.
@@ -404,6 +407,19 @@ pub enum OnOff {
     On,
     /// Don't
     Off,
+}
+
+/// Formats of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Fields in the journal where systemd has connected it, text elsewhere
+    Auto,
+    /// Lines for people, to standard error
+    Text,
+    /// A JSON object a line, to standard error
+    Json,
+    /// Fields in systemd's journal
+    Journald,
 }
 
 /// Modes of `--assist`.

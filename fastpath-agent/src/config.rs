@@ -5,7 +5,7 @@ use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc};
 use fastpath_common::limits::{MAX_FLOWS, MIN_FLOWS};
 
 use crate::{
-    cli::{Assist, EbpfMode, HwOffload, OnOff, RuleArgs, RunArgs},
+    cli::{Assist, EbpfMode, HwOffload, LogFormat, OnOff, RuleArgs, RunArgs},
     core::{
         desired::Policy,
         diff::ForeignTable,
@@ -46,6 +46,8 @@ pub struct Config {
     pub cleanup_on_exit: bool,
     /// Verbosity, as in klog.
     pub verbosity: u8,
+    /// What the log looks like.
+    pub log_format: LogFormat,
 }
 
 /// The part of the configuration that the ruleset comes from, before the kernel was asked what it can do.
@@ -203,6 +205,7 @@ impl Config {
             revalidate_interval_ms: interval_ms("revalidate-interval", &args.revalidate_interval)?,
             once: args.once,
             cleanup_on_exit: args.cleanup_on_exit,
+            log_format: args.log_format,
             verbosity: number("v", &args.v, "a number from 0 to 255")?,
         })
     }

@@ -16,6 +16,7 @@ mod flows;
 mod foreign;
 mod host;
 mod interfaces;
+mod metrics;
 mod mtu;
 mod offload_chain;
 mod overrun;

@@ -28,11 +28,13 @@ use crate::{
         nft::{CommitError, Event, Monitor, Nft, NftError},
         probe::Kernel,
     },
-    report::metrics::Metrics,
+    report::metrics::scrape::Scraper,
 };
 
 pub mod cleanup;
+pub mod counts;
 pub mod crossings;
+pub mod measure;
 pub mod readers;
 pub mod ready;
 pub mod reconcile;
@@ -42,6 +44,7 @@ pub mod serve;
 pub mod watch;
 
 use cleanup::TableCleanup;
+use counts::Reconciles;
 use crossings::Crossings;
 use ready::{Facts, NotReady};
 use reconcile::{Reconciler, Standing};
@@ -112,7 +115,7 @@ pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
             }
             () = at(agent.started, agent.offload.as_ref().and_then(|o| o.revalidation.due())) => agent.revalidate()?,
             // Few, and asked at most sixteen at a time. Before the announcements for the same reason.
-            question = Server::next(&mut agent.server) => agent.answer(question),
+            question = Server::next(&mut agent.server) => agent.answer(question).await,
             event = agent.links_source.next() => agent.link_event(event?).await?,
             event = Offload::next(&mut agent.offload) => agent.ruleset_event(event?)?,
             () = Crossings::ready(&mut agent.crossings) => agent.follow_crossings().await?,
@@ -197,6 +200,15 @@ impl Offload {
     }
 }
 
+fn judges(links: &LinkTable, offload: Option<&Offload>) -> Node {
+    let (threshold, managed) = match offload.and_then(|o| o.reconciler.offloads()) {
+        Some((threshold, managed)) => (Some(threshold), links.with_ports(&managed.collect())),
+        None => (None, BTreeSet::new()),
+    };
+    let names = links.iter().map(|link| (link.index, link.name.clone())).collect();
+    Node { threshold, managed, names, ..Node::default() }
+}
+
 struct Agent {
     config: Config,
     started: Instant,
@@ -209,9 +221,16 @@ struct Agent {
     crossings: Option<Crossings>,
     /// Absent if nobody is to be answered.
     server: Option<Server>,
+    /// Reads the kernel for them.
+    scraper: Option<Arc<Scraper>>,
     /// Why this kernel can't offload flows, if it can't.
     lacks: Option<String>,
-    overruns: u64,
+    release: String,
+    /// In s since 1970, UTC.
+    started_unix: f64,
+    reconciles: Reconciles,
+    /// Of links, and of the ruleset.
+    overruns: [u64; 2],
     /// Whether it was said that repairs wait.
     backing_off: bool,
 }
@@ -238,6 +257,11 @@ impl Agent {
             crossings.look_for_lost();
             crossings.arm_old(watch.eyes());
         }
+        let scraper =
+            server.as_ref().map(|_| Arc::new(Scraper::new(config.pin_path.clone(), watch.is_some())));
+        if let (Some(crossings), Some(scraper)) = (&mut crossings, &scraper) {
+            crossings.count(scraper.marks());
+        }
         Ok(Self {
             started: Instant::now(),
             pace: Pace::default(),
@@ -248,7 +272,11 @@ impl Agent {
             crossings,
             server,
             lacks: kernel.lacks_flowtable().map(str::to_owned),
-            overruns: 0,
+            scraper,
+            release: kernel.release.clone(),
+            started_unix: measure::unix_seconds(),
+            reconciles: Reconciles::default(),
+            overruns: [0; 2],
             backing_off: false,
             config,
         })
@@ -307,17 +335,8 @@ impl Agent {
     async fn follow_crossings(&mut self) -> Result<(), DaemonError> {
         let (Some(crossings), Some(watch)) = (&mut self.crossings, &mut self.watch) else { return Ok(()) };
         if crossings.wants_node() {
-            let (threshold, managed) = match self.offload.as_ref().and_then(|o| o.reconciler.offloads()) {
-                Some((threshold, managed)) => (Some(threshold), self.links.with_ports(&managed.collect())),
-                None => (None, BTreeSet::new()),
-            };
-            crossings.judge_by(Node {
-                threshold,
-                managed,
-                names: self.links.iter().map(|link| (link.index, link.name.clone())).collect(),
-                addresses: self.links_source.addresses().await?,
-                ..Node::default()
-            });
+            let addresses = self.links_source.addresses().await?;
+            crossings.judge_by(Node { addresses, ..judges(&self.links, self.offload.as_ref()) });
         }
         crossings.handle(watch.eyes());
         if let (Some(offload), Some(wanted)) = (&mut self.offload, crossings.assistance()) {
@@ -338,7 +357,11 @@ impl Agent {
         };
         if touched.forwarding {
             debug!(?event, "a change that may concern offloaded flows");
-            offload.revalidation.changed(now);
+            let trigger = match event {
+                Event::Overrun => revalidate::Trigger::Overrun,
+                Event::Generation { .. } => revalidate::Trigger::Ruleset,
+            };
+            offload.revalidation.changed(trigger, now);
         }
         match event {
             Event::Overrun => self.overrun("ruleset"),
@@ -367,10 +390,11 @@ impl Agent {
     }
 
     fn overrun(&mut self, source: &'static str) {
-        self.overruns += 1;
+        let overruns = &mut self.overruns[usize::from(source == "ruleset")];
+        *overruns += 1;
         warn!(
             source,
-            overruns = self.overruns,
+            overruns = *overruns,
             "the kernel's announcements came too fast: reading everything again"
         );
         self.pace.trigger(Trigger::Overrun, self.now());
@@ -379,7 +403,9 @@ impl Agent {
     fn reconcile(&mut self, trigger: Trigger) -> Result<(), DaemonError> {
         let mut outcome = Outcome::Done;
         if let Some(offload) = &mut self.offload {
+            let begun = Instant::now();
             let report = offload.reconciler.reconcile(trigger, &self.links)?;
+            self.reconciles.ran(trigger, &report, begun.elapsed());
             debug!(%trigger, ?report, "reconciled");
             outcome = report.outcome;
             if let (Outcome::Repaired, Some(crossings)) = (outcome, &mut self.crossings) {
@@ -421,16 +447,17 @@ impl Agent {
     }
 
     /// Tells somebody at the HTTP port, who may have gone meanwhile.
-    fn answer(&self, question: Question) {
+    async fn answer(&mut self, question: Question) {
         match question {
             Question::Alive(answer) => drop(answer.send(())),
             Question::Ready(answer) => drop(answer.send(self.ready())),
-            Question::Metrics(answer) => drop(answer.send(Box::new(self.metrics()))),
+            Question::Metrics(answer) => drop(answer.send(self.asked().await.map(Box::new))),
         }
     }
 
-    fn metrics(&self) -> Metrics {
-        Metrics { ready: self.ready().is_ok() }
+    /// What flows are judged by, but for addresses and clocks.
+    fn judges(&self) -> Node {
+        judges(&self.links, self.offload.as_ref())
     }
 
     fn in_place(&self) -> Result<(), DaemonError> {

@@ -11,7 +11,7 @@ use hyper::{
     server::conn::http1,
     service::service_fn,
 };
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, mpsc, oneshot},
@@ -20,13 +20,15 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::ready::NotReady;
-use crate::report::metrics::{self, Format, Metrics};
+use super::{measure::Asked, ready::NotReady};
+use crate::report::metrics::{self, Format};
 
 /// Connections at a time; others wait in the kernel's queue.
 const MOST_CONNECTIONS: usize = 16;
 /// How long a connection may take, from its first byte to the last of the answer.
-const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
+const CONNECTION_LIMIT: Duration = Duration::from_secs(60);
+/// How long somebody may take to say what is wanted.
+const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 /// How long the loop may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// Wait after a connection that couldn't be accepted (no descriptors left).
@@ -46,14 +48,13 @@ pub struct ServeError {
 }
 
 /// What somebody asks the loop.
-#[derive(Debug)]
 pub enum Question {
     /// Whether it is alive: any answer says so.
     Alive(oneshot::Sender<()>),
     /// Whether the node is as it should be.
     Ready(oneshot::Sender<Result<(), NotReady>>),
-    /// What it has counted.
-    Metrics(oneshot::Sender<Box<Metrics>>),
+    /// What it has counted; nothing if nobody is to know.
+    Metrics(oneshot::Sender<Option<Box<Asked>>>),
 }
 
 /// The port, and what is asked there. Closed when dropped.
@@ -119,7 +120,8 @@ async fn serve(stream: TcpStream, ask: mpsc::Sender<Question>) {
     });
     let connection = http1::Builder::new()
         .keep_alive(false)
-        .header_read_timeout(None)
+        .timer(TokioTimer::new())
+        .header_read_timeout(REQUEST_LIMIT)
         .serve_connection(TokioIo::new(stream), answer);
     match timeout(CONNECTION_LIMIT, connection).await {
         Ok(Ok(())) => {}
@@ -144,19 +146,30 @@ async fn answer(request: &Request<Incoming>, ask: &mpsc::Sender<Question>) -> Re
             Some(Err(reason)) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
             None => stuck(),
         },
-        "/metrics" => match put(ask, Question::Metrics).await {
-            Some(metrics) => {
-                let format = Format::accepted(
-                    request.headers().get_all(ACCEPT).iter().filter_map(|v| v.to_str().ok()),
-                );
-                let mut response = text(StatusCode::OK, metrics::render(&metrics, format));
-                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
-                response
+        "/metrics" => match put(ask, Question::Metrics).await.flatten() {
+            Some(asked) => {
+                let accept = request.headers().get_all(ACCEPT);
+                let format = Format::accepted(accept.iter().filter_map(|value| value.to_str().ok()));
+                page(asked, format).await
             }
             None => stuck(),
         },
         "/" => text(StatusCode::OK, "/metrics\n/healthz\n/readyz\n".to_owned()),
         _ => text(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n".to_owned()),
+    }
+}
+
+/// Reads the kernel beside the loop, which has other things to do.
+async fn page(asked: Box<Asked>, format: Format) -> Response<Full<Bytes>> {
+    match tokio::task::spawn_blocking(move || metrics::render(&asked.read(), format)).await {
+        Ok(page) => {
+            let mut response = text(StatusCode::OK, page);
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
+            response
+        }
+        Err(error) => {
+            text(StatusCode::INTERNAL_SERVER_ERROR, format!("the metrics can't be read: {error}\n"))
+        }
     }
 }
 

@@ -111,6 +111,11 @@ impl Watch {
         }
     }
 
+    /// On how many interfaces.
+    pub fn attached(&self) -> usize {
+        self.attached.len()
+    }
+
     /// Whether there is an interface whose packets are seen, or none that could be.
     pub fn watches(&self) -> bool {
         !self.attached.is_empty() || self.refused.is_empty()

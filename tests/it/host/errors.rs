@@ -32,6 +32,7 @@ fn wrong_values_exit_64_and_touch_nothing() {
         ("--ebpf", "xdp2", "tc"),
         ("--pin-path", "here", "absolute"),
         ("--metrics-bind-address", "19080", "127.0.0.1:19080"),
+        ("--log-format", "xml", "journald"),
         ("--v", "loud", "number"),
     ] {
         let output = agent::run(&topology.node, &[&format!("{flag}={value}")]);
@@ -122,6 +123,7 @@ fn help_names_every_environment_variable() {
         "FASTPATH_RUN_DIR",
         "FASTPATH_ASSIST",
         "FASTPATH_METRICS_BIND_ADDRESS",
+        "FASTPATH_LOG_FORMAT",
         "FASTPATH_TAKEOVER",
         "FASTPATH_ONCE",
         "FASTPATH_CLEANUP_ON_EXIT",
