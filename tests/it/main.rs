@@ -14,6 +14,7 @@ mod exclude;
 mod flow_path;
 mod flows;
 mod foreign;
+mod here;
 mod host;
 mod interfaces;
 mod metrics;

@@ -15,6 +15,7 @@ pub mod netns;
 pub mod path;
 pub mod pktgen;
 pub mod program;
+pub mod prometheus;
 pub mod reference;
 pub mod table;
 pub mod terminal;
