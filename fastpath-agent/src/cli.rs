@@ -196,6 +196,14 @@ pub struct RunArgs {
     /// Directory for the socket at which `flows --follow` hears what becomes of flows; made if it doesn't exist
     #[arg(long, value_name = "DIR", default_value = "/run/fastpath", env = "FASTPATH_RUN_DIR")]
     pub run_dir: PathBuf,
+    /// Address and port for /metrics, /healthz and /readyz over HTTP; empty: none
+    #[arg(
+        long,
+        value_name = "ADDRESS:PORT",
+        default_value = "127.0.0.1:19080",
+        env = "FASTPATH_METRICS_BIND_ADDRESS"
+    )]
+    pub metrics_bind_address: String,
     /// Replace a table named kindnet-fastpath that this agent did not make
     #[arg(long, env = "FASTPATH_TAKEOVER", value_parser = BoolishValueParser::new())]
     pub takeover: bool,
@@ -216,6 +224,9 @@ pub struct RunArgs {
     /// do with single packets (for debugging: they get slower)
     #[arg(long, value_name = "N", default_value = "0", env = "FASTPATH_V", allow_hyphen_values = true)]
     pub v: String,
+    /// What the log looks like
+    #[arg(long, value_name = "FORMAT", default_value = "auto", env = "FASTPATH_LOG_FORMAT")]
+    pub log_format: LogFormat,
 }
 
 /// Flags of `status`.
@@ -396,6 +407,19 @@ pub enum OnOff {
     On,
     /// Don't
     Off,
+}
+
+/// Formats of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Fields in the journal where systemd has connected it, text elsewhere
+    Auto,
+    /// Lines for people, to standard error
+    Text,
+    /// A JSON object a line, to standard error
+    Json,
+    /// Fields in systemd's journal
+    Journald,
 }
 
 /// Modes of `--assist`.

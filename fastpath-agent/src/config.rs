@@ -1,11 +1,11 @@
 //! Flags, and the file that one of them names, made into a configuration: every value checked before anything is touched.
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use fastpath_common::limits::{MAX_FLOWS, MIN_FLOWS};
 
 use crate::{
-    cli::{Assist, EbpfMode, HwOffload, OnOff, RuleArgs, RunArgs},
+    cli::{Assist, EbpfMode, HwOffload, LogFormat, OnOff, RuleArgs, RunArgs},
     core::{
         desired::Policy,
         diff::ForeignTable,
@@ -32,6 +32,8 @@ pub struct Config {
     pub assist: bool,
     /// Where it says what becomes of flows.
     pub run_dir: PathBuf,
+    /// Where metrics and the node's health can be read over HTTP.
+    pub metrics_bind_address: Option<SocketAddr>,
     /// What to do about somebody else's table of our name.
     pub foreign: ForeignTable,
     /// Whether offloaded flows are judged anew after changes of the ruleset.
@@ -44,6 +46,8 @@ pub struct Config {
     pub cleanup_on_exit: bool,
     /// Verbosity, as in klog.
     pub verbosity: u8,
+    /// What the log looks like.
+    pub log_format: LogFormat,
 }
 
 /// The part of the configuration that the ruleset comes from, before the kernel was asked what it can do.
@@ -195,14 +199,30 @@ impl Config {
             pin_path: args.pin_path.clone(),
             assist: args.assist == Assist::On,
             run_dir: args.run_dir.clone(),
+            metrics_bind_address: bind_address(&args.metrics_bind_address)?,
             foreign: if args.takeover { ForeignTable::TakeOver } else { ForeignTable::Refuse },
             revalidate: args.revalidate,
             revalidate_interval_ms: interval_ms("revalidate-interval", &args.revalidate_interval)?,
             once: args.once,
             cleanup_on_exit: args.cleanup_on_exit,
+            log_format: args.log_format,
             verbosity: number("v", &args.v, "a number from 0 to 255")?,
         })
     }
+}
+
+/// Where to listen; `None` if it is empty.
+fn bind_address(value: &str) -> Result<Option<SocketAddr>, BadValue> {
+    let value = value.trim();
+    if value.is_empty() {
+        return Ok(None);
+    }
+    value.parse().map(Some).map_err(|_| BadValue {
+        flag: "metrics-bind-address",
+        value: value.to_owned(),
+        allowed: "it takes an address and a port, as 127.0.0.1:19080 or [::]:19080; empty switches it off"
+            .to_owned(),
+    })
 }
 
 /// A time from 100 ms to an hour.
@@ -251,6 +271,7 @@ mod tests {
         assert_eq!(config.foreign, ForeignTable::Refuse);
         assert_eq!((config.revalidate, config.revalidate_interval_ms), (OnOff::On, 1000));
         assert_eq!(config.max_flows, fastpath_common::limits::DEFAULT_MAX_FLOWS);
+        assert_eq!(config.metrics_bind_address, Some("127.0.0.1:19080".parse().unwrap()));
     }
 
     #[test]
@@ -265,6 +286,11 @@ mod tests {
             (["--exclude=10.1/33"], ["--exclude", "'10.1/33'", "10.1.0.0/16"]),
             (["--exclude=tcp/99999"], ["--exclude", "'tcp/99999'", "65535"]),
             (["--exclude-file=/no/such"], ["--exclude-file", "'/no/such'", "No such file"]),
+            (["--metrics-bind-address=19080"], ["--metrics-bind-address", "'19080'", "127.0.0.1:19080"]),
+            (
+                ["--metrics-bind-address=localhost:1"],
+                ["--metrics-bind-address", "'localhost:1'", "[::]:19080"],
+            ),
             (["--v=loud"], ["--v", "'loud'", "0 to 255"]),
             (["--revalidate-interval=1"], ["--revalidate-interval", "'1'", "500ms"]),
             (["--revalidate-interval=10ms"], ["--revalidate-interval", "'10ms'", "100ms to 1h"]),
@@ -296,6 +322,11 @@ mod tests {
                 "{args:?}"
             );
         }
+    }
+
+    #[test]
+    fn an_empty_address_switches_the_metrics_off() {
+        assert_eq!(config(&["--metrics-bind-address="]).unwrap().metrics_bind_address, None);
     }
 
     #[test]

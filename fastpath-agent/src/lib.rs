@@ -2,10 +2,12 @@
 //!
 //! Layers (dependencies point downwards only; `cargo xtask lint` checks it):
 //! `main` → [`daemon`], [`report`] → [`kernel`] → [`core`]; [`cli`] and [`config`] know only [`core`].
+//! [`logging`] says where `main`'s log goes.
 
 pub mod cli;
 pub mod config;
 pub mod core;
 pub mod daemon;
 pub mod kernel;
+pub mod logging;
 pub mod report;

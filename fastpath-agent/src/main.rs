@@ -3,6 +3,7 @@
 use std::{
     io::{self, IsTerminal, Write},
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -21,9 +22,8 @@ use fastpath_agent::{
     },
     daemon,
     kernel::{self, links::Links},
-    report,
+    logging, report,
 };
-use tracing_subscriber::filter::LevelFilter;
 
 /// Exit code for a wrong flag or value (`EX_USAGE`, sysexits.h).
 const EX_USAGE: u8 = 64;
@@ -79,17 +79,7 @@ fn one_line(error: &anyhow::Error) -> String {
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
     let config = Config::new(&cli.run, hostname())?;
-    let level = match config.verbosity {
-        0..=1 => LevelFilter::INFO,
-        2..=4 => LevelFilter::DEBUG,
-        5.. => LevelFilter::TRACE,
-    };
-    tracing_subscriber::fmt()
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false)
-        .with_max_level(level)
-        .init();
+    logging::start(config.log_format, config.verbosity)?;
     let kernel = kernel::probe::probe();
     runtime()?.block_on(daemon::run(config, &kernel))?;
     Ok(())
@@ -177,7 +167,13 @@ fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the event loop")
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // Metrics are read beside the loop; nothing is left of that a moment later.
+        .max_blocking_threads(2)
+        .thread_keep_alive(Duration::from_millis(100))
+        .build()
+        .context("cannot start the event loop")
 }
 
 fn hostname() -> String {

@@ -31,7 +31,8 @@ pub fn binary() -> String {
     std::env::var("FASTPATH_AGENT").unwrap_or_else(|_| "/usr/bin/fastpath-agent".to_owned())
 }
 
-/// The agent as a command, with nothing of this process's settings in its environment.
+/// The agent as a command, with nothing of this process's settings in its environment. It serves no metrics unless `args`
+/// say so: loopback is down in most namespaces.
 pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(binary());
     command.args(args);
@@ -39,6 +40,7 @@ pub fn command(args: &[&str]) -> Command {
     {
         command.env_remove(name);
     }
+    command.env("FASTPATH_METRICS_BIND_ADDRESS", "");
     command
 }
 
@@ -62,9 +64,16 @@ pub fn output(node: &Netns, args: &[&str]) -> String {
 /// Waits until these interfaces, and no others, have a program of the agent's.
 #[track_caller]
 pub fn wait_for_programs(node: &Netns, expected: &[&str]) {
+    wait_for_programs_at(node, expected, std::path::Path::new("/sys/fs/bpf/fastpath"));
+}
+
+/// The same of an agent with pins of its own.
+#[track_caller]
+pub fn wait_for_programs_at(node: &Netns, expected: &[&str], pin_path: &std::path::Path) {
+    let pin_path = format!("--pin-path={}", pin_path.display());
     let expected: BTreeSet<String> = expected.iter().map(|&device| device.to_owned()).collect();
-    wait_until(&format!("programs on just {expected:?}"), Duration::from_secs(5), || {
-        let status = output(node, &["status", "-o", "json"]);
+    wait_until(&format!("programs on just {expected:?}"), Duration::from_secs(15), || {
+        let status = output(node, &["status", "-o", "json", &pin_path]);
         let status: serde_json::Value = serde_json::from_str(&status).expect("the agent prints JSON");
         let attachments = status["ebpf"]["attachments"].as_array().into_iter().flatten();
         expected == attachments.filter_map(|a| a["name"].as_str().map(str::to_owned)).collect()

@@ -13,6 +13,7 @@ mod links;
 mod lint;
 mod process;
 mod progress;
+mod prometheus;
 mod run;
 mod setup;
 mod test;

@@ -17,7 +17,7 @@ use crate::{
         initramfs::{find_bpftool, find_program},
         kernels::{self, Wanted},
     },
-    process, progress,
+    process, progress, prometheus,
     toolchain::{self, Compiler, Origin},
     workspace,
 };
@@ -141,6 +141,7 @@ struct Missing {
     ebpf_clippy: bool,
     linker: bool,
     deny: bool,
+    prometheus: bool,
     kernels: Vec<Wanted>,
 }
 
@@ -194,6 +195,9 @@ pub(crate) fn ensure(needs: &[Need<'_>]) -> Result<()> {
         progress::step("building cargo-deny", &mut deny::install()?)?;
         deny::remove_build()?;
     }
+    if missing.prometheus {
+        download_prometheus()?;
+    }
     if !missing.kernels.is_empty() {
         download_kernels(&missing.kernels, distribution)?;
     }
@@ -215,6 +219,7 @@ impl Missing {
             ebpf_clippy: false,
             linker: false,
             deny: false,
+            prometheus: false,
             kernels: Vec::new(),
         };
         for need in needs {
@@ -230,7 +235,10 @@ impl Missing {
                     missing.ebpf_clippy = toolchain::compiler().is_some_and(|found| !found.has_clippy());
                     missing.deny = !deny::installed()?;
                 }
-                Need::Host => tables.push(FOR_TESTS),
+                Need::Host => {
+                    tables.push(FOR_TESTS);
+                    missing.prometheus = !prometheus::is_there()?;
+                }
                 Need::Guest(wanted) => {
                     tables.extend([FOR_TESTS, FOR_GUESTS]);
                     for wanted in *wanted {
@@ -257,6 +265,7 @@ impl Missing {
             && !self.ebpf_clippy
             && !self.linker
             && !self.deny
+            && !self.prometheus
             && self.kernels.is_empty()
     }
 
@@ -279,6 +288,9 @@ impl Missing {
         }
         if self.deny {
             eprintln!("  cargo-deny {} (about a minute)", deny::RELEASE);
+        }
+        if self.prometheus {
+            eprintln!("  prometheus for tests, downloaded and not installed (40 MB)");
         }
         if self.linker {
             eprintln!("  bpf-linker {}, built for that compiler (1 to 3 minutes)", toolchain::BPF_LINKER);
@@ -378,6 +390,16 @@ fn install_linker() -> Result<()> {
         compiler.remove_linker_build()?;
     }
     Ok(())
+}
+
+fn download_prometheus() -> Result<()> {
+    eprintln!("downloading prometheus");
+    prometheus::download().or_else(|error| {
+        // No lists yet, or older than what the archive holds now.
+        eprintln!("  {error:#}");
+        update_lists()?;
+        prometheus::download()
+    })
 }
 
 fn download_kernels(wanted: &[Wanted], distribution: Distribution) -> Result<()> {

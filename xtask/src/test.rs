@@ -14,7 +14,7 @@ use crate::{
     bench,
     build::{self, Binaries},
     guest::{fleet, kernels, verdict},
-    image, lint, process,
+    image, lint, process, prometheus,
     setup::{self, Need},
     workspace,
 };
@@ -80,14 +80,16 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let binaries = build::for_tests()?;
         let tests = List::of(&binaries["it"], &options.filter)?;
         if has(Tier::Host) {
-            counts.add(&host_tests(&binaries, &tests.below("host::"), limit)?);
+            let here = tests.filtered(|name| name.starts_with("host::") || name.starts_with(ONLY_HERE));
+            counts.add(&host_tests(&binaries, &here, limit)?);
         }
         if has(Tier::Guest) {
             let image = image::for_tests(&binaries)?;
             if "image".contains(&options.filter) {
                 counts.check(image::check(&image));
             }
-            counts.add(&fleet::run(&wanted, &binaries, &image, &tests, limit, options.kvm)?);
+            let there = tests.filtered(|name| !name.starts_with(ONLY_HERE));
+            counts.add(&fleet::run(&wanted, &binaries, &image, &there, limit, options.kvm)?);
         }
     }
     // Without a filter, since it has no single tests.
@@ -166,10 +168,10 @@ impl List {
         Ok(Self { names, ignored: ignored.len() })
     }
 
-    /// The tests of one module.
-    fn below(&self, prefix: &str) -> Self {
-        let names = self.names.iter().filter(|name| name.starts_with(prefix)).cloned().collect();
-        Self { names, ignored: 0 }
+    /// Some of the tests.
+    fn filtered(&self, wanted: impl Fn(&str) -> bool) -> Self {
+        let names = self.names.iter().filter(|name| wanted(name)).cloned().collect();
+        Self { names, ignored: self.ignored }
     }
 }
 
@@ -207,6 +209,9 @@ fn summary(line: &str) -> Option<Counts> {
     Some(Counts { passed: count("passed"), failed: count("failed"), skipped: count("ignored") })
 }
 
+/// Tests below this need programs that the guest hasn't, and nothing of the kernel that differs there.
+const ONLY_HERE: &str = "here::";
+
 /// Each test by itself on this kernel, as root, in fresh namespaces, so that neither it nor what it leaves behind
 /// touches this machine.
 fn host_tests(binaries: &Binaries, tests: &List, limit: Duration) -> Result<Counts> {
@@ -217,6 +222,7 @@ fn host_tests(binaries: &Binaries, tests: &List, limit: Duration) -> Result<Coun
              with --tier",
         )?;
         command.arg(format!("FASTPATH_AGENT={}", binaries["fastpath-agent"].display()));
+        command.arg(format!("FASTPATH_PROMETHEUS={}", prometheus::directory()?.display()));
         // With `unshare` all processes of its namespace are killed.
         command.args(["timeout", "--foreground", "--signal=KILL", &limit.as_secs().to_string()]);
         command.args(["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]);

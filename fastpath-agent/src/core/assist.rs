@@ -57,6 +57,8 @@ pub struct Assist {
     doubts: Vec<u64>,
     /// Whether the rule was wanted when that was last asked for.
     told: bool,
+    /// Listed connections that were offloaded.
+    offloaded: u64,
 }
 
 #[derive(Debug)]
@@ -136,7 +138,8 @@ impl Assist {
         let entry = entry.filter(|entry| listed.is_none_or(|listed| listed.id == entry.id));
         let next = match (entry, listed) {
             (None, _) => Next::Nothing,
-            (Some(entry), _) if entry.status.offloaded() => {
+            (Some(entry), listed) if entry.status.offloaded() => {
+                self.offloaded += u64::from(listed.is_some());
                 self.remember(*tuple);
                 Next::Nothing
             }
@@ -150,6 +153,11 @@ impl Assist {
             self.look_at = None;
         }
         next
+    }
+
+    /// How many connections were offloaded since they were listed.
+    pub fn offloaded(&self) -> u64 {
+        self.offloaded
     }
 
     /// Takes note of a connection without counters that is offloaded.

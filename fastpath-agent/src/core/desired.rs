@@ -7,10 +7,11 @@ use std::{
 
 use super::{
     exclude::Exclusions,
+    link_table::LinkTable,
     model::{IfIndex, IfName, Link},
     observed::Observed,
     rule::{End, Marked, Rule},
-    select::{Selection, Unmanaged},
+    select::{NO_RULESET, PORT, Selection, Unmanaged},
     sets::{ExcludeSet, OwnSet},
 };
 
@@ -159,6 +160,26 @@ pub fn reject(policy: &Policy, link: &Link, refused: &BTreeMap<IfIndex, String>)
         .or_else(|| refused.get(&link.index).map(|error| Unmanaged::Refused { error: error.clone() }))
 }
 
+/// How many links aren't among `managed` and why, by the names of [`REASON_NAMES`](super::select::REASON_NAMES).
+pub fn left_out(
+    policy: &Policy,
+    links: &LinkTable,
+    refused: &BTreeMap<IfIndex, String>,
+    managed: &BTreeSet<IfIndex>,
+) -> BTreeMap<&'static str, u64> {
+    let mut reasons = BTreeMap::new();
+    for link in links.iter().filter(|link| !managed.contains(&link.index)) {
+        let bridged = is_bridged(link, |index| links.get(index).filter(|_| managed.contains(&index)));
+        let reason = match reject(policy, link, refused) {
+            Some(reason) => reason.name(),
+            None if bridged => PORT,
+            None => NO_RULESET,
+        };
+        *reasons.entry(reason).or_default() += 1;
+    }
+    reasons
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,5 +226,26 @@ mod tests {
         let selection = Selection::new(&[], &["if9".to_owned()]).unwrap();
         assert_eq!(devices(&Policy { selection, ..policy() }, &links), [1, 2, 3, 8]);
         assert_eq!(devices(&Policy { hw_offload: true, ..policy() }, &links), [1, 2, 3, 8, 9]);
+    }
+
+    #[test]
+    fn every_link_that_is_left_out_has_a_reason() {
+        use crate::core::select::REASON_NAMES;
+        let down = Link { admin_up: false, ..link(4, "veth", None) };
+        let links = [
+            link(1, "veth", Some(9)),
+            link(3, "veth", None),
+            down,
+            link(5, "dummy", None),
+            link(9, "bridge", None),
+        ];
+        let refused = [(IfIndex(5), "no".to_owned())].into();
+        let managed = |list: &[u32]| list.iter().copied().map(IfIndex).collect();
+        let table: LinkTable = links.into_iter().collect();
+        let found = left_out(&policy(), &table, &refused, &managed(&[3, 9]));
+        assert_eq!(found, [("down", 1), ("port", 1), ("refused", 1)].into());
+        let found = left_out(&policy(), &table, &refused, &managed(&[]));
+        assert_eq!(found, [("down", 1), ("no-ruleset", 3), ("refused", 1)].into());
+        assert!(found.keys().all(|reason| REASON_NAMES.contains(reason)));
     }
 }

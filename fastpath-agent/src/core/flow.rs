@@ -246,6 +246,38 @@ fn stalled(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node) -> Caus
     }
 }
 
+/// What [`Cause::name`] returns, in the order in which causes are tested.
+pub const CAUSE_NAMES: [&str; 10] = [
+    "protocol",
+    "local",
+    "no-rule",
+    "one-way",
+    "not-established",
+    "helper",
+    "not-counted",
+    "interface",
+    "not-watched",
+    "unknown",
+];
+
+impl Cause {
+    /// Its name, as JSON has it, without what goes with it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Protocol => "protocol",
+            Self::Local => "local",
+            Self::NoRule => "no-rule",
+            Self::OneWay => "one-way",
+            Self::NotEstablished => "not-established",
+            Self::Helper(_) => "helper",
+            Self::NotCounted => "not-counted",
+            Self::Interface(_) => "interface",
+            Self::NotWatched => "not-watched",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// What flows are asked for by: all that [`State::name`] returns, and [`SLOW`].
 pub const STATE_NAMES: [&str; 8] =
     ["offloaded", SLOW, "hw-offloaded", "crossed", "stalled", "below-threshold", "closing", "gone"];

@@ -24,6 +24,20 @@ pub enum Trigger {
     SafetyNet,
 }
 
+impl Trigger {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Start,
+        Self::Links,
+        Self::Exclusions,
+        Self::Ruleset,
+        Self::Overrun,
+        Self::Assist,
+        Self::Retry,
+        Self::SafetyNet,
+    ];
+}
+
 impl fmt::Display for Trigger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

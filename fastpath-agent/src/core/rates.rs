@@ -13,6 +13,7 @@ use super::{
     best::Best,
     connection::Tuple,
     flow::{Cause, Flow, Node, State},
+    flow_path::Path,
     flow_search::Search,
     model::IfIndex,
 };
@@ -63,6 +64,8 @@ struct Count {
     parity: bool,
     /// Had no packets since the reading before that.
     idle: bool,
+    /// Its flow was offloaded then.
+    offloaded: bool,
 }
 
 impl Rates {
@@ -79,8 +82,18 @@ impl Rates {
         }
     }
 
+    /// The same, as if there had been a reading without any flow at `at_ns`.
+    pub(super) fn since(limit: usize, at_ns: u64) -> Self {
+        Self { read_at_ns: Some(at_ns), ..Self::new(limit) }
+    }
+
+    /// What tuples are hashed with.
+    pub(super) fn hasher(&self) -> RandomState {
+        self.hasher.clone()
+    }
+
     /// Begins a reading at `now_ns`.
-    fn begin(&mut self, now_ns: u64) -> Reading<'_> {
+    pub(super) fn begin(&mut self, now_ns: u64) -> Reading<'_> {
         self.parity = !self.parity;
         let since_ns = self.read_at_ns.filter(|at| *at < now_ns);
         Reading { rates: self, since_ns, now_ns, turned_away: 0, metered: HashMap::new() }
@@ -88,7 +101,7 @@ impl Rates {
 }
 
 /// A reading in progress.
-struct Reading<'r> {
+pub(super) struct Reading<'r> {
     rates: &'r mut Rates,
     since_ns: Option<u64>,
     now_ns: u64,
@@ -97,12 +110,27 @@ struct Reading<'r> {
 }
 
 impl Reading<'_> {
-    /// What was counted of one direction since the last reading; `None` if that can't be told.
-    fn measure(&mut self, tuple: &Tuple, counters: &FlowCounters) -> Option<Tally> {
+    /// What a direction is remembered by.
+    pub(super) fn key(&self, tuple: &Tuple) -> u64 {
+        self.rates.hasher.hash_one(tuple)
+    }
+
+    /// Whether the flow of a direction that isn't measured yet was offloaded at the last reading.
+    pub(super) fn was_offloaded(&self, key: u64) -> bool {
+        self.rates.remembered.get(&key).is_some_and(|count| count.offloaded)
+    }
+
+    /// What was counted of one direction since the last reading; `None` if that can't be told. `offloaded`: its flow is.
+    pub(super) fn measure(
+        &mut self,
+        tuple: &Tuple,
+        counters: &FlowCounters,
+        offloaded: bool,
+    ) -> Option<Tally> {
         let whole = Tally { packets: counters.packets, bytes: counters.bytes };
         let idle = self.since_ns.is_some_and(|at| counters.last_seen_ns + CLOCK_LAG_NS < at);
         let Rates { remembered, hasher, limit, parity, crowded, .. } = &mut *self.rates;
-        let count = Count { packets: whole.packets, bytes: whole.bytes, parity: *parity, idle };
+        let count = Count { packets: whole.packets, bytes: whole.bytes, parity: *parity, idle, offloaded };
         let key = hasher.hash_one(tuple);
         if let Some(before) = remembered.get_mut(&key) {
             let packets = whole.packets.checked_sub(before.packets);
@@ -125,14 +153,10 @@ impl Reading<'_> {
         }
     }
 
-    /// Of `since` packets of a flow since the last reading, those that bypassed the forward path; `None` if that can't be
-    /// told.
-    fn bypassed(&mut self, flow: &Flow, since: u64) -> Option<u64> {
-        if !flow.offloaded() {
-            return Some(0);
-        }
-        let (bypassed, metered) = (flow.path.bypassed?, flow.path.metered?);
-        let id = flow.entry.as_ref().map_or(0, |entry| entry.id);
+    /// Of `since` packets of an offloaded flow since the last reading, those that bypassed the forward path; `None` if that
+    /// can't be told. `id` is conntrack's.
+    pub(super) fn bypassed(&mut self, id: u32, path: &Path, since: u64) -> Option<u64> {
+        let (bypassed, metered) = (path.bypassed?, path.metered?);
         let before = self.rates.metered.get(&id).copied().unwrap_or(0);
         if metered > 0 {
             self.metered.insert(id, metered);
@@ -144,7 +168,7 @@ impl Reading<'_> {
     }
 
     /// Forgets what is gone; and what is idle, if others found no room.
-    fn end(self) {
+    pub(super) fn end(self) {
         let Rates { remembered, limit, parity, crowded, read_at_ns, metered, .. } = self.rates;
         *metered = self.metered;
         *crowded = remembered.len() as u64 + self.turned_away > *limit as u64;
@@ -338,7 +362,7 @@ impl<'a> Collector<'a> {
             if counted_at.replace(index) != Some(index) {
                 interface.count_flow(&flow);
             }
-            let since = self.reading.measure(&tuple, &counters);
+            let since = self.reading.measure(&tuple, &counters, flow.offloaded());
             measured &= since.is_some();
             *direction = since.map(|since| (index, since));
         }
@@ -348,7 +372,12 @@ impl<'a> Collector<'a> {
             bytes: sum.bytes + since.bytes,
         });
         // The meter doesn't tell directions apart.
-        let bypassed = self.reading.bypassed(&flow, since.packets);
+        let bypassed = if flow.offloaded() {
+            let id = flow.entry.as_ref().map_or(0, |entry| entry.id);
+            self.reading.bypassed(id, &flow.path, since.packets)
+        } else {
+            Some(0)
+        };
         let share = bypassed.map(|bypassed| bypassed as f64 / since.packets.max(1) as f64);
         for (index, since) in counted() {
             self.sample.interfaces.entry(*index).or_default().count_packets(*since, share);

@@ -92,6 +92,29 @@ impl Unmanaged {
     }
 }
 
+/// What [`Unmanaged::name`] returns; after that, reasons that aren't the link's own: its bridge is managed instead, there is
+/// no flowtable of ours.
+pub const REASON_NAMES: [&str; 8] =
+    ["loopback", "down", "excluded", "flows-excluded", "not-included", "refused", PORT, NO_RULESET];
+/// Its bridge stands for it.
+pub const PORT: &str = "port";
+/// There is no flowtable of ours.
+pub const NO_RULESET: &str = "no-ruleset";
+
+impl Unmanaged {
+    /// Its name, as JSON has it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Loopback => "loopback",
+            Self::Down => "down",
+            Self::Excluded => "excluded",
+            Self::FlowsExcluded => "flows-excluded",
+            Self::NotIncluded => "not-included",
+            Self::Refused { .. } => "refused",
+        }
+    }
+}
+
 impl fmt::Display for Unmanaged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

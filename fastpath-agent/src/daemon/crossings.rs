@@ -2,6 +2,7 @@
 //! who reads along hears of it. Decides nothing about flows: that is `core`'s.
 
 use std::{
+    collections::{BTreeMap, VecDeque},
     path::PathBuf,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -17,8 +18,9 @@ use crate::{
         assist::{Assist, Next, Wanted},
         connection::{Entry, Tuple},
         crossing::{self, Settled},
-        flow::{Flow, Node, State},
+        flow::{Cause, Flow, Node, State},
         flow_record::{Event, FlowRecord},
+        traffic::Marks,
     },
     kernel::{
         bpf::{BpfError, EventStream, FlowEyes, Pinned, Sweep},
@@ -26,6 +28,7 @@ use crate::{
         flows::monotonic_ns,
         memory,
     },
+    report::metrics::{BELOW_THRESHOLD, ENDED},
 };
 
 /// Signals handled at a time, so that a burst doesn't hold up links and ruleset.
@@ -63,6 +66,20 @@ pub struct Crossings {
     handled: usize,
     /// Whether it was said that conntrack can't be asked.
     blind: bool,
+    /// Where offloaded flows are marked, if somebody wants to know.
+    marks: Option<Marks>,
+    counts: Counts,
+}
+
+/// Connections that crossed the threshold, and what became of them; counted while somebody may ask for metrics.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// All.
+    pub crossed: u64,
+    /// Those that were offloaded.
+    pub offloaded: u64,
+    /// The others, by the name of the cause.
+    pub not_offloaded: BTreeMap<&'static str, u64>,
 }
 
 impl Crossings {
@@ -102,7 +119,29 @@ impl Crossings {
             found: Vec::new(),
             handled: 0,
             blind: false,
+            marks: None,
+            counts: Counts::default(),
         })
+    }
+
+    /// From now on crossings are counted, and offloaded flows marked.
+    pub fn count(&mut self, marks: Marks) {
+        self.marks = Some(marks);
+    }
+
+    /// What was counted.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// Connections that were offloaded with our help.
+    pub fn assisted(&self) -> u64 {
+        self.assist.as_ref().map_or(0, Assist::offloaded)
+    }
+
+    /// Directions of offloaded flows that were marked since this was last asked.
+    pub fn take_marks(&mut self) -> VecDeque<u64> {
+        self.marks.as_mut().map(Marks::take).unwrap_or_default()
     }
 
     /// Waits until there is something to do. Safe to cancel.
@@ -348,10 +387,21 @@ impl Crossings {
     /// The end of following a flow.
     fn settled(&mut self, settled: Settled) {
         let publishes = self.readers.as_ref().is_some_and(Readers::any);
-        if !publishes && !enabled!(Level::TRACE) {
+        let counted = self.count_settled(&settled);
+        if counted && !publishes && !enabled!(Level::TRACE) {
             return;
         }
-        let flow = match self.flow(settled) {
+        let flow = self.flow(settled);
+        if !counted {
+            let cause = match flow.as_ref().map(|flow| &flow.state) {
+                Ok(State::Stalled(cause)) => cause.name(),
+                Ok(State::BelowThreshold) => BELOW_THRESHOLD,
+                Ok(_) => ENDED,
+                Err(_) => Cause::Unknown.name(),
+            };
+            *self.counts.not_offloaded.entry(cause).or_default() += 1;
+        }
+        let flow = match flow {
             Ok(flow) => flow,
             Err(error) => return debug!(%error, "a flow that has crossed can't be shown"),
         };
@@ -360,6 +410,25 @@ impl Crossings {
         if let (true, Some(readers)) = (publishes, &self.readers) {
             let flow = Box::new(FlowRecord::new(&flow, &self.node));
             readers.publish(&Event::Crossed { time_ms: unix_ms(), flow });
+        }
+    }
+
+    /// Counts it; false if it takes a closer look to tell why it isn't offloaded.
+    fn count_settled(&mut self, settled: &Settled) -> bool {
+        let Some(marks) = &mut self.marks else { return true };
+        self.counts.crossed += 1;
+        match settled {
+            Settled::Connection(entry) if entry.status.offloaded() => {
+                self.counts.offloaded += 1;
+                marks.mark(&entry.original);
+                marks.mark(&entry.reply);
+                true
+            }
+            Settled::Connection(_) => false,
+            Settled::Ended(_) | Settled::Unknown(_) => {
+                *self.counts.not_offloaded.entry(ENDED).or_default() += 1;
+                true
+            }
         }
     }
 

@@ -28,20 +28,28 @@ use crate::{
         nft::{CommitError, Event, Monitor, Nft, NftError},
         probe::Kernel,
     },
+    report::metrics::scrape::Scraper,
 };
 
 pub mod cleanup;
+pub mod counts;
 pub mod crossings;
+pub mod measure;
 pub mod readers;
+pub mod ready;
 pub mod reconcile;
 pub mod revalidate;
 pub mod revoke;
+pub mod serve;
 pub mod watch;
 
 use cleanup::TableCleanup;
+use counts::Reconciles;
 use crossings::Crossings;
+use ready::{Facts, NotReady};
 use reconcile::{Reconciler, Standing};
 use revalidate::{Emptied, Revalidation};
+use serve::{Question, ServeError, Server};
 use watch::Watch;
 
 /// Why the agent can't go on.
@@ -62,6 +70,9 @@ pub enum DaemonError {
     /// What an agent left in its run directory can't be removed.
     #[error(transparent)]
     Socket(#[from] event_socket::SocketError),
+    /// Nobody could read metrics and health.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
     /// Signals can't be received.
     #[error("cannot wait for signals: {0}")]
     Signals(#[source] std::io::Error),
@@ -106,6 +117,8 @@ pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
                 agent.reconcile(trigger)?;
             }
             () = at(agent.started, agent.offload.as_ref().and_then(|o| o.revalidation.due())) => agent.revalidate()?,
+            // Few, and asked at most sixteen at a time. Before the announcements for the same reason.
+            question = Server::next(&mut agent.server) => agent.answer(question).await,
             event = agent.links_source.next() => agent.link_event(event?).await?,
             event = Offload::next(&mut agent.offload) => agent.ruleset_event(event?)?,
             () = Crossings::ready(&mut agent.crossings) => agent.follow_crossings().await?,
@@ -148,6 +161,8 @@ struct Offload {
     monitor: Monitor,
     revalidation: Revalidation,
     reconciler: Reconciler<Nft>,
+    /// The bug of this kernel that offloading is switched off for.
+    bug: Option<&'static str>,
 }
 
 impl Offload {
@@ -161,7 +176,8 @@ impl Offload {
         let monitor = Monitor::open(&nft)?;
         let revalidation = Revalidation::start(config, &mut nft);
         let mut rules = config.rules.clone();
-        if let Some(bug) = rules.heed(&KernelName::read().names()) {
+        let bug = rules.heed(&KernelName::read().names());
+        if let Some(bug) = bug {
             warn!(
                 kernel = kernel.release,
                 bug = bug.name,
@@ -172,7 +188,12 @@ impl Offload {
             );
         }
         let policy = rules.policy(kernel.flowtable_counter.is_supported(), kernel.rt_ipsec.is_supported());
-        Ok(Some(Self { monitor, revalidation, reconciler: Reconciler::new(nft, policy, config.foreign) }))
+        Ok(Some(Self {
+            monitor,
+            revalidation,
+            reconciler: Reconciler::new(nft, policy, config.foreign),
+            bug: bug.map(|bug| bug.name),
+        }))
     }
 
     /// The next change of the ruleset; never where there is none to follow.
@@ -182,6 +203,15 @@ impl Offload {
             None => std::future::pending().await,
         }
     }
+}
+
+fn judges(links: &LinkTable, offload: Option<&Offload>) -> Node {
+    let (threshold, managed) = match offload.and_then(|o| o.reconciler.offloads()) {
+        Some((threshold, managed)) => (Some(threshold), links.with_ports(&managed.collect())),
+        None => (None, BTreeSet::new()),
+    };
+    let names = links.iter().map(|link| (link.index, link.name.clone())).collect();
+    Node { threshold, managed, names, ..Node::default() }
 }
 
 struct Agent {
@@ -198,7 +228,18 @@ struct Agent {
     /// Until every link that was there at the start is watched.
     starting: bool,
     crossings: Option<Crossings>,
-    overruns: u64,
+    /// Absent if nobody is to be answered.
+    server: Option<Server>,
+    /// Reads the kernel for them.
+    scraper: Option<Arc<Scraper>>,
+    /// Why this kernel can't offload flows, if it can't.
+    lacks: Option<String>,
+    release: String,
+    /// In s since 1970, UTC.
+    started_unix: f64,
+    reconciles: Reconciles,
+    /// Of links, and of the ruleset.
+    overruns: [u64; 2],
     /// Whether it was said that repairs wait.
     backing_off: bool,
 }
@@ -207,6 +248,11 @@ impl Agent {
     /// Subscribes first and reads then, so that nothing is missed in between.
     async fn start(config: Config, kernel: &Kernel) -> Result<Self, DaemonError> {
         info!(node = config.node, kernel = kernel.release, "fastpath-agent {}", env!("CARGO_PKG_VERSION"));
+        // First, since an agent that runs already is found out by it.
+        let server = match config.metrics_bind_address.filter(|_| !config.once) {
+            Some(address) => Some(Server::open(address).await?),
+            None => None,
+        };
         let links_source = Links::open()?;
         let offload = Offload::open(&config, kernel)?;
         let links = links_source.list().await?.into_iter().collect::<LinkTable>();
@@ -220,7 +266,13 @@ impl Agent {
             unwatched: false,
             starting: true,
             crossings: None,
-            overruns: 0,
+            server,
+            lacks: kernel.lacks_flowtable().map(str::to_owned),
+            scraper: None,
+            release: kernel.release.clone(),
+            started_unix: measure::unix_seconds(),
+            reconciles: Reconciles::default(),
+            overruns: [0; 2],
             backing_off: false,
             config,
         })
@@ -229,6 +281,8 @@ impl Agent {
     /// Loads the programs, which takes longer than all else: the rules are in place before.
     fn start_watching(&mut self) {
         self.watch = Watch::start(&self.config);
+        self.scraper = (self.server.as_ref())
+            .map(|_| Arc::new(Scraper::new(self.config.pin_path.clone(), self.watch.is_some())));
         let Some(watch) = &mut self.watch else { return };
         watch.take_over(&self.links);
         self.crossings =
@@ -236,6 +290,9 @@ impl Agent {
         if let Some(crossings) = &mut self.crossings {
             crossings.look_for_lost();
             crossings.arm_old(watch.eyes());
+            if let Some(scraper) = &self.scraper {
+                crossings.count(scraper.marks());
+            }
         }
     }
 
@@ -304,17 +361,8 @@ impl Agent {
     async fn follow_crossings(&mut self) -> Result<(), DaemonError> {
         let (Some(crossings), Some(watch)) = (&mut self.crossings, &mut self.watch) else { return Ok(()) };
         if crossings.wants_node() {
-            let (threshold, managed) = match self.offload.as_ref().and_then(|o| o.reconciler.offloads()) {
-                Some((threshold, managed)) => (Some(threshold), self.links.with_ports(&managed.collect())),
-                None => (None, BTreeSet::new()),
-            };
-            crossings.judge_by(Node {
-                threshold,
-                managed,
-                names: self.links.iter().map(|link| (link.index, link.name.clone())).collect(),
-                addresses: self.links_source.addresses().await?,
-                ..Node::default()
-            });
+            let addresses = self.links_source.addresses().await?;
+            crossings.judge_by(Node { addresses, ..judges(&self.links, self.offload.as_ref()) });
         }
         crossings.handle(watch.eyes());
         if let (Some(offload), Some(wanted)) = (&mut self.offload, crossings.assistance()) {
@@ -335,7 +383,11 @@ impl Agent {
         };
         if touched.forwarding {
             debug!(?event, "a change that may concern offloaded flows");
-            offload.revalidation.changed(now);
+            let trigger = match event {
+                Event::Overrun => revalidate::Trigger::Overrun,
+                Event::Generation { .. } => revalidate::Trigger::Ruleset,
+            };
+            offload.revalidation.changed(trigger, now);
         }
         match event {
             Event::Overrun => self.overrun("ruleset"),
@@ -364,10 +416,11 @@ impl Agent {
     }
 
     fn overrun(&mut self, source: &'static str) {
-        self.overruns += 1;
+        let overruns = &mut self.overruns[usize::from(source == "ruleset")];
+        *overruns += 1;
         warn!(
             source,
-            overruns = self.overruns,
+            overruns = *overruns,
             "the kernel's announcements came too fast: reading everything again"
         );
         self.pace.trigger(Trigger::Overrun, self.now());
@@ -376,7 +429,9 @@ impl Agent {
     fn reconcile(&mut self, trigger: Trigger) -> Result<(), DaemonError> {
         let mut outcome = Outcome::Done;
         if let Some(offload) = &mut self.offload {
+            let begun = Instant::now();
             let report = offload.reconciler.reconcile(trigger, &self.links)?;
+            self.reconciles.ran(trigger, &report, begun.elapsed());
             debug!(%trigger, ?report, "reconciled");
             outcome = report.outcome;
             if let (Outcome::Repaired, Some(crossings)) = (outcome, &mut self.crossings) {
@@ -398,6 +453,33 @@ impl Agent {
         }
         self.backing_off = wait.is_some();
         Ok(())
+    }
+
+    /// Whether the node is as the flags want it.
+    fn ready(&self) -> Result<(), NotReady> {
+        let offload = self.offload.as_ref();
+        ready::ready(&Facts {
+            threshold: self.config.rules.threshold,
+            lacks: self.lacks.as_deref(),
+            bug: offload.and_then(|o| o.bug),
+            standing: offload.and_then(|o| o.reconciler.standing()),
+            failure: offload.and_then(|o| o.reconciler.failure()),
+            watches: self.watch.as_ref().is_some_and(Watch::watches),
+        })
+    }
+
+    /// Tells somebody at the HTTP port, who may have gone meanwhile.
+    async fn answer(&mut self, question: Question) {
+        match question {
+            Question::Alive(answer) => drop(answer.send(())),
+            Question::Ready(answer) => drop(answer.send(self.ready())),
+            Question::Metrics(answer) => drop(answer.send(self.asked().await.map(Box::new))),
+        }
+    }
+
+    /// What flows are judged by, but for addresses and clocks.
+    fn judges(&self) -> Node {
+        judges(&self.links, self.offload.as_ref())
     }
 
     fn in_place(&self) -> Result<(), DaemonError> {

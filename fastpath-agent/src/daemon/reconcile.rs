@@ -171,6 +171,17 @@ impl<R: Ruleset> Reconciler<R> {
         self.standing
     }
 
+    /// How many interfaces aren't in the flowtable and why, see [`desired::left_out`].
+    pub fn left_out(&self, links: &LinkTable) -> BTreeMap<&'static str, u64> {
+        let managed = self.offloads().map(|(_, managed)| managed.collect()).unwrap_or_default();
+        desired::left_out(&self.policy, links, &self.refused, &managed)
+    }
+
+    /// Why the last reconcile failed, if it did.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+
     /// After how many packets flows are offloaded, and between which interfaces; `None` while no rule of ours stands.
     pub fn offloads(&self) -> Option<(u32, impl Iterator<Item = IfIndex>)> {
         let table = self.achieved.as_ref().filter(|_| self.standing == Some(Standing::Right))?.as_ref()?;

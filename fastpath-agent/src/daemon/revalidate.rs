@@ -1,7 +1,7 @@
 //! Has the kernel judge offloaded flows anew after changes that may concern them: the flowtable is emptied, and flows that
 //! the filters still accept come back with their next packet.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use tracing::warn;
 
@@ -120,6 +120,21 @@ pub struct Revalidation {
     chains: Option<BaseChains>,
     /// Why emptying failed, as last reported.
     failure: Option<String>,
+    /// What the next one is for.
+    trigger: Trigger,
+    counts: Counts,
+}
+
+/// How often flows were judged anew, by the names of what triggered it and of what came of it.
+pub type Counts = BTreeMap<(&'static str, &'static str), u64>;
+
+/// Why flows are judged anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// Somebody changed the ruleset.
+    Ruleset,
+    /// Announcements of such changes were lost.
+    Overrun,
 }
 
 impl Revalidation {
@@ -136,7 +151,13 @@ impl Revalidation {
                  their packets, so that a later drop rule never stops them. The default, 300, comes after the filters"
             );
         }
-        Self { pace, chains: read_chains(nft), failure: None }
+        Self {
+            pace,
+            chains: read_chains(nft),
+            failure: None,
+            trigger: Trigger::Ruleset,
+            counts: Counts::new(),
+        }
     }
 
     /// What the transactions since the last call, but for our own, may concern.
@@ -158,10 +179,18 @@ impl Revalidation {
     }
 
     /// Something changed at `now` that offloaded flows don't follow by themselves.
-    pub fn changed(&mut self, now: u64) {
+    pub fn changed(&mut self, trigger: Trigger, now: u64) {
         if let Some(pace) = &mut self.pace {
+            if pace.due().is_none() {
+                self.trigger = trigger;
+            }
             pace.changed(now);
         }
+    }
+
+    /// How often it was done.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     /// When the flowtable is to be emptied, if it is.
@@ -173,6 +202,17 @@ impl Revalidation {
     pub fn ran(&mut self, result: Result<Emptied, EmptyError>, now: u64) -> Result<(), NftError> {
         let Some(pace) = &mut self.pace else { return Ok(()) };
         pace.ran(now);
+        let trigger = match self.trigger {
+            Trigger::Ruleset => "ruleset",
+            Trigger::Overrun => "overrun",
+        };
+        let outcome = match &result {
+            Ok(Emptied::Done { .. }) => "emptied",
+            Ok(Emptied::NothingNew) => "nothing-new",
+            Ok(Emptied::Absent) => "absent",
+            Err(_) => "failed",
+        };
+        *self.counts.entry((trigger, outcome)).or_default() += 1;
         self.failure = match result {
             Ok(_) => None,
             Err(EmptyError::Nft(error)) if error.is_final() => return Err(error),

@@ -122,6 +122,16 @@ impl Watch {
         false
     }
 
+    /// On how many interfaces.
+    pub fn attached(&self) -> usize {
+        self.attached.len()
+    }
+
+    /// Whether there is an interface whose packets are seen, or none that could be.
+    pub fn watches(&self) -> bool {
+        !self.attached.is_empty() || self.refused.is_empty()
+    }
+
     fn wanted(&self, links: &LinkTable) -> BTreeSet<IfIndex> {
         let selected =
             links.iter().filter(|link| self.selection.reject(link).is_none()).map(|link| link.index);

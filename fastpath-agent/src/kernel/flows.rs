@@ -60,8 +60,13 @@ pub async fn node() -> Result<Node, FlowsError> {
         names: link_table.iter().map(|link| (link.index, link.name.clone())).collect(),
         addresses,
         now_ns: monotonic_ns(),
-        tick_ns: clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map_or(0, in_ns),
+        tick_ns: tick_ns(),
     })
+}
+
+/// Resolution of the times of flows, in ns: the kernel's tick.
+pub fn tick_ns() -> u64 {
+    clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map_or(0, in_ns)
 }
 
 /// `CLOCK_MONOTONIC` in ns, the clock of the programs.
@@ -80,6 +85,21 @@ fn in_ns(time: TimeSpec) -> u64 {
 /// Calls `each` for every flow: first those that conntrack knows, then what was counted and belongs to none of them.
 /// Where no maps are pinned flows come without counters.
 pub fn for_each(pin_path: &Path, node: &Node, mut each: impl FnMut(Flow)) -> Result<(), FlowsError> {
+    for_each_metered(pin_path, node, Flow::offloaded, |flow, metered| {
+        each(match metered {
+            Some(metered) => flow.measured(&metered, node),
+            None => flow,
+        });
+    })
+}
+
+/// The same, with what the meter has of those flows that `wants_metered` is true of, where there is one.
+pub fn for_each_metered(
+    pin_path: &Path,
+    node: &Node,
+    wants_metered: impl Fn(&Flow) -> bool,
+    mut each: impl FnMut(Flow, Option<Metered>),
+) -> Result<(), FlowsError> {
     let pinned = match Pinned::open(pin_path) {
         Ok(pinned) => Some(pinned),
         Err(BpfError::NotPinned { .. }) => None,
@@ -88,7 +108,7 @@ pub fn for_each(pin_path: &Path, node: &Node, mut each: impl FnMut(Flow)) -> Res
     let reading = pinned.as_ref().map(Pinned::reading).transpose()?;
     let mut known = Known::default();
     let mut meter = node.metered.then(Meter::open).transpose()?;
-    let mut join = |entry: Entry| -> Result<Flow, FlowsError> {
+    let mut join = |entry: Entry| -> Result<(Flow, Option<Metered>), FlowsError> {
         let seen = match &reading {
             Some(reading) => counters(reading, &entry, &mut known)?,
             None => [None; 2],
@@ -96,15 +116,15 @@ pub fn for_each(pin_path: &Path, node: &Node, mut each: impl FnMut(Flow)) -> Res
         let id = entry.id;
         let flow = Flow::join(entry, seen, node);
         match &mut meter {
-            Some(meter) if flow.offloaded() => Ok(flow.measured(&meter.of(id)?, node)),
-            _ => Ok(flow),
+            Some(meter) if wants_metered(&flow) => Ok((flow, Some(meter.of(id)?))),
+            _ => Ok((flow, None)),
         }
     };
     let mut failed = None;
     Conntrack::open()?.dump(|entry| {
         if failed.is_none() {
             match join(entry) {
-                Ok(flow) => each(flow),
+                Ok((flow, metered)) => each(flow, metered),
                 Err(error) => failed = Some(error),
             }
         }
@@ -117,7 +137,7 @@ pub fn for_each(pin_path: &Path, node: &Node, mut each: impl FnMut(Flow)) -> Res
     for flow in reading.into_flows() {
         let (key, counters) = flow?;
         if !known.contains(&key) {
-            each(Flow::gone(Tuple::from_flow_key(&key), counters));
+            each(Flow::gone(Tuple::from_flow_key(&key), counters), None);
         }
     }
     Ok(())

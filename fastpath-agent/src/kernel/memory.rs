@@ -1,7 +1,32 @@
-//! The agent's own memory.
+//! The agent's own memory, and what else it uses.
 #![expect(unsafe_code, reason = "glibc's allocator and madvise(2) have no safe interface")]
 
 use std::fs;
+
+use nix::unistd::{SysconfVar, sysconf};
+
+/// What this process uses.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Usage {
+    /// Processor time so far, user and system, in s.
+    pub cpu_seconds: f64,
+    /// Resident memory, in bytes.
+    pub resident_bytes: u64,
+}
+
+/// Reads it; `None` without procfs.
+pub fn usage() -> Option<Usage> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    // proc(5): after the name, which may have anything in it, comes field 3. Times are fields 14 and 15, in ticks; field 24
+    // is memory, in pages.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+    let constant = |name| sysconf(name).ok().flatten().and_then(|value| u64::try_from(value).ok());
+    Some(Usage {
+        cpu_seconds: (field(14)? + field(15)?) as f64 / constant(SysconfVar::CLK_TCK)? as f64,
+        resident_bytes: field(24)? * constant(SysconfVar::PAGE_SIZE)?,
+    })
+}
 
 /// Gives memory that isn't used any more back to the kernel. The allocator by itself keeps most of what a burst has taken:
 /// it lies between what is still in use.

@@ -4,6 +4,7 @@ pub mod doctor;
 pub mod flow_writer;
 pub mod flows;
 pub mod follow;
+pub mod metrics;
 pub mod render;
 pub mod status;
 pub mod top;

@@ -31,6 +31,8 @@ fn wrong_values_exit_64_and_touch_nothing() {
         ("--exclude-file", "/no/such/file", "No such file"),
         ("--ebpf", "xdp2", "tc"),
         ("--pin-path", "here", "absolute"),
+        ("--metrics-bind-address", "19080", "127.0.0.1:19080"),
+        ("--log-format", "xml", "journald"),
         ("--v", "loud", "number"),
     ] {
         let output = agent::run(&topology.node, &[&format!("{flag}={value}")]);
@@ -62,6 +64,7 @@ fn wrong_values_in_the_environment_are_named_too() {
 fn without_net_admin(topology: &Topology, args: &[&str]) -> std::process::Output {
     let mut command = Command::new("setpriv");
     command.args(["--bounding-set=-net_admin", "--inh-caps=-net_admin"]).arg(agent::binary()).args(args);
+    command.env("FASTPATH_METRICS_BIND_ADDRESS", "");
     topology.node.run(|| command.output()).expect("run setpriv")
 }
 
@@ -119,6 +122,8 @@ fn help_names_every_environment_variable() {
         "FASTPATH_PIN_PATH",
         "FASTPATH_RUN_DIR",
         "FASTPATH_ASSIST",
+        "FASTPATH_METRICS_BIND_ADDRESS",
+        "FASTPATH_LOG_FORMAT",
         "FASTPATH_TAKEOVER",
         "FASTPATH_ONCE",
         "FASTPATH_CLEANUP_ON_EXIT",

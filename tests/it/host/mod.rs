@@ -3,9 +3,11 @@
 mod conntrack;
 mod crowd;
 mod doctor;
-mod ebpf;
+pub(crate) mod ebpf;
 mod errors;
 mod events;
 mod flows;
 mod harness;
+mod logs;
+mod metrics;
 mod nft;

@@ -80,14 +80,18 @@ fn open(name: &str, directory: &Path) -> Result<Kernel> {
 pub(crate) fn download(wanted: &Wanted, apt: &[String]) -> Result<Kernel> {
     let package = newest_package(wanted, apt)?
         .with_context(|| format!("apt knows no package {} for kernel {}", wanted.package, wanted.name))?;
-    let final_directory = directory(&wanted.name)?;
+    let directory = directory(&wanted.name)?;
+    unpack(&package, apt, &directory)?;
+    open(&wanted.name, &directory)
+}
+
+/// Downloads a package and unpacks it into a directory that isn't there yet, without installing it.
+pub(crate) fn unpack(package: &str, apt: &[String], final_directory: &Path) -> Result<()> {
     // Unpacked beside and renamed, so that an interrupted download is never taken for a kernel.
     let scratch = final_directory.with_extension(format!("new-{}", std::process::id()));
     fs::create_dir_all(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
     let unpack = || -> Result<()> {
-        process::output(
-            Command::new("apt-get").args(apt).args(["download", &package]).current_dir(&scratch),
-        )?;
+        process::output(Command::new("apt-get").args(apt).args(["download", package]).current_dir(&scratch))?;
         let archive = fs::read_dir(&scratch)?
             .filter_map(|entry| Some(entry.ok()?.path()))
             .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
@@ -96,12 +100,11 @@ pub(crate) fn download(wanted: &Wanted, apt: &[String]) -> Result<Kernel> {
         fs::remove_file(archive)?;
         Ok(())
     };
-    let result = unpack().and_then(|()| Ok(fs::rename(&scratch, &final_directory)?));
+    let result = unpack().and_then(|()| Ok(fs::rename(&scratch, final_directory)?));
     if result.is_err() {
         let _ = fs::remove_dir_all(&scratch);
     }
-    result?;
-    open(&wanted.name, &final_directory)
+    result
 }
 
 /// The newest package for the kernel that apt knows.

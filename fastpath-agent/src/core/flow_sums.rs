@@ -1,0 +1,39 @@
+//! How many connections there are of each kind. Counts one flow after the other and holds none.
+
+use std::collections::BTreeMap;
+
+use super::flow::{Flow, State};
+
+/// Names of the states that connections in conntrack are counted by ([`State::name`]).
+pub const COUNTED_STATES: [&str; 6] =
+    ["offloaded", "hw-offloaded", "crossed", "stalled", "below-threshold", "closing"];
+
+/// Connections of each kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FlowSums {
+    /// By state, one of [`COUNTED_STATES`].
+    pub states: BTreeMap<&'static str, u64>,
+    /// Stalled ones by [`Cause::name`](super::flow::Cause::name).
+    pub stalled: BTreeMap<&'static str, u64>,
+    /// Offloaded ones whose packets take the forward path all the same.
+    pub slow: u64,
+}
+
+impl FlowSums {
+    /// The next flow. Those that conntrack doesn't have (any more) don't count.
+    pub fn add(&mut self, flow: &Flow) {
+        if flow.entry.is_none() {
+            return;
+        }
+        *self.states.entry(flow.state.name()).or_default() += 1;
+        self.slow += u64::from(flow.slow());
+        if let State::Stalled(cause) = &flow.state {
+            *self.stalled.entry(cause.name()).or_default() += 1;
+        }
+    }
+
+    /// All of them.
+    pub fn all(&self) -> u64 {
+        self.states.values().sum()
+    }
+}

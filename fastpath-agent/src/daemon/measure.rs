@@ -1,0 +1,97 @@
+//! What the loop answers whoever asks for metrics: its own counts, and what is needed to read the kernel's. The reading itself
+//! is done elsewhere, so that the loop isn't held up.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use tracing::debug;
+
+use super::{Agent, Crossings, crossings::Counts, reconcile::Standing};
+use crate::{
+    core::{desired, flow::Node},
+    kernel::flows::tick_ns,
+    report::metrics::{self, Metrics, scrape::Scraper},
+};
+
+/// The answer to somebody who asks for metrics.
+pub struct Asked {
+    agent: metrics::Agent,
+    node: Node,
+    marked: VecDeque<u64>,
+    scraper: Arc<Scraper>,
+}
+
+impl Asked {
+    /// Reads the rest from the kernel, which takes its time.
+    pub fn read(self) -> Metrics {
+        Metrics { agent: self.agent, kernel: self.scraper.read(self.node, self.marked) }
+    }
+}
+
+/// Seconds since 1970, UTC.
+pub(super) fn unix_seconds() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+impl Agent {
+    /// What is known now; `None` where nobody is served.
+    pub(super) async fn asked(&mut self) -> Option<Asked> {
+        let scraper = Arc::clone(self.scraper.as_ref()?);
+        let mut node = self.judges();
+        node.metered = node.threshold.is_some();
+        node.tick_ns = tick_ns();
+        match self.links_source.addresses().await {
+            Ok(addresses) => node.addresses = addresses,
+            Err(error) => debug!(%error, "flows that end on this node can't be told from others"),
+        }
+        let marked = self.crossings.as_mut().map(Crossings::take_marks).unwrap_or_default();
+        Some(Asked { agent: self.counted(), node, marked, scraper })
+    }
+
+    fn counted(&self) -> metrics::Agent {
+        let offload = self.offload.as_ref();
+        let reconciler = offload.map(|o| &o.reconciler);
+        let Counts { crossed, offloaded, not_offloaded } =
+            self.crossings.as_ref().map(|c| c.counts().clone()).unwrap_or_default();
+        metrics::Agent {
+            started_unix: self.started_unix,
+            release: self.release.clone(),
+            flowtable: self.lacks.is_none(),
+            ready: self.ready().is_ok(),
+            threshold: self.config.rules.threshold,
+            standing: match reconciler.and_then(|r| r.standing()) {
+                Some(Standing::Right) => "right",
+                Some(Standing::Foreign) => "foreign",
+                Some(Standing::Wrong) => "wrong",
+                None => "none",
+            },
+            reconciles: self.reconciles.by_trigger.clone(),
+            reconcile_seconds: Some(self.reconciles.seconds.clone()),
+            failures: self.reconciles.failures,
+            commits: self.reconciles.commits,
+            repairs: self.reconciles.repairs,
+            overruns: self.overruns,
+            revalidations: offload.map(|o| o.revalidation.counts().clone()).unwrap_or_default(),
+            crossed,
+            offloaded,
+            not_offloaded,
+            assisted: self.crossings.as_ref().map_or(0, Crossings::assisted),
+            managed: reconciler.and_then(|r| r.offloads()).map_or(0, |(_, managed)| managed.count()),
+            watched: self.watch.as_ref().map_or(0, |watch| watch.attached()),
+            left_out: self.left_out(),
+        }
+    }
+
+    fn left_out(&self) -> BTreeMap<&'static str, u64> {
+        match &self.offload {
+            Some(offload) => offload.reconciler.left_out(&self.links),
+            None => {
+                let policy = self.config.rules.policy(false, false);
+                desired::left_out(&policy, &self.links, &BTreeMap::new(), &Default::default())
+            }
+        }
+    }
+}

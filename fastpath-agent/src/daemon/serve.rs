@@ -1,0 +1,199 @@
+//! The HTTP port: `/healthz`, `/readyz` and `/metrics`. Knows nothing itself: every answer is asked of the loop that
+//! reconciles, so that an answer proves that the loop is alive. Nobody is served fast, nobody is waited for.
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc, oneshot},
+    task::{JoinHandle, JoinSet},
+    time::{sleep, timeout},
+};
+use tracing::{debug, warn};
+
+use super::{measure::Asked, ready::NotReady};
+use crate::report::metrics::{self, Format};
+
+/// Connections at a time; others wait in the kernel's queue.
+const MOST_CONNECTIONS: usize = 16;
+/// How long a connection may take, from its first byte to the last of the answer.
+const CONNECTION_LIMIT: Duration = Duration::from_secs(60);
+/// How long somebody may take to say what is wanted.
+const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+/// How long the loop may take to answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// Wait after a connection that couldn't be accepted (no descriptors left).
+const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
+/// Questions that may wait.
+const MOST_QUESTIONS: usize = 16;
+
+/// The port can't be opened.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot listen at {address} for /metrics, /healthz and /readyz: {source}; is another agent running? Choose another \
+     address with --metrics-bind-address, or an empty one to do without"
+)]
+pub struct ServeError {
+    address: SocketAddr,
+    source: std::io::Error,
+}
+
+/// What somebody asks the loop.
+pub enum Question {
+    /// Whether it is alive: any answer says so.
+    Alive(oneshot::Sender<()>),
+    /// Whether the node is as it should be.
+    Ready(oneshot::Sender<Result<(), NotReady>>),
+    /// What it has counted; nothing if nobody is to know.
+    Metrics(oneshot::Sender<Option<Box<Asked>>>),
+}
+
+/// The port, and what is asked there. Closed when dropped.
+pub struct Server {
+    questions: mpsc::Receiver<Question>,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    /// Opens the port. Must be called inside a tokio runtime.
+    pub async fn open(address: SocketAddr) -> Result<Self, ServeError> {
+        let listener = TcpListener::bind(address).await.map_err(|source| ServeError { address, source })?;
+        let (ask, questions) = mpsc::channel(MOST_QUESTIONS);
+        Ok(Self { questions, task: tokio::spawn(accept(listener, ask)) })
+    }
+
+    /// The next question; never where there is no port. Safe to cancel.
+    pub async fn next(server: &mut Option<Self>) -> Question {
+        if let Some(server) = server
+            && let Some(question) = server.questions.recv().await
+        {
+            return question;
+        }
+        std::future::pending().await
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn accept(listener: TcpListener, ask: mpsc::Sender<Question>) {
+    // Connections go with this task.
+    let mut connections = JoinSet::new();
+    let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    loop {
+        // Never closed.
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let ask = ask.clone();
+                connections.spawn(async move {
+                    serve(stream, ask).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                warn!(%error, "nobody can read the metrics for the moment");
+                sleep(ACCEPT_AGAIN).await;
+            }
+        }
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+/// One request and its answer: whoever comes once a quarter of a minute needs no connection in between.
+async fn serve(stream: TcpStream, ask: mpsc::Sender<Question>) {
+    let answer = service_fn(|request| {
+        let ask = ask.clone();
+        async move { Ok::<_, Infallible>(answer(&request, &ask).await) }
+    });
+    let connection = http1::Builder::new()
+        .keep_alive(false)
+        .timer(TokioTimer::new())
+        .header_read_timeout(REQUEST_LIMIT)
+        .serve_connection(TokioIo::new(stream), answer);
+    match timeout(CONNECTION_LIMIT, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(%error, "a reader of the metrics is gone"),
+        Err(_) => debug!("a reader of the metrics took too long"),
+    }
+}
+
+async fn answer(request: &Request<Incoming>, ask: &mpsc::Sender<Question>) -> Response<Full<Bytes>> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n".to_owned());
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
+    match request.uri().path() {
+        "/healthz" => match put(ask, Question::Alive).await {
+            Some(()) => text(StatusCode::OK, "ok\n".to_owned()),
+            None => stuck(),
+        },
+        "/readyz" => match put(ask, Question::Ready).await {
+            Some(Ok(())) => text(StatusCode::OK, "ok\n".to_owned()),
+            Some(Err(reason)) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+            None => stuck(),
+        },
+        "/metrics" => match put(ask, Question::Metrics).await.flatten() {
+            Some(asked) => {
+                let accept = request.headers().get_all(ACCEPT);
+                let format = Format::accepted(accept.iter().filter_map(|value| value.to_str().ok()));
+                page(asked, format).await
+            }
+            None => stuck(),
+        },
+        "/" => text(StatusCode::OK, "/metrics\n/healthz\n/readyz\n".to_owned()),
+        _ => text(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n".to_owned()),
+    }
+}
+
+/// Reads the kernel beside the loop, which has other things to do.
+async fn page(asked: Box<Asked>, format: Format) -> Response<Full<Bytes>> {
+    match tokio::task::spawn_blocking(move || metrics::render(&asked.read(), format)).await {
+        Ok(page) => {
+            let mut response = text(StatusCode::OK, page);
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
+            response
+        }
+        Err(error) => {
+            text(StatusCode::INTERNAL_SERVER_ERROR, format!("the metrics can't be read: {error}\n"))
+        }
+    }
+}
+
+/// Asks the loop; `None` if it doesn't answer in time.
+async fn put<T>(
+    ask: &mpsc::Sender<Question>,
+    question: impl FnOnce(oneshot::Sender<T>) -> Question,
+) -> Option<T> {
+    let (answer, answered) = oneshot::channel();
+    let asked = async {
+        ask.send(question(answer)).await.ok()?;
+        answered.await.ok()
+    };
+    timeout(ANSWER_LIMIT, asked).await.ok().flatten()
+}
+
+fn stuck() -> Response<Full<Bytes>> {
+    let limit = ANSWER_LIMIT.as_secs();
+    text(StatusCode::SERVICE_UNAVAILABLE, format!("the agent's loop has not answered for {limit} s\n"))
+}
+
+fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}

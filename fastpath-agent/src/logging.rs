@@ -1,0 +1,80 @@
+//! Where the agent's log goes and what a line of it looks like. Decides nothing about what is said.
+
+use std::io::{self, IsTerminal};
+
+use nix::sys::stat::fstat;
+use tracing_subscriber::{
+    Layer, filter::LevelFilter, fmt, layer::SubscriberExt, registry, util::SubscriberInitExt,
+};
+
+use crate::cli::LogFormat;
+
+/// Before the names of our fields in the journal.
+const FIELD_PREFIX: &str = "FASTPATH";
+
+/// Nobody would hear of anything.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot log to the journal: {0}; does systemd-journald run here? --log-format=text logs to standard error"
+)]
+pub struct LogError(#[source] io::Error);
+
+/// Begins to log. `verbosity` is as in klog: 0–1 changes of state, 2–4 also plans, 5 and more also flows.
+pub fn start(format: LogFormat, verbosity: u8) -> Result<(), LogError> {
+    let level = match verbosity {
+        0..=1 => LevelFilter::INFO,
+        2..=4 => LevelFilter::DEBUG,
+        5.. => LevelFilter::TRACE,
+    };
+    registry().with(layer(format)?.with_filter(level)).init();
+    Ok(())
+}
+
+fn layer<S>(format: LogFormat) -> Result<Box<dyn Layer<S> + Send + Sync>, LogError>
+where
+    S: tracing::Subscriber + for<'a> registry::LookupSpan<'a>,
+{
+    let text =
+        || fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).with_target(false);
+    Ok(match format {
+        LogFormat::Text => text().boxed(),
+        LogFormat::Json => text().json().flatten_event(true).with_span_list(false).boxed(),
+        LogFormat::Journald => journal().map_err(LogError)?.boxed(),
+        LogFormat::Auto if is_journal(std::env::var("JOURNAL_STREAM").ok().as_deref()) => match journal() {
+            Ok(journal) => journal.boxed(),
+            // systemd takes lines of text there, too.
+            Err(_) => text().boxed(),
+        },
+        LogFormat::Auto => text().boxed(),
+    })
+}
+
+fn journal() -> io::Result<tracing_journald::Layer> {
+    let layer = tracing_journald::layer()?;
+    Ok(layer
+        .with_field_prefix(Some(FIELD_PREFIX.to_owned()))
+        .with_syslog_identifier("fastpath-agent".to_owned()))
+}
+
+/// Whether systemd has connected our standard error to its journal: it says which file that is (systemd.exec(5)), and a
+/// process further down may have another one.
+fn is_journal(stream: Option<&str>) -> bool {
+    let Some((device, inode)) = stream.and_then(|stream| stream.split_once(':')) else { return false };
+    fstat(io::stderr())
+        .is_ok_and(|file| device == file.st_dev.to_string() && inode == file.st_ino.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_journal_is_told_from_other_files() {
+        let file = fstat(io::stderr()).unwrap();
+        assert!(is_journal(Some(&format!("{}:{}", file.st_dev, file.st_ino))));
+        for other in [None, Some(""), Some("1"), Some("0:0"), Some("a:b")] {
+            assert!(!is_journal(other), "{other:?}");
+        }
+        assert!(!is_journal(Some(&format!("{}:{}", file.st_dev, file.st_ino + 1))));
+    }
+}

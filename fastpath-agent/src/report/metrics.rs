@@ -1,0 +1,367 @@
+//! The metrics: plain numbers in, OpenMetrics or Prometheus' text out. Reads nothing and keeps nothing: whoever counts
+//! hands the numbers over when somebody asks. What each of them means is in docs/metrics.md.
+
+use std::collections::BTreeMap;
+
+use fastpath_common::{PacketStats, Tally};
+use prometheus_client::{
+    encoding::{prometheus_text, text},
+    metrics::histogram::Histogram,
+    registry::Unit,
+};
+
+use crate::{
+    core::{
+        flow::CAUSE_NAMES,
+        flow_sums::{COUNTED_STATES, FlowSums},
+        pace::Trigger,
+        select::REASON_NAMES,
+        traffic::Passed,
+    },
+    kernel::memory::Usage,
+};
+
+mod page;
+pub mod scrape;
+
+use page::Page;
+
+/// What is shown.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    /// What the agent has counted since it started.
+    pub agent: Agent,
+    /// What was read from the kernel for this answer.
+    pub kernel: Kernel,
+}
+
+/// What the agent has counted since it started, and how it stands.
+#[derive(Clone, Debug, Default)]
+pub struct Agent {
+    /// When it started, in s since 1970, UTC.
+    pub started_unix: f64,
+    /// Release of the kernel.
+    pub release: String,
+    /// Whether the kernel can offload flows.
+    pub flowtable: bool,
+    /// The node is as the flags want it, see `daemon::ready`.
+    pub ready: bool,
+    /// `--fastpath-threshold`.
+    pub threshold: u32,
+    /// What stands in our table's place, one of [`STANDINGS`].
+    pub standing: &'static str,
+    /// Reconciles by what triggered them.
+    pub reconciles: BTreeMap<Trigger, u64>,
+    /// How long they took, in s.
+    pub reconcile_seconds: Option<Histogram>,
+    /// Those that failed.
+    pub failures: u64,
+    /// Transactions that were committed.
+    pub commits: u64,
+    /// Reconciles that put back what somebody else had changed.
+    pub repairs: u64,
+    /// Announcements of links, and of the ruleset, that were lost: so many times.
+    pub overruns: [u64; 2],
+    /// By what triggered them ([`REVALIDATION_TRIGGERS`]) and what came of it ([`REVALIDATION_OUTCOMES`]).
+    pub revalidations: BTreeMap<(&'static str, &'static str), u64>,
+    /// Connections that crossed the threshold.
+    pub crossed: u64,
+    /// Those that were offloaded.
+    pub offloaded: u64,
+    /// Those that weren't, by [`CAUSE_NAMES`], or "ended".
+    pub not_offloaded: BTreeMap<&'static str, u64>,
+    /// Connections older than the ruleset that were offloaded with our help.
+    pub assisted: u64,
+    /// Interfaces in the flowtable.
+    pub managed: usize,
+    /// Interfaces whose packets are counted.
+    pub watched: usize,
+    /// Interfaces that aren't in the flowtable, by [`REASON_NAMES`].
+    pub left_out: BTreeMap<&'static str, u64>,
+}
+
+/// Values of [`Agent::standing`].
+pub const STANDINGS: [&str; 4] = ["right", "foreign", "wrong", "none"];
+/// Why flows are judged anew.
+pub const REVALIDATION_TRIGGERS: [&str; 2] = ["ruleset", "overrun"];
+/// What came of it.
+pub const REVALIDATION_OUTCOMES: [&str; 4] = ["emptied", "nothing-new", "absent", "failed"];
+/// Of a flow that conntrack has counted fewer packets of than the programs.
+pub const BELOW_THRESHOLD: &str = "below-threshold";
+/// Of a flow that had ended when it was asked what became of it.
+pub const ENDED: &str = "ended";
+
+/// What was read from the kernel.
+#[derive(Clone, Debug, Default)]
+pub struct Kernel {
+    /// Connections and their counts; an error if they can't be read.
+    pub flows: Option<FlowSums>,
+    /// What came in by interface, by its name.
+    pub interfaces: Vec<(String, Passed)>,
+    /// Packets of offloaded flows of which it can't be told which way they took.
+    pub unmeasured: u64,
+    /// The maps; absent without eBPF.
+    pub maps: Option<Maps>,
+    /// Packets that moved their flow to the flowtable since the rule was made; absent without the rule.
+    pub rule_offloads: Option<u64>,
+    /// The parts that couldn't be read, of [`PARTS`].
+    pub failed: Vec<&'static str>,
+    /// How long reading took.
+    pub seconds: f64,
+    /// What the process uses.
+    pub usage: Option<Usage>,
+}
+
+/// Parts of [`Kernel`] that may fail by themselves.
+pub const PARTS: [&str; 3] = ["flows", "maps", "ruleset"];
+
+/// What the pinned maps say.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Maps {
+    /// Entries in the flows map.
+    pub entries: u32,
+    /// Entries that it has room for.
+    pub capacity: u32,
+    /// Entries that went away so far.
+    pub left: u64,
+    /// What became of the packets that were seen.
+    pub stats: PacketStats,
+}
+
+/// How it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+    /// Prometheus' text format 0.0.4, for whoever doesn't ask for OpenMetrics.
+    Text,
+}
+
+impl Format {
+    /// What a reader with these `Accept` headers gets.
+    pub fn accepted<'a>(headers: impl IntoIterator<Item = &'a str>) -> Self {
+        let open = headers.into_iter().any(|header| header.contains("application/openmetrics-text"));
+        if open { Self::OpenMetrics } else { Self::Text }
+    }
+
+    /// The `Content-Type`.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Text => prometheus_text::CONTENT_TYPE,
+        }
+    }
+}
+
+/// Writes all metrics.
+pub fn render(metrics: &Metrics, format: Format) -> String {
+    let mut page = Page::default();
+    agent(&mut page, &metrics.agent);
+    flows(&mut page, &metrics.agent, &metrics.kernel);
+    interfaces(&mut page, &metrics.agent, &metrics.kernel);
+    if let Some(maps) = &metrics.kernel.maps {
+        self::maps(&mut page, maps);
+    }
+    process(&mut page, metrics);
+    let registry = page.into_registry();
+    let mut written = String::new();
+    // Writing to a string doesn't fail.
+    let _ = match format {
+        Format::OpenMetrics => text::encode(&mut written, &registry),
+        Format::Text => prometheus_text::encode(&mut written, &registry),
+    };
+    written
+}
+
+fn packets() -> Option<Unit> {
+    Some(Unit::Other("packets".to_owned()))
+}
+
+fn agent(page: &mut Page, agent: &Agent) {
+    page.info("build", "Version of the agent", [("version", env!("CARGO_PKG_VERSION").to_owned())]);
+    let flowtable = if agent.flowtable { "yes" } else { "no" };
+    page.info(
+        "kernel",
+        "The kernel, and whether it has flowtables",
+        [("release", agent.release.clone()), ("flowtable", flowtable.to_owned())],
+    );
+    page.gauge(
+        "ready",
+        None,
+        "1 if the node is as the flags want it, as /readyz says",
+        u64::from(agent.ready),
+    );
+    page.gauge(
+        "threshold",
+        packets(),
+        "Packets after which a flow is offloaded; 0: none is",
+        agent.threshold.into(),
+    );
+    let standing = STANDINGS.map(|name| ([name.to_owned()], u64::from(name == agent.standing)));
+    page.gauges(
+        "ruleset",
+        None,
+        "What stands in the place of our table: 1 at one of these",
+        ["standing"],
+        standing,
+    );
+    let reconciles = Trigger::ALL.map(|t| ([t.to_string()], agent.reconciles.get(&t).copied().unwrap_or(0)));
+    page.counters(
+        "reconciles",
+        None,
+        "Comparisons of the ruleset with what it should be",
+        ["trigger"],
+        reconciles,
+    );
+    if let Some(histogram) = &agent.reconcile_seconds {
+        page.histogram("reconcile_duration", Unit::Seconds, "How long they took", histogram.clone());
+    }
+    page.counter("reconcile_failures", None, "Those that failed and are tried again", agent.failures);
+    page.counter("ruleset_commits", None, "Transactions that changed our table", agent.commits);
+    page.counter(
+        "ruleset_repairs",
+        None,
+        "Reconciles that put back what somebody else had changed",
+        agent.repairs,
+    );
+    let [links, ruleset] = agent.overruns;
+    page.counters(
+        "netlink_overruns",
+        None,
+        "Times that the kernel's announcements were lost and everything was read again",
+        ["source"],
+        [(["links".to_owned()], links), (["ruleset".to_owned()], ruleset)],
+    );
+    let revalidations = REVALIDATION_TRIGGERS.into_iter().flat_map(|trigger| {
+        REVALIDATION_OUTCOMES.map(|outcome| {
+            let count = agent.revalidations.get(&(trigger, outcome)).copied().unwrap_or(0);
+            ([trigger.to_owned(), outcome.to_owned()], count)
+        })
+    });
+    page.counters(
+        "revalidations",
+        None,
+        "Times that offloaded flows were to pass the filters again",
+        ["trigger", "outcome"],
+        revalidations,
+    );
+}
+
+fn flows(page: &mut Page, agent: &Agent, kernel: &Kernel) {
+    page.counter("flows_crossed", None, "Connections seen to cross the threshold", agent.crossed);
+    page.counter("flows_offloaded", None, "Those that were offloaded", agent.offloaded);
+    let causes = CAUSE_NAMES.into_iter().chain([BELOW_THRESHOLD, ENDED]);
+    let causes =
+        causes.map(|cause| ([cause.to_owned()], agent.not_offloaded.get(cause).copied().unwrap_or(0)));
+    page.counters("flows_not_offloaded", None, "Those that were not, by cause", ["cause"], causes);
+    page.counter(
+        "flows_assisted",
+        None,
+        "Connections older than the ruleset that were offloaded with the agent's help",
+        agent.assisted,
+    );
+    if let Some(offloads) = kernel.rule_offloads {
+        page.counter("rule_offloads", None, "Flows that the rule has put into the flowtable", offloads);
+    }
+    let Some(sums) = &kernel.flows else { return };
+    let states =
+        COUNTED_STATES.map(|state| ([state.to_owned()], sums.states.get(state).copied().unwrap_or(0)));
+    page.gauges("flows", None, "Connections in conntrack now", ["state"], states);
+    let stalled =
+        CAUSE_NAMES.map(|cause| ([cause.to_owned()], sums.stalled.get(cause).copied().unwrap_or(0)));
+    page.gauges("flows_stalled", None, "Those of them that stall, by cause", ["cause"], stalled);
+    page.gauge(
+        "flows_slow",
+        None,
+        "Offloaded connections whose packets take the forward path all the same",
+        sums.slow,
+    );
+}
+
+fn interfaces(page: &mut Page, agent: &Agent, kernel: &Kernel) {
+    page.gauge("interfaces_managed", None, "Interfaces in the flowtable", agent.managed as u64);
+    page.gauge(
+        "interfaces_watched",
+        None,
+        "Interfaces whose packets are counted by eBPF",
+        agent.watched as u64,
+    );
+    let left_out =
+        REASON_NAMES.map(|reason| ([reason.to_owned()], agent.left_out.get(reason).copied().unwrap_or(0)));
+    page.gauges(
+        "interfaces_left_out",
+        None,
+        "Interfaces that are not in the flowtable",
+        ["reason"],
+        left_out,
+    );
+    type Part = fn(&Passed) -> u64;
+    let families: [(&str, Option<Unit>, &str, Part); 4] = [
+        ("interface_receive", packets(), "Packets of flows that came in", |p| p.all.packets),
+        ("interface_receive", Some(Unit::Bytes), "Their bytes from the IP header on", |p| p.all.bytes),
+        ("interface_fast_path", packets(), "Those that bypassed the forward path", |p| p.fast.packets),
+        ("interface_fast_path", Some(Unit::Bytes), "Their bytes", |p| p.fast.bytes),
+    ];
+    for (name, unit, help, part) in families {
+        let rows = kernel.interfaces.iter().map(|(name, passed)| ([name.clone()], part(passed)));
+        page.counters(name, unit, help, ["interface"], rows);
+    }
+    page.counter(
+        "unmeasured",
+        packets(),
+        "Packets of offloaded flows of which it could not be told which way they took",
+        kernel.unmeasured,
+    );
+}
+
+fn maps(page: &mut Page, maps: &Maps) {
+    let stats = &maps.stats;
+    let tallies: [(&str, Tally); 7] = [
+        ("counted", stats.counted),
+        ("not-ip", stats.not_ip),
+        ("malformed", stats.malformed),
+        ("later-fragment", stats.later_fragment),
+        ("other-protocol", stats.other_protocol),
+        ("too-many-headers", stats.too_many_headers),
+        ("no-room", stats.no_room),
+    ];
+    let rows = |part: fn(Tally) -> u64| tallies.map(|(class, tally)| ([class.to_owned()], part(tally)));
+    let help = "Packets seen on all watched interfaces, by what became of them";
+    page.counters("ingress", packets(), help, ["class"], rows(|t| t.packets));
+    page.counters("ingress", Some(Unit::Bytes), "Their bytes", ["class"], rows(|t| t.bytes));
+    page.gauge("flow_map_entries", None, "Directions of flows in the map", maps.entries.into());
+    page.gauge("flow_map_capacity", None, "Directions that it has room for", maps.capacity.into());
+    page.counter("flow_map_entered", None, "Directions that were entered", stats.flows_entered);
+    page.counter("flow_map_evicted", None, "Directions that had to go, or were deleted", maps.left);
+    page.counter(
+        "signals_sent",
+        None,
+        "Directions signalled to have crossed the threshold",
+        stats.events_sent,
+    );
+    page.counter(
+        "signals_lost",
+        None,
+        "Signals that did not fit the ring and were found later",
+        stats.events_lost,
+    );
+}
+
+fn process(page: &mut Page, metrics: &Metrics) {
+    let parts = PARTS.map(|part| ([part.to_owned()], u64::from(metrics.kernel.failed.contains(&part))));
+    page.gauges("scrape_failed", None, "1 if this part could not be read", ["part"], parts);
+    page.seconds(
+        "fastpath_scrape_duration",
+        "How long reading the kernel took for this page",
+        metrics.kernel.seconds,
+    );
+    page.seconds("process_start_time", "When the agent started, since 1970", metrics.agent.started_unix);
+    if let Some(usage) = metrics.kernel.usage {
+        page.seconds_counter("process_cpu", "Processor time that the agent has used", usage.cpu_seconds);
+        page.bytes("process_resident_memory", "Memory that it has", usage.resident_bytes);
+    }
+}
+
+#[cfg(test)]
+#[path = "metrics_tests.rs"]
+mod tests;

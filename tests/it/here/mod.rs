@@ -1,0 +1,3 @@
+//! Tests that need programs which the test guest hasn't: they run on the developer's kernel only.
+
+mod prometheus;

@@ -1,0 +1,221 @@
+//! What the metrics say of offloaded flows, held against what was sent, what conntrack has and what was forwarded.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use fastpath_tests::{
+    agent::{self, Agent},
+    http::{self, SERVE, bring_loopback_up},
+    reference, table,
+    topology::{Family, Layout, Nat, Topology},
+    traffic::{Flow, Proto},
+    wait_until,
+};
+
+/// A page of metrics: values by name and labels, as they stand there.
+struct Page(BTreeMap<String, f64>);
+
+impl Page {
+    #[track_caller]
+    fn read(topology: &Topology) -> Self {
+        let answer = http::get(&topology.node, "/metrics");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let samples = answer.body.lines().filter(|line| !line.starts_with('#'));
+        Self(
+            samples
+                .filter_map(|line| {
+                    line.rsplit_once(' ')
+                        .map(|(name, value)| (name.to_owned(), value.parse().expect("a number")))
+                })
+                .collect(),
+        )
+    }
+
+    #[track_caller]
+    fn get(&self, series: &str) -> u64 {
+        *self.0.get(series).unwrap_or_else(|| panic!("no {series} in {:#?}", self.0)) as u64
+    }
+
+    /// Over all interfaces.
+    fn sum(&self, family: &str) -> u64 {
+        self.0
+            .iter()
+            .filter(|(name, _)| name.starts_with(&format!("{family}{{")))
+            .map(|(_, value)| *value as u64)
+            .sum()
+    }
+
+    fn all(&self) -> u64 {
+        self.sum("fastpath_interface_receive_packets_total")
+    }
+
+    fn fast(&self) -> u64 {
+        self.sum("fastpath_interface_fast_path_packets_total")
+    }
+}
+
+/// Starts an agent that serves metrics, and waits until it watches and the ruleset stands.
+#[track_caller]
+fn start(topology: &Topology, flags: &[&str]) -> Agent {
+    bring_loopback_up(&topology.node);
+    let agent = Agent::start_with(&topology.node, &[&[SERVE], flags].concat());
+    agent::wait_for_programs(&topology.node, &["c0", "s0"]);
+    agent
+}
+
+/// Packets and bytes of both directions that conntrack has counted for the only flow to `port`.
+#[track_caller]
+fn by_conntrack(topology: &Topology, port: u16) -> (u64, u64) {
+    let lines = topology.conntrack(port);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    let sum = |key: &str| -> u64 {
+        lines[0].split_whitespace().filter_map(|word| word.strip_prefix(key)?.parse::<u64>().ok()).sum()
+    };
+    (sum("packets="), sum("bytes="))
+}
+
+/// Fresh flow over the threshold and on, all of it delivered.
+#[track_caller]
+fn send(topology: &Topology, proto: Proto, family: Family, port: u16, rounds: usize) -> Flow {
+    let mut flow = topology.open(proto, family, port);
+    assert_eq!(flow.rounds(rounds), rounds, "{flow:?}");
+    flow
+}
+
+#[test]
+fn packets_on_the_fast_path_are_those_that_were_not_forwarded() {
+    let topology = Topology::build(Layout { nat: Nat::Masquerade, ..Layout::default() });
+    let agent = start(&topology, &[]);
+    let mut ports = 7001..;
+    let (mut all, mut bytes, mut forwarded) = (0, 0, 0);
+    // Kept until the end: a connection that is closed has some packets more.
+    let mut flows = Vec::new();
+    for (proto, family) in [(Proto::Udp, Family::V4), (Proto::Udp, Family::V6), (Proto::Tcp, Family::V4)] {
+        let port = ports.next().expect("a port");
+        let mut flow = send(&topology, proto, family, port, 100);
+        // Alive, from page to page.
+        for _ in 0..2 {
+            let page = Page::read(&topology);
+            let (packets, length) = by_conntrack(&topology, port);
+            let slow = topology.forwarded(port).total();
+            assert!(slow >= 20 && packets > 2 * slow, "{proto:?}: {slow} of {packets} took the forward path");
+            assert_eq!(page.all(), all + packets, "{proto:?} {family:?}: all");
+            assert_eq!(
+                page.sum("fastpath_interface_receive_bytes_total"),
+                bytes + length,
+                "{proto:?} {family:?}: bytes"
+            );
+            assert_eq!(page.fast(), all - forwarded + packets - slow, "{proto:?} {family:?}: fast");
+            assert_eq!(flow.rounds(50), 50);
+        }
+        flows.push(flow);
+        let last = by_conntrack(&topology, port);
+        (all, bytes, forwarded) =
+            (all + last.0, bytes + last.1, forwarded + topology.forwarded(port).total());
+    }
+    let page = Page::read(&topology);
+    assert_eq!((page.all(), page.fast()), (all, all - forwarded));
+    for interface in ["c0", "s0"] {
+        let fast =
+            page.get(&format!("fastpath_interface_fast_path_packets_total{{interface=\"{interface}\"}}"));
+        let all = page.get(&format!("fastpath_interface_receive_packets_total{{interface=\"{interface}\"}}"));
+        assert!(fast > all / 2 && fast < all, "{interface}: {fast} of {all}");
+    }
+    for (series, expected) in [
+        ("fastpath_ready", 1),
+        ("fastpath_threshold_packets", 20),
+        ("fastpath_ruleset{standing=\"right\"}", 1),
+        ("fastpath_flows_crossed_total", 3),
+        ("fastpath_flows_offloaded_total", 3),
+        ("fastpath_rule_offloads_total", table::offered(&topology.node)),
+        ("fastpath_flows_slow", 0),
+        ("fastpath_interfaces_managed", 2),
+        ("fastpath_interfaces_watched", 2),
+        ("fastpath_unmeasured_packets_total", 0),
+        ("fastpath_scrape_failed{part=\"flows\"}", 0),
+        ("fastpath_scrape_failed{part=\"maps\"}", 0),
+    ] {
+        assert_eq!(page.get(series), expected, "{series}");
+    }
+    agent.stop();
+}
+
+/// Most connections end between two pages.
+#[test]
+fn a_flow_that_ended_before_the_page_counts_too() {
+    let topology = Topology::routed();
+    let agent = start(&topology, &[]);
+    Page::read(&topology);
+    drop(send(&topology, Proto::Tcp, Family::V4, 7001, 100));
+    wait_until("the end of the connection", Duration::from_secs(5), || {
+        topology
+            .conntrack(7001)
+            .iter()
+            .all(|line| !line.contains("ESTABLISHED") && !line.contains("[OFFLOAD]"))
+    });
+    let (packets, _) = by_conntrack(&topology, 7001);
+    let page = Page::read(&topology);
+    assert_eq!(page.get("fastpath_flows_offloaded_total"), 1);
+    let slow = topology.forwarded(7001).total();
+    let fast = page.fast();
+    // FIN and what follows is forwarded, and partly behind the meter's back.
+    assert!(fast.abs_diff(packets - slow) <= 4 && fast > 100, "{fast} fast, {slow} of {packets} forwarded");
+    // Conntrack forgets it altogether.
+    let before = page.fast();
+    drop(send(&topology, Proto::Tcp, Family::V4, 7002, 100));
+    let slow = topology.forwarded(7002).total();
+    topology.node.output("conntrack", &["-F"]);
+    let (all, fast) = (Page::read(&topology).all() - page.all(), Page::read(&topology).fast() - before);
+    // The threshold is taken off either direction, since they can't be told to belong together.
+    assert!(fast <= all - slow + 4 && fast + 21 + 4 >= all - slow, "{fast} fast, {slow} of {all} forwarded");
+    agent.stop();
+}
+
+#[test]
+fn flows_that_are_not_offloaded_say_why() {
+    let topology = Topology::routed();
+    let agent = start(&topology, &["--exclude=port/7002"]);
+    let mut flows = [7001, 7002].map(|port| send(&topology, Proto::Udp, Family::V4, port, 100));
+    wait_until("both fates", Duration::from_secs(5), || {
+        Page::read(&topology).get("fastpath_flows_crossed_total") == 2
+    });
+    let page = Page::read(&topology);
+    assert_eq!(page.get("fastpath_flows_offloaded_total"), 1);
+    assert_eq!(page.sum("fastpath_flows_not_offloaded_total"), 1, "{:#?}", page.0);
+    assert_eq!(page.get("fastpath_flows{state=\"offloaded\"}"), 1);
+    let forwarded: u64 = [7001, 7002].iter().map(|port| topology.forwarded(*port).total()).sum();
+    assert_eq!((page.all(), page.fast()), (400, 400 - forwarded));
+    // Somebody changes the ruleset: the flowtable is emptied, and the flow comes back with its next packet.
+    topology.node.nft(
+        "table inet others { chain forward { type filter hook forward priority 0; tcp dport 9 drop; }; }",
+    );
+    let series = "fastpath_revalidations_total{trigger=\"ruleset\",outcome=\"emptied\"}";
+    wait_until("a revalidation", Duration::from_secs(5), || Page::read(&topology).get(series) == 1);
+    assert_eq!(flows[0].rounds(100), 100);
+    assert!(Page::read(&topology).fast() > page.fast() + 100);
+    agent.stop();
+}
+
+#[test]
+fn ready_is_when_the_ruleset_stands() {
+    let topology = Topology::routed();
+    let node = &topology.node;
+    bring_loopback_up(node);
+    node.nft(&reference::kindnet(&["c0", "s0"]));
+    let agent = Agent::spawn(node, &mut agent::command(&[SERVE, "--ebpf=off"]));
+    let status = || http::try_get(node, "/readyz", "").map(|answer| (answer.status, answer.body));
+    wait_until("a stranger's table", Duration::from_secs(10), || {
+        status().is_ok_and(|(status, said)| status == 503 && said.contains("--takeover"))
+    });
+    assert_eq!(Page::read(&topology).get("fastpath_ruleset{standing=\"foreign\"}"), 1);
+    assert_eq!(http::get(node, "/healthz").status, 200);
+    node.nft("delete table inet kindnet-fastpath");
+    wait_until("our table", Duration::from_secs(10), || status().is_ok_and(|(status, _)| status == 200));
+    assert_eq!(Page::read(&topology).get("fastpath_ready"), 1);
+    // Deleted, it is put back.
+    node.nft("delete table inet kindnet-fastpath");
+    wait_until("a repair", Duration::from_secs(10), || {
+        Page::read(&topology).get("fastpath_ruleset_repairs_total") == 1
+    });
+    assert_eq!(status().expect("an answer"), (200, "ok\n".to_owned()));
+    agent.stop();
+}
