@@ -117,6 +117,13 @@ The ruleset is compared with what the flags of the running agent want; where non
     /// The canary itself; `doctor` starts it
     #[command(hide = true, name = "canary")]
     Canary(RuleArgs),
+    /// Write man pages and shell completions, for those who make packages
+    #[command(hide = true)]
+    Pages {
+        /// Where to
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
     /// Remove the table, the eBPF programs and the pinned maps that the agent made, and nothing else
     Cleanup(CleanupArgs),
 }

@@ -9,4 +9,5 @@ pub mod core;
 pub mod daemon;
 pub mod invocation;
 pub mod kernel;
+pub mod pages;
 pub mod report;

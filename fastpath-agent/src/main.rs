@@ -21,7 +21,7 @@ use fastpath_agent::{
     daemon,
     invocation::{Invocation, InvocationError},
     kernel::{self, links::Links},
-    report,
+    pages, report,
 };
 use tracing_subscriber::filter::LevelFilter;
 
@@ -60,6 +60,8 @@ fn main() -> ExitCode {
             Err(error) => Err(error),
         },
         Some(Command::Canary(args)) => canary(args),
+        Some(Command::Pages { directory }) => pages::write(directory)
+            .with_context(|| format!("cannot write man pages to {}", directory.display())),
         Some(Command::Cleanup(args)) => cleanup(args),
     };
     match result {
