@@ -29,6 +29,7 @@ mod report;
 mod restart;
 mod ruleset;
 mod scale;
+mod service_manager;
 mod stalled;
 mod threshold;
 mod top;

@@ -15,6 +15,7 @@ pub mod path;
 pub mod pktgen;
 pub mod program;
 pub mod reference;
+pub mod service_manager;
 pub mod table;
 pub mod terminal;
 pub mod topology;

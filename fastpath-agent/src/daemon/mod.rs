@@ -36,12 +36,14 @@ pub mod readers;
 pub mod reconcile;
 pub mod revalidate;
 pub mod revoke;
+pub mod supervisor;
 pub mod watch;
 
 use cleanup::TableCleanup;
 use crossings::Crossings;
 use reconcile::{Reconciler, Standing};
 use revalidate::{Emptied, Revalidation};
+use supervisor::Supervisor;
 use watch::Watch;
 
 /// Why the agent can't go on.
@@ -88,6 +90,7 @@ pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
             biased;
             name = stop.next() => {
                 info!(signal = name, cleanup = agent.config.cleanup_on_exit, "stopping");
+                agent.supervisor.stopping();
                 break;
             }
             _ = reload.recv() => agent.reload(),
@@ -103,6 +106,7 @@ pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
                 agent.reconcile(trigger)?;
             }
             () = at(agent.started, agent.offload.as_ref().and_then(|o| o.revalidation.due())) => agent.revalidate()?,
+            () = at(agent.started, agent.supervisor.due()) => agent.supervisor.alive(agent.now()),
             event = agent.links_source.next() => agent.link_event(event?).await?,
             event = Offload::next(&mut agent.offload) => agent.ruleset_event(event?)?,
             () = Crossings::ready(&mut agent.crossings) => agent.follow_crossings().await?,
@@ -189,6 +193,7 @@ struct Agent {
     offload: Option<Offload>,
     watch: Option<Watch>,
     crossings: Option<Crossings>,
+    supervisor: Supervisor,
     overruns: u64,
     /// Whether it was said that repairs wait.
     backing_off: bool,
@@ -219,6 +224,7 @@ impl Agent {
             offload,
             watch,
             crossings,
+            supervisor: Supervisor::from_environment(),
             overruns: 0,
             backing_off: false,
             config,
@@ -257,6 +263,7 @@ impl Agent {
 
     /// Reads the file of exclusions again. What is wrong with it is said, and the old ones stay.
     fn reload(&mut self) {
+        self.supervisor.reloading();
         match self.config.rules.exclude.load() {
             Ok(exclusions) => {
                 info!(exclusions = exclusions.len(), "exclusions read again");
@@ -264,9 +271,13 @@ impl Agent {
                 if let Some(offload) = &mut self.offload {
                     offload.reconciler.exclude(Arc::clone(&self.config.rules.exclusions));
                 }
+                // What is reconciled then ends the reloading.
                 self.pace.trigger(Trigger::Exclusions, self.now());
             }
-            Err(error) => error!("exclusions stay as they are: {error}"),
+            Err(error) => {
+                error!("exclusions stay as they are: {error}");
+                self.tell();
+            }
         }
     }
 
@@ -375,7 +386,37 @@ impl Agent {
             );
         }
         self.backing_off = wait.is_some();
+        self.tell();
         Ok(())
+    }
+
+    /// Tells the service manager what is so.
+    fn tell(&mut self) {
+        let (ready, status) = match self.ready() {
+            Ok(()) => (true, self.standing()),
+            Err(reason) => (false, reason.to_string()),
+        };
+        self.supervisor.report(ready, status, self.now());
+    }
+
+    /// What a node that is ready does, in a line.
+    fn standing(&self) -> String {
+        match self.offload.as_ref().and_then(|offload| offload.reconciler.offloads()) {
+            Some((threshold, managed)) if threshold > 0 => {
+                format!(
+                    "offloading flows of more than {threshold} packets between {} interfaces",
+                    managed.count()
+                )
+            }
+            _ => "watching flows, offloading none".to_owned(),
+        }
+    }
+
+    fn ready(&self) -> Result<(), DaemonError> {
+        match self.in_place() {
+            Err(_) if self.config.rules.threshold == 0 && self.watch.is_some() => Ok(()),
+            other => other,
+        }
     }
 
     fn in_place(&self) -> Result<(), DaemonError> {

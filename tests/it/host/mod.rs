@@ -10,3 +10,4 @@ mod events;
 mod flows;
 mod harness;
 mod nft;
+mod service_manager;
