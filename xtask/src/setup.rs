@@ -17,6 +17,7 @@ use crate::{
         initramfs::{find_bpftool, find_program},
         kernels::{self, Wanted},
     },
+    package::{cargo_deb, root},
     process, progress,
     toolchain::{self, Compiler, Origin},
     workspace,
@@ -33,6 +34,10 @@ pub(crate) enum Need<'a> {
     Host,
     /// Run guests with these kernels.
     Guest(&'a [Wanted]),
+    /// Make the Debian package.
+    Package,
+    /// Try it in a guest with systemd.
+    PackageTrial,
 }
 
 /// How to see that a package is there, without asking the distribution.
@@ -92,6 +97,12 @@ const FOR_GUESTS: &[Package] = &[
     Package("xz-utils", None, Program("xz")),
 ];
 
+const FOR_PACKAGE: &[Package] =
+    &[Package("dpkg-dev", None, Program("dpkg-shlibdeps")), Package("xz-utils", None, Program("xz"))];
+
+const FOR_PACKAGE_TRIAL: &[Package] =
+    &[Package("cpio", None, Program("cpio")), Package("mmdebstrap", None, Program("mmdebstrap"))];
+
 /// Debian 12's compiler for eBPF programs and what bpf-linker needs to be built for it.
 const DEBIAN_COMPILER: &[&str] = &[
     "rustc-web",
@@ -141,12 +152,16 @@ struct Missing {
     ebpf_clippy: bool,
     linker: bool,
     deny: bool,
+    cargo_deb: bool,
+    /// The small system that the package is tried in.
+    root: bool,
     kernels: Vec<Wanted>,
 }
 
 /// Installs what any command needs.
 pub(crate) fn everything() -> Result<()> {
-    ensure(&[Need::Build, Need::Lint, Need::Host, Need::Guest(&kernels::wanted(&[])?)])
+    let kernels = kernels::wanted(&[])?;
+    ensure(&[Need::Build, Need::Lint, Need::Host, Need::Guest(&kernels), Need::Package, Need::PackageTrial])
 }
 
 /// Installs what `needs` demands and isn't there, or says what to do about it.
@@ -194,6 +209,13 @@ pub(crate) fn ensure(needs: &[Need<'_>]) -> Result<()> {
         progress::step("building cargo-deny", &mut deny::install()?)?;
         deny::remove_build()?;
     }
+    if missing.cargo_deb {
+        progress::step("building cargo-deb", &mut cargo_deb::install()?)?;
+        cargo_deb::remove_build()?;
+    }
+    if missing.root {
+        root::make()?;
+    }
     if !missing.kernels.is_empty() {
         download_kernels(&missing.kernels, distribution)?;
     }
@@ -215,6 +237,8 @@ impl Missing {
             ebpf_clippy: false,
             linker: false,
             deny: false,
+            cargo_deb: false,
+            root: false,
             kernels: Vec::new(),
         };
         for need in needs {
@@ -231,6 +255,16 @@ impl Missing {
                     missing.deny = !deny::installed()?;
                 }
                 Need::Host => tables.push(FOR_TESTS),
+                Need::Package => {
+                    tables.push(FOR_PACKAGE);
+                    missing.cargo_deb = !cargo_deb::installed()?;
+                }
+                Need::PackageTrial => {
+                    missing.root = root::cached()?.is_none();
+                    if missing.root {
+                        tables.push(FOR_PACKAGE_TRIAL);
+                    }
+                }
                 Need::Guest(wanted) => {
                     tables.extend([FOR_TESTS, FOR_GUESTS]);
                     for wanted in *wanted {
@@ -257,6 +291,8 @@ impl Missing {
             && !self.ebpf_clippy
             && !self.linker
             && !self.deny
+            && !self.cargo_deb
+            && !self.root
             && self.kernels.is_empty()
     }
 
@@ -279,6 +315,14 @@ impl Missing {
         }
         if self.deny {
             eprintln!("  cargo-deny {} (about a minute)", deny::RELEASE);
+        }
+        if self.cargo_deb {
+            eprintln!("  cargo-deb {} (about a minute)", cargo_deb::RELEASE);
+        }
+        if self.root {
+            eprintln!(
+                "  a small system with systemd for the test guest, from the distribution's packages (about a minute)"
+            );
         }
         if self.linker {
             eprintln!("  bpf-linker {}, built for that compiler (1 to 3 minutes)", toolchain::BPF_LINKER);
