@@ -1,10 +1,10 @@
 //! Flags and subcommands as clap parses them, raw. Validation is `config`'s.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{ffi::OsString, net::IpAddr, path::PathBuf};
 
 use clap::{
     ArgGroup, Args, Parser, Subcommand, ValueEnum,
-    builder::{BoolishValueParser, PossibleValuesParser},
+    builder::{BoolishValueParser, OsStringValueParser, PossibleValuesParser},
 };
 use ipnet::IpNet;
 
@@ -32,13 +32,17 @@ use crate::core::{
   fastpath-agent doctor                               what is wrong with this node, and what to do about it
   fastpath-agent cleanup                              remove all that the agent ever installed
 
-Every flag can be set by the environment variable that its help names; flags win.
+Every flag can be set by the environment variable that its help names, and in the file of --config; flags win over the
+environment, and the environment over the file.
 The ruleset stays when the agent stops, and acceleration with it (see --cleanup-on-exit)."
 )]
 pub struct Cli {
     /// What to do instead of running the agent.
     #[command(subcommand)]
     pub command: Option<Command>,
+    /// Read what neither flags nor environment say from this file: a line `FLAG = VALUE` for each (docs/configuration.md)
+    #[arg(long, global = true, value_name = "FILE", env = "FASTPATH_CONFIG", value_parser = OsStringValueParser::new())]
+    pub config: Option<OsString>,
     /// Flags of the agent itself.
     #[command(flatten)]
     pub run: RunArgs,
@@ -113,6 +117,13 @@ The ruleset is compared with what the flags of the running agent want; where non
     /// The canary itself; `doctor` starts it
     #[command(hide = true, name = "canary")]
     Canary(RuleArgs),
+    /// Write man pages and shell completions, for those who make packages
+    #[command(hide = true)]
+    Pages {
+        /// Where to
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
     /// Remove the table, the eBPF programs and the pinned maps that the agent made, and nothing else
     Cleanup(CleanupArgs),
 }

@@ -87,6 +87,13 @@ pub struct BadValue {
     allowed: String,
 }
 
+impl BadValue {
+    /// The flag's name, without dashes.
+    pub fn flag(&self) -> &'static str {
+        self.flag
+    }
+}
+
 impl Rules {
     /// Switches offloading off if this kernel is known to lose packets of offloaded flows; then with which bug.
     pub fn heed(&mut self, kernel: &KernelNames<'_>) -> Option<&'static KnownBug> {

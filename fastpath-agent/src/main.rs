@@ -7,7 +7,6 @@ use std::{
 };
 
 use anyhow::Context;
-use clap::Parser;
 use fastpath_agent::{
     cli::{
         CleanupArgs, Cli, Command, DoctorArgs, FlowsArgs, Output, RevokeArgs, RuleArgs, StatusArgs, TopArgs,
@@ -21,46 +20,57 @@ use fastpath_agent::{
         why::{BadFlow, FlowSpec},
     },
     daemon,
+    invocation::{Invocation, InvocationError},
     kernel::{self, links::Links},
-    logging, report,
+    logging, pages, report,
 };
 
 /// Exit code for a wrong flag or value (`EX_USAGE`, sysexits.h).
 const EX_USAGE: u8 = 64;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
+    let invocation = match Invocation::parse(std::env::args_os()) {
+        Ok(invocation) => invocation,
+        Err(InvocationError::CommandLine(error)) => {
             let _ = error.print();
             return if error.use_stderr() { ExitCode::from(EX_USAGE) } else { ExitCode::SUCCESS };
         }
+        Err(InvocationError::File(error)) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(EX_USAGE);
+        }
     };
-    let result = match cli.command {
-        None => run(&cli),
-        Some(Command::Render(args)) => render(&args),
-        Some(Command::Status(args)) => status(&args),
-        Some(Command::Flows(args)) => flows(&args),
-        Some(Command::Top(args)) => top(&args),
+    let cli = &invocation.cli;
+    let result = match &cli.command {
+        None => run(cli),
+        Some(Command::Render(args)) => render(args),
+        Some(Command::Status(args)) => status(args),
+        Some(Command::Flows(args)) => flows(args),
+        Some(Command::Top(args)) => top(args),
         Some(Command::Revalidate) => revalidate(),
-        Some(Command::Revoke(args)) => revoke(&args),
-        Some(Command::Why(args)) => match why(&args) {
+        Some(Command::Revoke(args)) => revoke(args),
+        Some(Command::Why(args)) => match why(args) {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::FAILURE,
             Err(error) => Err(error),
         },
-        Some(Command::Doctor(args)) => match doctor(&args) {
+        Some(Command::Doctor(args)) => match doctor(args) {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::FAILURE,
             Err(error) => Err(error),
         },
-        Some(Command::Canary(args)) => canary(&args),
-        Some(Command::Cleanup(args)) => cleanup(&args),
+        Some(Command::Canary(args)) => canary(args),
+        Some(Command::Pages { directory }) => pages::write(directory)
+            .with_context(|| format!("cannot write man pages to {}", directory.display())),
+        Some(Command::Cleanup(args)) => cleanup(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", one_line(&error));
+            match error.downcast_ref().and_then(|bad| invocation.place(bad)) {
+                Some(place) => eprintln!("error: {place}: {}", one_line(&error)),
+                None => eprintln!("error: {}", one_line(&error)),
+            }
             if error.is::<BadValue>() || error.is::<BadFlow>() {
                 eprintln!("\nFor more information, try '--help'.");
                 return ExitCode::from(EX_USAGE);

@@ -31,6 +31,7 @@ mod report;
 mod restart;
 mod ruleset;
 mod scale;
+mod service_manager;
 mod stalled;
 mod threshold;
 mod top;

@@ -17,6 +17,7 @@ pub mod pktgen;
 pub mod program;
 pub mod prometheus;
 pub mod reference;
+pub mod service_manager;
 pub mod table;
 pub mod terminal;
 pub mod topology;

@@ -96,14 +96,22 @@ impl Topology {
 
     /// Builds it.
     pub fn build(layout: Layout) -> Self {
-        let topology = Self::bare(layout);
+        Self::build_around(Netns::new("node"), layout)
+    }
+
+    /// Builds it with a namespace that is there for the node.
+    pub fn build_around(node: Netns, layout: Layout) -> Self {
+        let topology = Self::bare_around(node, layout);
         path::install(&topology.node, &nat_rules(layout.nat));
         topology
     }
 
     /// Builds it without any rules on the node: nothing counts what it forwards, and NAT is the caller's.
     pub fn bare(layout: Layout) -> Self {
-        let node = Netns::new("node");
+        Self::bare_around(Netns::new("node"), layout)
+    }
+
+    fn bare_around(node: Netns, layout: Layout) -> Self {
         make_router(&node);
         let pods: Vec<Pod> = (1..=layout.pods)
             .map(|number| Pod {

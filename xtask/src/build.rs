@@ -47,7 +47,7 @@ pub(crate) fn for_benchmark() -> Result<Binaries> {
 /// The agent and everything of the package `fastpath-tests`: also the test binary `it`.
 pub(crate) fn for_tests() -> Result<Binaries> {
     let what = ["-p", "fastpath-agent", "-p", "fastpath-tests", "--bins", "--test", "it"];
-    complete(cargo("guest", &what)?, &["it"])
+    complete(cargo("guest", &what)?, &["it", "package"])
 }
 
 fn complete(built: Binaries, more: &[&str]) -> Result<Binaries> {

@@ -11,6 +11,7 @@ mod guest;
 mod image;
 mod links;
 mod lint;
+mod package;
 mod process;
 mod progress;
 mod prometheus;
@@ -45,6 +46,8 @@ enum Task {
     Test(test::Options),
     /// Measure what a packet costs, with and without fast path, and compare with the numbers in the repository
     Bench(bench::Options),
+    /// Build the Debian package, with man pages, completions and the systemd unit, and print its path
+    Package(package::Options),
     /// Run the agent on this node, or show what it does in the test guest
     Run(run::Options),
     /// Build the agent's container image, without a registry
@@ -75,6 +78,7 @@ fn run() -> Result<ExitCode> {
             setup::ensure(&[setup::Need::Build, setup::Need::Lint])?;
             lint::run()?;
         }
+        Task::Package(options) => package::run(&options)?,
         Task::Test(options) => test::run(&options)?,
         Task::Bench(options) => return bench::run(&options),
         Task::Run(options) => return run::run(&options),

@@ -17,6 +17,7 @@ use crate::{
         initramfs::{find_bpftool, find_program},
         kernels::{self, Wanted},
     },
+    package::{cargo_deb, root},
     process, progress, prometheus,
     toolchain::{self, Compiler, Origin},
     workspace,
@@ -33,6 +34,10 @@ pub(crate) enum Need<'a> {
     Host,
     /// Run guests with these kernels.
     Guest(&'a [Wanted]),
+    /// Make the Debian package.
+    Package,
+    /// Try it in a guest with systemd.
+    PackageTrial,
 }
 
 /// How to see that a package is there, without asking the distribution.
@@ -92,6 +97,12 @@ const FOR_GUESTS: &[Package] = &[
     Package("xz-utils", None, Program("xz")),
 ];
 
+const FOR_PACKAGE: &[Package] =
+    &[Package("dpkg-dev", None, Program("dpkg-shlibdeps")), Package("xz-utils", None, Program("xz"))];
+
+const FOR_PACKAGE_TRIAL: &[Package] =
+    &[Package("cpio", None, Program("cpio")), Package("mmdebstrap", None, Program("mmdebstrap"))];
+
 /// Debian 12's compiler for eBPF programs and what bpf-linker needs to be built for it.
 const DEBIAN_COMPILER: &[&str] = &[
     "rustc-web",
@@ -142,12 +153,16 @@ struct Missing {
     linker: bool,
     deny: bool,
     prometheus: bool,
+    cargo_deb: bool,
+    /// The small system that the package is tried in.
+    root: bool,
     kernels: Vec<Wanted>,
 }
 
 /// Installs what any command needs.
 pub(crate) fn everything() -> Result<()> {
-    ensure(&[Need::Build, Need::Lint, Need::Host, Need::Guest(&kernels::wanted(&[])?)])
+    let kernels = kernels::wanted(&[])?;
+    ensure(&[Need::Build, Need::Lint, Need::Host, Need::Guest(&kernels), Need::Package, Need::PackageTrial])
 }
 
 /// Installs what `needs` demands and isn't there, or says what to do about it.
@@ -198,6 +213,13 @@ pub(crate) fn ensure(needs: &[Need<'_>]) -> Result<()> {
     if missing.prometheus {
         download_prometheus()?;
     }
+    if missing.cargo_deb {
+        progress::step("building cargo-deb", &mut cargo_deb::install()?)?;
+        cargo_deb::remove_build()?;
+    }
+    if missing.root {
+        root::make()?;
+    }
     if !missing.kernels.is_empty() {
         download_kernels(&missing.kernels, distribution)?;
     }
@@ -220,6 +242,8 @@ impl Missing {
             linker: false,
             deny: false,
             prometheus: false,
+            cargo_deb: false,
+            root: false,
             kernels: Vec::new(),
         };
         for need in needs {
@@ -238,6 +262,16 @@ impl Missing {
                 Need::Host => {
                     tables.push(FOR_TESTS);
                     missing.prometheus = !prometheus::is_there()?;
+                }
+                Need::Package => {
+                    tables.push(FOR_PACKAGE);
+                    missing.cargo_deb = !cargo_deb::installed()?;
+                }
+                Need::PackageTrial => {
+                    missing.root = root::cached()?.is_none();
+                    if missing.root {
+                        tables.push(FOR_PACKAGE_TRIAL);
+                    }
                 }
                 Need::Guest(wanted) => {
                     tables.extend([FOR_TESTS, FOR_GUESTS]);
@@ -266,6 +300,8 @@ impl Missing {
             && !self.linker
             && !self.deny
             && !self.prometheus
+            && !self.cargo_deb
+            && !self.root
             && self.kernels.is_empty()
     }
 
@@ -291,6 +327,14 @@ impl Missing {
         }
         if self.prometheus {
             eprintln!("  prometheus for tests, downloaded and not installed (40 MB)");
+        }
+        if self.cargo_deb {
+            eprintln!("  cargo-deb {} (about a minute)", cargo_deb::RELEASE);
+        }
+        if self.root {
+            eprintln!(
+                "  a small system with systemd for the test guest, from the distribution's packages (about a minute)"
+            );
         }
         if self.linker {
             eprintln!("  bpf-linker {}, built for that compiler (1 to 3 minutes)", toolchain::BPF_LINKER);

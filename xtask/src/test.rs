@@ -14,7 +14,9 @@ use crate::{
     bench,
     build::{self, Binaries},
     guest::{fleet, kernels, verdict},
-    image, lint, process, prometheus,
+    image, lint,
+    package::trial,
+    process, prometheus,
     setup::{self, Need},
     workspace,
 };
@@ -22,7 +24,7 @@ use crate::{
 /// What `cargo xtask test` was asked for.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Which kinds of tests to run; all if none is named. Repeatable.
+    /// Which kinds of tests to run; all but `package` if none is named. Repeatable.
     #[arg(long, value_enum)]
     tier: Vec<Tier>,
     /// Which guest kernels (see tests/kernels.toml); all if none is named. Repeatable.
@@ -49,12 +51,15 @@ enum Tier {
     Host,
     /// Tests on the guest's kernels.
     Guest,
+    /// The Debian package in the guest, with systemd. Only if it is named: it takes minutes.
+    Package,
     /// What a packet costs in the guest, compared with the numbers in the repository.
     Bench,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let has = |tier| options.tier.is_empty() || options.tier.contains(&tier);
+    let package = options.tier.contains(&Tier::Package);
     let wanted = kernels::wanted(&options.kernel)?;
     let mut needs = vec![Need::Build];
     if has(Tier::Lint) {
@@ -63,8 +68,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if has(Tier::Host) {
         needs.push(Need::Host);
     }
-    if has(Tier::Guest) || has(Tier::Bench) {
+    if has(Tier::Guest) || has(Tier::Bench) || package {
         needs.push(Need::Guest(&wanted));
+    }
+    if package {
+        needs.extend([Need::Package, Need::PackageTrial]);
     }
     setup::ensure(&needs)?;
 
@@ -92,7 +100,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             counts.add(&fleet::run(&wanted, &binaries, &image, &there, limit, options.kvm)?);
         }
     }
-    // Without a filter, since it has no single tests.
+    // Without a filter, since they have no single tests.
+    if package && options.filter.is_empty() {
+        for result in trial::run(&wanted, &build::for_tests()?, options.kvm)? {
+            counts.check(result);
+        }
+    }
     if has(Tier::Bench) && options.filter.is_empty() {
         counts.check(bench::check(&options.kernel));
     }

@@ -41,6 +41,7 @@ pub mod reconcile;
 pub mod revalidate;
 pub mod revoke;
 pub mod serve;
+pub mod supervisor;
 pub mod watch;
 
 use cleanup::TableCleanup;
@@ -50,6 +51,7 @@ use ready::{Facts, NotReady};
 use reconcile::{Reconciler, Standing};
 use revalidate::{Emptied, Revalidation};
 use serve::{Question, ServeError, Server};
+use supervisor::Supervisor;
 use watch::Watch;
 
 /// Why the agent can't go on.
@@ -102,6 +104,7 @@ pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
             biased;
             name = stop.next() => {
                 info!(signal = name, cleanup = agent.config.cleanup_on_exit, "stopping");
+                agent.supervisor.stopping();
                 break;
             }
             _ = reload.recv() => agent.reload(),
@@ -119,6 +122,7 @@ pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
             () = at(agent.started, agent.offload.as_ref().and_then(|o| o.revalidation.due())) => agent.revalidate()?,
             // Few, and asked at most sixteen at a time. Before the announcements for the same reason.
             question = Server::next(&mut agent.server) => agent.answer(question).await,
+            () = at(agent.started, agent.supervisor.due()) => agent.supervisor.alive(agent.now()),
             event = agent.links_source.next() => agent.link_event(event?).await?,
             event = Offload::next(&mut agent.offload) => agent.ruleset_event(event?)?,
             () = Crossings::ready(&mut agent.crossings) => agent.follow_crossings().await?,
@@ -240,6 +244,7 @@ struct Agent {
     reconciles: Reconciles,
     /// Of links, and of the ruleset.
     overruns: [u64; 2],
+    supervisor: Supervisor,
     /// Whether it was said that repairs wait.
     backing_off: bool,
 }
@@ -273,6 +278,7 @@ impl Agent {
             started_unix: measure::unix_seconds(),
             reconciles: Reconciles::default(),
             overruns: [0; 2],
+            supervisor: Supervisor::from_environment(),
             backing_off: false,
             config,
         })
@@ -340,6 +346,7 @@ impl Agent {
 
     /// Reads the file of exclusions again. What is wrong with it is said, and the old ones stay.
     fn reload(&mut self) {
+        self.supervisor.reloading();
         match self.config.rules.exclude.load() {
             Ok(exclusions) => {
                 info!(exclusions = exclusions.len(), "exclusions read again");
@@ -347,9 +354,13 @@ impl Agent {
                 if let Some(offload) = &mut self.offload {
                     offload.reconciler.exclude(Arc::clone(&self.config.rules.exclusions));
                 }
+                // What is reconciled then ends the reloading.
                 self.pace.trigger(Trigger::Exclusions, self.now());
             }
-            Err(error) => error!("exclusions stay as they are: {error}"),
+            Err(error) => {
+                error!("exclusions stay as they are: {error}");
+                self.tell();
+            }
         }
     }
 
@@ -452,6 +463,7 @@ impl Agent {
             );
         }
         self.backing_off = wait.is_some();
+        self.tell();
         Ok(())
     }
 
@@ -480,6 +492,28 @@ impl Agent {
     /// What flows are judged by, but for addresses and clocks.
     fn judges(&self) -> Node {
         judges(&self.links, self.offload.as_ref())
+    }
+
+    /// Tells the service manager what is so.
+    fn tell(&mut self) {
+        let (ready, status) = match self.ready() {
+            Ok(()) => (true, self.standing()),
+            Err(reason) => (false, reason.to_string()),
+        };
+        self.supervisor.report(ready, status, self.now());
+    }
+
+    /// What a node that is ready does, in a line.
+    fn standing(&self) -> String {
+        match self.offload.as_ref().and_then(|offload| offload.reconciler.offloads()) {
+            Some((threshold, managed)) if threshold > 0 => {
+                format!(
+                    "offloading flows of more than {threshold} packets between {} interfaces",
+                    managed.count()
+                )
+            }
+            _ => "watching flows, offloading none".to_owned(),
+        }
     }
 
     fn in_place(&self) -> Result<(), DaemonError> {

@@ -36,6 +36,13 @@ pub struct AgentProcess {
     pub capabilities: io::Result<u64>,
 }
 
+impl AgentProcess {
+    /// Its top directory as this process sees it, for one in a container.
+    pub fn root(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root", self.pid))
+    }
+}
+
 /// Where the checks begin: what only the flags tell.
 pub struct Given {
     /// The process that runs as the agent.

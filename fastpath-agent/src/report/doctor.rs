@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use clap::{ArgAction, CommandFactory, FromArgMatches, builder::Resettable};
 use serde::Serialize;
 
 use crate::{
@@ -18,6 +17,7 @@ use crate::{
         facts::{Canary, CanaryFlow},
         worst,
     },
+    invocation::{Invocation, InvocationError},
     kernel::{
         canary,
         facts::{self, AgentProcess, Given, KernelName},
@@ -121,8 +121,7 @@ struct Flags {
 /// The configuration of the agent that runs here; `None` if none runs, or its flags can't be read.
 pub(super) fn running_config() -> Option<Config> {
     facts::agent_processes().iter().find_map(|process| {
-        let (arguments, environment) = process.started_with.as_ref().ok()?;
-        let Cli { command: None, run } = parse(arguments, environment)? else { return None };
+        let Cli { command: None, run, .. } = started_with(process)?.ok()? else { return None };
         Config::new(&run, String::new()).ok()
     })
 }
@@ -130,15 +129,15 @@ pub(super) fn running_config() -> Option<Config> {
 /// The agent that runs here, and its flags; else doctor's own.
 fn running_agent(own: Flags) -> (Option<AgentProcess>, Flags) {
     for process in facts::agent_processes() {
-        let (arguments, environment) = match &process.started_with {
-            Ok(words) => words,
-            Err(error) => {
-                let unknown = Some(error.to_string());
+        let run = match started_with(&process) {
+            Some(Ok(Cli { command: None, run, .. })) => run,
+            Some(Err(error)) => {
+                let unknown = Some(error);
                 return (Some(process), Flags { unknown, ..own });
             }
+            // Another subcommand, or one that is about to end since its flags are wrong.
+            Some(Ok(_)) | None => continue,
         };
-        // Another subcommand, or one that is about to end since its flags are wrong.
-        let Some(Cli { command: None, run }) = parse(arguments, environment) else { continue };
         let Ok(config) = Config::new(&run, own.node.clone()) else { continue };
         let flags = Flags {
             without_ebpf: config.ebpf == EbpfMode::Off,
@@ -152,36 +151,17 @@ fn running_agent(own: Flags) -> (Option<AgentProcess>, Flags) {
     (None, own)
 }
 
-/// The flags that a process was started with: its command line, and its environment for what that doesn't say. This
-/// process's own environment is of no account.
-fn parse(arguments: &[String], environment: &[String]) -> Option<Cli> {
-    let command = Cli::command();
-    let mut arguments = arguments.to_vec();
-    for argument in command.get_arguments() {
-        let (Some(variable), Some(long)) = (argument.get_env(), argument.get_long()) else { continue };
-        let flag = format!("--{long}");
-        let given = arguments.iter().any(|word| {
-            word.strip_prefix(&flag).is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
-        });
-        let variable = format!("{}=", variable.to_str()?);
-        let Some(value) = environment.iter().find_map(|entry| entry.strip_prefix(&variable)) else {
-            continue;
-        };
-        match argument.get_action() {
-            _ if given => {}
-            // Switches take no value on the command line; what clap's boolish parser takes for no isn't given.
-            ArgAction::SetTrue => {
-                let no = ["", "n", "no", "f", "false", "off", "0"];
-                if !no.iter().any(|no| value.eq_ignore_ascii_case(no)) {
-                    arguments.push(flag);
-                }
-            }
-            _ => arguments.push(format!("{flag}={value}")),
-        }
+/// The flags that a process was started with, or why they can't be read; `None` where they are wrong.
+fn started_with(process: &AgentProcess) -> Option<Result<Cli, String>> {
+    let (arguments, environment) = match &process.started_with {
+        Ok(words) => words,
+        Err(error) => return Some(Err(error.to_string())),
+    };
+    match Invocation::of_another(arguments, environment, &process.root()) {
+        Ok(invocation) => Some(Ok(invocation.cli)),
+        Err(InvocationError::File(error)) => Some(Err(error.to_string())),
+        Err(InvocationError::CommandLine(_)) => None,
     }
-    let matches =
-        command.mut_args(|argument| argument.env(Resettable::Reset)).try_get_matches_from(arguments).ok()?;
-    Cli::from_arg_matches(&matches).ok()
 }
 
 /// The report as text.
@@ -227,33 +207,6 @@ impl Text<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn flags(arguments: &[&str], environment: &[&str]) -> Option<Cli> {
-        let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-        parse(&owned(arguments), &owned(environment))
-    }
-
-    #[test]
-    fn flags_of_a_process_are_its_command_line_and_then_its_environment() {
-        let environment = [
-            "PATH=/bin",
-            "FASTPATH_THRESHOLD=9",
-            "FASTPATH_EBPF=off",
-            "FASTPATH_INTERFACES=a*,b*",
-            "FASTPATH_TAKEOVER=true",
-        ];
-        let cli = flags(&["fastpath-agent", "--fastpath-threshold=6"], &environment).expect("valid");
-        assert!(cli.command.is_none());
-        assert_eq!(cli.run.rules.fastpath_threshold, "6");
-        assert_eq!(cli.run.rules.interfaces, ["a*", "b*"]);
-        assert_eq!(cli.run.ebpf, EbpfMode::Off);
-        assert!(cli.run.takeover);
-        assert!(!flags(&["fastpath-agent"], &["FASTPATH_TAKEOVER=No"]).expect("valid").run.takeover);
-        let cli = flags(&["fastpath-agent", "--fastpath-threshold", "7"], &environment).expect("valid");
-        assert_eq!(cli.run.rules.fastpath_threshold, "7");
-        assert!(flags(&["fastpath-agent", "status"], &[]).expect("valid").command.is_some());
-        assert!(flags(&["fastpath-agent", "--no-such-flag"], &[]).is_none());
-    }
 
     #[test]
     fn text_names_levels_with_and_without_colours() {

@@ -1,5 +1,6 @@
 //! Behaviour that needs no flowtable in the kernel.
 
+mod config_file;
 mod conntrack;
 mod crowd;
 mod doctor;
@@ -11,3 +12,4 @@ mod harness;
 mod logs;
 mod metrics;
 mod nft;
+mod service_manager;

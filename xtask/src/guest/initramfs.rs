@@ -109,7 +109,8 @@ impl Archive {
         self.put(path, Node::Text(content.into()));
     }
 
-    fn link(&mut self, path: &str, target: &str) {
+    /// A symbolic link.
+    pub(crate) fn link(&mut self, path: &str, target: &str) {
         self.put(path, Node::Link(target.to_owned()));
     }
 

@@ -1,0 +1,118 @@
+//! Tries the package for real: in a guest with systemd as PID 1, on each kernel. What is tried is said in
+//! tests/src/bin/package.rs; here is only how the guest comes about.
+
+use std::{path::PathBuf, thread, time::Duration};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use super::{build, directory, root};
+use crate::{
+    build::Binaries,
+    guest::{
+        MEMORY_MIB,
+        initramfs::{self, Archive},
+        kernels::{self, Kernel, Wanted},
+        new_log,
+        qemu::{Machine, Processor},
+        verdict::End,
+    },
+};
+
+/// For all that is tried; it takes a minute on a machine that has nothing else to do.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// A service that does what PID 1 of the other guests does: obeys the host over the second serial port.
+const UNIT: &str = "[Unit]
+Description=What the host asks for
+After=basic.target
+[Service]
+ExecStart=/usr/bin/bash /job/serve
+";
+
+/// Reads one request, `exec SECONDS`, and answers as `init` does.
+const SERVE: &str = "stty -F /dev/ttyS1 115200 raw -echo
+exec </dev/ttyS1 >/dev/ttyS1 2>&1
+echo @@READY
+read -r _ limit
+timeout \"$limit\" /job/package /job/old.deb /job/new.deb 2>&1 | sed -u 's/^/| /'
+echo \"@@END exit ${PIPESTATUS[0]} $SECONDS\"
+";
+
+/// Units that only cost time: consoles that nobody looks at.
+const MASKED: &[&str] = &["getty.target", "serial-getty@ttyS0.service", "getty-static.service"];
+
+/// A package and the one that it is upgraded to, of the same agent.
+struct Packages {
+    old: PathBuf,
+    new: PathBuf,
+}
+
+impl Packages {
+    fn build(binaries: &Binaries) -> Result<Self> {
+        let agent = binaries.get("fastpath-agent").context("cargo built no fastpath-agent")?;
+        let package = |revision| build(agent, "guest", revision, &directory().join("guest"));
+        Ok(Self { old: package(1)?, new: package(2)? })
+    }
+}
+
+/// Tries the package on all these kernels, at the same time; a result for each.
+pub(crate) fn run(wanted: &[Wanted], binaries: &Binaries, kvm: bool) -> Result<Vec<Result<()>>> {
+    let packages = Packages::build(binaries)?;
+    Ok(thread::scope(|scope| {
+        let trials: Vec<_> =
+            wanted.iter().map(|kernel| scope.spawn(|| run_on(kernel, binaries, &packages, kvm))).collect();
+        let results = trials.into_iter().map(|trial| trial.join());
+        results.map(|result| result.unwrap_or_else(|_| bail!("trying the package panicked"))).collect()
+    }))
+}
+
+fn run_on(wanted: &Wanted, binaries: &Binaries, packages: &Packages, kvm: bool) -> Result<()> {
+    let kernel = kernels::cached(wanted)?.context("set-up has fetched the kernel")?;
+    let initramfs = file_system(&kernel, binaries, packages)?;
+    let machine = Machine {
+        kernel: &kernel,
+        initramfs: &initramfs,
+        log: new_log(&format!("{}-package.log", kernel.name))?,
+        processor: Processor::virtualised(kvm),
+        cpus: 1,
+        memory_mib: MEMORY_MIB,
+        monitor: None,
+    };
+    let mut guest = machine.boot()?;
+    println!("package {}: systemd is up after {:.1} s", kernel.name, guest.booted_in().as_secs_f64());
+    let broken = |reason| anyhow!("package {}: {reason}; see {}", kernel.name, machine.log.display());
+    let (end, took) =
+        guest.exec(LIMIT, |line| println!("package {}: {line}", kernel.name)).map_err(broken)?;
+    if end != End::Exit(0) {
+        bail!("package {}: FAILED: {end}; see {}", kernel.name, machine.log.display());
+    }
+    println!("ok      {:<5} package ({:.0} s)", kernel.name, took.as_secs_f64());
+    Ok(())
+}
+
+/// Tools and modules as in the other guests, the small system over them, and over that what is tried.
+fn file_system(kernel: &Kernel, binaries: &Binaries, packages: &Packages) -> Result<PathBuf> {
+    let own = crate::guest::directory().join(format!("{}-package", kernel.name));
+    let base = initramfs::base(kernel, &crate::guest::directory().join(&kernel.name))?;
+    let system = root::cached()?.context("set-up has made the small system")?;
+    let trial = binaries.get("package").context("cargo built no program that tries the package")?;
+    let mut ours = Archive::default();
+    ours.link("init", "/usr/lib/systemd/systemd");
+    ours.program("job/package", trial)?;
+    ours.text("job/serve", SERVE);
+    ours.file("job/old.deb", &packages.old)?;
+    ours.file("job/new.deb", &packages.new)?;
+    // The one that mmdebstrap leaves there forbids to start services.
+    ours.text("usr/sbin/policy-rc.d", "#!/bin/sh\nexit 0\n");
+    let units = "etc/systemd/system";
+    ours.text(&format!("{units}/job.service"), UNIT);
+    ours.link(&format!("{units}/multi-user.target.wants/job.service"), "../job.service");
+    for name in MASKED {
+        ours.link(&format!("{units}/{name}"), "/dev/null");
+    }
+    std::fs::create_dir_all(&own).with_context(|| format!("cannot make {}", own.display()))?;
+    let (archive, whole) = (own.join("ours.cpio"), own.join("initramfs.cpio"));
+    ours.write(&archive)?;
+    initramfs::concatenate(&[&base, &system, &archive], &whole)?;
+    Ok(whole)
+}
