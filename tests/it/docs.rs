@@ -69,6 +69,7 @@ struct Node {
 impl Node {
     fn new() -> Self {
         let topology = Topology::build(Layout { nat: Nat::Service, ..Layout::default() });
+        topology.node.ip("link set lo up\n");
         let agent = Agent::start_with(&topology.node, &[]);
         agent::wait_for_programs(&topology.node, &["c0", "s0"]);
         let flow = |proto, from: &str, dial, listen| {
