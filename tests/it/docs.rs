@@ -181,6 +181,9 @@ impl Node {
         command.args(["-c", &format!("exec {text}")]).env("PATH", &self.path);
         let mut agent = Agent::spawn(self.ns(), &mut command);
         agent.wait_for("ruleset verified", Duration::from_secs(20));
+        if !text.contains("--ebpf=off") {
+            agent.wait_for_programs();
+        }
         self.agent = Some(agent);
         Ok(())
     }

@@ -96,10 +96,7 @@ impl Agent {
         let mut agent = Self::spawn(node, &mut command(args));
         agent.wait_for_ruleset();
         if !args.contains(&"--ebpf=off") {
-            wait_until("the programs", START_LIMIT, || {
-                assert!(agent.is_running(), "{}", agent.log().join("\n"));
-                agent.count("eBPF programs loaded") + agent.count("flows are not watched") > 0
-            });
+            agent.wait_for_programs();
         }
         agent
     }
@@ -108,6 +105,15 @@ impl Agent {
     #[track_caller]
     pub fn wait_for_ruleset(&mut self) {
         self.wait_for("ruleset verified", START_LIMIT);
+    }
+
+    /// Waits until the programs are loaded, or the agent has said that they can't be.
+    #[track_caller]
+    pub fn wait_for_programs(&mut self) {
+        wait_until("the programs", START_LIMIT, || {
+            assert!(self.is_running(), "{}", self.log().join("\n"));
+            self.count("eBPF programs loaded") + self.count("flows are not watched") > 0
+        });
     }
 
     /// Whether it hasn't ended.

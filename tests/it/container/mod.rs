@@ -26,6 +26,7 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 fn started(bundle: &Bundle, topology: &Topology, name: &'static str) -> Container {
     let mut container = bundle.start(&topology.node, name);
     container.agent.wait_for("ruleset verified", START_LIMIT);
+    container.agent.wait_for_programs();
     container
 }
 
