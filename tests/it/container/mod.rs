@@ -69,6 +69,9 @@ fn offloads_a_flow() {
     assert_eq!(container.warnings(), Vec::<String>::new());
     let log = container.agent.log().join("\n");
     assert!(log.contains("node=\"node-1\"") && log.contains("pin_path=/bpf/fastpath"), "{log}");
+    for probe in [&bundle.pod.container().liveness_probe, &bundle.pod.container().readiness_probe] {
+        assert_eq!(topology.node.run(|| probe.http_get.ask()), "200", "{}", probe.http_get.path);
+    }
     // What operators run in the container; the maps are found by the variable that it has.
     let status: Value = serde_json::from_str(&container.output(&["status", "-o", "json"])).expect("JSON");
     assert_eq!(status["ebpf"]["attachments"].as_array().map(Vec::len), Some(2), "{status:#}");

@@ -1,7 +1,12 @@
 //! The DaemonSet's pod as far as a runtime has to do with it. Fields that these types don't know fail the test: what is added to the
 //! manifest has to be told to the runtime here too, or be named as nothing to it.
 
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+};
 
 use serde::{Deserialize, de::IgnoredAny};
 
@@ -69,10 +74,8 @@ pub(super) struct Container {
     pub(super) security_context: SecurityContext,
     pub(super) resources: Resources,
     pub(super) volume_mounts: Vec<VolumeMount>,
-    #[serde(rename = "livenessProbe")]
-    _liveness_probe: IgnoredAny, // kubelet
-    #[serde(rename = "readinessProbe")]
-    _readiness_probe: IgnoredAny, // kubelet
+    pub(super) liveness_probe: Probe,
+    pub(super) readiness_probe: Probe,
     #[serde(rename = "name")]
     _name: IgnoredAny,
     pub(super) image: String,
@@ -149,6 +152,22 @@ pub(super) struct VolumeMount {
     pub(super) read_only: bool,
 }
 
+/// `Probe`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Probe {
+    pub(super) http_get: HttpGet,
+}
+
+/// `HTTPGetAction`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct HttpGet {
+    pub(super) host: String,
+    pub(super) port: u16,
+    pub(super) path: String,
+}
+
 /// `Volume`.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -172,6 +191,18 @@ pub(super) struct HostPath {
 pub(super) struct EmptyDir {
     pub(super) medium: String,
     pub(super) size_limit: String,
+}
+
+impl HttpGet {
+    /// What the kubelet is answered: the status.
+    pub(super) fn ask(&self) -> String {
+        let mut stream = TcpStream::connect((self.host.as_str(), self.port)).expect("the agent listens");
+        write!(stream, "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.path, self.host)
+            .expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        answer.split(' ').nth(1).unwrap_or_default().to_owned()
+    }
 }
 
 impl PodSpec {

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, fs};
 use clap::{CommandFactory, Parser};
 use fastpath_agent::{cli::Cli, config::Config};
 use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::Namespace};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use kustomize::{apply, directory, read, render};
@@ -55,6 +55,31 @@ fn check<T: DeserializeOwned + Serialize>(object: &Value) {
     );
 }
 
+/// Of the Prometheus operator's PodMonitor, what is used (its API reference, monitoring.coreos.com/v1).
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct PodMonitorSpec {
+    job_label: String,
+    selector: k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector,
+    pod_metrics_endpoints: Vec<Endpoint>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Endpoint {
+    port: String,
+    path: String,
+    interval: String,
+    relabelings: Vec<Relabeling>,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Relabeling {
+    source_labels: Vec<String>,
+    target_label: String,
+}
+
 #[test]
 fn every_object_is_one_of_the_api() {
     for (name, objects) in all() {
@@ -64,6 +89,10 @@ fn every_object_is_one_of_the_api() {
             match (object["apiVersion"].as_str(), object["kind"].as_str()) {
                 (Some("apps/v1"), Some("DaemonSet")) => check::<DaemonSet>(&object),
                 (Some("v1"), Some("Namespace")) => check::<Namespace>(&object),
+                (Some("monitoring.coreos.com/v1"), Some("PodMonitor")) => {
+                    check::<PodMonitorSpec>(&object["spec"])
+                }
+                (Some("monitoring.coreos.com/v1"), Some("PrometheusRule")) => {} // see below
                 _ => panic!("{name}: an object that nothing checks: {object:#}"),
             }
         }
@@ -161,4 +190,30 @@ fn overlays_change_what_they_are_for() {
     ] } } } });
     apply(&read(&directory().join("overlays/beside-kindnet/kindnet-off.yaml")), &mut kindnet, "kindnet-off");
     assert_eq!(strings(&container(&kindnet)["args"]).last(), Some(&"--fastpath-threshold=0"));
+}
+
+#[test]
+fn who_scrapes_reaches_what_the_agent_serves() {
+    let objects = render("overlays/prometheus-operator");
+    let (set, monitor) = (one(&objects, "DaemonSet"), one(&objects, "PodMonitor"));
+    let labels = &set["spec"]["template"]["metadata"]["labels"];
+    for (label, value) in monitor["spec"]["selector"]["matchLabels"].as_object().expect("labels") {
+        assert_eq!(labels[label], *value);
+    }
+    let container = container(&set);
+    let port = &container["ports"][0];
+    assert_eq!(port["name"], monitor["spec"]["podMetricsEndpoints"][0]["port"]);
+    let flag = format!("--metrics-bind-address=$(HOST_IP):{}", port["containerPort"]);
+    assert!(strings(&container["args"]).contains(&flag.as_str()));
+    for probe in ["livenessProbe", "readinessProbe"] {
+        assert_eq!(container[probe]["httpGet"]["port"], port["containerPort"]);
+        assert!(container[probe]["httpGet"].get("host").is_none(), "{probe} asks where nobody listens");
+    }
+}
+
+#[test]
+fn alerts_are_those_of_the_rule_file() {
+    let rule = one(&render("overlays/prometheus-operator"), "PrometheusRule");
+    let file = read(&directory().join("monitoring/alerts.yaml"));
+    assert_eq!(rule["spec"], file, "copy deploy/monitoring/alerts.yaml below `spec:`");
 }
