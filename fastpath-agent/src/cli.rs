@@ -9,9 +9,11 @@ use clap::{
 use ipnet::IpNet;
 
 use crate::core::{
-    connection::{TCP, UDP},
-    flow::STATE_NAMES,
-    flow_filter::Sort,
+    flow::{
+        STATE_NAMES,
+        connection::{TCP, UDP},
+        filter::Sort,
+    },
     model::IfName,
 };
 

@@ -7,11 +7,9 @@ use fastpath_common::limits::{MAX_FLOWS, MIN_FLOWS};
 use crate::{
     cli::{Assist, EbpfMode, HwOffload, LogFormat, OnOff, RuleArgs, RunArgs},
     core::{
-        desired::Policy,
-        diff::ForeignTable,
-        exclude::Exclusions,
         known_bugs::{KernelNames, KnownBug, forbids_offload},
-        select::Selection,
+        link::select::Selection,
+        ruleset::{desired::Policy, diff::ForeignTable, exclude::Exclusions},
     },
 };
 

@@ -14,9 +14,9 @@ use fastpath_agent::{
     },
     config::{BadValue, Config, Rules},
     core::{
-        desired,
         doctor::Level,
-        link_table::LinkTable,
+        link::table::LinkTable,
+        ruleset::desired,
         why::{BadFlow, FlowSpec},
     },
     daemon,

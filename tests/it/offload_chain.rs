@@ -5,15 +5,17 @@ use std::{thread, time::Duration};
 
 use fastpath_agent::{
     core::{
-        connection::Entry,
-        desired::{self, Desired, Policy},
-        diff::{self, Decision, ForeignTable},
-        expr::{CmpOp, CtKey, Expr, MetaKey, RtKey},
+        flow::connection::Entry,
+        link::select::Selection,
         model::{CHAIN, FLOWTABLE, OFFLOAD_CHAIN},
-        plan::Op,
-        rule::Rule,
-        select::Selection,
-        sets::OwnSet,
+        ruleset::{
+            desired::{self, Desired, Policy},
+            diff::{self, Decision, ForeignTable},
+            expr::{CmpOp, CtKey, Expr, MetaKey, RtKey},
+            plan::Op,
+            rule::Rule,
+            sets::OwnSet,
+        },
     },
     kernel::{
         Ruleset,

@@ -10,12 +10,8 @@ use std::{
 
 use fastpath_agent::{
     core::{
-        empty::empty,
         model::{IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN},
-        observed::Observed,
-        plan::Op,
-        rule::Rule,
-        sets::OwnSet,
+        ruleset::{empty::empty, observed::Observed, plan::Op, rule::Rule, sets::OwnSet},
     },
     kernel::{
         Ruleset,

@@ -5,10 +5,12 @@ use std::collections::BTreeSet;
 use fastpath_agent::{
     core::{
         model::{CHAIN, FLOWTABLE, IfIndex, IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN, TABLE},
-        observed::{Generation, ObservedFlowtable},
-        plan::Op,
-        rule::Rule,
-        sets::OwnSet,
+        ruleset::{
+            observed::{Generation, ObservedFlowtable},
+            plan::Op,
+            rule::Rule,
+            sets::OwnSet,
+        },
     },
     kernel::{
         Ruleset,

@@ -13,10 +13,12 @@ use crate::{
     cli::Cli,
     config::Config,
     core::{
-        desired::{Policy, desired},
-        diff::{Decision, ForeignTable, diff},
         model::{FLOWTABLE, IfIndex, IfName, Link, OperState, test_link},
-        observed::{ObservedTable, Owner},
+        ruleset::{
+            desired::{Policy, desired},
+            diff::{Decision, ForeignTable, diff},
+            observed::{ObservedTable, Owner},
+        },
     },
     kernel::{Ruleset, fake::FakeRuleset},
 };

@@ -5,8 +5,8 @@ use std::{fmt, path::Path};
 use super::DaemonError;
 use crate::{
     core::{
-        diff::{self, Decision, ForeignTable},
         model::TABLE,
+        ruleset::diff::{self, Decision, ForeignTable},
     },
     kernel::{
         Ruleset, bpf, event_socket,

@@ -14,12 +14,12 @@ use tracing::{Level, debug, enabled, info, trace, warn};
 use super::readers::Readers;
 use crate::{
     config::Config,
-    core::{
+    core::flow::{
+        Cause, Flow, Node, State,
         assist::{Assist, Next, Wanted},
         connection::{Entry, Tuple},
         crossing::{self, Settled},
-        flow::{Cause, Flow, Node, State},
-        flow_record::{Event, FlowRecord},
+        record::{Event, FlowRecord},
         traffic::Marks,
     },
     kernel::{

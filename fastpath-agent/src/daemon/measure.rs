@@ -11,7 +11,7 @@ use tracing::debug;
 
 use super::{Agent, Crossings, crossings::Counts, reconcile::Standing};
 use crate::{
-    core::{desired, flow::Node},
+    core::{flow::Node, ruleset::desired},
     kernel::flows::tick_ns,
     report::metrics::{self, Metrics, scrape::Scraper},
 };

@@ -16,7 +16,7 @@ use crate::{
     config::Config,
     core::{
         flow::Node,
-        link_table::{LinkEvent, LinkTable},
+        link::table::{LinkEvent, LinkTable},
         model::TABLE,
         pace::{Outcome, Pace, Trigger},
     },

@@ -16,7 +16,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use crate::{
-    core::flow_record::Event,
+    core::flow::record::Event,
     kernel::event_socket::{EventSocket, SocketError},
 };
 

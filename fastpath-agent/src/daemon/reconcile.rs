@@ -8,15 +8,17 @@ use tracing::{debug, info, warn};
 use super::revalidate::{self, Emptied, EmptyError};
 use crate::{
     core::{
-        assist::{LISTED_MS, Wanted},
-        desired::{self, Desired, Policy},
-        diff::{self, Decision, ForeignTable},
-        exclude::Exclusions,
-        link_table::{LinkChange, LinkTable},
+        flow::assist::{LISTED_MS, Wanted},
+        link::table::{LinkChange, LinkTable},
         model::{FLOWTABLE, IfIndex, IfName, TABLE},
-        observed::{Generation, Observed, ObservedSet},
         pace::{Outcome, Trigger},
-        plan::{Op, Plan},
+        ruleset::{
+            desired::{self, Desired, Policy},
+            diff::{self, Decision, ForeignTable},
+            exclude::Exclusions,
+            observed::{Generation, Observed, ObservedSet},
+            plan::{Op, Plan},
+        },
     },
     kernel::{
         Ruleset, Unread,

@@ -3,11 +3,12 @@
 use super::*;
 use crate::{
     core::{
-        link_table::LinkEvent,
+        link::{select::Selection, table::LinkEvent},
         model::{Link, test_link},
-        observed::{ObservedFlowtable, Owner},
-        select::Selection,
-        sets::OwnSet,
+        ruleset::{
+            observed::{ObservedFlowtable, Owner},
+            sets::OwnSet,
+        },
     },
     daemon::cleanup::{TableCleanup, remove_table},
     kernel::fake::FakeRuleset,
@@ -176,7 +177,7 @@ fn what_somebody_deleted_is_put_back_and_counted_as_a_repair() {
     let mut r = reconciler(1..=3);
     r.reconcile(Trigger::Start).unwrap();
     let right = r.ruleset.table.clone();
-    let harm: [fn(&mut Option<crate::core::observed::ObservedTable>); 4] = [
+    let harm: [fn(&mut Option<crate::core::ruleset::observed::ObservedTable>); 4] = [
         |t| *t = None,
         |t| t.as_mut().unwrap().chains.clear(),
         |t| t.as_mut().unwrap().chains[0].rules.clear(),
@@ -187,7 +188,7 @@ fn what_somebody_deleted_is_put_back_and_counted_as_a_repair() {
         assert!(r.notice());
         let report = r.reconcile(Trigger::Ruleset).unwrap();
         assert_eq!(report.outcome, Outcome::Repaired);
-        let handles_away = |t: &Option<crate::core::observed::ObservedTable>| {
+        let handles_away = |t: &Option<crate::core::ruleset::observed::ObservedTable>| {
             let mut t = t.clone().unwrap();
             t.chains.iter_mut().flat_map(|c| &mut c.rules).for_each(|rule| rule.handle = 0);
             t.sets.iter_mut().for_each(|set| set.handle = 0);
@@ -394,7 +395,7 @@ fn changes_elsewhere_leave_what_is_known_of_our_table() {
 fn what_was_revoked_by_hand_stays() {
     let mut r = reconciler(1..=3);
     r.reconcile(Trigger::Start).unwrap();
-    let ops = crate::core::empty::revoke(r.ruleset.table.as_ref().unwrap(), vec![7], 1000).unwrap();
+    let ops = crate::core::ruleset::empty::revoke(r.ruleset.table.as_ref().unwrap(), vec![7], 1000).unwrap();
     let generation = Generation(r.ruleset.generation);
     r.ruleset.commit(&ops, generation).unwrap();
     assert!(r.notice());

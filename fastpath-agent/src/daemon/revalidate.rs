@@ -9,10 +9,12 @@ use crate::{
     cli::OnOff,
     config::Config,
     core::{
-        empty::{self, Obstacle},
         model::TABLE,
-        observed::{Generation, Owner},
         revalidate::{BaseChains, Pace, Touched},
+        ruleset::{
+            empty::{self, Obstacle},
+            observed::{Generation, Owner},
+        },
     },
     kernel::{
         Ruleset, Unread, conntrack,

@@ -1,5 +1,5 @@
 //! `revoke`: ends the acceleration of connections, or the connections themselves. Works without a running agent; one that
-//! runs keeps what is done here (`core::desired::keep_revoked`).
+//! runs keeps what is done here (`core::ruleset::desired::keep_revoked`).
 
 use std::{
     fmt, thread,
@@ -10,11 +10,11 @@ use super::revalidate::EmptyError;
 use crate::{
     cli::RevokeArgs,
     core::{
-        connection::{Entry, TCP, UDP},
-        empty,
-        flow_filter::Filter,
-        observed::Owner,
-        sets::OwnSet,
+        flow::{
+            connection::{Entry, TCP, UDP},
+            filter::Filter,
+        },
+        ruleset::{empty, observed::Owner, sets::OwnSet},
     },
     kernel::{
         Ruleset,

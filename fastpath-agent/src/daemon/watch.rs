@@ -1,4 +1,4 @@
-//! Keeps the eBPF programs attached where `core::watch` wants them. Whatever fails here costs sight, never packets:
+//! Keeps the eBPF programs attached where `core::link::watch` wants them. Whatever fails here costs sight, never packets:
 //! it is said once and tried again when the link changes.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,10 +10,8 @@ use crate::{
     cli::EbpfMode,
     config::Config,
     core::{
-        link_table::LinkTable,
+        link::{select::Selection, table::LinkTable, watch::watched},
         model::{IfIndex, Link},
-        select::Selection,
-        watch::watched,
     },
     kernel::bpf::{self, Chatter, CleanupReport, FlowEyes, Hook, LoadConfig},
 };

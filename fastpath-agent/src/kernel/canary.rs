@@ -8,10 +8,12 @@ use std::io;
 
 use crate::{
     core::{
-        desired::{Policy, desired},
-        diff::{Decision, ForeignTable, diff},
         doctor::facts::CanaryFlow,
-        link_table::LinkTable,
+        link::table::LinkTable,
+        ruleset::{
+            desired::{Policy, desired},
+            diff::{Decision, ForeignTable, diff},
+        },
     },
     kernel::{
         Ruleset,

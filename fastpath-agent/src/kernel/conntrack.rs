@@ -11,8 +11,8 @@ use serde::Serialize;
 
 use super::nfnetlink::{Attribute, FAMILY_HEADER_BYTES, HEADER_BYTES, Message, Socket, attributes};
 use crate::core::{
-    connection::{Entry, Status, TcpState, Tuple},
-    observed::Counter,
+    flow::connection::{Entry, Status, TcpState, Tuple},
+    ruleset::observed::Counter,
 };
 
 // enum ctattr_type and its kind, include/uapi/linux/netfilter/nfnetlink_conntrack.h

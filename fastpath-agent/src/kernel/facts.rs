@@ -15,14 +15,14 @@ use super::{
     probe::{Kernel, Support},
 };
 use crate::core::{
-    desired::Policy,
     doctor::facts::{
         AgentFacts, EbpfFacts, Facts, Families, Feature, IngressProgram, KernelFacts, MapFacts, Missing,
         Reading,
     },
     known_bugs::KernelNames,
+    link::select::Selection,
     model::{IfIndex, IfName, Link},
-    select::Selection,
+    ruleset::desired::Policy,
 };
 
 /// A process with the agent's name in this network namespace. It may be one of its subcommands.

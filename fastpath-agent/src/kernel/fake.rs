@@ -9,16 +9,18 @@ use super::{
     nft::{CommitError, NftError, Rejection},
 };
 use crate::core::{
-    exclude::Keys,
-    expr::Expr,
     model::{CHAIN, FLOWTABLE, IfName, OFFLOAD_CHAIN},
-    observed::{
-        ChainHook, Counter, Generation, Observed, ObservedChain, ObservedFlowtable, ObservedRule,
-        ObservedSet, ObservedTable, Owner,
+    ruleset::{
+        exclude::Keys,
+        expr::Expr,
+        observed::{
+            ChainHook, Counter, Generation, Observed, ObservedChain, ObservedFlowtable, ObservedRule,
+            ObservedSet, ObservedTable, Owner,
+        },
+        plan::Op,
+        rule::Rule,
+        sets::{ExcludeSet, OwnSet, SetShape},
     },
-    plan::Op,
-    rule::Rule,
-    sets::{ExcludeSet, OwnSet, SetShape},
 };
 
 /// The fake.

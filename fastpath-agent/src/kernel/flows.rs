@@ -20,11 +20,13 @@ use super::{
     nft::{Nft, NftError},
 };
 use crate::core::{
-    connection::{Entry, Tuple},
-    flow::{Flow, Node},
-    flow_path::Metered,
-    link_table::LinkTable,
-    sets::OwnSet,
+    flow::{
+        Flow, Node,
+        connection::{Entry, Tuple},
+        path::Metered,
+    },
+    link::table::LinkTable,
+    ruleset::sets::OwnSet,
 };
 
 /// Flows can't be read.

@@ -16,7 +16,7 @@ use rtnetlink::{
 };
 
 use crate::core::{
-    link_table::LinkEvent,
+    link::table::LinkEvent,
     model::{IfIndex, IfName, Link, OperState},
 };
 

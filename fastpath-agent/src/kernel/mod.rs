@@ -1,6 +1,6 @@
 //! The only place with I/O and `unsafe`: nftables, links, conntrack, eBPF, probes; each behind a narrow trait.
 
-use crate::core::{
+use crate::core::ruleset::{
     observed::{Generation, Observed, ObservedSet},
     plan::Op,
 };

@@ -13,8 +13,8 @@ use rtnetlink::{
 
 use super::links::LinkError;
 use crate::core::{
-    connection::{TCP, Tuple, UDP},
-    link_table::LinkTable,
+    flow::connection::{TCP, Tuple, UDP},
+    link::table::LinkTable,
     model::IfIndex,
     why::Route,
 };

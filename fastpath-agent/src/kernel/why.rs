@@ -17,16 +17,20 @@ use super::{
     xfrm,
 };
 use crate::core::{
-    connection::{Entry, TCP, Tuple},
     doctor::facts::OtherFlowtable,
-    exclude::{self, Exclusions},
-    link_table::LinkTable,
+    flow::connection::{Entry, TCP, Tuple},
+    link::{
+        select::{Selection, Unmanaged},
+        table::LinkTable,
+        watch,
+    },
     model::{CHAIN, FLOWTABLE, IfIndex, IfName, Link, OFFLOAD_CHAIN},
-    observed::Counter,
-    rule::Rule,
-    select::{Selection, Unmanaged},
-    sets::OwnSet,
-    watch,
+    ruleset::{
+        exclude::{self, Exclusions},
+        observed::Counter,
+        rule::Rule,
+        sets::OwnSet,
+    },
     why::{Direction, Facts, FlowSpec, Flowtable, Moved, NotManaged, Program, Route, Ruleset, Slow},
 };
 

@@ -11,7 +11,7 @@ use mnl::Bus;
 use netlink_packet_core::NetlinkHeader;
 
 use super::nfnetlink::{HEADER_BYTES, Message, Socket, attributes, u32_at};
-use crate::core::connection::Tuple;
+use crate::core::flow::connection::Tuple;
 
 // include/uapi/linux/xfrm.h
 const XFRM_MSG_NEWPOLICY: u16 = 0x13;

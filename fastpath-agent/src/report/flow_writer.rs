@@ -2,9 +2,9 @@
 
 use std::io::{self, Write};
 
-use crate::core::{
-    flow::{Flow, Node, SLOW, State},
-    flow_record::{FlowRecord, interfaces},
+use crate::core::flow::{
+    Flow, Node, SLOW, State,
+    record::{FlowRecord, interfaces},
 };
 
 /// Writes flows one after the other.
@@ -99,8 +99,10 @@ mod tests {
 
     use super::*;
     use crate::core::{
-        connection::{TCP, Tuple},
-        flow_path::Path,
+        flow::{
+            connection::{TCP, Tuple},
+            path::Path,
+        },
         model::{IfIndex, IfName},
     };
 

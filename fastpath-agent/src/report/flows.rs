@@ -8,10 +8,10 @@ use std::{
 use super::flow_writer::{Json, Table, Writer};
 use crate::{
     cli::{FlowsArgs, Output},
-    core::{
+    core::flow::{
+        Flow, Node,
         best::Best,
-        flow::{Flow, Node},
-        flow_filter::{Filter, Sort},
+        filter::{Filter, Sort},
     },
     kernel::{
         event_socket::SocketError,

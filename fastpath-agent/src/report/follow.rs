@@ -8,9 +8,9 @@ use std::{
 use super::flows::{ShowError, filter};
 use crate::{
     cli::{FlowsArgs, Output},
-    core::{
-        flow::State,
-        flow_record::{Event, FlowRecord},
+    core::flow::{
+        State,
+        record::{Event, FlowRecord},
     },
     kernel::event_socket,
 };
@@ -83,10 +83,10 @@ fn clock(time: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::{
+    use crate::core::flow::{
+        Cause,
         connection::{Tuple, UDP},
-        flow::Cause,
-        flow_path::Path,
+        path::Path,
     };
 
     #[test]

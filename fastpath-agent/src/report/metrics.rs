@@ -12,11 +12,13 @@ use prometheus_client::{
 
 use crate::{
     core::{
-        flow::CAUSE_NAMES,
-        flow_sums::{COUNTED_STATES, FlowSums},
+        flow::{
+            CAUSE_NAMES,
+            sums::{COUNTED_STATES, FlowSums},
+            traffic::Passed,
+        },
+        link::select::REASON_NAMES,
         pace::Trigger,
-        select::REASON_NAMES,
-        traffic::Passed,
     },
     kernel::memory::Usage,
 };

@@ -3,11 +3,13 @@
 use std::fmt::Write;
 
 use crate::core::{
-    desired::Desired,
-    exclude::Exclusions,
     model::{CHAIN, FLOWTABLE, IfName, OFFLOAD_CHAIN, TABLE, TABLE_COMMENT},
-    rule::Rule,
-    sets::{ExcludeSet, Key, OwnSet, flags},
+    ruleset::{
+        desired::Desired,
+        exclude::Exclusions,
+        rule::Rule,
+        sets::{ExcludeSet, Key, OwnSet, flags},
+    },
 };
 
 /// The ruleset in nft's language; a comment line where there should be none.
@@ -114,9 +116,9 @@ mod tests {
 
     use super::*;
     use crate::core::{
-        desired::{self, Policy},
+        link::select::Selection,
         model::test_link,
-        select::Selection,
+        ruleset::desired::{self, Policy},
     };
 
     fn policy(threshold: u32) -> Policy {

@@ -6,12 +6,14 @@ use serde::Serialize;
 
 use crate::{
     core::{
-        desired::is_bridged,
-        exclude,
-        link_table::LinkTable,
+        link::table::LinkTable,
         model::{CHAIN, FLOWTABLE, Link, OperState, TABLE},
-        observed::{Counter, Observed, ObservedTable, Owner},
-        sets::OwnSet,
+        ruleset::{
+            desired::is_bridged,
+            exclude,
+            observed::{Counter, Observed, ObservedTable, Owner},
+            sets::OwnSet,
+        },
     },
     kernel::{
         Ruleset, bpf, conntrack,

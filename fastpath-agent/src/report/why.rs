@@ -8,7 +8,7 @@ use super::doctor::running_config;
 use crate::{
     cli::{Output, WhyArgs},
     core::{
-        connection::Tuple,
+        flow::connection::Tuple,
         why::{Accelerated, Explanation, FlowSpec, Mark, explain},
     },
     kernel::why::{Flags, WhyError, gather},

@@ -6,7 +6,7 @@ use std::{
 };
 
 use fastpath_agent::{
-    core::connection::{Entry, Tuple},
+    core::flow::connection::{Entry, Tuple},
     kernel::conntrack::{self, Conntrack, Deletion},
 };
 use fastpath_tests::netns::Netns;

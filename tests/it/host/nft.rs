@@ -11,17 +11,19 @@ use std::{
 
 use fastpath_agent::{
     core::{
-        desired::{self, Policy},
-        diff,
-        exclude::Exclusions,
-        expr::Expr,
+        link::select::Selection,
         model::{CHAIN, IfIndex, OFFLOAD_CHAIN, TABLE},
-        observed::{ChainHook, Generation, ObservedTable, Owner},
-        plan::Op,
         revalidate::Notice,
-        rule::Rule,
-        select::Selection,
-        sets::{ExcludeSet, OwnSet},
+        ruleset::{
+            desired::{self, Policy},
+            diff,
+            exclude::Exclusions,
+            expr::Expr,
+            observed::{ChainHook, Generation, ObservedTable, Owner},
+            plan::Op,
+            rule::Rule,
+            sets::{ExcludeSet, OwnSet},
+        },
     },
     kernel::{
         Ruleset,

@@ -5,9 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::core::{
-    desired::Policy,
     model::{IfIndex, IfName, Link},
-    observed::Observed,
+    ruleset::{desired::Policy, observed::Observed},
 };
 
 /// A part that may not have been readable; then why, in one line.

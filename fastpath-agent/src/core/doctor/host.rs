@@ -8,7 +8,7 @@ use crate::core::{
     capability::{BPF, NET_ADMIN, PERFMON, has, missing},
     known_bugs::{Condition, KernelNames, KernelVersion, bugs_of},
     model::Link,
-    observed::Owner,
+    ruleset::observed::Owner,
 };
 
 pub(super) fn findings(facts: &Facts) -> Vec<Finding> {

@@ -9,13 +9,15 @@ use super::{
     lacks_flowtable, some,
 };
 use crate::core::{
-    desired::{Policy, desired, is_bridged, keep_revoked},
-    diff::{Decision, ForeignTable, diff},
+    link::watch::watched,
     model::{CHAIN, FLOWTABLE, IfIndex, IfName, Link, TABLE},
-    observed::{Observed, ObservedFlowtable, ObservedTable, Owner},
-    plan::Plan,
-    sets::OwnSet,
-    watch::watched,
+    ruleset::{
+        desired::{Policy, desired, is_bridged, keep_revoked},
+        diff::{Decision, ForeignTable, diff},
+        observed::{Observed, ObservedFlowtable, ObservedTable, Owner},
+        plan::Plan,
+        sets::OwnSet,
+    },
 };
 
 /// Priority from which on a chain comes after the usual filters (NF_IP_PRI_FILTER).

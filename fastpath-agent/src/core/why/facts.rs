@@ -6,10 +6,10 @@ use fastpath_common::FlowCounters;
 use serde::Serialize;
 
 use crate::core::{
-    connection::{Entry, Tuple},
-    link_table::LinkTable,
+    flow::connection::{Entry, Tuple},
+    link::table::LinkTable,
     model::{IfIndex, IfName, Link},
-    observed::{Counter, Owner},
+    ruleset::observed::{Counter, Owner},
 };
 
 /// Packets that a change of routes or links sends on the forward path, without meaning anything.

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::core::connection::{TCP, Tuple, UDP};
+use crate::core::flow::connection::{TCP, Tuple, UDP};
 
 /// Protocols that are known by name, and their numbers (IANA).
 const PROTOCOLS: [(&str, u8); 9] = [

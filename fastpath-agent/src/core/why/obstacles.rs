@@ -5,9 +5,9 @@ use super::{
     reason::Reason,
 };
 use crate::core::{
-    connection::TcpState,
+    flow::connection::TcpState,
+    link::watch,
     model::{IfIndex, Link},
-    watch,
 };
 
 /// A reason that holds.

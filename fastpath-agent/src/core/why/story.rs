@@ -9,7 +9,7 @@ use super::{
     obstacles::Obstacle,
     reason::Reason,
 };
-use crate::core::connection::{Entry, TcpState};
+use crate::core::flow::connection::{Entry, TcpState};
 
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

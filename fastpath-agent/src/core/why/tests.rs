@@ -6,10 +6,10 @@ use fastpath_common::FlowCounters;
 
 use super::*;
 use crate::core::{
-    connection::{Entry, Status, TCP, TcpState, Tuple, UDP},
-    link_table::LinkTable,
+    flow::connection::{Entry, Status, TCP, TcpState, Tuple, UDP},
+    link::table::LinkTable,
     model::{IfIndex, IfName, Link, test_link},
-    observed::{Counter, Owner},
+    ruleset::observed::{Counter, Owner},
 };
 
 const SEEN_REPLY: u32 = 1 << 1;

@@ -31,8 +31,8 @@ use super::{
     xdp::{self, XdpMode},
 };
 use crate::core::{
+    link::watch::{NotForXdp, not_for_xdp},
     model::{IfIndex, IfName, Link},
-    watch::{NotForXdp, not_for_xdp},
 };
 
 /// Handle of our clsact filters: unlike the small numbers that others choose, or get from the kernel.

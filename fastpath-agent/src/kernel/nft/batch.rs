@@ -17,8 +17,10 @@ use crate::{
         model::{
             CHAIN, FLOWTABLE, IfIndex, IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN, TABLE, TABLE_COMMENT,
         },
-        plan::Op,
-        sets::{Key, OwnSet},
+        ruleset::{
+            plan::Op,
+            sets::{Key, OwnSet},
+        },
     },
     kernel::nfnetlink::Refusal,
 };

@@ -13,13 +13,15 @@ use super::{
 };
 use crate::{
     core::{
-        expr::Expr,
         model::{FLOWTABLE, IfIndex, IfName, TABLE},
-        observed::{
-            ChainHook, Generation, Observed, ObservedChain, ObservedFlowtable, ObservedRule, ObservedSet,
-            ObservedTable, Owner,
+        ruleset::{
+            expr::Expr,
+            observed::{
+                ChainHook, Generation, Observed, ObservedChain, ObservedFlowtable, ObservedRule, ObservedSet,
+                ObservedTable, Owner,
+            },
+            sets::{Key, OwnSet, SetShape},
         },
-        sets::{Key, OwnSet, SetShape},
     },
     kernel::{
         Unread,

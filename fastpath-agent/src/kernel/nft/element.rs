@@ -1,7 +1,7 @@
 //! Elements of sets in the kernel's messages, without a copy. libnftnl would allocate for each of them.
 
 use crate::{
-    core::observed::Counter,
+    core::ruleset::observed::Counter,
     kernel::nfnetlink::{Message, attributes},
 };
 

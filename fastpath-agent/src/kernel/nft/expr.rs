@@ -25,7 +25,7 @@ use nftnl_sys::{
 };
 
 use super::object::{ExprObject, ExprRef, MAX_DATA_BYTES};
-use crate::core::{
+use crate::core::ruleset::{
     expr::{CmpOp, CtKey, Direction, Expr, MetaKey, RtKey, TuplePart},
     observed::Counter,
 };
@@ -273,7 +273,7 @@ fn same(source: u32, destination: u32) -> Option<u32> {
 mod tests {
     use super::*;
     use crate::{
-        core::{observed::Owner, rule},
+        core::ruleset::{observed::Owner, rule},
         kernel::{
             nfnetlink::Message,
             nft::{

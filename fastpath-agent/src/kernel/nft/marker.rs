@@ -1,7 +1,7 @@
 //! User data of tables, rules and sets: a sequence of type, length and value, one byte each for the first two
 //! (libnftnl's udata.h). `nft` passes over types that it doesn't know, which is where our mark of ownership stands.
 
-use crate::core::{
+use crate::core::ruleset::{
     observed::Owner,
     sets::{ExcludeSet, OwnSet},
 };

@@ -9,14 +9,14 @@ use super::{
     object::{Element, Scratch},
 };
 use crate::{
-    core::{observed::Counter, sets::OwnSet},
+    core::ruleset::{observed::Counter, sets::OwnSet},
     kernel::nfnetlink::Message,
 };
 
 /// What the meter has of one flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlowPath {
-    /// Id of the connection, the bytes of `CTA_ID` (as in `core::connection::Entry`).
+    /// Id of the connection, the bytes of `CTA_ID` (as in `core::flow::connection::Entry`).
     pub ct_id: u32,
     /// Packets of both directions that took the forward path although the flow was past the threshold and eligible.
     /// Counted from the first one after a minute without any; the packet that offloads the flow isn't among them.

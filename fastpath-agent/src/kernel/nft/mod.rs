@@ -6,9 +6,11 @@ use std::io;
 
 use crate::{
     core::{
-        observed::{Generation, Observed},
-        plan::Op,
         revalidate::Notice,
+        ruleset::{
+            observed::{Generation, Observed},
+            plan::Op,
+        },
     },
     kernel::{Ruleset, Unread, nfnetlink::Socket},
 };

@@ -8,7 +8,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{Nft, NftError, dump::parse_generation, notice};
 use crate::{
-    core::{observed::Generation, revalidate::Notice},
+    core::{revalidate::Notice, ruleset::observed::Generation},
     kernel::nfnetlink::{Message, Socket},
 };
 

@@ -14,8 +14,8 @@ use super::{
     object::{Chain, ExprObject, Flowtable, Object, Rule, Table},
 };
 use crate::core::{
-    expr::{Expr, RtKey},
     model::IfName,
+    ruleset::expr::{Expr, RtKey},
 };
 
 /// Name of everything in the transaction; nobody ever sees it.

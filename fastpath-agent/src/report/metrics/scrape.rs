@@ -11,9 +11,9 @@ use fastpath_common::Tally;
 
 use super::{Kernel, Maps};
 use crate::{
-    core::{
-        flow::Node,
-        flow_sums::FlowSums,
+    core::flow::{
+        Node,
+        sums::FlowSums,
         traffic::{Adding, MAX_REMEMBERED, Marks, Traffic},
     },
     kernel::{

@@ -6,10 +6,12 @@ use crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use ratatui::widgets::TableState;
 
 use crate::core::{
-    flow::Node,
-    flow_search::Search,
+    flow::{
+        Node,
+        rates::{History, Order, Row, Sample, Traffic, Wanted},
+        search::Search,
+    },
     model::IfIndex,
-    rates::{History, Order, Row, Sample, Traffic, Wanted},
 };
 
 /// Flows that are kept to be scrolled through.

@@ -4,11 +4,13 @@ use fastpath_common::FlowCounters;
 
 use super::*;
 use crate::core::{
-    connection::{TCP, Tuple},
-    flow::{Flow, State},
-    flow_path::Metered,
+    flow::{
+        Flow, State,
+        connection::{TCP, Tuple},
+        path::Metered,
+        rates::{Collector, Rates},
+    },
     model::IfName,
-    rates::{Collector, Rates},
 };
 
 /// Flows 10.0.0.1 to 10.0.0.`count`, of which each has as many packets a second as its number says and the first is

@@ -26,7 +26,7 @@ use tokio::{
 use self::app::{App, Next, Snapshot};
 use crate::{
     cli::TopArgs,
-    core::rates::{Collector, MAX_REMEMBERED, Rates, Wanted},
+    core::flow::rates::{Collector, MAX_REMEMBERED, Rates, Wanted},
     kernel::{
         bpf::{BpfError, Pinned},
         flows::{self, FlowsError},

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use crate::core::{
+use crate::core::flow::{
+    Cause, Flow, Node, SLOW, State,
     connection::{Tuple, protocol_name},
-    flow::{Cause, Flow, Node, SLOW, State},
 };
 
 /// Three digits and a decimal prefix: 0, 0.3, 12, 999, 1.23k, 45.6M; five characters at most up to 999T.
@@ -138,7 +138,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::core::connection::TCP;
+    use crate::core::flow::connection::TCP;
 
     #[test]
     fn numbers_are_short() {

@@ -12,8 +12,8 @@ use super::{
     app::{App, InterfaceOrder, Snapshot, Tab},
     text,
 };
-use crate::core::{
-    flow::{Cause, Flow, State},
+use crate::core::flow::{
+    Cause, Flow, State,
     rates::{Order, Point, Row},
 };
 

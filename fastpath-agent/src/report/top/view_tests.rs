@@ -4,7 +4,7 @@ use ratatui::{Terminal, backend::TestBackend};
 
 use super::*;
 use crate::{
-    core::flow_path::Path,
+    core::flow::path::Path,
     report::top::app::tests::{app, press, snapshot},
 };
 

@@ -4,12 +4,8 @@ use std::cmp::Ordering;
 
 use ipnet::IpNet;
 
-use super::{
-    connection::Tuple,
-    flow::{Flow, Node, SLOW, State},
-    flow_record::FlowRecord,
-    model::IfName,
-};
+use super::{Flow, Node, SLOW, State, connection::Tuple, record::FlowRecord};
+use crate::core::model::IfName;
 
 /// What a flow must have to be shown. Of several values of one kind any will do; every kind that is given must match.
 #[derive(Clone, Debug, Default)]
@@ -22,7 +18,7 @@ pub struct Filter {
     pub protocols: Vec<u8>,
     /// Interfaces that its packets come in on.
     pub interfaces: Vec<IfName>,
-    /// States, out of [`STATE_NAMES`](super::flow::STATE_NAMES).
+    /// States, out of [`STATE_NAMES`](crate::core::flow::STATE_NAMES).
     pub states: Vec<String>,
 }
 
@@ -114,7 +110,7 @@ mod tests {
 
     use super::*;
     use crate::core::{
-        connection::{TCP, UDP},
+        flow::connection::{TCP, UDP},
         model::IfIndex,
     };
 

@@ -4,10 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{
-    connection::protocol_name,
-    flow::{Flow, Node, SLOW, State},
-};
+use super::{Flow, Node, SLOW, State, connection::protocol_name};
 
 /// Words that a flow must match, all of them. None at all match every flow.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -80,7 +77,7 @@ mod tests {
 
     use super::*;
     use crate::core::{
-        connection::{TCP, Tuple},
+        flow::connection::{TCP, Tuple},
         model::{IfIndex, IfName},
     };
 

@@ -4,10 +4,12 @@ use fastpath_common::FlowCounters;
 
 use super::*;
 use crate::core::{
-    connection::{Status, TcpState, UDP},
-    flow::Node,
+    flow::{
+        Node,
+        connection::{Status, TcpState, UDP},
+    },
     model::IfIndex,
-    observed::Counter,
+    ruleset::observed::Counter,
 };
 
 const SEEN_REPLY: u32 = 1 << 1;

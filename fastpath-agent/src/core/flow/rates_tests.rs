@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 
 use super::*;
-use crate::core::{
+use crate::core::flow::{
     connection::{Entry, Status, TCP},
-    flow_path::Metered,
+    path::Metered,
 };
 
 const SECOND: u64 = 1_000_000_000;

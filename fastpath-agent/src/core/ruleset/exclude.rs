@@ -12,11 +12,13 @@ use globset::{Glob, GlobSet, GlobSetBuilder};
 use ipnet::IpNet;
 
 use super::{
-    connection::{Entry, TCP, UDP},
-    model::{IfName, OFFLOAD_CHAIN},
     observed::ObservedTable,
     rule::{End, Marked, Rule},
     sets::{ExcludeSet, Key, OwnSet},
+};
+use crate::core::{
+    flow::connection::{Entry, TCP, UDP},
+    model::{IfName, OFFLOAD_CHAIN},
 };
 
 /// What an entry may look like, for messages and `--help`.

@@ -9,8 +9,8 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::{
+    Flow, Node,
     connection::{Entry, Tuple},
-    flow::{Flow, Node},
 };
 
 /// Time that an id stays in the set.

@@ -4,9 +4,9 @@ use fastpath_common::FlowCounters;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    Flow, Node, State,
     connection::{Tuple, protocol_name},
-    flow::{Flow, Node, State},
-    flow_path::Path,
+    path::Path,
 };
 
 /// A flow.
@@ -125,8 +125,7 @@ pub enum Event {
 mod tests {
     use super::*;
     use crate::core::{
-        connection::TCP,
-        flow::Cause,
+        flow::{Cause, connection::TCP},
         model::{IfIndex, IfName},
     };
 

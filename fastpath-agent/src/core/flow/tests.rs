@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::core::{
-    connection::{Status, TCP, UDP},
-    observed::Counter,
+    flow::connection::{Status, TCP, UDP},
+    ruleset::observed::Counter,
 };
 
 const SEEN_REPLY: u32 = 1 << 1;

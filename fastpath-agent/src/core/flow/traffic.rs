@@ -1,5 +1,5 @@
 //! Packets and bytes of each interface, in all and past the forward path, added up from one reading of all flows to the
-//! next. What bypassed the forward path is measured as it is for `top` (`core/rates.rs`): what came in, less what the meter saw.
+//! next. What bypassed the forward path is measured as it is for `top` (`core/flow/rates.rs`): what came in, less what the meter saw.
 //!
 //! A flow that ended between two readings isn't in the flowtable any more when it is read. Whoever follows flows across
 //! the threshold marks those that were offloaded ([`Marks`]), so that such a flow counts with all its packets.
@@ -12,12 +12,12 @@ use std::{
 use fastpath_common::Tally;
 
 use super::{
+    Flow, Node, State,
     connection::Tuple,
-    flow::{Flow, Node, State},
-    flow_path::{Metered, Path},
-    model::IfIndex,
+    path::{Metered, Path},
     rates::{Rates, Reading},
 };
+use crate::core::model::IfIndex;
 
 /// Directions of flows whose counts are remembered from one reading to the next: 2 MB at most. Idle ones go first.
 pub const MAX_REMEMBERED: usize = 65_536 / 8 * 7;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::flow::{Flow, State};
+use super::{Flow, State};
 
 /// Names of the states that connections in conntrack are counted by ([`State::name`]).
 pub const COUNTED_STATES: [&str; 6] =
@@ -13,7 +13,7 @@ pub const COUNTED_STATES: [&str; 6] =
 pub struct FlowSums {
     /// By state, one of [`COUNTED_STATES`].
     pub states: BTreeMap<&'static str, u64>,
-    /// Stalled ones by [`Cause::name`](super::flow::Cause::name).
+    /// Stalled ones by [`Cause::name`](crate::core::flow::Cause::name).
     pub stalled: BTreeMap<&'static str, u64>,
     /// Offloaded ones whose packets take the forward path all the same.
     pub slow: u64,

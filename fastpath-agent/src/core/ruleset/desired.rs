@@ -7,12 +7,16 @@ use std::{
 
 use super::{
     exclude::Exclusions,
-    link_table::LinkTable,
-    model::{IfIndex, IfName, Link},
     observed::Observed,
     rule::{End, Marked, Rule},
-    select::{NO_RULESET, PORT, Selection, Unmanaged},
     sets::{ExcludeSet, OwnSet},
+};
+use crate::core::{
+    link::{
+        select::{NO_RULESET, PORT, Selection, Unmanaged},
+        table::LinkTable,
+    },
+    model::{IfIndex, IfName, Link},
 };
 
 /// The part of the configuration that decides what the table looks like.
@@ -160,7 +164,7 @@ pub fn reject(policy: &Policy, link: &Link, refused: &BTreeMap<IfIndex, String>)
         .or_else(|| refused.get(&link.index).map(|error| Unmanaged::Refused { error: error.clone() }))
 }
 
-/// How many links aren't among `managed` and why, by the names of [`REASON_NAMES`](super::select::REASON_NAMES).
+/// How many links aren't among `managed` and why, by the names of [`REASON_NAMES`](crate::core::link::select::REASON_NAMES).
 pub fn left_out(
     policy: &Policy,
     links: &LinkTable,
@@ -230,7 +234,7 @@ mod tests {
 
     #[test]
     fn every_link_that_is_left_out_has_a_reason() {
-        use crate::core::select::REASON_NAMES;
+        use crate::core::link::select::REASON_NAMES;
         let down = Link { admin_up: false, ..link(4, "veth", None) };
         let links = [
             link(1, "veth", Some(9)),

@@ -6,7 +6,8 @@
 use fastpath_common::FlowCounters;
 use serde::{Deserialize, Serialize};
 
-use super::{flow::Node, model::IfIndex};
+use super::Node;
+use crate::core::model::IfIndex;
 
 /// Packets that may be on the forward path when a flow is offloaded, without meaning anything.
 const STRAYS: u64 = 2;

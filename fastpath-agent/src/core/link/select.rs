@@ -5,7 +5,7 @@ use std::fmt;
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use serde::Serialize;
 
-use super::model::{Link, OperState};
+use crate::core::model::{Link, OperState};
 
 /// Globs over interface names: what to take and what to leave out.
 #[derive(Clone, Debug)]

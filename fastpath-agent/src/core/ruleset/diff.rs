@@ -7,7 +7,6 @@ use super::{
     empty::{counting_from, refers, remove_most},
     exclude::Keys,
     expr::Expr,
-    model::{CHAIN, FLOWTABLE, IfIndex, IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN},
     observed::{
         ChainHook, Counter, Observed, ObservedChain, ObservedFlowtable, ObservedSet, ObservedTable, Owner,
     },
@@ -15,6 +14,7 @@ use super::{
     rule::Rule,
     sets::{ExcludeSet, Key, OwnSet},
 };
+use crate::core::model::{CHAIN, FLOWTABLE, IfIndex, IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN};
 
 /// Number of the forward hook (`NF_INET_FORWARD`).
 const HOOK_FORWARD: u32 = 2;

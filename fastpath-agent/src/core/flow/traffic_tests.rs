@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use fastpath_common::FlowCounters;
 
 use super::*;
-use crate::core::connection::{Entry, Status, TCP};
+use crate::core::flow::connection::{Entry, Status, TCP};
 
 const SECOND: u64 = 1_000_000_000;
 const START: u64 = 1000 * SECOND;

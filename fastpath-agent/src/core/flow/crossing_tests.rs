@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::core::connection::{Status, UDP};
+use crate::core::flow::connection::{Status, UDP};
 
 const OFFLOAD: u32 = 1 << 14;
 

@@ -7,10 +7,10 @@ use serde::Serialize;
 use super::{
     exclude::Keys,
     expr::Expr,
-    model::{CHAIN, IfIndex, IfName, OFFLOAD_CHAIN},
     rule::Rule,
     sets::{OwnSet, SetShape},
 };
+use crate::core::model::{CHAIN, IfIndex, IfName, OFFLOAD_CHAIN};
 
 /// Generation of the ruleset (`NFTA_GEN_ID`): goes up by one with every committed transaction, wraps past 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

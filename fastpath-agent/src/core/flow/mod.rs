@@ -1,5 +1,17 @@
 //! A flow: what conntrack says of a connection joined with what was counted of its two directions, and what that makes it.
 
+pub mod assist;
+pub mod best;
+pub mod connection;
+pub mod crossing;
+pub mod filter;
+pub mod path;
+pub mod rates;
+pub mod record;
+pub mod search;
+pub mod sums;
+pub mod traffic;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -9,11 +21,11 @@ use std::{
 use fastpath_common::FlowCounters;
 use serde::{Deserialize, Serialize};
 
-use super::{
+use self::{
     connection::{Entry, TcpState, Tuple},
-    flow_path::{Metered, Path},
-    model::{IfIndex, IfName},
+    path::{Metered, Path},
 };
+use crate::core::model::{IfIndex, IfName};
 
 /// TCP flags that end an offload (FIN, RST).
 const TCP_CLOSING_FLAGS: u64 = 1 | 4;
@@ -317,5 +329,5 @@ impl fmt::Display for Cause {
 }
 
 #[cfg(test)]
-#[path = "flow_tests.rs"]
+#[path = "tests.rs"]
 mod tests;

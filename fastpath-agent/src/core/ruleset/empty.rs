@@ -9,12 +9,12 @@ use std::collections::BTreeSet;
 use super::{
     diff::chunks,
     expr::Expr,
-    model::{CHAIN, FLOWTABLE, IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN, TABLE},
     observed::{Counter, ObservedChain, ObservedRule, ObservedTable, Owner},
     plan::Op,
     rule::Rule,
     sets::OwnSet,
 };
+use crate::core::model::{CHAIN, FLOWTABLE, IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN, TABLE};
 
 /// Why a flowtable can't be emptied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

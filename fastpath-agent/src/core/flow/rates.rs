@@ -9,14 +9,8 @@ use std::{
 
 use fastpath_common::{FlowCounters, Tally};
 
-use super::{
-    best::Best,
-    connection::Tuple,
-    flow::{Cause, Flow, Node, State},
-    flow_path::Path,
-    flow_search::Search,
-    model::IfIndex,
-};
+use super::{Cause, Flow, Node, State, best::Best, connection::Tuple, path::Path, search::Search};
+use crate::core::model::IfIndex;
 
 /// Directions of flows whose counts are remembered from one reading to the next: more than three times the default
 /// size of the flows map, in at most 9 MB (32 bytes and a control byte for each of 262,144 slots, 7/8 of them used).

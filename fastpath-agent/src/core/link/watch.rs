@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::model::{IfIndex, Link};
+use crate::core::model::{IfIndex, Link};
 
 /// Kinds of links that hand up the very packets of the link that they stand on.
 const STACKED: [&str; 5] = ["vlan", "macvlan", "macvtap", "ipvlan", "ipvtap"];

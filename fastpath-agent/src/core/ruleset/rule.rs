@@ -8,9 +8,9 @@ use std::{
 use super::{
     exclude::Mark,
     expr::{CmpOp, CtKey, Direction, Expr, MetaKey, RtKey, TuplePart},
-    model::{FLOWTABLE, OFFLOAD_CHAIN},
     sets::{ExcludeSet, OwnSet},
 };
+use crate::core::model::{FLOWTABLE, OFFLOAD_CHAIN};
 
 /// Register that our rules use (`NFT_REG_1`).
 const REG: u32 = 1;
@@ -251,8 +251,8 @@ fn excluded(set: ExcludeSet, end: End) -> Vec<Expr> {
     let cmp = |op, data: &[u8]| Expr::Cmp { sreg: REG, op, data: data.to_vec() };
     let mut exprs = Vec::new();
     let protocol = match set {
-        ExcludeSet::TcpPorts => Some(super::connection::TCP),
-        ExcludeSet::UdpPorts => Some(super::connection::UDP),
+        ExcludeSet::TcpPorts => Some(crate::core::flow::connection::TCP),
+        ExcludeSet::UdpPorts => Some(crate::core::flow::connection::UDP),
         _ => None,
     };
     if let Some(protocol) = protocol {

@@ -3,10 +3,12 @@
 use super::*;
 use crate::{
     core::{
-        desired::DesiredTable,
-        diff::{self, Decision, ForeignTable},
         model::IfIndex,
-        observed::Counter,
+        ruleset::{
+            desired::DesiredTable,
+            diff::{self, Decision, ForeignTable},
+            observed::Counter,
+        },
     },
     kernel::{Ruleset, fake::FakeRuleset},
 };

@@ -5,10 +5,10 @@ use std::fmt;
 use super::{
     exclude::Keys,
     expr::Expr,
-    model::{CHAIN, FLOWTABLE, IfIndex, IfName, OFFLOAD_CHAIN, TABLE},
     rule::Rule,
     sets::{ExcludeSet, OwnSet},
 };
+use crate::core::model::{CHAIN, FLOWTABLE, IfIndex, IfName, OFFLOAD_CHAIN, TABLE};
 
 /// One change of the ruleset, in our table only. A plan's operations go into one transaction, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ pub enum Op {
         /// The kernel's handle.
         handle: u64,
     },
-    /// Add devices to the live flowtable (at most [`MAX_DEVICES_PER_MESSAGE`](super::model::MAX_DEVICES_PER_MESSAGE)).
+    /// Add devices to the live flowtable (at most [`MAX_DEVICES_PER_MESSAGE`](crate::core::model::MAX_DEVICES_PER_MESSAGE)).
     AddDevices(Vec<IfName>),
     /// Remove devices from the live flowtable (as many at most).
     RemoveDevices(Vec<IfName>),

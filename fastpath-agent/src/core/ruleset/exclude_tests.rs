@@ -5,11 +5,13 @@ use std::{net::SocketAddr, sync::Arc};
 use super::*;
 use crate::{
     core::{
-        connection::{Status, Tuple},
-        desired::{self, Policy},
-        diff,
-        observed::Generation,
-        select::Selection,
+        flow::connection::{Status, Tuple},
+        link::select::Selection,
+        ruleset::{
+            desired::{self, Policy},
+            diff,
+            observed::Generation,
+        },
     },
     kernel::{Ruleset, fake::FakeRuleset},
 };

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{
-    desired::is_bridged,
+use crate::core::{
     model::{IfIndex, Link},
+    ruleset::desired::is_bridged,
 };
 
 /// A change of the links, as the kernel announces it.

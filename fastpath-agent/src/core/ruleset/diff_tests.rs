@@ -10,11 +10,13 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     core::{
-        desired::{self, Policy},
-        exclude,
-        observed::ObservedRule,
-        select::Selection,
-        sets::SetShape,
+        link::select::Selection,
+        ruleset::{
+            desired::{self, Policy},
+            exclude,
+            observed::ObservedRule,
+            sets::SetShape,
+        },
     },
     kernel::{Ruleset, fake::FakeRuleset},
 };

@@ -1,0 +1,11 @@
+//! The table: what it should be, what it is, and the operations from one to the other.
+
+pub mod desired;
+pub mod diff;
+pub mod empty;
+pub mod exclude;
+pub mod expr;
+pub mod observed;
+pub mod plan;
+pub mod rule;
+pub mod sets;
