@@ -154,9 +154,11 @@ pub(super) fn listing(flows: u32, what: Listing) -> Vec<f64> {
         .collect()
 }
 
-/// The most resident memory that a process has had; none once it has ended.
+/// The most resident memory that an agent has had; none once it has ended, and none before it is one: until then the
+/// process has the memory of who started it.
 fn high_water_mb(pid: u32) -> Option<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.starts_with("Name:\tfastpath-agent\n").then_some(())?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.split_whitespace().next()?.parse::<f64>().ok()? * 1024.0 / 1e6)
 }

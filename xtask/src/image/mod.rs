@@ -79,6 +79,7 @@ pub(crate) fn for_tests(binaries: &build::Binaries) -> Result<PathBuf> {
 /// Reads the archive in both of its forms with a program that isn't ours: digests and sizes are checked as it copies.
 pub(crate) fn check(archive: &Path) -> Result<()> {
     let to = workspace::target().join("image").join(format!("copy-{}", std::process::id()));
+    fs::create_dir_all(&to).with_context(|| format!("cannot make {}", to.display()))?;
     let to = RemoveLater(to);
     for form in ["oci-archive", "docker-archive"] {
         let mut copy = Command::new("skopeo");
