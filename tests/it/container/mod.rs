@@ -23,6 +23,13 @@ use self::{
 /// Decompressing and the container's start, emulated.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
+/// A node between two pods, with loopback up, as the probes and the port for metrics need it.
+fn node() -> Topology {
+    let topology = Topology::routed();
+    topology.node.ip("link set lo up\n");
+    topology
+}
+
 fn started(bundle: &Bundle, topology: &Topology, name: &'static str) -> Container {
     let mut container = bundle.start(&topology.node, name);
     container.agent.wait_for("ruleset verified", START_LIMIT);
@@ -60,7 +67,7 @@ fn the_image_is_the_agent_and_its_libraries() {
 
 #[test]
 fn offloads_a_flow() {
-    let topology = Topology::routed();
+    let topology = node();
     let image = Unpacked::new();
     let bundle = image.pod();
     let container = started(&bundle, &topology, "agent");
@@ -92,7 +99,7 @@ fn offloads_a_flow() {
 
 #[test]
 fn each_capability_is_needed() {
-    let topology = Topology::routed();
+    let topology = node();
     let image = Unpacked::new();
     let added = image.pod().pod.container().security_context.capabilities.add.clone();
     assert_eq!(added.len(), 3);
@@ -121,7 +128,7 @@ fn each_capability_is_needed() {
 
 #[test]
 fn a_seccomp_profile_that_forbids_bpf() {
-    let topology = Topology::routed();
+    let topology = node();
     let image = Unpacked::new();
     let mut bundle = image.pod();
     let capabilities = &bundle.config["process"]["capabilities"]["effective"];
@@ -135,7 +142,7 @@ fn a_seccomp_profile_that_forbids_bpf() {
 
 #[test]
 fn a_rolling_update_drops_no_offloaded_flow() {
-    let topology = Topology::routed();
+    let topology = node();
     let image = Unpacked::new();
     let bundle = image.pod();
     let grace = Duration::from_secs(bundle.pod.termination_grace_period_seconds);
@@ -160,7 +167,7 @@ fn a_rolling_update_drops_no_offloaded_flow() {
 
 #[test]
 fn the_last_step_leaves_nothing_behind() {
-    let topology = Topology::routed();
+    let topology = node();
     let image = Unpacked::new();
     let bundle = image.changed(|pod| pod.containers[0].args.push("--cleanup-on-exit".to_owned()));
     let container = started(&bundle, &topology, "agent");
@@ -198,7 +205,7 @@ fn confined(mut bundle: Bundle) -> Bundle {
 
 #[test]
 fn the_default_apparmor_profile() {
-    let topology = Topology::routed();
+    let topology = node();
     let security = "/sys/kernel/security";
     nix::mount::mount(Some("securityfs"), security, Some("securityfs"), MsFlags::empty(), None::<&str>)
         .expect("securityfs");
