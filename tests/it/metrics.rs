@@ -1,6 +1,6 @@
 //! What the metrics say of offloaded flows, held against what was sent, what conntrack has and what was forwarded.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, thread, time::Duration};
 
 use fastpath_tests::{
     agent::{self, Agent},
@@ -73,6 +73,17 @@ fn by_conntrack(topology: &Topology, port: u16) -> (u64, u64) {
     (sum("packets="), sum("bytes="))
 }
 
+/// Waits until nothing comes any more: TCP may acknowledge the last round some 40 ms later.
+#[track_caller]
+fn settle(topology: &Topology, port: u16) {
+    let mut last = by_conntrack(topology, port);
+    wait_until("quiet", Duration::from_secs(5), || {
+        thread::sleep(Duration::from_millis(150));
+        let now = by_conntrack(topology, port);
+        std::mem::replace(&mut last, now) == now
+    });
+}
+
 /// Fresh flow over the threshold and on, all of it delivered.
 #[track_caller]
 fn send(topology: &Topology, proto: Proto, family: Family, port: u16, rounds: usize) -> Flow {
@@ -94,6 +105,7 @@ fn packets_on_the_fast_path_are_those_that_were_not_forwarded() {
         let mut flow = send(&topology, proto, family, port, 100);
         // Alive, from page to page.
         for _ in 0..2 {
+            settle(&topology, port);
             let page = Page::read(&topology);
             let (packets, length) = by_conntrack(&topology, port);
             let slow = topology.forwarded(port).total();
@@ -108,6 +120,7 @@ fn packets_on_the_fast_path_are_those_that_were_not_forwarded() {
             assert_eq!(flow.rounds(50), 50);
         }
         flows.push(flow);
+        settle(&topology, port);
         let last = by_conntrack(&topology, port);
         (all, bytes, forwarded) =
             (all + last.0, bytes + last.1, forwarded + topology.forwarded(port).total());
