@@ -123,7 +123,7 @@ pub fn for_each_metered(
         }
     };
     let mut failed = None;
-    Conntrack::open()?.dump(|entry| {
+    Conntrack::dump_ahead(|entry| {
         if failed.is_none() {
             match join(entry) {
                 Ok((flow, metered)) => each(flow, metered),

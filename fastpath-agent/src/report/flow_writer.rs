@@ -27,6 +27,8 @@ pub struct Table {
 #[derive(Default)]
 pub struct Json {
     flows: u64,
+    /// The flow that is being written: into memory, since it is written in a hundred pieces.
+    text: Vec<u8>,
 }
 
 impl Writer for Table {
@@ -83,9 +85,11 @@ impl Writer for Json {
     }
 
     fn flow(&mut self, out: &mut dyn Write, flow: &Flow, node: &Node) -> io::Result<()> {
-        write!(out, "{}", if self.flows == 0 { "\n" } else { ",\n" })?;
+        self.text.clear();
+        self.text.extend_from_slice(if self.flows == 0 { b"\n" } else { b",\n" });
         self.flows += 1;
-        serde_json::to_writer(&mut *out, &FlowRecord::new(flow, node)).map_err(io::Error::from)
+        serde_json::to_writer(&mut self.text, &FlowRecord::new(flow, node))?;
+        out.write_all(&self.text)
     }
 
     fn end(&mut self, out: &mut dyn Write) -> io::Result<()> {

@@ -22,6 +22,9 @@ use crate::{
 /// Back to the top left corner of a terminal, and clear what is below (ECMA-48 CUP and ED).
 const CLEAR: &str = "\x1b[H\x1b[J";
 
+/// A hundred flows as JSON are 50 KB.
+const BUFFER_BYTES: usize = 64 * 1024;
+
 /// Flows can't be shown.
 #[derive(Debug, thiserror::Error)]
 pub enum ShowError {
@@ -47,7 +50,7 @@ pub async fn show(args: &FlowsArgs, out: &mut dyn Write) -> Result<(), ShowError
 }
 
 async fn show_once(args: &FlowsArgs, out: &mut dyn Write, before: &str) -> Result<(), ShowError> {
-    let mut out = BufWriter::new(out);
+    let mut out = BufWriter::with_capacity(BUFFER_BYTES, out);
     // Goes out with the first flows, so that a screen isn't empty while they are looked for.
     write!(out, "{before}")?;
     let mut writer: Box<dyn Writer> = match args.output {
