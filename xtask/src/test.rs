@@ -84,20 +84,24 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if has(Tier::Unit) {
         counts.add(&unit_tests(&options.filter)?);
     }
-    if has(Tier::Host) || has(Tier::Guest) {
-        let binaries = build::for_tests()?;
+    let bench = has(Tier::Bench) && options.filter.is_empty();
+    let binaries = match has(Tier::Host) || has(Tier::Guest) {
+        true => Some(build::for_tests()?),
+        false => None,
+    };
+    if let Some(binaries) = &binaries {
         let tests = List::of(&binaries["it"], &options.filter)?;
         if has(Tier::Host) {
             let here = tests.filtered(|name| name.starts_with("host::") || name.starts_with(ONLY_HERE));
-            counts.add(&host_tests(&binaries, &here, limit)?);
+            counts.add(&host_tests(binaries, &here, limit)?);
         }
         if has(Tier::Guest) {
-            let image = image::for_tests(&binaries)?;
+            let image = image::for_tests(binaries)?;
             if "image".contains(&options.filter) {
                 counts.check(image::check(&image));
             }
             let there = tests.filtered(|name| !name.starts_with(ONLY_HERE));
-            counts.add(&fleet::run(&wanted, &binaries, &image, &there, limit, options.kvm)?);
+            counts.add(&fleet::run(&wanted, binaries, &image, &there, limit, options.kvm)?);
         }
     }
     // Without a filter, since they have no single tests.
@@ -106,8 +110,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             counts.check(result);
         }
     }
-    if has(Tier::Bench) && options.filter.is_empty() {
-        counts.check(bench::check(&options.kernel));
+    if bench {
+        // Of those that are there already, since others would be built with other features.
+        let binaries = binaries.map_or_else(build::for_benchmark, Ok)?;
+        counts.check(bench::check(&options.kernel, &binaries));
     }
     let only_lint = options.tier.iter().all(|tier| *tier == Tier::Lint) && !options.tier.is_empty();
     counts.report(only_lint)

@@ -19,7 +19,7 @@ use anyhow::{Result, bail};
 
 use self::report::Report;
 use crate::{
-    build,
+    build::{self, Binaries},
     guest::kernels,
     setup::{self, Need},
     workspace,
@@ -80,7 +80,7 @@ enum Output {
 }
 
 /// What CI runs: the quick rows on `kernels`, held against the results in the repository.
-pub(crate) fn check(kernels: &[String]) -> Result<()> {
+pub(crate) fn check(kernels: &[String], binaries: &Binaries) -> Result<()> {
     let options = Options {
         kernel: kernels.to_vec(),
         filter: Vec::new(),
@@ -93,7 +93,7 @@ pub(crate) fn check(kernels: &[String]) -> Result<()> {
         profile: Vec::new(),
         quick: true,
     };
-    run(&options).map(|_| ())
+    measure(&options, binaries).map(|_| ())
 }
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
@@ -106,14 +106,17 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         host::measure(&build::for_benchmark()?)?;
         return Ok(ExitCode::SUCCESS);
     }
+    setup::ensure(&[Need::Build, Need::Guest(&kernels::wanted(&options.kernel)?)])?;
+    measure(options, &build::for_benchmark()?)
+}
+
+fn measure(options: &Options, binaries: &Binaries) -> Result<ExitCode> {
     let wanted = kernels::wanted(&options.kernel)?;
-    setup::ensure(&[Need::Build, Need::Guest(&wanted)])?;
-    let binaries = build::for_benchmark()?;
     if !options.profile.is_empty() {
-        profile::run(&wanted, &binaries, &options.profile)?;
+        profile::run(&wanted, binaries, &options.profile)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut rows = guest::rows(&binaries, &options.filter)?;
+    let mut rows = guest::rows(binaries, &options.filter)?;
     if options.quick {
         rows.retain(|row| QUICK.contains(&row.as_str()));
     }
@@ -126,7 +129,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let (mut report, failed) = guest::measure(&wanted, &binaries, &rows)?;
+    let (mut report, failed) = guest::measure(&wanted, binaries, &rows)?;
     match options.output {
         Output::Table => {
             print!("{}\n{}", report.table(), targets::shown(&targets::outcomes(&report)));
@@ -145,7 +148,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if let Some(path) = &options.save {
         if path.exists() {
             report.fill_in(Report::read(path)?);
-            report.retain(&guest::rows(&binaries, &[])?);
+            report.retain(&guest::rows(binaries, &[])?);
         }
         report.write(path)?;
     }
