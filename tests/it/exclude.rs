@@ -3,13 +3,14 @@
 
 use std::{
     fmt::Write as _,
-    fs,
+    fs, thread,
     time::{Duration, Instant},
 };
 
 use fastpath_tests::{
     agent::{self, Agent},
     monitor::Monitor,
+    netns::Netns,
     table,
     topology::{Family, Layout, Nat, Topology},
     traffic::Proto,
@@ -17,6 +18,8 @@ use fastpath_tests::{
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
+
+use crate::flows::flows;
 
 use Family::{V4, V6};
 use Proto::{Tcp, Udp};
@@ -39,6 +42,7 @@ fn assert_path(topology: &Topology, nat: Nat, (proto, family, port, excluded): C
         assert!(!topology.marked_offloaded(port), "{flow:?}");
         let said = why(topology, port);
         assert_eq!(said["verdict"]["reason"], "excluded", "{said:#}");
+        assert_cause(&topology.node, port, "excluded");
     } else {
         topology.assert_becomes_accelerated(&mut flow);
     }
@@ -68,6 +72,20 @@ fn excludes(nat: Nat, entries: &str, cases: &[Case]) {
     let _agent = Agent::start(&topology.node, &[&format!("--exclude={entries}")]);
     for case in cases {
         assert_path(&topology, nat, *case);
+    }
+}
+
+/// What `flows` says of the flow to `port`, once it isn't new any more.
+#[track_caller]
+pub(crate) fn assert_cause(node: &Netns, port: u16, cause: &str) {
+    let start = Instant::now();
+    loop {
+        let flow = flows(node, &[&format!("--port={port}")]).pop().expect("a flow");
+        if flow["cause"] == cause || flow["cause"].get(cause).is_some() {
+            return;
+        }
+        assert!(start.elapsed() < SOON, "{flow:#}");
+        thread::sleep(Duration::from_millis(100));
     }
 }
 
@@ -221,6 +239,23 @@ fn a_file_that_changes_puts_flows_out_and_lets_them_in_again() {
     topology.assert_forwarded(&mut second);
     assert_eq!(first.rounds(5), 5);
     topology.assert_accelerated(&mut first);
+}
+
+/// Of connections that are older than the rules too: they are helped from then on.
+#[test]
+fn old_connections_are_let_in_again() {
+    let topology = Topology::routed();
+    let mut old = topology.open(Tcp, V4, 7001);
+    assert_eq!(old.rounds(5), 5);
+    fs::write(FILE, "10.2.0.2\n").expect("write the file");
+    let mut agent = Agent::start_with(&topology.node, &["--exclude-file", FILE]);
+    assert_eq!(old.rounds(30), 30);
+    topology.assert_forwarded(&mut old);
+    assert_cause(&topology.node, 7001, "excluded");
+    fs::write(FILE, "").expect("write the file");
+    agent.signal(Signal::SIGHUP);
+    agent.wait_for("exclusions read again", SOON);
+    topology.assert_becomes_accelerated(&mut old);
 }
 
 #[test]

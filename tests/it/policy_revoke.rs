@@ -4,6 +4,7 @@ use std::{thread, time::Duration};
 
 use serde_json::Value;
 
+use crate::exclude::assert_cause;
 use fastpath_tests::{
     agent::{self, Agent},
     monitor::Monitor,
@@ -54,6 +55,7 @@ fn connections_are_held_out_for_good_and_others_come_back() {
     for flow in [tcp, udp] {
         assert_held_out(&topology, flow);
         assert_reason(&topology, flow, "revoked");
+        assert_cause(node, flow.port(), "revoked");
     }
     for flow in [other_tcp, other_udp] {
         assert_eq!(flow.rounds(5), 5);

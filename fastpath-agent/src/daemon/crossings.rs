@@ -169,6 +169,11 @@ impl Crossings {
         self.node_read.is_none_or(|at| at.elapsed() >= NODE_AGE)
     }
 
+    /// What flows are judged by isn't so any more.
+    pub fn judge_anew(&mut self) {
+        self.node_read = None;
+    }
+
     /// Takes what flows are judged by from now on.
     pub fn judge_by(&mut self, node: Node) {
         self.node = node;

@@ -209,13 +209,14 @@ impl Offload {
     }
 }
 
-fn judges(links: &LinkTable, offload: Option<&Offload>) -> Node {
+fn judges(links: &LinkTable, offload: Option<&Offload>, config: &Config) -> Node {
     let (threshold, managed) = match offload.and_then(|o| o.reconciler.offloads()) {
         Some((threshold, managed)) => (Some(threshold), links.with_ports(&managed.collect())),
         None => (None, BTreeSet::new()),
     };
     let names = links.iter().map(|link| (link.index, link.name.clone())).collect();
-    Node { threshold, managed, names, ..Node::default() }
+    let exclusions = Arc::clone(&config.rules.exclusions);
+    Node { threshold, exclusions, managed, names, ..Node::default() }
 }
 
 struct Agent {
@@ -354,6 +355,11 @@ impl Agent {
                 if let Some(offload) = &mut self.offload {
                     offload.reconciler.exclude(Arc::clone(&self.config.rules.exclusions));
                 }
+                // Old connections that were excluded may be helped now.
+                if let (Some(crossings), Some(watch)) = (&mut self.crossings, &mut self.watch) {
+                    crossings.judge_anew();
+                    crossings.arm_old(watch.eyes());
+                }
                 // What is reconciled then ends the reloading.
                 self.pace.trigger(Trigger::Exclusions, self.now());
             }
@@ -373,7 +379,8 @@ impl Agent {
         let (Some(crossings), Some(watch)) = (&mut self.crossings, &mut self.watch) else { return Ok(()) };
         if crossings.wants_node() {
             let addresses = self.links_source.addresses().await?;
-            crossings.judge_by(Node { addresses, ..judges(&self.links, self.offload.as_ref()) });
+            crossings
+                .judge_by(Node { addresses, ..judges(&self.links, self.offload.as_ref(), &self.config) });
         }
         crossings.handle(watch.eyes());
         if let (Some(offload), Some(wanted)) = (&mut self.offload, crossings.assistance()) {
@@ -491,7 +498,7 @@ impl Agent {
 
     /// What flows are judged by, but for addresses and clocks.
     fn judges(&self) -> Node {
-        judges(&self.links, self.offload.as_ref())
+        judges(&self.links, self.offload.as_ref(), &self.config)
     }
 
     /// Tells the service manager what is so.

@@ -4,6 +4,7 @@ use std::{
     collections::{HashSet, hash_map::RandomState},
     hash::BuildHasher,
     path::Path,
+    sync::Arc,
 };
 
 use fastpath_common::{FlowCounters, FlowKey};
@@ -21,12 +22,12 @@ use super::{
 };
 use crate::core::{
     flow::{
-        Flow, Node,
+        Cause, Flow, Node, State,
         connection::{Entry, Tuple},
         path::Metered,
     },
     link::table::LinkTable,
-    ruleset::sets::OwnSet,
+    ruleset::{exclude::Exclusions, sets::OwnSet},
 };
 
 /// Flows can't be read.
@@ -55,6 +56,7 @@ pub async fn node() -> Result<Node, FlowsError> {
     Ok(Node {
         threshold: table.as_ref().and_then(|t| t.threshold()),
         metered: table.as_ref().is_some_and(|t| t.metered()),
+        exclusions: Arc::new(table.as_ref().map_or_else(Default::default, Exclusions::of_rules)),
         managed: table
             .as_ref()
             .and_then(|t| t.managed())
@@ -110,13 +112,24 @@ pub fn for_each_metered(
     let reading = pinned.as_ref().map(Pinned::reading).transpose()?;
     let mut known = Known::default();
     let mut meter = node.metered.then(Meter::open).transpose()?;
+    let mut revocations = None;
+    let mut revoked = |id| {
+        let opened = match &mut revocations {
+            Some(opened) => opened,
+            none => none.insert(Revocations::open()?),
+        };
+        opened.has(id)
+    };
     let mut join = |entry: Entry| -> Result<(Flow, Option<Metered>), FlowsError> {
         let seen = match &reading {
             Some(reading) => counters(reading, &entry, &mut known)?,
             None => [None; 2],
         };
         let id = entry.id;
-        let flow = Flow::join(entry, seen, node);
+        let mut flow = Flow::join(entry, seen, node);
+        if flow.state == State::Stalled(Cause::Unknown) && revoked(id)? {
+            flow.state = State::Stalled(Cause::Revoked);
+        }
         match &mut meter {
             Some(meter) if wants_metered(&flow) => Ok((flow, Some(meter.of(id)?))),
             _ => Ok((flow, None)),
@@ -193,6 +206,24 @@ impl Meter {
             from_ns: before.saturating_sub(idle_ns),
             to_ns: after.saturating_sub(idle_ns),
         })
+    }
+}
+
+/// Connections that were revoked, asked for one by one: there may be a million.
+struct Revocations {
+    nft: Nft,
+    any: bool,
+}
+
+impl Revocations {
+    fn open() -> Result<Self, NftError> {
+        let mut nft = Nft::open()?;
+        let any = nft.has_any(OwnSet::Revoked)?;
+        Ok(Self { nft, any })
+    }
+
+    fn has(&mut self, id: u32) -> Result<bool, NftError> {
+        Ok(self.any && self.nft.has_listed(OwnSet::Revoked, id)?)
     }
 }
 

@@ -275,7 +275,7 @@ fn ruleset(nft: &mut Nft, connection: Option<&Entry>) -> Result<Ruleset, NftErro
         managed: table.managed().cloned().unwrap_or_default(),
         counter: table.flowtables.iter().any(|flowtable| flowtable.name == FLOWTABLE && flowtable.counter),
         meter: has(Rule::Meter),
-        excluded: connection.and_then(|entry| exclude::exclusion_of(&table, entry)),
+        excluded: connection.and_then(|entry| Exclusions::of_rules(&table).of(entry)),
         excluded_marks: exclude::marks_of_packets(&table).map(|mark| format!("mark/{mark}")).collect(),
         revoked: listed(OwnSet::Revoked)?,
         assisted: listed(OwnSet::Assist)?,

@@ -294,8 +294,12 @@ fn interfaces(facts: &Facts) -> Vec<Finding> {
     let in_set = our_table(facts).and_then(ObservedTable::managed);
     let absent: BTreeSet<IfIndex> = absent(facts).into_iter().map(|link| link.index).collect();
     let line = |link: &Link| {
-        let what =
-            format!("{}, MTU {}", link.kind.as_deref().unwrap_or("no kind, probably hardware"), link.mtu);
+        let kind = match &link.kind {
+            Some(kind) => kind,
+            None if link.loopback => "no kind",
+            None => "no kind, probably hardware",
+        };
+        let what = format!("{kind}, MTU {}", link.mtu);
         if let Some(reason) = facts.policy.selection.reject(link) {
             return Finding::green(CHECK, format!("not managed: {reason} ({what})"));
         }

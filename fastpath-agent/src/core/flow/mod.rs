@@ -16,6 +16,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
+    sync::Arc,
 };
 
 use fastpath_common::FlowCounters;
@@ -25,7 +26,10 @@ use self::{
     connection::{Entry, TcpState, Tuple},
     path::{Metered, Path},
 };
-use crate::core::model::{IfIndex, IfName};
+use crate::core::{
+    model::{IfIndex, IfName},
+    ruleset::exclude::Exclusions,
+};
 
 /// TCP flags that end an offload (FIN, RST).
 const TCP_CLOSING_FLAGS: u64 = 1 | 4;
@@ -79,6 +83,10 @@ pub enum Cause {
     Local,
     /// No rule offloads flows on this node.
     NoRule,
+    /// Falls under this exclusion.
+    Excluded(String),
+    /// `fastpath-agent revoke` holds it out. Whoever asks has to look: it isn't told by what a flow is judged by.
+    Revoked,
     /// The connection is older than our rule: conntrack doesn't count its packets.
     NotCounted,
     /// Packets were seen in one direction only.
@@ -102,6 +110,8 @@ pub struct Node {
     pub threshold: Option<u32>,
     /// Whether a rule meters packets that could be offloaded and are on the forward path all the same.
     pub metered: bool,
+    /// Flows that are never offloaded.
+    pub exclusions: Arc<Exclusions>,
     /// Interfaces in the flowtable.
     pub managed: BTreeSet<IfIndex>,
     /// Names of all interfaces.
@@ -236,6 +246,9 @@ fn judge(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node, just_cros
 }
 
 fn stalled(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node) -> Cause {
+    if let Some(exclusion) = node.exclusions.of(entry) {
+        return Cause::Excluded(exclusion);
+    }
     if !entry.status.seen_reply() {
         return Cause::OneWay;
     }
@@ -259,16 +272,18 @@ fn stalled(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node) -> Caus
 }
 
 /// What [`Cause::name`] returns, in the order in which causes are tested.
-pub const CAUSE_NAMES: [&str; 10] = [
+pub const CAUSE_NAMES: [&str; 12] = [
     "protocol",
     "local",
     "no-rule",
+    "excluded",
     "one-way",
     "not-established",
     "helper",
     "not-counted",
     "interface",
     "not-watched",
+    "revoked",
     "unknown",
 ];
 
@@ -279,6 +294,8 @@ impl Cause {
             Self::Protocol => "protocol",
             Self::Local => "local",
             Self::NoRule => "no-rule",
+            Self::Excluded(_) => "excluded",
+            Self::Revoked => "revoked",
             Self::OneWay => "one-way",
             Self::NotEstablished => "not-established",
             Self::Helper(_) => "helper",
@@ -317,13 +334,15 @@ impl fmt::Display for Cause {
             Self::Protocol => f.write_str("neither TCP nor UDP"),
             Self::Local => f.write_str("local, not forwarded"),
             Self::NoRule => f.write_str("no rule offloads flows"),
+            Self::Excluded(exclusion) => write!(f, "excluded by {exclusion}"),
+            Self::Revoked => f.write_str("revoked"),
             Self::NotCounted => f.write_str("older than the ruleset"),
             Self::OneWay => f.write_str("one direction only"),
             Self::NotEstablished => f.write_str("not established"),
             Self::Helper(name) => write!(f, "conntrack helper {name}"),
             Self::Interface(name) => write!(f, "{name} isn't in the flowtable"),
             Self::NotWatched => f.write_str("one direction comes in on an interface that isn't managed"),
-            Self::Unknown => f.write_str("cause unknown"),
+            Self::Unknown => f.write_str("cause unknown here: ask `why`"),
         }
     }
 }

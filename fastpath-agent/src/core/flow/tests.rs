@@ -51,6 +51,7 @@ fn node() -> Node {
         addresses: ["10.1.0.1".parse().unwrap(), "198.51.100.1".parse().unwrap()].into(),
         now_ns: 10_000_000_000,
         tick_ns: 4_000_000,
+        ..Node::default()
     }
 }
 
@@ -93,6 +94,13 @@ fn every_state_and_every_cause_has_its_flow() {
         assert_eq!(state(entry.clone(), seen, &node()), expected, "{entry:?}");
     }
     assert_eq!(state(entry(), both, &Node { threshold: None, ..node() }), stalled(Cause::NoRule));
+    let exclusions = Arc::new(Exclusions::new(&["10.1.0.0/16".to_owned()], "").unwrap());
+    let node = Node { exclusions, ..node() };
+    let excluded = stalled(Cause::Excluded("10.1.0.0/16".to_owned()));
+    assert_eq!(state(entry(), both, &node), excluded);
+    // Nor is it helped.
+    let old = Flow::settled(Entry { counters: None, ..entry() }, both, &node);
+    assert_eq!((old.only_uncounted(&node), old.state), (false, excluded));
 }
 
 #[test]

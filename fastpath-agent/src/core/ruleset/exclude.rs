@@ -146,6 +146,40 @@ impl Exclusions {
         self.sets.iter().map(|(set, keys)| (*set, keys))
     }
 
+    /// What the rules of `table` exclude, but for interfaces, which no rule names.
+    pub fn of_rules(table: &ObservedTable) -> Self {
+        let mut exclusions = Self::default();
+        let rules = table.chain(OFFLOAD_CHAIN).into_iter().flat_map(|chain| &chain.rules);
+        for rule in rules.filter_map(|rule| Rule::recognise(&rule.exprs)) {
+            let set = match rule {
+                Rule::Excluded { set, .. } => set,
+                Rule::ExcludedProtocol => ExcludeSet::Protocols,
+                Rule::ExcludedMark { mark, .. } => {
+                    exclusions.marks.insert(mark);
+                    continue;
+                }
+                _ => continue,
+            };
+            if let Some(observed) = table.set(OwnSet::Exclude(set)) {
+                exclusions.sets.entry(set).or_insert_with(|| observed.keys.clone());
+            }
+        }
+        exclusions
+    }
+
+    /// The exclusion that a connection falls under, as people write it. The marks of its packets are nowhere to be read.
+    pub fn of(&self, entry: &Entry) -> Option<String> {
+        let listed = |set: ExcludeSet, end| {
+            let key = set.key_of(entry, end)?;
+            self.keys(set).binary_search(&key).is_ok().then(|| set.describe(key))
+        };
+        let by_key = self.sets.keys().find_map(|set| End::ALL.into_iter().find_map(|end| listed(*set, end)));
+        by_key.or_else(|| {
+            let mark = self.marks.iter().find(|mark| entry.mark & mark.mask == mark.value)?;
+            Some(format!("mark/{mark}"))
+        })
+    }
+
     /// Keys of one set; none if it isn't wanted.
     pub fn keys(&self, set: ExcludeSet) -> &[Key] {
         self.sets.get(&set).map_or(&[], Vec::as_slice)
@@ -186,31 +220,12 @@ pub fn marks_of_packets(table: &ObservedTable) -> impl Iterator<Item = Mark> {
     })
 }
 
-/// The exclusion under which the rules of `table` see this connection, as people write it.
-pub fn exclusion_of(table: &ObservedTable, entry: &Entry) -> Option<String> {
-    let rules = table.chain(OFFLOAD_CHAIN)?.rules.iter();
-    rules.filter_map(|rule| Rule::recognise(&rule.exprs)).find_map(|rule| match rule {
-        Rule::Excluded { set, end } => {
-            let key = set.key_of(entry, end)?;
-            let keys = &table.set(OwnSet::Exclude(set))?.keys;
-            keys.binary_search(&key).is_ok().then(|| set.describe(key))
-        }
-        Rule::ExcludedProtocol => {
-            let (set, key) = (ExcludeSet::Protocols, Key::new(&[entry.original.protocol]));
-            let keys = &table.set(OwnSet::Exclude(set))?.keys;
-            keys.binary_search(&key).is_ok().then(|| set.describe(key))
-        }
-        // The marks of packets are nowhere to be read.
-        Rule::ExcludedMark { mark, of: Marked::Connection } => {
-            (entry.mark & mark.mask == mark.value).then(|| format!("mark/{mark}"))
-        }
-        _ => None,
-    })
-}
-
 impl ExcludeSet {
     /// The key that the rules look for at this end; `None` where the connection has no such thing.
     fn key_of(self, entry: &Entry, end: End) -> Option<Key> {
+        if self == Self::Protocols {
+            return Some(Key::new(&[entry.original.protocol]));
+        }
         let (tuple, source) = match end {
             End::OriginalSource => (&entry.original, true),
             End::OriginalDestination => (&entry.original, false),

@@ -133,7 +133,7 @@ fn a_connection_is_excluded_by_either_end_before_and_after_nat() {
         let policy = Policy { exclusions: Arc::new(parse(&[exclusion])), ..policy() };
         let wanted = desired::desired(&policy, [], &BTreeMap::new()).unwrap();
         kernel.commit(&diff::create(&wanted), Generation(1)).unwrap();
-        exclusion_of(kernel.table.as_ref().unwrap(), &entry)
+        Exclusions::of_rules(kernel.table.as_ref().unwrap()).of(&entry)
     };
     for exclusion in [
         "10.1.0.2",

@@ -52,6 +52,13 @@ impl Nft {
         Ok(found)
     }
 
+    /// Whether a set has elements. Without the set it has none.
+    pub fn has_any(&mut self, set: OwnSet) -> Result<bool, NftError> {
+        let mut any = false;
+        self.get_elements(set, NLM_F_DUMP, None, |message| any |= element::of(message).next().is_some())?;
+        Ok(any)
+    }
+
     fn get_elements(
         &mut self,
         set: OwnSet,

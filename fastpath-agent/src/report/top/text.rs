@@ -74,6 +74,8 @@ fn word(cause: &Cause) -> &'static str {
         Cause::Protocol => "protocol",
         Cause::Local => "local",
         Cause::NoRule => "no rule",
+        Cause::Excluded(_) => "excluded",
+        Cause::Revoked => "revoked",
         Cause::NotCounted => "uncounted",
         Cause::OneWay => "one-way",
         Cause::NotEstablished => "handshake",

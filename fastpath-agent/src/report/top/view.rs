@@ -85,7 +85,9 @@ impl Theme {
             State::HwOffloaded => self.fg(Color::Cyan),
             State::Offloaded => self.fg(Color::Green),
             State::Crossed => self.fg(Color::Yellow),
-            State::Stalled(Cause::Local | Cause::Protocol) => self.fg(Color::DarkGray),
+            State::Stalled(Cause::Local | Cause::Protocol | Cause::Excluded(_) | Cause::Revoked) => {
+                self.fg(Color::DarkGray)
+            }
             State::Stalled(_) => self.fg(Color::Red),
             State::BelowThreshold => Style::new(),
             State::Closing => self.fg(Color::Magenta),
