@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{deny, ebpf, links, process, workspace};
+use crate::{cargo_tool, ebpf, links, process, workspace};
 
 /// Put together, so that this file keeps its own rule.
 const UNSAFE: &str = concat!("un", "safe");
@@ -43,7 +43,7 @@ pub(crate) fn run() -> Result<()> {
 
 /// Without advisories, whose list comes from the network.
 fn cargo_deny() -> Result<()> {
-    let mut command = Command::new(deny::program()?);
+    let mut command = Command::new(cargo_tool::DENY.program()?);
     // Two versions of one crate are only a warning, and a long one.
     process::run(
         command

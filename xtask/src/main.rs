@@ -3,7 +3,7 @@
 
 mod bench;
 mod build;
-mod deny;
+mod cargo_tool;
 #[cfg(test)]
 mod documented;
 mod ebpf;

@@ -12,12 +12,12 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    deny,
+    cargo_tool,
     guest::{
         initramfs::{find_bpftool, find_program},
         kernels::{self, Wanted},
     },
-    package::{cargo_deb, root},
+    package::root,
     process, progress, prometheus,
     toolchain::{self, Compiler, Origin},
     workspace,
@@ -207,15 +207,13 @@ pub(crate) fn ensure(needs: &[Need<'_>]) -> Result<()> {
         install_linker()?;
     }
     if missing.deny {
-        progress::step("building cargo-deny", &mut deny::install()?)?;
-        deny::remove_build()?;
+        cargo_tool::DENY.install()?;
     }
     if missing.prometheus {
         download_prometheus()?;
     }
     if missing.cargo_deb {
-        progress::step("building cargo-deb", &mut cargo_deb::install()?)?;
-        cargo_deb::remove_build()?;
+        cargo_tool::DEB.install()?;
     }
     if missing.root {
         root::make()?;
@@ -257,7 +255,7 @@ impl Missing {
                 Need::Lint => {
                     missing.checkers = !has_checkers();
                     missing.ebpf_clippy = toolchain::compiler().is_some_and(|found| !found.has_clippy());
-                    missing.deny = !deny::installed()?;
+                    missing.deny = !cargo_tool::DENY.installed()?;
                 }
                 Need::Host => {
                     tables.push(FOR_TESTS);
@@ -265,7 +263,7 @@ impl Missing {
                 }
                 Need::Package => {
                     tables.push(FOR_PACKAGE);
-                    missing.cargo_deb = !cargo_deb::installed()?;
+                    missing.cargo_deb = !cargo_tool::DEB.installed()?;
                 }
                 Need::PackageTrial => {
                     missing.root = root::cached()?.is_none();
@@ -323,13 +321,13 @@ impl Missing {
             eprintln!("  clippy for that compiler");
         }
         if self.deny {
-            eprintln!("  cargo-deny {} (about a minute)", deny::RELEASE);
+            eprintln!("  {}", cargo_tool::DENY.described());
         }
         if self.prometheus {
             eprintln!("  prometheus for tests, downloaded and not installed (40 MB)");
         }
         if self.cargo_deb {
-            eprintln!("  cargo-deb {} (about a minute)", cargo_deb::RELEASE);
+            eprintln!("  {}", cargo_tool::DEB.described());
         }
         if self.root {
             eprintln!(

@@ -40,17 +40,3 @@ fn is_told_that_the_agent_is_ready_reloads_lives_and_stops() {
     manager.wait_for("STOPPING=1", LIMIT);
     agent.wait_exit(LIMIT);
 }
-
-#[test]
-fn is_told_why_the_agent_is_not_ready() {
-    let topology = Topology::routed();
-    // Somebody else's, and as good as a kernel without flowtables.
-    topology.node.nft("add table inet kindnet-fastpath");
-    let mut manager = ServiceManager::new();
-    let mut command = agent::command(&[]);
-    command.env("NOTIFY_SOCKET", manager.address());
-    let _agent = Agent::spawn(&topology.node, &mut command);
-    manager.wait_for("STATUS=", LIMIT);
-    manager.listen(Duration::from_secs(1));
-    assert!(!manager.said.iter().any(|line| line == "READY=1"), "{:?}", manager.said);
-}

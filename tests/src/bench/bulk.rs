@@ -5,7 +5,6 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
     time::Instant,
 };
 
@@ -35,10 +34,7 @@ pub struct Setup {
 impl Setup {
     fn row(self) -> Row {
         let traffic = if self.gso { "gso" } else { "1500" };
-        let rules = match self.rules {
-            Rules::None => "no-fastpath".to_owned(),
-            rules => format!("offloaded/{}", rules.name()),
-        };
+        let rules = self.rules.of_connection();
         Row { name: format!("tcp4-{traffic}/{rules}"), measure: Measure::Bulk(self) }
     }
 
@@ -50,11 +46,7 @@ impl Setup {
             }
         }
         node.load(self.rules, 20, &[]);
-        let (client, server) = (node.topology.client(), node.topology.server());
-        let to = SocketAddr::new(server.address(Family::V4), 7001);
-        let listener = server.ns.run(|| TcpListener::bind(to)).expect("listen");
-        let mut sender = client.ns.run(|| TcpStream::connect(to)).expect("connect");
-        let (mut receiver, _) = listener.accept().expect("accept");
+        let (mut sender, mut receiver) = node.connect(Family::V4);
         let mut block = vec![0; BLOCK];
         let mut transfer = |blocks: usize| {
             for _ in 0..blocks {
@@ -80,6 +72,6 @@ impl Setup {
 }
 
 pub(super) fn rows() -> Vec<Row> {
-    let rules = [Rules::None, Rules::Kindnet, Rules::Ours, Rules::OursEbpf];
+    let rules = Rules::FOR_CONNECTIONS;
     [true, false].into_iter().flat_map(|gso| rules.map(|rules| Setup { gso, rules }.row())).collect()
 }

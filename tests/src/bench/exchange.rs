@@ -4,7 +4,6 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
     time::Instant,
 };
 
@@ -33,20 +32,14 @@ pub struct Setup {
 impl Setup {
     fn row(self) -> Row {
         let family = if self.family == Family::V4 { 4 } else { 6 };
-        let rules = match self.rules {
-            Rules::None => "no-fastpath".to_owned(),
-            rules => format!("offloaded/{}", rules.name()),
-        };
+        let rules = self.rules.of_connection();
         Row { name: format!("tcp{family}-64/{rules}"), measure: Measure::Exchange(self) }
     }
 
     pub(super) fn measure(&self) -> Samples {
         let mut node = Node::build(Base::Nat, Ends::Answer);
         node.load(self.rules, 20, &[]);
-        let to = SocketAddr::new(node.topology.server().address(self.family), 7001);
-        let listener = node.topology.server().ns.run(|| TcpListener::bind(to)).expect("listen");
-        let mut client = node.topology.client().ns.run(|| TcpStream::connect(to)).expect("connect");
-        let (mut server, _) = listener.accept().expect("accept");
+        let (mut client, mut server) = node.connect(self.family);
         for socket in [&client, &server] {
             socket.set_nodelay(true).expect("a socket option");
         }
@@ -79,7 +72,7 @@ impl Setup {
 }
 
 pub(super) fn rows() -> Vec<Row> {
-    let rules = [Rules::None, Rules::Kindnet, Rules::Ours, Rules::OursEbpf];
+    let rules = Rules::FOR_CONNECTIONS;
     let families = [Family::V4, Family::V6];
     families.into_iter().flat_map(|family| rules.map(|rules| Setup { family, rules }.row())).collect()
 }

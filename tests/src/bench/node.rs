@@ -1,6 +1,12 @@
 //! The node under measurement: client and server behind it, whose rules it has, and the kernel's counters.
 
-use std::{fs, net::IpAddr, ops::Sub, thread, time::Duration};
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    ops::Sub,
+    thread,
+    time::Duration,
+};
 
 use super::{packets::Base, services};
 use crate::{
@@ -46,6 +52,17 @@ impl Rules {
             Self::OursXdp => "ours-xdp",
         }
     }
+
+    /// What established connections are measured under.
+    pub(super) const FOR_CONNECTIONS: [Self; 4] = [Self::None, Self::Kindnet, Self::Ours, Self::OursEbpf];
+
+    /// As rows of established connections call it.
+    pub(super) fn of_connection(self) -> String {
+        match self {
+            Self::None => "no-fastpath".to_owned(),
+            rules => format!("offloaded/{}", rules.name()),
+        }
+    }
 }
 
 /// A node with client and server, and perhaps a running agent.
@@ -74,6 +91,16 @@ const EXCLUSIONS: &str = "/tmp/bench-exclusions";
 const DEVICES: [&str; 2] = ["c0", "s0"];
 
 impl Node {
+    /// A TCP connection of the client's to the server: its end and the server's.
+    pub(super) fn connect(&self, family: Family) -> (TcpStream, TcpStream) {
+        let (client, server) = (self.topology.client(), self.topology.server());
+        let to = SocketAddr::new(server.address(family), 7001);
+        let listener = server.ns.run(|| TcpListener::bind(to)).expect("listen");
+        let near = client.ns.run(|| TcpStream::connect(to)).expect("connect");
+        let (far, _) = listener.accept().expect("accept");
+        (near, far)
+    }
+
     pub(super) fn build(base: Base, ends: Ends) -> Self {
         let topology = Topology::bare(Layout::default());
         if ends == Ends::Drop {

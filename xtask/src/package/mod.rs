@@ -1,7 +1,6 @@
 //! `cargo xtask package`: the agent, its man pages, completions, unit and configuration as a Debian package. What is in
 //! it is said in fastpath-agent/Cargo.toml.
 
-pub(crate) mod cargo_deb;
 pub(crate) mod root;
 pub(crate) mod trial;
 
@@ -13,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::{build, process, progress, setup, workspace};
+use crate::{build, cargo_tool, process, progress, setup, workspace};
 
 /// What `cargo xtask package` was asked for.
 #[derive(clap::Args)]
@@ -52,7 +51,7 @@ pub(crate) fn build(agent: &Path, profile: &str, revision: u32, directory: &Path
     fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
     let revision = revision.to_string();
     let package = directory.join(format!("fastpath-agent-{revision}.deb"));
-    let mut command = Command::new(cargo_deb::program()?);
+    let mut command = Command::new(cargo_tool::DEB.program()?);
     command
         .args(["--package", "fastpath-agent", "--profile", profile, "--no-build", "--locked", "--quiet"])
         .args(["--deb-revision", &revision, "--output"])
