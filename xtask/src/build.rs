@@ -39,6 +39,11 @@ pub(crate) fn for_demonstration() -> Result<Binaries> {
     complete(cargo("guest", &["-p", "fastpath-agent", "-p", "fastpath-tests", "--bins"])?, &["demo"])
 }
 
+/// The agent, the guest's PID 1 and what records its metrics.
+pub(crate) fn for_recording() -> Result<Binaries> {
+    complete(cargo("guest", &["-p", "fastpath-agent", "-p", "fastpath-tests", "--bins"])?, &["record"])
+}
+
 /// The agent, the guest's PID 1 and the benchmark's programs.
 pub(crate) fn for_benchmark() -> Result<Binaries> {
     complete(cargo("guest", &["-p", "fastpath-agent", "-p", "fastpath-tests", "--bins"])?, &["bench"])

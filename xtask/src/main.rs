@@ -4,8 +4,11 @@
 mod bench;
 mod build;
 mod cargo_tool;
+mod dashboard;
+mod document;
 #[cfg(test)]
 mod documented;
+mod draw;
 mod ebpf;
 mod guest;
 mod image;
@@ -46,6 +49,8 @@ enum Task {
     Test(test::Options),
     /// Measure what a packet costs, with and without fast path, and compare with the numbers in the repository
     Bench(bench::Options),
+    /// Record two agents in the test guest, and draw every panel of the Grafana dashboard from that for docs/dashboard.md
+    Dashboard(dashboard::Options),
     /// Build the Debian package, with man pages, completions and the systemd unit, and print its path
     Package(package::Options),
     /// Run the agent on this node, or show what it does in the test guest
@@ -78,6 +83,7 @@ fn run() -> Result<ExitCode> {
             setup::ensure(&[setup::Need::Build, setup::Need::Lint])?;
             lint::run()?;
         }
+        Task::Dashboard(options) => dashboard::run(&options)?,
         Task::Package(options) => package::run(&options)?,
         Task::Test(options) => test::run(&options)?,
         Task::Bench(options) => return bench::run(&options),

@@ -32,6 +32,8 @@ pub(crate) enum Need<'a> {
     Lint,
     /// Run tests in namespaces of this kernel.
     Host,
+    /// Ask a Prometheus.
+    Prometheus,
     /// Run guests with these kernels.
     Guest(&'a [Wanted]),
     /// Make the Debian package.
@@ -261,6 +263,7 @@ impl Missing {
                     tables.push(FOR_TESTS);
                     missing.prometheus = !prometheus::is_there()?;
                 }
+                Need::Prometheus => missing.prometheus = !prometheus::is_there()?,
                 Need::Package => {
                     tables.push(FOR_PACKAGE);
                     missing.cargo_deb = !cargo_tool::DEB.installed()?;

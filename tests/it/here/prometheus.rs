@@ -4,6 +4,7 @@ use std::{path::PathBuf, thread};
 
 use fastpath_tests::{
     agent::{self, Agent},
+    dashboard,
     http::{self, SERVE, bring_loopback_up},
     prometheus::{Prometheus, SCRAPE_INTERVAL, promtool},
     topology::{Family, Topology},
@@ -21,17 +22,12 @@ fn monitoring(file: &str) -> PathBuf {
 
 /// Queries of the dashboard with a title each.
 fn queries() -> Vec<(String, String)> {
-    let dashboard: Value = serde_json::from_str(DASHBOARD).expect("JSON");
+    let board: Value = serde_json::from_str(DASHBOARD).expect("JSON");
     let mut found = Vec::new();
-    for panel in dashboard["panels"].as_array().expect("panels") {
+    for panel in board["panels"].as_array().expect("panels") {
         for target in panel["targets"].as_array().expect("targets") {
-            let expression = target["expr"].as_str().expect("a query");
-            // As Grafana fills in its variables.
-            let expression = [("$__rate_interval", "10s"), ("$job", ".*"), ("$instance", ".*")]
-                .into_iter()
-                .fold(expression.to_owned(), |text, (name, value)| text.replace(name, value));
-            assert!(!expression.contains('$'), "a variable that isn't known: {expression}");
-            found.push((panel["title"].as_str().expect("a title").to_owned(), expression));
+            let query = dashboard::filled_in(target["expr"].as_str().expect("a query"), "10s");
+            found.push((panel["title"].as_str().expect("a title").to_owned(), query));
         }
     }
     found

@@ -3,20 +3,10 @@
 use std::path::Path;
 
 use anyhow::{Result, anyhow};
-use plotters::{
-    coord::Shift,
-    prelude::*,
-    style::text_anchor::{HPos, Pos, VPos},
-};
+use plotters::{prelude::*, style::text_anchor::HPos};
 
 use super::report::{Report, number};
-
-/// On white, so that they can be read on a page of any colour.
-pub(super) const INK: RGBColor = RGBColor(31, 35, 40);
-pub(super) const FAINT: RGBColor = RGBColor(208, 215, 222);
-/// A colour for each kernel, newest first; apart in grey too.
-pub(super) const SERIES: [RGBColor; 3] =
-    [RGBColor(5, 80, 174), RGBColor(128, 182, 244), RGBColor(110, 119, 129)];
+use crate::draw::{FAINT, SERIES, step, write};
 
 const WIDTH: u32 = 900;
 const LABELS: i32 = 300;
@@ -24,8 +14,6 @@ const VALUES: i32 = 70;
 const TOP: i32 = 84;
 const BAR: i32 = 13;
 const GAP: i32 = 14;
-
-pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 /// A line of a bar chart: what it says, and the row of the report that it shows.
 pub(super) struct Bar {
@@ -55,7 +43,7 @@ pub(super) fn bars(report: &Report, title: &str, unit: &str, bars: &[Bar], path:
     let root = SVGBackend::new(path, (WIDTH, height as u32)).into_drawing_area();
     let most = bars.iter().flat_map(|bar| kernels.iter().filter_map(|k| report.value(k, bar.row)));
     let most = most.fold(0.0, f64::max);
-    let step = step(most);
+    let step = step(most, 8);
     let scale = f64::from(WIDTH as i32 - LABELS - VALUES) / most;
     let x = |value: f64| LABELS + (value * scale) as i32;
     let draw = || -> Result<(), DrawingAreaErrorKind<std::io::Error>> {
@@ -90,38 +78,4 @@ pub(super) fn bars(report: &Report, title: &str, unit: &str, bars: &[Bar], path:
         root.present()
     };
     draw().map_err(|error| anyhow!("cannot draw {}: {error}", path.display()))
-}
-
-pub(super) fn write(
-    root: &Area<'_>,
-    text: &str,
-    place: (i32, i32),
-    size: i32,
-    anchor: HPos,
-) -> Result<(), DrawingAreaErrorKind<std::io::Error>> {
-    let style = ("sans-serif", size).into_font().color(&INK).pos(Pos::new(anchor, VPos::Top));
-    root.draw(&Text::new(text, place, style))
-}
-
-/// A round distance between marks, so that there are at most eight of them.
-fn step(most: f64) -> f64 {
-    let rough = most / 8.0;
-    let power = 10f64.powf(rough.log10().floor());
-    [1.0, 2.0, 5.0, 10.0]
-        .into_iter()
-        .map(|factor| factor * power)
-        .find(|step| *step >= rough)
-        .unwrap_or(power)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::step;
-
-    #[test]
-    fn marks_are_round() {
-        for (most, expected) in [(17_000.0, 5_000.0), (13_000.0, 2_000.0), (60.0, 10.0), (0.9, 0.2)] {
-            assert_eq!(step(most), expected, "{most}");
-        }
-    }
 }

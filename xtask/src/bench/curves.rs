@@ -6,10 +6,8 @@ use std::path::Path;
 use anyhow::{Result, anyhow};
 use plotters::{prelude::*, style::text_anchor::HPos};
 
-use super::{
-    chart::{FAINT, INK, SERIES, write},
-    report::{Report, number},
-};
+use super::report::{Report, number};
+use crate::draw::{FAINT, INK, SERIES, write};
 
 const WIDTH: i32 = 900;
 const HEIGHT: i32 = 420;

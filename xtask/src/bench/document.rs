@@ -1,18 +1,16 @@
 //! Writes what a report says into docs/benchmark.md and the charts, so that no number there is typed by hand.
 
-use std::{fs, path::Path};
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::{
     break_even, chart, curves,
     report::{Report, number},
     targets,
 };
-use crate::workspace;
+use crate::{document, workspace};
 
-const BEGIN: &str = "<!-- written by `cargo xtask bench --render`: begin -->\n";
-const END: &str = "<!-- written by `cargo xtask bench --render`: end -->\n";
+/// The command that writes this part of the document.
+const WRITER: &str = "cargo xtask bench --render";
 
 /// Writes the document's numbers and the charts anew.
 pub(super) fn render(report: &Report) -> Result<()> {
@@ -33,22 +31,7 @@ pub(super) fn render(report: &Report) -> Result<()> {
             images += &format!("\n![{title}]({file})\n");
         }
     }
-    let path = docs.join("benchmark.md");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let written = between(&text, &section(report, &images))
-        .with_context(|| format!("{} lacks the lines between which numbers are written", path.display()))?;
-    write(&path, &written)
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// `text` with the part between the marks replaced.
-fn between(text: &str, part: &str) -> Option<String> {
-    let (head, rest) = text.split_once(BEGIN)?;
-    let (_, tail) = rest.split_once(END)?;
-    Some(format!("{head}{BEGIN}{part}{END}{tail}"))
+    document::write_part(&docs.join("benchmark.md"), WRITER, &section(report, &images))
 }
 
 fn section(report: &Report, images: &str) -> String {
@@ -94,16 +77,4 @@ fn section(report: &Report, images: &str) -> String {
         text += &format!(" {spread:.2} % |\n");
     }
     text + "\n"
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_part_between_the_marks_is_replaced() {
-        let text = format!("head\n{BEGIN}old\n{END}tail\n");
-        assert_eq!(between(&text, "new\n"), Some(format!("head\n{BEGIN}new\n{END}tail\n")));
-        assert_eq!(between("no marks", "new"), None);
-    }
 }

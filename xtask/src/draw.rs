@@ -1,0 +1,56 @@
+//! What all drawings have in common: colours, letters, round distances. It knows no numbers of its own.
+
+use plotters::{
+    coord::Shift,
+    prelude::*,
+    style::text_anchor::{HPos, Pos, VPos},
+};
+
+/// On white, so that they can be read on a page of any colour.
+pub(crate) const INK: RGBColor = RGBColor(31, 35, 40);
+pub(crate) const FAINT: RGBColor = RGBColor(208, 215, 222);
+/// A colour for each series, the most important first; the first three are apart in grey too.
+pub(crate) const SERIES: [RGBColor; 9] = [
+    RGBColor(5, 80, 174),
+    RGBColor(128, 182, 244),
+    RGBColor(110, 119, 129),
+    RGBColor(225, 111, 36),
+    RGBColor(26, 127, 55),
+    RGBColor(130, 80, 223),
+    RGBColor(191, 135, 0),
+    RGBColor(207, 34, 46),
+    RGBColor(27, 124, 131),
+];
+
+pub(crate) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+/// What drawing comes to.
+pub(crate) type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
+
+/// Writes `text`, whose upper edge is at `place`.
+pub(crate) fn write(root: &Area<'_>, text: &str, place: (i32, i32), size: i32, anchor: HPos) -> Drawn {
+    let style = ("sans-serif", size).into_font().color(&INK).pos(Pos::new(anchor, VPos::Top));
+    root.draw(&Text::new(text, place, style))
+}
+
+/// A round distance between marks, so that there are at most so many of them.
+pub(crate) fn step(most: f64, marks: u32) -> f64 {
+    let rough = most / f64::from(marks);
+    let power = 10f64.powf(rough.log10().floor());
+    [1.0, 2.0, 5.0, 10.0]
+        .into_iter()
+        .map(|factor| factor * power)
+        .find(|step| *step >= rough)
+        .unwrap_or(power)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::step;
+
+    #[test]
+    fn marks_are_round() {
+        for (most, expected) in [(17_000.0, 5_000.0), (13_000.0, 2_000.0), (60.0, 10.0), (0.9, 0.2)] {
+            assert_eq!(step(most, 8), expected, "{most}");
+        }
+    }
+}
