@@ -136,7 +136,13 @@ async fn answer(request: &Request<Incoming>, ask: &mpsc::Sender<Question>) -> Re
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
-    match request.uri().path() {
+    let accept = request.headers().get_all(ACCEPT);
+    let format = Format::accepted(accept.iter().filter_map(|value| value.to_str().ok()));
+    answer_at(request.uri().path(), format, ask).await
+}
+
+async fn answer_at(path: &str, format: Format, ask: &mpsc::Sender<Question>) -> Response<Full<Bytes>> {
+    match path {
         "/healthz" => match put(ask, Question::Alive).await {
             Some(()) => text(StatusCode::OK, "ok\n".to_owned()),
             None => stuck(),
@@ -147,11 +153,7 @@ async fn answer(request: &Request<Incoming>, ask: &mpsc::Sender<Question>) -> Re
             None => stuck(),
         },
         "/metrics" => match put(ask, Question::Metrics).await.flatten() {
-            Some(asked) => {
-                let accept = request.headers().get_all(ACCEPT);
-                let format = Format::accepted(accept.iter().filter_map(|value| value.to_str().ok()));
-                page(asked, format).await
-            }
+            Some(asked) => page(asked, format).await,
             None => stuck(),
         },
         "/" => text(StatusCode::OK, "/metrics\n/healthz\n/readyz\n".to_owned()),
@@ -196,4 +198,19 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_loop_that_does_not_answer_is_neither_alive_nor_ready() {
+        let (ask, questions) = mpsc::channel(MOST_QUESTIONS);
+        for path in ["/healthz", "/readyz", "/metrics"] {
+            let answer = answer_at(path, Format::accepted([]), &ask).await;
+            assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "{path}");
+        }
+        assert_eq!(questions.len(), 3, "each was asked");
+    }
 }

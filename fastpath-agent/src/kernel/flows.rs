@@ -127,7 +127,7 @@ pub fn for_each_metered(
         };
         let id = entry.id;
         let mut flow = Flow::join(entry, seen, node);
-        if flow.state == State::Stalled(Cause::Unknown) && revoked(id)? {
+        if matches!(flow.state, State::Stalled(Cause::Unknown) | State::Idle) && revoked(id)? {
             flow.state = State::Stalled(Cause::Revoked);
         }
         match &mut meter {

@@ -33,6 +33,9 @@ use crate::core::{
 
 /// TCP flags that end an offload (FIN, RST).
 const TCP_CLOSING_FLAGS: u64 = 1 | 4;
+/// A flow out of the flowtable without a packet for longer than this is idle. It left because it had none for as long as
+/// the kernel waits (30 s), or when the flowtable was emptied.
+const IDLE_NS: u64 = 1_000_000_000;
 /// A flow younger than this may have crossed the threshold with the very packet that was counted last.
 const JUST_CROSSED_NS: u64 = 1_000_000_000;
 
@@ -65,6 +68,8 @@ pub enum State {
     Crossed,
     /// Has had more packets than the threshold and isn't offloaded all the same.
     Stalled(Cause),
+    /// The same without anything that keeps it out, and without packets: the next one brings it back.
+    Idle,
     /// Hasn't had more packets than the threshold.
     BelowThreshold,
     /// A FIN or RST was seen.
@@ -191,7 +196,7 @@ impl Flow {
 
     /// When a packet was last seen, `CLOCK_MONOTONIC` in ns; `None` if none was.
     pub fn last_seen_ns(&self) -> Option<u64> {
-        self.seen.iter().flatten().map(|c| c.last_seen_ns).max()
+        last_seen(&self.seen)
     }
 
     /// When the first packet was seen, likewise.
@@ -207,6 +212,10 @@ impl Flow {
     fn sum(&self, field: impl Fn(&FlowCounters) -> u64) -> u64 {
         self.seen.iter().flatten().map(field).sum()
     }
+}
+
+fn last_seen(seen: &[Option<FlowCounters>; 2]) -> Option<u64> {
+    seen.iter().flatten().map(|c| c.last_seen_ns).max()
 }
 
 fn first_seen(seen: &[Option<FlowCounters>; 2]) -> Option<u64> {
@@ -242,7 +251,14 @@ fn judge(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node, just_cros
     if just_crossed {
         return State::Crossed;
     }
-    State::Stalled(stalled(entry, seen, node))
+    match stalled(entry, seen, node) {
+        Cause::Unknown if is_idle(seen, node) => State::Idle,
+        cause => State::Stalled(cause),
+    }
+}
+
+fn is_idle(seen: &[Option<FlowCounters>; 2], node: &Node) -> bool {
+    last_seen(seen).is_some_and(|last| node.now_ns.saturating_sub(last) > IDLE_NS)
 }
 
 fn stalled(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node) -> Cause {
@@ -308,8 +324,8 @@ impl Cause {
 }
 
 /// What flows are asked for by: all that [`State::name`] returns, and [`SLOW`].
-pub const STATE_NAMES: [&str; 8] =
-    ["offloaded", SLOW, "hw-offloaded", "crossed", "stalled", "below-threshold", "closing", "gone"];
+pub const STATE_NAMES: [&str; 9] =
+    ["offloaded", SLOW, "hw-offloaded", "crossed", "stalled", "idle", "below-threshold", "closing", "gone"];
 /// Flows that are [`Flow::slow`].
 pub const SLOW: &str = "slow";
 
@@ -321,6 +337,7 @@ impl State {
             Self::Offloaded => "offloaded",
             Self::Crossed => "crossed",
             Self::Stalled(_) => "stalled",
+            Self::Idle => "idle",
             Self::BelowThreshold => "below-threshold",
             Self::Closing => "closing",
             Self::Gone => "gone",

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::{Flow, State};
 
 /// Names of the states that connections in conntrack are counted by ([`State::name`]).
-pub const COUNTED_STATES: [&str; 6] =
-    ["offloaded", "hw-offloaded", "crossed", "stalled", "below-threshold", "closing"];
+pub const COUNTED_STATES: [&str; 7] =
+    ["offloaded", "hw-offloaded", "crossed", "stalled", "idle", "below-threshold", "closing"];
 
 /// Connections of each kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

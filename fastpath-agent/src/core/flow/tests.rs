@@ -8,6 +8,7 @@ use crate::core::{
     ruleset::observed::Counter,
 };
 
+const NOW_NS: u64 = 10_000_000_000;
 const SEEN_REPLY: u32 = 1 << 1;
 const OFFLOAD: u32 = 1 << 14;
 const HW_OFFLOAD: u32 = 1 << 15;
@@ -39,7 +40,10 @@ fn entry() -> Entry {
 }
 
 fn seen(ifindex: u32) -> Option<FlowCounters> {
-    Some(FlowCounters { packets: 30, bytes: 3000, first_seen_ns: 1, ifindex, ..FlowCounters::default() })
+    let (first_seen_ns, last_seen_ns) = (1, NOW_NS);
+    let counters =
+        FlowCounters { packets: 30, bytes: 3000, first_seen_ns, last_seen_ns, ifindex, ..Default::default() };
+    Some(counters)
 }
 
 fn node() -> Node {
@@ -49,7 +53,7 @@ fn node() -> Node {
         managed: [IfIndex(2), IfIndex(3)].into(),
         names: [(IfIndex(9), IfName::new("wan").unwrap())].into(),
         addresses: ["10.1.0.1".parse().unwrap(), "198.51.100.1".parse().unwrap()].into(),
-        now_ns: 10_000_000_000,
+        now_ns: NOW_NS,
         tick_ns: 4_000_000,
         ..Node::default()
     }
@@ -101,6 +105,18 @@ fn every_state_and_every_cause_has_its_flow() {
     // Nor is it helped.
     let old = Flow::settled(Entry { counters: None, ..entry() }, both, &node);
     assert_eq!((old.only_uncounted(&node), old.state), (false, excluded));
+}
+
+#[test]
+fn without_packets_it_is_idle_unless_something_keeps_it_out() {
+    let last = |last_seen_ns| [seen(2), seen(3)].map(|c| c.map(|c| FlowCounters { last_seen_ns, ..c }));
+    assert_eq!(state(entry(), last(NOW_NS - IDLE_NS), &node()), State::Stalled(Cause::Unknown));
+    assert_eq!(state(entry(), last(NOW_NS - IDLE_NS - 1), &node()), State::Idle);
+    let one_way = Entry { status: Status(0), ..entry() };
+    assert_eq!(state(one_way, last(1), &node()), State::Stalled(Cause::OneWay));
+    let offloaded = Entry { status: Status(SEEN_REPLY | OFFLOAD), ..entry() };
+    assert_eq!(state(offloaded, last(1), &node()), State::Offloaded);
+    assert_eq!(state(entry(), [None; 2], &node()), State::Stalled(Cause::Unknown), "nothing was counted");
 }
 
 #[test]

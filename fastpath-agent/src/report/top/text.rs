@@ -64,6 +64,7 @@ pub(super) fn state(flow: &Flow) -> String {
     match &flow.state {
         other if flow.slow() => format!("{}, {SLOW}", other.name()),
         State::Stalled(cause) => format!("stalled: {}", word(cause)),
+        State::Idle => "idle".to_owned(),
         State::BelowThreshold => "below".to_owned(),
         other => other.name().to_owned(),
     }

@@ -89,7 +89,7 @@ impl Theme {
                 self.fg(Color::DarkGray)
             }
             State::Stalled(_) => self.fg(Color::Red),
-            State::BelowThreshold => Style::new(),
+            State::Idle | State::BelowThreshold => Style::new(),
             State::Closing => self.fg(Color::Magenta),
             State::Gone => self.fg(Color::DarkGray),
         }
