@@ -2,7 +2,7 @@
 //! who reads along hears of it. Decides nothing about flows: that is `core`'s.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     path::PathBuf,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -196,7 +196,7 @@ impl Crossings {
         if !self.found.is_empty() {
             let rest = self.found.split_off(SLICE.min(self.found.len()));
             let found = std::mem::replace(&mut self.found, rest);
-            return self.signalled(&found.iter().map(Tuple::from_flow_key).collect::<Vec<_>>());
+            return self.signalled(found.iter().map(Tuple::from_flow_key));
         }
         if let Err(error) = self.sweep(eyes) {
             warn!(%error, "signals that were lost are looked for again in a minute");
@@ -205,7 +205,7 @@ impl Crossings {
         let events = self.events.take(SLICE);
         self.next_look = Instant::now() + if events.len() < SLICE { GAP } else { Duration::ZERO };
         if !events.is_empty() {
-            self.signalled(&events.iter().map(|event| Tuple::from_flow_key(&event.key)).collect::<Vec<_>>());
+            self.signalled(events.iter().map(|event| Tuple::from_flow_key(&event.key)));
             // The ring is empty now.
             if events.len() < SLICE {
                 self.look_for_lost();
@@ -257,9 +257,20 @@ impl Crossings {
         Ok(())
     }
 
-    fn signalled(&mut self, tuples: &[Tuple]) {
-        self.handled += tuples.len();
+    fn signalled(&mut self, tuples: impl Iterator<Item = Tuple>) {
+        let (first, mut others) = crossing::one_of_each(tuples.collect());
+        self.handled += first.len() + others.len();
+        let found = self.first_look(&first);
+        others.retain(|tuple| !found.contains(tuple));
+        if !others.is_empty() {
+            self.first_look(&others);
+        }
+    }
+
+    /// Returns both directions of the connections that were found.
+    fn first_look(&mut self, tuples: &[Tuple]) -> HashSet<Tuple> {
         let entries = self.look_up(tuples);
+        let found = entries.iter().flatten().flat_map(|entry| [entry.original, entry.reply]).collect();
         let now = self.now_ms();
         for (tuple, entry) in tuples.iter().zip(entries) {
             self.consider(entry.as_ref());
@@ -267,6 +278,7 @@ impl Crossings {
                 self.settled(settled);
             }
         }
+        found
     }
 
     fn look_again(&mut self) {

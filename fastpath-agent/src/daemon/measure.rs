@@ -79,7 +79,7 @@ impl Agent {
             offloaded,
             not_offloaded,
             assisted: self.crossings.as_ref().map_or(0, Crossings::assisted),
-            managed: reconciler.and_then(|r| r.offloads()).map_or(0, |(_, managed)| managed.count()),
+            managed: reconciler.and_then(|r| r.offloads()).map_or(0, |(_, managed)| managed.len()),
             watched: self.watch.as_ref().map_or(0, |watch| watch.attached()),
             left_out: self.left_out(),
         }

@@ -332,6 +332,9 @@ impl Agent {
                 if let Some(offload) = &mut self.offload {
                     offload.reconciler.link_changed(&change);
                 }
+                if let Some(watch) = &mut self.watch {
+                    watch.link_changed(&change);
+                }
             }
             next = self.links_source.try_next();
         }
@@ -372,6 +375,12 @@ impl Agent {
 
     async fn reread_links(&mut self) -> Result<(), DaemonError> {
         self.links = self.links_source.list().await?.into_iter().collect();
+        if let Some(offload) = &mut self.offload {
+            offload.reconciler.links_read();
+        }
+        if let Some(watch) = &mut self.watch {
+            watch.links_read();
+        }
         Ok(())
     }
 
@@ -516,7 +525,7 @@ impl Agent {
             Some((threshold, managed)) if threshold > 0 => {
                 format!(
                     "offloading flows of more than {threshold} packets between {} interfaces",
-                    managed.count()
+                    managed.len()
                 )
             }
             _ => "watching flows, offloading none".to_owned(),

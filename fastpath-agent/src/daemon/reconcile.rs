@@ -1,7 +1,11 @@
 //! One reconcile: observe, compare, commit, until the kernel has what it should have. Holds no truth of its own:
 //! what it remembers of the kernel is dropped as soon as somebody else commits anything.
 
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::Arc,
+};
 
 use tracing::{debug, info, warn};
 
@@ -10,10 +14,10 @@ use crate::{
     core::{
         flow::assist::{LISTED_MS, Wanted},
         link::table::{LinkChange, LinkTable},
-        model::{FLOWTABLE, IfIndex, IfName, TABLE},
+        model::{FLOWTABLE, IfIndex, IfName, Link, TABLE},
         pace::{Outcome, Trigger},
         ruleset::{
-            desired::{self, Desired, Policy},
+            desired::{self, Desired, DesiredTable, Policy},
             diff::{self, Decision, ForeignTable},
             exclude::Exclusions,
             observed::{Generation, Observed, ObservedSet},
@@ -66,6 +70,8 @@ pub struct Reconciler<R> {
     own: Option<Generation>,
     /// What stood in the kernel when the last reconcile ended well.
     achieved: Option<Desired>,
+    /// Links that have changed since, if nothing else has that decides what should stand there.
+    changed: Option<BTreeSet<IfIndex>>,
     standing: Option<Standing>,
     /// Why the last reconcile failed, as last reported.
     failure: Option<String>,
@@ -89,6 +95,7 @@ impl<R: Ruleset> Reconciler<R> {
             known: Vec::new(),
             own: None,
             achieved: None,
+            changed: None,
             standing: None,
             failure: None,
             foreign_objects: Vec::new(),
@@ -100,9 +107,10 @@ impl<R: Ruleset> Reconciler<R> {
     /// Takes note of one change of the links.
     pub fn link_changed(&mut self, change: &LinkChange) {
         match change {
-            LinkChange::Appeared(_) => {}
+            LinkChange::Appeared(index) => self.link_differs(*index),
             LinkChange::Changed { before, renamed } => {
                 self.refused.remove(&before.index);
+                self.link_differed(before);
                 if *renamed {
                     // The flowtable shows its devices by their present names.
                     self.cache = None;
@@ -110,11 +118,30 @@ impl<R: Ruleset> Reconciler<R> {
             }
             LinkChange::Gone(link) => {
                 self.refused.remove(&link.index);
+                self.link_differed(link);
                 if let Some(cache) = &mut self.cache {
                     forget_device(cache, &link.name);
                 }
             }
         }
+    }
+
+    fn link_differed(&mut self, before: &Link) {
+        if desired::is_bridge(before) {
+            self.changed = None;
+        }
+        self.link_differs(before.index);
+    }
+
+    fn link_differs(&mut self, index: IfIndex) {
+        if let Some(changed) = &mut self.changed {
+            changed.insert(index);
+        }
+    }
+
+    /// All links were read again.
+    pub fn links_read(&mut self) {
+        self.changed = None;
     }
 
     /// A transaction was committed by anybody; says whether it was news.
@@ -160,12 +187,14 @@ impl<R: Ruleset> Reconciler<R> {
         self.cache = None;
         self.known.clear();
         self.refused.clear();
+        self.changed = None;
         self.offers_when_emptied = None;
     }
 
     /// From now on these flows are never offloaded, and no others.
     pub fn exclude(&mut self, exclusions: Arc<Exclusions>) {
         self.policy.exclusions = exclusions;
+        self.changed = None;
     }
 
     /// What stood in our table's place after the last reconcile; `None` before the first.
@@ -185,14 +214,17 @@ impl<R: Ruleset> Reconciler<R> {
     }
 
     /// After how many packets flows are offloaded, and between which interfaces; `None` while no rule of ours stands.
-    pub fn offloads(&self) -> Option<(u32, impl Iterator<Item = IfIndex>)> {
+    pub fn offloads(&self) -> Option<(u32, impl ExactSizeIterator<Item = IfIndex>)> {
         let table = self.achieved.as_ref().filter(|_| self.standing == Some(Standing::Right))?.as_ref()?;
         Some((self.policy.threshold, table.devices.keys().copied()))
     }
 
     /// Whether connections are assisted from the next reconcile on, and which it adds to those that are.
     pub fn assist(&mut self, wanted: Wanted) {
-        self.policy.assist = wanted.rule;
+        if self.policy.assist != wanted.rule {
+            self.policy.assist = wanted.rule;
+            self.changed = None;
+        }
         self.assisted.extend(wanted.ids);
     }
 
@@ -217,19 +249,29 @@ impl<R: Ruleset> Reconciler<R> {
             let observed = match self.cache.take() {
                 Some(observed) => observed,
                 None => match self.ruleset.observe_but(Unread::Known(&self.known)) {
-                    Ok(observed) => observed,
+                    Ok(observed) => {
+                        self.changed = None;
+                        observed
+                    }
                     Err(error) => return self.failed(error, commits),
                 },
             };
-            let mut wanted = desired::desired(&self.policy, links.iter(), &self.refused);
-            desired::keep_revoked(&mut wanted, &observed);
-            let ops = match diff::diff(&wanted, &observed, self.foreign) {
-                Decision::Foreign => {
-                    self.cache = Some(observed);
-                    self.assisted.clear();
-                    return Ok(self.stands(Standing::Foreign, Outcome::Done, commits));
+            let followed = self.follow(&observed, links);
+            let follows = followed.is_some();
+            let (wanted, ops) = match followed {
+                Some((wanted, ops)) => (Some(wanted), ops),
+                None => {
+                    let mut wanted = desired::desired(&self.policy, links.iter(), &self.refused);
+                    desired::keep_revoked(&mut wanted, &observed);
+                    match diff::diff(&wanted, &observed, self.foreign) {
+                        Decision::Foreign => {
+                            self.cache = Some(observed);
+                            self.assisted.clear();
+                            return Ok(self.stands(Standing::Foreign, Outcome::Done, commits));
+                        }
+                        Decision::Apply(ops) => (wanted, ops),
+                    }
                 }
-                Decision::Apply(ops) => ops,
             };
             if !self.policy.assist || wanted.is_none() {
                 self.assisted.clear();
@@ -241,6 +283,7 @@ impl<R: Ruleset> Reconciler<R> {
                     continue;
                 }
                 self.achieved = Some(wanted);
+                self.changed = Some(BTreeSet::new());
                 let outcome = if repaired { Outcome::Repaired } else { Outcome::Done };
                 return Ok(self.stands(Standing::Right, outcome, commits));
             }
@@ -261,8 +304,11 @@ impl<R: Ruleset> Reconciler<R> {
                     self.known.clear();
                     self.offers_when_emptied = None;
                     self.own = Some(observed.generation.next());
+                    if follows {
+                        self.achieved = Some(wanted);
+                    }
                     if generation == observed.generation.next() {
-                        self.cache = diff::after(&observed, &ops)
+                        self.cache = diff::after(observed, &ops)
                             .map(|table| Observed { generation, table: Some(table) });
                     }
                 }
@@ -278,6 +324,17 @@ impl<R: Ruleset> Reconciler<R> {
             }
         }
         Ok(self.fail_for_now(&CommitError::Stale, commits))
+    }
+
+    /// What should stand and what it takes, worked out of the links that have changed, however many others there are.
+    /// `None` if it takes a look at everything.
+    fn follow(&mut self, observed: &Observed, links: &LinkTable) -> Option<(DesiredTable, Vec<Op>)> {
+        let changed = self.changed.as_ref()?;
+        let table = observed.table.as_ref()?;
+        let mut wanted = self.achieved.take()??;
+        let before = wanted.follow(&self.policy, links, &self.refused, changed)?;
+        let ops = diff::diff_links(&wanted, &before, changed, table)?;
+        Some((wanted, ops))
     }
 
     /// An error that may pass is retried; others end the agent.
@@ -340,7 +397,10 @@ impl<R: Ruleset> Reconciler<R> {
         }
         self.foreign_objects = found;
         let released = !self.refused.is_empty();
-        self.refused.clear();
+        if released {
+            self.refused.clear();
+            self.changed = None;
+        }
         released
     }
 
@@ -396,6 +456,7 @@ impl<R: Ruleset> Reconciler<R> {
             );
         }
         self.refused.insert(index, error.to_string());
+        self.changed = None;
     }
 
     /// Goes back to software if that is what the kernel's refusals were about; says so once.
@@ -413,6 +474,7 @@ impl<R: Ruleset> Reconciler<R> {
              flows are offloaded in software (--exclude-interfaces leaves interfaces out, --hw-offload=off silences this)"
         );
         self.policy.hw_offload = false;
+        self.changed = None;
         true
     }
 }

@@ -1,5 +1,7 @@
 //! The reconciler against a ruleset in memory: convergence, culprits, others' changes, a failure at every step.
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::{
     core::{
@@ -281,6 +283,7 @@ fn threshold_zero_removes_our_table() {
     let mut r = reconciler(1..=3);
     r.reconcile(Trigger::Start).unwrap();
     r.policy.threshold = 0;
+    r.distrust();
     let report = r.reconcile(Trigger::Start).unwrap();
     assert_eq!((report.standing, report.commits), (Standing::Right, 1));
     assert_eq!(r.ruleset.table, None);
@@ -409,4 +412,49 @@ fn what_was_revoked_by_hand_stays() {
         r.ruleset.commits.last().unwrap(),
         &[Op::AddDevices(vec![link(4).name]), Op::AddIndices(vec![IfIndex(4)])]
     );
+}
+
+/// A bridge, ports of it and of something else, links that are left out: up or down.
+fn some_link(index: u32, (up, port): (bool, bool)) -> Link {
+    Link {
+        admin_up: up,
+        kind: Some(if index <= 2 { "bridge" } else { "veth" }.to_owned()),
+        master: port.then_some(IfIndex(1 + index % 3)),
+        ..link(index)
+    }
+}
+
+proptest! {
+    /// Changes of links that are followed one by one come to what all of the links together come to.
+    #[test]
+    fn following_links_is_as_good_as_looking_at_all(
+        events in prop::collection::vec((1u32..12, prop::option::of(any::<(bool, bool)>()), any::<bool>()), 1..60),
+        hw_offload in any::<bool>(),
+    ) {
+        let mut r = reconciler(5..=8);
+        r.inner.policy.hw_offload = hw_offload;
+        r.reconcile(Trigger::Start).unwrap();
+        for (index, state, reconciles) in events {
+            match state {
+                Some(state) => {
+                    r.inner.ruleset.devices.insert(link(index).name);
+                    r.link_event(LinkEvent::Changed(some_link(index, state)));
+                }
+                None => {
+                    r.inner.ruleset.remove_device(&link(index).name);
+                    r.link_event(LinkEvent::Gone(IfIndex(index)));
+                }
+            }
+            if !reconciles {
+                continue;
+            }
+            let report = r.reconcile(Trigger::Links).unwrap();
+            prop_assert_eq!(report.standing, Standing::Right);
+            let wanted = desired::desired(&r.policy, r.links.iter(), &r.refused);
+            prop_assert_eq!(r.achieved.as_ref(), Some(&wanted));
+            let observed = r.inner.ruleset.observe().unwrap();
+            prop_assert_eq!(diff::diff(&wanted, &observed, ForeignTable::Refuse), Decision::Apply(Vec::new()));
+            prop_assert_eq!(r.cache.as_ref(), Some(&observed));
+        }
+    }
 }

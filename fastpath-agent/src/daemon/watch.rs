@@ -10,7 +10,11 @@ use crate::{
     cli::EbpfMode,
     config::Config,
     core::{
-        link::{select::Selection, table::LinkTable, watch::watched},
+        link::{
+            select::Selection,
+            table::{LinkChange, LinkTable},
+            watch::Watched,
+        },
         model::{IfIndex, Link},
     },
     kernel::bpf::{self, Chatter, CleanupReport, FlowEyes, Hook, LoadConfig},
@@ -23,6 +27,12 @@ const AT_A_TIME: usize = 8;
 pub struct Watch {
     eyes: Box<dyn FlowEyes>,
     selection: Selection,
+    /// Which links there should be programs on.
+    watched: Watched,
+    /// Links that have changed since that was so; `None`: it isn't known of any.
+    changed: Option<BTreeSet<IfIndex>>,
+    /// Links to attach to.
+    lacking: BTreeSet<IfIndex>,
     attached: BTreeSet<IfIndex>,
     /// Links that couldn't be attached to, as they were then.
     refused: BTreeMap<IfIndex, Link>,
@@ -72,6 +82,9 @@ impl Watch {
         Some(Self {
             eyes: Box::new(eyes),
             selection: config.rules.selection.clone(),
+            watched: Watched::default(),
+            changed: None,
+            lacking: BTreeSet::new(),
             attached,
             refused: BTreeMap::new(),
         })
@@ -79,13 +92,28 @@ impl Watch {
 
     /// Takes over what an earlier agent left attached: its programs are replaced by ours, in place.
     pub fn take_over(&mut self, links: &LinkTable) {
-        let wanted = self.wanted(links);
+        let wanted = self.look_at_all(links);
         for index in std::mem::take(&mut self.attached) {
             match links.get(index) {
                 Some(link) if wanted.contains(&index) => self.attach(link),
                 _ => self.detach(index),
             }
         }
+    }
+
+    /// Takes note of one change of the links.
+    pub fn link_changed(&mut self, change: &LinkChange) {
+        if let Some(changed) = &mut self.changed {
+            changed.insert(match change {
+                LinkChange::Appeared(index) => *index,
+                LinkChange::Changed { before: link, .. } | LinkChange::Gone(link) => link.index,
+            });
+        }
+    }
+
+    /// All links were read again.
+    pub fn links_read(&mut self) {
+        self.changed = None;
     }
 
     /// The programs.
@@ -97,27 +125,26 @@ impl Watch {
     /// to: the kernel may wait for all its processors with each (`tcx_entry_sync`), so a thousand take seconds.
     #[must_use]
     pub fn follow(&mut self, links: &LinkTable) -> bool {
-        let mut left = AT_A_TIME;
-        let wanted = self.wanted(links);
         self.refused.retain(|index, link| links.get(*index) == Some(link));
-        let gone: Vec<IfIndex> = self.attached.difference(&wanted).copied().collect();
-        for index in gone {
-            self.attached.remove(&index);
-            self.detach(index);
-        }
-        for index in wanted {
-            if !self.attached.contains(&index)
-                && !self.refused.contains_key(&index)
-                && let Some(link) = links.get(index)
-            {
-                if left == 0 {
-                    return true;
+        let concerned = match self.changed.replace(BTreeSet::new()) {
+            Some(changed) => changed.into_iter().flat_map(|index| self.look_at(index, links)).collect(),
+            None => &self.look_at_all(links) | &self.attached,
+        };
+        for index in concerned {
+            if !self.watched.is_watched(index) {
+                self.lacking.remove(&index);
+                if self.attached.remove(&index) {
+                    self.detach(index);
                 }
-                left -= 1;
-                self.attach(link);
+            } else if !self.attached.contains(&index) && !self.refused.contains_key(&index) {
+                self.lacking.insert(index);
             }
         }
-        false
+        for _ in 0..AT_A_TIME {
+            let Some(link) = self.lacking.pop_first().and_then(|index| links.get(index)) else { break };
+            self.attach(link);
+        }
+        !self.lacking.is_empty()
     }
 
     /// On how many interfaces.
@@ -130,10 +157,21 @@ impl Watch {
         !self.attached.is_empty() || self.refused.is_empty()
     }
 
-    fn wanted(&self, links: &LinkTable) -> BTreeSet<IfIndex> {
-        let selected =
-            links.iter().filter(|link| self.selection.reject(link).is_none()).map(|link| link.index);
-        watched(links.iter(), &selected.collect())
+    /// All links that there should be programs on.
+    fn look_at_all(&mut self, links: &LinkTable) -> BTreeSet<IfIndex> {
+        self.watched = Watched::default();
+        self.lacking.clear();
+        for link in links.iter() {
+            self.look_at(link.index, links);
+        }
+        links.iter().map(|link| link.index).filter(|index| self.watched.is_watched(*index)).collect()
+    }
+
+    /// Looks at one link, and says which it concerns.
+    fn look_at(&mut self, index: IfIndex, links: &LinkTable) -> BTreeSet<IfIndex> {
+        let link = links.get(index);
+        let managed = link.is_some_and(|link| self.selection.reject(link).is_none());
+        self.watched.follow(index, link, managed)
     }
 
     fn attach(&mut self, link: &Link) {

@@ -5,7 +5,8 @@
 use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -67,6 +68,22 @@ impl Setup {
             })
             .collect();
         Samples { unit: "instructions/connection", values, packets: Some(packets as f64 / count as f64) }
+    }
+
+    /// Never ends; for profiles.
+    pub(super) fn connect_forever(&self, modules_only: bool) -> ! {
+        let mut node = Node::build(Base::Nat, Ends::Answer);
+        node.load(self.rules, self.threshold, &[]);
+        let to = SocketAddr::new(node.topology.server().address(Family::V4), 7001);
+        let listener = node.topology.server().ns.run(|| TcpListener::bind(to)).expect("listen");
+        super::print_symbols(modules_only);
+        println!("@@PROFILE inet_csk_accept");
+        thread::sleep(Duration::from_secs(1));
+        node.topology.client().ns.run(|| {
+            loop {
+                self.connect(&listener, to);
+            }
+        })
     }
 
     fn connect(&self, listener: &TcpListener, to: SocketAddr) {

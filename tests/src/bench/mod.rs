@@ -13,7 +13,11 @@ pub mod node;
 pub mod packets;
 mod services;
 
+use std::fs;
+
 use serde_json::{Value, json};
+
+use crate::netns::Netns;
 
 /// One number of the benchmark.
 #[derive(Clone, Debug)]
@@ -85,11 +89,30 @@ impl Row {
 impl Row {
     /// Prints the kernel's functions, or those of its modules only, and then sends the row's packets until somebody ends it.
     ///
-    /// Panics when the row isn't about packets.
+    /// Or makes its connections. The line `@@PROFILE` names the function that is called once for each. Panics when the row is
+    /// about neither.
     pub fn send_forever(&self, modules_only: bool) -> ! {
         match &self.measure {
             Measure::Packet(setup) => setup.send_forever(modules_only),
-            _ => panic!("{} isn't measured by the packet, so it has no profile", self.name),
+            Measure::Connection(setup) => setup.connect_forever(modules_only),
+            _ => panic!("{} isn't measured by packet or connection, so it has no profile", self.name),
+        }
+    }
+}
+
+/// Prints the addresses and names of the kernel's functions, or of its modules' only.
+fn print_symbols(modules_only: bool) {
+    // Programs get names in that list too.
+    Netns::of_process_1().sysctl("net/core/bpf_jit_kallsyms", "1");
+    for line in fs::read_to_string("/proc/kallsyms").expect("procfs").lines() {
+        let mut words = line.split_whitespace();
+        let (address, kind, name) = (words.next(), words.next(), words.next());
+        // Of what is code; the compiler's padding in front of each function has a name too.
+        if let (Some(address), Some("t" | "T" | "w" | "W"), Some(name)) = (address, kind, name)
+            && !name.starts_with("__pfx_")
+            && (!modules_only || words.next().is_some() || name == "_text")
+        {
+            println!("@@SYMBOL {address} {name}");
         }
     }
 }

@@ -4,7 +4,6 @@
 //! counters that all packets arrived, and whether they took the forward path or not.
 
 use std::{
-    fs,
     net::{IpAddr, Ipv4Addr, UdpSocket},
     thread,
     time::Duration,
@@ -211,20 +210,8 @@ impl Setup {
     /// packets. Never returns: it is for somebody who watches from outside.
     pub(super) fn send_forever(&self, modules_only: bool) -> ! {
         let (node, forth) = self.prepare(&mut None);
-        // Programs get names in that list too.
-        Netns::of_process_1().sysctl("net/core/bpf_jit_kallsyms", "1");
-        for line in fs::read_to_string("/proc/kallsyms").expect("procfs").lines() {
-            let mut words = line.split_whitespace();
-            let (address, kind, name) = (words.next(), words.next(), words.next());
-            // Of what is code; the compiler's padding in front of each function has a name too.
-            if let (Some(address), Some("t" | "T" | "w" | "W"), Some(name)) = (address, kind, name)
-                && !name.starts_with("__pfx_")
-                && (!modules_only || words.next().is_some() || name == "_text")
-            {
-                println!("@@SYMBOL {address} {name}");
-            }
-        }
-        println!("@@PROFILE");
+        super::print_symbols(modules_only);
+        println!("@@PROFILE pktgen_xmit");
         thread::sleep(Duration::from_secs(1));
         loop {
             forth.send(&node.topology.client().ns, 1_000_000);

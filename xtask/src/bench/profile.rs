@@ -1,4 +1,4 @@
-//! `--profile`: what each function of the guest's kernel takes of a packet, counted instruction by instruction.
+//! `--profile`: what each function of the guest's kernel takes of a packet or a connection, counted instruction by instruction.
 //!
 //! The emulator is told over its monitor to translate one instruction at a time and to log each that it executes. That
 //! is exact and slow, so it does it for a few hundred packets only. Which instruction belongs to which function the guest
@@ -30,8 +30,6 @@ use crate::{
 
 /// From the guest's start to the end of the profile, on the guest's clock.
 const LIMIT: Duration = Duration::from_secs(600);
-/// Called once for each packet that is sent.
-const ONCE_A_PACKET: &str = "pktgen_xmit";
 /// Packets before those that are looked at: the first come while the emulator and the guest still settle.
 const WARM_UP: u64 = 50;
 /// Packets that are looked at.
@@ -86,8 +84,8 @@ fn measure(wanted: &Wanted, binaries: &Binaries, row: &str) -> Result<Profile> {
             if let Ok(address) = u64::from_str_radix(address, 16) {
                 symbols.add(address, name);
             }
-        } else if line == "@@PROFILE" {
-            result = Some(executed(&monitor, &trace, symbols.complete()));
+        } else if let Some(once) = line.strip_prefix("@@PROFILE ") {
+            result = Some(executed(&monitor, &trace, symbols.complete(), once));
         } else {
             eprintln!("      {line}");
         }
@@ -100,8 +98,15 @@ fn measure(wanted: &Wanted, binaries: &Binaries, row: &str) -> Result<Profile> {
 }
 
 /// How often each instruction was executed while [`PACKETS`] were sent, by its address. Ends the guest.
-fn executed(monitor: &Path, trace: &Path, symbols: &BTreeMap<u64, String>) -> Result<HashMap<u64, u64>> {
-    let sends = symbols.iter().find(|(_, name)| *name == ONCE_A_PACKET).context("no packet generator")?.0;
+///
+/// `once` is the function that is called once for each.
+fn executed(
+    monitor: &Path,
+    trace: &Path,
+    symbols: &BTreeMap<u64, String>,
+    once: &str,
+) -> Result<HashMap<u64, u64>> {
+    let sends = symbols.iter().find(|(_, name)| *name == once).with_context(|| format!("no {once}"))?.0;
     let mut monitor = UnixStream::connect(monitor).context("cannot connect to QEMU's monitor")?;
     let mut answers = monitor.try_clone()?;
     std::thread::spawn(move || {

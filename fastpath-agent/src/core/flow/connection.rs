@@ -103,6 +103,13 @@ pub struct Entry {
     pub counters: Option<[Counter; 2]>,
 }
 
+impl Entry {
+    /// Whether nothing more becomes of it: it is offloaded, or it ends and won't be.
+    pub fn is_decided(&self) -> bool {
+        self.status.offloaded() || self.tcp_state == Some(TcpState::Closing)
+    }
+}
+
 /// IP protocol number of TCP.
 pub const TCP: u8 = 6;
 /// IP protocol number of UDP.

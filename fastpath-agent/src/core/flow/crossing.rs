@@ -65,7 +65,8 @@ impl Crossings {
         self.waiting.shrink_to_fit();
     }
 
-    /// A direction has crossed, and `entry` is what conntrack has of it. Only an offloaded flow is settled at once.
+    /// A direction has crossed, and `entry` is what conntrack has of it. A flow is settled at once if it is offloaded, or
+    /// closing already.
     pub fn signalled(&mut self, tuple: Tuple, entry: Option<Entry>, now_ms: u64) -> Option<Settled> {
         if let Some(entry) = &entry
             && !self.take_up(entry)
@@ -73,7 +74,7 @@ impl Crossings {
             return None;
         }
         match entry {
-            Some(entry) if entry.status.offloaded() => Some(Settled::Connection(entry)),
+            Some(entry) if entry.is_decided() => Some(Settled::Connection(entry)),
             entry => {
                 self.waiting.push_back(Waiting {
                     due_ms: now_ms + GRACE_MS,
@@ -116,6 +117,17 @@ impl Crossings {
     fn identity(&self, entry: &Entry) -> u64 {
         self.hasher.hash_one((entry.id, entry.zone, entry.original))
     }
+}
+
+/// One direction of each connection, as far as that can be told from the tuples alone, and the others. To look a connection
+/// up costs the kernel some 20,000 instructions, and what is found of one direction says which is the other.
+///
+/// NAT changes addresses; the larger port, which the client has as a rule, mostly stays.
+pub fn one_of_each(tuples: Vec<Tuple>) -> (Vec<Tuple>, Vec<Tuple>) {
+    let mut seen = HashSet::new();
+    tuples
+        .into_iter()
+        .partition(|tuple| seen.insert((tuple.protocol, tuple.source_port.max(tuple.destination_port))))
 }
 
 /// The members of a stream that came last: at least `size` of them, and at most twice as many.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::core::flow::connection::{Status, UDP};
+use crate::core::flow::connection::{Status, TcpState, UDP};
 
 const OFFLOAD: u32 = 1 << 14;
 
@@ -70,6 +70,27 @@ fn what_is_not_offloaded_has_its_grace() {
     let after = entry(1, true);
     assert_eq!(crossings.looked_again(due[0].clone(), Some(after.clone())), Some(Settled::Connection(after)));
     assert_eq!(crossings.due_ms(), None);
+}
+
+#[test]
+fn what_is_closing_is_not_waited_for() {
+    let mut crossings = Crossings::new(10);
+    let closing = Entry { tcp_state: Some(TcpState::Closing), ..entry(1, false) };
+    let told = crossings.signalled(closing.original, Some(closing.clone()), 0);
+    assert_eq!(told, Some(Settled::Connection(closing)));
+    assert_eq!(crossings.due_ms(), None);
+}
+
+#[test]
+fn one_direction_is_looked_up_first_where_both_signal_at_once() {
+    let [a, b, c] = [entry(1, true), entry(2, true), entry(3, true)];
+    let plain = tuple(4, 5000);
+    let dnat = Tuple { destination: [10, 9, 0, 1].into(), destination_port: 80, ..tuple(5, 60_000) };
+    let backend = Tuple { destination: [10, 2, 0, 9].into(), destination_port: 8080, ..dnat }.reversed();
+    let (first, others) =
+        one_of_each(vec![plain, dnat, a.reply, plain.reversed(), backend, b.reply, c.reply, a.reply]);
+    assert_eq!(first, [plain, dnat, a.reply, b.reply, c.reply]);
+    assert_eq!(others, [plain.reversed(), backend, a.reply]);
 }
 
 #[test]

@@ -25,17 +25,83 @@ pub fn watched<'a>(
 /// The links whose packets a link hands up, one step down; nothing for a link that has none below it.
 pub fn lower_links<'a>(links: impl IntoIterator<Item = &'a Link>) -> BTreeMap<IfIndex, BTreeSet<IfIndex>> {
     let mut below: BTreeMap<IfIndex, BTreeSet<IfIndex>> = BTreeMap::new();
-    for link in links {
-        if let Some(master) = link.master {
-            below.entry(master).or_default().insert(link.index);
-        }
-        if let Some(lower) = link.lower
-            && link.kind.as_deref().is_some_and(|kind| STACKED.contains(&kind))
-        {
-            below.entry(link.index).or_default().insert(lower);
-        }
+    for (upper, lower) in links.into_iter().flat_map(steps) {
+        below.entry(upper).or_default().insert(lower);
     }
     below
+}
+
+/// Pairs of links, the first of which hands up packets of the second, as far as `link` says.
+fn steps(link: &Link) -> impl Iterator<Item = (IfIndex, IfIndex)> + use<> {
+    let is_stacked = link.kind.as_deref().is_some_and(|kind| STACKED.contains(&kind));
+    let to_master = link.master.map(|master| (master, link.index));
+    to_master.into_iter().chain(link.lower.filter(|_| is_stacked).map(|lower| (link.index, lower)))
+}
+
+/// The links to count packets on, kept up to date one link after the other: what [`watched`] says of all, worked out of the
+/// links that a change concerns.
+#[derive(Clone, Debug, Default)]
+pub struct Watched {
+    managed: BTreeSet<IfIndex>,
+    below: BTreeMap<IfIndex, BTreeSet<IfIndex>>,
+    above: BTreeMap<IfIndex, BTreeSet<IfIndex>>,
+    /// What each link says of those around it.
+    steps: BTreeMap<IfIndex, Vec<(IfIndex, IfIndex)>>,
+}
+
+impl Watched {
+    /// A link is now like this, or gone. Returns the links that may have come to be watched by it, or may not be any more.
+    pub fn follow(&mut self, index: IfIndex, link: Option<&Link>, managed: bool) -> BTreeSet<IfIndex> {
+        let mut concerned = self.upwards(index);
+        for (upper, lower) in self.steps.remove(&index).into_iter().flatten() {
+            // The other one may say so, too.
+            let other = self.steps.get(if upper == index { &lower } else { &upper });
+            if !other.is_some_and(|steps| steps.contains(&(upper, lower))) {
+                remove(&mut self.below, upper, lower);
+                remove(&mut self.above, lower, upper);
+            }
+        }
+        let steps: Vec<_> = link.into_iter().flat_map(steps).collect();
+        for (upper, lower) in &steps {
+            self.below.entry(*upper).or_default().insert(*lower);
+            self.above.entry(*lower).or_default().insert(*upper);
+        }
+        if !steps.is_empty() {
+            self.steps.insert(index, steps);
+        }
+        if managed {
+            self.managed.insert(index);
+        } else {
+            self.managed.remove(&index);
+        }
+        concerned.extend(self.upwards(index));
+        concerned
+    }
+
+    /// Whether packets are to be counted there.
+    pub fn is_watched(&self, index: IfIndex) -> bool {
+        self.managed.contains(&index) && !covered(index, &self.below, &self.managed)
+    }
+
+    /// A link and all above it.
+    fn upwards(&self, index: IfIndex) -> BTreeSet<IfIndex> {
+        let mut found = BTreeSet::from([index]);
+        let mut next = vec![index];
+        while let Some(link) = next.pop() {
+            let above = self.above.get(&link).into_iter().flatten();
+            next.extend(above.filter(|upper| found.insert(**upper)));
+        }
+        found
+    }
+}
+
+fn remove(steps: &mut BTreeMap<IfIndex, BTreeSet<IfIndex>>, from: IfIndex, to: IfIndex) {
+    if let Some(others) = steps.get_mut(&from) {
+        others.remove(&to);
+        if others.is_empty() {
+            steps.remove(&from);
+        }
+    }
 }
 
 /// Whether a managed link is below `link`.
@@ -82,6 +148,8 @@ pub fn not_for_xdp(link: &Link) -> Option<NotForXdp> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::core::model::test_link;
 
@@ -163,5 +231,40 @@ mod tests {
     fn a_circle_ends() {
         let links = [on(2, link(1, "macvlan")), on(1, link(2, "macvlan"))];
         assert_eq!(watched(&links, &indices(&[1])), indices(&[1]));
+    }
+
+    proptest! {
+        #[test]
+        fn following_is_as_good_as_looking_at_all(
+            changes in prop::collection::vec(
+                (1u32..8, prop::option::of((0usize..4, prop::option::of(1u32..8), prop::option::of(1u32..8), any::<bool>()))),
+                1..40,
+            ),
+        ) {
+            let mut links = BTreeMap::new();
+            let mut managed = BTreeSet::new();
+            let (mut followed, mut found) = (Watched::default(), BTreeSet::new());
+            for (index, state) in changes {
+                links.remove(&index);
+                managed.remove(&IfIndex(index));
+                if let Some((kind, master, lower, manages)) = state {
+                    let is = Link {
+                        master: master.map(IfIndex),
+                        lower: lower.map(IfIndex),
+                        ..link(index, ["veth", "vlan", "bridge", "macvlan"][kind])
+                    };
+                    links.insert(index, is);
+                    managed.extend(manages.then_some(IfIndex(index)));
+                }
+                for concerned in followed.follow(IfIndex(index), links.get(&index), managed.contains(&IfIndex(index))) {
+                    if followed.is_watched(concerned) {
+                        found.insert(concerned);
+                    } else {
+                        found.remove(&concerned);
+                    }
+                }
+                prop_assert_eq!(&found, &watched(links.values(), &managed));
+            }
+        }
     }
 }

@@ -114,6 +114,33 @@ pub fn desired<'a>(
     Some(table)
 }
 
+impl DesiredTable {
+    /// Makes this table what [`desired`] computes, if since then nothing but the `changed` links came, went or changed.
+    /// Returns those of them that were among its devices. `None` if others may be concerned too, and the table is as it was:
+    /// a bridge stands for its ports, and excluded flows may have to leave.
+    pub fn follow(
+        &mut self,
+        policy: &Policy,
+        links: &LinkTable,
+        refused: &BTreeMap<IfIndex, String>,
+        changed: &BTreeSet<IfIndex>,
+    ) -> Option<BTreeMap<IfIndex, IfName>> {
+        let accepted = |index| links.get(index).filter(|link| reject(policy, link, refused).is_none());
+        let there = || changed.iter().filter_map(|index| links.get(*index));
+        if policy.exclusions.names_interfaces() || there().any(is_bridge) {
+            return None;
+        }
+        let before = changed.iter().filter_map(|index| self.devices.remove_entry(index)).collect();
+        for link in there() {
+            let stands = policy.hw_offload || !is_bridged(link, accepted);
+            if stands && accepted(link.index).is_some() {
+                self.devices.insert(link.index, link.name.clone());
+            }
+        }
+        Some(before)
+    }
+}
+
 /// Keeps what `fastpath-agent revoke` has put into our table: it isn't in the agent's configuration.
 pub fn keep_revoked(desired: &mut Desired, observed: &Observed) {
     let has_set = observed.table.as_ref().is_some_and(|table| table.set(OwnSet::Revoked).is_some());
@@ -152,7 +179,12 @@ fn exclusion_rules(exclusions: &Exclusions) -> Vec<Rule> {
 /// of that moment (`FLOW_OFFLOAD_XMIT_DIRECT`), and go on so when the host moves to another port, a neighbour's address or
 /// the route changes. Hardware needs the ports.
 pub fn is_bridged<'a>(link: &Link, managed: impl Fn(IfIndex) -> Option<&'a Link>) -> bool {
-    link.master.and_then(managed).is_some_and(|master| master.kind.as_deref() == Some("bridge"))
+    link.master.and_then(managed).is_some_and(is_bridge)
+}
+
+/// Whether `link` is a bridge.
+pub fn is_bridge(link: &Link) -> bool {
+    link.kind.as_deref() == Some("bridge")
 }
 
 /// Why `link` isn't managed; `None` if it should be.

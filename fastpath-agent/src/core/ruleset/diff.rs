@@ -57,6 +57,30 @@ pub fn diff(desired: &Desired, observed: &Observed, foreign: ForeignTable) -> De
     Decision::Apply(ops)
 }
 
+/// What [`diff`] says if nothing is to be done but about links that changed: `before` are those of them that were devices of
+/// the table, `changed` all of them. `None` if it takes a look at everything.
+pub fn diff_links(
+    want: &DesiredTable,
+    before: &BTreeMap<IfIndex, IfName>,
+    changed: &BTreeSet<IfIndex>,
+    observed: &ObservedTable,
+) -> Option<Vec<Op>> {
+    let flowtable = observed.flowtables.iter().find(|f| f.name == FLOWTABLE)?;
+    let set = observed.set(OwnSet::Devices)?;
+    let devices = flowtable.devices.as_ref()?;
+    let want: BTreeMap<_, _> =
+        changed.iter().filter_map(|index| want.devices.get_key_value(index)).map(owned).collect();
+    let names = before.values().chain(want.values()).filter(|name| devices.contains(*name));
+    let indices = changed.iter().filter(|index| set.elements.contains(index));
+    let mut ops = lacking_devices(&want, &names.cloned().collect());
+    ops.extend(lacking_indices(&want, &indices.copied().collect()));
+    Some(ops)
+}
+
+fn owned((index, name): (&IfIndex, &IfName)) -> (IfIndex, IfName) {
+    (*index, name.clone())
+}
+
 /// A plan for an empty place.
 pub fn create(want: &DesiredTable) -> Vec<Op> {
     let mut ops = vec![Op::AddTable];
@@ -262,17 +286,24 @@ fn devices(
         }
         Some(ObservedFlowtable { devices: Some(devices), .. }) => devices.clone(),
     };
+    lacking_devices(want, &has)
+}
+
+fn lacking_devices(want: &BTreeMap<IfIndex, IfName>, has: &BTreeSet<IfName>) -> Vec<Op> {
     let want: BTreeSet<IfName> = want.values().cloned().collect();
     let gone = chunks(has.difference(&want)).map(Op::RemoveDevices);
-    let new = chunks(want.difference(&has)).map(Op::AddDevices);
+    let new = chunks(want.difference(has)).map(Op::AddDevices);
     gone.chain(new).collect()
 }
 
 fn indices(want: &BTreeMap<IfIndex, IfName>, set: Option<&ObservedSet>) -> Vec<Op> {
+    lacking_indices(want, set.map_or(&BTreeSet::new(), |set| &set.elements))
+}
+
+fn lacking_indices(want: &BTreeMap<IfIndex, IfName>, has: &BTreeSet<IfIndex>) -> Vec<Op> {
     let want: BTreeSet<IfIndex> = want.keys().copied().collect();
-    let has = set.map(|s| s.elements.clone()).unwrap_or_default();
     let gone = chunks(has.difference(&want)).map(Op::RemoveIndices);
-    let new = chunks(want.difference(&has)).map(Op::AddIndices);
+    let new = chunks(want.difference(has)).map(Op::AddIndices);
     gone.chain(new).collect()
 }
 
@@ -303,17 +334,25 @@ pub fn foreign_objects(table: &ObservedTable) -> Vec<String> {
 
 /// `observed` after `ops` were committed, where that can be told: for operations on devices and indices.
 /// `None` where the kernel has to be asked (new rules have handles that only it knows).
-pub fn after(observed: &Observed, ops: &[Op]) -> Option<ObservedTable> {
-    let mut table = observed.table.clone()?;
+pub fn after(observed: Observed, ops: &[Op]) -> Option<ObservedTable> {
+    let mut table = observed.table?;
     let flowtable = table.flowtables.iter_mut().find(|f| f.name == FLOWTABLE)?;
     let set = table.sets.iter_mut().find(|s| s.name == OwnSet::Devices.name())?;
     let devices = flowtable.devices.as_mut()?;
     for op in ops {
         match op {
             Op::AddDevices(names) => devices.extend(names.iter().cloned()),
-            Op::RemoveDevices(names) => devices.retain(|name| !names.contains(name)),
+            Op::RemoveDevices(names) => {
+                for name in names {
+                    devices.remove(name);
+                }
+            }
             Op::AddIndices(new) => set.elements.extend(new),
-            Op::RemoveIndices(gone) => set.elements.retain(|index| !gone.contains(index)),
+            Op::RemoveIndices(gone) => {
+                for index in gone {
+                    set.elements.remove(index);
+                }
+            }
             Op::AddExcluded(..) | Op::RemoveExcluded(..) => return None,
             // Nobody looks at what is in those sets.
             Op::AddAssisted { .. } | Op::RemoveAssisted(_) | Op::AddRevoked { .. } => {}

@@ -366,7 +366,7 @@ proptest! {
         if !ops.is_empty() {
             kernel.commit(&ops, observed.generation).unwrap();
         }
-        prop_assert_eq!(super::after(&observed, &ops), kernel.table.clone(), "the cache agrees with the kernel");
+        prop_assert_eq!(super::after(observed.clone(), &ops), kernel.table.clone(), "the cache agrees with the kernel");
     }
 }
 
