@@ -158,7 +158,10 @@ fn a_flow_that_ended_before_the_page_counts_too() {
     let topology = Topology::routed();
     let agent = start(&topology, &[]);
     Page::read(&topology);
-    drop(send(&topology, Proto::Tcp, Family::V4, 7001, 100));
+    let first = send(&topology, Proto::Tcp, Family::V4, 7001, 100);
+    // A flow that ends before the agent looks isn't known to have been offloaded.
+    thread::sleep(Duration::from_millis(500));
+    drop(first);
     wait_until("the end of the connection", Duration::from_secs(5), || {
         topology
             .conntrack(7001)
@@ -174,7 +177,9 @@ fn a_flow_that_ended_before_the_page_counts_too() {
     assert!(fast.abs_diff(packets - slow) <= 4 && fast > 100, "{fast} fast, {slow} of {packets} forwarded");
     // Conntrack forgets it altogether.
     let before = page.fast();
-    drop(send(&topology, Proto::Tcp, Family::V4, 7002, 100));
+    let second = send(&topology, Proto::Tcp, Family::V4, 7002, 100);
+    thread::sleep(Duration::from_millis(500));
+    drop(second);
     let slow = topology.forwarded(7002).total();
     topology.node.output("conntrack", &["-F"]);
     let (all, fast) = (Page::read(&topology).all() - page.all(), Page::read(&topology).fast() - before);
