@@ -82,6 +82,13 @@ fn states_counts_and_filters() {
 
     let table = agent::output(node, &["flows", "--port=7003"]);
     assert!(table.contains("stalled") && table.contains("one direction only"), "{table}");
+
+    // Out of the flowtable, with nothing that keeps it out, it isn't stalled.
+    agent::output(node, &["revalidate"]);
+    thread::sleep(NO_LONGER_JUST_CROSSED);
+    assert_eq!(flow(node, 7001)["state"], "idle");
+    assert_eq!(long.rounds(5), 5);
+    assert_eq!(flow(node, 7001)["state"], "offloaded");
 }
 
 #[test]
