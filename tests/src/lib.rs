@@ -27,6 +27,12 @@ pub mod why;
 
 use std::time::{Duration, Instant};
 
+/// Whether this is the test guest, whose emulated processor is many times slower.
+#[must_use]
+pub fn emulated() -> bool {
+    std::env::var_os("FASTPATH_GUEST").is_some()
+}
+
 /// Waits until `condition` holds, looking every 20 ms.
 ///
 /// Returns how long it took; panics with `what` when it doesn't hold within `limit`.

@@ -1,14 +1,13 @@
 //! `flows` and `top` on a node with a hundred thousand flows: fast, in little memory, and all of them.
 
 use std::{
-    env,
     fs::{self, File},
     process::Stdio,
     thread,
     time::{Duration, Instant},
 };
 
-use fastpath_tests::{agent, netns::Netns, wait_until};
+use fastpath_tests::{agent, emulated, netns::Netns, wait_until};
 use serde_json::Value;
 
 use super::crowd::Crowd;
@@ -106,10 +105,6 @@ fn a_hundred_thousand_flows_are_listed_in_a_second() {
         // The guest's programs lie in memory and count as resident.
         assert!(emulated() || run.peak_kib > 0 && run.peak_kib < MEMORY_LIMIT_KIB, "{} KiB", run.peak_kib);
     }
-}
-
-fn emulated() -> bool {
-    env::var_os("FASTPATH_GUEST").is_some()
 }
 
 /// Most memory that was ever resident, from /proc/PID/status; 0 once the process has ended.

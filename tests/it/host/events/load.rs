@@ -7,16 +7,12 @@ use std::{
 };
 
 use fastpath_agent::kernel::bpf::Pinned;
+use fastpath_tests::emulated;
 use nix::sys::signal::Signal;
 
 use super::Node;
 
 const TOLD: &str = "crossed the threshold";
-
-/// Whether this is the test guest, whose emulated processor is many times slower.
-fn emulated() -> bool {
-    std::env::var_os("FASTPATH_AGENT").is_none()
-}
 
 fn scaled(here: u32, emulated_here: u32) -> u32 {
     if emulated() { emulated_here } else { here }
