@@ -301,6 +301,8 @@ impl Agent {
                 crossings.count(scraper.marks());
             }
         }
+        // Most of what starting took: the kernel's types (BTF), above all. To attach to many links takes its time.
+        memory::give_back();
     }
 
     fn watch_links(&mut self) {
@@ -309,7 +311,6 @@ impl Agent {
         }
         if self.starting && !self.unwatched {
             self.starting = false;
-            // Most of what starting took: the kernel's types (BTF), above all.
             memory::give_back();
             memory::drop_code();
         }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 use super::{
     Measure, Row, Samples,
@@ -19,6 +20,7 @@ use crate::{
     agent::{self, Agent},
     link_up,
     monitor::Monitor,
+    netns::Netns,
     reference, table,
     topology::{Family, Layout, Topology},
     wait_until,
@@ -125,6 +127,16 @@ pub(super) fn ms(time: Duration) -> f64 {
 }
 
 /// A node with that many interfaces.
+/// Waits until that many interfaces have a program. With TCX the kernel lets the agent wait for each (`synchronize_rcu`), in
+/// which it seems to be at rest.
+fn wait_for_programs(node: &Netns, interfaces: usize) {
+    wait_until("programs on all interfaces", Duration::from_secs(60), || {
+        let status: Value = serde_json::from_str(&agent::output(node, &["status", "-o", "json"]))
+            .expect("the agent prints JSON");
+        status["ebpf"]["attachments"].as_array().is_some_and(|attached| attached.len() == interfaces)
+    });
+}
+
 fn node_with(interfaces: usize) -> Topology {
     let topology = Topology::bare(Layout::default());
     link_up::add_dummies(&topology.node, interfaces - 2, true);
@@ -187,6 +199,9 @@ fn link_up_cost(interfaces: usize, ebpf: &str) -> Vec<f64> {
     let names: Vec<String> = (0..LINKS).map(|number| format!("new{number}")).collect();
     node.ip(&names.iter().map(|name| format!("link add {name} type dummy\n")).collect::<String>());
     let agent = Agent::start_with(node, &[&format!("--ebpf={ebpf}")]);
+    if ebpf != "off" {
+        wait_for_programs(node, interfaces);
+    }
     agent.wait_until_idle();
     let values = names
         .iter()
@@ -258,6 +273,7 @@ fn restored() -> Vec<f64> {
 fn memory(interfaces: usize) -> f64 {
     let topology = node_with(interfaces);
     let agent = Agent::start_with(&topology.node, &[]);
+    wait_for_programs(&topology.node, interfaces);
     agent.wait_until_idle();
     resident_mb(&agent)
 }
@@ -274,12 +290,9 @@ fn wakeups(interfaces: usize) -> f64 {
     const SECONDS: u64 = 120;
     let topology = node_with(interfaces);
     let agent = Agent::start_with(&topology.node, &[]);
-    // While programs are attached it sleeps most of the time, and isn't idle.
-    let mut before = 0;
-    wait_until("the agent asleep", Duration::from_secs(120), || {
-        thread::sleep(Duration::from_secs(2));
-        std::mem::replace(&mut before, agent.wake_ups()) == agent.wake_ups()
-    });
+    wait_for_programs(&topology.node, interfaces);
+    agent.wait_until_idle();
+    let before = agent.wake_ups();
     thread::sleep(Duration::from_secs(SECONDS));
     (agent.wake_ups() - before) as f64 / SECONDS as f64
 }
