@@ -13,6 +13,8 @@ const WIDTH: i32 = 900;
 const HEIGHT: i32 = 420;
 const LEFT: i32 = 70;
 const RIGHT: i32 = 330;
+/// Height of a curve's label.
+const LABEL: i32 = 16;
 const TOP: i32 = 70;
 const BOTTOM: i32 = 50;
 
@@ -123,6 +125,7 @@ pub(super) fn draw(
             write(&root, &number(value), (LEFT - 8, y - 7), 12, HPos::Right)?;
         }
         write(&root, things, ((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 24), 14, HPos::Center)?;
+        let mut labels = Vec::new();
         for (place, kernel) in kernels.iter().enumerate() {
             let colour = SERIES[place % SERIES.len()];
             for curve in curves {
@@ -133,7 +136,7 @@ pub(super) fn draw(
                     root.draw(&Circle::new(*point, 3, colour.filled()))?;
                 }
                 if let (0, Some(&(x, y))) = (place, points.last()) {
-                    write(&root, curve.label, (x + 10, y - 8), 14, HPos::Left)?;
+                    labels.push((y - 8, x + 10, curve.label));
                 }
             }
             let left = LEFT + 110 * place as i32;
@@ -143,6 +146,13 @@ pub(super) fn draw(
                 (left + 20, 46),
                 ("sans-serif", 14).into_font().color(&INK),
             ))?;
+        }
+        labels.sort_unstable();
+        let mut free = TOP - LABEL;
+        for (y, x, label) in labels {
+            free = y.max(free);
+            write(&root, label, (x, free), 14, HPos::Left)?;
+            free += LABEL;
         }
         root.present()
     };
