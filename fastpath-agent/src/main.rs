@@ -173,7 +173,13 @@ fn canary(args: &RuleArgs) -> anyhow::Result<()> {
 }
 
 fn cleanup(args: &CleanupArgs) -> anyhow::Result<()> {
-    print(&daemon::cleanup::cleanup(&args.pin_path, &args.run_dir)?.to_string())
+    print(&daemon::cleanup::cleanup(&args.pin_path, &args.run_dir)?.to_string())?;
+    if let Some(pid) = report::doctor::running_agent_pid() {
+        eprintln!(
+            "warning: an agent runs here (process {pid}) and puts it back: stop it, and clean up again"
+        );
+    }
+    Ok(())
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -8,6 +8,7 @@ use fastpath_tests::{
     table,
     topology::{Family, Topology, links},
     traffic::Proto,
+    wait_until,
 };
 use nix::sys::signal::Signal;
 
@@ -181,6 +182,21 @@ fn cleanup_leaves_no_trace_and_nothing_of_others_changed() {
     // Again, with nothing there.
     agent::output(&topology.node, &["cleanup"]);
     wait_for_traces(&topology, &before);
+}
+
+#[test]
+fn cleanup_beside_an_agent_says_that_it_is_in_vain() {
+    let topology = Topology::routed();
+    let agent = Agent::start(&topology.node, &[]);
+    let output = agent::run(&topology.node, &["cleanup"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains(&format!("process {}", agent.pid())), "{said}");
+    wait_until("the table is back", Duration::from_secs(5), || {
+        table::listing(&topology.node).is_some_and(|listing| listing.contains("flow add"))
+    });
+    agent.stop();
+    let output = agent::run(&topology.node, &["cleanup"]);
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
 }
 
 #[test]

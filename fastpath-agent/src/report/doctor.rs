@@ -126,6 +126,16 @@ pub(super) fn running_config() -> Option<Config> {
     })
 }
 
+/// The process of the agent that runs here.
+pub fn running_agent_pid() -> Option<u32> {
+    let is_agent = |process: &AgentProcess| match started_with(process) {
+        Some(Ok(cli)) => cli.command.is_none(),
+        Some(Err(_)) => true,
+        None => false,
+    };
+    facts::agent_processes().into_iter().find(is_agent).map(|process| process.pid)
+}
+
 /// The agent that runs here, and its flags; else doctor's own.
 fn running_agent(own: Flags) -> (Option<AgentProcess>, Flags) {
     for process in facts::agent_processes() {
