@@ -21,7 +21,7 @@ const BLOCK: usize = 32 * 1024;
 const WARM_UP: usize = 100;
 /// Blocks of one repetition.
 const BLOCKS: usize = 100;
-const REPETITIONS: usize = 5;
+const REPETITIONS: usize = 15;
 
 /// A row.
 #[derive(Clone, Copy, Debug)]
