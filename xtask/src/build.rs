@@ -33,20 +33,10 @@ pub(crate) fn agent(profile: &str) -> Result<PathBuf> {
     built.remove("fastpath-agent").context("cargo built no fastpath-agent")
 }
 
-/// The agent, the guest's PID 1 and the demonstration.
-pub(crate) fn for_demonstration() -> Result<Binaries> {
+/// The agent, the guest's PID 1, and another of the guest's programs.
+pub(crate) fn with_program(program: &str) -> Result<Binaries> {
     // The same packages as below: with fewer of them cargo would choose other features, and build all of it twice.
-    complete(cargo("guest", &["-p", "fastpath-agent", "-p", "fastpath-tests", "--bins"])?, &["demo"])
-}
-
-/// The agent, the guest's PID 1 and what records its metrics.
-pub(crate) fn for_recording() -> Result<Binaries> {
-    complete(cargo("guest", &["-p", "fastpath-agent", "-p", "fastpath-tests", "--bins"])?, &["record"])
-}
-
-/// The agent, the guest's PID 1 and the benchmark's programs.
-pub(crate) fn for_benchmark() -> Result<Binaries> {
-    complete(cargo("guest", &["-p", "fastpath-agent", "-p", "fastpath-tests", "--bins"])?, &["bench"])
+    complete(cargo("guest", &["-p", "fastpath-agent", "-p", "fastpath-tests", "--bins"])?, &[program])
 }
 
 /// The agent and everything of the package `fastpath-tests`: also the test binary `it`.

@@ -47,7 +47,7 @@ const DEMONSTRATION_LIMIT: Duration = Duration::from_secs(300);
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     setup::ensure(&[Need::Build])?;
-    let binaries = build::for_demonstration()?;
+    let binaries = build::with_program("demo")?;
     let agent = &binaries["fastpath-agent"];
     if options.host {
         return on_this_node(agent, &options.agent_flags);

@@ -112,7 +112,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if bench {
         // Of those that are there already, since others would be built with other features.
-        let binaries = binaries.map_or_else(build::for_benchmark, Ok)?;
+        let binaries = binaries.map_or_else(|| build::with_program("bench"), Ok)?;
         counts.check(bench::check(&options.kernel, &binaries));
     }
     let only_lint = options.tier.iter().all(|tier| *tier == Tier::Lint) && !options.tier.is_empty();

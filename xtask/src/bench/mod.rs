@@ -103,11 +103,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     if options.host {
         setup::ensure(&[Need::Build, Need::Host])?;
-        host::measure(&build::for_benchmark()?)?;
+        host::measure(&build::with_program("bench")?)?;
         return Ok(ExitCode::SUCCESS);
     }
     setup::ensure(&[Need::Build, Need::Guest(&kernels::wanted(&options.kernel)?)])?;
-    measure(options, &build::for_benchmark()?)
+    measure(options, &build::with_program("bench")?)
 }
 
 fn measure(options: &Options, binaries: &Binaries) -> Result<ExitCode> {

@@ -44,7 +44,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let wanted = guest::newest(options.kernel.as_deref())?;
         setup::ensure(&[Need::Build, Need::Prometheus, Need::Guest(std::slice::from_ref(&wanted))])?;
         let kernel = kernels::cached(&wanted)?.context("set-up has fetched the kernel")?;
-        let binaries = build::for_recording()?;
+        let binaries = build::with_program("record")?;
         let mut recording = run::record(&kernel, &binaries)?;
         recording.retain(|metric| board.asks_for(metric));
         recording.write(&path)?;
