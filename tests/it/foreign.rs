@@ -121,6 +121,9 @@ fn a_device_that_the_kernel_refuses_is_named_and_tried_again() {
     fastpath_tests::wait_until("the others are served", SOON, || {
         ours() == ["c0", "p4", "s0"].map(str::to_owned).into()
     });
+    // Another thing of others: it is tried again, and refused again, which is no news.
+    node.nft("add chain inet kindnet-fastpath theirs");
+    fastpath_tests::wait_until("the chain is seen", SOON, || agent.count("chain theirs") == 1);
     let culprits: Vec<_> =
         agent.log().into_iter().filter(|line| line.contains("refused this interface")).collect();
     assert!(culprits.len() == 1 && culprits[0].contains("p3"), "{culprits:#?}");

@@ -62,6 +62,8 @@ pub struct Reconciler<R> {
     foreign: ForeignTable,
     /// Interfaces whose hook the kernel refused, with its reason; tried again when they change.
     refused: BTreeMap<IfIndex, String>,
+    /// The same as last reported: what is refused again is no news.
+    reported: BTreeMap<IfIndex, String>,
     /// What the kernel has, as long as nobody else commits.
     cache: Option<Observed>,
     /// Sets of exclusions, as long as nobody changes them, while the rest isn't known: there may be very many keys in them.
@@ -91,6 +93,7 @@ impl<R: Ruleset> Reconciler<R> {
             policy,
             foreign,
             refused: BTreeMap::new(),
+            reported: BTreeMap::new(),
             cache: None,
             known: Vec::new(),
             own: None,
@@ -284,6 +287,7 @@ impl<R: Ruleset> Reconciler<R> {
                 }
                 self.achieved = Some(wanted);
                 self.changed = Some(BTreeSet::new());
+                self.reported.retain(|index, _| self.refused.contains_key(index));
                 let outcome = if repaired { Outcome::Repaired } else { Outcome::Done };
                 return Ok(self.stands(Standing::Right, outcome, commits));
             }
@@ -448,7 +452,7 @@ impl<R: Ruleset> Reconciler<R> {
         if error.raw_os_error() == Some(libc::ENOENT) {
             // Went away, or got another name: the announcement is on its way.
             debug!(iface = %name, "this interface has just gone");
-        } else {
+        } else if self.reported.insert(index, error.to_string()) != Some(error.to_string()) {
             warn!(
                 iface = %name, errno = error.raw_os_error(),
                 "the kernel refused this interface in {FLOWTABLE} ({error}): its flows take the normal path; tried again \
