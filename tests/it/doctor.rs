@@ -4,7 +4,6 @@
 use std::{
     fs,
     process::{Command, Output, Stdio},
-    thread,
     time::Duration,
 };
 
@@ -381,10 +380,8 @@ fn nothing_of_the_canary_stays_when_doctor_is_killed() {
         let mut command = agent::command(&["doctor"]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut doctor = node.spawn(&mut command);
-        wait_until("the canary", SOON, || !canaries().is_empty());
-        thread::sleep(Duration::from_millis(30));
-        // So that it can't end by itself.
-        kill(canaries()[0], Signal::SIGSTOP).expect("it runs");
+        // Stopped, so that it can't end by itself.
+        wait_until("the canary", SOON, || canaries().iter().any(|pid| kill(*pid, Signal::SIGSTOP).is_ok()));
         kill(Pid::from_raw(doctor.id() as i32), signal).expect("it runs");
         doctor.wait().expect("wait for doctor");
         wait_until("the end of the canary", SOON, || canaries().is_empty());

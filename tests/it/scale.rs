@@ -46,7 +46,8 @@ fn assert_soon(interfaces: usize, samples: usize) {
         at(99),
         at(100),
     );
-    assert!(at(99) < Duration::from_millis(300), "{sorted:?}");
+    // A few may fall into a moment in which the guest's processor doesn't get one of this machine's.
+    assert!(at(95) < Duration::from_millis(100), "{sorted:?}");
 }
 
 #[test]

@@ -207,19 +207,15 @@ impl Agent {
         self.child.id()
     }
 
-    /// Processor time that it has used so far.
+    /// Processor time that its threads have used so far, to the nanosecond.
     pub fn cpu_time(&self) -> Duration {
-        let stat =
-            std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("the agent runs");
-        // Fields 14 and 15 of proc(5), in ticks of 10 ms; the second field may have spaces in it.
-        let after_name = stat.rsplit_once(')').expect("proc(5)").1;
-        let ticks: u64 = after_name
-            .split_whitespace()
-            .skip(11)
-            .take(2)
-            .map(|field| field.parse::<u64>().expect("ticks"))
-            .sum();
-        Duration::from_millis(ticks * 10)
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("the agent runs");
+        let used = |thread: std::io::Result<std::fs::DirEntry>| {
+            // One that has ended meanwhile has none.
+            let stat = std::fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+            stat.split_whitespace().next()?.parse::<u64>().ok()
+        };
+        Duration::from_nanos(threads.filter_map(used).sum())
     }
 
     /// How often it went to sleep so far, which is how often it was woken.

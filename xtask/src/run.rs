@@ -113,16 +113,10 @@ fn in_guest(options: &Options, binaries: &Binaries) -> Result<ExitCode> {
     let own = guest::own_directory(&kernel)?;
     let mut command = vec!["demo".to_owned()];
     command.extend(options.agent_flags.iter().cloned());
-    let initramfs = guest::with_command(&kernel, &own.0, binaries, Archive::default(), &command)?;
-    let machine = Machine {
-        kernel: &kernel,
-        initramfs: &initramfs,
-        log: guest::new_log(&format!("run-{}.log", kernel.name))?,
-        processor: Processor::virtualised(options.kvm),
-        cpus: 1,
-        memory_mib: guest::MEMORY_MIB,
-        monitor: None,
-    };
+    let initramfs =
+        guest::with_command(&kernel, &own.0, binaries, Archive::default(), &command, DEMONSTRATION_LIMIT)?;
+    let log = guest::new_log(&format!("run-{}.log", kernel.name))?;
+    let machine = Machine::new(&kernel, &initramfs, log, Processor::virtualised(options.kvm));
     eprintln!("booting Linux {} in QEMU (about 10 seconds)", kernel.release);
     match guest::execute(&machine, DEMONSTRATION_LIMIT)? {
         End::Exit(0) => Ok(ExitCode::SUCCESS),

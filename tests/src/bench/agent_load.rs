@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    io::{self, Read as _},
+    io::Read as _,
     net::UdpSocket,
     process::Stdio,
     sync::{
@@ -21,19 +21,12 @@ use super::{
     node::{Ends, Node, Rules},
     packets::{self, Base},
 };
-use crate::{
-    agent::{self, Agent},
-    pktgen::Stream,
-    topology::Family,
-    wait_until,
-};
+use crate::{agent, pktgen::Stream, topology::Family, wait_until};
 
 /// Flows in a second that cross the threshold in the rows about crossings.
 pub(super) const CROSSINGS_A_SECOND: u64 = 10_000;
 /// How long they do.
 const CROSSING_SECONDS: u64 = 3;
-
-const PINS: &str = "/sys/fs/bpf/fastpath";
 
 /// What is looked at while flows cross the threshold.
 #[derive(Clone, Copy, Debug)]
@@ -68,16 +61,8 @@ fn ports(flows: u32) -> (u16, u16) {
     (from, to)
 }
 
-/// Takes away what the agent of an earlier row has left in the kernel: flows of the same ends have crossed there already.
-fn forget() {
-    if let Err(error) = fs::remove_dir_all(PINS) {
-        assert_eq!(error.kind(), io::ErrorKind::NotFound, "{PINS}: {error}");
-    }
-}
-
 /// A node with a running agent, and as many flows, each established.
 fn node_with_flows(flows: u32, threshold: u32) -> (Node, Stream) {
-    forget();
     let setup = packets::Setup { ports: ports(flows), ..packets::Setup::PLAIN };
     packets::allow_connections(4 * u64::from(flows));
     let mut node = Node::build(Base::Nat, Ends::Drop);
@@ -94,7 +79,7 @@ pub(super) fn crossings(load: Load) -> f64 {
     let agent = node.agent.as_ref().expect("it runs");
     agent.wait_until_idle();
     let client = &node.topology.client().ns;
-    let (cpu, wake_ups, start) = (cpu_time(agent), agent.wake_ups(), Instant::now());
+    let (cpu, wake_ups, start) = (agent.cpu_time(), agent.wake_ups(), Instant::now());
     forth.send_every(client, flows, Duration::from_secs(1) / CROSSINGS_A_SECOND as u32);
     let took = start.elapsed();
     agent.wait_until_idle();
@@ -104,7 +89,7 @@ pub(super) fn crossings(load: Load) -> f64 {
     assert!(offloaded > flows * 9 / 10, "{offloaded} of {flows} flows have been offloaded");
     match load {
         Load::Memory => resident_mb(agent),
-        Load::Cpu => (cpu_time(agent) - cpu).as_secs_f64() / took.as_secs_f64() * 100.0,
+        Load::Cpu => (agent.cpu_time() - cpu).as_secs_f64() / took.as_secs_f64() * 100.0,
         Load::WakeUps => (agent.wake_ups() - wake_ups) as f64 / took.as_secs_f64(),
     }
 }
@@ -121,13 +106,6 @@ pub(super) fn memory_with_flows(flows: u32) -> f64 {
     let agent = node.agent.as_ref().expect("it runs");
     agent.wait_until_idle();
     resident_mb(agent)
-}
-
-/// Processor time, to the nanosecond.
-pub(super) fn cpu_time(agent: &Agent) -> Duration {
-    let stat = fs::read_to_string(format!("/proc/{}/schedstat", agent.pid())).expect("procfs");
-    let ran = stat.split_whitespace().next().and_then(|text| text.parse().ok());
-    Duration::from_nanos(ran.expect("the kernel keeps statistics of its scheduler"))
 }
 
 /// Lists so many offloaded flows as JSON.
@@ -234,7 +212,6 @@ pub(super) fn enforced() -> Vec<f64> {
 /// Connections older than the rules: how many a second are offloaded, from the first that crosses to the last.
 pub(super) fn helped() -> f64 {
     const FLOWS: u32 = 1_000;
-    forget();
     let setup = packets::Setup { ports: ports(FLOWS), ..packets::Setup::PLAIN };
     packets::allow_connections(4 * u64::from(FLOWS));
     let mut node = Node::build(Base::Nat, Ends::Drop);

@@ -206,10 +206,10 @@ fn link_up_cost(interfaces: usize, ebpf: &str) -> Vec<f64> {
     let values = names
         .iter()
         .map(|name| {
-            let before = agent_load::cpu_time(&agent);
+            let before = agent.cpu_time();
             node.ip(&format!("link set {name} up\n"));
             thread::sleep(Duration::from_millis(500));
-            ms(agent_load::cpu_time(&agent) - before)
+            ms(agent.cpu_time() - before)
         })
         .collect();
     assert_eq!(table::devices(node).len(), interfaces + LINKS, "all are in the flowtable");

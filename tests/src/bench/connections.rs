@@ -18,7 +18,7 @@ use crate::topology::Family;
 
 /// Packets of one repetition, about.
 const PACKETS: usize = 12_000;
-const REPETITIONS: usize = 3;
+const REPETITIONS: usize = 9;
 /// Bytes of a request and of a response.
 const PAYLOAD: usize = 64;
 

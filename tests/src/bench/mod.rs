@@ -73,11 +73,11 @@ impl Samples {
 impl Row {
     /// Builds what it needs and measures. Panics when the packets don't take the way that the row is about.
     ///
-    /// `kept` is what one row leaves for the next, nothing at first.
+    /// Once in a guest: it changes limits of the kernel, and leaves in the kernel what it built.
     #[must_use]
-    pub fn measure(&self, kept: &mut Option<node::Node>) -> Samples {
+    pub fn measure(&self) -> Samples {
         match &self.measure {
-            Measure::Packet(setup) => setup.measure(kept),
+            Measure::Packet(setup) => setup.measure(),
             Measure::Exchange(setup) => setup.measure(),
             Measure::Bulk(setup) => setup.measure(),
             Measure::Connection(setup) => setup.measure(),

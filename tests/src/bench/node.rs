@@ -67,7 +67,6 @@ impl Rules {
 
 /// A node with client and server, and perhaps a running agent.
 pub struct Node {
-    pub(super) base: Base,
     pub(super) topology: Topology,
     pub(super) agent: Option<Agent>,
 }
@@ -134,7 +133,7 @@ impl Node {
             Base::Services => topology.node.nft(&(nat_rules(Nat::Masquerade) + &services::rules())),
             Base::ServicesOnly => topology.node.nft(&services::rules()),
         }
-        Self { base, topology, agent: None }
+        Self { topology, agent: None }
     }
 
     pub(super) fn hardware_address(&self, device: &str) -> String {
@@ -178,18 +177,6 @@ impl Node {
     /// Lets what has been begun come to its end. While nothing happens, the guest's time passes at once.
     pub(super) fn settle(&self) {
         thread::sleep(Duration::from_secs(2));
-    }
-
-    /// Takes away what [`load`](Self::load) brought, and forgets all connections.
-    pub(super) fn reset(&mut self) {
-        if let Some(agent) = self.agent.take() {
-            agent.stop();
-            crate::agent::output(&self.topology.node, &["cleanup"]);
-        }
-        let node = &self.topology.node;
-        node.nft("add table inet kindnet-fastpath\ndelete table inet kindnet-fastpath\n");
-        node.output("conntrack", &["-F"]);
-        node.sysctl("net/netfilter/nf_conntrack_acct", "0");
     }
 
     pub(super) fn counts(&self, family: Family) -> Counts {

@@ -42,13 +42,6 @@ pub enum Base {
     ServicesOnly,
 }
 
-impl Base {
-    /// Whether its rules take so long to load that one row leaves them for the next.
-    fn is_kept(self) -> bool {
-        matches!(self, Self::Services | Self::ServicesOnly)
-    }
-}
-
 /// What is so about the flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
@@ -138,17 +131,13 @@ impl Setup {
         Row { name: self.name(), measure: Measure::Packet(self) }
     }
 
-    /// A node in the state that the row is about, and the packets to measure it with. `kept` is the node of the row before,
-    /// if it is worth keeping.
-    fn prepare(&self, kept: &mut Option<Node>) -> (Node, Stream) {
+    /// A node in the state that the row is about, and the packets to measure it with.
+    fn prepare(&self) -> (Node, Stream) {
         let flows = self.flows();
         if flows > 1 {
             allow_connections(4 * flows);
         }
-        let mut node = match kept.take() {
-            Some(node) if node.base == self.base && self.base.is_kept() => node,
-            _ => Node::build(self.base, Ends::Drop),
-        };
+        let mut node = Node::build(self.base, Ends::Drop);
         let forth = self.forth(&node);
         let client = node.topology.client().ns.clone();
         let old = match self.state {
@@ -209,7 +198,7 @@ impl Setup {
     /// Prints the kernel's functions, of those that belong to it from the start only the first if `modules_only`, and sends
     /// packets. Never returns: it is for somebody who watches from outside.
     pub(super) fn send_forever(&self, modules_only: bool) -> ! {
-        let (node, forth) = self.prepare(&mut None);
+        let (node, forth) = self.prepare();
         super::print_symbols(modules_only);
         println!("@@PROFILE pktgen_xmit");
         thread::sleep(Duration::from_secs(1));
@@ -218,9 +207,9 @@ impl Setup {
         }
     }
 
-    pub(super) fn measure(&self, kept: &mut Option<Node>) -> Samples {
+    pub(super) fn measure(&self) -> Samples {
         let flows = self.flows();
-        let (mut node, forth) = self.prepare(kept);
+        let (node, forth) = self.prepare();
         let client = node.topology.client().ns.clone();
         let packets = PACKETS.div_ceil(flows) * flows;
         let repetitions = if flows > PACKETS { 3 } else { REPETITIONS };
@@ -247,10 +236,6 @@ impl Setup {
             .collect();
         if self.state == State::Assisting {
             assert!(assists(&node), "{}: the rule is there to the end", self.name());
-        }
-        if self.base.is_kept() {
-            node.reset();
-            *kept = Some(node);
         }
         Samples { unit: "instructions/packet", values, packets: None }
     }

@@ -1,53 +1,34 @@
-//! The guest's side of `cargo xtask bench`: lists the rows, or measures those that are named.
+//! The guest's side of `cargo xtask bench`: lists the rows, or measures one.
 //!
-//! `bench list` prints names; `bench run NAME…` prints a line `@@ROW` with JSON for each, or `@@FAILED` with the reason
-//! and goes on with the next; `bench profile all|modules NAME` prints the kernel's functions as lines `@@SYMBOL`, then
-//! `@@PROFILE`, and sends the row's packets until somebody ends it; `bench native` measures on this machine's own clock, and prints a line
-//! `@@NATIVE`.
+//! `bench list` prints names; `bench run NAME` prints a line `@@ROW` with JSON; `bench profile all|modules NAME` prints the
+//! kernel's functions as lines `@@SYMBOL`, then `@@PROFILE`, and sends the row's packets until somebody ends it;
+//! `bench native` measures on this machine's own clock, and prints a line `@@NATIVE`.
 
-use std::{
-    panic::{self, AssertUnwindSafe},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
-use fastpath_tests::bench;
+use fastpath_tests::bench::{self, Row};
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let rows = bench::rows();
-    match words.split_first() {
-        Some((command, [])) if command == "list" => {
-            for row in rows {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words[..] {
+        ["list"] => {
+            for row in bench::rows() {
                 println!("{}", row.name);
             }
         }
-        Some((command, names)) if command == "run" => {
-            let mut kept = None;
-            for name in names {
-                let Some(row) = rows.iter().find(|row| row.name == *name) else {
-                    println!("@@FAILED {name} there is no such row");
-                    continue;
-                };
-                match panic::catch_unwind(AssertUnwindSafe(|| row.measure(&mut kept))) {
-                    Ok(samples) => println!("@@ROW {}", samples.to_json(name)),
-                    // What it panicked with stands above.
-                    Err(_) => println!("@@FAILED {name}"),
-                }
-            }
-        }
-        Some((command, [symbols, name])) if command == "profile" => {
-            match rows.iter().find(|row| row.name == *name) {
-                Some(row) => row.send_forever(symbols == "modules"),
-                None => println!("there is no row {name}"),
-            }
-        }
-        Some((command, [])) if command == "native" => println!("@@NATIVE {}", bench::native::measure()),
+        ["run", name] => println!("@@ROW {}", row(name).measure().to_json(name)),
+        ["profile", symbols, name] => row(name).send_forever(symbols == "modules"),
+        ["native"] => println!("@@NATIVE {}", bench::native::measure()),
         _ => {
-            eprintln!(
-                "usage: bench list | bench run NAME... | bench profile all|modules NAME | bench native"
-            );
+            eprintln!("usage: bench list | bench run NAME | bench profile all|modules NAME | bench native");
             return ExitCode::from(64);
         }
     }
     ExitCode::SUCCESS
+}
+
+fn row(name: &str) -> Row {
+    let row = bench::rows().into_iter().find(|row| row.name == name);
+    row.unwrap_or_else(|| panic!("there is no row {name}"))
 }

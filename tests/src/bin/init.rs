@@ -26,8 +26,10 @@ mod guest_job;
 
 /// The port to the host: a serial line, since some of the kernels have virtio as a module only.
 const PORT: &str = "/dev/ttyS1";
-/// What `exec` runs: the words of the command, each ended by a NUL.
-const EXEC_ARGUMENTS: &str = "/job/arguments";
+/// A command to run without being asked: its time limit in seconds, and its words, each ended by a NUL.
+const JOB: &str = "/job/arguments";
+/// On the kernel's command line, in front of one more word for that command.
+const WORD: &str = "fastpath.word=";
 
 fn main() {
     if std::env::args_os().nth(1).is_some_and(|word| word == "isolated") {
@@ -134,10 +136,10 @@ fn shell() -> Result<()> {
     Ok(())
 }
 
-/// Obeys the host until it says `exit`:
-/// - `test SECONDS NAME` runs that one test of the `it` binary,
-/// - `exec SECONDS` runs the command in `/job/arguments`.
+/// Runs the command in `/job/arguments`, or, if there is none, obeys the host until it says `exit`: `test SECONDS NAME` runs
+/// that one test of the `it` binary.
 ///
+/// The command doesn't wait for a word of the host, which would come at another moment of the guest's time in each run.
 /// Each line that the job prints comes back behind `| `, and at the end `@@END WORD NUMBER SECONDS`.
 fn serve() -> Result<()> {
     let raw = Command::new("stty").args(["-F", PORT, "115200", "raw", "-echo"]).status()?;
@@ -145,25 +147,28 @@ fn serve() -> Result<()> {
         bail!("cannot set up {PORT}");
     }
     let mut port = File::options().write(true).open(PORT)?;
-    let requests = BufReader::new(File::open(PORT)?);
     writeln!(port, "@@READY")?;
+    if Path::new(JOB).exists() {
+        let (command, limit) = job()?;
+        return run(command, limit, &mut port);
+    }
+    let requests = BufReader::new(File::open(PORT)?);
     for request in requests.lines() {
         let request = request.context("cannot read from the host")?;
         let mut words = request.split(' ');
-        let job = match (words.next(), words.next().and_then(|n| n.parse().ok()), words.next()) {
+        match (words.next(), words.next().and_then(|n| n.parse().ok()), words.next()) {
             (Some("exit"), ..) => return Ok(()),
-            (Some("test"), Some(limit), Some(name)) => Some((test_command(name), limit)),
-            (Some("exec"), Some(limit), None) => Some((exec_command()?, limit)),
-            _ => None,
-        };
-        let Some((command, limit)) = job else {
-            writeln!(port, "@@UNKNOWN {request}")?;
-            continue;
-        };
-        let (end, took) = guest_job::run(command, Duration::from_secs(limit), &mut port)?;
-        writeln!(port, "@@END {} {:.3}", guest_job::describe(&end), took.as_secs_f64())?;
+            (Some("test"), Some(limit), Some(name)) => run(test_command(name), limit, &mut port)?,
+            _ => writeln!(port, "@@UNKNOWN {request}")?,
+        }
     }
     bail!("the host closed {PORT}")
+}
+
+fn run(command: Command, limit_seconds: u64, port: &mut File) -> Result<()> {
+    let (end, took) = guest_job::run(command, Duration::from_secs(limit_seconds), port)?;
+    writeln!(port, "@@END {} {:.3}", guest_job::describe(&end), took.as_secs_f64())?;
+    Ok(())
 }
 
 fn test_command(name: &str) -> Command {
@@ -172,12 +177,16 @@ fn test_command(name: &str) -> Command {
     command
 }
 
-fn exec_command() -> Result<Command> {
-    let arguments = fs::read_to_string(EXEC_ARGUMENTS)?;
-    let mut words = arguments.split_terminator('\0');
+/// The command to run without being asked, and its limit in seconds.
+fn job() -> Result<(Command, u64)> {
+    let job = fs::read_to_string(JOB)?;
+    let mut words = job.split_terminator('\0');
+    let limit = words.next().and_then(|n| n.parse().ok()).context("no time limit")?;
     let mut command = isolated_command(words.next().context("no command to run")?);
     command.args(words);
-    Ok(command)
+    let boot = fs::read_to_string("/proc/cmdline")?;
+    command.args(boot.split_whitespace().filter_map(|word| word.strip_prefix(WORD)));
+    Ok((command, limit))
 }
 
 fn isolated_command(program: &str) -> Command {

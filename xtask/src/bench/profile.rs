@@ -20,7 +20,7 @@ use super::{report::number, symbols::Symbols};
 use crate::{
     build::Binaries,
     guest::{
-        self, MEMORY_MIB,
+        self,
         initramfs::Archive,
         kernels::{self, Wanted},
         qemu::{Machine, Processor},
@@ -44,12 +44,12 @@ struct Profile {
 }
 
 /// Profiles each row on each kernel, and prints a table for each kernel: a line for each function, a column for each row.
-pub(super) fn run(wanted: &[Wanted], binaries: &Binaries, rows: &[String]) -> Result<()> {
+pub(super) fn run(wanted: &[Wanted], binaries: &Binaries, rows: &[String], seed: u32) -> Result<()> {
     for wanted in wanted {
         let mut profiles = Vec::new();
         for row in rows {
             eprintln!("{:<5} {row}", wanted.name);
-            profiles.push(measure(wanted, binaries, row)?);
+            profiles.push(measure(wanted, binaries, row, seed)?);
         }
         println!(
             "\nLinux {}, instructions a packet (calls a packet)\n\n{}",
@@ -60,26 +60,22 @@ pub(super) fn run(wanted: &[Wanted], binaries: &Binaries, rows: &[String]) -> Re
     Ok(())
 }
 
-fn measure(wanted: &Wanted, binaries: &Binaries, row: &str) -> Result<Profile> {
+fn measure(wanted: &Wanted, binaries: &Binaries, row: &str, seed: u32) -> Result<Profile> {
     let kernel = kernels::cached(wanted)?.context("set-up has fetched the kernel")?;
     let own = guest::own_directory(&kernel)?;
     let mut symbols = Symbols::known(&kernel.release);
     let which = if symbols.of_kernel.is_empty() { "all" } else { "modules" };
     let command = ["bench", "profile", which, row].map(str::to_owned);
-    let initramfs = guest::with_command(&kernel, &own.0, binaries, Archive::default(), &command)?;
+    let initramfs = guest::with_command(&kernel, &own.0, binaries, Archive::default(), &command, LIMIT)?;
     let (monitor, trace) = (own.0.join("monitor"), own.0.join("trace"));
     process::run(Command::new("mkfifo").arg(&trace))?;
+    let log = guest::new_log(&format!("profile-{}.log", kernel.name))?;
     let machine = Machine {
-        kernel: &kernel,
-        initramfs: &initramfs,
-        log: guest::new_log(&format!("profile-{}.log", kernel.name))?,
-        processor: Processor::Counted,
-        cpus: 1,
-        memory_mib: MEMORY_MIB,
         monitor: Some(monitor.clone()),
+        ..Machine::new(&kernel, &initramfs, log, Processor::Counted { seed })
     };
     let mut result = None;
-    let ended = machine.boot()?.exec(LIMIT, |line| {
+    let ended = machine.boot()?.job(LIMIT, |line| {
         if let Some((address, name)) = line.strip_prefix("@@SYMBOL ").and_then(|line| line.split_once(' ')) {
             if let Ok(address) = u64::from_str_radix(address, 16) {
                 symbols.add(address, name);

@@ -29,7 +29,8 @@ const TARGETS: &[Target] = &[
         what: "offloaded, with eBPF and counters",
         quantity: Row("udp4-64/offloaded/ours-ebpf"),
         unit: "instructions/packet",
-        at_most: &[("6.1", 6_500.0), ("6.12", 5_310.0)],
+        // Set at 6,500 on 6.1 when 1,087 of them were the bytes of a cleared buffer, counted one by one.
+        at_most: &[("6.1", 5_413.0), ("6.12", 5_310.0)],
     },
     Target {
         what: "not offloaded yet, with exclusions, over no fast path",

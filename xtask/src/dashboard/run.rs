@@ -14,7 +14,7 @@ use super::{
 use crate::{
     build::Binaries,
     guest::{
-        self, MEMORY_MIB,
+        self,
         initramfs::Archive,
         kernels::Kernel,
         qemu::{Machine, Processor},
@@ -33,17 +33,10 @@ pub(super) fn record(kernel: &Kernel, binaries: &Binaries) -> Result<Recording> 
     recording.add(Line::Run { emulator: version.to_owned(), kernel: kernel.release.clone() });
     let own = guest::own_directory(kernel)?;
     let initramfs =
-        guest::with_command(kernel, &own.0, binaries, Archive::default(), &["record".to_owned()])?;
-    let machine = Machine {
-        kernel,
-        initramfs: &initramfs,
-        log: guest::new_log(&format!("dashboard-{}.log", kernel.name))?,
-        // Whatever else this machine does, the guest's clock doesn't see it.
-        processor: Processor::Counted,
-        cpus: 1,
-        memory_mib: MEMORY_MIB,
-        monitor: None,
-    };
+        guest::with_command(kernel, &own.0, binaries, Archive::default(), &["record".to_owned()], LIMIT)?;
+    let log = guest::new_log(&format!("dashboard-{}.log", kernel.name))?;
+    // Whatever else this machine does, the guest's clock doesn't see it.
+    let machine = Machine::new(kernel, &initramfs, log, Processor::Counted { seed: 1 });
     eprintln!(
         "booting Linux {} in QEMU, and recording two nodes for four minutes of its time",
         kernel.release
@@ -51,7 +44,7 @@ pub(super) fn record(kernel: &Kernel, binaries: &Binaries) -> Result<Recording> 
     let mut booted = machine.boot()?;
     let began = Instant::now();
     let mut unexpected = None;
-    let end = booted.exec(LIMIT, |line| {
+    let end = booted.job(LIMIT, |line| {
         let Some(json) = line.strip_prefix("@@RECORD ") else {
             eprintln!("      {line}");
             return;

@@ -74,13 +74,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         extra.tree(&name, &path)?;
     }
     let machine = |initramfs, log| Machine {
-        kernel: &kernel,
-        initramfs,
-        log,
-        processor: Processor::virtualised(options.kvm),
         cpus: options.cpus,
         memory_mib: options.memory,
-        monitor: None,
+        ..Machine::new(&kernel, initramfs, log, Processor::virtualised(options.kvm))
     };
     let own = own_directory(&kernel)?;
     let log = new_log(&format!("guest-{}.log", kernel.name))?;
@@ -95,12 +91,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         }
         let initramfs = assemble(&kernel, &own.0, &build::for_tests()?, extra)?;
         eprintln!("guest {}: the kernel's messages go to {}; leave with `exit`", kernel.name, log.display());
-        machine(&initramfs, log).shell()?;
+        machine(initramfs.as_path(), log).shell()?;
         return Ok(ExitCode::SUCCESS);
     }
-    let initramfs = with_command(&kernel, &own.0, &build::for_tests()?, extra, &options.command)?;
-    let machine = machine(&initramfs, log);
     let limit = Duration::from_secs(options.time_limit);
+    let initramfs = with_command(&kernel, &own.0, &build::for_tests()?, extra, &options.command, limit)?;
+    let machine = machine(initramfs.as_path(), log);
     match execute(&machine, limit)? {
         End::Exit(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
         other => bail!("{other}; see {}", machine.log.display()),
@@ -113,15 +109,18 @@ pub(crate) fn newest(name: Option<&str>) -> Result<Wanted> {
     kernels::wanted(&names)?.pop().context("tests/kernels.toml names no kernel")
 }
 
-/// An initial file system for running `command`, with our programs and `extra` in it.
+/// An initial file system for running `command` for so long at most, with our programs and `extra` in it.
 pub(crate) fn with_command(
     kernel: &Kernel,
     directory: &Path,
     binaries: &Binaries,
     mut extra: Archive,
     command: &[String],
+    limit: Duration,
 ) -> Result<PathBuf> {
-    extra.text("job/arguments", command.iter().map(|word| format!("{word}\0")).collect::<String>());
+    let mut job = format!("{}\0", limit.as_secs());
+    job.extend(command.iter().flat_map(|word| [word, "\0"]));
+    extra.text("job/arguments", job);
     assemble(kernel, directory, binaries, extra)
 }
 
@@ -130,7 +129,7 @@ pub(crate) fn execute(machine: &Machine<'_>, limit: Duration) -> Result<End> {
     let mut guest = machine.boot()?;
     eprintln!("guest {}: up after {:.1} s", machine.kernel.name, guest.booted_in().as_secs_f64());
     let (end, _) = guest
-        .exec(limit, |line| println!("{line}"))
+        .job(limit, |line| println!("{line}"))
         .map_err(|broken| anyhow!("{broken}; see {}", machine.log.display()))?;
     Ok(end)
 }

@@ -9,7 +9,6 @@ use super::{build, directory, root};
 use crate::{
     build::Binaries,
     guest::{
-        MEMORY_MIB,
         initramfs::{self, Archive},
         kernels::{self, Kernel, Wanted},
         new_log,
@@ -29,12 +28,11 @@ After=basic.target
 ExecStart=/usr/bin/bash /job/serve
 ";
 
-/// Reads one request, `exec SECONDS`, and answers as `init` does.
+/// Answers as `init` does.
 const SERVE: &str = "stty -F /dev/ttyS1 115200 raw -echo
 exec </dev/ttyS1 >/dev/ttyS1 2>&1
 echo @@READY
-read -r _ limit
-timeout \"$limit\" /job/package /job/old.deb /job/new.deb 2>&1 | sed -u 's/^/| /'
+/job/package /job/old.deb /job/new.deb 2>&1 | sed -u 's/^/| /'
 echo \"@@END exit ${PIPESTATUS[0]} $SECONDS\"
 ";
 
@@ -69,20 +67,12 @@ pub(crate) fn run(wanted: &[Wanted], binaries: &Binaries, kvm: bool) -> Result<V
 fn run_on(wanted: &Wanted, binaries: &Binaries, packages: &Packages, kvm: bool) -> Result<()> {
     let kernel = kernels::cached(wanted)?.context("set-up has fetched the kernel")?;
     let initramfs = file_system(&kernel, binaries, packages)?;
-    let machine = Machine {
-        kernel: &kernel,
-        initramfs: &initramfs,
-        log: new_log(&format!("{}-package.log", kernel.name))?,
-        processor: Processor::virtualised(kvm),
-        cpus: 1,
-        memory_mib: MEMORY_MIB,
-        monitor: None,
-    };
+    let log = new_log(&format!("{}-package.log", kernel.name))?;
+    let machine = Machine::new(&kernel, &initramfs, log, Processor::virtualised(kvm));
     let mut guest = machine.boot()?;
     println!("package {}: systemd is up after {:.1} s", kernel.name, guest.booted_in().as_secs_f64());
     let broken = |reason| anyhow!("package {}: {reason}; see {}", kernel.name, machine.log.display());
-    let (end, took) =
-        guest.exec(LIMIT, |line| println!("package {}: {line}", kernel.name)).map_err(broken)?;
+    let (end, took) = guest.job(LIMIT, |line| println!("package {}: {line}", kernel.name)).map_err(broken)?;
     if end != End::Exit(0) {
         bail!("package {}: FAILED: {end}; see {}", kernel.name, machine.log.display());
     }
