@@ -382,7 +382,7 @@ fn a_hundred_changes_a_second_cost_little() {
             wake_ups as f64 / took.as_secs_f64(),
         );
         assert!(wake_ups <= u64::from(CHANGES) * 6 / 5 + 20, "{wake_ups} wake-ups");
-        assert!(cpu < took / 10, "{cpu:?} in {took:?}");
+        assert!(cpu < took / 100, "{cpu:?} in {took:?}");
         let expected = if kind == "relevant" { 1..=took.as_secs() as usize + 2 } else { 0..=0 };
         assert!(expected.contains(&commits), "{commits} transactions in {took:?}");
     }

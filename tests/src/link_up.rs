@@ -72,10 +72,10 @@ pub fn latencies(interfaces: usize, samples: usize) -> Vec<Duration> {
             let start = Instant::now();
             ip.run(&format!("link set {name} up"));
             // `nft monitor` doesn't show flowtables. The set of indices changes in the same transaction.
-            monitor.wait_for_line(Duration::from_secs(5), |line| {
+            let seen = monitor.wait_for_line(Duration::from_secs(5), |line| {
                 line.contains("kindnet-set-devices") && line.contains(&format!("\"{name}\""))
             });
-            start.elapsed()
+            seen - start
         })
         .collect();
     assert_eq!(table::devices(node).len(), interfaces + samples, "all are in the flowtable");

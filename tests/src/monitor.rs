@@ -14,7 +14,8 @@ use crate::{netns::Netns, wait_until};
 pub struct Monitor {
     node: Netns,
     child: Child,
-    lines: Arc<Mutex<Vec<String>>>,
+    /// With the moment at which each was printed.
+    lines: Arc<Mutex<Vec<(Instant, String)>>>,
     marks: usize,
 }
 
@@ -30,7 +31,7 @@ impl Monitor {
         let sink = Arc::clone(&lines);
         thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                sink.lock().expect("lines").push(line);
+                sink.lock().expect("lines").push((Instant::now(), line));
             }
         });
         let mut monitor = Self { node: node.clone(), child, lines, marks: 0 };
@@ -48,7 +49,7 @@ impl Monitor {
             attempt += 1;
             self.node.nft(&format!("table inet {prefix}{attempt} {{}}\ndelete table inet {prefix}{attempt}"));
             thread::sleep(Duration::from_millis(100));
-            self.lines.lock().expect("lines").iter().any(|line| line.contains(&prefix))
+            self.lines.lock().expect("lines").iter().any(|(_, line)| line.contains(&prefix))
         });
     }
 
@@ -60,20 +61,20 @@ impl Monitor {
             .lock()
             .expect("lines")
             .iter()
-            .filter(|line| line.starts_with("# new generation") && line.contains("fastpath-agent"))
+            .filter(|(_, line)| line.starts_with("# new generation") && line.contains("fastpath-agent"))
             .count()
     }
 
-    /// Waits for a line that `wanted` accepts, looking every millisecond.
+    /// Waits for a line that `wanted` accepts, and says when it was printed.
     #[track_caller]
-    pub fn wait_for_line(&self, limit: Duration, wanted: impl Fn(&str) -> bool) {
+    pub fn wait_for_line(&self, limit: Duration, wanted: impl Fn(&str) -> bool) -> Instant {
         let start = Instant::now();
         let mut looked_at = 0;
         loop {
             {
                 let lines = self.lines.lock().expect("lines");
-                if lines[looked_at..].iter().any(|line| wanted(line)) {
-                    return;
+                if let Some((printed, _)) = lines[looked_at..].iter().find(|(_, line)| wanted(line)) {
+                    return *printed;
                 }
                 looked_at = lines.len();
             }
@@ -84,7 +85,7 @@ impl Monitor {
 
     /// All that it has printed.
     pub fn lines(&self) -> Vec<String> {
-        self.lines.lock().expect("lines").clone()
+        self.lines.lock().expect("lines").iter().map(|(_, line)| line.clone()).collect()
     }
 }
 

@@ -20,6 +20,10 @@ const WARM_UP: u64 = 200;
 /// Packets of one repetition, unless there are more flows.
 const PACKETS: u64 = 5_000;
 const REPETITIONS: usize = 5;
+/// Packets of a repetition with so many flows that each of these is of another. Once a second the kernel goes through all of the
+/// flowtable (`nf_flow_offload_work_gc`), which takes as long as thousands of packets: repetitions are short beside that second.
+const PACKETS_OF_MANY: u64 = 20_000;
+const REPETITIONS_OF_MANY: usize = 9;
 /// Source port of the flow that is helped while another one is measured.
 const OLD_PORT: u16 = 20_001;
 /// Threshold there: the flow that is measured has fewer packets.
@@ -211,8 +215,10 @@ impl Setup {
         let flows = self.flows();
         let (node, forth) = self.prepare();
         let client = node.topology.client().ns.clone();
-        let packets = PACKETS.div_ceil(flows) * flows;
-        let repetitions = if flows > PACKETS { 3 } else { REPETITIONS };
+        let (packets, repetitions) = match flows {
+            0..=PACKETS => (PACKETS.div_ceil(flows) * flows, REPETITIONS),
+            _ => (PACKETS_OF_MANY, REPETITIONS_OF_MANY),
+        };
         let values = (0..repetitions)
             .map(|_| {
                 refill_slabs(&client);
