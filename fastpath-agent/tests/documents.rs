@@ -20,7 +20,7 @@ mod document;
 const PROGRAM: &str = "fastpath-agent";
 
 /// Flags of other programs that the pages speak of by themselves, without the program's name.
-const FLAGS_OF_OTHERS: [&str; 11] = [
+const FLAGS_OF_OTHERS: [&str; 12] = [
     "--compare",
     "--filter",
     "--firewall-backend",
@@ -31,6 +31,7 @@ const FLAGS_OF_OTHERS: [&str; 11] = [
     "--quick",
     "--render",
     "--save",
+    "--seed",
     "--tier",
 ];
 

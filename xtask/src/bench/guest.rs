@@ -61,12 +61,13 @@ pub(super) fn measure(
     let workers = thread::available_parallelism().map_or(1, usize::from).min(MOST_GUESTS).min(jobs.len());
     let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let results: Mutex<Vec<Option<Row>>> = Mutex::new(vec![None; jobs.len()]);
+    let take = || {
+        let place = next.fetch_add(1, Ordering::Relaxed);
+        jobs.get(place).map(|job| (place, job))
+    };
     let work = |worker: usize| -> Result<()> {
         let log = guest::new_log(&format!("bench-{worker}.log"))?;
-        while let Some((place, (system, name))) = {
-            let place = next.fetch_add(1, Ordering::Relaxed);
-            jobs.get(place).map(|job| (place, job))
-        } {
+        while let Some((place, (system, name))) = take() {
             let began = Instant::now();
             let row = system.measure(name, &log, seed);
             let (done, of) = (done.fetch_add(1, Ordering::Relaxed) + 1, jobs.len());
