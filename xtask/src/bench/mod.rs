@@ -93,8 +93,11 @@ const REPEATED: &str = "tcp4-7-rounds/ours-ebpf-threshold-6";
 pub(crate) fn check(kernels: &[String], binaries: &Binaries) -> Result<()> {
     let rows = [REPEATED.to_owned()];
     let wanted = kernels::wanted(kernels)?;
-    let (first, _) = guest::measure(&wanted, binaries, &rows, SEED)?;
-    let (second, _) = guest::measure(&wanted, binaries, &rows, SEED)?;
+    let (first, failed) = guest::measure(&wanted, binaries, &rows, SEED)?;
+    let (second, failed_again) = guest::measure(&wanted, binaries, &rows, SEED)?;
+    if failed + failed_again > 0 {
+        bail!("{REPEATED} could not be measured");
+    }
     if first != second {
         bail!("two runs of the same programs differ:\n{}{}", first.table(), second.table());
     }
