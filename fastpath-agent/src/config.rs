@@ -10,6 +10,7 @@ use crate::{
         known_bugs::{KernelNames, KnownBug, forbids_offload},
         link::select::Selection,
         ruleset::{desired::Policy, diff::ForeignTable, exclude::Exclusions},
+        surroundings::Surroundings,
     },
 };
 
@@ -116,6 +117,7 @@ impl Rules {
             assist: false,
             selection: self.selection.clone(),
             exclusions: Arc::clone(&self.exclusions),
+            surroundings: Surroundings::default(),
         }
     }
 }

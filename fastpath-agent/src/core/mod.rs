@@ -9,4 +9,5 @@ pub mod model;
 pub mod pace;
 pub mod revalidate;
 pub mod ruleset;
+pub mod surroundings;
 pub mod why;

@@ -23,6 +23,7 @@ use crate::{
             observed::{Generation, Observed, ObservedSet},
             plan::{Op, Plan},
         },
+        surroundings::Surroundings,
     },
     kernel::{
         Ruleset, Unread,
@@ -198,6 +199,16 @@ impl<R: Ruleset> Reconciler<R> {
     pub fn exclude(&mut self, exclusions: Arc<Exclusions>) {
         self.policy.exclusions = exclusions;
         self.changed = None;
+    }
+
+    /// Takes what others have on this node; says whether it is something new, which takes a reconcile.
+    pub fn surrounded_by(&mut self, surroundings: Surroundings) -> bool {
+        if self.policy.surroundings == surroundings {
+            return false;
+        }
+        self.policy.surroundings = surroundings;
+        self.changed = None;
+        true
     }
 
     /// What stood in our table's place after the last reconcile; `None` before the first.

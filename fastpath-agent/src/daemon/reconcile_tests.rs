@@ -31,6 +31,7 @@ fn policy() -> Policy {
         assist: false,
         selection: Selection::new(&[], &[]).unwrap(),
         exclusions: Default::default(),
+        surroundings: Default::default(),
     }
 }
 

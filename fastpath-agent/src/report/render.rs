@@ -132,6 +132,7 @@ mod tests {
             assist: false,
             selection: Selection::new(&[], &[]).unwrap(),
             exclusions: Default::default(),
+            surroundings: Default::default(),
         }
     }
 

@@ -17,6 +17,7 @@ use crate::core::{
         table::LinkTable,
     },
     model::{IfIndex, IfName, Link},
+    surroundings::Surroundings,
 };
 
 /// The part of the configuration that decides what the table looks like.
@@ -41,6 +42,8 @@ pub struct Policy {
     pub selection: Selection,
     /// Flows that are never offloaded.
     pub exclusions: Arc<Exclusions>,
+    /// What others have on this node.
+    pub surroundings: Surroundings,
 }
 
 /// The table as it should be; `None` if there should be none.
@@ -232,6 +235,7 @@ mod tests {
             assist: false,
             selection: Selection::new(&[], &[]).unwrap(),
             exclusions: Arc::default(),
+            surroundings: Surroundings::default(),
         }
     }
 

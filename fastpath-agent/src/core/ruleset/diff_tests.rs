@@ -72,6 +72,7 @@ fn excluding(table: DesiredTable, entries: &[&str]) -> DesiredTable {
         assist: false,
         selection: Selection::new(&[], &[]).unwrap(),
         exclusions: Arc::new(exclude::Exclusions::new(&entries, "").unwrap()),
+        surroundings: Default::default(),
     };
     let of_policy = desired::desired(&policy, [], &BTreeMap::new()).unwrap();
     let sets = of_policy.sets.into_iter().filter(|set| matches!(set, OwnSet::Exclude(_)));

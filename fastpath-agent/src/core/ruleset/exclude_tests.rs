@@ -32,6 +32,7 @@ fn policy() -> Policy {
         assist: false,
         selection: Selection::new(&[], &[]).unwrap(),
         exclusions: Arc::default(),
+        surroundings: Default::default(),
     }
 }
 

@@ -1,0 +1,59 @@
+//! What others have on this node that decides where our rules may stand and which packets may offload their flow.
+//! Read by `kernel`, heeded by `ruleset::desired`. No I/O.
+
+use std::{collections::BTreeSet, ops::RangeInclusive};
+
+use ipnet::IpNet;
+
+use super::model::{IfIndex, IfName};
+
+/// All of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Highest priority of a filter chain of others in the forward hook (families inet, ip and ip6, legacy tables
+    /// included); our chain comes after it.
+    pub last_forward: Option<i32>,
+    /// Highest priority of a filter chain of others in the postrouting hook that can deny a packet of an established
+    /// connection. While there is one, only packets that have passed it are evidence of their direction.
+    pub denying_postrouting: Option<i32>,
+    /// Policy rules that the kernel doesn't evaluate when it guesses the other direction's route.
+    pub unguessed: Vec<RouteRule>,
+    /// Interfaces where others look at packets that come in: filters, programs or netdev chains at ingress.
+    pub inspected: BTreeSet<IfIndex>,
+}
+
+/// A policy rule (`ip rule`) that selects by what the flowtable's guess of the other direction's route doesn't have:
+/// input interface, protocol, ports, DSCP or tunnel. Selectors that aren't here match every packet; an inverted rule
+/// has none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RouteRule {
+    /// `iif`: packets that come in here, by name, whether there is such an interface or not.
+    pub input: Option<IfName>,
+    /// `from`, which also says the family.
+    pub from: Option<IpNet>,
+    /// `to`, likewise.
+    pub to: Option<IpNet>,
+    /// `ipproto`.
+    pub protocol: Option<u8>,
+    /// `sport`, host byte order.
+    pub source_ports: Option<PortRange>,
+    /// `dport`, host byte order.
+    pub destination_ports: Option<PortRange>,
+    /// The rule is one of IPv6's.
+    pub ipv6: bool,
+}
+
+/// Ports from the first to the last one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PortRange {
+    /// The lowest.
+    pub first: u16,
+    /// The highest.
+    pub last: u16,
+}
+
+impl From<RangeInclusive<u16>> for PortRange {
+    fn from(range: RangeInclusive<u16>) -> Self {
+        Self { first: *range.start(), last: *range.end() }
+    }
+}
