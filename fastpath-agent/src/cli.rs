@@ -159,8 +159,8 @@ pub struct RuleArgs {
     /// The same from a file: an entry a line, comments after #. Read again on SIGHUP
     #[arg(long, value_name = "FILE", env = "FASTPATH_EXCLUDE_FILE")]
     pub exclude_file: Option<PathBuf>,
-    /// Priority of the chain in the forward hook. The default comes after the node's filter chains, so that only what
-    /// they accept is offloaded; -110 is where kindnet's document has it, before them
+    /// Earliest priority of the chain in the forward hook; it always comes after the last filter chain of others, so that
+    /// only what they accept is offloaded
     #[arg(
         long,
         value_name = "PRIORITY",
@@ -169,6 +169,16 @@ pub struct RuleArgs {
         allow_hyphen_values = true
     )]
     pub chain_priority: String,
+    /// Priority of the flowtable in the ingress hook: `last`, so that packets of offloaded flows pass the ingress chains of
+    /// others too, or a number; 0 is where kindnet's document has it
+    #[arg(
+        long,
+        value_name = "PRIORITY",
+        default_value = "last",
+        env = "FASTPATH_FLOWTABLE_PRIORITY",
+        allow_hyphen_values = true
+    )]
+    pub flowtable_priority: String,
     /// Let network cards forward offloaded flows themselves, if all managed interfaces can
     #[arg(long, value_name = "MODE", default_value = "off", env = "FASTPATH_HW_OFFLOAD")]
     pub hw_offload: HwOffload,

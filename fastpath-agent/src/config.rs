@@ -56,6 +56,8 @@ pub struct Rules {
     pub threshold: u32,
     /// See [`Policy::chain_priority`].
     pub chain_priority: i32,
+    /// See [`Policy::flowtable_priority`].
+    pub flowtable_priority: i32,
     /// Whether hardware offload is wanted.
     pub hw_offload: HwOffload,
     /// Which interfaces.
@@ -110,7 +112,7 @@ impl Rules {
         Policy {
             threshold: self.threshold,
             chain_priority: self.chain_priority,
-            flowtable_priority: 0,
+            flowtable_priority: self.flowtable_priority,
             counter,
             hw_offload: self.hw_offload == HwOffload::Auto,
             spare_ipsec,
@@ -170,6 +172,14 @@ impl TryFrom<&RuleArgs> for Rules {
                 &args.chain_priority,
                 "a priority in the forward hook, from -2147483648 to 2147483647",
             )?,
+            flowtable_priority: match args.flowtable_priority.trim() {
+                "last" => i32::MAX,
+                value => number(
+                    "flowtable-priority",
+                    value,
+                    "`last`, or a priority in the ingress hook, from -2147483648 to 2147483647",
+                )?,
+            },
             hw_offload: args.hw_offload,
             ignore_known_bugs: args.ignore_known_bugs,
             selection: Selection::new(&args.interfaces, &args.exclude_interfaces).map_err(|e| BadValue {
@@ -274,6 +284,7 @@ mod tests {
     fn defaults() {
         let config = config(&[]).unwrap();
         assert_eq!((config.rules.threshold, config.rules.chain_priority), (20, 300));
+        assert_eq!(config.rules.flowtable_priority, i32::MAX);
         assert_eq!(config.node, "node-1");
         assert_eq!(config.foreign, ForeignTable::Refuse);
         assert_eq!((config.revalidate, config.revalidate_interval_ms), (OnOff::On, 1000));
@@ -288,6 +299,7 @@ mod tests {
             (["--fastpath-threshold=many"], ["--fastpath-threshold", "'many'", "1 to 4294967295"]),
             (["--fastpath-threshold=4294967296"], ["--fastpath-threshold", "4294967296", "1 to 4294967295"]),
             (["--chain-priority=late"], ["--chain-priority", "'late'", "-2147483648"]),
+            (["--flowtable-priority=first"], ["--flowtable-priority", "'first'", "`last`"]),
             (["--interfaces=eth["], ["--interfaces", "'eth['", "eth*"]),
             (["--exclude-interfaces=a,{"], ["--exclude-interfaces", "'{'", "eth*"]),
             (["--exclude=10.1/33"], ["--exclude", "'10.1/33'", "10.1.0.0/16"]),

@@ -313,7 +313,10 @@ fn a_hundred_thousand_entries() {
     let start = Instant::now();
     agent.signal(Signal::SIGHUP);
     // Just these two elements, whatever stands beside them.
-    agent.wait_for("exclude no more 172.16.0.0; exclude 10.1.0.2; ", SOON);
+    agent.wait_for(
+        "remove from kindnet-exclude-v4-32 172.16.0.0; add to kindnet-exclude-v4-32 10.1.0.2; ",
+        SOON,
+    );
     agent.wait_for_count("reconciled", 2, SOON);
     eprintln!("one entry more and one less: {:?}", start.elapsed());
     topology.assert_forwarded(&mut flow);

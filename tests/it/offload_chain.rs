@@ -7,8 +7,9 @@ use fastpath_agent::{
     core::{
         flow::connection::Entry,
         link::select::Selection,
-        model::{CHAIN, FLOWTABLE, OFFLOAD_CHAIN},
+        model::FLOWTABLE,
         ruleset::{
+            chain::OwnChain,
             desired::{self, Desired, Policy},
             diff::{self, Decision, ForeignTable},
             expr::{CmpOp, CtKey, Expr, MetaKey, RtKey},
@@ -44,6 +45,7 @@ fn policy(assist: bool) -> Policy {
         assist,
         selection: Selection::new(&[], &[]).expect("no globs"),
         exclusions: Default::default(),
+        surroundings: Default::default(),
     }
 }
 
@@ -138,8 +140,9 @@ fn the_meter_counts_just_the_packets_of_stalled_flows() {
         let sent = topology.forwarded(port).total() - forwarded;
         assert!(sent >= 200, "{sent}");
         let counted = after.counter.packets - before.counter.packets;
-        assert!((sent..=sent + 1).contains(&counted), "{counted} of {sent}");
-        assert!(after.counter.bytes > before.counter.bytes + 200 * 64, "{before:?} {after:?}");
+        // The packets that leave a trace for the other direction aren't counted.
+        assert!((sent / 2 - 4..=sent + 1).contains(&counted), "{counted} of {sent}");
+        assert!(after.counter.bytes > before.counter.bytes + 90 * 64, "{before:?} {after:?}");
         assert_eq!(after.ct_id, entry(node, port).id);
         assert!((200..5_000).contains(&after.idle_ms), "{after:?}");
         thread::sleep(Duration::from_millis(500));
@@ -283,8 +286,8 @@ fn listed_connections_are_forgotten_in_time() {
     let ops = reconcile(node, false);
     assert!(ops.iter().all(|op| matches!(
         op,
-        Op::DeleteRule { chain: CHAIN, .. }
-            | Op::AddRule { chain: CHAIN, .. }
+        Op::DeleteRule { chain: OwnChain::Base, .. }
+            | Op::AddRule { chain: OwnChain::Base, .. }
             | Op::DeleteSet(OwnSet::Assist)
     )));
     assert_eq!(reconcile(node, false), []);
@@ -321,14 +324,16 @@ fn a_table_of_the_first_version_is_upgraded_under_offloaded_flows() {
     ops.retain(|op| {
         !matches!(
             op,
-            Op::AddRule { .. } | Op::AddOffloadChain | Op::AddSet(OwnSet::SlowPath | OwnSet::Assist)
+            Op::AddRule { .. }
+                | Op::AddChain(_)
+                | Op::AddSet(OwnSet::SlowPath | OwnSet::Assist | OwnSet::Seen(_))
         )
     });
-    ops.push(Op::AddRule { chain: CHAIN, exprs: first_rule() });
+    ops.push(Op::AddRule { chain: OwnChain::Base, exprs: first_rule() });
     commit(node, &ops);
     let before = table::listing(node).expect("a table");
     assert!(
-        before.contains("ct packets > 20 ct state established") && !before.contains(OFFLOAD_CHAIN),
+        before.contains("ct packets > 20 ct state established") && !before.contains(OwnChain::Offload.name()),
         "{before}"
     );
 
@@ -337,13 +342,14 @@ fn a_table_of_the_first_version_is_upgraded_under_offloaded_flows() {
     let forwarded = topology.forwarded(7001);
     let background = flow.in_background();
     let mut monitor = Monitor::start(node);
-    let agent = Agent::start(node, &[]);
+    let agent = Agent::start(node, &["--flowtable-priority=0"]);
     assert_eq!(monitor.commits_of_agent(), 1, "{:#?}", monitor.lines());
     let (mut flow, report) = background.stop_intact();
     assert_eq!(topology.forwarded(7001), forwarded, "it left the flowtable: {report:?}");
     topology.assert_accelerated(&mut flow);
     let after = table::listing(node).expect("a table");
-    for line in [Rule::Threshold { threshold: 20 }, Rule::OnlyEstablished, Rule::Meter] {
+    let threshold = Rule::Threshold { threshold: 20, to: OwnChain::Offload };
+    for line in [threshold, Rule::OnlyEstablished, Rule::Meter] {
         assert!(after.contains(&line.to_string()), "no {line} in {after}");
     }
     assert!(!after.contains("ct packets > 20 ct state"), "{after}");
@@ -351,7 +357,7 @@ fn a_table_of_the_first_version_is_upgraded_under_offloaded_flows() {
     agent.stop();
     // And from nothing to the same, but for the order of the chains.
     node.nft("delete table inet kindnet-fastpath");
-    let _agent = Agent::start(node, &[]);
+    let _agent = Agent::start(node, &["--flowtable-priority=0"]);
     let sorted = |listing: &str| {
         let mut lines: Vec<String> = listing.lines().map(str::to_owned).collect();
         lines.sort();

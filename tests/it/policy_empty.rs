@@ -10,8 +10,8 @@ use std::{
 
 use fastpath_agent::{
     core::{
-        model::{IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN},
-        ruleset::{empty::empty, observed::Observed, plan::Op, rule::Rule, sets::OwnSet},
+        model::{IfName, MAX_DEVICES_PER_MESSAGE},
+        ruleset::{chain::OwnChain, empty::empty, observed::Observed, plan::Op, rule::Rule, sets::OwnSet},
     },
     kernel::{
         Ruleset,
@@ -208,10 +208,10 @@ fn a_thousand_devices_do_not_make_it_slow_and_nobody_loses_announcements() {
                 Op::AddTable,
                 Op::AddFlowtable { priority: 0, counter: true, hw_offload: false },
                 Op::AddSet(OwnSet::SlowPath),
-                Op::AddOffloadChain,
+                Op::AddChain(OwnChain::Offer),
             ];
             for rule in [Rule::OnlyEstablished, Rule::Offload, Rule::Meter] {
-                install.push(Op::AddRule { chain: OFFLOAD_CHAIN, exprs: rule.exprs() });
+                install.push(Op::AddRule { chain: OwnChain::Offer, exprs: rule.exprs() });
             }
             install.extend(names.chunks(MAX_DEVICES_PER_MESSAGE).map(|c| Op::AddDevices(c.to_vec())));
             let generation = nft.observe().expect("observe").generation;

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use fastpath_agent::{
     core::{
-        model::{CHAIN, FLOWTABLE, IfIndex, IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN, TABLE},
+        model::{FLOWTABLE, IfIndex, IfName, MAX_DEVICES_PER_MESSAGE, TABLE},
         ruleset::{
+            chain::OwnChain,
             observed::{Generation, ObservedFlowtable},
             plan::Op,
             rule::Rule,
@@ -46,14 +47,8 @@ fn node_with_devices(count: usize) -> Netns {
 }
 
 /// Rules of the chain behind the base chain.
-const OFFLOAD_RULES: [Rule; 6] = [
-    Rule::OnlyEstablished,
-    Rule::SpareIpsec,
-    Rule::OnlyManagedInput,
-    Rule::OnlyManagedOutput,
-    Rule::Offload,
-    Rule::Meter,
-];
+const OFFLOAD_RULES: [Rule; 5] =
+    [Rule::OnlyEstablished, Rule::SpareIpsec, Rule::OnlyManagedInput, Rule::OnlyManagedOutput, Rule::Offload];
 
 fn install() -> Vec<Op> {
     let mut ops = vec![
@@ -63,12 +58,13 @@ fn install() -> Vec<Op> {
         Op::AddSet(OwnSet::SlowPath),
         Op::AddSet(OwnSet::Assist),
         Op::AddIndices(vec![IfIndex(1)]),
-        Op::AddOffloadChain,
+        Op::AddChain(OwnChain::Offload),
     ];
-    ops.extend(OFFLOAD_RULES.map(|rule| Op::AddRule { chain: OFFLOAD_CHAIN, exprs: rule.exprs() }));
-    ops.push(Op::AddBaseChain { priority: 300 });
-    let base = [Rule::Assist, Rule::Threshold { threshold: 20 }];
-    ops.extend(base.map(|rule| Op::AddRule { chain: CHAIN, exprs: rule.exprs() }));
+    ops.extend(OFFLOAD_RULES.map(|rule| Op::AddRule { chain: OwnChain::Offload, exprs: rule.exprs() }));
+    ops.push(Op::AddBaseChain { chain: OwnChain::Base, priority: 300 });
+    let to = OwnChain::Offload;
+    let base = [Rule::Assist { to }, Rule::Threshold { threshold: 20, to }];
+    ops.extend(base.map(|rule| Op::AddRule { chain: OwnChain::Base, exprs: rule.exprs() }));
     ops
 }
 
@@ -120,10 +116,11 @@ fn the_whole_table_is_observed_and_listed_as_committed() {
         assert_eq!(assert_devices(&mut nft, names(2)), generation);
         let table = nft.observe().expect("observe").table.expect("our table");
         let rules = |name| table.chain(name).expect("the chain").rules.iter().map(|rule| &rule.exprs);
-        assert!(rules(OFFLOAD_CHAIN).eq(OFFLOAD_RULES.iter().map(Rule::exprs).collect::<Vec<_>>().iter()));
-        assert_eq!(rules(CHAIN).count(), 2);
+        assert!(
+            rules(OwnChain::Offload).eq(OFFLOAD_RULES.iter().map(Rule::exprs).collect::<Vec<_>>().iter())
+        );
+        assert_eq!(rules(OwnChain::Base).count(), 2);
         assert_eq!(table.threshold(), Some(20));
-        assert_eq!(table.offloads().map(|counter| counter.packets), Some(0));
         for set in [OwnSet::Devices, OwnSet::SlowPath, OwnSet::Assist] {
             assert_eq!(table.set(set).expect("the set").shape, set.shape(), "{set}");
         }
@@ -164,13 +161,12 @@ fn the_whole_table_is_observed_and_listed_as_committed() {
 		iif != @kindnet-set-devices return
 		oif != @kindnet-set-devices return
 		flow add @kindnet-flowtables counter packets 0 bytes 0 return
-		update @kindnet-slow-path { ct id counter }
 	}
 
 	chain kindnet-fastpath-chain {
 		type filter hook forward priority 300; policy accept;
 		ct packets 0 ct id @kindnet-assist goto kindnet-offload-chain
-		ct packets > 20 goto kindnet-offload-chain
+		ct packets > 19 goto kindnet-offload-chain
 	}
 }
 "#
@@ -179,7 +175,7 @@ fn the_whole_table_is_observed_and_listed_as_committed() {
         let mut nft = Nft::open().expect("open");
         let (generation, _) = flowtable(&mut nft);
         let table = nft.observe().expect("observe").table.expect("table");
-        let chain = OFFLOAD_CHAIN;
+        let chain = OwnChain::Offload;
         let handle = table.chain(chain).expect("the chain").rules[4].handle;
         let ops = [Op::DeleteRule { chain, handle }, Op::DeleteFlowtable];
         nft.commit(&ops, generation).expect("commit");

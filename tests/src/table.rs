@@ -9,19 +9,20 @@ use crate::{netns::Netns, wait_until};
 /// Name of the agent's table, family inet.
 pub const TABLE: &str = "kindnet-fastpath";
 
-/// The agent's table without handles and counters' values, or `None` when there is no such table. Nor with the flows in
-/// the meter, which come and go with packets.
+/// The agent's table without handles and counters' values, or `None` when there is no such table. Nor with the flows that
+/// rules put into sets, which come and go with packets.
 pub fn listing(node: &Netns) -> Option<String> {
     let output = node.try_run("nft", &["-s", "list", "table", "inet", TABLE], "");
-    output.status.success().then(|| without_metered(&String::from_utf8(output.stdout).expect("UTF-8")))
+    output.status.success().then(|| without_flows(&String::from_utf8(output.stdout).expect("UTF-8")))
 }
 
-fn without_metered(listing: &str) -> String {
-    let (mut in_meter, mut in_elements) = (false, false);
+fn without_flows(listing: &str) -> String {
+    const FILLED: [&str; 2] = ["\tset kindnet-slow-path ", "\tset kindnet-seen-"];
+    let (mut in_set, mut in_elements) = (false, false);
     let mut kept = String::new();
     for line in listing.split_inclusive('\n') {
-        in_meter = line.starts_with("\tset kindnet-slow-path ") || in_meter && line != "\t}\n";
-        in_elements |= in_meter && line.starts_with("\t\telements = ");
+        in_set = FILLED.iter().any(|set| line.starts_with(set)) || in_set && line != "\t}\n";
+        in_elements |= in_set && line.starts_with("\t\telements = ");
         if !in_elements {
             kept += line;
         }

@@ -12,8 +12,6 @@ pub const TABLE_COMMENT: &str = "rules for kindnet fastpath";
 pub const FLOWTABLE: &str = "kindnet-flowtables";
 /// Name of the base chain in [`TABLE`].
 pub const CHAIN: &str = "kindnet-fastpath-chain";
-/// Name of the chain in [`TABLE`] that packets of long flows go to.
-pub const OFFLOAD_CHAIN: &str = "kindnet-offload-chain";
 /// Most devices that one netlink message carries. The kernel refuses more than 256 (`NFT_NETDEVICE_MAX`,
 /// net/netfilter/nf_tables_api.c), and its notification of more than about 180 doesn't fit `NLMSG_GOODSIZE`,
 /// which costs every listener of nftables notifications an overrun.
@@ -91,6 +89,8 @@ pub struct Link {
     /// The link that this one stands on (`IFLA_LINK`), if that is in the same namespace: the trunk of a VLAN, the
     /// device of a macvlan; for a veth its peer.
     pub lower: Option<IfIndex>,
+    /// Its Ethernet address (`IFLA_ADDRESS`), if it has one.
+    pub address: Option<[u8; 6]>,
     /// Maximum transmission unit in bytes.
     pub mtu: u32,
     /// Has an Ethernet header (`ARPHRD_ETHER`); without one packets begin with the IP header.
@@ -109,6 +109,7 @@ pub(crate) fn test_link(name: &str) -> Link {
         kind: None,
         master: None,
         lower: None,
+        address: None,
         mtu: 1500,
         ethernet: true,
     }

@@ -8,7 +8,8 @@ use crate::{
         link::{select::Selection, table::LinkEvent},
         model::{Link, test_link},
         ruleset::{
-            observed::{ObservedFlowtable, Owner},
+            chain::OwnChain,
+            observed::{ObservedFlowtable, ObservedTable, Owner},
             sets::OwnSet,
         },
     },
@@ -33,6 +34,12 @@ fn policy() -> Policy {
         exclusions: Default::default(),
         surroundings: Default::default(),
     }
+}
+
+/// A table of the same name as another program makes it.
+fn make_foreign(table: &mut ObservedTable) {
+    table.owner = Owner::Foreign;
+    table.chains.retain(|chain| chain.name == OwnChain::Base.name());
 }
 
 /// A reconciler with the links that it is handed.
@@ -218,7 +225,7 @@ fn a_foreign_table_is_left_alone_until_it_goes_away() {
     let mut donor = reconciler(1..=1);
     donor.reconcile(Trigger::Start).unwrap();
     let mut foreign = donor.ruleset.table.clone().unwrap();
-    foreign.owner = Owner::Foreign;
+    make_foreign(&mut foreign);
     r.ruleset.disturb(|t| *t = Some(foreign.clone()));
 
     let report = r.reconcile(Trigger::Start).unwrap();
@@ -332,7 +339,7 @@ fn assisted_connections_survive_a_failed_transaction_and_are_dropped_with_a_fore
     assert!(r.ruleset.commits.last().unwrap().iter().any(listed));
 
     r.assist(Wanted { rule: true, ids: vec![8] });
-    r.inner.ruleset.disturb(|table| table.as_mut().unwrap().owner = Owner::Foreign);
+    r.inner.ruleset.disturb(|table| make_foreign(table.as_mut().unwrap()));
     assert!(r.notice());
     assert_eq!(r.reconcile(Trigger::Ruleset).unwrap().standing, Standing::Foreign);
     assert!(r.assisted.is_empty());
@@ -374,7 +381,7 @@ fn emptying_is_tried_again_when_others_were_faster_and_fails_in_the_end() {
     r.ruleset.script = (0..100).map(|_| Some(CommitError::Stale)).collect();
     assert!(matches!(r.empty(), Err(EmptyError::Commit(CommitError::Stale))));
     r.ruleset.script.clear();
-    r.ruleset.table.as_mut().unwrap().owner = Owner::Foreign;
+    make_foreign(r.inner.ruleset.table.as_mut().unwrap());
     assert_eq!(r.empty().unwrap(), Emptied::Absent, "somebody else's table is left alone");
 }
 

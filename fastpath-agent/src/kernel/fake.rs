@@ -9,8 +9,9 @@ use super::{
     nft::{CommitError, NftError, Rejection},
 };
 use crate::core::{
-    model::{CHAIN, FLOWTABLE, IfName, OFFLOAD_CHAIN},
+    model::{FLOWTABLE, IfName},
     ruleset::{
+        chain::OwnChain,
         exclude::Keys,
         expr::Expr,
         observed::{
@@ -19,7 +20,7 @@ use crate::core::{
         },
         plan::Op,
         rule::Rule,
-        sets::{ExcludeSet, OwnSet, SetShape},
+        sets::{OwnSet, SetShape},
     },
 };
 
@@ -124,22 +125,26 @@ impl FakeRuleset {
                 }
                 table.sets.push(new_set(*set, set.shape().size, handle));
             }
-            Op::AddExcludeSet(set, size) => {
-                if table.set(OwnSet::Exclude(*set)).is_some() {
+            Op::AddKeySet(set, size) => {
+                if table.set(*set).is_some() {
                     return Err(libc::EEXIST);
                 }
-                table.sets.push(new_set(OwnSet::Exclude(*set), *size, handle));
+                table.sets.push(new_set(*set, *size, handle));
             }
             Op::DeleteSet(set) if refers(table, &set.name()) => return Err(libc::EBUSY),
             Op::DeleteSet(set) => remove(&mut table.sets, |s| s.name == set.name())?,
-            Op::AddBaseChain { priority } => {
-                let hook =
-                    ChainHook { kind: "filter".to_owned(), hook: 2, priority: *priority, accept: true };
-                add_chain(table, CHAIN, Some(hook))?;
+            Op::AddBaseChain { chain, priority } => {
+                let hook = ChainHook {
+                    kind: "filter".to_owned(),
+                    hook: chain.hook().ok_or(libc::EINVAL)?,
+                    priority: *priority,
+                    accept: true,
+                };
+                add_chain(table, *chain, Some(hook))?;
             }
-            Op::AddOffloadChain => add_chain(table, OFFLOAD_CHAIN, None)?,
-            Op::DeleteChain { chain } if refers(table, chain) => return Err(libc::EBUSY),
-            Op::DeleteChain { chain } => remove(&mut table.chains, |c| c.name == *chain)?,
+            Op::AddChain(chain) => add_chain(table, *chain, None)?,
+            Op::DeleteChain(chain) if refers(table, chain.name()) => return Err(libc::EBUSY),
+            Op::DeleteChain(chain) => remove(&mut table.chains, |c| c.name == chain.name())?,
             Op::AddRule { chain, exprs } => {
                 let (exprs, start) = without_start(exprs);
                 if Rule::recognise(&exprs).is_none() {
@@ -150,10 +155,10 @@ impl FakeRuleset {
                 }
                 let counter = exprs.contains(&Expr::Counter).then_some(start);
                 let rule = ObservedRule { handle, owner: Owner::Ours, exprs, counter };
-                self::chain(table, chain)?.rules.push(rule);
+                self::chain(table, *chain)?.rules.push(rule);
             }
             Op::DeleteRule { chain, handle } => {
-                remove(&mut self::chain(table, chain)?.rules, |r| r.handle == *handle)?;
+                remove(&mut self::chain(table, *chain)?.rules, |r| r.handle == *handle)?;
             }
             Op::AddDevices(names) => {
                 if names.len() > 256 {
@@ -184,8 +189,8 @@ impl FakeRuleset {
                     }
                 }
             }
-            Op::AddExcluded(set, keys) => {
-                let (has, size) = excluded(table, *set)?;
+            Op::AddKeys(set, keys) => {
+                let (has, size) = keyed(table, *set)?;
                 has.extend(keys);
                 has.sort_unstable();
                 has.dedup();
@@ -193,8 +198,8 @@ impl FakeRuleset {
                     return Err(libc::ENFILE);
                 }
             }
-            Op::RemoveExcluded(set, keys) => {
-                let (has, _) = excluded(table, *set)?;
+            Op::RemoveKeys(set, keys) => {
+                let (has, _) = keyed(table, *set)?;
                 for key in keys {
                     has.remove(has.binary_search(key).map_err(|_| libc::ENOENT)?);
                 }
@@ -212,7 +217,7 @@ impl FakeRuleset {
 /// The object in the same table that an instruction refers to.
 fn referent(expr: &Expr) -> Option<&str> {
     match expr {
-        Expr::Lookup { set, .. } | Expr::UpdateCounter { set, .. } => Some(set),
+        Expr::Lookup { set, .. } | Expr::Update { set, .. } | Expr::UpdateCounter { set, .. } => Some(set),
         Expr::FlowAdd { flowtable } => Some(flowtable),
         Expr::Goto { chain } => Some(chain),
         _ => None,
@@ -227,18 +232,18 @@ fn refers(table: &ObservedTable, name: &str) -> bool {
 fn exists(table: &ObservedTable, name: &str) -> bool {
     table.sets.iter().any(|s| s.name == name)
         || table.flowtables.iter().any(|f| f.name == name)
-        || table.chain(name).is_some()
+        || table.chains.iter().any(|chain| chain.name == name)
 }
 
-fn chain<'t>(table: &'t mut ObservedTable, name: &str) -> Result<&'t mut ObservedChain, i32> {
-    table.chains.iter_mut().find(|c| c.name == name).ok_or(libc::ENOENT)
+fn chain(table: &mut ObservedTable, chain: OwnChain) -> Result<&mut ObservedChain, i32> {
+    table.chains.iter_mut().find(|c| c.name == chain.name()).ok_or(libc::ENOENT)
 }
 
-fn add_chain(table: &mut ObservedTable, name: &str, hook: Option<ChainHook>) -> Result<(), i32> {
-    if table.chain(name).is_some() {
+fn add_chain(table: &mut ObservedTable, chain: OwnChain, hook: Option<ChainHook>) -> Result<(), i32> {
+    if table.chain(chain).is_some() {
         return Err(libc::EEXIST);
     }
-    table.chains.push(ObservedChain { name: name.to_owned(), hook, rules: Vec::new() });
+    table.chains.push(ObservedChain { name: chain.name().to_owned(), hook, rules: Vec::new() });
     Ok(())
 }
 
@@ -281,8 +286,8 @@ fn new_set(set: OwnSet, size: u32, handle: u64) -> ObservedSet {
 }
 
 /// Keys of a set, and how many it may have.
-fn excluded(table: &mut ObservedTable, set: ExcludeSet) -> Result<(&mut Keys, usize), i32> {
-    let name = OwnSet::Exclude(set).name();
+fn keyed(table: &mut ObservedTable, set: OwnSet) -> Result<(&mut Keys, usize), i32> {
+    let name = set.name();
     let set = table.sets.iter_mut().find(|s| s.name == name).ok_or(libc::ENOENT)?;
     Ok((&mut set.keys, set.shape.size as usize))
 }

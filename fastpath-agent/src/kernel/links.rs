@@ -131,6 +131,7 @@ fn parse(message: &LinkMessage) -> Option<Link> {
     let mut master = None;
     let mut lower = None;
     let mut elsewhere = false;
+    let mut address = None;
     let mut mtu = 0;
     for attribute in &message.attributes {
         match attribute {
@@ -141,6 +142,7 @@ fn parse(message: &LinkMessage) -> Option<Link> {
             LinkAttribute::Mtu(value) => mtu = *value,
             LinkAttribute::Link(index) if *index != 0 => lower = Some(IfIndex(*index)),
             LinkAttribute::LinkNetNsId(_) => elsewhere = true,
+            LinkAttribute::Address(bytes) => address = bytes.as_slice().try_into().ok(),
             LinkAttribute::Controller(index) => master = Some(IfIndex(*index)),
             LinkAttribute::LinkInfo(infos) => {
                 kind = infos.iter().find_map(|info| match info {
@@ -160,6 +162,7 @@ fn parse(message: &LinkMessage) -> Option<Link> {
         kind,
         master,
         lower: lower.filter(|_| !elsewhere),
+        address,
         mtu,
         ethernet: message.header.link_layer_type == LinkLayerType::Ether,
     })

@@ -79,6 +79,8 @@ pub struct Kernel {
     pub flowtable_counter: Support,
     /// The instruction `flow add`.
     pub flow_offload: Support,
+    /// The instruction `fib`.
+    pub fib: Support,
     /// The key `rt ipsec`: kernels without IPsec don't have it, and don't need it.
     pub rt_ipsec: Support,
 }
@@ -86,7 +88,7 @@ pub struct Kernel {
 impl Kernel {
     /// Why flows can't be offloaded here; `None` if they can, or if it couldn't be told.
     pub fn lacks_flowtable(&self) -> Option<&str> {
-        [&self.nf_tables, &self.flowtable, &self.ct, &self.flow_offload]
+        [&self.nf_tables, &self.flowtable, &self.ct, &self.flow_offload, &self.fib]
             .into_iter()
             .find(|support| !support.is_supported())
             .and_then(Support::reason)
@@ -97,7 +99,14 @@ impl Kernel {
 impl fmt::Display for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.release)?;
-        let parts = [&self.nf_tables, &self.flowtable, &self.ct, &self.flow_offload, &self.flowtable_counter];
+        let parts = [
+            &self.nf_tables,
+            &self.flowtable,
+            &self.ct,
+            &self.flow_offload,
+            &self.fib,
+            &self.flowtable_counter,
+        ];
         match parts.into_iter().find_map(Support::reason) {
             Some(reason) => write!(f, ": {reason}"),
             None => f.write_str(", flowtables with counters"),
@@ -124,18 +133,19 @@ pub fn probe() -> Kernel {
     let mut next = || answers.next().expect("an answer to each trial");
     let (nf_tables, ct, flowtable, with_counter) = (next(), next(), next(), next());
     let flowtable_counter = if flowtable == Support::Yes { with_counter } else { flowtable.clone() };
-    let (rt_ipsec, flow_offload) = (next(), next());
-    Kernel { nf_tables, ct, flowtable, flowtable_counter, rt_ipsec, flow_offload, release: host.release }
+    let (rt_ipsec, flow_offload, fib) = (next(), next(), next());
+    Kernel { nf_tables, ct, flowtable, flowtable_counter, rt_ipsec, flow_offload, fib, release: host.release }
 }
 
 /// What is tried, in this order.
-const TRIALS: [(Trial, &Part); 6] = [
+const TRIALS: [(Trial, &Part); 7] = [
     (Trial::Table, &NF_TABLES),
     (Trial::Instruction("ct"), &CT),
     (Trial::Flowtable { counter: false }, &FLOWTABLE),
     (Trial::Flowtable { counter: true }, &FLOWTABLE_COUNTER),
     (Trial::RtIpsec, &RT_IPSEC),
     (Trial::Instruction("flow_offload"), &FLOW_OFFLOAD),
+    (Trial::Instruction("fib"), &FIB),
 ];
 
 /// A part of the kernel that may be left out when it is built, or not be loaded.
@@ -149,7 +159,7 @@ struct Part {
     modprobe: &'static str,
 }
 
-const MODPROBE: &str = "modprobe nft_ct nf_flow_table_inet nft_flow_offload";
+const MODPROBE: &str = "modprobe nft_ct nft_fib_inet nf_flow_table_inet nft_flow_offload";
 const NF_TABLES: Part = Part {
     what: "nf_tables",
     options: &["CONFIG_NF_TABLES", "CONFIG_NF_TABLES_INET"],
@@ -178,6 +188,13 @@ const FLOW_OFFLOAD: Part = Part {
     what: "`flow add` in nftables rules",
     options: &["CONFIG_NF_FLOW_TABLE", "CONFIG_NFT_FLOW_OFFLOAD"],
     module: "nft_flow_offload",
+    modprobe: MODPROBE,
+};
+
+const FIB: Part = Part {
+    what: "`fib` in nftables rules",
+    options: &["CONFIG_NFT_FIB_INET"],
+    module: "nft_fib_inet",
     modprobe: MODPROBE,
 };
 
@@ -311,7 +328,7 @@ mod tests {
             ),
             (
                 host(Some(as_modules), Some(dep), Some("nf_flow_table 1 0 - Live 0x0\n")),
-                "module nf_flow_table_inet isn't loaded and can't be loaded from here: run `modprobe nft_ct nf_flow_table_inet nft_flow_offload` on the host",
+                "module nf_flow_table_inet isn't loaded and can't be loaded from here: run `modprobe nft_ct nft_fib_inet nf_flow_table_inet nft_flow_offload` on the host",
             ),
             (
                 host(Some(as_modules), Some("kernel/net/netfilter/nf_flow_table.ko:\n"), Some("")),

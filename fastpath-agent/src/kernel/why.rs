@@ -24,11 +24,11 @@ use crate::core::{
         table::LinkTable,
         watch,
     },
-    model::{CHAIN, FLOWTABLE, IfIndex, IfName, Link, OFFLOAD_CHAIN},
+    model::{FLOWTABLE, IfIndex, IfName, Link},
     ruleset::{
+        chain::OwnChain,
         exclude::{self, Exclusions},
         observed::Counter,
-        rule::Rule,
         sets::OwnSet,
     },
     why::{Direction, Facts, FlowSpec, Flowtable, Moved, NotManaged, Program, Route, Ruleset, Slow},
@@ -261,20 +261,19 @@ fn input(links: &LinkTable, counted: Option<IfIndex>, back: Option<IfIndex>) -> 
 
 fn ruleset(nft: &mut Nft, connection: Option<&Entry>) -> Result<Ruleset, NftError> {
     let Some(table) = nft.observe()?.table else { return Ok(Ruleset::default()) };
-    let rules = |chain: &str| table.chain(chain).into_iter().flat_map(|chain| &chain.rules);
-    let has = |wanted: Rule| {
-        rules(OFFLOAD_CHAIN).any(|rule| Rule::recognise(&rule.exprs).as_ref() == Some(&wanted))
-    };
     let mut listed = |set| match connection {
         Some(entry) if table.set(set).is_some() => nft.has_listed(set, entry.id),
         _ => Ok(false),
     };
     Ok(Ruleset {
         threshold: table.threshold(),
-        priority: table.chain(CHAIN).and_then(|chain| chain.hook.as_ref()).map_or(0, |hook| hook.priority),
+        priority: table
+            .chain(OwnChain::Base)
+            .and_then(|chain| chain.hook.as_ref())
+            .map_or(0, |hook| hook.priority),
         managed: table.managed().cloned().unwrap_or_default(),
         counter: table.flowtables.iter().any(|flowtable| flowtable.name == FLOWTABLE && flowtable.counter),
-        meter: has(Rule::Meter),
+        meter: table.metered(),
         excluded: connection.and_then(|entry| Exclusions::of_rules(&table).of(entry)),
         excluded_marks: exclude::marks_of_packets(&table).map(|mark| format!("mark/{mark}")).collect(),
         revoked: listed(OwnSet::Revoked)?,

@@ -3,12 +3,12 @@
 use std::fmt::Write;
 
 use crate::core::{
-    model::{CHAIN, FLOWTABLE, IfName, OFFLOAD_CHAIN, TABLE, TABLE_COMMENT},
+    model::{FLOWTABLE, IfName, TABLE, TABLE_COMMENT},
     ruleset::{
-        desired::Desired,
-        exclude::Exclusions,
+        chain::OwnChain,
+        desired::{Desired, DesiredTable},
         rule::Rule,
-        sets::{ExcludeSet, Key, OwnSet, flags},
+        sets::{ExcludeSet, OwnSet, flags, size_for},
     },
 };
 
@@ -24,49 +24,48 @@ pub fn ruleset(desired: &Desired) -> String {
     for set in &table.sets {
         let elements = match set {
             OwnSet::Devices => in_braces("elements"),
-            OwnSet::Exclude(set) => exclusions(*set, table.exclusions.keys(*set)),
-            OwnSet::SlowPath | OwnSet::Assist | OwnSet::Revoked => String::new(),
+            set if set.has_keys() => elements(table, *set),
+            _ => String::new(),
         };
-        let _ = write!(text, "\n\tset {set} {{\n{}{elements}\t}}\n", declaration(*set, &table.exclusions));
+        let _ = write!(text, "\n\tset {set} {{\n{}{elements}\t}}\n", declaration(*set, table));
     }
     let _ = write!(
         text,
-        "
-\tflowtable {FLOWTABLE} {{
-\t\thook ingress priority {}
-{}{}{}\t}}
-
-\tchain {OFFLOAD_CHAIN} {{
-{}\t}}
-
-\tchain {CHAIN} {{
-\t\ttype filter hook forward priority {}; policy accept;
-{}\t}}
-}}
-",
+        "\n\tflowtable {FLOWTABLE} {{\n\t\thook ingress priority {}\n{}{}{}\t}}\n",
         priority(table.flowtable_priority),
         in_braces("devices"),
         if table.hw_offload { "\t\tflags offload\n" } else { "" },
         if table.counter { "\t\tcounter\n" } else { "" },
-        lines(&table.offload_rules),
-        table.chain_priority,
-        lines(&table.base_rules),
     );
-    text
+    for (chain, rules) in &table.chains {
+        let hook = match chain {
+            OwnChain::Base => Some(("forward", table.chain_priority)),
+            OwnChain::Postrouting => Some(("postrouting", table.postrouting_priority)),
+            _ => None,
+        };
+        let hook = hook.map_or_else(String::new, |(hook, priority)| {
+            format!("\t\ttype filter hook {hook} priority {priority}; policy accept;\n")
+        });
+        let _ = write!(text, "\n\tchain {chain} {{\n{hook}{}\t}}\n", lines(rules));
+    }
+    text + "}\n"
 }
 
 fn lines(rules: &[Rule]) -> String {
     rules.iter().fold(String::new(), |text, rule| text + "\t\t" + &rule.to_string() + "\n")
 }
 
-fn exclusions(set: ExcludeSet, keys: &[Key]) -> String {
-    let keys: Vec<String> = keys.iter().map(|key| set.element(*key)).collect();
-    format!("\t\telements = {{ {} }}\n", keys.join(", "))
+fn elements(table: &DesiredTable, set: OwnSet) -> String {
+    let keys: Vec<String> = table.keys(set).iter().map(|key| set.element(*key)).collect();
+    if keys.is_empty() { String::new() } else { format!("\t\telements = {{ {} }}\n", keys.join(", ")) }
 }
 
 fn key_type(set: OwnSet) -> &'static str {
     match set {
-        OwnSet::Devices => "type iface_index",
+        OwnSet::Devices | OwnSet::RuleInputs => "type iface_index",
+        OwnSet::Seen(_) => "typeof ct id . iif . oif",
+        OwnSet::Bridges => "type iface_index . iface_index",
+        OwnSet::BridgeAddresses => "type ether_addr",
         OwnSet::SlowPath | OwnSet::Assist | OwnSet::Revoked => "typeof ct id",
         OwnSet::Exclude(ExcludeSet::V4(_)) => "type ipv4_addr",
         OwnSet::Exclude(ExcludeSet::V6(_)) => "type ipv6_addr",
@@ -76,12 +75,9 @@ fn key_type(set: OwnSet) -> &'static str {
 }
 
 /// How a set is made, line by line, as `nft list` has it.
-fn declaration(set: OwnSet, exclusions: &Exclusions) -> String {
+fn declaration(set: OwnSet, table: &DesiredTable) -> String {
     let shape = set.shape();
-    let size = match set {
-        OwnSet::Exclude(set) => ExcludeSet::size_for(exclusions.keys(set).len()),
-        _ => shape.size,
-    };
+    let size = if set.has_keys() { size_for(table.keys(set).len()) } else { shape.size };
     let mut text = format!("\t\t{}\n", key_type(set));
     if size != 0 {
         let _ = writeln!(text, "\t\tsize {size}");
@@ -149,7 +145,9 @@ mod tests {
             "\t\thook ingress priority filter",
             "\t\tcounter",
             "\t\ttype filter hook forward priority -110; policy accept;",
-            "\t\tct packets > 6 goto kindnet-offload-chain",
+            "\t\tct packets > 5 goto kindnet-offload-chain",
+            "\t\tct id . oif . iif @kindnet-seen-reply fib saddr . mark . iif oif exists goto kindnet-offer-chain",
+            "\t\tupdate @kindnet-seen-reply { ct id . iif . oif }",
             "\t\tflow add @kindnet-flowtables counter return",
             "\t\tupdate @kindnet-slow-path { ct id counter }",
         ] {

@@ -7,8 +7,9 @@ use serde::Serialize;
 use crate::{
     core::{
         link::table::LinkTable,
-        model::{CHAIN, FLOWTABLE, Link, OperState, TABLE},
+        model::{FLOWTABLE, Link, OperState, TABLE},
         ruleset::{
+            chain::OwnChain,
             desired::is_bridged,
             exclude,
             observed::{Counter, Observed, ObservedTable, Owner},
@@ -124,7 +125,7 @@ fn summary(table: &ObservedTable) -> Table {
     Table {
         owner: table.owner.clone(),
         threshold: table.threshold(),
-        chain_priority: table.chain(CHAIN).and_then(|c| c.hook.as_ref()).map(|h| h.priority),
+        chain_priority: table.chain(OwnChain::Base).and_then(|c| c.hook.as_ref()).map(|h| h.priority),
         offloads: table.offloads(),
         hw_offload: flowtable.is_some_and(|f| f.hw_offload),
         counter: flowtable.is_some_and(|f| f.counter),

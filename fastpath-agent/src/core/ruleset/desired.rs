@@ -6,10 +6,13 @@ use std::{
 };
 
 use super::{
-    exclude::Exclusions,
+    chain::OwnChain,
+    evidence,
+    exclude::{Exclusions, Keys},
+    expr::Direction,
     observed::Observed,
-    rule::{End, Marked, Rule},
-    sets::{ExcludeSet, OwnSet},
+    rule::{End, Marked, Rule, Traced},
+    sets::{ExcludeSet, Key, OwnSet},
 };
 use crate::core::{
     link::{
@@ -25,7 +28,7 @@ use crate::core::{
 pub struct Policy {
     /// A flow is offloaded with the packet after this many, both directions counted; 0 offloads nothing.
     pub threshold: u32,
-    /// Priority of the chain in the forward hook.
+    /// Priority of the chain in the forward hook, where filters of others don't move it back.
     pub chain_priority: i32,
     /// Priority of the flowtable in the ingress hook.
     pub flowtable_priority: i32,
@@ -58,20 +61,22 @@ pub struct DesiredTable {
     pub counter: bool,
     /// See [`Policy::hw_offload`].
     pub hw_offload: bool,
-    /// Priority of the chain.
+    /// Priority of the chain in the forward hook.
     pub chain_priority: i32,
+    /// Priority of the chain in the postrouting hook, if there is to be one.
+    pub postrouting_priority: i32,
     /// Devices of the flowtable; the indices are the elements of the set.
     pub devices: BTreeMap<IfIndex, IfName>,
-    /// Interfaces that aren't among them since their flows are excluded. Where one is, its flows may be offloaded.
+    /// Interfaces that aren't among them since their flows mustn't be offloaded there. Where one is, its flows may be.
     pub excluded_devices: BTreeSet<IfName>,
     /// Keys of the sets of exclusions.
     pub exclusions: Arc<Exclusions>,
+    /// Keys of other sets with keys, in order.
+    pub keys: BTreeMap<OwnSet, Keys>,
     /// Sets that there should be; of ours, no other.
     pub sets: Vec<OwnSet>,
-    /// Our rules of the base chain, in order.
-    pub base_rules: Vec<Rule>,
-    /// Our rules of the chain behind it, in order.
-    pub offload_rules: Vec<Rule>,
+    /// Our chains with our rules in order; of ours, no other.
+    pub chains: BTreeMap<OwnChain, Vec<Rule>>,
 }
 
 /// Computes the table for `links`. `refused` are interfaces whose hook the kernel refused.
@@ -92,29 +97,73 @@ pub fn desired<'a>(
             Some(_) => {}
         }
     }
-    let devices = managed
+    let carriers = carriers(policy, &managed);
+    excluded_devices
+        .extend(carriers.iter().filter_map(|index| managed.get(index)).map(|link| link.name.clone()));
+    let stands = |link: &Link| policy.hw_offload || !is_bridged(link, |index| managed.get(&index).copied());
+    let devices: BTreeMap<IfIndex, IfName> = managed
         .values()
-        .filter(|link| policy.hw_offload || !is_bridged(link, |index| managed.get(&index).copied()))
+        .filter(|link| stands(link) && !carriers.contains(&link.index))
         .map(|link| (link.index, link.name.clone()))
         .collect();
+    let evidence = evidence::Wanted::of(policy, managed.values().copied());
     let mut table = DesiredTable {
         flowtable_priority: policy.flowtable_priority,
         counter: policy.counter,
         hw_offload: policy.hw_offload,
-        chain_priority: policy.chain_priority,
+        chain_priority: policy.chain_priority.max(after(policy.surroundings.last_forward)),
+        postrouting_priority: after(policy.surroundings.denying_postrouting),
         devices,
         excluded_devices,
         exclusions: Arc::clone(&policy.exclusions),
+        keys: BTreeMap::new(),
         sets: vec![OwnSet::Devices, OwnSet::SlowPath],
-        base_rules: vec![Rule::Threshold { threshold: policy.threshold }],
-        offload_rules: offload_rules(policy),
+        chains: BTreeMap::new(),
     };
     table.sets.extend(policy.exclusions.sets().map(|(set, _)| OwnSet::Exclude(set)));
+    let threshold = policy.threshold;
+    let mut base = vec![Rule::Threshold { threshold, to: OwnChain::Offload }];
     if policy.assist {
         table.sets.push(OwnSet::Assist);
-        table.base_rules.insert(0, Rule::Assist);
+        base.insert(0, Rule::Assist { to: OwnChain::Offload });
     }
+    if evidence.traced == Traced::Postrouting {
+        let mut base = vec![Rule::Threshold { threshold, to: OwnChain::Trace }];
+        if policy.assist {
+            base.insert(0, Rule::Assist { to: OwnChain::Trace });
+        }
+        table.chains.insert(OwnChain::Postrouting, base);
+    }
+    table.chains.insert(OwnChain::Base, base);
+    table.chains.insert(OwnChain::Offload, offload_rules(policy, &evidence));
+    table.chains.insert(OwnChain::Offer, vec![Rule::Offload, Rule::Meter]);
+    evidence.fill(&mut table);
     Some(table)
+}
+
+/// The priority behind a chain with this one; the earliest of all where there is none.
+fn after(priority: Option<i32>) -> i32 {
+    priority.map_or(i32::MIN, |priority| priority.saturating_add(1))
+}
+
+/// Managed links that carry a VLAN on which others look at what comes in, at any depth. The flowtable's hook on the carrier
+/// would take packets before they get there, so the VLAN's own does the work.
+fn carriers(policy: &Policy, managed: &BTreeMap<IfIndex, &Link>) -> BTreeSet<IfIndex> {
+    let mut carriers = BTreeSet::new();
+    for index in &policy.surroundings.inspected {
+        let mut upper = managed.get(index);
+        while let Some(lower) = upper.filter(|link| is_vlan(link)).and_then(|link| link.lower) {
+            if !carriers.insert(lower) {
+                break;
+            }
+            upper = managed.get(&lower);
+        }
+    }
+    carriers
+}
+
+fn is_vlan(link: &Link) -> bool {
+    link.kind.as_deref() == Some("vlan")
 }
 
 impl DesiredTable {
@@ -130,7 +179,9 @@ impl DesiredTable {
     ) -> Option<BTreeMap<IfIndex, IfName>> {
         let accepted = |index| links.get(index).filter(|link| reject(policy, link, refused).is_none());
         let there = || changed.iter().filter_map(|index| links.get(*index));
-        if policy.exclusions.names_interfaces() || there().any(is_bridge) {
+        let inspects = !policy.surroundings.inspected.is_empty();
+        let decides = |link: &Link| is_bridge(link) || is_vrf(link);
+        if policy.exclusions.names_interfaces() || inspects || there().any(decides) {
             return None;
         }
         let before = changed.iter().filter_map(|index| self.devices.remove_entry(index)).collect();
@@ -144,21 +195,33 @@ impl DesiredTable {
     }
 }
 
+impl DesiredTable {
+    /// Keys of a set with keys.
+    pub fn keys(&self, set: OwnSet) -> &[Key] {
+        match set {
+            OwnSet::Exclude(set) => self.exclusions.keys(set),
+            set => self.keys.get(&set).map_or(&[], Vec::as_slice),
+        }
+    }
+}
+
 /// Keeps what `fastpath-agent revoke` has put into our table: it isn't in the agent's configuration.
 pub fn keep_revoked(desired: &mut Desired, observed: &Observed) {
     let has_set = observed.table.as_ref().is_some_and(|table| table.set(OwnSet::Revoked).is_some());
     if let (Some(desired), true) = (desired, has_set) {
         desired.sets.push(OwnSet::Revoked);
-        desired.offload_rules.insert(0, Rule::Revoked);
+        desired.chains.entry(OwnChain::Offload).or_default().insert(0, Rule::Revoked);
     }
 }
 
-fn offload_rules(policy: &Policy) -> Vec<Rule> {
+fn offload_rules(policy: &Policy, evidence: &evidence::Wanted) -> Vec<Rule> {
     let mut rules = vec![Rule::OnlyEstablished];
     rules.extend(policy.spare_ipsec.then_some(Rule::SpareIpsec));
     rules.extend([Rule::OnlyManagedInput, Rule::OnlyManagedOutput]);
+    rules.extend(evidence.has_bridges().then_some(Rule::Bridged));
     rules.extend(exclusion_rules(&policy.exclusions));
-    rules.extend([Rule::Offload, Rule::Meter]);
+    rules.push(Rule::MeterOffloaded);
+    rules.extend(Direction::ALL.map(Rule::ByDirection));
     rules
 }
 
@@ -183,6 +246,11 @@ fn exclusion_rules(exclusions: &Exclusions) -> Vec<Rule> {
 /// the route changes. Hardware needs the ports.
 pub fn is_bridged<'a>(link: &Link, managed: impl Fn(IfIndex) -> Option<&'a Link>) -> bool {
     link.master.and_then(managed).is_some_and(is_bridge)
+}
+
+/// Whether `link` is a VRF.
+pub fn is_vrf(link: &Link) -> bool {
+    link.kind.as_deref() == Some("vrf")
 }
 
 /// Whether `link` is a bridge.

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
+    chain::OwnChain,
     desired::{Desired, DesiredTable},
-    empty::{counting_from, refers, remove_most},
+    empty::{EVIDENCE, counting_from, refers, remove_most},
     exclude::Keys,
     expr::Expr,
     observed::{
@@ -12,12 +13,9 @@ use super::{
     },
     plan::Op,
     rule::Rule,
-    sets::{ExcludeSet, Key, OwnSet},
+    sets::{Key, OwnSet, size_for},
 };
-use crate::core::model::{CHAIN, FLOWTABLE, IfIndex, IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN};
-
-/// Number of the forward hook (`NF_INET_FORWARD`).
-const HOOK_FORWARD: u32 = 2;
+use crate::core::model::{FLOWTABLE, IfIndex, IfName, MAX_DEVICES_PER_MESSAGE};
 
 /// What to do about a table of our name that we did not make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,13 +39,15 @@ pub enum Decision {
 pub fn diff(desired: &Desired, observed: &Observed, foreign: ForeignTable) -> Decision {
     let ops = match (desired, &observed.table) {
         (None, None) => Vec::new(),
-        (None, Some(table)) if table.owner == Owner::Foreign => return Decision::Foreign,
+        (None, Some(table)) if table.owner == Owner::Foreign && !table.is_rendering() => {
+            return Decision::Foreign;
+        }
         (None, Some(_)) => vec![Op::DeleteTable],
         (Some(want), None) => create(want),
         (Some(want), Some(table)) => match (&table.owner, foreign) {
             (Owner::Ours, _) => repair(want, table),
-            (Owner::Foreign, ForeignTable::Refuse) => return Decision::Foreign,
-            (Owner::Foreign, ForeignTable::TakeOver) => {
+            (Owner::Foreign, ForeignTable::Refuse) if !table.is_rendering() => return Decision::Foreign,
+            (Owner::Foreign, _) => {
                 let mut ops = vec![Op::DeleteTable];
                 ops.extend(create(want));
                 ops
@@ -91,47 +91,61 @@ pub fn create(want: &DesiredTable) -> Vec<Op> {
 /// A plan that makes our table right and leaves alone what others put into it.
 fn repair(want: &DesiredTable, table: &ObservedTable) -> Vec<Op> {
     let flowtable = table.flowtables.iter().find(|f| f.name == FLOWTABLE);
-    let keep_flowtable = flowtable.filter(|f| flowtable_is_right(want, f));
+    let right_flowtable = flowtable.filter(|f| flowtable_is_right(want, f));
     let ours = table.sets.iter().filter_map(|set| OwnSet::named(&set.name));
-    let (keep_sets, stale_sets): (Vec<OwnSet>, Vec<OwnSet>) =
+    let (right_sets, stale_sets): (Vec<OwnSet>, Vec<OwnSet>) =
         ours.partition(|set| want.sets.contains(set) && set_is_right(*set, want, table));
-    let keep_set = |set: OwnSet| table.set(set).filter(|_| keep_sets.contains(&set));
+    let right_set = |set: OwnSet| table.set(set).filter(|_| right_sets.contains(&set));
 
-    let exclusions = Exclusions::compare(want, keep_set);
-    // Flows that are excluded from now on may be in the flowtable, which lets go of all or none.
-    let empties = keep_flowtable.is_some_and(|flowtable| excludes_more(want, table, flowtable, &exclusions));
-    let keep_flowtable = keep_flowtable.filter(|_| !empties);
+    let keys = Keyed::compare(want, right_set);
+    // Flows that mustn't be offloaded from now on may be in the flowtable, which lets go of all or none.
+    let empties = right_flowtable.is_some_and(|flowtable| guards_more(want, table, flowtable, &keys));
+    let keep_flowtable = right_flowtable.filter(|_| !empties);
+    // What was seen goes with the flowtable.
+    let flushed = |set: OwnSet| flowtable.is_some() && keep_flowtable.is_none() && EVIDENCE.contains(&set);
+    let keep_set = |set: OwnSet| right_set(set).filter(|_| !flushed(set));
 
-    // Rules refer to sets and flowtable, the base chain's to the other chain. Where one of those is made anew, chains
-    // go first as a whole, with what others put into them: that may refer to it too.
-    // Sets of exclusions are apart: all keys of one that is made anew are new, and so are then our rules.
-    let refers_other = |set: &&OwnSet| want.sets.contains(set) && !matches!(set, OwnSet::Exclude(_));
+    // Rules refer to sets and flowtable, and to other chains. Where one of those is made anew, chains go first as a whole,
+    // with what others put into them: that may refer to it too. Sets with keys are apart: all keys of one that is made anew
+    // are new, and so are then our rules.
+    let refers_other = |set: &&OwnSet| want.sets.contains(set) && !set.has_keys();
+    let is_hooked = |chain: &OwnChain| table.chain(*chain).is_some_and(|c| c.hook.is_some());
     let anew = stale_sets.iter().any(|set| refers_other(&set))
-        || (flowtable.is_some() && keep_flowtable.is_none() && !(empties && only_we_offload(table)));
-    let [base, offload] = [CHAIN, OFFLOAD_CHAIN].map(|name| table.chain(name));
-    let keep_offload = offload.filter(|c| !anew && c.hook.is_none());
-    let keep_base =
-        base.filter(|c| !anew && base_chain_is_right(want, c) && offload.is_some() == keep_offload.is_some());
+        || (flowtable.is_some() && keep_flowtable.is_none() && !(empties && only_we_refer(table)))
+        || OwnChain::ALL.iter().filter(|chain| chain.hook().is_none()).any(is_hooked);
+    let keep_chain = |chain: OwnChain| {
+        table
+            .chain(chain)
+            .filter(|has| !anew && want.chains.contains_key(&chain) && chain_is_right(want, chain, has))
+    };
+    let goes = |exprs: &[Expr]| {
+        let stale = |expr: &Expr| matches!(expr, Expr::Lookup { set, .. } if stale_sets.iter().any(|s| s.name() == *set));
+        (empties && refers(exprs)) || exprs.iter().any(stale)
+    };
+    let rules: Vec<(OwnChain, Rules)> = OwnChain::ALL
+        .into_iter()
+        .map(|chain| {
+            let want = want.chains.get(&chain).map_or(&[][..], Vec::as_slice);
+            (chain, Rules::compare(chain, want, keep_chain(chain), goes, table.offloads()))
+        })
+        .collect();
 
     let mut ops = Vec::new();
-    if base.is_some() && keep_base.is_none() {
-        ops.push(Op::DeleteChain { chain: CHAIN });
+    // First those that go to others.
+    for (chain, rules) in rules.iter().rev() {
+        ops.extend_from_slice(&rules.stale);
+        if table.chain(*chain).is_some() && keep_chain(*chain).is_none() {
+            ops.push(Op::DeleteChain(*chain));
+        }
     }
-    let base_rules = Rules::compare(CHAIN, &want.base_rules, keep_base, false, None);
-    let offload_rules =
-        Rules::compare(OFFLOAD_CHAIN, &want.offload_rules, keep_offload, empties, table.offloads());
-    ops.extend(base_rules.stale);
-    if offload.is_some() && keep_offload.is_none() {
-        ops.push(Op::DeleteChain { chain: OFFLOAD_CHAIN });
-    }
-    ops.extend(offload_rules.stale);
     if let Some(flowtable) = flowtable
         && keep_flowtable.is_none()
     {
         ops.extend(flowtable.devices.iter().flat_map(remove_most));
         ops.push(Op::DeleteFlowtable);
     }
-    ops.extend(stale_sets.into_iter().map(Op::DeleteSet));
+    ops.extend(stale_sets.iter().copied().map(Op::DeleteSet));
+    ops.extend(right_sets.iter().filter(|set| flushed(**set)).copied().map(Op::DeleteSet));
 
     if keep_flowtable.is_none() {
         ops.push(Op::AddFlowtable {
@@ -141,42 +155,42 @@ fn repair(want: &DesiredTable, table: &ObservedTable) -> Vec<Op> {
         });
     }
     ops.extend(want.sets.iter().filter(|set| keep_set(**set).is_none()).map(|set| match set {
-        OwnSet::Exclude(set) => {
-            Op::AddExcludeSet(*set, ExcludeSet::size_for(want.exclusions.keys(*set).len()))
-        }
+        set if set.has_keys() => Op::AddKeySet(*set, size_for(want.keys(*set).len())),
         set => Op::AddSet(*set),
     }));
     ops.extend(devices(&want.devices, keep_flowtable, keep_set(OwnSet::Devices)));
     ops.extend(indices(&want.devices, keep_set(OwnSet::Devices)));
-    ops.extend(exclusions.gone);
-    ops.extend(exclusions.new);
-    if keep_offload.is_none() {
-        ops.push(Op::AddOffloadChain);
+    ops.extend(keys.gone);
+    ops.extend(keys.new);
+    for (chain, rules) in rules {
+        if want.chains.contains_key(&chain) && keep_chain(chain).is_none() {
+            ops.push(match chain.hook() {
+                Some(_) => Op::AddBaseChain { chain, priority: priority(want, chain) },
+                None => Op::AddChain(chain),
+            });
+        }
+        ops.extend(rules.missing);
     }
-    ops.extend(offload_rules.missing);
-    if keep_base.is_none() {
-        ops.push(Op::AddBaseChain { priority: want.chain_priority });
-    }
-    ops.extend(base_rules.missing);
     ops
 }
 
-/// What is to be done about the keys of exclusions.
-struct Exclusions {
+/// What is to be done about the keys of sets.
+struct Keyed {
     gone: Vec<Op>,
     new: Vec<Op>,
 }
 
-impl Exclusions {
+impl Keyed {
     fn compare<'t>(want: &DesiredTable, keep_set: impl Fn(OwnSet) -> Option<&'t ObservedSet>) -> Self {
-        let mut exclusions = Self { gone: Vec::new(), new: Vec::new() };
-        for (set, keys) in want.exclusions.sets() {
-            let has = keep_set(OwnSet::Exclude(set)).map_or(&[][..], |observed| &observed.keys);
-            let (gone, new) = (missing_from(has, keys), missing_from(keys, has));
-            exclusions.gone.extend((!gone.is_empty()).then_some(Op::RemoveExcluded(set, gone)));
-            exclusions.new.extend((!new.is_empty()).then_some(Op::AddExcluded(set, new)));
+        let mut keyed = Self { gone: Vec::new(), new: Vec::new() };
+        for set in want.sets.iter().copied().filter(|set| set.has_keys()) {
+            let has = keep_set(set).map_or(&[][..], |observed| &observed.keys);
+            let wanted = want.keys(set);
+            let (gone, new) = (missing_from(has, wanted), missing_from(wanted, has));
+            keyed.gone.extend((!gone.is_empty()).then_some(Op::RemoveKeys(set, gone)));
+            keyed.new.extend((!new.is_empty()).then_some(Op::AddKeys(set, new)));
         }
-        exclusions
+        keyed
     }
 }
 
@@ -190,34 +204,39 @@ fn missing_from(keys: &[Key], others: &[Key]) -> Keys {
     keys.iter().filter(missing).copied().collect()
 }
 
-/// A flow may be in the flowtable that is excluded from now on.
-fn excludes_more(
+/// A flow may be in the flowtable that mustn't be from now on.
+fn guards_more(
     want: &DesiredTable,
     table: &ObservedTable,
     flowtable: &ObservedFlowtable,
-    exclusions: &Exclusions,
+    keys: &Keyed,
 ) -> bool {
-    let has = table.chain(OFFLOAD_CHAIN).map_or(&[][..], |chain| &chain.rules);
-    let new_rule = |rule: &&Rule| !has.iter().any(|observed| observed.exprs == rule.exprs());
+    let guards = |set: &OwnSet| matches!(set, OwnSet::Exclude(_) | OwnSet::RuleInputs);
+    let new_key = |op: &Op| matches!(op, Op::AddKeys(set, _) if guards(set));
+    let new_rule = |chain: OwnChain, rule: &Rule| {
+        let has = table.chain(chain).map_or(&[][..], |chain| &chain.rules);
+        rule.is_guard() && !has.iter().any(|observed| observed.exprs == rule.exprs())
+    };
     let device_leaves = |device: &IfName| flowtable.devices.as_ref().is_some_and(|d| d.contains(device));
-    !exclusions.new.is_empty()
-        || want.offload_rules.iter().filter(|rule| rule.is_exclusion()).any(|rule| new_rule(&rule))
+    // Flows came in before filters that this chain stands behind from now on.
+    let moves_back = |chain: OwnChain| {
+        let hook = table.chain(chain).and_then(|has| has.hook.as_ref());
+        hook.is_some_and(|hook| hook.priority < priority(want, chain))
+    };
+    keys.new.iter().any(new_key)
+        || want.chains.iter().any(|(chain, rules)| rules.iter().any(|rule| new_rule(*chain, rule)))
         || want.excluded_devices.iter().any(device_leaves)
+        || want.chains.keys().filter(|chain| chain.hook().is_some()).any(|chain| moves_back(*chain))
 }
 
-/// No rule of others in our chains refers to the flowtable.
-fn only_we_offload(table: &ObservedTable) -> bool {
-    let rules =
-        [CHAIN, OFFLOAD_CHAIN].into_iter().filter_map(|name| table.chain(name)).flat_map(|c| &c.rules);
+/// No rule of others refers to what is made anew with the flowtable.
+fn only_we_refer(table: &ObservedTable) -> bool {
+    let rules = table.chains.iter().flat_map(|chain| &chain.rules);
     !rules.filter(|rule| rule.owner == Owner::Foreign).any(|rule| refers(&rule.exprs))
 }
 
 fn set_is_right(set: OwnSet, want: &DesiredTable, table: &ObservedTable) -> bool {
-    let keys = match set {
-        OwnSet::Exclude(set) => want.exclusions.keys(set).len(),
-        _ => 0,
-    };
-    table.set(set).is_some_and(|observed| set.fits(&observed.shape, keys))
+    table.set(set).is_some_and(|observed| set.fits(&observed.shape, want.keys(set).len()))
 }
 
 fn flowtable_is_right(want: &DesiredTable, has: &ObservedFlowtable) -> bool {
@@ -227,14 +246,21 @@ fn flowtable_is_right(want: &DesiredTable, has: &ObservedFlowtable) -> bool {
             == (want.flowtable_priority, want.counter, want.hw_offload)
 }
 
-fn base_chain_is_right(want: &DesiredTable, has: &ObservedChain) -> bool {
-    has.hook
-        == Some(ChainHook {
-            kind: "filter".to_owned(),
-            hook: HOOK_FORWARD,
-            priority: want.chain_priority,
-            accept: true,
-        })
+fn priority(want: &DesiredTable, chain: OwnChain) -> i32 {
+    match chain {
+        OwnChain::Postrouting => want.postrouting_priority,
+        _ => want.chain_priority,
+    }
+}
+
+fn chain_is_right(want: &DesiredTable, chain: OwnChain, has: &ObservedChain) -> bool {
+    let hook = chain.hook().map(|hook| ChainHook {
+        kind: "filter".to_owned(),
+        hook,
+        priority: priority(want, chain),
+        accept: true,
+    });
+    has.hook == hook
 }
 
 /// What is to be done about the rules of one chain.
@@ -247,18 +273,19 @@ struct Rules {
 
 impl Rules {
     /// Our rules in another order are as good as wrong: all are made anew. Rules without our marker don't count.
-    /// With `all` each is made anew. The rule that offloads goes on counting from `offloads`.
+    /// They are made anew, too, where one refers to something that `goes`. The rule that offloads goes on counting from
+    /// `offloads`.
     fn compare(
-        chain: &'static str,
+        chain: OwnChain,
         want: &[Rule],
         has: Option<&ObservedChain>,
-        all: bool,
+        goes: impl Fn(&[Expr]) -> bool,
         offloads: Option<Counter>,
     ) -> Self {
         let ours: Vec<_> =
             has.map(|c| c.rules.iter().filter(|r| r.owner == Owner::Ours).collect()).unwrap_or_default();
         let want: Vec<Vec<Expr>> = want.iter().map(Rule::exprs).collect();
-        if !all && ours.iter().map(|r| &r.exprs).eq(&want) {
+        if !want.iter().any(|exprs| goes(exprs)) && ours.iter().map(|r| &r.exprs).eq(&want) {
             return Self { stale: Vec::new(), missing: Vec::new() };
         }
         Self {
@@ -316,7 +343,7 @@ pub(super) fn chunks<'a, T: Clone + 'a>(items: impl Iterator<Item = &'a T>) -> i
 
 /// What others put into our table, in words, in no particular order. It stays while the table stands.
 pub fn foreign_objects(table: &ObservedTable) -> Vec<String> {
-    let is_ours = |chain: &&ObservedChain| [CHAIN, OFFLOAD_CHAIN].contains(&chain.name.as_str());
+    let is_ours = |chain: &&ObservedChain| OwnChain::named(&chain.name).is_some();
     let (ours, foreign): (Vec<_>, Vec<_>) = table.chains.iter().partition(is_ours);
     let flowtables = table.flowtables.iter().map(|f| &f.name).filter(|name| *name != FLOWTABLE);
     let sets = table.sets.iter().map(|s| &s.name).filter(|name| OwnSet::named(name).is_none());
@@ -353,7 +380,6 @@ pub fn after(observed: Observed, ops: &[Op]) -> Option<ObservedTable> {
                     set.elements.remove(index);
                 }
             }
-            Op::AddExcluded(..) | Op::RemoveExcluded(..) => return None,
             // Nobody looks at what is in those sets.
             Op::AddAssisted { .. } | Op::RemoveAssisted(_) | Op::AddRevoked { .. } => {}
             _ => return None,

@@ -14,8 +14,10 @@ use crate::{
         ruleset::{
             desired::{self, Policy},
             exclude,
+            expr::Direction,
             observed::ObservedRule,
-            sets::SetShape,
+            rule::{Input, Traced},
+            sets::{ExcludeSet, SetShape},
         },
     },
     kernel::{Ruleset, fake::FakeRuleset},
@@ -25,18 +27,48 @@ fn name(index: u32) -> IfName {
     IfName::new(&format!("eth{index}")).unwrap()
 }
 
+fn threshold(threshold: u32) -> Rule {
+    Rule::Threshold { threshold, to: OwnChain::Offload }
+}
+
+fn evidence(direction: Direction) -> Vec<Rule> {
+    let (input, traced) = (Input::Link, Traced::Forward);
+    vec![Rule::Seen { direction, input, traced }, Rule::Trace { direction, input, last: true }]
+}
+
+fn rules_mut(table: &mut DesiredTable, chain: OwnChain) -> &mut Vec<Rule> {
+    table.chains.entry(chain).or_default()
+}
+
 fn table(indices: impl IntoIterator<Item = u32>) -> DesiredTable {
     DesiredTable {
         flowtable_priority: 0,
         counter: true,
         hw_offload: false,
         chain_priority: 300,
+        postrouting_priority: i32::MIN,
         devices: indices.into_iter().map(|i| (IfIndex(i), name(i))).collect(),
         excluded_devices: BTreeSet::new(),
         exclusions: Default::default(),
-        sets: vec![OwnSet::Devices, OwnSet::SlowPath],
-        base_rules: vec![Rule::Threshold { threshold: 20 }],
-        offload_rules: vec![Rule::OnlyEstablished, Rule::OnlyManagedInput, Rule::Offload, Rule::Meter],
+        sets: vec![OwnSet::Devices, OwnSet::SlowPath, EVIDENCE[0], EVIDENCE[1]],
+        keys: BTreeMap::new(),
+        chains: [
+            (OwnChain::Offer, vec![Rule::Offload, Rule::Meter]),
+            (OwnChain::Original, evidence(Direction::Original)),
+            (OwnChain::Reply, evidence(Direction::Reply)),
+            (
+                OwnChain::Offload,
+                vec![
+                    Rule::OnlyEstablished,
+                    Rule::OnlyManagedInput,
+                    Rule::MeterOffloaded,
+                    Rule::ByDirection(Direction::Original),
+                    Rule::ByDirection(Direction::Reply),
+                ],
+            ),
+            (OwnChain::Base, vec![threshold(20)]),
+        ]
+        .into(),
     }
 }
 
@@ -76,10 +108,11 @@ fn excluding(table: DesiredTable, entries: &[&str]) -> DesiredTable {
     };
     let of_policy = desired::desired(&policy, [], &BTreeMap::new()).unwrap();
     let sets = of_policy.sets.into_iter().filter(|set| matches!(set, OwnSet::Exclude(_)));
-    let rules = of_policy.offload_rules.into_iter().filter(Rule::is_exclusion);
+    let rules = of_policy.chains[&OwnChain::Offload].iter().filter(|rule| rule.is_exclusion()).cloned();
+    let rules: Vec<Rule> = rules.collect();
     let mut table = DesiredTable { exclusions: of_policy.exclusions, ..table };
     table.sets.extend(sets);
-    table.offload_rules.splice(1..1, rules);
+    rules_mut(&mut table, OwnChain::Offload).splice(1..1, rules);
     table
 }
 
@@ -93,6 +126,7 @@ fn some_desired() -> impl Strategy<Value = Desired> {
         prop::collection::vec(1u32..4, 0..3),
         any::<bool>(),
         any::<bool>(),
+        any::<(bool, bool)>(),
         prop::collection::vec(prop::sample::select(EXCLUSIONS.as_slice()), 0..5),
     )
         .prop_map(
@@ -105,6 +139,7 @@ fn some_desired() -> impl Strategy<Value = Desired> {
                 thresholds,
                 assist,
                 spare_ipsec,
+                (postrouting, guarded),
                 exclude,
             )| {
                 let mut table = DesiredTable {
@@ -112,18 +147,26 @@ fn some_desired() -> impl Strategy<Value = Desired> {
                     counter,
                     hw_offload,
                     chain_priority,
-                    base_rules: thresholds
-                        .into_iter()
-                        .map(|threshold| Rule::Threshold { threshold })
-                        .collect(),
                     ..self::table(devices)
                 };
+                *rules_mut(&mut table, OwnChain::Base) = thresholds.into_iter().map(threshold).collect();
                 if assist {
                     table.sets.push(OwnSet::Assist);
-                    table.base_rules.insert(0, Rule::Assist);
+                    rules_mut(&mut table, OwnChain::Base).insert(0, Rule::Assist { to: OwnChain::Offload });
                 }
                 if spare_ipsec {
-                    table.offload_rules.insert(1, Rule::SpareIpsec);
+                    rules_mut(&mut table, OwnChain::Offload).insert(1, Rule::SpareIpsec);
+                }
+                if postrouting {
+                    table.chains.insert(OwnChain::Trace, vec![Rule::TraceOriginal]);
+                    let base = Rule::Threshold { threshold: 20, to: OwnChain::Trace };
+                    table.chains.insert(OwnChain::Postrouting, vec![base]);
+                }
+                if guarded {
+                    table.sets.push(OwnSet::RuleInputs);
+                    table.keys.insert(OwnSet::RuleInputs, vec![Key::new(&7_u32.to_ne_bytes())]);
+                    let guard = Rule::RuleInput { direction: Direction::Original, traced: Traced::Forward };
+                    rules_mut(&mut table, OwnChain::Original).insert(0, guard);
                 }
                 excluding(table, &exclude)
             },
@@ -182,7 +225,7 @@ fn disturb(table: &mut Option<ObservedTable>, disturbance: &Disturbance) {
     }
     let Some(table) = table else { return };
     let find = |name: &str| table.chains.iter().position(|c| c.name == name);
-    let (base, offload) = (find(CHAIN), find(OFFLOAD_CHAIN));
+    let (base, offload) = (find(OwnChain::Base.name()), find(OwnChain::Offload.name()));
     let set = |name: OwnSet| table.sets.iter().position(|s| s.name == name.name());
     let (devices, meter) = (set(OwnSet::Devices), set(OwnSet::SlowPath));
     let delete_ours = |chain: &mut ObservedChain| chain.rules.retain(|r| r.owner == Owner::Foreign);
@@ -190,9 +233,9 @@ fn disturb(table: &mut Option<ObservedTable>, disturbance: &Disturbance) {
     let foreign =
         |handle| ObservedRule { handle, owner: Owner::Foreign, exprs: vec![Expr::Counter], counter: None };
     match (disturbance, base, offload) {
-        (Disturbance::DeleteChain, Some(_), _) => table.chains.retain(|c| c.name != CHAIN),
+        (Disturbance::DeleteChain, Some(_), _) => table.chains.retain(|c| c.name != OwnChain::Base.name()),
         (Disturbance::DeleteBothChains, ..) => {
-            table.chains.retain(|c| ![CHAIN, OFFLOAD_CHAIN].contains(&c.name.as_str()));
+            table.chains.retain(|c| OwnChain::named(&c.name).is_none());
         }
         (Disturbance::DeleteOurRules, Some(base), _) => delete_ours(&mut table.chains[base]),
         (Disturbance::DeleteOffloadRules, _, Some(offload)) => delete_ours(&mut table.chains[offload]),
@@ -244,7 +287,7 @@ fn disturb(table: &mut Option<ObservedTable>, disturbance: &Disturbance) {
 }
 
 fn foreign_parts(table: &ObservedTable) -> (Vec<ObservedChain>, Vec<ObservedSet>, Vec<ObservedRule>) {
-    let ours = |chain: &&ObservedChain| [CHAIN, OFFLOAD_CHAIN].contains(&chain.name.as_str());
+    let ours = |chain: &&ObservedChain| OwnChain::named(&chain.name).is_some();
     let (in_ours, foreign): (Vec<_>, Vec<_>) = table.chains.iter().partition(ours);
     let foreign_rules = |chain: &&ObservedChain| {
         chain.rules.iter().filter(|r| r.owner == Owner::Foreign).cloned().collect::<Vec<_>>()
@@ -271,8 +314,8 @@ proptest! {
                 let devices: BTreeSet<_> = want.devices.values().cloned().collect();
                 let flowtable = has.flowtables.iter().find(|f| f.name == FLOWTABLE).unwrap();
                 prop_assert_eq!(flowtable.devices.as_ref(), Some(&devices));
-                for (name, want) in [(CHAIN, &want.base_rules), (OFFLOAD_CHAIN, &want.offload_rules)] {
-                    let rules = &has.chain(name).unwrap().rules;
+                for (chain, want) in &want.chains {
+                    let rules = &has.chain(*chain).unwrap().rules;
                     let rules: Vec<_> =
                         rules.iter().filter(|r| r.owner == Owner::Ours).map(|r| r.exprs.clone()).collect();
                     prop_assert_eq!(rules, want.iter().map(Rule::exprs).collect::<Vec<_>>());
@@ -282,9 +325,12 @@ proptest! {
                 for set in &want.sets {
                     prop_assert!(set.fits(&has.set(*set).unwrap().shape, 100), "{set}");
                 }
-                for (set, keys) in want.exclusions.sets() {
-                    prop_assert_eq!(&has.set(OwnSet::Exclude(set)).unwrap().keys, keys);
+                for set in want.sets.iter().filter(|set| set.has_keys()) {
+                    prop_assert_eq!(&has.set(*set).unwrap().keys, want.keys(*set));
                 }
+                let chains: BTreeSet<_> =
+                    has.chains.iter().filter_map(|chain| OwnChain::named(&chain.name)).collect();
+                prop_assert_eq!(chains, want.chains.keys().copied().collect());
             } else {
                 prop_assert!(desired.is_none() && kernel.table.is_none());
             }
@@ -321,7 +367,10 @@ proptest! {
         let mut kernel = fake();
         step(&mut kernel, &had, ForeignTable::Refuse);
         prop_assume!(kernel.table.is_some());
-        kernel.disturb(|t| t.as_mut().unwrap().owner = Owner::Foreign);
+        kernel.disturb(|t| {
+            disturb(t, &Disturbance::ForeignChain);
+            t.as_mut().unwrap().owner = Owner::Foreign;
+        });
         let table = kernel.table.clone();
         prop_assert_eq!(step(&mut kernel, &desired, ForeignTable::Refuse), Decision::Foreign);
         prop_assert_eq!(&kernel.table, &table);
@@ -371,6 +420,58 @@ proptest! {
     }
 }
 
+/// As `nft list ruleset > file; nft -f file` leaves it: without our marks.
+#[test]
+fn a_rendering_of_ours_is_taken_over_whoever_loaded_it() {
+    let mut kernel = fake();
+    let want = Some(table([1, 2]));
+    step(&mut kernel, &want, ForeignTable::Refuse);
+    let unmarked = |table: &mut Option<ObservedTable>| {
+        let table = table.as_mut().unwrap();
+        table.owner = Owner::Foreign;
+        table
+            .chains
+            .iter_mut()
+            .flat_map(|chain| &mut chain.rules)
+            .for_each(|rule| rule.owner = Owner::Foreign);
+    };
+    kernel.disturb(unmarked);
+    let Decision::Apply(ops) = step(&mut kernel, &want, ForeignTable::Refuse) else { panic!("ours") };
+    assert_eq!(ops[0], Op::DeleteTable);
+    assert_eq!(step(&mut kernel, &want, ForeignTable::Refuse), Decision::Apply(Vec::new()));
+    kernel.disturb(unmarked);
+    assert_eq!(step(&mut kernel, &None, ForeignTable::Refuse), Decision::Apply(vec![Op::DeleteTable]));
+    // What another program makes under the same name has other chains, or none but the first.
+    for change in [
+        |t: &mut ObservedTable| t.chains.retain(|chain| chain.name == OwnChain::Base.name()),
+        |t: &mut ObservedTable| t.chains.iter_mut().for_each(|chain| chain.name += "-of-theirs"),
+        |t: &mut ObservedTable| t.flowtables[0].name = "theirs".to_owned(),
+    ] {
+        step(&mut kernel, &want, ForeignTable::Refuse);
+        kernel.disturb(|t| {
+            unmarked(t);
+            change(t.as_mut().unwrap());
+        });
+        assert_eq!(step(&mut kernel, &want, ForeignTable::Refuse), Decision::Foreign);
+        kernel.disturb(|t| *t = None);
+    }
+}
+
+#[test]
+fn a_chain_that_moves_behind_others_puts_flows_out_and_one_that_moves_forward_does_not() {
+    let mut kernel = fake();
+    let at = |priority| Some(DesiredTable { chain_priority: priority, ..table([1]) });
+    step(&mut kernel, &at(300), ForeignTable::Refuse);
+    for (priority, expected) in [(401, true), (300, false)] {
+        let Decision::Apply(ops) = step(&mut kernel, &at(priority), ForeignTable::Refuse) else {
+            panic!("ours")
+        };
+        assert_eq!(empties(&ops), expected, "{priority}: {ops:#?}");
+        assert!(ops.contains(&Op::AddBaseChain { chain: OwnChain::Base, priority }));
+        assert_eq!(step(&mut kernel, &at(priority), ForeignTable::Refuse), Decision::Apply(Vec::new()));
+    }
+}
+
 #[test]
 fn the_first_plan_puts_things_in_the_order_that_the_kernel_needs() {
     let ops = create(&table([1, 2]));
@@ -381,15 +482,27 @@ fn the_first_plan_puts_things_in_the_order_that_the_kernel_needs() {
             Op::AddFlowtable { .. },
             Op::AddSet(OwnSet::Devices),
             Op::AddSet(OwnSet::SlowPath),
+            Op::AddSet(OwnSet::Seen(_)),
+            Op::AddSet(OwnSet::Seen(_)),
             Op::AddDevices(_),
             Op::AddIndices(_),
-            Op::AddOffloadChain,
-            Op::AddRule { chain: OFFLOAD_CHAIN, .. },
-            Op::AddRule { chain: OFFLOAD_CHAIN, .. },
-            Op::AddRule { chain: OFFLOAD_CHAIN, .. },
-            Op::AddRule { chain: OFFLOAD_CHAIN, .. },
+            Op::AddChain(OwnChain::Offer),
+            Op::AddRule { chain: OwnChain::Offer, .. },
+            Op::AddRule { chain: OwnChain::Offer, .. },
+            Op::AddChain(OwnChain::Original),
+            Op::AddRule { .. },
+            Op::AddRule { .. },
+            Op::AddChain(OwnChain::Reply),
+            Op::AddRule { .. },
+            Op::AddRule { .. },
+            Op::AddChain(OwnChain::Offload),
+            Op::AddRule { .. },
+            Op::AddRule { .. },
+            Op::AddRule { .. },
+            Op::AddRule { .. },
+            Op::AddRule { .. },
             Op::AddBaseChain { .. },
-            Op::AddRule { chain: CHAIN, .. }
+            Op::AddRule { chain: OwnChain::Base, .. }
         ]
     ));
 }
@@ -454,7 +567,10 @@ fn flows_that_are_excluded_from_now_on_leave_the_flowtable() {
         let added = ops(&mut kernel, excluding(plain(), &["10.9.9.9", entry]));
         assert!(empties(&added), "{entry}: {added:#?}");
         assert_eq!(kernel.table.as_ref().unwrap().offloads(), Some(offloads), "it counts on");
-        assert!(added.iter().all(|op| *op != Op::DeleteChain { chain: CHAIN }), "{added:#?}");
+        assert!(!added.iter().any(|op| matches!(op, Op::DeleteChain(_))), "{added:#?}");
+        for set in EVIDENCE {
+            assert!(added.contains(&Op::DeleteSet(set)) && added.contains(&Op::AddSet(set)), "{added:#?}");
+        }
         // Fewer exclusions put nobody out.
         let removed = ops(&mut kernel, excluding(plain(), &["10.9.9.9"]));
         assert!(!removed.is_empty() && !empties(&removed), "{entry}: {removed:#?}");
@@ -487,20 +603,17 @@ fn a_change_of_many_exclusions_is_only_that_change() {
     ops(&mut kernel, want(&file(0x0a00_0000)));
     let changed = ops(&mut kernel, want(&file(0x0a00_0003)));
     let count = |wanted: fn(&Op) -> Option<usize>| changed.iter().find_map(wanted);
-    assert_eq!(count(|op| if let Op::AddExcluded(_, keys) = op { Some(keys.len()) } else { None }), Some(3));
-    assert_eq!(
-        count(|op| if let Op::RemoveExcluded(_, keys) = op { Some(keys.len()) } else { None }),
-        Some(3)
-    );
+    assert_eq!(count(|op| if let Op::AddKeys(_, keys) = op { Some(keys.len()) } else { None }), Some(3));
+    assert_eq!(count(|op| if let Op::RemoveKeys(_, keys) = op { Some(keys.len()) } else { None }), Some(3));
     assert_eq!(ops(&mut kernel, want(&file(0x0a00_0003))), []);
     // What doesn't fit any more gets a larger set in its place, and chains stay.
     let more: String = (0..3).map(|n| file(0x0a00_0000 + n * 100_000)).collect();
     let larger = ops(&mut kernel, want(&more));
-    let set = ExcludeSet::V4(32);
-    for op in [Op::DeleteSet(OwnSet::Exclude(set)), Op::AddExcludeSet(set, 1 << 20), Op::DeleteFlowtable] {
+    let set = OwnSet::Exclude(ExcludeSet::V4(32));
+    for op in [Op::DeleteSet(set), Op::AddKeySet(set, 1 << 20), Op::DeleteFlowtable] {
         assert!(larger.contains(&op), "{op}");
     }
-    assert!(!larger.iter().any(|op| matches!(op, Op::DeleteChain { .. })));
+    assert!(!larger.iter().any(|op| matches!(op, Op::DeleteChain(_))));
     assert_eq!(ops(&mut kernel, want(&more)), []);
 }
 
@@ -511,7 +624,7 @@ fn the_table_of_an_earlier_agent_is_upgraded_around_its_flowtable() {
     step(&mut kernel, &Some(table(1..300)), ForeignTable::Refuse);
     kernel.disturb(|t| {
         let t = t.as_mut().unwrap();
-        t.chains.retain(|c| c.name == CHAIN);
+        t.chains.retain(|c| c.name == OwnChain::Base.name());
         t.sets.retain(|s| s.name == OwnSet::Devices.name());
         t.chains[0].rules = vec![ObservedRule {
             handle: 4711,
@@ -523,9 +636,9 @@ fn the_table_of_an_earlier_agent_is_upgraded_around_its_flowtable() {
     let Decision::Apply(ops) = step(&mut kernel, &Some(table(1..300)), ForeignTable::Refuse) else {
         panic!("ours");
     };
-    assert_eq!(ops[0], Op::DeleteRule { chain: CHAIN, handle: 4711 });
-    assert_eq!(ops[1..3], [Op::AddSet(OwnSet::SlowPath), Op::AddOffloadChain]);
-    assert!(ops[3..].iter().all(|op| matches!(op, Op::AddRule { .. })), "{ops:#?}");
+    assert_eq!(ops[0], Op::DeleteRule { chain: OwnChain::Base, handle: 4711 });
+    let added = |op: &Op| matches!(op, Op::AddSet(_) | Op::AddChain(_) | Op::AddRule { .. });
+    assert!(ops[1..].iter().all(added), "{ops:#?}");
     assert_eq!(step(&mut kernel, &Some(table(1..300)), ForeignTable::Refuse), Decision::Apply(Vec::new()));
 }
 
@@ -535,13 +648,16 @@ fn assist_comes_and_goes_without_touching_anything_else() {
     step(&mut kernel, &Some(table([1, 2])), ForeignTable::Refuse);
     let mut assisting = table([1, 2]);
     assisting.sets.push(OwnSet::Assist);
-    assisting.base_rules.insert(0, Rule::Assist);
+    rules_mut(&mut assisting, OwnChain::Base).insert(0, Rule::Assist { to: OwnChain::Offload });
     let base_only = |decision: Decision, set: Op| {
         let Decision::Apply(ops) = decision else { panic!("ours") };
         assert!(ops.contains(&set), "{ops:#?}");
         for op in ops.iter().filter(|op| **op != set) {
             assert!(
-                matches!(op, Op::AddRule { chain: CHAIN, .. } | Op::DeleteRule { chain: CHAIN, .. }),
+                matches!(
+                    op,
+                    Op::AddRule { chain: OwnChain::Base, .. } | Op::DeleteRule { chain: OwnChain::Base, .. }
+                ),
                 "{op}"
             );
         }

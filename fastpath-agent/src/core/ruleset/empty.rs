@@ -1,20 +1,22 @@
 //! Empties the flowtable: all flows in it go back to the normal path, and those that the filters still accept come back
 //! with their next packet. Connections with their NAT mappings aren't touched.
 //!
-//! nftables has no such operation. The flowtable is deleted and made again with the same devices in one transaction,
-//! and with it the rules that offer flows to it, since nothing may refer to a flowtable that is deleted.
+//! nftables has no such operation. The flowtable is deleted and made again with the same devices in one transaction, and
+//! with it the sets of evidence: what was seen before says nothing about what is accepted now. So are the rules that refer
+//! to them, since nothing may refer to what is deleted.
 
 use std::collections::BTreeSet;
 
 use super::{
+    chain::OwnChain,
     diff::chunks,
-    expr::Expr,
+    expr::{Direction, Expr},
     observed::{Counter, ObservedChain, ObservedRule, ObservedTable, Owner},
     plan::Op,
     rule::Rule,
     sets::OwnSet,
 };
-use crate::core::model::{CHAIN, FLOWTABLE, IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN, TABLE};
+use crate::core::model::{FLOWTABLE, IfName, MAX_DEVICES_PER_MESSAGE, TABLE};
 
 /// Why a flowtable can't be emptied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,7 +28,9 @@ pub enum Obstacle {
     )]
     Unreadable,
     /// Nobody else's rule is deleted for it.
-    #[error("a rule that somebody else put into table inet {TABLE} refers to {FLOWTABLE}: delete that rule")]
+    #[error(
+        "a rule that somebody else put into table inet {TABLE} refers to {FLOWTABLE} or its evidence: delete that rule"
+    )]
     InUse,
 }
 
@@ -34,7 +38,7 @@ pub enum Obstacle {
 /// empty for certain if this is as it was when it was emptied.
 pub fn offers(table: &ObservedTable) -> Option<u64> {
     let rules = table.chains.iter().flat_map(|chain| &chain.rules);
-    rules.filter(|rule| refers(&rule.exprs)).map(|rule| Some(rule.counter?.packets)).sum()
+    rules.filter(|rule| offers_flows(&rule.exprs)).map(|rule| Some(rule.counter?.packets)).sum()
 }
 
 /// The operations that empty the flowtable of our table; none where there is no flowtable.
@@ -69,11 +73,14 @@ fn without_flows(table: &ObservedTable, first: Option<&Rule>) -> Result<Vec<Op>,
     let mut ops = delete_rules;
     ops.extend(remove_most(devices));
     ops.push(Op::DeleteFlowtable);
+    let evidence = || EVIDENCE.into_iter().filter(|set| table.set(*set).is_some());
+    ops.extend(evidence().map(Op::DeleteSet));
     ops.push(Op::AddFlowtable {
         priority: flowtable.priority,
         counter: flowtable.counter,
         hw_offload: flowtable.hw_offload,
     });
+    ops.extend(evidence().map(Op::AddSet));
     ops.extend(chunks(devices.iter()).map(Op::AddDevices));
     ops.extend(add_rules);
     Ok(ops)
@@ -85,18 +92,18 @@ pub(super) fn remove_most(devices: &BTreeSet<IfName>) -> impl Iterator<Item = Op
     chunks(devices.iter().skip(MAX_DEVICES_PER_MESSAGE)).map(Op::RemoveDevices)
 }
 
-/// Deletes our rules from the first that refers to the flowtable on, and appends them again, so that they stay in order;
-/// all of them where there is to be another one before them.
+/// Deletes our rules from the first that refers to what is made anew on, and appends them again, so that they stay in
+/// order; all of the chain where there is to be another one before them.
 fn rules(table: &ObservedTable, first: Option<&Rule>) -> Result<(Vec<Op>, Vec<Op>), Obstacle> {
     let (mut delete, mut add) = (Vec::new(), Vec::new());
     for ObservedChain { name, rules, .. } in &table.chains {
-        let ours = [CHAIN, OFFLOAD_CHAIN].into_iter().find(|chain| chain == name);
+        let ours = OwnChain::named(name);
         let in_the_way = |rule: &&ObservedRule| ours.is_none() || rule.owner == Owner::Foreign;
         if rules.iter().filter(in_the_way).any(|rule| refers(&rule.exprs)) {
             return Err(Obstacle::InUse);
         }
         let Some(chain) = ours else { continue };
-        let first = first.filter(|_| chain == OFFLOAD_CHAIN);
+        let first = first.filter(|_| chain == OwnChain::Offload);
         add.extend(first.map(|rule| Op::AddRule { chain, exprs: rule.exprs() }));
         let behind = rules.iter().skip_while(|rule| first.is_none() && !refers(&rule.exprs));
         for rule in behind.filter(|rule| rule.owner == Owner::Ours) {
@@ -107,8 +114,23 @@ fn rules(table: &ObservedTable, first: Option<&Rule>) -> Result<(Vec<Op>, Vec<Op
     Ok((delete, add))
 }
 
-pub(super) fn refers(exprs: &[Expr]) -> bool {
+/// What was seen of either direction.
+pub(super) const EVIDENCE: [OwnSet; 2] = [OwnSet::Seen(Direction::Original), OwnSet::Seen(Direction::Reply)];
+
+fn offers_flows(exprs: &[Expr]) -> bool {
     exprs.iter().any(|e| matches!(e, Expr::FlowAdd { flowtable } if flowtable == FLOWTABLE))
+}
+
+/// To something that is made anew when the flowtable is emptied.
+pub(super) fn refers(exprs: &[Expr]) -> bool {
+    let is_evidence = |name: &str| EVIDENCE.iter().any(|set| set.name() == name);
+    let refers = |expr: &Expr| match expr {
+        Expr::Lookup { set, .. } | Expr::Update { set, .. } | Expr::UpdateCounter { set, .. } => {
+            is_evidence(set)
+        }
+        _ => false,
+    };
+    offers_flows(exprs) || exprs.iter().any(refers)
 }
 
 /// The instructions of a rule with its counter's value (a packet that it counts in the meantime is lost to it).

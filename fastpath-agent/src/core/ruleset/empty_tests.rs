@@ -1,5 +1,7 @@
 //! Emptying against a ruleset in memory: all stands as before, and what can't be done right isn't done.
 
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::{
     core::{
@@ -8,6 +10,7 @@ use crate::{
             desired::DesiredTable,
             diff::{self, Decision, ForeignTable},
             observed::Counter,
+            rule::{Input, Traced},
         },
     },
     kernel::{Ruleset, fake::FakeRuleset},
@@ -15,6 +18,11 @@ use crate::{
 
 fn name(index: u32) -> IfName {
     IfName::new(&format!("eth{index}")).unwrap()
+}
+
+fn evidence(direction: Direction) -> Vec<Rule> {
+    let (input, traced) = (Input::Link, Traced::Forward);
+    vec![Rule::Seen { direction, input, traced }, Rule::Trace { direction, input, last: true }]
 }
 
 /// A kernel with our table over so many devices, whose rules have counted.
@@ -27,9 +35,17 @@ fn kernel(devices: u32) -> FakeRuleset {
         devices: (1..=devices).map(|i| (IfIndex(i), name(i))).collect(),
         excluded_devices: BTreeSet::new(),
         exclusions: Default::default(),
-        sets: vec![OwnSet::Devices, OwnSet::SlowPath],
-        base_rules: vec![Rule::Threshold { threshold: 20 }],
-        offload_rules: vec![Rule::OnlyEstablished, Rule::Offload, Rule::Meter],
+        sets: vec![OwnSet::Devices, OwnSet::SlowPath, EVIDENCE[0], EVIDENCE[1]],
+        postrouting_priority: 0,
+        keys: BTreeMap::new(),
+        chains: [
+            (OwnChain::Offer, vec![Rule::OnlyEstablished, Rule::Offload, Rule::Meter]),
+            (OwnChain::Original, evidence(Direction::Original)),
+            (OwnChain::Reply, evidence(Direction::Reply)),
+            (OwnChain::Offload, vec![Rule::OnlyEstablished, Rule::ByDirection(Direction::Reply)]),
+            (OwnChain::Base, vec![Rule::Threshold { threshold: 20, to: OwnChain::Offload }]),
+        ]
+        .into(),
     });
     let mut kernel = FakeRuleset::new((1..=devices).map(name));
     let observed = kernel.observe().unwrap();
@@ -44,18 +60,23 @@ fn kernel(devices: u32) -> FakeRuleset {
 const OFFLOADS: usize = 1;
 
 fn rules(kernel: &mut FakeRuleset) -> &mut Vec<ObservedRule> {
+    rules_of(kernel, OwnChain::Offer)
+}
+
+fn rules_of(kernel: &mut FakeRuleset, chain: OwnChain) -> &mut Vec<ObservedRule> {
     let chains = &mut kernel.table.as_mut().unwrap().chains;
-    &mut chains.iter_mut().find(|chain| chain.name == OFFLOAD_CHAIN).unwrap().rules
+    &mut chains.iter_mut().find(|observed| observed.name == chain.name()).unwrap().rules
 }
 
 fn ops(kernel: &FakeRuleset) -> Vec<Op> {
     empty(kernel.table.as_ref().unwrap()).unwrap()
 }
 
-/// Nothing but the rules' handles, which the kernel gives anew.
+/// Nothing but handles, which the kernel gives anew.
 fn without_handles(kernel: &FakeRuleset) -> ObservedTable {
     let mut table = kernel.table.clone().unwrap();
     table.chains.iter_mut().flat_map(|c| &mut c.rules).for_each(|rule| rule.handle = 0);
+    table.sets.iter_mut().for_each(|set| set.handle = 0);
     table
 }
 
@@ -91,12 +112,13 @@ fn rules_that_do_not_refer_to_it_stay_unless_they_come_after() {
     let foreign =
         ObservedRule { handle: 99, owner: Owner::Foreign, exprs: vec![Expr::Counter], counter: None };
     let rules = rules(&mut kernel);
-    let chain = OFFLOAD_CHAIN;
+    let chain = OwnChain::Offer;
     let behind = rules[OFFLOADS..].iter().map(|r| Op::DeleteRule { chain, handle: r.handle });
     let behind: Vec<Op> = behind.collect();
     rules.insert(OFFLOADS + 1, foreign);
     assert_eq!(ops(&kernel)[..2], behind);
-    assert!(matches!(ops(&kernel)[2], Op::DeleteFlowtable), "{:?}", ops(&kernel));
+    let deletes_rule = |op: &&Op| matches!(op, Op::DeleteRule { .. });
+    assert_eq!(ops(&kernel).iter().filter(deletes_rule).count(), 2 + 2 * 2, "{:?}", ops(&kernel));
 }
 
 #[test]
@@ -110,9 +132,9 @@ fn revoking_puts_set_and_rule_first_and_then_only_adds() {
     };
     let ops = revoke(&mut kernel, 7);
     assert_eq!(ops[..2], [Op::AddSet(OwnSet::Revoked), Op::AddRevoked { ids: vec![7], timeout_ms: 1 }]);
-    let first = [Rule::Revoked, Rule::OnlyEstablished, Rule::Offload, Rule::Meter];
+    let first = [Rule::Revoked, Rule::OnlyEstablished, Rule::ByDirection(Direction::Reply)];
     let recognised = |kernel: &mut FakeRuleset| -> Vec<Rule> {
-        rules(kernel).iter().filter_map(|rule| Rule::recognise(&rule.exprs)).collect()
+        rules_of(kernel, OwnChain::Offload).iter().filter_map(|rule| Rule::recognise(&rule.exprs)).collect()
     };
     assert_eq!(recognised(&mut kernel), first);
     let again = revoke(&mut kernel, 8);

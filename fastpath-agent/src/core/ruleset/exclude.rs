@@ -12,13 +12,14 @@ use globset::{Glob, GlobSet, GlobSetBuilder};
 use ipnet::IpNet;
 
 use super::{
+    chain::OwnChain,
     observed::ObservedTable,
     rule::{End, Marked, Rule},
     sets::{ExcludeSet, Key, OwnSet},
 };
 use crate::core::{
     flow::connection::{Entry, TCP, UDP},
-    model::{IfName, OFFLOAD_CHAIN},
+    model::IfName,
 };
 
 /// What an entry may look like, for messages and `--help`.
@@ -149,7 +150,7 @@ impl Exclusions {
     /// What the rules of `table` exclude, but for interfaces, which no rule names.
     pub fn of_rules(table: &ObservedTable) -> Self {
         let mut exclusions = Self::default();
-        let rules = table.chain(OFFLOAD_CHAIN).into_iter().flat_map(|chain| &chain.rules);
+        let rules = table.chain(OwnChain::Offload).into_iter().flat_map(|chain| &chain.rules);
         for rule in rules.filter_map(|rule| Rule::recognise(&rule.exprs)) {
             let set = match rule {
                 Rule::Excluded { set, .. } => set,
@@ -213,7 +214,7 @@ impl Exclusions {
 
 /// Marks whose packets the rules of `table` leave alone.
 pub fn marks_of_packets(table: &ObservedTable) -> impl Iterator<Item = Mark> {
-    let rules = table.chain(OFFLOAD_CHAIN).into_iter().flat_map(|chain| &chain.rules);
+    let rules = table.chain(OwnChain::Offload).into_iter().flat_map(|chain| &chain.rules);
     rules.filter_map(|rule| match Rule::recognise(&rule.exprs)? {
         Rule::ExcludedMark { mark, of: Marked::Packet } => Some(mark),
         _ => None,

@@ -47,6 +47,23 @@ pub enum Expr {
         /// Destination register.
         dreg: u32,
     },
+    /// `payload load LEN @ BASE + OFFSET => reg`.
+    Payload {
+        /// Where the offset begins.
+        base: PayloadBase,
+        /// Bytes from there.
+        offset: u32,
+        /// Bytes that are loaded.
+        len: u32,
+        /// Destination register.
+        dreg: u32,
+    },
+    /// `fib saddr . mark . iif oif exists`: 1 if the route back to the packet's source leads out of the interface that it
+    /// came in on, for a packet with this one's mark that comes in where this one goes out; else 0 (u32, host byte order).
+    RouteBack {
+        /// Destination register.
+        dreg: u32,
+    },
     /// `rt load KEY => reg`: of the route that the packet takes.
     Rt {
         /// What is loaded.
@@ -69,6 +86,14 @@ pub enum Expr {
         /// Name of the set, same table.
         set: String,
         /// Source register of the key.
+        sreg: u32,
+    },
+    /// `update @NAME { reg }`: the element gets the set's timeout anew; one that isn't there is made. Ends the rule where the
+    /// set has no room for it.
+    Update {
+        /// Name of the set, same table.
+        set: String,
+        /// First source register of the key.
         sreg: u32,
     },
     /// `flow add @NAME`.
@@ -107,6 +132,8 @@ pub enum CtKey {
     Status,
     /// `NFT_CT_MARK`: u32, host byte order.
     Mark,
+    /// `NFT_CT_DIRECTION`: u8, 0 for the original direction.
+    Direction,
     /// A part of one of the connection's tuples, network byte order. Ends the rule where the connection has no such
     /// part (IPv4 addresses of an IPv6 connection).
     Tuple(Direction, TuplePart),
@@ -114,13 +141,46 @@ pub enum CtKey {
     Other(u32),
 }
 
-/// Direction of a tuple (enum ip_conntrack_dir).
+/// Where the offset of a payload begins (enum nft_payload_bases).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PayloadBase {
+    /// Ethernet header.
+    Link,
+    /// IP header.
+    Network,
+    /// TCP or UDP header.
+    Transport,
+}
+
+/// Direction of a tuple (enum ip_conntrack_dir).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Direction {
     /// As the first packet had it.
     Original,
     /// As answers have it.
     Reply,
+}
+
+impl Direction {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Original, Self::Reply];
+
+    /// The other one.
+    pub fn other(self) -> Self {
+        match self {
+            Self::Original => Self::Reply,
+            Self::Reply => Self::Original,
+        }
+    }
+}
+
+impl std::fmt::Display for Direction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Original => "original",
+            Self::Reply => "reply",
+        })
+    }
 }
 
 /// A part of a tuple.
@@ -151,6 +211,13 @@ pub enum MetaKey {
     Mark,
     /// `NFT_META_L4PROTO`: u8.
     L4Proto,
+    /// `NFT_META_NFPROTO`: u8.
+    NfProto,
+    /// `NFT_META_IIFTYPE`: u16, host byte order (`ARPHRD_*`).
+    InIfType,
+    /// `NFT_META_SDIF`: u32, host byte order: index of the interface that the packet came in on if that belongs to a VRF
+    /// (then [`InIfIndex`](Self::InIfIndex) is the VRF's), else 0.
+    SlaveIfIndex,
     /// Any other key.
     Other(u32),
 }

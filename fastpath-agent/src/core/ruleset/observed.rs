@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::{
+    chain::OwnChain,
     exclude::Keys,
     expr::Expr,
     rule::Rule,
     sets::{OwnSet, SetShape},
 };
-use crate::core::model::{CHAIN, IfIndex, IfName, OFFLOAD_CHAIN};
+use crate::core::model::{FLOWTABLE, IfIndex, IfName};
 
 /// Generation of the ruleset (`NFTA_GEN_ID`): goes up by one with every committed transaction, wraps past 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,7 +134,7 @@ pub struct ObservedSet {
     pub shape: SetShape,
     /// Elements of [`OwnSet::Devices`]; empty for any other set.
     pub elements: BTreeSet<IfIndex>,
-    /// Keys of an [`OwnSet::Exclude`], in order; empty for any other set.
+    /// Keys of a set with keys, in order; empty for any other set.
     pub keys: Keys,
 }
 
@@ -143,9 +144,15 @@ impl ObservedTable {
         Self { owner: Owner::Ours, flowtables: Vec::new(), chains: Vec::new(), sets: Vec::new() }
     }
 
-    /// The chain of this name.
-    pub fn chain(&self, name: &str) -> Option<&ObservedChain> {
-        self.chains.iter().find(|chain| chain.name == name)
+    /// The chain of ours, by its name.
+    pub fn chain(&self, chain: OwnChain) -> Option<&ObservedChain> {
+        self.chains.iter().find(|observed| observed.name == chain.name())
+    }
+
+    /// Rules of ours of a chain, those that are recognised.
+    fn rules_of(&self, chain: OwnChain) -> impl Iterator<Item = (&ObservedRule, Rule)> {
+        let rules = self.chain(chain).into_iter().flat_map(|chain| &chain.rules);
+        rules.filter_map(|rule| Some((rule, Rule::recognise(&rule.exprs)?)))
     }
 
     /// The set of this kind, by its name.
@@ -155,23 +162,34 @@ impl ObservedTable {
 
     /// Packets of both directions after which flows are offloaded; `None` without our rule.
     pub fn threshold(&self) -> Option<u32> {
-        self.chain(CHAIN)?.rules.iter().find_map(|rule| match Rule::recognise(&rule.exprs)? {
-            Rule::Threshold { threshold } => Some(threshold),
+        self.rules_of(OwnChain::Base).find_map(|(_, rule)| match rule {
+            Rule::Threshold { threshold, .. } => Some(threshold),
             _ => None,
         })
     }
 
-    /// Whether packets that could be offloaded and are on the forward path all the same are metered.
+    /// Whether packets of offloaded flows that are on the forward path all the same are metered.
     pub fn metered(&self) -> bool {
-        let is_meter = |rule: &ObservedRule| Rule::recognise(&rule.exprs) == Some(Rule::Meter);
         self.set(OwnSet::SlowPath).is_some()
-            && self.chain(OFFLOAD_CHAIN).is_some_and(|chain| chain.rules.iter().any(is_meter))
+            && self.rules_of(OwnChain::Offload).any(|(_, rule)| rule == Rule::MeterOffloaded)
     }
 
     /// The counter of offloads: packets that moved their flow to the flowtable.
     pub fn offloads(&self) -> Option<Counter> {
-        let is_offload = |rule: &&ObservedRule| Rule::recognise(&rule.exprs) == Some(Rule::Offload);
-        self.chain(OFFLOAD_CHAIN)?.rules.iter().find(is_offload)?.counter
+        self.rules_of(OwnChain::Offer).find(|(_, rule)| *rule == Rule::Offload)?.0.counter
+    }
+
+    /// A rendering of ours, whoever loaded it: it has our chains behind the base chain and our set of interfaces, and nothing
+    /// that we wouldn't make. Other programs that use the name have neither.
+    pub fn is_rendering(&self) -> bool {
+        let goes_on = |rule: &ObservedRule| matches!(rule.exprs.last(), Some(Expr::Goto { chain }) if *chain == OwnChain::Offload.name());
+        let base = self.chain(OwnChain::Base);
+        base.is_some_and(|base| !base.rules.is_empty() && base.rules.iter().all(goes_on))
+            && self.chain(OwnChain::Offload).is_some()
+            && self.set(OwnSet::Devices).is_some()
+            && self.chains.iter().all(|chain| OwnChain::named(&chain.name).is_some())
+            && self.sets.iter().all(|set| OwnSet::named(&set.name).is_some())
+            && self.flowtables.iter().all(|flowtable| flowtable.name == FLOWTABLE)
     }
 
     /// Indices of the managed interfaces.

@@ -2,13 +2,8 @@
 
 use std::fmt;
 
-use super::{
-    exclude::Keys,
-    expr::Expr,
-    rule::Rule,
-    sets::{ExcludeSet, OwnSet},
-};
-use crate::core::model::{CHAIN, FLOWTABLE, IfIndex, IfName, OFFLOAD_CHAIN, TABLE};
+use super::{chain::OwnChain, exclude::Keys, expr::Expr, rule::Rule, sets::OwnSet};
+use crate::core::model::{FLOWTABLE, IfIndex, IfName, TABLE};
 
 /// One change of the ruleset, in our table only. A plan's operations go into one transaction, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,33 +25,32 @@ pub enum Op {
     DeleteFlowtable,
     /// Make a set, without elements yet.
     AddSet(OwnSet),
-    /// Make a set of what is never offloaded, with room for so many keys.
-    AddExcludeSet(ExcludeSet, u32),
+    /// Make a set with keys, with room for so many.
+    AddKeySet(OwnSet, u32),
     /// Delete a set with its elements.
     DeleteSet(OwnSet),
-    /// Make the base chain [`CHAIN`] (filter, forward, policy accept).
+    /// Make a base chain (filter, policy accept) in its hook.
     AddBaseChain {
-        /// Priority in the forward hook.
+        /// [`OwnChain::Base`] or [`OwnChain::Postrouting`].
+        chain: OwnChain,
+        /// Priority in the hook.
         priority: i32,
     },
-    /// Make the chain [`OFFLOAD_CHAIN`].
-    AddOffloadChain,
+    /// Make a chain that others go to.
+    AddChain(OwnChain),
     /// Delete a chain of ours with its rules.
-    DeleteChain {
-        /// [`CHAIN`] or [`OFFLOAD_CHAIN`].
-        chain: &'static str,
-    },
+    DeleteChain(OwnChain),
     /// Append a rule with our marker to a chain of ours.
     AddRule {
-        /// [`CHAIN`] or [`OFFLOAD_CHAIN`].
-        chain: &'static str,
+        /// The chain.
+        chain: OwnChain,
         /// Its instructions.
         exprs: Vec<Expr>,
     },
     /// Delete one rule of a chain of ours.
     DeleteRule {
-        /// [`CHAIN`] or [`OFFLOAD_CHAIN`].
-        chain: &'static str,
+        /// The chain.
+        chain: OwnChain,
         /// The kernel's handle.
         handle: u64,
     },
@@ -68,10 +62,10 @@ pub enum Op {
     AddIndices(Vec<IfIndex>),
     /// Remove elements from that set.
     RemoveIndices(Vec<IfIndex>),
-    /// Add keys to a set of what is never offloaded, as many as there are.
-    AddExcluded(ExcludeSet, Keys),
+    /// Add keys to a set with keys, as many as there are.
+    AddKeys(OwnSet, Keys),
     /// Take keys out of such a set.
-    RemoveExcluded(ExcludeSet, Keys),
+    RemoveKeys(OwnSet, Keys),
     /// Have the flows with these conntrack ids (`ct id`, the bytes of `CTA_ID`) offloaded with their next packet, if the
     /// guards allow it and they have no packet counters: adds them to [`OwnSet::Assist`]. One that is listed already
     /// stays as it is, with its old timeout.
@@ -101,11 +95,11 @@ impl fmt::Display for Op {
             Self::AddFlowtable { priority, .. } => write!(f, "add flowtable {FLOWTABLE} priority {priority}"),
             Self::DeleteFlowtable => write!(f, "delete flowtable {FLOWTABLE}"),
             Self::AddSet(set) => write!(f, "add set {set}"),
-            Self::AddExcludeSet(set, size) => write!(f, "add set {} size {size}", OwnSet::Exclude(*set)),
+            Self::AddKeySet(set, size) => write!(f, "add set {set} size {size}"),
             Self::DeleteSet(set) => write!(f, "delete set {set}"),
-            Self::AddBaseChain { priority } => write!(f, "add chain {CHAIN} priority {priority}"),
-            Self::AddOffloadChain => write!(f, "add chain {OFFLOAD_CHAIN}"),
-            Self::DeleteChain { chain } => write!(f, "delete chain {chain}"),
+            Self::AddBaseChain { chain, priority } => write!(f, "add chain {chain} priority {priority}"),
+            Self::AddChain(chain) => write!(f, "add chain {chain}"),
+            Self::DeleteChain(chain) => write!(f, "delete chain {chain}"),
             Self::AddRule { chain, exprs } => match Rule::recognise(exprs) {
                 Some(rule) => write!(f, "add rule {chain} {rule}"),
                 None => write!(f, "add rule {chain} {exprs:?}"),
@@ -115,8 +109,8 @@ impl fmt::Display for Op {
             Self::RemoveDevices(names) => write!(f, "remove devices {}", List(names)),
             Self::AddIndices(indices) => write!(f, "add indices {}", List(indices)),
             Self::RemoveIndices(indices) => write!(f, "remove indices {}", List(indices)),
-            Self::AddExcluded(set, keys) => write!(f, "exclude {}", Described(*set, keys)),
-            Self::RemoveExcluded(set, keys) => write!(f, "exclude no more {}", Described(*set, keys)),
+            Self::AddKeys(set, keys) => write!(f, "add to {set} {}", Described(*set, keys)),
+            Self::RemoveKeys(set, keys) => write!(f, "remove from {set} {}", Described(*set, keys)),
             Self::AddAssisted { ids, timeout_ms } => {
                 write!(f, "assist conntrack ids {} for {timeout_ms} ms", List(ids))
             }
@@ -140,7 +134,7 @@ impl fmt::Display for Plan<'_> {
 }
 
 /// Keys as people write them, the first few.
-struct Described<'a>(ExcludeSet, &'a Keys);
+struct Described<'a>(OwnSet, &'a Keys);
 
 impl fmt::Display for Described<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

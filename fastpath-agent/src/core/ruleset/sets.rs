@@ -6,6 +6,8 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
 };
 
+use super::expr::Direction;
+
 /// Flags of a set (enum nft_set_flags, include/uapi/linux/netfilter/nf_tables.h).
 pub mod flags {
     /// `NFT_SET_TIMEOUT`: elements may have a timeout.
@@ -20,8 +22,19 @@ mod key_type {
     pub(super) const IFACE_INDEX: u32 = 20;
     pub(super) const IPV4_ADDR: u32 = 7;
     pub(super) const IPV6_ADDR: u32 = 8;
+    pub(super) const ETHER_ADDR: u32 = 9;
     pub(super) const INET_PROTO: u32 = 12;
     pub(super) const INET_SERVICE: u32 = 13;
+
+    /// Type of a concatenation (nft's concat_subtype_add, 6 bits a part).
+    pub(super) const fn concat(parts: &[u32]) -> u32 {
+        let (mut number, mut part) = (0, 0);
+        while part < parts.len() {
+            number = number << 6 | parts[part];
+            part += 1;
+        }
+        number
+    }
 }
 
 /// A set of ours.
@@ -38,7 +51,16 @@ pub enum OwnSet {
     /// Conntrack ids of connections that aren't to be offloaded any more. `fastpath-agent revoke` makes it and fills it,
     /// and each packet of such a connection puts off the time when it is forgotten. It is there only if it was needed.
     Revoked,
-    /// Flows that are never offloaded.
+    /// Evidence: packets of this direction that were accepted, as conntrack id, input and output interface. Rules fill it,
+    /// elements go by themselves, and with every emptying of the flowtable.
+    Seen(Direction),
+    /// Indices of interfaces that policy rules name as input. Has keys.
+    RuleInputs,
+    /// Every managed bridge, twice: what comes in and leaves by the same one. Has keys.
+    Bridges,
+    /// Ethernet addresses of the managed bridges. Has keys.
+    BridgeAddresses,
+    /// Flows that are never offloaded. Has keys.
     Exclude(ExcludeSet),
 }
 
@@ -65,7 +87,7 @@ pub struct Key(u128);
 
 impl Key {
     /// Most bytes of a key.
-    const MAX: usize = size_of::<u128>();
+    pub const MAX: usize = size_of::<u128>();
 
     /// From its bytes, at most 16.
     pub fn new(bytes: &[u8]) -> Self {
@@ -80,12 +102,12 @@ impl Key {
     }
 }
 
-impl ExcludeSet {
-    /// Size for a set of so many keys: room for as many again, so that it is seldom made anew.
-    pub fn size_for(keys: usize) -> u32 {
-        u32::try_from(keys.next_power_of_two().saturating_mul(2).max(1024)).unwrap_or(u32::MAX)
-    }
+/// Size for a set of so many keys: room for as many again, so that it is seldom made anew.
+pub fn size_for(keys: usize) -> u32 {
+    u32::try_from(keys.next_power_of_two().saturating_mul(2).max(1024)).unwrap_or(u32::MAX)
+}
 
+impl ExcludeSet {
     const PREFIX: &str = "kindnet-exclude-";
 
     fn name(self) -> String {
@@ -159,6 +181,24 @@ pub struct SetShape {
 }
 
 impl OwnSet {
+    /// All but exclusions.
+    const SINGLE: [Self; 9] = [
+        Self::Devices,
+        Self::SlowPath,
+        Self::Assist,
+        Self::Revoked,
+        Self::Seen(Direction::Original),
+        Self::Seen(Direction::Reply),
+        Self::RuleInputs,
+        Self::Bridges,
+        Self::BridgeAddresses,
+    ];
+
+    /// Whether the agent keeps keys in it, all of which it knows.
+    pub fn has_keys(self) -> bool {
+        matches!(self, Self::RuleInputs | Self::Bridges | Self::BridgeAddresses | Self::Exclude(_))
+    }
+
     /// Its name.
     pub fn name(self) -> Cow<'static, str> {
         match self {
@@ -166,19 +206,24 @@ impl OwnSet {
             Self::SlowPath => "kindnet-slow-path".into(),
             Self::Assist => "kindnet-assist".into(),
             Self::Revoked => "kindnet-revoked".into(),
+            Self::Seen(Direction::Original) => "kindnet-seen-original".into(),
+            Self::Seen(Direction::Reply) => "kindnet-seen-reply".into(),
+            Self::RuleInputs => "kindnet-rule-inputs".into(),
+            Self::Bridges => "kindnet-bridges".into(),
+            Self::BridgeAddresses => "kindnet-bridge-addresses".into(),
             Self::Exclude(set) => set.name().into(),
         }
     }
 
     /// The set of this name.
     pub fn named(name: &str) -> Option<Self> {
-        [Self::Devices, Self::SlowPath, Self::Assist, Self::Revoked]
+        Self::SINGLE
             .into_iter()
             .find(|set| set.name() == name)
             .or_else(|| ExcludeSet::named(name).map(Self::Exclude))
     }
 
-    /// How it is made; the size of an exclusion's set is another matter.
+    /// How it is made; the size of a set with keys is another matter.
     pub fn shape(self) -> SetShape {
         let plain = |key_type, key_len| SetShape { key_type, key_len, flags: 0, size: 0, timeout_ms: 0 };
         match self {
@@ -198,6 +243,20 @@ impl OwnSet {
                 ExcludeSet::TcpPorts | ExcludeSet::UdpPorts => plain(key_type::INET_SERVICE, 2),
                 ExcludeSet::Protocols => plain(key_type::INET_PROTO, 1),
             },
+            // When it is full, further flows stay on the normal path. A trace is evidence for as long as nothing has changed
+            // that the kernel doesn't announce: hence the short time.
+            Self::Seen(_) => SetShape {
+                flags: flags::TIMEOUT | flags::DYNAMIC,
+                size: 65_536,
+                timeout_ms: 2_000,
+                ..plain(
+                    key_type::concat(&[key_type::INTEGER, key_type::IFACE_INDEX, key_type::IFACE_INDEX]),
+                    12,
+                )
+            },
+            Self::RuleInputs => plain(key_type::IFACE_INDEX, 4),
+            Self::Bridges => plain(key_type::concat(&[key_type::IFACE_INDEX, key_type::IFACE_INDEX]), 8),
+            Self::BridgeAddresses => plain(key_type::ETHER_ADDR, 6),
             // As long as conntrack keeps an established connection without packets by default.
             Self::Revoked => SetShape {
                 flags: flags::TIMEOUT | flags::DYNAMIC,
@@ -208,18 +267,45 @@ impl OwnSet {
         }
     }
 
-    /// Whether a set of this shape will do for `keys` of ours (which matters for exclusions only).
+    /// Whether a set of this shape will do for `keys` of ours (which matters for sets with keys only).
     pub fn fits(self, shape: &SetShape, keys: usize) -> bool {
-        match self {
-            Self::Exclude(_) => SetShape { size: 0, ..*shape } == self.shape() && keys <= shape.size as usize,
-            _ => *shape == self.shape(),
+        if self.has_keys() {
+            SetShape { size: 0, ..*shape } == self.shape() && keys <= shape.size as usize
+        } else {
+            *shape == self.shape()
         }
     }
 
     /// How often in ms the kernel collects elements whose time is up; `None` for its own choice (every second). It
     /// walks the whole set for that.
     pub fn gc_interval_ms(self) -> Option<u32> {
-        (self.shape().flags & flags::TIMEOUT != 0).then_some(10_000)
+        match self {
+            Self::Seen(_) => Some(2_000),
+            _ => (self.shape().flags & flags::TIMEOUT != 0).then_some(10_000),
+        }
+    }
+
+    /// A key of a set with keys, in words.
+    pub fn describe(self, key: Key) -> String {
+        let bytes = key.bytes();
+        let index = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        match self {
+            Self::Exclude(set) => set.describe(key),
+            Self::BridgeAddresses => {
+                let hex: Vec<String> = bytes[..6].iter().map(|byte| format!("{byte:02x}")).collect();
+                hex.join(":")
+            }
+            Self::Bridges => format!("{index} . {index}"),
+            _ => index.to_string(),
+        }
+    }
+
+    /// A key of a set with keys as an element in nft's language.
+    pub fn element(self, key: Key) -> String {
+        match self {
+            Self::Exclude(set) => set.element(key),
+            _ => self.describe(key),
+        }
     }
 }
 
@@ -243,8 +329,7 @@ mod tests {
             ExcludeSet::UdpPorts,
             ExcludeSet::Protocols,
         ];
-        let others = [OwnSet::Devices, OwnSet::SlowPath, OwnSet::Assist];
-        for set in exclude.map(OwnSet::Exclude).into_iter().chain(others) {
+        for set in exclude.map(OwnSet::Exclude).into_iter().chain(OwnSet::SINGLE) {
             assert_eq!(OwnSet::named(&set.name()), Some(set));
         }
         for name in

@@ -14,10 +14,9 @@ use super::{
 };
 use crate::{
     core::{
-        model::{
-            CHAIN, FLOWTABLE, IfIndex, IfName, MAX_DEVICES_PER_MESSAGE, OFFLOAD_CHAIN, TABLE, TABLE_COMMENT,
-        },
+        model::{FLOWTABLE, IfIndex, IfName, MAX_DEVICES_PER_MESSAGE, TABLE, TABLE_COMMENT},
         ruleset::{
+            chain::OwnChain,
             plan::Op,
             sets::{Key, OwnSet},
         },
@@ -107,25 +106,25 @@ impl Batch {
                 let payload = new_set(*set, set.shape().size, index);
                 self.push(index, libc::NFT_MSG_NEWSET, NLM_F_CREATE, &payload);
             }
-            Op::AddExcludeSet(set, size) => {
-                let payload = new_set(OwnSet::Exclude(*set), *size, index);
+            Op::AddKeySet(set, size) => {
+                let payload = new_set(*set, *size, index);
                 self.push(index, libc::NFT_MSG_NEWSET, NLM_F_CREATE, &payload);
             }
             Op::DeleteSet(set) => self.push(index, libc::NFT_MSG_DELSET, 0, &named_set(*set)),
-            Op::AddBaseChain { priority } => {
-                let payload = chain(CHAIN)
+            Op::AddBaseChain { chain, priority } => {
+                let payload = self::chain(*chain)
                     .set_str(sys::NFTNL_CHAIN_TYPE, "filter")
-                    .set_u32(sys::NFTNL_CHAIN_HOOKNUM, libc::NF_INET_FORWARD as u32)
+                    .set_u32(sys::NFTNL_CHAIN_HOOKNUM, chain.hook().unwrap_or_default())
                     .set_u32(sys::NFTNL_CHAIN_PRIO, priority.cast_unsigned())
                     .set_u32(sys::NFTNL_CHAIN_POLICY, libc::NF_ACCEPT as u32);
                 self.push(index, libc::NFT_MSG_NEWCHAIN, NLM_F_CREATE, &payload);
             }
-            Op::AddOffloadChain => {
-                self.push(index, libc::NFT_MSG_NEWCHAIN, NLM_F_CREATE, &chain(OFFLOAD_CHAIN));
+            Op::AddChain(chain) => {
+                self.push(index, libc::NFT_MSG_NEWCHAIN, NLM_F_CREATE, &self::chain(*chain));
             }
-            Op::DeleteChain { chain } => self.push(index, libc::NFT_MSG_DELCHAIN, 0, &self::chain(chain)),
+            Op::DeleteChain(chain) => self.push(index, libc::NFT_MSG_DELCHAIN, 0, &self::chain(*chain)),
             Op::AddRule { chain, exprs } => {
-                let mut payload = rule(chain).set(sys::NFTNL_RULE_USERDATA, &marker::rule());
+                let mut payload = rule(*chain).set(sys::NFTNL_RULE_USERDATA, &marker::rule());
                 for instruction in exprs {
                     payload = payload.push(expr::encode(instruction).ok_or_else(|| Rejection {
                         index,
@@ -137,7 +136,7 @@ impl Batch {
                 self.push(index, libc::NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, &payload);
             }
             Op::DeleteRule { chain, handle } => {
-                let payload = rule(chain).set(sys::NFTNL_RULE_HANDLE, &handle.to_ne_bytes());
+                let payload = rule(*chain).set(sys::NFTNL_RULE_HANDLE, &handle.to_ne_bytes());
                 self.push(index, libc::NFT_MSG_DELRULE, 0, &payload);
             }
             Op::AddDevices(names) => {
@@ -157,15 +156,14 @@ impl Batch {
             Op::RemoveIndices(indices) => {
                 self.push_elements(index, libc::NFT_MSG_DELSETELEM, OwnSet::Devices, indices, by_index);
             }
-            Op::AddExcluded(set, keys) => {
-                let length = OwnSet::Exclude(*set).shape().key_len as usize;
+            Op::AddKeys(set, keys) | Op::RemoveKeys(set, keys) => {
+                let kind = match op {
+                    Op::AddKeys(..) => libc::NFT_MSG_NEWSETELEM,
+                    _ => libc::NFT_MSG_DELSETELEM,
+                };
+                let length = set.shape().key_len as usize;
                 let element = |key: &Key| Element::with_key(&key.bytes()[..length]);
-                self.push_elements(index, libc::NFT_MSG_NEWSETELEM, OwnSet::Exclude(*set), keys, element);
-            }
-            Op::RemoveExcluded(set, keys) => {
-                let length = OwnSet::Exclude(*set).shape().key_len as usize;
-                let element = |key: &Key| Element::with_key(&key.bytes()[..length]);
-                self.push_elements(index, libc::NFT_MSG_DELSETELEM, OwnSet::Exclude(*set), keys, element);
+                self.push_elements(index, kind, *set, keys, element);
             }
             Op::AddAssisted { ids, timeout_ms } | Op::AddRevoked { ids, timeout_ms } => {
                 let set = match op {
@@ -227,7 +225,7 @@ impl Batch {
 fn message_count(op: &Op) -> usize {
     match op {
         Op::AddIndices(indices) | Op::RemoveIndices(indices) => indices.len().div_ceil(ELEMENTS_PER_MESSAGE),
-        Op::AddExcluded(_, keys) | Op::RemoveExcluded(_, keys) => keys.len().div_ceil(ELEMENTS_PER_MESSAGE),
+        Op::AddKeys(_, keys) | Op::RemoveKeys(_, keys) => keys.len().div_ceil(ELEMENTS_PER_MESSAGE),
         Op::AddAssisted { ids, .. } | Op::RemoveAssisted(ids) | Op::AddRevoked { ids, .. } => {
             ids.len().div_ceil(ELEMENTS_PER_MESSAGE)
         }
@@ -239,12 +237,12 @@ fn table() -> Table {
     Table::new().set_str(sys::NFTNL_TABLE_NAME, TABLE)
 }
 
-fn chain(name: &str) -> Chain {
-    Chain::new().set_str(sys::NFTNL_CHAIN_TABLE, TABLE).set_str(sys::NFTNL_CHAIN_NAME, name)
+fn chain(chain: OwnChain) -> Chain {
+    Chain::new().set_str(sys::NFTNL_CHAIN_TABLE, TABLE).set_str(sys::NFTNL_CHAIN_NAME, chain.name())
 }
 
-fn rule(chain: &str) -> Rule {
-    Rule::new().set_str(sys::NFTNL_RULE_TABLE, TABLE).set_str(sys::NFTNL_RULE_CHAIN, chain)
+fn rule(chain: OwnChain) -> Rule {
+    Rule::new().set_str(sys::NFTNL_RULE_TABLE, TABLE).set_str(sys::NFTNL_RULE_CHAIN, chain.name())
 }
 
 fn named_set(set: OwnSet) -> Set {

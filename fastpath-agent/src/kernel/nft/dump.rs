@@ -189,7 +189,7 @@ impl Reader<'_> {
                 OwnSet::Devices => self.keys(own, |key| {
                     set.elements.extend(key.try_into().map(|key| IfIndex(u32::from_ne_bytes(key))));
                 })?,
-                OwnSet::Exclude(_) => {
+                own if own.has_keys() => {
                     let same = |other: &&ObservedSet| (&other.name, other.handle) == (&set.name, set.handle);
                     let known = match unread {
                         Unread::Exclusions => continue,
@@ -199,12 +199,12 @@ impl Reader<'_> {
                         set.keys.clone_from(&known.keys);
                         continue;
                     }
-                    self.keys(own, |key| set.keys.push(Key::new(key)))?;
+                    self.keys(own, |key| set.keys.push(Key::new(&key[..key.len().min(Key::MAX)])))?;
                     set.keys.sort_unstable();
                     // Where the dump ran into a change some may come twice.
                     set.keys.dedup();
                 }
-                OwnSet::SlowPath | OwnSet::Assist | OwnSet::Revoked => {}
+                _ => {}
             }
         }
         Ok(sets)

@@ -16,17 +16,20 @@ use nftnl_sys::{
     NFTNL_EXPR_DYNSET_FLAGS as DYNSET_FLAGS, NFTNL_EXPR_DYNSET_OP as DYNSET_OP,
     NFTNL_EXPR_DYNSET_SET_NAME as DYNSET_SET_NAME, NFTNL_EXPR_DYNSET_SREG_DATA as DYNSET_SREG_DATA,
     NFTNL_EXPR_DYNSET_SREG_KEY as DYNSET_SREG_KEY, NFTNL_EXPR_DYNSET_TIMEOUT as DYNSET_TIMEOUT,
+    NFTNL_EXPR_FIB_DREG as FIB_DREG, NFTNL_EXPR_FIB_FLAGS as FIB_FLAGS, NFTNL_EXPR_FIB_RESULT as FIB_RESULT,
     NFTNL_EXPR_FLOW_TABLE_NAME as FLOW_TABLE_NAME, NFTNL_EXPR_IMM_CHAIN as IMM_CHAIN,
     NFTNL_EXPR_IMM_DREG as IMM_DREG, NFTNL_EXPR_IMM_VERDICT as IMM_VERDICT,
     NFTNL_EXPR_LOOKUP_DREG as LOOKUP_DREG, NFTNL_EXPR_LOOKUP_FLAGS as LOOKUP_FLAGS,
     NFTNL_EXPR_LOOKUP_SET as LOOKUP_SET, NFTNL_EXPR_LOOKUP_SREG as LOOKUP_SREG,
-    NFTNL_EXPR_META_DREG as META_DREG, NFTNL_EXPR_META_KEY as META_KEY, NFTNL_EXPR_RT_DREG as RT_DREG,
-    NFTNL_EXPR_RT_KEY as RT_KEY,
+    NFTNL_EXPR_META_DREG as META_DREG, NFTNL_EXPR_META_KEY as META_KEY,
+    NFTNL_EXPR_PAYLOAD_BASE as PAYLOAD_BASE, NFTNL_EXPR_PAYLOAD_DREG as PAYLOAD_DREG,
+    NFTNL_EXPR_PAYLOAD_LEN as PAYLOAD_LEN, NFTNL_EXPR_PAYLOAD_OFFSET as PAYLOAD_OFFSET,
+    NFTNL_EXPR_RT_DREG as RT_DREG, NFTNL_EXPR_RT_KEY as RT_KEY,
 };
 
 use super::object::{ExprObject, ExprRef, MAX_DATA_BYTES};
 use crate::core::ruleset::{
-    expr::{CmpOp, CtKey, Direction, Expr, MetaKey, RtKey, TuplePart},
+    expr::{CmpOp, CtKey, Direction, Expr, MetaKey, PayloadBase, RtKey, TuplePart},
     observed::Counter,
 };
 
@@ -43,6 +46,12 @@ const DYNSET_OP_UPDATE: u32 = 1;
 /// `NFT_DYNSET_F_EXPR` (enum nft_dynset_flags): instructions come in a list, also if there is one. The kernel sets it
 /// where there are several.
 const DYNSET_F_EXPR: u32 = 2;
+/// `NFTA_FIB_F_SADDR`, `_MARK`, `_IIF` and `_PRESENT` (enum nft_fib_flags).
+const FIB_ROUTE_BACK: u32 = 1 | 1 << 2 | 1 << 3 | 1 << 5;
+/// `NFT_FIB_RESULT_OIF` (enum nft_fib_result).
+const FIB_RESULT_OIF: u32 = 1;
+/// `NFT_META_SDIF` (enum nft_meta_keys), younger than libc's list.
+const NFT_META_SDIF: u32 = 33;
 /// `NFT_LOOKUP_F_INV` (enum nft_lookup_flags).
 const LOOKUP_F_INV: u32 = 1;
 /// `NFT_REG_VERDICT`.
@@ -78,18 +87,9 @@ pub(super) fn encode(expr: &Expr) -> Option<ExprObject> {
                 .set(BITWISE_MASK, mask)
                 .set(BITWISE_XOR, xor)
         }
-        Expr::Meta { key, dreg } => ExprObject::new("meta")?
-            .set_u32(
-                META_KEY,
-                match key {
-                    MetaKey::InIfIndex => libc::NFT_META_IIF as u32,
-                    MetaKey::OutIfIndex => libc::NFT_META_OIF as u32,
-                    MetaKey::Mark => libc::NFT_META_MARK as u32,
-                    MetaKey::L4Proto => libc::NFT_META_L4PROTO as u32,
-                    MetaKey::Other(key) => *key,
-                },
-            )
-            .set_u32(META_DREG, *dreg),
+        Expr::Meta { key, dreg } => {
+            ExprObject::new("meta")?.set_u32(META_KEY, meta_number(*key)).set_u32(META_DREG, *dreg)
+        }
         Expr::Rt { key, dreg } => ExprObject::new("rt")?
             .set_u32(
                 RT_KEY,
@@ -108,6 +108,19 @@ pub(super) fn encode(expr: &Expr) -> Option<ExprObject> {
             .set_u32(DYNSET_SREG_KEY, *sreg)
             .set_u32(DYNSET_OP, DYNSET_OP_UPDATE)
             .nest(DYNSET_EXPR, ExprObject::new("counter")?),
+        Expr::Update { set, sreg } => ExprObject::new("dynset")?
+            .set_str(DYNSET_SET_NAME, set)
+            .set_u32(DYNSET_SREG_KEY, *sreg)
+            .set_u32(DYNSET_OP, DYNSET_OP_UPDATE),
+        Expr::Payload { base, offset, len, dreg } => ExprObject::new("payload")?
+            .set_u32(PAYLOAD_BASE, payload_bases().position(|candidate| candidate == *base)? as u32)
+            .set_u32(PAYLOAD_OFFSET, *offset)
+            .set_u32(PAYLOAD_LEN, *len)
+            .set_u32(PAYLOAD_DREG, *dreg),
+        Expr::RouteBack { dreg } => ExprObject::new("fib")?
+            .set_u32(FIB_FLAGS, FIB_ROUTE_BACK)
+            .set_u32(FIB_RESULT, FIB_RESULT_OIF)
+            .set_u32(FIB_DREG, *dreg),
         Expr::Return => verdict(libc::NFT_RETURN)?,
         Expr::Goto { chain } => verdict(libc::NFT_GOTO)?.set_str(IMM_CHAIN, chain),
         Expr::FlowAdd { flowtable } => ExprObject::new("flow_offload")?.set_str(FLOW_TABLE_NAME, flowtable),
@@ -152,16 +165,22 @@ fn known(name: &str, expr: &ExprRef<'_>) -> Option<Expr> {
             mask: expr.get(BITWISE_MASK)?.to_vec(),
             xor: expr.get(BITWISE_XOR)?.to_vec(),
         },
-        "meta" => Expr::Meta {
-            key: match expr.get_u32(META_KEY)? {
-                key if key == libc::NFT_META_IIF as u32 => MetaKey::InIfIndex,
-                key if key == libc::NFT_META_OIF as u32 => MetaKey::OutIfIndex,
-                key if key == libc::NFT_META_MARK as u32 => MetaKey::Mark,
-                key if key == libc::NFT_META_L4PROTO as u32 => MetaKey::L4Proto,
-                key => MetaKey::Other(key),
-            },
-            dreg: expr.get_u32(META_DREG)?,
+        "meta" if expr.has(META_DREG) => {
+            Expr::Meta { key: meta_key(expr.get_u32(META_KEY)?), dreg: expr.get_u32(META_DREG)? }
+        }
+        // A source register makes it write.
+        "payload" if expr.has(PAYLOAD_DREG) => Expr::Payload {
+            base: payload_bases().nth(expr.get_u32(PAYLOAD_BASE)? as usize)?,
+            offset: expr.get_u32(PAYLOAD_OFFSET)?,
+            len: expr.get_u32(PAYLOAD_LEN)?,
+            dreg: expr.get_u32(PAYLOAD_DREG)?,
         },
+        "fib"
+            if (expr.get_u32(FIB_FLAGS), expr.get_u32(FIB_RESULT))
+                == (Some(FIB_ROUTE_BACK), Some(FIB_RESULT_OIF)) =>
+        {
+            Expr::RouteBack { dreg: expr.get_u32(FIB_DREG)? }
+        }
         "rt" => Expr::Rt {
             key: match expr.get_u32(RT_KEY)? {
                 NFT_RT_XFRM => RtKey::Ipsec,
@@ -179,8 +198,13 @@ fn known(name: &str, expr: &ExprRef<'_>) -> Option<Expr> {
                 _ => return None,
             },
         },
-        "dynset" if is_plain_update(expr) => {
-            Expr::UpdateCounter { set: expr.get_str(DYNSET_SET_NAME)?, sreg: expr.get_u32(DYNSET_SREG_KEY)? }
+        "dynset" if is_update(expr) => {
+            let (set, sreg) = (expr.get_str(DYNSET_SET_NAME)?, expr.get_u32(DYNSET_SREG_KEY)?);
+            match expr.nested().as_slice() {
+                [] => Expr::Update { set, sreg },
+                [name] if name == "counter" => Expr::UpdateCounter { set, sreg },
+                _ => return None,
+            }
         }
         "immediate" if expr.get_u32(IMM_DREG) == Some(VERDICT) => {
             match (expr.get_u32(IMM_VERDICT)?.cast_signed(), expr.get_str(IMM_CHAIN)) {
@@ -201,6 +225,7 @@ fn ct_number(key: CtKey) -> (u32, Option<u8>) {
         CtKey::State => (libc::NFT_CT_STATE as u32, None),
         CtKey::Status => (libc::NFT_CT_STATUS as u32, None),
         CtKey::Mark => (libc::NFT_CT_MARK as u32, None),
+        CtKey::Direction => (libc::NFT_CT_DIRECTION as u32, None),
         CtKey::Packets => (libc::NFT_CT_PKTS as u32, None),
         CtKey::Id => (NFT_CT_ID, None),
         CtKey::Tuple(direction, part) => (tuple_part_number(part), Some(direction_number(direction))),
@@ -243,17 +268,49 @@ fn ct_key(expr: &ExprRef<'_>) -> Option<CtKey> {
         let part = parts.into_iter().find(|part| tuple_part_number(*part) == number)?;
         return Some(CtKey::Tuple(direction, part));
     }
-    let known = [CtKey::State, CtKey::Status, CtKey::Mark, CtKey::Packets, CtKey::Id];
+    let known = [CtKey::State, CtKey::Status, CtKey::Mark, CtKey::Direction, CtKey::Packets, CtKey::Id];
     Some(known.into_iter().find(|key| ct_number(*key).0 == number).unwrap_or(CtKey::Other(number)))
 }
 
-/// `update` with the set's own timeout, and with a counter and nothing else to be done to the element.
-fn is_plain_update(expr: &ExprRef<'_>) -> bool {
+/// Number of the key (enum nft_meta_keys).
+fn meta_number(key: MetaKey) -> u32 {
+    let number = match key {
+        MetaKey::InIfIndex => libc::NFT_META_IIF,
+        MetaKey::OutIfIndex => libc::NFT_META_OIF,
+        MetaKey::Mark => libc::NFT_META_MARK,
+        MetaKey::L4Proto => libc::NFT_META_L4PROTO,
+        MetaKey::NfProto => libc::NFT_META_NFPROTO,
+        MetaKey::InIfType => libc::NFT_META_IIFTYPE,
+        MetaKey::SlaveIfIndex => return NFT_META_SDIF,
+        MetaKey::Other(key) => return key,
+    };
+    number.cast_unsigned()
+}
+
+fn meta_key(number: u32) -> MetaKey {
+    let known = [
+        MetaKey::InIfIndex,
+        MetaKey::OutIfIndex,
+        MetaKey::Mark,
+        MetaKey::L4Proto,
+        MetaKey::NfProto,
+        MetaKey::InIfType,
+        MetaKey::SlaveIfIndex,
+    ];
+    known.into_iter().find(|key| meta_number(*key) == number).unwrap_or(MetaKey::Other(number))
+}
+
+/// In the order of enum nft_payload_bases.
+fn payload_bases() -> impl Iterator<Item = PayloadBase> {
+    [PayloadBase::Link, PayloadBase::Network, PayloadBase::Transport].into_iter()
+}
+
+/// `update` with the set's own timeout.
+fn is_update(expr: &ExprRef<'_>) -> bool {
     expr.get_u32(DYNSET_OP) == Some(DYNSET_OP_UPDATE)
         && !expr.has(DYNSET_SREG_DATA)
         && expr.get_u64(DYNSET_TIMEOUT).unwrap_or(0) == 0
         && expr.get_u32(DYNSET_FLAGS).unwrap_or(0) & !DYNSET_F_EXPR == 0
-        && expr.nested().as_deref() == Some("counter")
 }
 
 fn verdict(code: i32) -> Option<ExprObject> {
@@ -273,7 +330,11 @@ fn same(source: u32, destination: u32) -> Option<u32> {
 mod tests {
     use super::*;
     use crate::{
-        core::ruleset::{observed::Owner, rule},
+        core::ruleset::{
+            chain::OwnChain,
+            observed::Owner,
+            rule::{self, Input, Traced},
+        },
         kernel::{
             nfnetlink::Message,
             nft::{
@@ -299,11 +360,21 @@ mod tests {
         exprs
     }
 
+    fn seen(traced: Traced) -> rule::Rule {
+        rule::Rule::Seen { direction: Direction::Original, input: Input::Link, traced }
+    }
+
     #[test]
     fn our_rules_come_back_as_they_were() {
         for rule in [
-            rule::Rule::Assist,
-            rule::Rule::Threshold { threshold: 20 },
+            rule::Rule::Assist { to: OwnChain::Offload },
+            rule::Rule::Threshold { threshold: 20, to: OwnChain::Offload },
+            rule::Rule::Bridged,
+            rule::Rule::MeterOffloaded,
+            rule::Rule::ByDirection(Direction::Original),
+            seen(Traced::Forward),
+            seen(Traced::Postrouting),
+            rule::Rule::Trace { direction: Direction::Reply, input: Input::VrfLink, last: false },
             rule::Rule::OnlyEstablished,
             rule::Rule::SpareIpsec,
             rule::Rule::OnlyManagedInput,
@@ -320,8 +391,15 @@ mod tests {
         let addresses =
             [TuplePart::SourceV4, TuplePart::DestinationV4, TuplePart::SourceV6, TuplePart::DestinationV6];
         let ports = [TuplePart::SourcePort, TuplePart::DestinationPort];
-        let mut keys =
-            vec![CtKey::State, CtKey::Packets, CtKey::Id, CtKey::Status, CtKey::Mark, CtKey::Other(5)];
+        let mut keys = vec![
+            CtKey::State,
+            CtKey::Packets,
+            CtKey::Id,
+            CtKey::Status,
+            CtKey::Mark,
+            CtKey::Direction,
+            CtKey::Other(5),
+        ];
         keys.extend(addresses.map(tuple(Direction::Original)));
         keys.extend(ports.map(tuple(Direction::Reply)));
         let mut exprs: Vec<Expr> = keys.into_iter().map(|key| Expr::Ct { key, dreg: 2 }).collect();

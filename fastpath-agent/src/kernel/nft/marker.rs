@@ -41,15 +41,27 @@ pub(super) fn set(set: OwnSet) -> Vec<u8> {
     match set {
         OwnSet::Devices => return order(HOST_ENDIAN),
         OwnSet::Exclude(ExcludeSet::Protocols) => return order(NO_ORDER),
-        OwnSet::Exclude(_) => return order(BIG_ENDIAN),
-        OwnSet::SlowPath | OwnSet::Assist | OwnSet::Revoked => {}
+        OwnSet::Exclude(_) | OwnSet::BridgeAddresses => return order(BIG_ENDIAN),
+        OwnSet::RuleInputs => return order(HOST_ENDIAN),
+        // Parts have orders of their own.
+        OwnSet::Bridges => return order(NO_ORDER),
+        OwnSet::SlowPath | OwnSet::Assist | OwnSet::Revoked | OwnSet::Seen(_) => {}
     }
     // `typeof ct id`: number of the kind of expression (nft's `EXPR_CT`), then its own data: the key (`NFT_CT_ID`) and
     // no direction.
     let number = |kind: u8, number: u32| entry(kind, &number.to_ne_bytes());
     let ct_id = [number(0, 23), number(1, u32::MAX)].concat();
-    let expression = [number(0, 12), entry(1, &ct_id)].concat();
-    [order(BIG_ENDIAN), entry(SET_KEY_TYPEOF_TYPE, &expression)].concat()
+    let ct_id = [number(0, 12), entry(1, &ct_id)].concat();
+    if let OwnSet::Seen(_) = set {
+        // `typeof ct id . iif . oif`: nft's `EXPR_CONCAT`, its parts numbered; `EXPR_META` with the key.
+        let meta = |key: u32| [number(0, 9), entry(1, &number(0, key))].concat();
+        let interfaces = [libc::NFT_META_IIF, libc::NFT_META_OIF].map(|key| meta(key.cast_unsigned()));
+        let [input, output] = interfaces;
+        let parts = [entry(0, &ct_id), entry(1, &input), entry(2, &output)].concat();
+        let expression = [number(0, 13), entry(1, &parts)].concat();
+        return [order(NO_ORDER), entry(SET_KEY_TYPEOF_TYPE, &expression)].concat();
+    }
+    [order(BIG_ENDIAN), entry(SET_KEY_TYPEOF_TYPE, &ct_id)].concat()
 }
 
 /// Whose object it is that carries this user data.

@@ -428,8 +428,8 @@ impl ExprRef<'_> {
         Some(u64::from_ne_bytes(self.get(attribute)?.try_into().ok()?))
     }
 
-    /// Kernel name of the only instruction inside this one; `None` if there isn't just one.
-    pub(super) fn nested(&self) -> Option<String> {
+    /// Kernel names of the instructions inside this one, in order.
+    pub(super) fn nested(&self) -> Vec<String> {
         let mut names: Vec<Option<String>> = Vec::new();
         unsafe extern "C" fn each(expr: *mut sys::nftnl_expr, names: *mut c_void) -> i32 {
             // SAFETY: libnftnl hands back what it was given below; `expr` lives as long as the rule.
@@ -441,10 +441,7 @@ impl ExprRef<'_> {
         }
         // SAFETY: `each` is called before this returns, with `names`.
         unsafe { sys::nftnl_expr_expr_foreach(self.0.as_ptr(), Some(each), (&raw mut names).cast()) };
-        match names.as_mut_slice() {
-            [name] => name.take(),
-            _ => None,
-        }
+        names.into_iter().map(Option::unwrap_or_default).collect()
     }
 
     pub(super) fn get_str(&self, attribute: u32) -> Option<String> {

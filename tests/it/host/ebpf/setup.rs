@@ -183,6 +183,7 @@ pub(crate) fn ethernet_link(name: &str) -> Link {
         kind: None,
         master: None,
         lower: None,
+        address: None,
         mtu: 1500,
         ethernet: true,
     }

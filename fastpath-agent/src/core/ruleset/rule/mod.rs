@@ -1,22 +1,29 @@
 //! The rules of our chains: what each says in nft's words and in the kernel's instructions.
 
-use std::{
-    fmt,
-    net::{Ipv4Addr, Ipv6Addr},
-};
+use std::fmt;
 
 use super::{
+    chain::OwnChain,
     exclude::Mark,
-    expr::{CmpOp, CtKey, Direction, Expr, MetaKey, RtKey, TuplePart},
+    expr::{CmpOp, CtKey, Direction, Expr, MetaKey, RtKey},
+    matching::Matches,
     sets::{ExcludeSet, OwnSet},
 };
-use crate::core::model::{FLOWTABLE, OFFLOAD_CHAIN};
+use crate::core::model::FLOWTABLE;
+
+mod evidence;
+mod excluded;
+
+pub use evidence::{Input, Traced};
+use excluded::{excluded, masked, write_excluded};
 
 /// Register that our rules use (`NFT_REG_1`).
 const REG: u32 = 1;
 /// Value of `ct state established` (`NF_CT_STATE_BIT(IP_CT_ESTABLISHED)`); a packet has one state.
 const CT_STATE_ESTABLISHED: u32 = 1 << 1;
 
+/// Bit of `ct status` that the flowtable sets (`IPS_OFFLOAD`), which nft has no word for.
+const STATUS_OFFLOAD: u32 = 1 << 14;
 /// Bit of `ct status snat` (`IPS_SRC_NAT`): the reply's destination isn't the original's source.
 const STATUS_SNAT: u32 = 1 << 4;
 /// Bit of `ct status dnat` (`IPS_DST_NAT`): the reply's source isn't the original's destination.
@@ -46,18 +53,23 @@ pub enum Marked {
 
 /// A rule of our chains. Printed as `nft` writes it.
 ///
-/// The first two stand in the base chain, so that packets of short flows end at one comparison; all others in the
+/// The first two stand in the base chains, so that packets of short flows end at one comparison; those after them in the
 /// chain behind it, in the order in which they are listed here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rule {
     /// Takes up connections that the agent has listed. Only those that are older than the first rule with `ct packets`
     /// have no packet counters: any other flow ends at the comparison with 0, also one that got the conntrack id of a
     /// listed one.
-    Assist,
-    /// Takes up flows that have had more than `threshold` packets, both directions counted.
+    Assist {
+        /// Where their packets go.
+        to: OwnChain,
+    },
+    /// Takes up flows from their last packet before the threshold is passed on: that one leaves its trace.
     Threshold {
-        /// Packets of both directions.
+        /// Packets of both directions, at least 1.
         threshold: u32,
+        /// Where their packets go.
+        to: OwnChain,
     },
     /// Flows that were revoked stay on the normal path. Each packet counts as a reason to remember that, so that it is
     /// forgotten only when the flow is gone.
@@ -71,6 +83,9 @@ pub enum Rule {
     OnlyManagedInput,
     /// So do those that leave elsewhere.
     OnlyManagedOutput,
+    /// So do packets that a bridge forwards within itself and shows to the forward hook (br_netfilter): in and out are the
+    /// bridge, and the Ethernet destination isn't an address of a bridge.
+    Bridged,
     /// Flows with a key of this set at this end stay on the normal path.
     Excluded {
         /// A set of networks or of ports.
@@ -87,6 +102,48 @@ pub enum Rule {
         /// Whose.
         of: Marked,
     },
+    /// Counts packets of offloaded flows that are on the forward path all the same, flow by flow.
+    MeterOffloaded,
+    /// Sends packets on by their direction.
+    ByDirection(Direction),
+    /// A packet that leaves by an interface which policy rules name as input leaves its trace only: the kernel doesn't
+    /// evaluate those rules when it guesses the other direction's route.
+    RuleInput {
+        /// This packet's direction.
+        direction: Direction,
+        /// Where traces are left.
+        traced: Traced,
+    },
+    /// So does a packet whose other direction a policy rule could decide by what the guess doesn't have.
+    Unguessed {
+        /// The rule's conditions, turned round.
+        matches: Matches,
+        /// This packet's direction.
+        direction: Direction,
+        /// Where traces are left.
+        traced: Traced,
+    },
+    /// Goes on to offer the flow if a packet of the other direction was accepted over the mirrored interfaces, and if the
+    /// route back to this packet's source leads out where it came in.
+    Seen {
+        /// This packet's direction.
+        direction: Direction,
+        /// Where the input interface is read.
+        input: Input,
+        /// Where traces are left.
+        traced: Traced,
+    },
+    /// Leaves the packet's trace.
+    Trace {
+        /// Its direction.
+        direction: Direction,
+        /// Where the input interface is read.
+        input: Input,
+        /// The chain's last rule: no `return` behind it.
+        last: bool,
+    },
+    /// Leaves the packet's trace if it is of the original direction.
+    TraceOriginal,
     /// Offloads the flow. `flow add` ends the rule where the flow can't be offloaded or is already, so the counter
     /// counts offloads, and what comes after sees the other packets only.
     Offload,
@@ -100,19 +157,20 @@ impl Rule {
         let packets = Expr::Ct { key: CtKey::Packets, dreg: REG };
         let id = Expr::Ct { key: CtKey::Id, dreg: REG };
         let cmp = |op, data: &[u8]| Expr::Cmp { sreg: REG, op, data: data.to_vec() };
-        let goto = Expr::Goto { chain: OFFLOAD_CHAIN.to_owned() };
+        let goto = |chain: &OwnChain| Expr::Goto { chain: chain.name().to_owned() };
+        let count = || Expr::UpdateCounter { set: OwnSet::SlowPath.name().into_owned(), sreg: REG };
         let lookup =
             |set: OwnSet, inverted| Expr::Lookup { set: set.name().into_owned(), sreg: REG, inverted };
         match self {
-            Self::Assist => {
-                vec![packets, cmp(CmpOp::Eq, &[0; 8]), id, lookup(OwnSet::Assist, false), goto]
+            Self::Assist { to } => {
+                vec![packets, cmp(CmpOp::Eq, &[0; 8]), id, lookup(OwnSet::Assist, false), goto(to)]
             }
-            Self::Threshold { threshold } => vec![
+            Self::Threshold { threshold, to } => vec![
                 packets,
                 // Greater-than compares bytes in order, so the value has to be big-endian first.
                 Expr::HostToNet { reg: REG, size: 8, len: 8 },
-                cmp(CmpOp::Gt, &u64::from(*threshold).to_be_bytes()),
-                goto,
+                cmp(CmpOp::Gt, &u64::from(threshold.saturating_sub(1)).to_be_bytes()),
+                goto(to),
             ],
             Self::Revoked => {
                 let set = OwnSet::Revoked.name().into_owned();
@@ -156,20 +214,37 @@ impl Rule {
             Self::Offload => {
                 vec![Expr::FlowAdd { flowtable: FLOWTABLE.to_owned() }, Expr::Counter, Expr::Return]
             }
-            Self::Meter => {
-                vec![id, Expr::UpdateCounter { set: OwnSet::SlowPath.name().into_owned(), sreg: REG }]
+            Self::Meter => vec![id, count()],
+            Self::MeterOffloaded => vec![
+                Expr::Ct { key: CtKey::Status, dreg: REG },
+                masked(&STATUS_OFFLOAD.to_ne_bytes()),
+                cmp(CmpOp::Neq, &[0; 4]),
+                id,
+                count(),
+                Expr::Return,
+            ],
+            Self::Bridged => evidence::bridged(),
+            Self::ByDirection(direction) => evidence::by_direction(*direction),
+            Self::RuleInput { direction, traced } => evidence::rule_input(*direction, *traced),
+            Self::Unguessed { matches, direction, traced } => {
+                evidence::unguessed(matches, *direction, *traced)
             }
+            Self::Seen { direction, input, traced } => evidence::seen(*direction, *input, *traced),
+            Self::Trace { direction, input, last } => evidence::trace(*direction, *input, *last),
+            Self::TraceOriginal => evidence::trace_original(),
         }
     }
 
     /// The rule that these instructions are; `None` for any that we wouldn't write.
     pub fn recognise(exprs: &[Expr]) -> Option<Self> {
         let candidates = match exprs {
-            [_, Expr::HostToNet { .. }, Expr::Cmp { data, .. }, ..] => {
+            [_, Expr::HostToNet { .. }, Expr::Cmp { data, .. }, Expr::Goto { chain }] => {
                 let packets = u64::from_be_bytes(data.as_slice().try_into().ok()?);
-                vec![Self::Threshold { threshold: u32::try_from(packets).ok()? }]
+                let threshold = u32::try_from(packets.checked_add(1)?).ok()?;
+                vec![Self::Threshold { threshold, to: OwnChain::named(chain)? }]
             }
             [.., Expr::Lookup { set, .. }, Expr::Return] => match OwnSet::named(set)? {
+                OwnSet::BridgeAddresses | OwnSet::RuleInputs => evidence::candidates(exprs),
                 OwnSet::Exclude(ExcludeSet::Protocols) => vec![Self::ExcludedProtocol],
                 OwnSet::Exclude(set) => End::ALL.map(|end| Self::Excluded { set, end }).into(),
                 _ => vec![Self::OnlyManagedInput, Self::OnlyManagedOutput],
@@ -185,14 +260,18 @@ impl Rule {
                     .into()
             }
             _ => {
-                vec![
-                    Self::Assist,
+                let mut rules = vec![
+                    Self::Assist { to: OwnChain::Offload },
+                    Self::Assist { to: OwnChain::Trace },
                     Self::Revoked,
                     Self::OnlyEstablished,
                     Self::SpareIpsec,
+                    Self::MeterOffloaded,
                     Self::Offload,
                     Self::Meter,
-                ]
+                ];
+                rules.extend(evidence::candidates(exprs));
+                rules
             }
         };
         candidates.into_iter().find(|rule| rule.exprs() == exprs)
@@ -201,6 +280,17 @@ impl Rule {
     /// Takes flows out that aren't to be offloaded, whatever else they are.
     pub fn is_exclusion(&self) -> bool {
         matches!(self, Self::Excluded { .. } | Self::ExcludedProtocol | Self::ExcludedMark { .. })
+    }
+
+    /// Keeps packets from offloading their flow: flows that are in the flowtable when it comes have to leave it.
+    pub fn is_guard(&self) -> bool {
+        self.is_exclusion()
+            || matches!(
+                self,
+                Self::RuleInput { .. }
+                    | Self::Unguessed { .. }
+                    | Self::Seen { traced: Traced::Postrouting, .. }
+            )
     }
 }
 
@@ -234,60 +324,14 @@ fn is_mark(expr: &Expr) -> bool {
     matches!(expr, Expr::Meta { key: MetaKey::Mark, .. } | Expr::Ct { key: CtKey::Mark, .. })
 }
 
-fn masked(mask: &[u8]) -> Expr {
-    Expr::Bitwise { reg: REG, mask: mask.to_vec(), xor: vec![0; mask.len()] }
-}
-
-/// Mask of a prefix of `length` bits in so many bytes.
-fn prefix_mask(length: u8, bytes: usize) -> Vec<u8> {
-    (0..bytes)
-        .map(|byte| {
-            u8::MAX.checked_shl(8 - u32::from(length).saturating_sub(8 * byte as u32).min(8)).unwrap_or(0)
-        })
-        .collect()
-}
-
-fn excluded(set: ExcludeSet, end: End) -> Vec<Expr> {
-    let cmp = |op, data: &[u8]| Expr::Cmp { sreg: REG, op, data: data.to_vec() };
-    let mut exprs = Vec::new();
-    let protocol = match set {
-        ExcludeSet::TcpPorts => Some(crate::core::flow::connection::TCP),
-        ExcludeSet::UdpPorts => Some(crate::core::flow::connection::UDP),
-        _ => None,
-    };
-    if let Some(protocol) = protocol {
-        exprs.extend([Expr::Meta { key: MetaKey::L4Proto, dreg: REG }, cmp(CmpOp::Eq, &[protocol])]);
-    }
-    if let Some(bit) = end.nat() {
-        exprs.extend([
-            Expr::Ct { key: CtKey::Status, dreg: REG },
-            masked(&bit.to_ne_bytes()),
-            cmp(CmpOp::Neq, &[0; 4]),
-        ]);
-    }
-    let (part, mask) = match (set, end.is_source()) {
-        (ExcludeSet::V4(length), true) => (TuplePart::SourceV4, prefix_mask(length, 4)),
-        (ExcludeSet::V4(length), false) => (TuplePart::DestinationV4, prefix_mask(length, 4)),
-        (ExcludeSet::V6(length), true) => (TuplePart::SourceV6, prefix_mask(length, 16)),
-        (ExcludeSet::V6(length), false) => (TuplePart::DestinationV6, prefix_mask(length, 16)),
-        (_, true) => (TuplePart::SourcePort, Vec::new()),
-        (_, false) => (TuplePart::DestinationPort, Vec::new()),
-    };
-    exprs.push(Expr::Ct { key: CtKey::Tuple(end.direction(), part), dreg: REG });
-    if mask.iter().any(|byte| *byte != u8::MAX) {
-        exprs.push(masked(&mask));
-    }
-    let set = OwnSet::Exclude(set).name().into_owned();
-    exprs.extend([Expr::Lookup { set, sreg: REG, inverted: false }, Expr::Return]);
-    exprs
-}
-
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (devices, slow_path) = (OwnSet::Devices, OwnSet::SlowPath);
         match self {
-            Self::Assist => write!(f, "ct packets 0 ct id @{} goto {OFFLOAD_CHAIN}", OwnSet::Assist),
-            Self::Threshold { threshold } => write!(f, "ct packets > {threshold} goto {OFFLOAD_CHAIN}"),
+            Self::Assist { to } => write!(f, "ct packets 0 ct id @{} goto {to}", OwnSet::Assist),
+            Self::Threshold { threshold, to } => {
+                write!(f, "ct packets > {} goto {to}", threshold.saturating_sub(1))
+            }
             Self::Revoked => {
                 let set = OwnSet::Revoked;
                 write!(f, "ct id @{set} update @{set} {{ ct id counter }} return")
@@ -312,44 +356,12 @@ impl fmt::Display for Rule {
             }
             Self::Offload => write!(f, "flow add @{FLOWTABLE} counter return"),
             Self::Meter => write!(f, "update @{slow_path} {{ ct id counter }}"),
-        }
-    }
-}
-
-fn write_excluded(f: &mut fmt::Formatter<'_>, set: ExcludeSet, end: End) -> fmt::Result {
-    match set {
-        ExcludeSet::TcpPorts => write!(f, "meta l4proto tcp ")?,
-        ExcludeSet::UdpPorts => write!(f, "meta l4proto udp ")?,
-        _ => {}
-    }
-    match end.nat() {
-        Some(STATUS_SNAT) => write!(f, "ct status snat ")?,
-        Some(_) => write!(f, "ct status dnat ")?,
-        None => {}
-    }
-    let direction = match end.direction() {
-        Direction::Original => "original",
-        Direction::Reply => "reply",
-    };
-    let side = if end.is_source() { "s" } else { "d" };
-    match set {
-        ExcludeSet::V4(length) => {
-            write!(f, "ct {direction} ip {side}addr ")?;
-            if length < 32 {
-                let mask: [u8; 4] = prefix_mask(length, 4).try_into().expect("as long as asked for");
-                write!(f, "& {} == ", Ipv4Addr::from(mask))?;
+            Self::MeterOffloaded => {
+                write!(f, "ct status {STATUS_OFFLOAD:#x} update @{slow_path} {{ ct id counter }} return")
             }
+            evidence => f.write_str(&evidence::text(evidence).unwrap_or_default()),
         }
-        ExcludeSet::V6(length) => {
-            write!(f, "ct {direction} ip6 {side}addr ")?;
-            if length < 128 {
-                let mask: [u8; 16] = prefix_mask(length, 16).try_into().expect("as long as asked for");
-                write!(f, "& {} == ", Ipv6Addr::from(mask))?;
-            }
-        }
-        _ => write!(f, "ct {direction} proto-{} ", if end.is_source() { "src" } else { "dst" })?,
     }
-    write!(f, "@{} return", OwnSet::Exclude(set))
 }
 
 #[cfg(test)]
@@ -359,9 +371,11 @@ mod tests {
     #[test]
     fn a_rule_is_recognised_by_its_instructions() {
         let mut rules = vec![
-            Rule::Assist,
-            Rule::Threshold { threshold: 1 },
-            Rule::Threshold { threshold: u32::MAX },
+            Rule::Assist { to: OwnChain::Offload },
+            Rule::Assist { to: OwnChain::Trace },
+            Rule::Threshold { threshold: 1, to: OwnChain::Offload },
+            Rule::Threshold { threshold: u32::MAX, to: OwnChain::Trace },
+            Rule::MeterOffloaded,
             Rule::OnlyEstablished,
             Rule::SpareIpsec,
             Rule::OnlyManagedInput,
@@ -382,21 +396,24 @@ mod tests {
         for mark in [Mark { value: 1, mask: u32::MAX }, Mark { value: 0x10, mask: 0xff }] {
             rules.extend([Marked::Packet, Marked::Connection].map(|of| Rule::ExcludedMark { mark, of }));
         }
+        rules.extend(evidence::candidates(&[]));
+        let matches = Matches(vec![super::super::matching::Match::Family { ipv6: true }]);
+        for traced in [Traced::Forward, Traced::Postrouting] {
+            let matches = matches.clone();
+            rules.push(Rule::Unguessed { matches, direction: Direction::Reply, traced });
+        }
+        // Those of which a part is a rule of ours too.
+        let whole = |rule: &Rule| !matches!(rule, Rule::Trace { last: false, .. } | Rule::ByDirection(_));
         for rule in rules {
-            assert_eq!(Rule::recognise(&rule.exprs()), Some(rule.clone()));
+            // A guard without a trace is the same for both directions.
+            let recognised = Rule::recognise(&rule.exprs());
+            assert_eq!(recognised.as_ref().map(Rule::exprs), Some(rule.exprs()), "{rule}: {recognised:?}");
             let mut changed = rule.exprs();
             changed.pop();
-            assert_eq!(Rule::recognise(&changed), None, "{rule}");
+            if whole(&rule) {
+                assert_ne!(Rule::recognise(&changed), Some(rule.clone()), "{rule}");
+            }
         }
         assert_eq!(Rule::recognise(&[Expr::Counter]), None);
-    }
-
-    #[test]
-    fn masks_of_prefixes() {
-        assert_eq!(prefix_mask(0, 4), [0, 0, 0, 0]);
-        assert_eq!(prefix_mask(9, 4), [255, 128, 0, 0]);
-        assert_eq!(prefix_mask(24, 4), [255, 255, 255, 0]);
-        assert_eq!(prefix_mask(32, 4), [255; 4]);
-        assert_eq!(prefix_mask(128, 16), [255; 16]);
     }
 }

@@ -1,0 +1,276 @@
+//! Evidence of both directions: the rules by which a packet offloads its flow only if a packet of the other direction was
+//! accepted over the mirrored interfaces, and leaves a trace for that one otherwise.
+//!
+//! The flowtable takes both directions at once and guesses the other one's route from this packet. Without evidence a
+//! deny of one direction is never enforced, and asymmetric routes become black holes.
+
+use super::{REG, Rule};
+use crate::core::ruleset::{
+    chain::OwnChain,
+    expr::{CmpOp, CtKey, Direction, Expr, MetaKey},
+    matching::Matches,
+    sets::OwnSet,
+};
+
+/// Registers of a key's second and third part (`NFT_REG32_01` and `_02`: 4 bytes each behind [`REG`]).
+const SECOND: u32 = 9;
+const THIRD: u32 = 10;
+/// `ARPHRD_ETHER`.
+const ETHERNET: u16 = 1;
+
+/// Where a packet's input interface is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// `iif`.
+    Link,
+    /// `meta sdif`, of a link in a VRF: there `iif` is the VRF's device.
+    VrfLink,
+}
+
+/// Where traces are left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Traced {
+    /// In the forward hook.
+    Forward,
+    /// In the postrouting hook, by packets that leave the node: then a flow needs a trace of this packet's direction too.
+    Postrouting,
+}
+
+impl Input {
+    fn key(self) -> MetaKey {
+        match self {
+            Self::Link => MetaKey::InIfIndex,
+            Self::VrfLink => MetaKey::SlaveIfIndex,
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Link => "iif",
+            Self::VrfLink => "meta sdif",
+        }
+    }
+
+    /// The condition that the packet has such an input interface.
+    fn condition(self) -> Vec<Expr> {
+        match self {
+            Self::Link => Vec::new(),
+            Self::VrfLink => vec![
+                Expr::Meta { key: MetaKey::SlaveIfIndex, dreg: REG },
+                Expr::Cmp { sreg: REG, op: CmpOp::Neq, data: vec![0; 4] },
+            ],
+        }
+    }
+
+    fn condition_text(self) -> &'static str {
+        match self {
+            Self::Link => "",
+            Self::VrfLink => "meta sdif != 0 ",
+        }
+    }
+
+    /// `ct id . iif . oif`.
+    fn own(self) -> Vec<Expr> {
+        key(self.key(), MetaKey::OutIfIndex)
+    }
+
+    /// `ct id . oif . iif`.
+    fn mirrored(self) -> Vec<Expr> {
+        key(MetaKey::OutIfIndex, self.key())
+    }
+}
+
+impl Input {
+    /// Where traces are left in the postrouting hook `meta sdif` isn't to be had there: the VRF stands for its links, so
+    /// that the other direction is known by the VRF and by the link that it left by.
+    fn mirrored_behind_postrouting(self) -> Vec<Expr> {
+        match self {
+            Self::Link => self.mirrored(),
+            Self::VrfLink => key(MetaKey::InIfIndex, MetaKey::SlaveIfIndex),
+        }
+    }
+
+    fn mirrored_text(self, traced: Traced) -> &'static str {
+        match (self, traced) {
+            (Self::Link, _) => "ct id . oif . iif",
+            (Self::VrfLink, Traced::Forward) => "ct id . oif . meta sdif",
+            (Self::VrfLink, Traced::Postrouting) => "ct id . iif . meta sdif",
+        }
+    }
+}
+
+fn key(second: MetaKey, third: MetaKey) -> Vec<Expr> {
+    vec![
+        Expr::Ct { key: CtKey::Id, dreg: REG },
+        Expr::Meta { key: second, dreg: SECOND },
+        Expr::Meta { key: third, dreg: THIRD },
+    ]
+}
+
+fn lookup(set: OwnSet, inverted: bool) -> Expr {
+    Expr::Lookup { set: set.name().into_owned(), sreg: REG, inverted }
+}
+
+fn goto(chain: OwnChain) -> Expr {
+    Expr::Goto { chain: chain.name().to_owned() }
+}
+
+/// See [`Rule::Seen`].
+pub(super) fn seen(direction: Direction, input: Input, traced: Traced) -> Vec<Expr> {
+    let mut exprs = input.condition();
+    match traced {
+        Traced::Forward => {
+            exprs.extend(input.mirrored());
+            exprs.push(lookup(OwnSet::Seen(direction.other()), false));
+        }
+        Traced::Postrouting => {
+            exprs.extend(input.mirrored_behind_postrouting());
+            exprs.push(lookup(OwnSet::Seen(direction.other()), false));
+            exprs.extend(Input::Link.own());
+            exprs.push(lookup(OwnSet::Seen(direction), false));
+        }
+    }
+    exprs.extend([
+        Expr::RouteBack { dreg: REG },
+        Expr::Cmp { sreg: REG, op: CmpOp::Eq, data: 1_u32.to_ne_bytes().to_vec() },
+        goto(OwnChain::Offer),
+    ]);
+    exprs
+}
+
+/// See [`Rule::Trace`].
+pub(super) fn trace(direction: Direction, input: Input, last: bool) -> Vec<Expr> {
+    let mut exprs = input.condition();
+    exprs.extend(input.own());
+    exprs.push(Expr::Update { set: OwnSet::Seen(direction).name().into_owned(), sreg: REG });
+    exprs.extend((!last).then_some(Expr::Return));
+    exprs
+}
+
+/// What keeps a packet from offloading its flow and lets it leave its trace all the same.
+fn spared(direction: Direction, traced: Traced) -> Vec<Expr> {
+    match traced {
+        Traced::Forward => trace(direction, Input::Link, false),
+        Traced::Postrouting => vec![Expr::Return],
+    }
+}
+
+/// See [`Rule::RuleInput`].
+pub(super) fn rule_input(direction: Direction, traced: Traced) -> Vec<Expr> {
+    let mut exprs =
+        vec![Expr::Meta { key: MetaKey::OutIfIndex, dreg: REG }, lookup(OwnSet::RuleInputs, false)];
+    exprs.extend(spared(direction, traced));
+    exprs
+}
+
+/// See [`Rule::Unguessed`].
+pub(super) fn unguessed(matches: &Matches, direction: Direction, traced: Traced) -> Vec<Expr> {
+    let mut exprs = matches.exprs();
+    exprs.extend(spared(direction, traced));
+    exprs
+}
+
+/// See [`Rule::ByDirection`].
+pub(super) fn by_direction(direction: Direction) -> Vec<Expr> {
+    match direction {
+        Direction::Original => {
+            let mut exprs = is_original();
+            exprs.push(goto(OwnChain::Original));
+            exprs
+        }
+        Direction::Reply => vec![goto(OwnChain::Reply)],
+    }
+}
+
+/// See [`Rule::TraceOriginal`].
+pub(super) fn trace_original() -> Vec<Expr> {
+    let mut exprs = is_original();
+    exprs.extend(trace(Direction::Original, Input::Link, false));
+    exprs
+}
+
+fn is_original() -> Vec<Expr> {
+    vec![Expr::Ct { key: CtKey::Direction, dreg: REG }, Expr::Cmp { sreg: REG, op: CmpOp::Eq, data: vec![0] }]
+}
+
+/// See [`Rule::Bridged`].
+pub(super) fn bridged() -> Vec<Expr> {
+    vec![
+        Expr::Meta { key: MetaKey::InIfIndex, dreg: REG },
+        Expr::Meta { key: MetaKey::OutIfIndex, dreg: SECOND },
+        lookup(OwnSet::Bridges, false),
+        Expr::Meta { key: MetaKey::InIfType, dreg: REG },
+        Expr::Cmp { sreg: REG, op: CmpOp::Eq, data: ETHERNET.to_ne_bytes().to_vec() },
+        Expr::Payload { base: crate::core::ruleset::expr::PayloadBase::Link, offset: 0, len: 6, dreg: REG },
+        lookup(OwnSet::BridgeAddresses, true),
+        Expr::Return,
+    ]
+}
+
+/// Rules of this kind that these instructions could be, each to be compared with them.
+pub(super) fn candidates(exprs: &[Expr]) -> Vec<Rule> {
+    let mut rules = vec![Rule::Bridged, Rule::TraceOriginal];
+    for direction in Direction::ALL {
+        rules.push(Rule::ByDirection(direction));
+        for input in [Input::Link, Input::VrfLink] {
+            rules.extend([false, true].map(|last| Rule::Trace { direction, input, last }));
+        }
+        for traced in [Traced::Forward, Traced::Postrouting] {
+            rules.push(Rule::RuleInput { direction, traced });
+            rules.extend([Input::Link, Input::VrfLink].map(|input| Rule::Seen { direction, input, traced }));
+            let rest = exprs.len().checked_sub(spared(direction, traced).len());
+            let matches = rest.and_then(|length| Matches::recognise(&exprs[..length]));
+            rules.extend(matches.map(|matches| Rule::Unguessed { matches, direction, traced }));
+        }
+    }
+    rules
+}
+
+/// The rule as `nft` writes it.
+pub(super) fn text(rule: &Rule) -> Option<String> {
+    let seen = |direction| OwnSet::Seen(direction);
+    let spared = |direction: Direction, traced| match traced {
+        Traced::Forward => format!("update @{} {{ ct id . iif . oif }} return", seen(direction)),
+        Traced::Postrouting => "return".to_owned(),
+    };
+    Some(match rule {
+        Rule::Seen { direction, input, traced } => {
+            let own = match traced {
+                Traced::Forward => String::new(),
+                Traced::Postrouting => format!("ct id . iif . oif @{} ", seen(*direction)),
+            };
+            format!(
+                "{}{} @{} {own}fib saddr . mark . iif oif exists goto {}",
+                input.condition_text(),
+                input.mirrored_text(*traced),
+                seen(direction.other()),
+                OwnChain::Offer
+            )
+        }
+        Rule::Trace { direction, input, last } => format!(
+            "{}update @{} {{ ct id . {} . oif }}{}",
+            input.condition_text(),
+            seen(*direction),
+            input.word(),
+            if *last { "" } else { " return" }
+        ),
+        Rule::TraceOriginal => format!(
+            "ct direction original update @{} {{ ct id . iif . oif }} return",
+            seen(Direction::Original)
+        ),
+        Rule::RuleInput { direction, traced } => {
+            format!("oif @{} {}", OwnSet::RuleInputs, spared(*direction, *traced))
+        }
+        Rule::Unguessed { matches, direction, traced } => {
+            format!("{matches} {}", spared(*direction, *traced))
+        }
+        Rule::ByDirection(Direction::Original) => {
+            format!("ct direction original goto {}", OwnChain::Original)
+        }
+        Rule::ByDirection(Direction::Reply) => format!("goto {}", OwnChain::Reply),
+        Rule::Bridged => {
+            format!("iif . oif @{} ether daddr != @{} return", OwnSet::Bridges, OwnSet::BridgeAddresses)
+        }
+        _ => return None,
+    })
+}
