@@ -349,7 +349,7 @@ fn a_table_of_the_first_version_is_upgraded_under_offloaded_flows() {
     topology.assert_accelerated(&mut flow);
     let after = table::listing(node).expect("a table");
     let threshold = Rule::Threshold { threshold: 20, to: OwnChain::Offload };
-    for line in [threshold, Rule::OnlyEstablished, Rule::Meter] {
+    for line in [threshold, Rule::OnlyEstablished, Rule::MeterOffloaded] {
         assert!(after.contains(&line.to_string()), "no {line} in {after}");
     }
     assert!(!after.contains("ct packets > 20 ct state"), "{after}");

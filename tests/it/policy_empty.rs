@@ -11,7 +11,15 @@ use std::{
 use fastpath_agent::{
     core::{
         model::{IfName, MAX_DEVICES_PER_MESSAGE},
-        ruleset::{chain::OwnChain, empty::empty, observed::Observed, plan::Op, rule::Rule, sets::OwnSet},
+        ruleset::{
+            chain::OwnChain,
+            empty::empty,
+            expr::Direction,
+            observed::Observed,
+            plan::Op,
+            rule::{Input, Rule, Traced},
+            sets::OwnSet,
+        },
     },
     kernel::{
         Ruleset,
@@ -23,7 +31,7 @@ use fastpath_tests::{
     netns::Netns,
     table,
     topology::{Family, Layout, Nat, Topology},
-    traffic::{Direction, Proto},
+    traffic::{self, Proto},
 };
 
 /// Reads our table and gives the operations that empty its flowtable.
@@ -145,8 +153,8 @@ fn streams_lose_nothing_and_keep_their_order_while_it_is_emptied_again_and_again
             let mut flow = topology.open(Proto::Tcp, Family::V6, 7002);
             let mut bytes = 0;
             while !stop.load(Ordering::Relaxed) {
-                flow.transfer(Direction::Upload, 1 << 20).expect("intact");
-                flow.transfer(Direction::Download, 1 << 20).expect("intact");
+                flow.transfer(traffic::Direction::Upload, 1 << 20).expect("intact");
+                flow.transfer(traffic::Direction::Download, 1 << 20).expect("intact");
                 bytes += 2 << 20;
             }
             bytes
@@ -207,11 +215,13 @@ fn a_thousand_devices_do_not_make_it_slow_and_nobody_loses_announcements() {
             let mut install = vec![
                 Op::AddTable,
                 Op::AddFlowtable { priority: 0, counter: true, hw_offload: false },
-                Op::AddSet(OwnSet::SlowPath),
-                Op::AddChain(OwnChain::Offer),
+                Op::AddSet(OwnSet::Seen(Direction::Reply)),
+                Op::AddChain(OwnChain::Original),
             ];
-            for rule in [Rule::OnlyEstablished, Rule::Offload, Rule::Meter] {
-                install.push(Op::AddRule { chain: OwnChain::Offer, exprs: rule.exprs() });
+            let (direction, input) = (Direction::Original, Input::Link);
+            let seen = Rule::Seen { direction, input, traced: Traced::Forward };
+            for rule in [Rule::OnlyEstablished, seen] {
+                install.push(Op::AddRule { chain: OwnChain::Original, exprs: rule.exprs() });
             }
             install.extend(names.chunks(MAX_DEVICES_PER_MESSAGE).map(|c| Op::AddDevices(c.to_vec())));
             let generation = nft.observe().expect("observe").generation;

@@ -54,7 +54,8 @@ fn parts_of_the_table() {
         "flush set inet kindnet-fastpath kindnet-set-devices",
         "flush chain inet kindnet-fastpath kindnet-fastpath-chain
          delete chain inet kindnet-fastpath kindnet-fastpath-chain",
-        "flush chain inet kindnet-fastpath kindnet-offload-chain
+        "flush chain inet kindnet-fastpath kindnet-original-chain
+         flush chain inet kindnet-fastpath kindnet-reply-chain
          delete flowtable inet kindnet-fastpath kindnet-flowtables",
     ]);
 }
@@ -63,7 +64,7 @@ fn parts_of_the_table() {
 fn a_device_the_set_and_the_table() {
     puts_back(&[
         "delete flowtable inet kindnet-fastpath kindnet-flowtables {
-            hook ingress priority filter; devices = { s0 }; }",
+            hook ingress priority 2147483647; devices = { s0 }; }",
         "flush chain inet kindnet-fastpath kindnet-offload-chain
          delete set inet kindnet-fastpath kindnet-set-devices",
         "flush chain inet kindnet-fastpath kindnet-fastpath-chain

@@ -7,9 +7,10 @@ use fastpath_agent::{
         model::{FLOWTABLE, IfIndex, IfName, MAX_DEVICES_PER_MESSAGE, TABLE},
         ruleset::{
             chain::OwnChain,
+            expr::Direction,
             observed::{Generation, ObservedFlowtable},
             plan::Op,
-            rule::Rule,
+            rule::{Input, Rule, Traced},
             sets::OwnSet,
         },
     },
@@ -48,7 +49,10 @@ fn node_with_devices(count: usize) -> Netns {
 
 /// Rules of the chain behind the base chain.
 const OFFLOAD_RULES: [Rule; 5] =
-    [Rule::OnlyEstablished, Rule::SpareIpsec, Rule::OnlyManagedInput, Rule::OnlyManagedOutput, Rule::Offload];
+    [Rule::OnlyEstablished, Rule::SpareIpsec, Rule::OnlyManagedInput, Rule::OnlyManagedOutput, SEEN];
+
+/// A rule that offloads.
+const SEEN: Rule = Rule::Seen { direction: Direction::Original, input: Input::Link, traced: Traced::Forward };
 
 fn install() -> Vec<Op> {
     let mut ops = vec![
@@ -57,6 +61,7 @@ fn install() -> Vec<Op> {
         Op::AddSet(OwnSet::Devices),
         Op::AddSet(OwnSet::SlowPath),
         Op::AddSet(OwnSet::Assist),
+        Op::AddSet(OwnSet::Seen(Direction::Reply)),
         Op::AddIndices(vec![IfIndex(1)]),
         Op::AddChain(OwnChain::Offload),
     ];
@@ -149,6 +154,14 @@ fn the_whole_table_is_observed_and_listed_as_committed() {
 		gc-interval 10s
 	}
 
+	set kindnet-seen-reply {
+		typeof ct id . iif . oif
+		size 65536
+		flags dynamic,timeout
+		timeout 2s
+		gc-interval 2s
+	}
+
 	flowtable kindnet-flowtables {
 		hook ingress priority filter
 		devices = { d0, d1 }
@@ -160,7 +173,7 @@ fn the_whole_table_is_observed_and_listed_as_committed() {
 		rt ipsec exists return
 		iif != @kindnet-set-devices return
 		oif != @kindnet-set-devices return
-		flow add @kindnet-flowtables counter packets 0 bytes 0 return
+		ct id . oif . iif @kindnet-seen-reply fib saddr . mark . iif oif exists flow add @kindnet-flowtables counter packets 0 bytes 0 return
 	}
 
 	chain kindnet-fastpath-chain {

@@ -7,9 +7,7 @@ use crate::core::model::CHAIN;
 /// A chain of ours. In the order in which they can be made: a chain comes after those that its rules go to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum OwnChain {
-    /// Offers a flow to the flowtable.
-    Offer,
-    /// For packets of the original direction: offers the flow if the reply direction was seen, else leaves a trace.
+    /// For packets of the original direction: offloads the flow if the reply direction was seen, else leaves a trace.
     Original,
     /// The same for packets of the reply direction.
     Reply,
@@ -25,13 +23,12 @@ pub enum OwnChain {
 
 impl OwnChain {
     /// All of them, in the order in which they can be made.
-    pub const ALL: [Self; 7] =
-        [Self::Offer, Self::Original, Self::Reply, Self::Trace, Self::Offload, Self::Postrouting, Self::Base];
+    pub const ALL: [Self; 6] =
+        [Self::Original, Self::Reply, Self::Trace, Self::Offload, Self::Postrouting, Self::Base];
 
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Offer => "kindnet-offer-chain",
             Self::Original => "kindnet-original-chain",
             Self::Reply => "kindnet-reply-chain",
             Self::Trace => "kindnet-trace-chain",

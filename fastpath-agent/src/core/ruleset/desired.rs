@@ -136,7 +136,6 @@ pub fn desired<'a>(
     }
     table.chains.insert(OwnChain::Base, base);
     table.chains.insert(OwnChain::Offload, offload_rules(policy, &evidence));
-    table.chains.insert(OwnChain::Offer, vec![Rule::Offload, Rule::Meter]);
     evidence.fill(&mut table);
     Some(table)
 }

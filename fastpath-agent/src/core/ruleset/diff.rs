@@ -126,7 +126,7 @@ fn repair(want: &DesiredTable, table: &ObservedTable) -> Vec<Op> {
         .into_iter()
         .map(|chain| {
             let want = want.chains.get(&chain).map_or(&[][..], Vec::as_slice);
-            (chain, Rules::compare(chain, want, keep_chain(chain), goes, table.offloads()))
+            (chain, Rules::compare(chain, want, keep_chain(chain), goes, offloads_of(table, chain)))
         })
         .collect();
 
@@ -263,6 +263,14 @@ fn chain_is_right(want: &DesiredTable, chain: OwnChain, has: &ObservedChain) -> 
     has.hook == hook
 }
 
+/// Offloads that a chain's rules have counted; those of chains that there aren't any more are the original direction's.
+fn offloads_of(table: &ObservedTable, chain: OwnChain) -> Option<Counter> {
+    match chain {
+        OwnChain::Original => table.offloads_of(|name| name != OwnChain::Reply.name()),
+        chain => table.offloads_of(|name| name == chain.name()),
+    }
+}
+
 /// What is to be done about the rules of one chain.
 struct Rules {
     /// Deletions of ours that shouldn't be there.
@@ -273,14 +281,14 @@ struct Rules {
 
 impl Rules {
     /// Our rules in another order are as good as wrong: all are made anew. Rules without our marker don't count.
-    /// They are made anew, too, where one refers to something that `goes`. The rule that offloads goes on counting from
+    /// They are made anew, too, where one refers to something that `goes`. The first that offloads goes on counting from
     /// `offloads`.
     fn compare(
         chain: OwnChain,
         want: &[Rule],
         has: Option<&ObservedChain>,
         goes: impl Fn(&[Expr]) -> bool,
-        offloads: Option<Counter>,
+        mut offloads: Option<Counter>,
     ) -> Self {
         let ours: Vec<_> =
             has.map(|c| c.rules.iter().filter(|r| r.owner == Owner::Ours).collect()).unwrap_or_default();
@@ -292,7 +300,10 @@ impl Rules {
             stale: ours.iter().map(|r| Op::DeleteRule { chain, handle: r.handle }).collect(),
             missing: want
                 .into_iter()
-                .map(|exprs| Op::AddRule { chain, exprs: counting_from(offloads, exprs) })
+                .map(|exprs| {
+                    let from = if exprs.contains(&Expr::Counter) { offloads.take() } else { None };
+                    Op::AddRule { chain, exprs: counting_from(from, exprs) }
+                })
                 .collect(),
         }
     }

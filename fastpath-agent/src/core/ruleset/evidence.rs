@@ -145,8 +145,7 @@ mod tests {
         table.chains.get(&chain).into_iter().flatten().map(ToString::to_string).collect()
     }
 
-    const SEEN_REPLY: &str =
-        "ct id . oif . iif @kindnet-seen-reply fib saddr . mark . iif oif exists goto kindnet-offer-chain";
+    const SEEN_REPLY: &str = "ct id . oif . iif @kindnet-seen-reply fib saddr . mark . iif oif exists flow add @kindnet-flowtables counter return";
     const TRACE: &str = "update @kindnet-seen-original { ct id . iif . oif }";
 
     #[test]
@@ -201,7 +200,7 @@ mod tests {
         assert_eq!(
             text(&table, OwnChain::Reply),
             ["ct id . oif . iif @kindnet-seen-original ct id . iif . oif @kindnet-seen-reply \
-              fib saddr . mark . iif oif exists goto kindnet-offer-chain"]
+              fib saddr . mark . iif oif exists flow add @kindnet-flowtables counter return"]
         );
         assert_eq!(
             text(&table, OwnChain::Trace),

@@ -176,7 +176,18 @@ impl ObservedTable {
 
     /// The counter of offloads: packets that moved their flow to the flowtable.
     pub fn offloads(&self) -> Option<Counter> {
-        self.rules_of(OwnChain::Offer).find(|(_, rule)| *rule == Rule::Offload)?.0.counter
+        self.offloads_of(|_| true)
+    }
+
+    /// The same of some chains, by their names.
+    pub(super) fn offloads_of(&self, which: impl Fn(&str) -> bool) -> Option<Counter> {
+        let rules = self.chains.iter().filter(|chain| which(&chain.name)).flat_map(|chain| &chain.rules);
+        let offloads =
+            rules.filter(|rule| rule.exprs.iter().any(|expr| matches!(expr, Expr::FlowAdd { .. })));
+        offloads.filter_map(|rule| rule.counter).reduce(|sum, counter| Counter {
+            packets: sum.packets + counter.packets,
+            bytes: sum.bytes + counter.bytes,
+        })
     }
 
     /// A rendering of ours, whoever loaded it: it has our chains behind the base chain and our set of interfaces, and nothing

@@ -378,8 +378,6 @@ mod tests {
             rule::Rule::OnlyEstablished,
             rule::Rule::SpareIpsec,
             rule::Rule::OnlyManagedInput,
-            rule::Rule::Offload,
-            rule::Rule::Meter,
         ] {
             assert_eq!(round_trip(&rule.exprs()), rule.exprs(), "{rule}");
         }

@@ -5,11 +5,14 @@
 //! deny of one direction is never enforced, and asymmetric routes become black holes.
 
 use super::{REG, Rule};
-use crate::core::ruleset::{
-    chain::OwnChain,
-    expr::{CmpOp, CtKey, Direction, Expr, MetaKey},
-    matching::Matches,
-    sets::OwnSet,
+use crate::core::{
+    model::FLOWTABLE,
+    ruleset::{
+        chain::OwnChain,
+        expr::{CmpOp, CtKey, Direction, Expr, MetaKey},
+        matching::Matches,
+        sets::OwnSet,
+    },
 };
 
 /// Registers of a key's second and third part (`NFT_REG32_01` and `_02`: 4 bytes each behind [`REG`]).
@@ -133,7 +136,9 @@ pub(super) fn seen(direction: Direction, input: Input, traced: Traced) -> Vec<Ex
     exprs.extend([
         Expr::RouteBack { dreg: REG },
         Expr::Cmp { sreg: REG, op: CmpOp::Eq, data: 1_u32.to_ne_bytes().to_vec() },
-        goto(OwnChain::Offer),
+        Expr::FlowAdd { flowtable: FLOWTABLE.to_owned() },
+        Expr::Counter,
+        Expr::Return,
     ]);
     exprs
 }
@@ -240,11 +245,10 @@ pub(super) fn text(rule: &Rule) -> Option<String> {
                 Traced::Postrouting => format!("ct id . iif . oif @{} ", seen(*direction)),
             };
             format!(
-                "{}{} @{} {own}fib saddr . mark . iif oif exists goto {}",
+                "{}{} @{} {own}fib saddr . mark . iif oif exists flow add @{FLOWTABLE} counter return",
                 input.condition_text(),
                 input.mirrored_text(*traced),
                 seen(direction.other()),
-                OwnChain::Offer
             )
         }
         Rule::Trace { direction, input, last } => format!(

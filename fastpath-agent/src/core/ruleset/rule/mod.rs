@@ -9,7 +9,6 @@ use super::{
     matching::Matches,
     sets::{ExcludeSet, OwnSet},
 };
-use crate::core::model::FLOWTABLE;
 
 mod evidence;
 mod excluded;
@@ -123,8 +122,9 @@ pub enum Rule {
         /// Where traces are left.
         traced: Traced,
     },
-    /// Goes on to offer the flow if a packet of the other direction was accepted over the mirrored interfaces, and if the
-    /// route back to this packet's source leads out where it came in.
+    /// Offloads the flow if a packet of the other direction was accepted over the mirrored interfaces, and if the route back
+    /// to this packet's source leads out where it came in. `flow add` ends the rule where the flow can't be offloaded, so
+    /// the counter counts offloads, and other packets leave their trace.
     Seen {
         /// This packet's direction.
         direction: Direction,
@@ -144,11 +144,6 @@ pub enum Rule {
     },
     /// Leaves the packet's trace if it is of the original direction.
     TraceOriginal,
-    /// Offloads the flow. `flow add` ends the rule where the flow can't be offloaded or is already, so the counter
-    /// counts offloads, and what comes after sees the other packets only.
-    Offload,
-    /// Counts packets that are here all the same, flow by flow.
-    Meter,
 }
 
 impl Rule {
@@ -211,10 +206,6 @@ impl Rule {
                 exprs.extend([cmp(CmpOp::Eq, &value.to_ne_bytes()), Expr::Return]);
                 exprs
             }
-            Self::Offload => {
-                vec![Expr::FlowAdd { flowtable: FLOWTABLE.to_owned() }, Expr::Counter, Expr::Return]
-            }
-            Self::Meter => vec![id, count()],
             Self::MeterOffloaded => vec![
                 Expr::Ct { key: CtKey::Status, dreg: REG },
                 masked(&STATUS_OFFLOAD.to_ne_bytes()),
@@ -267,8 +258,6 @@ impl Rule {
                     Self::OnlyEstablished,
                     Self::SpareIpsec,
                     Self::MeterOffloaded,
-                    Self::Offload,
-                    Self::Meter,
                 ];
                 rules.extend(evidence::candidates(exprs));
                 rules
@@ -354,8 +343,6 @@ impl fmt::Display for Rule {
                     mask => write!(f, "{of} mark & {mask:#010x} == {value:#010x} return"),
                 }
             }
-            Self::Offload => write!(f, "flow add @{FLOWTABLE} counter return"),
-            Self::Meter => write!(f, "update @{slow_path} {{ ct id counter }}"),
             Self::MeterOffloaded => {
                 write!(f, "ct status {STATUS_OFFLOAD:#x} update @{slow_path} {{ ct id counter }} return")
             }
@@ -381,8 +368,6 @@ mod tests {
             Rule::OnlyManagedInput,
             Rule::OnlyManagedOutput,
             Rule::ExcludedProtocol,
-            Rule::Offload,
-            Rule::Meter,
         ];
         for set in [
             ExcludeSet::V4(0),
