@@ -323,6 +323,7 @@ fn excluding(file: &str) -> Vec<Op> {
         assist: false,
         selection: Selection::new(&[], &[]).expect("no globs"),
         exclusions: Arc::new(Exclusions::new(&[], file).expect("exclusions")),
+        surroundings: Default::default(),
     };
     let desired = desired::desired(&policy, [], &Default::default()).expect("a table");
     let mut ops = diff::create(&desired);
