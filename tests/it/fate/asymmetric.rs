@@ -112,7 +112,8 @@ fn routes_may_move() {
 
 #[test]
 fn kindnet_rules_lose_them() {
-    for case in &CASES {
+    // In the third case neither direction comes in where the flowtable expects it, so nothing of it is fast, or lost.
+    for case in &CASES[..2] {
         case.run(With::Kindnet).assert_some_wronged();
     }
 }

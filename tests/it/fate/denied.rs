@@ -2,7 +2,7 @@
 
 use fastpath_tests::{
     topology::{Layout, Nat},
-    twin::{Case, Change, Ends, Flows, Step::Node, With},
+    twin::{Case, Change, Ends, Fate, Flows, Path, Step::Node, With},
 };
 
 const FIREWALL: &str = "nft 'table inet firewall { chain forward { type filter hook forward priority filter; ct state invalid drop; }; }'";
@@ -42,9 +42,7 @@ fn of_one_direction() {
 
 #[test]
 fn of_one_direction_with_rendered_rules_and_no_agent() {
-    // Nobody empties the flowtable there, so only the flows that begin after the rule are denied.
-    let case = Case { changes: &[], ..DENIED };
-    case.run(With::Rendered).assert_same_fate();
+    DENIED.run(With::Rendered).assert_same_fate();
 }
 
 #[test]
@@ -66,6 +64,106 @@ fn of_one_direction_with_a_service_address() {
         ..DENIED
     };
     case.run(With::Agent).assert_same_fate();
+}
+
+/// Chains that see a packet after the rule that offloads, wherever that stands when they come.
+const LATE: Case = Case {
+    name: "denied late",
+    flows: Flows::AllNext,
+    changes: &[
+        Change {
+            name: "forward at 400, sport",
+            steps: &[Node(
+                "nft 'table inet late { chain c { type filter hook forward priority 400; meta l4proto { tcp, udp } th sport 7001-7012 drop; }; }'",
+            )],
+            undo: &[Node("nft delete table inet late")],
+            ..Change::STOP
+        },
+        Change {
+            name: "forward at 400, dport",
+            steps: &[Node(
+                "nft 'table inet late { chain c { type filter hook forward priority 400; meta l4proto { tcp, udp } th dport 7001-7012 drop; }; }'",
+            )],
+            undo: &[Node("nft delete table inet late")],
+            ..Change::STOP
+        },
+    ],
+    ..Case::PLAIN
+};
+
+const POSTROUTING: Case = Case {
+    name: "denied in postrouting",
+    changes: &[
+        Change {
+            name: "postrouting, sport",
+            steps: &[Node(
+                "nft 'table inet late { chain c { type filter hook postrouting priority 0; meta l4proto { tcp, udp } th sport 7001-7012 drop; }; }'",
+            )],
+            undo: &[Node("nft delete table inet late")],
+            ..Change::STOP
+        },
+        Change {
+            name: "postrouting, dport",
+            steps: &[Node(
+                "nft 'table inet late { chain c { type filter hook postrouting priority 0; meta l4proto { tcp, udp } th dport 7001-7012 drop; }; }'",
+            )],
+            undo: &[Node("nft delete table inet late")],
+            ..Change::STOP
+        },
+    ],
+    ..LATE
+};
+
+/// Where such chains deny nothing, flows stay fast.
+const LATE_AND_HARMLESS: Case = Case {
+    name: "late chains that deny others",
+    set_up: &[Node(
+        "nft 'table inet late {
+            chain f { type filter hook forward priority 400; udp dport 9 drop; }
+            chain p { type filter hook postrouting priority 0; udp dport 9 drop; }
+         }'",
+    )],
+    flows: Flows::BothCross,
+    ..Case::PLAIN
+};
+
+#[test]
+fn after_our_chain_in_forward() {
+    LATE.run(With::Agent).assert_same_fate();
+}
+
+#[test]
+fn after_our_chain_in_postrouting() {
+    POSTROUTING.run(With::Agent).assert_same_fate();
+}
+
+#[test]
+fn late_chains_that_deny_others_leave_flows_fast() {
+    LATE_AND_HARMLESS.run(With::Agent).assert_same_fate();
+}
+
+/// Streams that are answered once, at their start.
+const ONE_WAY: Case = Case {
+    name: "one way",
+    flows: Flows::OneWay,
+    path: Path::Any,
+    changes: &[
+        Change { path: Path::Any, fate: Fate::Arrive, ..ONE_DIRECTION[0] },
+        ONE_DIRECTION[1],
+        Change {
+            name: "others are denied",
+            steps: &[Node("nft 'add rule inet firewall forward udp dport 9 drop'")],
+            undo: &[Node("nft 'flush chain inet firewall forward'")],
+            path: Path::Any,
+            ..Change::HARMLESS
+        },
+    ],
+    ..DENIED
+};
+
+#[test]
+fn one_way_streams_arrive_and_are_denied_like_others() {
+    ONE_WAY.run(With::Programs).assert_same_fate();
 }
 
 #[test]

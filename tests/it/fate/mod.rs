@@ -2,4 +2,10 @@
 //! latest 1.5 s after a change. A file for each group of cases; all of them are tables, so one more case is one more row.
 
 mod asymmetric;
+mod bridged;
 mod denied;
+mod ingress;
+mod ipvs;
+mod policy_routes;
+mod routes;
+mod stays_fast;
