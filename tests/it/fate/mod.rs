@@ -3,9 +3,11 @@
 
 mod asymmetric;
 mod bridged;
+mod ct_timeout;
 mod denied;
 mod ingress;
 mod ipvs;
 mod policy_routes;
 mod routes;
+mod saved;
 mod stays_fast;
