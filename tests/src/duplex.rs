@@ -8,6 +8,11 @@ use std::{
     ops::Sub,
 };
 
+use nix::{
+    libc,
+    sys::socket::{setsockopt, sockopt},
+};
+
 use crate::traffic::{Direction, Ends, Flow};
 
 /// Bytes of a message.
@@ -104,6 +109,16 @@ impl Duplex {
                 self.up.arrived = self.read[0] / SIZE;
                 self.down.arrived = self.read[1] / SIZE;
             }
+        }
+    }
+}
+
+impl Drop for Duplex {
+    fn drop(&mut self) {
+        let Ends::Tcp { client, server } = &self.flow.ends else { return };
+        // A reset: no end tries for minutes to tell the other.
+        for end in [client, server] {
+            let _ = setsockopt(end, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 });
         }
     }
 }

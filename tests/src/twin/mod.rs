@@ -164,6 +164,8 @@ impl<'a> Twin<'a> {
         }
         let (before, after, forwarded) = window(&mut flows);
         findings.add(&specs, Some(change), change.path, change.fate, [&before, &after], &forwarded);
+        // Before the change is taken back, so that nothing of theirs is counted with the next flows.
+        drop(flows);
         for world in &self.worlds {
             perform(world, change.undo);
         }
