@@ -3,7 +3,7 @@
 use fastpath_tests::twin::{
     Case, Change, Ends, Flows, Path,
     Step::{Client, Node, Server},
-    With,
+    With, assert_same_fates,
 };
 
 /// None of these flows can be offloaded: the flowtable takes the link that a packet came in on for the way back.
@@ -93,16 +93,12 @@ const MOVES: Case = Case {
 
 #[test]
 fn flows_arrive() {
-    for case in &CASES {
-        case.run(With::Agent).assert_same_fate();
-    }
+    assert_same_fates(&CASES, With::Agent);
 }
 
 #[test]
 fn flows_arrive_with_rendered_rules_and_no_agent() {
-    for case in &CASES {
-        case.run(With::Rendered).assert_same_fate();
-    }
+    assert_same_fates(&CASES, With::Rendered);
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use fastpath_tests::twin::{
     Case, Change, Ends, Flows, Path,
     Step::{self, Client, Node, Server},
-    With,
+    With, assert_same_fates,
 };
 
 const TABLE_102: Step = Node(
@@ -177,9 +177,7 @@ fn port_forward_on_the_second_uplink() {
 
 #[test]
 fn chosen_by_protocol_ports_or_dscp() {
-    for case in &SELECTED {
-        case.run(With::Agent).assert_same_fate();
-    }
+    assert_same_fates(&SELECTED, With::Agent);
 }
 
 #[test]
@@ -189,9 +187,7 @@ fn rules_may_come_and_go() {
 
 #[test]
 fn rendered_rules_alone_need_no_agent() {
-    for case in [MARKS, PORT_FORWARD, IIF] {
-        case.run(With::Rendered).assert_same_fate();
-    }
+    assert_same_fates(&[MARKS, PORT_FORWARD, IIF], With::Rendered);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use fastpath_tests::{
     topology::Family,
-    twin::{Case, Change, Flows, Path, Step::Node, With},
+    twin::{Case, Change, Flows, Path, Step::Node, With, assert_same_fates},
 };
 
 /// To the server and to the client.
@@ -171,7 +171,5 @@ fn forwarding_switched_off() {
 
 #[test]
 fn interfaces_put_into_a_vrf_without_routes() {
-    for case in &VRFS {
-        case.run(With::Agent).assert_same_fate();
-    }
+    assert_same_fates(&VRFS, With::Agent);
 }

@@ -5,7 +5,7 @@ use fastpath_tests::{
     twin::{
         Case, Ends, Flows, Path,
         Step::{Node, Server},
-        With,
+        With, assert_same_fates,
     },
 };
 
@@ -78,23 +78,17 @@ const VRF: Case = Case {
 
 #[test]
 fn routed_and_translated() {
-    for case in &ADDRESSES {
-        case.run(With::Agent).assert_same_fate();
-    }
+    assert_same_fates(&ADDRESSES, With::Agent);
 }
 
 #[test]
 fn routed_by_a_rule_or_over_several_paths() {
-    for case in &ROUTES {
-        case.run(With::Agent).assert_same_fate();
-    }
+    assert_same_fates(&ROUTES, With::Agent);
 }
 
 #[test]
 fn with_rendered_rules_and_no_agent() {
-    for case in [ADDRESSES[1], ADDRESSES[3], ROUTES[0]] {
-        case.run(With::Rendered).assert_same_fate();
-    }
+    assert_same_fates(&[ADDRESSES[1], ADDRESSES[3], ROUTES[0]], With::Rendered);
 }
 
 #[test]

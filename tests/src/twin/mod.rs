@@ -67,6 +67,13 @@ impl Case {
     }
 }
 
+/// Runs all these cases, also when one fails, and shows what [`Findings::assert_same_fate`] does.
+#[track_caller]
+pub fn assert_same_fates(cases: &[Case], with: With) {
+    let complaints: Vec<String> = cases.iter().filter_map(|case| case.run(with).complaint()).collect();
+    assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+}
+
 /// Two worlds alike but for what the first one has.
 struct Twin<'a> {
     case: &'a Case,
