@@ -11,6 +11,7 @@ mod doctor;
 mod ebpf;
 mod errors;
 mod exclude;
+mod fate;
 mod flow_path;
 mod flows;
 mod foreign;

@@ -8,6 +8,7 @@ pub mod attach;
 pub mod bench;
 pub mod dashboard;
 pub mod document;
+pub mod duplex;
 pub mod http;
 mod kernel;
 pub mod link_up;
@@ -23,6 +24,7 @@ pub mod table;
 pub mod terminal;
 pub mod topology;
 pub mod traffic;
+pub mod twin;
 pub mod why;
 
 use std::time::{Duration, Instant};

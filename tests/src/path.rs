@@ -3,12 +3,14 @@
 //! A packet that the flowtable forwards never gets to the forward hook. The test's own chain stands there after
 //! the agent's, and counts by the port that the client dialled, apart for either direction.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
 use crate::{netns::Netns, topology::Topology, traffic::Flow};
 
 /// Ports whose flows are counted.
-pub const PORTS: std::ops::RangeInclusive<u16> = 7001..=7008;
+pub const PORTS: std::ops::RangeInclusive<u16> = 7001..=7012;
 
 /// How many stray packets (an acknowledgement under way when a flow is offloaded) don't count as slow.
 pub const STRAYS: u64 = 2;
@@ -81,20 +83,27 @@ impl Measured {
 /// Packets forwarded so far for flows to `port`, in a namespace that [`install`] has prepared.
 #[track_caller]
 pub fn forwarded(node: &Netns, port: u16) -> Forwarded {
+    *all_forwarded(node).get(&port).unwrap_or_else(|| panic!("no counter for port {port}"))
+}
+
+/// The same for each of [`PORTS`].
+#[track_caller]
+pub fn all_forwarded(node: &Netns) -> BTreeMap<u16, Forwarded> {
     let listing = node.output("nft", &["-j", "list", "table", "inet", "path-probe"]);
     let listing: Value = serde_json::from_str(&listing).expect("nft prints JSON");
-    let count = |set: &str| {
-        listing["nftables"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter(|object| object["set"]["name"] == set)
-            .flat_map(|object| object["set"]["elem"].as_array().into_iter().flatten())
-            .find(|element| element["elem"]["val"] == port)
-            .and_then(|element| element["elem"]["counter"]["packets"].as_u64())
-            .unwrap_or_else(|| panic!("no counter for port {port} in {listing}"))
-    };
-    Forwarded { original: count("original"), reply: count("reply") }
+    let mut all: BTreeMap<u16, Forwarded> = PORTS.map(|port| (port, Forwarded::default())).collect();
+    for object in listing["nftables"].as_array().into_iter().flatten() {
+        for element in object["set"]["elem"].as_array().into_iter().flatten() {
+            let (port, packets) = (&element["elem"]["val"], &element["elem"]["counter"]["packets"]);
+            let (Some(port), Some(packets)) = (port.as_u64(), packets.as_u64()) else { continue };
+            let counts = all.get_mut(&(port as u16)).unwrap_or_else(|| panic!("port {port} in {listing}"));
+            match object["set"]["name"].as_str() {
+                Some("original") => counts.original = packets,
+                _ => counts.reply = packets,
+            }
+        }
+    }
+    all
 }
 
 impl Topology {

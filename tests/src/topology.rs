@@ -70,6 +70,16 @@ impl Pod {
         }
     }
 
+    /// An address that is on none of its links, after [`Topology::add_second_links`].
+    pub fn distant(&self, family: Family) -> IpAddr {
+        let net = 100 + self.number;
+        match family {
+            Family::V4 => Ipv4Addr::new(10, net as u8, 0, 2).into(),
+            // The number's decimal digits, as in all addresses here.
+            Family::V6 => format!("fd00:{net}::2").parse().expect("an address"),
+        }
+    }
+
     fn set_up(&self) {
         let up = "link set lo up\nlink set eth0 up\n".to_owned();
         let addresses = addresses("eth0", self.number, 2, true);
@@ -215,6 +225,34 @@ impl Topology {
             format!("link add {dev} type veth peer name eth0 netns {}\nlink set {dev} up\n", pod.ns.path());
         self.node.ip(&(link + &addresses(dev, pod.number, 1, true)));
         pod.set_up();
+    }
+
+    /// Gives every pod a second pair to the node (`c1`, `s1`, and `eth1` in the pod; 10.(10+i).0.0/24), and an address that
+    /// only a route of the node leads to, over the first pair: see [`Pod::distant`].
+    pub fn add_second_links(&self) {
+        for pod in &self.pods {
+            let (net, dev) = (10 + pod.number, pod.node_dev.replace('0', "1"));
+            let near = [Family::V4, Family::V6].map(|family| pod.address(family));
+            let far = [Family::V4, Family::V6].map(|family| pod.distant(family));
+            self.node.ip(&format!(
+                "link add {dev} type veth peer name eth1 netns {}\nlink set {dev} up\n{}\
+                 route add {} via {}\nroute add {} via {}\n",
+                pod.ns.path(),
+                addresses(&dev, net, 1, true),
+                far[0],
+                near[0],
+                far[1],
+                near[1],
+            ));
+            let own = addresses("eth1", net, 2, true);
+            pod.ns.ip(&format!(
+                "link set eth1 up\n{own}address add {} dev lo\naddress add {} dev lo\n",
+                far[0], far[1]
+            ));
+            // As behind one more router: nobody answers for the address on a link, or asks with it.
+            pod.ns.sysctl("net/ipv4/conf/all/arp_ignore", "1");
+            pod.ns.sysctl("net/ipv4/conf/all/arp_announce", "2");
+        }
     }
 
     /// Makes the server a second node, with one more pod behind it.

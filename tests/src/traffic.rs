@@ -49,14 +49,14 @@ pub enum Direction {
     Download,
 }
 
-enum Ends {
+pub(crate) enum Ends {
     Udp { client: UdpSocket, server: UdpSocket },
     Tcp { client: TcpStream, server: TcpStream },
 }
 
 /// A connection (TCP) or a stream of datagrams (UDP) from client to server.
 pub struct Flow {
-    ends: Ends,
+    pub(crate) ends: Ends,
     dialled: SocketAddr,
     payload: usize,
     seed: u64,
@@ -354,8 +354,11 @@ fn connect_from(from: SocketAddr, dial: SocketAddr) -> io::Result<TcpStream> {
     let family = if dial.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let socket = socket::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(from))?;
-    socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(dial))?;
-    Ok(socket.into())
+    let stream = TcpStream::from(socket);
+    // It limits connecting too: socket(7).
+    stream.set_write_timeout(Some(STREAM_LIMIT))?;
+    socket::connect(stream.as_raw_fd(), &SockaddrStorage::from(dial))?;
+    Ok(stream)
 }
 
 /// Receives one datagram, passing over late ones of earlier rounds; `answer_to` connects the server to its client.

@@ -82,6 +82,7 @@ const FOR_TESTS: &[Package] = &[
     Package("iproute2", None, Program("ip")),
     Package("iptables", None, Program("xtables-nft-multi")),
     Package("iputils-ping", None, Program("ping")),
+    Package("ipvsadm", None, Program("ipvsadm")),
     Package("jq", None, Program("jq")),
     Package("mawk", None, Program("mawk")),
     Package("nftables", None, Program("nft")),

@@ -1,0 +1,168 @@
+//! Traffic whose ends don't wait for each other: each sends when told to, whatever has arrived, and counts what does.
+//!
+//! So it shows what becomes of each direction when one of them is denied, which rounds of request and answer can't.
+
+use std::{
+    io::{Read, Write},
+    net::{TcpStream, UdpSocket},
+    ops::Sub,
+};
+
+use nix::{
+    libc,
+    sys::socket::{setsockopt, sockopt},
+};
+
+use crate::traffic::{Direction, Ends, Flow};
+
+/// Bytes of a message.
+const SIZE: usize = 64;
+
+/// What one end has sent and the other got.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    /// Messages sent, those included that the kernel refused.
+    pub sent: usize,
+    /// Messages arrived, unaltered.
+    pub arrived: usize,
+}
+
+impl Sub for Tally {
+    type Output = Self;
+
+    fn sub(self, earlier: Self) -> Self {
+        Self { sent: self.sent - earlier.sent, arrived: self.arrived - earlier.arrived }
+    }
+}
+
+/// A flow whose ends don't wait.
+pub struct Duplex {
+    flow: Flow,
+    /// Client to server.
+    pub up: Tally,
+    /// Server to client.
+    pub down: Tally,
+    /// Bytes written and read by TCP, for either direction.
+    written: [usize; 2],
+    read: [usize; 2],
+    /// Whether a UDP server knows its client.
+    met: bool,
+}
+
+impl Flow {
+    /// From now on no end waits for anything.
+    #[track_caller]
+    pub fn into_duplex(self) -> Duplex {
+        let done = match &self.ends {
+            Ends::Udp { client, server } => {
+                client.set_nonblocking(true).and_then(|()| server.set_nonblocking(true))
+            }
+            Ends::Tcp { client, server } => {
+                client.set_nonblocking(true).and_then(|()| server.set_nonblocking(true))
+            }
+        };
+        done.unwrap_or_else(|error| panic!("{self:?}: {error}"));
+        Duplex {
+            flow: self,
+            up: Tally::default(),
+            down: Tally::default(),
+            written: [0; 2],
+            read: [0; 2],
+            met: false,
+        }
+    }
+}
+
+impl Duplex {
+    /// The port that the client dialled.
+    pub fn port(&self) -> u16 {
+        self.flow.port()
+    }
+
+    /// One message. A UDP server that hasn't heard from its client sends none.
+    pub fn send(&mut self, direction: Direction) {
+        let (tally, written) = match direction {
+            Direction::Upload => (&mut self.up, &mut self.written[0]),
+            Direction::Download => (&mut self.down, &mut self.written[1]),
+        };
+        match (&mut self.flow.ends, direction) {
+            (Ends::Udp { .. }, Direction::Download) if !self.met => return,
+            // An error is that of an earlier packet, or of no route: the packet is lost.
+            (Ends::Udp { client, .. }, Direction::Upload) => drop(client.send(&message(tally.sent))),
+            (Ends::Udp { server, .. }, Direction::Download) => drop(server.send(&message(tally.sent))),
+            (Ends::Tcp { client, .. }, Direction::Upload) => write(client, written),
+            (Ends::Tcp { server, .. }, Direction::Download) => write(server, written),
+        }
+        tally.sent += 1;
+    }
+
+    /// Takes what has arrived at both ends.
+    pub fn receive(&mut self) {
+        match &mut self.flow.ends {
+            Ends::Udp { client, server } => {
+                self.up.arrived += datagrams(server, (!self.met).then_some(&mut self.met));
+                self.down.arrived += datagrams(client, None);
+            }
+            Ends::Tcp { client, server } => {
+                read(server, &mut self.read[0]);
+                read(client, &mut self.read[1]);
+                self.up.arrived = self.read[0] / SIZE;
+                self.down.arrived = self.read[1] / SIZE;
+            }
+        }
+    }
+}
+
+impl Drop for Duplex {
+    fn drop(&mut self) {
+        let Ends::Tcp { client, server } = &self.flow.ends else { return };
+        // A reset: no end tries for minutes to tell the other.
+        for end in [client, server] {
+            let _ = setsockopt(end, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 });
+        }
+    }
+}
+
+fn message(number: usize) -> [u8; SIZE] {
+    [number as u8; SIZE]
+}
+
+/// Number of whole datagrams that wait; the first one makes a server know its client.
+fn datagrams(socket: &UdpSocket, mut meet: Option<&mut bool>) -> usize {
+    let mut arrived = 0;
+    let mut buffer = [0; SIZE + 1];
+    // A pending error of an earlier packet ends it; the next call goes on.
+    while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+        let intact = length == SIZE && buffer[..SIZE].iter().all(|byte| *byte == buffer[0]);
+        arrived += usize::from(intact);
+        if let Some(met) = meet.take() {
+            *met = socket.connect(from).is_ok();
+        }
+    }
+    arrived
+}
+
+/// The byte at that place of a TCP stream.
+fn byte(place: usize) -> u8 {
+    (place % 251) as u8
+}
+
+fn write(socket: &mut TcpStream, written: &mut usize) {
+    let bytes: [u8; SIZE] = std::array::from_fn(|at| byte(*written + at));
+    // Where the connection stands still its buffer fills up, and less goes in.
+    *written += socket.write(&bytes).unwrap_or(0);
+}
+
+#[track_caller]
+fn read(socket: &mut TcpStream, read: &mut usize) {
+    let mut buffer = [0; 4096];
+    while let Ok(length) = socket.read(&mut buffer) {
+        if length == 0 {
+            return;
+        }
+        for (at, got) in buffer[..length].iter().enumerate() {
+            assert_eq!(*got, byte(*read + at), "altered at byte {} of a TCP stream", *read + at);
+        }
+        *read += length;
+    }
+}
