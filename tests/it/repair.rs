@@ -64,7 +64,7 @@ fn parts_of_the_table() {
 fn a_device_the_set_and_the_table() {
     puts_back(&[
         "delete flowtable inet kindnet-fastpath kindnet-flowtables {
-            hook ingress priority 2147483647; devices = { s0 }; }",
+            devices = { s0 }; }",
         "flush chain inet kindnet-fastpath kindnet-offload-chain
          delete set inet kindnet-fastpath kindnet-set-devices",
         "flush chain inet kindnet-fastpath kindnet-fastpath-chain

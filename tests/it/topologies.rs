@@ -108,11 +108,9 @@ fn verify(attach: Attach, known: &Known) {
 }
 
 /// Tunnels and others whose packets get an interface of their own on the way in.
-const OWN_INTERFACE: Known =
-    Known { all: Accelerated, lower: ServerSlow, upper: Accelerated, agent: None };
+const OWN_INTERFACE: Known = Known { all: Accelerated, lower: ServerSlow, upper: Accelerated, agent: None };
 /// Kinds that the kernel looks through when it offloads a flow (`ndo_fill_forward_path`).
-const TRANSPARENT: Known =
-    Known { all: Accelerated, lower: Accelerated, upper: Accelerated, agent: None };
+const TRANSPARENT: Known = Known { all: Accelerated, lower: Accelerated, upper: Accelerated, agent: None };
 
 #[test]
 fn bridge() {

@@ -333,7 +333,6 @@ fn excluding(file: &str) -> Vec<Op> {
         selection: Selection::new(&[], &[]).expect("no globs"),
         surroundings: Surroundings::default(),
         exclusions: Arc::new(Exclusions::new(&[], file).expect("exclusions")),
-        surroundings: Default::default(),
     };
     let desired = desired::desired(&policy, [], &Default::default()).expect("a table");
     let mut ops = diff::create(&desired);

@@ -10,6 +10,7 @@ pub mod rates;
 pub mod record;
 pub mod search;
 pub mod sums;
+pub mod trace;
 pub mod traffic;
 
 use std::{

@@ -59,7 +59,7 @@ impl Nft {
         Ok(any)
     }
 
-    fn get_elements(
+    pub(super) fn get_elements(
         &mut self,
         set: OwnSet,
         flags: i32,

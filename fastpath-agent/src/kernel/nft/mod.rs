@@ -27,6 +27,7 @@ mod notice;
 mod object;
 mod search;
 mod survey;
+mod traces;
 pub(super) mod trial;
 
 pub use error::{CommitError, NftError, Rejection};
