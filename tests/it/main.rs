@@ -33,6 +33,7 @@ mod ruleset;
 mod scale;
 mod service_manager;
 mod stalled;
+mod surroundings;
 mod threshold;
 mod top;
 mod topologies;

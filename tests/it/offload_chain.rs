@@ -44,6 +44,7 @@ fn policy(assist: bool) -> Policy {
         assist,
         selection: Selection::new(&[], &[]).expect("no globs"),
         exclusions: Default::default(),
+        surroundings: Default::default(),
     }
 }
 

@@ -112,6 +112,7 @@ pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
             () = sleep_until((agent.started + Duration::from_millis(due)).into()) => {
                 if trigger == Trigger::SafetyNet {
                     agent.reread_links().await?;
+                    agent.reread_chains()?;
                     if let Some(crossings) = &mut agent.crossings {
                         crossings.look_for_lost();
                         crossings.look_at_helped();
@@ -419,12 +420,23 @@ impl Agent {
         }
         match event {
             Event::Overrun => self.overrun("ruleset"),
-            Event::Generation { generation, .. } if touched.ours => {
-                if offload.reconciler.committed(generation) {
-                    self.pace.trigger(Trigger::Ruleset, now);
-                }
+            // Whichever generation it belongs to: what they all changed is heard of with the first one.
+            Event::Generation { .. } if touched.ours => {
+                offload.reconciler.touched();
+                self.pace.trigger(Trigger::Ruleset, now);
             }
             Event::Generation { generation, .. } => offload.reconciler.passed(generation),
+        }
+        Ok(())
+    }
+
+    /// What was believed of others' chains is compared with what the kernel has.
+    fn reread_chains(&mut self) -> Result<(), DaemonError> {
+        let now = self.now();
+        if let Some(offload) = &mut self.offload
+            && offload.revalidation.reread(&mut offload.monitor)?.forwarding
+        {
+            offload.revalidation.changed(revalidate::Trigger::Overrun, now);
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use crate::{
         revalidate::{BaseChains, Pace, Touched},
         ruleset::{
             empty::{self, Obstacle},
-            observed::{Generation, Owner},
+            observed::Owner,
         },
     },
     kernel::{
@@ -38,8 +38,6 @@ pub enum Emptied {
     Done {
         /// Flows that our rules have offered to it until then; `None` where they don't count.
         offers: Option<u64>,
-        /// The generation of the ruleset before.
-        before: Generation,
     },
 }
 
@@ -74,7 +72,7 @@ pub fn empty_flowtable(ruleset: &mut impl Ruleset, offers_then: Option<u64>) -> 
             return Ok(Emptied::Absent);
         }
         match ruleset.commit(&ops, observed.generation) {
-            Ok(_) => return Ok(Emptied::Done { offers, before: observed.generation }),
+            Ok(_) => return Ok(Emptied::Done { offers }),
             Err(CommitError::Io(error)) => return Err(error.into()),
             // Beaten by somebody else's commit, or an interface has gone meanwhile.
             Err(error) => refusal = error,
@@ -172,6 +170,14 @@ impl Revalidation {
         }
     }
 
+    /// Reads the chains again. A difference to what was announced is a change like any other.
+    pub fn reread(&mut self, monitor: &mut Monitor) -> Result<Touched, NftError> {
+        let mut touched = self.touched(monitor)?;
+        let before = std::mem::replace(&mut self.chains, read_chains(&mut Nft::open()?));
+        touched.forwarding |= before.is_some() && self.chains.is_some() && before != self.chains;
+        Ok(touched)
+    }
+
     /// Announcements were lost, so anything may have changed.
     pub fn lost(&mut self, monitor: &mut Monitor) -> Result<Touched, NftError> {
         // What waits there is older than what is read now, or not; noted twice it does no harm.
@@ -232,13 +238,10 @@ impl Revalidation {
 }
 
 fn read_chains(nft: &mut Nft) -> Option<BaseChains> {
-    let mut chains = BaseChains::default();
-    match nft.chains(|notice| {
-        chains.note(notice);
-    }) {
-        Ok(()) => Some(chains),
+    match nft.base_chains() {
+        Ok(chains) => Some(chains),
         Err(error) => {
-            warn!(%error, "every change of the ruleset is taken for one that concerns forwarding");
+            warn!(%error, "every change of the ruleset is taken for one that concerns forwarding, until the safety net reads again");
             None
         }
     }

@@ -5,12 +5,9 @@
 use std::io;
 
 use crate::{
-    core::{
-        revalidate::Notice,
-        ruleset::{
-            observed::{Generation, Observed},
-            plan::Op,
-        },
+    core::ruleset::{
+        observed::{Generation, Observed},
+        plan::Op,
     },
     kernel::{Ruleset, Unread, nfnetlink::Socket},
 };
@@ -69,15 +66,6 @@ impl Nft {
     /// Port of its socket, by which its own changes are told from others'.
     fn port(&self) -> u32 {
         self.socket.port()
-    }
-
-    /// Calls `each` for every chain of all tables, more than once where they change meanwhile.
-    pub fn chains(&mut self, mut each: impl FnMut(&Notice<'_>)) -> Result<(), NftError> {
-        dump::chains(&mut self.socket, |message| {
-            if let Some(notice) = notice::parse(message) {
-                each(&notice);
-            }
-        })
     }
 }
 
