@@ -22,6 +22,7 @@ mod meter;
 mod monitor;
 mod notice;
 mod object;
+mod others;
 mod search;
 mod survey;
 pub(super) mod trial;
@@ -29,6 +30,7 @@ pub(super) mod trial;
 pub use error::{CommitError, NftError, Rejection};
 pub use meter::SlowPath;
 pub use monitor::{Event, Lost, Monitor};
+pub use others::Which;
 
 use batch::Batch;
 
