@@ -10,7 +10,7 @@ use crate::{
     config::Config,
     core::{
         model::TABLE,
-        revalidate::{BaseChains, Pace, Touched},
+        revalidate::{BaseChains, Notice, Pace, Touched},
         ruleset::{
             empty::{self, Obstacle},
             observed::Owner,
@@ -133,8 +133,30 @@ pub type Counts = BTreeMap<(&'static str, &'static str), u64>;
 pub enum Trigger {
     /// Somebody changed the ruleset.
     Ruleset,
-    /// Announcements of such changes were lost.
+    /// Announcements of changes were lost.
     Overrun,
+    /// Policy rules (`ip rule`) changed.
+    RouteRules,
+    /// Settings of forwarding (sysctls) changed.
+    Forwarding,
+    /// A link has another master (VRF, bridge, bond), or none any more.
+    Master,
+    /// Our rules heed something else of others than before.
+    Surroundings,
+}
+
+impl Trigger {
+    /// As metrics have it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ruleset => "ruleset",
+            Self::Overrun => "overrun",
+            Self::RouteRules => "route-rules",
+            Self::Forwarding => "forwarding",
+            Self::Master => "master",
+            Self::Surroundings => "surroundings",
+        }
+    }
 }
 
 impl Revalidation {
@@ -161,18 +183,31 @@ impl Revalidation {
     }
 
     /// What the transactions since the last call, but for our own, may concern.
-    pub fn touched(&mut self, monitor: &mut Monitor) -> Result<Touched, NftError> {
+    /// `each` hears of all of them.
+    pub fn touched(
+        &mut self,
+        monitor: &mut Monitor,
+        mut each: impl FnMut(&Notice<'_>),
+    ) -> Result<Touched, NftError> {
         let mut touched = Touched::default();
         let Some(chains) = &mut self.chains else { return self.lost(monitor) };
-        match monitor.changes(|notice| touched |= chains.note(notice))? {
+        let note = |notice: &Notice<'_>| {
+            touched |= chains.note(notice);
+            each(notice);
+        };
+        match monitor.changes(note)? {
             Ok(()) => Ok(touched),
             Err(Lost) => self.lost(monitor),
         }
     }
 
     /// Reads the chains again. A difference to what was announced is a change like any other.
-    pub fn reread(&mut self, monitor: &mut Monitor) -> Result<Touched, NftError> {
-        let mut touched = self.touched(monitor)?;
+    pub fn reread(
+        &mut self,
+        monitor: &mut Monitor,
+        each: impl FnMut(&Notice<'_>),
+    ) -> Result<Touched, NftError> {
+        let mut touched = self.touched(monitor, each)?;
         let before = std::mem::replace(&mut self.chains, read_chains(&mut Nft::open()?));
         touched.forwarding |= before.is_some() && self.chains.is_some() && before != self.chains;
         Ok(touched)
@@ -210,10 +245,7 @@ impl Revalidation {
     pub fn ran(&mut self, result: Result<Emptied, EmptyError>, now: u64) -> Result<(), NftError> {
         let Some(pace) = &mut self.pace else { return Ok(()) };
         pace.ran(now);
-        let trigger = match self.trigger {
-            Trigger::Ruleset => "ruleset",
-            Trigger::Overrun => "overrun",
-        };
+        let trigger = self.trigger.name();
         let outcome = match &result {
             Ok(Emptied::Done { .. }) => "emptied",
             Ok(Emptied::NothingNew) => "nothing-new",
