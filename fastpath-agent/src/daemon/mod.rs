@@ -359,6 +359,7 @@ impl Agent {
         if lost {
             self.overrun("links");
             self.reread_links().await?;
+            self.distrust_surroundings()?;
         }
         if changed {
             self.pace.trigger(Trigger::Links, self.now());
@@ -392,7 +393,9 @@ impl Agent {
     }
 
     async fn reread_links(&mut self) -> Result<(), DaemonError> {
-        self.links = self.links_source.list().await?.into_iter().collect();
+        let now = self.links_source.list().await?.into_iter().collect();
+        let before = std::mem::replace(&mut self.links, now);
+        self.compare_links(&before);
         if let Some(offload) = &mut self.offload {
             offload.reconciler.links_read();
         }

@@ -20,7 +20,7 @@ use crate::{
             table::{LinkChange, LinkEvent, LinkTable},
             watch::lower_links,
         },
-        model::{IfIndex, IfName},
+        model::{IfIndex, IfName, Link},
         pace,
         policy::{
             known::{Known, Parts},
@@ -303,6 +303,15 @@ impl Agent {
             if master != before.master && is_managed() {
                 offload.revalidation.changed(Trigger::Master, now);
             }
+        }
+    }
+
+    /// Links were read again: another master that wasn't announced counts as if it had been.
+    pub(super) fn compare_links(&mut self, before: &LinkTable) {
+        let now = self.now();
+        let moved = |link: &Link| before.get(link.index).is_some_and(|before| before.master != link.master);
+        if let (Some(offload), true) = (&mut self.offload, self.links.iter().any(moved)) {
+            offload.revalidation.changed(Trigger::Master, now);
         }
     }
 

@@ -93,9 +93,16 @@ impl Others {
 
     /// Whether that is one of them.
     pub fn is_to_read(&self, table: &TableKey) -> bool {
-        let bases = self.0.get(table).into_iter().flat_map(BTreeMap::values).filter_map(|c| c.base.as_ref());
-        let is_at = |base: &Base, hook| is_filter(table.0, base, hook);
-        bases.into_iter().any(|b| is_at(b, POSTROUTING) || is_at(b, FORWARD) && b.priority >= LATE)
+        self.0.get(table).into_iter().flat_map(BTreeMap::values).any(|chain| Self::counts(table.0, chain))
+    }
+
+    /// Whether it matters what the rules of a chain do, and of those that they lead to.
+    pub fn counts(family: u8, chain: &Chain) -> bool {
+        let is_at = |base: &Base, hook| is_filter(family, base, hook);
+        chain
+            .base
+            .as_ref()
+            .is_some_and(|base| is_at(base, POSTROUTING) || is_at(base, FORWARD) && base.priority >= LATE)
     }
 
     /// Devices with a chain at ingress.

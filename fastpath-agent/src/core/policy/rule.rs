@@ -122,6 +122,18 @@ impl Rule {
     }
 }
 
+impl Rule {
+    /// The chain that packets of established connections go to by it.
+    pub fn leads_to(&self) -> Option<&str> {
+        match &self.outcome {
+            Outcome::Jump(chain) | Outcome::Goto(chain) if self.established != Established::None => {
+                Some(chain)
+            }
+            _ => None,
+        }
+    }
+}
+
 /// What is known of the connection's state in a register.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {

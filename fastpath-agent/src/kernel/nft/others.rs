@@ -1,7 +1,7 @@
 //! Reads tables, chains and rules of others, of all families, as much of them as `core::policy` keeps. Messages are
 //! decoded in place: a node may have 50,000 rules, and libnftnl gives up on a rule with an expression that it doesn't know.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use libc::{NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_packet_core::{Emitable, NetlinkHeader};
@@ -101,15 +101,7 @@ impl Nft {
                                 .unwrap_or_default();
                         }
                     }
-                    None => {
-                        settled &= self.dump(libc::NFT_MSG_GETRULE, key.0, Some(&key.1), |message| {
-                            if let Some((chain, rule)) = rule(message)
-                                && let Some(chain) = chains.get_mut(chain)
-                            {
-                                chain.rules.push(rule);
-                            }
-                        })?;
-                    }
+                    None => settled &= self.reachable_rules(key, chains)?,
                 }
             }
             *others = now;
@@ -120,9 +112,33 @@ impl Nft {
         Ok(settled)
     }
 
+    /// Reads rules of the chains that packets reach from those base chains of a table whose rules matter, chain by chain:
+    /// when it dumps a table, the kernel walks through all rules again for each datagram that it fills.
+    fn reachable_rules(
+        &mut self,
+        table: &TableKey,
+        chains: &mut BTreeMap<String, Chain>,
+    ) -> Result<bool, NftError> {
+        let mut complete = true;
+        let mut to_read: Vec<String> = chains
+            .iter()
+            .filter(|(_, chain)| Others::counts(table.0, chain))
+            .map(|(name, _)| name.clone())
+            .collect();
+        let mut read = BTreeSet::new();
+        while let Some(name) = to_read.pop() {
+            let Some(chain) = chains.get_mut(&name).filter(|_| read.insert(name.clone())) else { continue };
+            let names = [(nfta::RULE_TABLE, table.1.as_str()), (nfta::RULE_CHAIN, name.as_str())];
+            complete &= self
+                .dump(libc::NFT_MSG_GETRULE, table.0, &names, |message| chain.rules.extend(rule(message)))?;
+            to_read.extend(chain.rules.iter().filter_map(Rule::leads_to).map(str::to_owned));
+        }
+        Ok(complete)
+    }
+
     fn chains_of_others(&mut self) -> Result<(Others, bool), NftError> {
         let mut others = Others::default();
-        let complete = self.dump(libc::NFT_MSG_GETCHAIN, libc::NFPROTO_UNSPEC as u8, None, |message| {
+        let complete = self.dump(libc::NFT_MSG_GETCHAIN, libc::NFPROTO_UNSPEC as u8, &[], |message| {
             let Some(family) = message.payload().first() else { return };
             if let Some((table, name, chain)) = chain(message)
                 && !Others::is_ours(*family, table)
@@ -133,23 +149,25 @@ impl Nft {
         Ok((others, complete))
     }
 
-    /// A dump of one family or of all; true if nothing changed meanwhile.
+    /// A dump of one family or of all, of what is in the objects that are named by attributes; true if nothing changed
+    /// meanwhile.
     fn dump(
         &mut self,
         kind: i32,
         family: u8,
-        table: Option<&str>,
+        names: &[(u16, &str)],
         each: impl FnMut(&Message<'_>),
     ) -> Result<bool, NftError> {
         const ATTRIBUTE_HEADER: usize = 4;
         let mut request = vec![0; HEADER_BYTES + FAMILY_HEADER_BYTES];
         request[HEADER_BYTES] = family;
-        if let Some(table) = table {
-            let length = ATTRIBUTE_HEADER + table.len() + 1;
+        for (kind, name) in names {
+            let length = ATTRIBUTE_HEADER + name.len() + 1;
             request.extend((length as u16).to_ne_bytes());
-            request.extend(nfta::RULE_TABLE.to_ne_bytes());
-            request.extend(table.as_bytes());
-            request.resize(HEADER_BYTES + FAMILY_HEADER_BYTES + length.next_multiple_of(4), 0);
+            request.extend(kind.to_ne_bytes());
+            request.extend(name.as_bytes());
+            request.push(0);
+            request.resize(request.len().next_multiple_of(4), 0);
         }
         let mut header = NetlinkHeader::default();
         header.length = request.len() as u32;
@@ -206,18 +224,16 @@ fn base(kind: &str, accepts: bool, hook: &Attribute<'_>) -> Option<Base> {
     Some(Base { kind: kind.to_owned(), hook: number?, priority, accepts, devices })
 }
 
-/// Chain and rule.
-fn rule<'a>(message: &Message<'a>) -> Option<(&'a str, Rule)> {
-    let (mut chain, mut handle, mut list) = (None, 0, &[][..]);
+fn rule(message: &Message<'_>) -> Option<Rule> {
+    let (mut handle, mut list) = (0, &[][..]);
     for nla in message.attributes() {
         match nla.kind() {
-            nfta::RULE_CHAIN => chain = Some(text(&nla)),
             nfta::RULE_HANDLE => handle = u64::from_be_bytes(nla.value().try_into().ok()?),
             nfta::RULE_EXPRESSIONS => list = nla.value(),
             _ => {}
         }
     }
-    Some((chain?, Rule::new(handle, attributes(list).map(|nla| expr(nla.value())))))
+    Some(Rule::new(handle, attributes(list).map(|nla| expr(nla.value()))))
 }
 
 fn expr(element: &[u8]) -> Expr<'_> {
