@@ -34,6 +34,7 @@ mod ruleset;
 mod scale;
 mod service_manager;
 mod stalled;
+mod surroundings;
 mod threshold;
 mod top;
 mod topologies;

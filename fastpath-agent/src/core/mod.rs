@@ -3,10 +3,12 @@
 pub mod capability;
 pub mod doctor;
 pub mod flow;
+pub mod forwarding;
 pub mod known_bugs;
 pub mod link;
 pub mod model;
 pub mod pace;
+pub mod policy;
 pub mod revalidate;
 pub mod ruleset;
 pub mod surroundings;

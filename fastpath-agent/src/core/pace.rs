@@ -16,6 +16,8 @@ pub enum Trigger {
     Ruleset,
     /// Notifications were lost.
     Overrun,
+    /// Others have something else that our rules heed.
+    Surroundings,
     /// Connections are to be assisted, or no more.
     Assist,
     /// The last attempt failed.
@@ -26,12 +28,13 @@ pub enum Trigger {
 
 impl Trigger {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Start,
         Self::Links,
         Self::Exclusions,
         Self::Ruleset,
         Self::Overrun,
+        Self::Surroundings,
         Self::Assist,
         Self::Retry,
         Self::SafetyNet,
@@ -46,6 +49,7 @@ impl fmt::Display for Trigger {
             Self::Exclusions => "exclusions",
             Self::Ruleset => "ruleset",
             Self::Overrun => "overrun",
+            Self::Surroundings => "surroundings",
             Self::Assist => "assist",
             Self::Retry => "retry",
             Self::SafetyNet => "safety-net",
@@ -100,7 +104,7 @@ impl Pace {
     pub fn trigger(&mut self, trigger: Trigger, now: u64) {
         let since = |gap: u64| self.last_run.map_or(now, |last| now.max(last + gap));
         let due = match trigger {
-            Trigger::Start | Trigger::Exclusions | Trigger::SafetyNet => now,
+            Trigger::Start | Trigger::Exclusions | Trigger::Surroundings | Trigger::SafetyNet => now,
             Trigger::Links => since(LINKS_GAP_MS),
             Trigger::Ruleset | Trigger::Overrun => since(RULESET_GAP_MS).max(now + RULESET_DELAY_MS),
             Trigger::Assist => since(ASSIST_GAP_MS),

@@ -17,9 +17,9 @@ const ARP: u8 = 3;
 const NETDEV: u8 = 5;
 const IPV6: u8 = 10;
 const NETDEV_INGRESS: u32 = 0;
-const INET_PREROUTING: u32 = 0;
-const INET_FORWARD: u32 = 2;
-const INET_POSTROUTING: u32 = 4;
+const NETDEV_EGRESS: u32 = 1;
+const INET_INPUT: u32 = 1;
+const INET_OUTPUT: u32 = 3;
 const INET_INGRESS: u32 = 5;
 
 /// One object of nftables that a transaction made, changed or deleted.
@@ -98,12 +98,14 @@ impl BitOrAssign for Touched {
     }
 }
 
-/// The base chains of all tables but ours, as far as they were announced, and whether forwarded packets pass them.
+/// The base chains of all tables but ours, as far as they were read or announced, and whether forwarded packets pass them.
+/// What isn't known counts as one that they pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BaseChains(BTreeMap<(u8, String), BTreeMap<String, bool>>);
 
 impl BaseChains {
-    /// Takes note of a change by somebody else and says what it may concern.
+    /// Takes note of a change by another program, or of an object as it was read, and says what it may concern. Tables
+    /// come before their chains.
     pub fn note(&mut self, notice: &Notice<'_>) -> Touched {
         if (notice.family, notice.table) == (INET, TABLE) {
             return Touched { ours: true, forwarding: false };
@@ -114,21 +116,24 @@ impl BaseChains {
     fn forwarding(&mut self, Notice { family, table, subject }: &Notice<'_>) -> bool {
         let key = (*family, (*table).to_owned());
         match subject {
-            Subject::Table { gone: true } => self.0.remove(&key).is_some_and(|chains| any(&chains)),
+            Subject::Table { gone: true } => self.0.remove(&key).is_none_or(|chains| any(&chains)),
+            Subject::Table { gone: false } => any(self.0.entry(key).or_default()),
             Subject::Chain { name, hook: Some(hook), gone: false } => {
                 let now = passed_by_forwarded(*family, hook);
-                let before = self.0.entry(key).or_default().insert((*name).to_owned(), now);
+                // A table that isn't known stays so: it may have other chains.
+                let Some(chains) = self.0.get_mut(&key) else { return true };
+                let before = chains.insert((*name).to_owned(), now);
                 now || before.unwrap_or(false)
             }
             // Chains that are only jumped to say nothing without a rule, which has a notice of its own.
             Subject::Chain { name, .. } => {
-                self.0.get_mut(&key).and_then(|chains| chains.remove(*name)).unwrap_or(false)
+                self.0.get_mut(&key).is_none_or(|chains| chains.remove(*name).unwrap_or(false))
             }
-            Subject::Rule { chain } => self.0.get(&key).is_some_and(|chains| {
+            Subject::Rule { chain } => self.0.get(&key).is_none_or(|chains| {
                 // No rule can jump to a base chain, so only its own hook matters.
                 chains.get(*chain).copied().unwrap_or_else(|| any(chains))
             }),
-            Subject::Table { gone: false } | Subject::Other => self.0.get(&key).is_some_and(any),
+            Subject::Other => self.0.get(&key).is_none_or(any),
         }
     }
 }
@@ -141,14 +146,12 @@ fn any(chains: &BTreeMap<String, bool>) -> bool {
 fn passed_by_forwarded(family: u8, hook: &Hook<'_>) -> bool {
     match (family, hook.kind, hook.number) {
         // nat is asked for a connection's first packet only, route for packets of this node itself.
-        (_, "nat" | "route", _) | (ARP, ..) => false,
+        (INET | IPV4 | IPV6, "nat" | "route", _) | (ARP, ..) => false,
         // Before the flowtable, offloaded packets pass it too.
         (INET, _, INET_INGRESS) | (NETDEV, _, NETDEV_INGRESS) => hook.priority >= 0,
-        // Egress, which offloaded packets pass as all others do.
-        (NETDEV, ..) => false,
-        (INET | IPV4 | IPV6, _, number) => {
-            matches!(number, INET_PREROUTING | INET_FORWARD | INET_POSTROUTING)
-        }
+        // Which offloaded packets pass as all others do.
+        (NETDEV, _, NETDEV_EGRESS) => false,
+        (INET | IPV4 | IPV6, _, INET_INPUT | INET_OUTPUT) => false,
         // Bridges, where offloaded packets come in and go out by the ports; and what we don't know.
         _ => true,
     }

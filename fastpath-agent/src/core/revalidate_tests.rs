@@ -18,8 +18,16 @@ fn other(family: u8, table: &str) -> Notice<'_> {
     Notice { family, table, subject: Subject::Other }
 }
 
+fn new(family: u8, table: &str) -> Notice<'_> {
+    Notice { family, table, subject: Subject::Table { gone: false } }
+}
+
+/// Their tables are known, as if they had been read.
 fn known(notices: &[Notice<'_>]) -> BaseChains {
     let mut chains = BaseChains::default();
+    for Notice { family, table, .. } in notices {
+        chains.note(&new(*family, table));
+    }
     notices.iter().for_each(|notice| {
         chains.note(notice);
     });
@@ -29,24 +37,25 @@ fn known(notices: &[Notice<'_>]) -> BaseChains {
 #[test]
 fn a_chain_counts_if_forwarded_packets_pass_it_and_offloaded_ones_do_not() {
     for (family, hook, counts) in [
-        (INET, ("filter", INET_FORWARD, 0), true),
-        (IPV4, ("filter", INET_PREROUTING, -300), true),
-        (IPV6, ("filter", INET_POSTROUTING, -150), true),
+        (INET, ("filter", 2, 0), true),
+        (IPV4, ("filter", 0, -300), true),
+        (IPV6, ("filter", 4, -150), true),
         (INET, ("filter", 1, 0), false),
         (IPV4, ("filter", 3, 0), false),
-        (IPV4, ("nat", INET_PREROUTING, -100), false),
-        (INET, ("nat", INET_POSTROUTING, 100), false),
+        (IPV4, ("nat", 0, -100), false),
+        (INET, ("nat", 4, 100), false),
         (IPV4, ("route", 3, -150), false),
         (INET, ("filter", INET_INGRESS, 0), true),
         (INET, ("filter", INET_INGRESS, -500), false),
         (NETDEV, ("filter", NETDEV_INGRESS, 10), true),
         (NETDEV, ("filter", NETDEV_INGRESS, -1), false),
-        (NETDEV, ("filter", 1, 0), false),
+        (NETDEV, ("filter", NETDEV_EGRESS, 0), false),
         (BRIDGE, ("filter", 1, 0), true),
         (ARP, ("filter", 0, 0), false),
         (99, ("filter", 9, 0), true),
     ] {
         let mut chains = BaseChains::default();
+        assert_eq!(chains.note(&new(family, "t")), Touched::default());
         let touched = chains.note(&chain(family, "t", "c", hook));
         assert_eq!(touched, Touched { ours: false, forwarding: counts }, "{family} {hook:?}");
         // And so do its rules, and the table's sets.
@@ -67,16 +76,16 @@ fn in_a_mixed_table_rules_of_base_chains_are_told_apart() {
     assert!(chains.note(&rule(IPV4, "filter", "f2b-sshd")).forwarding, "who jumps there isn't known");
     assert!(chains.note(&other(IPV4, "filter")).forwarding);
     // The same names elsewhere are others.
+    chains.note(&new(IPV6, "filter"));
     assert!(!chains.note(&rule(IPV6, "filter", "FORWARD")).forwarding);
 }
 
 #[test]
 fn a_table_without_base_chains_concerns_nobody() {
     let mut chains = BaseChains::default();
-    let new = Notice { family: INET, table: "t", subject: Subject::Table { gone: false } };
     let jumped_to = Subject::Chain { name: "c", hook: None, gone: false };
     for notice in [
-        new,
+        new(INET, "t"),
         Notice { family: INET, table: "t", subject: jumped_to },
         rule(INET, "t", "c"),
         other(INET, "t"),
@@ -98,7 +107,28 @@ fn what_is_deleted_counts_once_more() {
     let mut chains = known(&[forward]);
     let table = Notice { family: INET, table: "t", subject: Subject::Table { gone: true } };
     assert!(chains.note(&table).forwarding);
-    assert!(!chains.note(&table).forwarding && !chains.note(&rule(INET, "t", "c")).forwarding);
+}
+
+/// Objects of a table that nobody announced, in a family that nobody has heard of, or in a hook of its own.
+#[test]
+fn what_is_not_known_counts() {
+    for family in [INET, IPV4, NETDEV, BRIDGE, 99] {
+        let gone = |name| Subject::Chain { name, hook: None, gone: true };
+        for subject in
+            [Subject::Rule { chain: "c" }, Subject::Other, gone("c"), Subject::Table { gone: true }]
+        {
+            let mut chains = BaseChains::default();
+            assert!(chains.note(&Notice { family, table: "t", subject }).forwarding, "{family} {subject:?}");
+        }
+        // One chain of it says nothing about the others.
+        let mut chains = BaseChains::default();
+        chains.note(&chain(family, "t", "c", ("filter", 1, 0)));
+        assert!(chains.note(&rule(family, "t", "jumped-to")).forwarding);
+    }
+    for hook in [("filter", 9, 0), ("later", 9, 0)] {
+        let mut chains = known(&[chain(INET, "t", "c", hook)]);
+        assert!(chains.note(&rule(INET, "t", "c")).forwarding, "{hook:?}");
+    }
 }
 
 #[test]

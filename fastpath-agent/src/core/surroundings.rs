@@ -11,7 +11,7 @@ use super::model::{IfIndex, IfName};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Surroundings {
     /// Highest priority of a filter chain of others in the forward hook (families inet, ip and ip6, legacy tables
-    /// included); our chain comes after it.
+    /// included); our chain comes after it. From 300 on only chains that can deny count.
     pub last_forward: Option<i32>,
     /// Highest priority of a filter chain of others in the postrouting hook that can deny a packet of an established
     /// connection. While there is one, only packets that have passed it are evidence of their direction.

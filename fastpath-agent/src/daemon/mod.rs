@@ -19,6 +19,7 @@ use crate::{
         link::table::{LinkEvent, LinkTable},
         model::TABLE,
         pace::{Outcome, Pace, Trigger},
+        revalidate::Touched,
     },
     kernel::{
         bpf, event_socket,
@@ -42,6 +43,7 @@ pub mod revalidate;
 pub mod revoke;
 pub mod serve;
 pub mod supervisor;
+pub mod surroundings;
 pub mod watch;
 
 use cleanup::TableCleanup;
@@ -52,6 +54,7 @@ use reconcile::{Reconciler, Standing};
 use revalidate::{Emptied, Revalidation};
 use serve::{Question, ServeError, Server};
 use supervisor::Supervisor;
+use surroundings::{Observer, hear};
 use watch::Watch;
 
 /// Why the agent can't go on.
@@ -112,6 +115,7 @@ pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
             () = sleep_until((agent.started + Duration::from_millis(due)).into()) => {
                 if trigger == Trigger::SafetyNet {
                     agent.reread_links().await?;
+                    agent.distrust_surroundings()?;
                     if let Some(crossings) = &mut agent.crossings {
                         crossings.look_for_lost();
                         crossings.look_at_helped();
@@ -125,6 +129,7 @@ pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
             () = at(agent.started, agent.supervisor.due()) => agent.supervisor.alive(agent.now()),
             event = agent.links_source.next() => agent.link_event(event?).await?,
             event = Offload::next(&mut agent.offload) => agent.ruleset_event(event?)?,
+            happened = Observer::next(&mut agent.observer, agent.started) => agent.surroundings_event(happened)?,
             () = Crossings::ready(&mut agent.crossings) => agent.follow_crossings().await?,
             // Last: whatever else there is to do comes first.
             () = tokio::task::yield_now(), if agent.unwatched => agent.watch_links(),
@@ -227,6 +232,8 @@ struct Agent {
     links: LinkTable,
     /// Absent where the kernel has no flowtable: then flows are only watched.
     offload: Option<Offload>,
+    /// Present with `offload`.
+    observer: Option<Observer>,
     watch: Option<Watch>,
     /// Whether there are links left that programs are to be attached to.
     unwatched: bool,
@@ -248,6 +255,8 @@ struct Agent {
     supervisor: Supervisor,
     /// Whether it was said that repairs wait.
     backing_off: bool,
+    /// The next reconcile heeds something else of others than the last one.
+    heeds_anew: bool,
 }
 
 impl Agent {
@@ -261,13 +270,16 @@ impl Agent {
         };
         let links_source = Links::open()?;
         let offload = Offload::open(&config, kernel)?;
+        let pin_path = config.pin_path.clone();
+        let observer = offload.as_ref().map(|_| Observer::open(pin_path)).transpose()?;
         let links = links_source.list().await?.into_iter().collect::<LinkTable>();
-        Ok(Self {
+        let mut agent = Self {
             started: Instant::now(),
             pace: Pace::default(),
             links_source,
             links,
             offload,
+            observer,
             watch: None,
             unwatched: false,
             starting: true,
@@ -281,8 +293,11 @@ impl Agent {
             overruns: [0; 2],
             supervisor: Supervisor::from_environment(),
             backing_off: false,
+            heeds_anew: false,
             config,
-        })
+        };
+        agent.look_around();
+        Ok(agent)
     }
 
     /// Loads the programs, which takes longer than all else: the rules are in place before.
@@ -328,8 +343,10 @@ impl Agent {
         let mut changed = false;
         while let Some(event) = next {
             lost |= event == LinkEvent::Overrun;
+            self.link_announced(&event);
             if let Some(change) = self.links.apply(event) {
                 changed = true;
+                self.link_surroundings(&change);
                 if let Some(offload) = &mut self.offload {
                     offload.reconciler.link_changed(&change);
                 }
@@ -342,6 +359,7 @@ impl Agent {
         if lost {
             self.overrun("links");
             self.reread_links().await?;
+            self.distrust_surroundings()?;
         }
         if changed {
             self.pace.trigger(Trigger::Links, self.now());
@@ -375,7 +393,9 @@ impl Agent {
     }
 
     async fn reread_links(&mut self) -> Result<(), DaemonError> {
-        self.links = self.links_source.list().await?.into_iter().collect();
+        let now = self.links_source.list().await?.into_iter().collect();
+        let before = std::mem::replace(&mut self.links, now);
+        self.compare_links(&before);
         if let Some(offload) = &mut self.offload {
             offload.reconciler.links_read();
         }
@@ -407,8 +427,17 @@ impl Agent {
         let Some(offload) = &mut self.offload else { return Ok(()) };
         let touched = match &event {
             Event::Overrun => offload.revalidation.lost(&mut offload.monitor)?,
-            Event::Generation { .. } => offload.revalidation.touched(&mut offload.monitor)?,
+            Event::Generation { .. } => {
+                let observer = &mut self.observer;
+                offload.revalidation.touched(&mut offload.monitor, |notice| hear(observer, notice))?
+            }
         };
+        if let Some(observer) = &mut self.observer {
+            if touched == Touched::EVERYTHING {
+                observer.distrust();
+            }
+            observer.schedule(now);
+        }
         if touched.forwarding {
             debug!(?event, "a change that may concern offloaded flows");
             let trigger = match event {
@@ -419,10 +448,10 @@ impl Agent {
         }
         match event {
             Event::Overrun => self.overrun("ruleset"),
-            Event::Generation { generation, .. } if touched.ours => {
-                if offload.reconciler.committed(generation) {
-                    self.pace.trigger(Trigger::Ruleset, now);
-                }
+            // Whichever generation it belongs to: what they all changed is heard of with the first one.
+            Event::Generation { .. } if touched.ours => {
+                offload.reconciler.touched();
+                self.pace.trigger(Trigger::Ruleset, now);
             }
             Event::Generation { generation, .. } => offload.reconciler.passed(generation),
         }
@@ -465,6 +494,9 @@ impl Agent {
             if let (Outcome::Repaired, Some(crossings)) = (outcome, &mut self.crossings) {
                 crossings.assist_again();
             }
+        }
+        if outcome != Outcome::Failed {
+            self.heeded();
         }
         if trigger == Trigger::Start {
             self.start_watching();

@@ -69,8 +69,6 @@ pub struct Reconciler<R> {
     cache: Option<Observed>,
     /// Sets of exclusions, as long as nobody changes them, while the rest isn't known: there may be very many keys in them.
     known: Vec<ObservedSet>,
-    /// The generation that our last commit made.
-    own: Option<Generation>,
     /// What stood in the kernel when the last reconcile ended well.
     achieved: Option<Desired>,
     /// Links that have changed since, if nothing else has that decides what should stand there.
@@ -97,7 +95,6 @@ impl<R: Ruleset> Reconciler<R> {
             reported: BTreeMap::new(),
             cache: None,
             known: Vec::new(),
-            own: None,
             achieved: None,
             changed: None,
             standing: None,
@@ -148,19 +145,12 @@ impl<R: Ruleset> Reconciler<R> {
         self.changed = None;
     }
 
-    /// A transaction was committed by anybody; says whether it was news.
-    ///
-    /// The announcement of a generation that was read already is news all the same unless the commit was ours: a
-    /// reader may see the new number an instant before all of the change.
-    pub fn committed(&mut self, generation: Generation) -> bool {
-        let known = self.own == Some(generation)
-            || self.cache.as_ref().is_some_and(|cache| cache.generation.is_after(generation));
-        if !known {
-            self.cache = None;
-            self.known.clear();
-            self.offers_when_emptied = None;
-        }
-        !known
+    /// Another program changed our table, with whichever generation that is announced: several may wait, and what all of
+    /// them changed is heard of with the first.
+    pub fn touched(&mut self) {
+        self.cache = None;
+        self.known.clear();
+        self.offers_when_emptied = None;
     }
 
     /// A transaction was committed that didn't concern our table.
@@ -175,8 +165,7 @@ impl<R: Ruleset> Reconciler<R> {
     /// Empties the flowtable, unless no flow has entered it since it was last emptied.
     pub fn empty(&mut self) -> Result<Emptied, EmptyError> {
         let emptied = revalidate::empty_flowtable(&mut self.ruleset, self.offers_when_emptied)?;
-        if let Emptied::Done { offers, before } = emptied {
-            self.own = Some(before.next());
+        if let Emptied::Done { offers } = emptied {
             self.offers_when_emptied = offers;
             // The rules have new handles; nothing else changed.
             if let Some(table) = self.cache.take().and_then(|cache| cache.table) {
@@ -318,7 +307,6 @@ impl<R: Ruleset> Reconciler<R> {
                     self.assisted.clear();
                     self.known.clear();
                     self.offers_when_emptied = None;
-                    self.own = Some(observed.generation.next());
                     if follows {
                         self.achieved = Some(wanted);
                     }

@@ -10,10 +10,10 @@ use crate::{
     config::Config,
     core::{
         model::TABLE,
-        revalidate::{BaseChains, Pace, Touched},
+        revalidate::{BaseChains, Notice, Pace, Touched},
         ruleset::{
             empty::{self, Obstacle},
-            observed::{Generation, Owner},
+            observed::Owner,
         },
     },
     kernel::{
@@ -38,8 +38,6 @@ pub enum Emptied {
     Done {
         /// Flows that our rules have offered to it until then; `None` where they don't count.
         offers: Option<u64>,
-        /// The generation of the ruleset before.
-        before: Generation,
     },
 }
 
@@ -74,7 +72,7 @@ pub fn empty_flowtable(ruleset: &mut impl Ruleset, offers_then: Option<u64>) -> 
             return Ok(Emptied::Absent);
         }
         match ruleset.commit(&ops, observed.generation) {
-            Ok(_) => return Ok(Emptied::Done { offers, before: observed.generation }),
+            Ok(_) => return Ok(Emptied::Done { offers }),
             Err(CommitError::Io(error)) => return Err(error.into()),
             // Beaten by somebody else's commit, or an interface has gone meanwhile.
             Err(error) => refusal = error,
@@ -135,8 +133,30 @@ pub type Counts = BTreeMap<(&'static str, &'static str), u64>;
 pub enum Trigger {
     /// Somebody changed the ruleset.
     Ruleset,
-    /// Announcements of such changes were lost.
+    /// Announcements of changes were lost.
     Overrun,
+    /// Policy rules (`ip rule`) changed.
+    RouteRules,
+    /// Settings of forwarding (sysctls) changed.
+    Forwarding,
+    /// A link has another master (VRF, bridge, bond), or none any more.
+    Master,
+    /// Our rules heed something else of others than before.
+    Surroundings,
+}
+
+impl Trigger {
+    /// As metrics have it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ruleset => "ruleset",
+            Self::Overrun => "overrun",
+            Self::RouteRules => "route-rules",
+            Self::Forwarding => "forwarding",
+            Self::Master => "master",
+            Self::Surroundings => "surroundings",
+        }
+    }
 }
 
 impl Revalidation {
@@ -163,13 +183,34 @@ impl Revalidation {
     }
 
     /// What the transactions since the last call, but for our own, may concern.
-    pub fn touched(&mut self, monitor: &mut Monitor) -> Result<Touched, NftError> {
+    /// `each` hears of all of them.
+    pub fn touched(
+        &mut self,
+        monitor: &mut Monitor,
+        mut each: impl FnMut(&Notice<'_>),
+    ) -> Result<Touched, NftError> {
         let mut touched = Touched::default();
         let Some(chains) = &mut self.chains else { return self.lost(monitor) };
-        match monitor.changes(|notice| touched |= chains.note(notice))? {
+        let note = |notice: &Notice<'_>| {
+            touched |= chains.note(notice);
+            each(notice);
+        };
+        match monitor.changes(note)? {
             Ok(()) => Ok(touched),
             Err(Lost) => self.lost(monitor),
         }
+    }
+
+    /// Reads the chains again. A difference to what was announced is a change like any other.
+    pub fn reread(
+        &mut self,
+        monitor: &mut Monitor,
+        each: impl FnMut(&Notice<'_>),
+    ) -> Result<Touched, NftError> {
+        let mut touched = self.touched(monitor, each)?;
+        let before = std::mem::replace(&mut self.chains, read_chains(&mut Nft::open()?));
+        touched.forwarding |= before.is_some() && self.chains.is_some() && before != self.chains;
+        Ok(touched)
     }
 
     /// Announcements were lost, so anything may have changed.
@@ -204,10 +245,7 @@ impl Revalidation {
     pub fn ran(&mut self, result: Result<Emptied, EmptyError>, now: u64) -> Result<(), NftError> {
         let Some(pace) = &mut self.pace else { return Ok(()) };
         pace.ran(now);
-        let trigger = match self.trigger {
-            Trigger::Ruleset => "ruleset",
-            Trigger::Overrun => "overrun",
-        };
+        let trigger = self.trigger.name();
         let outcome = match &result {
             Ok(Emptied::Done { .. }) => "emptied",
             Ok(Emptied::NothingNew) => "nothing-new",
@@ -232,13 +270,10 @@ impl Revalidation {
 }
 
 fn read_chains(nft: &mut Nft) -> Option<BaseChains> {
-    let mut chains = BaseChains::default();
-    match nft.chains(|notice| {
-        chains.note(notice);
-    }) {
-        Ok(()) => Some(chains),
+    match nft.base_chains() {
+        Ok(chains) => Some(chains),
         Err(error) => {
-            warn!(%error, "every change of the ruleset is taken for one that concerns forwarding");
+            warn!(%error, "every change of the ruleset is taken for one that concerns forwarding, until the safety net reads again");
             None
         }
     }

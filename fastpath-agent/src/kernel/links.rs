@@ -32,6 +32,9 @@ pub enum LinkError {
     /// The list of links couldn't be read.
     #[error("cannot list the network interfaces: {0}")]
     Dump(#[source] rtnetlink::Error),
+    /// Other notifications of rtnetlink can't be received.
+    #[error("cannot listen to changes of policy rules and settings: {0}")]
+    Listen(#[source] io::Error),
     /// The socket for notifications was shut down.
     #[error("the kernel's link notifications ended")]
     Ended,

@@ -16,10 +16,15 @@ pub mod fake;
 pub mod flows;
 pub mod links;
 pub mod memory;
+pub mod netconf;
 mod nfnetlink;
 pub mod nft;
+pub mod node_monitor;
 pub mod probe;
 pub mod route;
+pub mod route_rules;
+mod rtnetlink;
+pub mod surroundings;
 pub mod why;
 pub mod xfrm;
 

@@ -200,11 +200,18 @@ impl Socket {
 
     /// Opens a nonblocking socket that hears those notifications of `groups` (bit mask) that `filter` lets through.
     pub(super) fn listen(groups: u32, filter: &[libc::sock_filter]) -> io::Result<Self> {
-        let socket = Self::unbound(Bus::Netfilter)?;
+        Self::listen_on(Bus::Netfilter, groups, filter)
+    }
+
+    /// The same for notifications of another part of the kernel; without instructions there is no filter.
+    pub(super) fn listen_on(bus: Bus, groups: u32, filter: &[libc::sock_filter]) -> io::Result<Self> {
+        let socket = Self::unbound(bus)?;
         let flags = OFlag::from_bits_retain(fcntl(&socket, FcntlArg::F_GETFL)?);
         fcntl(&socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
         // Before joining, so that nothing unfiltered gets in.
-        socket.attach_filter(filter)?;
+        if !filter.is_empty() {
+            socket.attach_filter(filter)?;
+        }
         socket.inner.bind(groups, mnl::mnl_sys::MNL_SOCKET_AUTOPID)?;
         Ok(socket)
     }

@@ -12,4 +12,5 @@ mod harness;
 mod logs;
 mod metrics;
 mod nft;
+mod others;
 mod service_manager;

@@ -184,7 +184,7 @@ impl Programs {
 }
 
 /// All pins that an interface's links may have.
-fn link_pins(pin_path: &Path, index: IfIndex) -> [PathBuf; 3] {
+pub(super) fn link_pins(pin_path: &Path, index: IfIndex) -> [PathBuf; 3] {
     let [native, generic] = XdpMode::ALL.map(|mode| xdp::link_pin(pin_path, mode, index));
     [native, generic, link_pin(pin_path, index)]
 }

@@ -31,7 +31,7 @@ pub use self::{
     event_stream::EventStream,
     load::{load, on_bpffs},
     maps::{Events, Pinned, Reading},
-    others::at_ingress,
+    others::{at_ingress, is_inspected},
     program_log::{Chatter, ProgramLog},
     sweep::Sweep,
 };

@@ -1,15 +1,21 @@
 //! Programs of others that see an interface's packets before the flowtable does: XDP, TCX, and tc filters of any
 //! kind. Looks only.
 
-use std::{collections::BTreeSet, io};
+use std::{collections::BTreeSet, io, path::Path};
 
-use aya::programs::{SchedClassifier, TcAttachType, loaded_programs};
+use aya::programs::{
+    SchedClassifier, TcAttachType,
+    links::{FdLink, PinnedLink},
+    loaded_programs,
+};
 use fastpath_common::{PROGRAM_ETHERNET, PROGRAM_L3};
 
 use super::{
-    attach::{current_name, says_unsupported},
-    error::program_io,
-    tc::all_filters,
+    attach::{current_name, link_pins, says_unsupported},
+    error::{link_io, program_io},
+    load::is_absent,
+    sys,
+    tc::{Filter, all_filters},
     xdp::program_ids,
 };
 use crate::core::{doctor::facts::IngressProgram, model::IfIndex};
@@ -43,6 +49,37 @@ pub fn at_ingress(index: IfIndex) -> io::Result<Vec<IngressProgram>> {
         see(&mut found, &mut ours_seen, "tc filter", name);
     }
     Ok(found)
+}
+
+/// Whether there is any program or filter of others at ingress of an interface. Ours are told by their pins, since to ask
+/// for a program's name takes CAP_SYS_ADMIN. False if the interface is gone.
+pub fn is_inspected(index: IfIndex, pin_path: &Path) -> io::Result<bool> {
+    let is_ours = |filter: Filter| filter.program.is_some_and(|name| name.starts_with(OURS));
+    if !all_filters(index)?.into_iter().all(is_ours) {
+        return Ok(true);
+    }
+    let mut programs = match sys::tcx_program_ids(index.0) {
+        Ok(programs) => programs,
+        // Kernels without TCX, and interfaces that are gone.
+        Err(error) if says_unsupported(&error) || error.raw_os_error() == Some(libc::ENODEV) => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    match program_ids(index) {
+        Ok(at_xdp) => programs.extend(at_xdp),
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
+        Err(error) => return Err(error),
+    }
+    if programs.is_empty() {
+        return Ok(false);
+    }
+    let ours =
+        link_pins(pin_path, index).into_iter().map(|pin| match PinnedLink::from_pin(pin).map_err(link_io) {
+            Ok(pinned) => FdLink::from(pinned).info().map(|info| Some(info.program_id())).map_err(link_io),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(error),
+        });
+    let ours = ours.collect::<io::Result<Vec<_>>>()?;
+    Ok(programs.into_iter().any(|id| !ours.contains(&Some(id))))
 }
 
 fn see(found: &mut Vec<IngressProgram>, ours_seen: &mut bool, kind: &'static str, name: String) {

@@ -56,21 +56,6 @@ pub(super) fn generation(socket: &mut Socket) -> Result<Generation, NftError> {
     Reader { socket, scratch: Scratch::new(), interrupted: false }.generation()
 }
 
-/// Calls `each` with the message of every chain of all tables, again with all of them when any changed meanwhile.
-pub(super) fn chains(socket: &mut Socket, mut each: impl FnMut(&Message<'_>)) -> Result<(), NftError> {
-    let mut reader = Reader { socket, scratch: Scratch::new(), interrupted: false };
-    for _ in 0..ATTEMPTS {
-        reader.interrupted = false;
-        reader
-            .get(libc::NFT_MSG_GETCHAIN, NLM_F_DUMP, &(), &mut each)
-            .map_err(failed("the chains of all tables"))?;
-        if !reader.interrupted {
-            return Ok(());
-        }
-    }
-    Err(NftError::Unsettled { attempts: ATTEMPTS })
-}
-
 /// The generation in an `NFT_MSG_NEWGEN`.
 pub(super) fn parse_generation(message: &Message<'_>) -> Option<Generation> {
     let nla = message.attributes().find(|nla| nla.kind() == NFTA_GEN_ID)?;

@@ -5,12 +5,9 @@
 use std::io;
 
 use crate::{
-    core::{
-        revalidate::Notice,
-        ruleset::{
-            observed::{Generation, Observed},
-            plan::Op,
-        },
+    core::ruleset::{
+        observed::{Generation, Observed},
+        plan::Op,
     },
     kernel::{Ruleset, Unread, nfnetlink::Socket},
 };
@@ -25,6 +22,7 @@ mod meter;
 mod monitor;
 mod notice;
 mod object;
+mod others;
 mod search;
 mod survey;
 mod traces;
@@ -33,6 +31,7 @@ pub(super) mod trial;
 pub use error::{CommitError, NftError, Rejection};
 pub use meter::SlowPath;
 pub use monitor::{Event, Lost, Monitor};
+pub use others::Which;
 
 use batch::Batch;
 
@@ -70,15 +69,6 @@ impl Nft {
     /// Port of its socket, by which its own changes are told from others'.
     fn port(&self) -> u32 {
         self.socket.port()
-    }
-
-    /// Calls `each` for every chain of all tables, more than once where they change meanwhile.
-    pub fn chains(&mut self, mut each: impl FnMut(&Notice<'_>)) -> Result<(), NftError> {
-        dump::chains(&mut self.socket, |message| {
-            if let Some(notice) = notice::parse(message) {
-                each(&notice);
-            }
-        })
     }
 }
 

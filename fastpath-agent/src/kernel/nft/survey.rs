@@ -1,4 +1,4 @@
-//! Reads what others have in nftables: names of tables and chains, and their flowtables. All families, iptables-nft
+//! Reads what others have in nftables: tables and chains by name and hook, and their flowtables. All families, iptables-nft
 //! included; no rules, which may be hundreds of thousands.
 
 use std::io;
@@ -9,20 +9,41 @@ use nftnl_sys as sys;
 use super::{
     Nft, NftError,
     batch::NFT_MSG_GETFLOWTABLE,
+    notice,
     object::{Chain, Flowtable, Object, Scratch, Table},
 };
 use crate::{
     core::{
         doctor::facts::{OtherFlowtable, OtherTable, Others},
         model::{IfName, TABLE},
+        revalidate::BaseChains,
     },
     kernel::nfnetlink::{Completion, HEADER_BYTES, Message},
 };
 
 /// How often it is read again after a change in the midst of it.
-const ATTEMPTS: u32 = 4;
+const ATTEMPTS: u32 = 16;
 
 impl Nft {
+    /// The base chains of all tables of all families.
+    pub fn base_chains(&mut self) -> Result<BaseChains, NftError> {
+        for _ in 0..ATTEMPTS {
+            let mut chains = BaseChains::default();
+            let mut complete = true;
+            for kind in [libc::NFT_MSG_GETTABLE, libc::NFT_MSG_GETCHAIN] {
+                complete &= self.dump_all(kind, |message| {
+                    if let Some(notice) = notice::parse(message) {
+                        chains.note(&notice);
+                    }
+                })?;
+            }
+            if complete {
+                return Ok(chains);
+            }
+        }
+        Err(NftError::Unsettled { attempts: ATTEMPTS })
+    }
+
     /// What stands beside our table.
     pub fn survey(&mut self) -> Result<Others, NftError> {
         let mut others = Others::default();

@@ -15,7 +15,7 @@ use fastpath_agent::{
     core::model::{IfIndex, Link},
     kernel::bpf::{
         Attachment, BpfError, Chatter, FlowEyes, Hook, LoadConfig, Mechanism, Pinned, Programs, WithoutXdp,
-        cleanup, inspect, load,
+        cleanup, inspect, is_inspected, load,
     },
 };
 use fastpath_common::{ABI_VERSION, Tally};
@@ -232,6 +232,29 @@ fn a_tcx_program_of_somebody_else_stays() {
     raw.send(&frame());
     let stats = || Pinned::open(&theirs.pin_path()).unwrap().stats().unwrap().counted.packets;
     fastpath_tests::wait_until("their three packets", Duration::from_secs(10), || stats() == 3);
+}
+
+/// Which pins are ours says whose a program is; filters are told by their names.
+#[test]
+fn programs_of_others_are_told_from_ours() {
+    for mechanism in MECHANISMS {
+        let pair = Pair::new();
+        let index = pair.rx0().index;
+        let (ours, theirs) = (pair.bpffs.pin_path(), Bpffs::mount());
+        let inspected = |pins: &Path| pair.node.run(|| is_inspected(index, pins)).unwrap();
+        assert!(!inspected(&ours));
+        let mut programs = load_for(&pair, mechanism);
+        let by_name = matches!(attach(&pair, &mut programs).mechanism, Mechanism::Clsact { .. });
+        assert!(!inspected(&ours), "{mechanism}");
+        assert_eq!(inspected(&theirs.pin_path()), !by_name, "{mechanism}");
+        // Other filters may hang on a clsact qdisc that is there already.
+        let _ = pair.node.try_run("tc", &["qdisc", "add", "dev", "rx0", "clsact"], "");
+        assert!(!inspected(&ours), "{mechanism}");
+        pair.node.output("tc", &["filter", "add", "dev", "rx0", "ingress", "matchall", "action", "drop"]);
+        assert!(inspected(&ours), "{mechanism}");
+    }
+    let gone = Pair::new().node.run(|| is_inspected(IfIndex(4711), Path::new("/")));
+    assert!(!gone.unwrap());
 }
 
 #[test]

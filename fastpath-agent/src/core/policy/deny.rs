@@ -1,0 +1,68 @@
+//! Whether a base chain can deny a packet of an established connection, jumps followed. Conditions of rules aren't
+//! evaluated: what may match is taken to match.
+
+use std::collections::{BTreeMap, btree_map::Entry};
+
+use super::{
+    others::Chain,
+    rule::{Established, Outcome},
+};
+
+/// What a chain does to packets of established connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// It may deny some.
+    Denies,
+    /// Accepts all of them.
+    Accepts,
+    /// Lets them go on, or accepts some.
+    GoesOn,
+}
+
+/// Whether the base chain `name`, one of its table's `chains`, can deny such a packet.
+pub fn can_deny(chains: &BTreeMap<String, Chain>, name: &str) -> bool {
+    match fate(chains, name, &mut BTreeMap::new()) {
+        Fate::Denies => true,
+        Fate::Accepts => false,
+        Fate::GoesOn => {
+            chains.get(name).and_then(|chain| chain.base.as_ref()).is_none_or(|base| !base.accepts)
+        }
+    }
+}
+
+/// Each chain is walked through once. Chains that aren't there (they were made meanwhile) deny, and so would those that
+/// jump in circles, which the kernel doesn't take.
+fn fate<'c>(chains: &'c BTreeMap<String, Chain>, name: &'c str, known: &mut BTreeMap<&'c str, Fate>) -> Fate {
+    match known.entry(name) {
+        Entry::Occupied(known) => return *known.get(),
+        Entry::Vacant(entry) => drop(entry.insert(Fate::Denies)),
+    }
+    let fate = chains.get(name).map_or(Fate::Denies, |chain| walk(chains, chain, known));
+    known.insert(name, fate);
+    fate
+}
+
+fn walk<'c>(
+    chains: &'c BTreeMap<String, Chain>,
+    chain: &'c Chain,
+    known: &mut BTreeMap<&'c str, Fate>,
+) -> Fate {
+    for rule in chain.rules.iter().filter(|rule| rule.established != Established::None) {
+        let all = rule.established == Established::All;
+        let (ends, fate) = match &rule.outcome {
+            Outcome::Deny => return Fate::Denies,
+            Outcome::Continue => continue,
+            Outcome::Accept => (all, Fate::Accepts),
+            Outcome::Return => (all, Fate::GoesOn),
+            Outcome::Jump(to) => {
+                let fate = fate(chains, to, known);
+                (all && fate == Fate::Accepts, fate)
+            }
+            Outcome::Goto(to) => (all, fate(chains, to, known)),
+        };
+        if ends || fate == Fate::Denies {
+            return fate;
+        }
+    }
+    Fate::GoesOn
+}

@@ -1,0 +1,76 @@
+//! One expression of another program's rule, as far as it matters what the rule does. Borrows from the kernel's message.
+
+/// An expression. Registers are numbered as the kernel numbers them (enum nft_registers).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expr<'a> {
+    /// `immediate` into the verdict register.
+    Verdict(Verdict<'a>),
+    /// `ct` that reads: key (enum nft_ct_keys) and the register that it fills.
+    Ct {
+        /// `NFT_CT_*`.
+        key: u32,
+        /// The register.
+        register: u32,
+    },
+    /// `bitwise` with a mask of at most 32 bits and nothing toggled.
+    Mask {
+        /// Register that is read.
+        source: u32,
+        /// Register that is written.
+        destination: u32,
+        /// In host byte order.
+        mask: u32,
+    },
+    /// `cmp` with at most 32 bits.
+    Compare {
+        /// The register.
+        register: u32,
+        /// Packets go on if both are equal; if not, if they differ.
+        equal: bool,
+        /// In host byte order.
+        value: u32,
+    },
+    /// `lookup` in a map whose values are verdicts.
+    VerdictMap {
+        /// Name of the map.
+        map: &'a str,
+    },
+    /// An xtables match (iptables-nft).
+    Match {
+        /// "conntrack", "comment", "limit" …
+        name: &'a str,
+        /// Its data, of a layout that depends on name and revision.
+        info: &'a [u8],
+    },
+    /// An xtables target.
+    Target {
+        /// "REJECT", "MARK" …
+        name: &'a str,
+    },
+    /// Any other, by the kernel's name.
+    Other {
+        /// "counter", "payload" …
+        name: &'a str,
+    },
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict<'a> {
+    /// Goes on behind this base chain.
+    Accept,
+    /// Is dropped, or stolen.
+    Drop,
+    /// Goes to a program.
+    Queue,
+    /// Goes on with the next rule.
+    Continue,
+    /// Goes on in the chain that jumped here.
+    Return,
+    /// Passes another chain and comes back.
+    Jump(&'a str),
+    /// Passes another chain and doesn't come back.
+    Goto(&'a str),
+    /// A number that we don't know.
+    Unknown,
+}

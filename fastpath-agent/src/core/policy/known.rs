@@ -1,0 +1,133 @@
+//! All that was read of others, and what our ruleset has to heed of it. A part that couldn't be read counts as the worst
+//! that could be there, never as absent.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::others::{Others, TableKey};
+use crate::core::{
+    model::{IfIndex, IfName},
+    revalidate::{Notice, Subject},
+    surroundings::{RouteRule, Surroundings},
+};
+
+/// Behind all filters that anybody has.
+const UNKNOWN_PRIORITY: i32 = 1000;
+/// Legacy tables with a chain in the forward hook, by the priority that it has there (include/uapi/linux/netfilter_ipv4.h).
+const LEGACY_FORWARD: [(&str, i32); 3] = [("mangle", -150), ("filter", 0), ("security", 50)];
+/// The same for the postrouting hook.
+const LEGACY_POSTROUTING: [(&str, i32); 1] = [("mangle", -150)];
+
+/// What was read; `None` for what couldn't be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// Tables of nftables.
+    pub tables: Option<Arc<Others>>,
+    /// Names of tables of iptables-legacy and ip6tables-legacy; whether their rules deny isn't known.
+    pub legacy: Option<BTreeSet<String>>,
+    /// See [`Surroundings::unguessed`].
+    pub route_rules: Option<Vec<RouteRule>>,
+    /// Interfaces that hand up packets of others: those that matter, since a flowtable's hook may be below them.
+    pub uppers: BTreeMap<IfIndex, Upper>,
+}
+
+/// An interface on top of others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upper {
+    /// Its name.
+    pub name: IfName,
+    /// Others have programs or filters at its ingress; `None` if that couldn't be read.
+    pub programs: Option<bool>,
+}
+
+impl Known {
+    /// What follows for our ruleset.
+    pub fn surroundings(&self) -> Surroundings {
+        let tables = self.tables.as_deref();
+        let legacy = |places: &[(&str, i32)]| match &self.legacy {
+            Some(names) => places.iter().filter(|(name, _)| names.contains(*name)).map(|(_, at)| *at).max(),
+            None => places.iter().map(|(_, at)| *at).max(),
+        };
+        let unknown = Some(UNKNOWN_PRIORITY);
+        let ingress = tables.map(Others::ingress).unwrap_or_default();
+        let is_inspected = |upper: &Upper| {
+            upper.programs != Some(false) || ingress.iter().any(|device| device.is(upper.name.as_str()))
+        };
+        Surroundings {
+            last_forward: tables.map_or(unknown, Others::last_forward).max(legacy(&LEGACY_FORWARD)),
+            denying_postrouting: tables
+                .map_or(unknown, Others::denying_postrouting)
+                .max(legacy(&LEGACY_POSTROUTING)),
+            unguessed: self.route_rules.clone().unwrap_or_else(|| {
+                [false, true].map(|ipv6| RouteRule { ipv6, ..RouteRule::default() }).to_vec()
+            }),
+            inspected: self
+                .uppers
+                .iter()
+                .filter(|(_, upper)| is_inspected(upper))
+                .map(|(index, _)| *index)
+                .collect(),
+        }
+    }
+}
+
+/// What is to be read again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parts {
+    /// All of it.
+    pub all: bool,
+    /// Chains, and the rules of these tables.
+    pub tables: BTreeSet<TableKey>,
+    /// Policy rules.
+    pub route_rules: bool,
+    /// Programs of these interfaces, where they are on top of others.
+    pub programs: BTreeSet<IfIndex>,
+    /// Programs of all of those.
+    pub all_programs: bool,
+}
+
+impl Parts {
+    /// Everything.
+    pub fn all() -> Self {
+        Self { all: true, ..Self::default() }
+    }
+
+    /// Nothing.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Takes note of a change of the ruleset. `known` may be older than a reading that is under way, of `reading`.
+    pub fn note(&mut self, notice: &Notice<'_>, known: Option<&Others>, reading: Option<&Self>) {
+        let Notice { family, table, subject } = *notice;
+        if Others::is_ours(family, table) {
+            return;
+        }
+        let key = (family, table.to_owned());
+        let chains = known.and_then(|known| known.0.get(&key));
+        let may_be_read = || {
+            known.is_none_or(|known| known.is_to_read(&key))
+                || self.tables.contains(&key)
+                || reading.is_some_and(|parts| parts.all || parts.tables.contains(&key))
+        };
+        let counts = match subject {
+            Subject::Chain { hook: Some(_), .. } => true,
+            Subject::Chain { name, .. } => {
+                chains.is_some_and(|chains| chains.get(name).is_some_and(|chain| chain.base.is_some()))
+                    || may_be_read()
+            }
+            Subject::Rule { .. } => may_be_read(),
+            Subject::Table { gone: true } => chains.is_some() || may_be_read(),
+            Subject::Table { gone: false } | Subject::Other => false,
+        };
+        if counts {
+            self.tables.insert(key);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "known_tests.rs"]
+mod tests;

@@ -1,0 +1,122 @@
+//! What follows from a reading, and which announcements lead to another one.
+
+use super::*;
+use crate::core::{
+    policy::others::{Base, Chain, Device},
+    revalidate::Hook,
+};
+
+const IPV4: u8 = 2;
+const NETDEV: u8 = 5;
+
+fn chain(hook: u32, priority: i32, devices: &[&str]) -> Chain {
+    let devices = devices.iter().map(|name| Device::Name((*name).to_owned())).collect();
+    let base = Base { kind: "filter".to_owned(), hook, priority, accepts: true, devices };
+    Chain { base: Some(base), rules: Vec::new() }
+}
+
+fn table(family: u8, name: &str, chains: &[(&str, Chain)]) -> (TableKey, BTreeMap<String, Chain>) {
+    let chains = chains.iter().map(|(name, chain)| ((*name).to_owned(), chain.clone())).collect();
+    ((family, name.to_owned()), chains)
+}
+
+fn read() -> Known {
+    Known {
+        tables: Some(Arc::default()),
+        legacy: Some(BTreeSet::new()),
+        route_rules: Some(Vec::new()),
+        uppers: BTreeMap::new(),
+    }
+}
+
+fn upper(name: &str, programs: Option<bool>) -> Upper {
+    Upper { name: IfName::new(name).unwrap(), programs }
+}
+
+#[test]
+fn nothing_of_others_is_nothing_to_heed() {
+    assert_eq!(read().surroundings(), Surroundings::default());
+}
+
+#[test]
+fn legacy_tables_have_their_places() {
+    let names = |names: &[&str]| Some(names.iter().map(|name| (*name).to_owned()).collect());
+    let of = |legacy| {
+        let found = Known { legacy, ..read() }.surroundings();
+        (found.last_forward, found.denying_postrouting)
+    };
+    assert_eq!(of(names(&["nat", "raw"])), (None, None));
+    assert_eq!(of(names(&["filter", "nat"])), (Some(0), None));
+    assert_eq!(of(names(&["mangle", "security", "filter"])), (Some(50), Some(-150)));
+    assert_eq!(of(None), (Some(50), Some(-150)), "unread");
+    let later = Others([table(IPV4, "t", &[("c", chain(2, 200, &[]))])].into());
+    let known = Known { legacy: names(&["filter"]), tables: Some(Arc::new(later)), ..read() };
+    assert_eq!(known.surroundings().last_forward, Some(200));
+}
+
+#[test]
+fn what_cannot_be_read_is_the_worst_that_could_be() {
+    let Surroundings { last_forward, denying_postrouting, unguessed, inspected } =
+        Known { uppers: [(IfIndex(3), upper("vlan", None))].into(), ..Known::default() }.surroundings();
+    assert_eq!((last_forward, denying_postrouting), (Some(UNKNOWN_PRIORITY), Some(UNKNOWN_PRIORITY)));
+    assert_eq!(unguessed.len(), 2);
+    assert_eq!(inspected, [IfIndex(3)].into());
+}
+
+#[test]
+fn interfaces_are_inspected_by_programs_and_by_chains() {
+    let tables = Others([table(NETDEV, "t", &[("c", chain(0, -10, &["eth0.8", "eth0"]))])].into());
+    let uppers = [
+        (IfIndex(7), upper("eth0.7", Some(true))),
+        (IfIndex(8), upper("eth0.8", Some(false))),
+        (IfIndex(9), upper("eth0.9", Some(false))),
+    ];
+    let known = Known { tables: Some(Arc::new(tables)), uppers: uppers.into(), ..read() };
+    assert_eq!(known.surroundings().inspected, [IfIndex(7), IfIndex(8)].into());
+}
+
+fn counts(known: Option<&Others>, reading: Option<&Parts>, subject: Subject<'_>) -> bool {
+    let mut parts = Parts::default();
+    parts.note(&Notice { family: IPV4, table: "t", subject }, known, reading);
+    !parts.is_empty()
+}
+
+#[test]
+fn only_what_may_change_what_we_heed_is_read_again() {
+    let hook = |number| Some(Hook { kind: "filter", number, priority: 0 });
+    let none = Others::default();
+    let forward = Others([table(IPV4, "t", &[("c", chain(2, 0, &[]))])].into());
+    let post = Others([table(IPV4, "t", &[("c", chain(4, 0, &[]))])].into());
+    let base = Subject::Chain { name: "c", hook: hook(2), gone: false };
+    let plain = Subject::Chain { name: "d", hook: None, gone: false };
+    let gone = Subject::Chain { name: "c", hook: None, gone: true };
+    let rule = Subject::Rule { chain: "c" };
+    let deleted = Subject::Table { gone: true };
+    // Whatever table is meant: known with no chains, with one that is only looked up, or with one whose rules are read.
+    for (subject, expected) in [
+        (base, [true, true, true]),
+        (plain, [false, false, true]),
+        (gone, [false, true, true]),
+        (rule, [false, false, true]),
+        (deleted, [false, true, true]),
+        (Subject::Table { gone: false }, [false; 3]),
+        (Subject::Other, [false; 3]),
+    ] {
+        let found = [&none, &forward, &post].map(|known| counts(Some(known), None, subject));
+        assert_eq!(found, expected, "{subject:?}");
+        let unsure = !matches!(subject, Subject::Other | Subject::Table { gone: false });
+        assert_eq!(counts(None, None, subject), unsure, "{subject:?}");
+        let reading = Parts { tables: [(IPV4, "t".to_owned())].into(), ..Parts::default() };
+        assert_eq!(counts(Some(&none), Some(&reading), subject), unsure, "{subject:?}");
+        assert_eq!(counts(Some(&none), Some(&Parts::all()), subject), unsure, "{subject:?}");
+    }
+    // A chain and its rules in one transaction.
+    let mut parts = Parts::default();
+    for subject in [base, rule] {
+        parts.note(&Notice { family: IPV4, table: "t", subject }, Some(&none), None);
+    }
+    assert_eq!(parts.tables.len(), 1);
+    let mut parts = Parts::default();
+    parts.note(&Notice { family: 1, table: crate::core::model::TABLE, subject: base }, None, None);
+    assert!(parts.is_empty(), "our own");
+}

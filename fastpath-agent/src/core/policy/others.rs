@@ -1,0 +1,153 @@
+//! The tables, chains and rules of others, as much of them as is kept, and what of it our ruleset heeds.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{deny, rule::Rule};
+use crate::core::model::TABLE;
+
+// Families and hooks, include/uapi/linux/netfilter.h.
+const INET: u8 = 1;
+const IPV4: u8 = 2;
+const NETDEV: u8 = 5;
+const IPV6: u8 = 10;
+const FORWARD: u32 = 2;
+const POSTROUTING: u32 = 4;
+/// Filter chains in the forward hook that come before this are heeded whatever their rules do, which needn't be read then:
+/// that is where nearly all are, and where our chain stands behind them anyway (`--chain-priority`, by default).
+const LATE: i32 = 300;
+const NETDEV_INGRESS: u32 = 0;
+const INET_INGRESS: u32 = 5;
+
+/// A table: its family (`NFPROTO_*`) and name.
+pub type TableKey = (u8, String);
+
+/// A chain.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Chain {
+    /// Where it is hooked; `None` for one that is only jumped to.
+    pub base: Option<Base>,
+    /// Its rules in order; empty where nobody asks what they do.
+    pub rules: Vec<Rule>,
+}
+
+/// A base chain's place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// "filter", "nat" or "route".
+    pub kind: String,
+    /// Number of the hook in its family.
+    pub hook: u32,
+    /// Priority in the hook.
+    pub priority: i32,
+    /// Its policy is to accept.
+    pub accepts: bool,
+    /// Devices, where the hook is one of theirs.
+    pub devices: Vec<Device>,
+}
+
+/// Which devices a chain is hooked to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Device {
+    /// The one of this name.
+    Name(String),
+    /// All whose names begin so (Linux 6.16).
+    Prefix(String),
+}
+
+impl Device {
+    /// Whether a device of this name is meant.
+    pub fn is(&self, name: &str) -> bool {
+        match self {
+            Self::Name(device) => device == name,
+            Self::Prefix(prefix) => name.starts_with(prefix.as_str()),
+        }
+    }
+}
+
+/// All tables but ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Others(pub BTreeMap<TableKey, BTreeMap<String, Chain>>);
+
+impl Others {
+    /// Whether the table of this family and name is the one that we own.
+    pub fn is_ours(family: u8, table: &str) -> bool {
+        (family, table) == (INET, TABLE)
+    }
+
+    /// Highest priority of a filter chain in the forward hook, late ones only if they can deny a packet of an established
+    /// connection.
+    pub fn last_forward(&self) -> Option<i32> {
+        let counts = |found: &Found<'_>| found.base.priority < LATE || found.can_deny();
+        self.filters(FORWARD).filter(counts).map(|found| found.base.priority).max()
+    }
+
+    /// Highest priority of a filter chain in the postrouting hook that can deny a packet of an established connection.
+    pub fn denying_postrouting(&self) -> Option<i32> {
+        self.filters(POSTROUTING).filter(Found::can_deny).map(|found| found.base.priority).max()
+    }
+
+    /// Tables whose rules have to be read to tell what they deny.
+    pub fn to_read(&self) -> BTreeSet<TableKey> {
+        self.0.keys().filter(|table| self.is_to_read(table)).cloned().collect()
+    }
+
+    /// Whether that is one of them.
+    pub fn is_to_read(&self, table: &TableKey) -> bool {
+        self.0.get(table).into_iter().flat_map(BTreeMap::values).any(|chain| Self::counts(table.0, chain))
+    }
+
+    /// Whether it matters what the rules of a chain do, and of those that they lead to.
+    pub fn counts(family: u8, chain: &Chain) -> bool {
+        let is_at = |base: &Base, hook| is_filter(family, base, hook);
+        chain
+            .base
+            .as_ref()
+            .is_some_and(|base| is_at(base, POSTROUTING) || is_at(base, FORWARD) && base.priority >= LATE)
+    }
+
+    /// Devices with a chain at ingress.
+    pub fn ingress(&self) -> BTreeSet<Device> {
+        let mut devices = BTreeSet::new();
+        for ((family, _), chains) in &self.0 {
+            for base in chains.values().filter_map(|chain| chain.base.as_ref()) {
+                if matches!((*family, base.hook), (NETDEV, NETDEV_INGRESS) | (INET, INET_INGRESS)) {
+                    devices.extend(base.devices.iter().cloned());
+                }
+            }
+        }
+        devices
+    }
+
+    fn filters(&self, hook: u32) -> impl Iterator<Item = Found<'_>> {
+        self.0.iter().flat_map(move |(table, chains)| {
+            chains.iter().filter_map(move |(name, chain)| {
+                let base = chain.base.as_ref().filter(|base| is_filter(table.0, base, hook))?;
+                Some(Found { chains, name, base })
+            })
+        })
+    }
+}
+
+/// A base chain and its table.
+struct Found<'o> {
+    chains: &'o BTreeMap<String, Chain>,
+    name: &'o str,
+    base: &'o Base,
+}
+
+impl Found<'_> {
+    fn can_deny(&self) -> bool {
+        deny::can_deny(self.chains, self.name)
+    }
+}
+
+/// Chains of type nat see a connection's first packet only, those of type route what this node sends itself.
+fn is_filter(family: u8, base: &Base, hook: u32) -> bool {
+    matches!(family, INET | IPV4 | IPV6)
+        && base.hook == hook
+        && !matches!(base.kind.as_str(), "nat" | "route")
+}
+
+#[cfg(test)]
+#[path = "others_tests.rs"]
+mod tests;

@@ -1,0 +1,234 @@
+//! What one rule does to packets of established connections. Conditions aren't evaluated, but for connection state.
+
+use super::expr::{Expr, Verdict};
+
+/// `NFT_CT_STATE` (enum nft_ct_keys).
+const CT_STATE: u32 = 0;
+/// State bit of established connections, of nft and of xt_conntrack (`NF_CT_STATE_BIT`, `XT_CONNTRACK_STATE_BIT`).
+const ESTABLISHED: u32 = 1 << 1;
+/// `XT_CONNTRACK_STATE` (include/uapi/linux/netfilter/xt_conntrack.h).
+const XT_CONNTRACK_STATE: u16 = 1;
+
+/// Targets of xtables that let every packet go on.
+const HARMLESS_TARGETS: [&str; 20] = [
+    "CHECKSUM",
+    "CLASSIFY",
+    "CONNMARK",
+    "CONNSECMARK",
+    "CT",
+    "DNAT",
+    "DSCP",
+    "HL",
+    "LOG",
+    "MARK",
+    "MASQUERADE",
+    "NETMAP",
+    "NFLOG",
+    "REDIRECT",
+    "SECMARK",
+    "SNAT",
+    "TCPMSS",
+    "TEE",
+    "TOS",
+    "TTL",
+];
+
+/// Statements that let every packet go on.
+const STATEMENTS: [&str; 8] = ["counter", "dup", "flow_offload", "last", "log", "masq", "nat", "notrack"];
+
+/// Expressions that load or compare something, or let packets go on up to some number.
+const CONDITIONS: [&str; 25] = [
+    "bitwise",
+    "byteorder",
+    "cmp",
+    "connlimit",
+    "ct",
+    "dynset",
+    "exthdr",
+    "fib",
+    "hash",
+    "immediate",
+    "inner",
+    "limit",
+    "lookup",
+    "meta",
+    "numgen",
+    "objref",
+    "osf",
+    "payload",
+    "quota",
+    "range",
+    "redir",
+    "rt",
+    "socket",
+    "tunnel",
+    "xfrm",
+];
+
+/// A rule, as much of it as is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// The kernel's handle, unique within the table.
+    pub handle: u64,
+    /// What becomes of packets that match.
+    pub outcome: Outcome,
+    /// Which packets of established connections match.
+    pub established: Established,
+}
+
+/// What a rule does with a packet that matches it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The next rule sees it.
+    Continue,
+    /// No further rule of this base chain sees it.
+    Accept,
+    /// It may be dropped, rejected, stolen or queued; or the rule holds something that we don't know.
+    Deny,
+    /// Back to the chain that jumped here.
+    Return,
+    /// Another chain, and back.
+    Jump(Box<str>),
+    /// Another chain.
+    Goto(Box<str>),
+}
+
+/// Which packets of established connections match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Established {
+    /// None: the rule asks for another state.
+    None,
+    /// Those that meet conditions.
+    Some,
+    /// Every one.
+    All,
+}
+
+impl Rule {
+    /// Reads a rule's expressions in order.
+    pub fn new<'a>(handle: u64, exprs: impl IntoIterator<Item = Expr<'a>>) -> Self {
+        let mut reader = Reader { state: State::Unread, established: Established::All };
+        let mut rule = Self { handle, outcome: Outcome::Continue, established: Established::All };
+        for expr in exprs {
+            if let Some(outcome) = reader.read(expr) {
+                rule.outcome = outcome;
+                if rule.outcome != Outcome::Continue {
+                    break;
+                }
+            }
+        }
+        rule.established = reader.established;
+        rule
+    }
+}
+
+impl Rule {
+    /// The chain that packets of established connections go to by it.
+    pub fn leads_to(&self) -> Option<&str> {
+        match &self.outcome {
+            Outcome::Jump(chain) | Outcome::Goto(chain) if self.established != Established::None => {
+                Some(chain)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What is known of the connection's state in a register.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Unread,
+    /// The whole of it.
+    Whole(u32),
+    /// Bits of it.
+    Masked(u32, u32),
+}
+
+struct Reader {
+    state: State,
+    established: Established,
+}
+
+impl Reader {
+    /// What becomes of a packet that has come so far, if this expression says it.
+    fn read(&mut self, expr: Expr<'_>) -> Option<Outcome> {
+        match expr {
+            Expr::Ct { key: CT_STATE, register } => {
+                self.state = State::Whole(register);
+                return None;
+            }
+            Expr::Mask { source, destination, mask } if self.state == State::Whole(source) => {
+                self.state = State::Masked(destination, mask);
+                return None;
+            }
+            Expr::Compare { register, equal, value } => self.compare(register, equal, value),
+            Expr::Match { name: "comment", .. } => {}
+            Expr::Match { name, info } => match xt_states(name, info) {
+                Some(states) if states & ESTABLISHED == 0 => self.established = Established::None,
+                Some(_) => {}
+                None => self.condition(),
+            },
+            Expr::Ct { .. } | Expr::Mask { .. } => self.condition(),
+            Expr::Verdict(verdict) => return Some(outcome(verdict)),
+            Expr::VerdictMap { .. } => return Some(Outcome::Deny),
+            Expr::Target { name: "ACCEPT" } => return Some(Outcome::Accept),
+            Expr::Target { name: "RETURN" } => return Some(Outcome::Return),
+            Expr::Target { name } if HARMLESS_TARGETS.contains(&name) => {}
+            Expr::Other { name } if STATEMENTS.contains(&name) => {}
+            Expr::Other { name } if CONDITIONS.contains(&name) => self.condition(),
+            Expr::Target { .. } | Expr::Other { .. } => return Some(Outcome::Deny),
+        }
+        None
+    }
+
+    /// What a packet of an established connection has in the register is known.
+    fn compare(&mut self, register: u32, equal: bool, value: u32) {
+        let state = match self.state {
+            State::Whole(at) if at == register => ESTABLISHED,
+            State::Masked(at, mask) if at == register => ESTABLISHED & mask,
+            _ => return self.condition(),
+        };
+        if (state == value) != equal {
+            self.established = Established::None;
+        }
+    }
+
+    fn condition(&mut self) {
+        if self.established == Established::All {
+            self.established = Established::Some;
+        }
+    }
+}
+
+fn outcome(verdict: Verdict<'_>) -> Outcome {
+    match verdict {
+        Verdict::Accept => Outcome::Accept,
+        Verdict::Continue => Outcome::Continue,
+        Verdict::Return => Outcome::Return,
+        Verdict::Jump(chain) => Outcome::Jump(chain.into()),
+        Verdict::Goto(chain) => Outcome::Goto(chain.into()),
+        Verdict::Drop | Verdict::Queue | Verdict::Unknown => Outcome::Deny,
+    }
+}
+
+/// The states that a match of xtables asks for, if it asks for nothing else.
+fn xt_states(name: &str, info: &[u8]) -> Option<u32> {
+    // Of struct xt_conntrack_mtinfo3; those of mtinfo2 are at the same places.
+    const MATCH_FLAGS: usize = 146;
+    const INVERT_FLAGS: usize = 148;
+    const STATE_MASK: usize = 150;
+    let u16_at = |at: usize| Some(u16::from_ne_bytes(info.get(at..at + 2)?.try_into().ok()?));
+    match name {
+        // struct xt_state_info
+        "state" => Some(u32::from_ne_bytes(*info.first_chunk()?)),
+        "conntrack" if u16_at(MATCH_FLAGS)? == XT_CONNTRACK_STATE => {
+            let states = u32::from(u16_at(STATE_MASK)?);
+            Some(if u16_at(INVERT_FLAGS)? & XT_CONNTRACK_STATE == 0 { states } else { !states })
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+#[path = "rule_tests.rs"]
+mod tests;

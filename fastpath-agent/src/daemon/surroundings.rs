@@ -1,0 +1,359 @@
+//! Follows what others have on this node: what is announced is read again, gathered for some milliseconds and on another
+//! thread, so that the loop goes on; an overrun and the safety net have all of it read. What came of it goes to the
+//! reconciler, and offloaded flows are judged anew by it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Instant,
+};
+
+use tokio::task::{JoinHandle, spawn_blocking};
+use tracing::{debug, warn};
+
+use super::{Agent, DaemonError, at, revalidate::Trigger};
+use crate::{
+    core::{
+        forwarding::Settings,
+        link::{
+            table::{LinkChange, LinkEvent, LinkTable},
+            watch::lower_links,
+        },
+        model::{IfIndex, IfName, Link},
+        pace,
+        policy::{
+            known::{Known, Parts},
+            others::Others,
+        },
+        revalidate::Notice,
+        surroundings::Surroundings,
+    },
+    kernel::{
+        links::LinkError,
+        netconf,
+        node_monitor::{NodeEvent, NodeMonitor},
+        surroundings::{self, Ask, Report},
+    },
+};
+
+/// From the first announcement to the reading: one change is often several.
+const DELAY_MS: u64 = 20;
+/// Least time between two readings, whatever is announced.
+const GAP_MS: u64 = 250;
+/// When it is tried again what couldn't be read.
+const RETRY_MS: u64 = 5_000;
+
+/// What is known of others, and what of it is to be read again.
+pub struct Observer {
+    monitor: NodeMonitor,
+    settings: Settings,
+    pin_path: PathBuf,
+    /// Absent while a thread reads.
+    known: Option<Known>,
+    /// The tables in it, which stay here.
+    tables: Option<Arc<Others>>,
+    reading: Option<(JoinHandle<(Known, Report)>, Parts)>,
+    wanted: Parts,
+    due: Option<u64>,
+    read_at: u64,
+    /// What couldn't be read, as last reported.
+    failures: Vec<String>,
+}
+
+impl Observer {
+    /// Listens from now on, and has read nothing yet.
+    pub fn open(pin_path: PathBuf) -> Result<Self, LinkError> {
+        let monitor = NodeMonitor::open().map_err(LinkError::Open)?;
+        let mut observer = Self {
+            monitor,
+            settings: Settings::default(),
+            pin_path,
+            known: Some(Known::default()),
+            tables: None,
+            reading: None,
+            wanted: Parts::all(),
+            due: None,
+            read_at: 0,
+            failures: Vec::new(),
+        };
+        observer.read_settings();
+        Ok(observer)
+    }
+
+    /// Settings of forwarding, read again; true if one isn't what was announced last.
+    fn read_settings(&mut self) -> bool {
+        match netconf::settings() {
+            Ok(announced) => {
+                let before = std::mem::replace(&mut self.settings, Settings::read(announced));
+                before.differs(&self.settings)
+            }
+            Err(error) => {
+                warn!(%error, "settings of forwarding (sysctl) can't be read: each announcement of one counts as a change");
+                self.settings = Settings::default();
+                false
+            }
+        }
+    }
+
+    /// Reads all of it at once, as at the start.
+    pub fn read_now(&mut self, links: &LinkTable) -> Surroundings {
+        let ask = self.ask(links);
+        let mut known = self.known.take().unwrap_or_default();
+        let report = surroundings::read(&mut known, &ask);
+        self.take(known, report, 0)
+    }
+
+    fn ask(&mut self, links: &LinkTable) -> Ask {
+        let parts = std::mem::take(&mut self.wanted);
+        self.due = None;
+        Ask { parts, uppers: uppers(links), pin_path: self.pin_path.clone() }
+    }
+
+    fn take(&mut self, known: Known, report: Report, now: u64) -> Surroundings {
+        let found = known.surroundings();
+        self.tables.clone_from(&known.tables);
+        self.known = Some(known);
+        self.read_at = now;
+        for failure in &report.failures {
+            if !self.failures.contains(failure) {
+                warn!("{failure}");
+            }
+        }
+        if report.unsettled || !report.failures.is_empty() {
+            self.wanted.all = true;
+            self.due = Some(now + if report.unsettled { GAP_MS } else { RETRY_MS });
+        }
+        self.failures = report.failures;
+        if !self.wanted.is_empty() {
+            self.schedule(now);
+        }
+        debug!(?found, "what others have");
+        found
+    }
+
+    /// Takes note of a change of the ruleset.
+    pub fn heard(&mut self, notice: &Notice<'_>) {
+        let reading = self.reading.as_ref().map(|(_, parts)| parts);
+        self.wanted.note(notice, self.tables.as_deref(), reading);
+    }
+
+    /// Takes note of a change of the links.
+    pub fn link_changed(&mut self, index: IfIndex, links: &LinkTable) {
+        let master = links.get(index).and_then(|link| link.master);
+        self.wanted.programs.extend([Some(index), master].into_iter().flatten());
+    }
+
+    /// All is to be read again.
+    pub fn distrust(&mut self) {
+        self.wanted = Parts::all();
+    }
+
+    /// Says when what is wanted is to be read, if anything is.
+    pub fn schedule(&mut self, now: u64) {
+        if !self.wanted.is_empty() {
+            let due = (now + DELAY_MS).max(self.read_at + GAP_MS);
+            self.due = Some(self.due.map_or(due, |earlier| earlier.min(due)));
+        }
+    }
+
+    /// When something is to be read; not while a thread does.
+    pub fn due(&self) -> Option<u64> {
+        self.due.filter(|_| self.reading.is_none())
+    }
+
+    /// Has a thread read what is wanted.
+    fn begin(&mut self, links: &LinkTable) {
+        let mut ask = self.ask(links);
+        let Some(mut known) = self.known.take() else { return };
+        ask.parts.programs.retain(|index| ask.uppers.contains_key(index));
+        let same = known.uppers.keys().eq(ask.uppers.keys())
+            && known.uppers.iter().zip(ask.uppers.values()).all(|((_, upper), name)| upper.name == *name);
+        if ask.parts.is_empty() && same {
+            self.known = Some(known);
+            return;
+        }
+        let parts = ask.parts.clone();
+        let task = spawn_blocking(move || {
+            let report = surroundings::read(&mut known, &ask);
+            (known, report)
+        });
+        self.reading = Some((task, parts));
+    }
+
+    /// The next announcement, the end of a reading, or the time for one; never where there is nobody to follow. Cancelling
+    /// it loses nothing.
+    pub(super) async fn next(observer: &mut Option<Self>, started: Instant) -> Happened {
+        let Some(observer) = observer else { return std::future::pending().await };
+        let due = observer.due();
+        let Self { monitor, reading, .. } = observer;
+        let read = async {
+            match reading {
+                Some((task, _)) => task.await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = at(started, due) => Happened::Due,
+            result = read => {
+                observer.reading = None;
+                // A thread that panicked has taken with it what was known.
+                Happened::Read(result.ok())
+            }
+            events = monitor.next() => Happened::Announced(events),
+        }
+    }
+
+    /// Takes note of announcements; says which of them offloaded flows have to be judged anew for.
+    fn announced(&mut self, events: Vec<NodeEvent>) -> (Option<Trigger>, bool) {
+        let (mut trigger, mut lost) = (None, false);
+        for event in events {
+            match event {
+                NodeEvent::RouteRules => {
+                    self.wanted.route_rules = true;
+                    trigger = Some(Trigger::RouteRules);
+                }
+                NodeEvent::Forwarding(announced) => {
+                    let changed = announced.into_iter().filter(|one| self.settings.note(*one)).count();
+                    trigger = trigger.or((changed > 0).then_some(Trigger::Forwarding));
+                }
+                NodeEvent::TrafficControl(Some(index)) => drop(self.wanted.programs.insert(index)),
+                NodeEvent::TrafficControl(None) => self.wanted.all_programs = true,
+                NodeEvent::Overrun => lost = true,
+            }
+        }
+        (trigger, lost)
+    }
+}
+
+/// What an [`Observer`] waits for.
+pub(super) enum Happened {
+    /// It is time to read what was announced.
+    Due,
+    /// Something was announced.
+    Announced(std::io::Result<Vec<NodeEvent>>),
+    /// A thread has read what was wanted; `None` if it didn't get to its end.
+    Read(Option<(Known, Report)>),
+}
+
+/// Interfaces that hand up packets of others.
+fn uppers(links: &LinkTable) -> BTreeMap<IfIndex, IfName> {
+    let indices: BTreeSet<IfIndex> = lower_links(links.iter()).into_keys().collect();
+    indices.into_iter().filter_map(|index| Some((index, links.get(index)?.name.clone()))).collect()
+}
+
+/// Takes note of a change of the ruleset.
+pub(super) fn hear(observer: &mut Option<Observer>, notice: &Notice<'_>) {
+    if let Some(observer) = observer {
+        observer.heard(notice);
+    }
+}
+
+impl Agent {
+    /// Reads what others have before anything is written.
+    pub(super) fn look_around(&mut self) {
+        if let (Some(offload), Some(observer)) = (&mut self.offload, &mut self.observer) {
+            offload.reconciler.surrounded_by(observer.read_now(&self.links));
+        }
+    }
+
+    /// All that is believed of others is read again, and compared.
+    pub(super) fn distrust_surroundings(&mut self) -> Result<(), DaemonError> {
+        let now = self.now();
+        let (Some(offload), Some(observer)) = (&mut self.offload, &mut self.observer) else { return Ok(()) };
+        let touched = offload.revalidation.reread(&mut offload.monitor, |notice| observer.heard(notice))?;
+        if touched.forwarding {
+            offload.revalidation.changed(Trigger::Overrun, now);
+        }
+        if observer.read_settings() {
+            offload.revalidation.changed(Trigger::Forwarding, now);
+        }
+        observer.distrust();
+        observer.schedule(now);
+        Ok(())
+    }
+
+    /// A link was announced, maybe with nothing new that we look at, but with a program at XDP.
+    pub(super) fn link_announced(&mut self, event: &LinkEvent) {
+        let now = self.now();
+        let (Some(observer), LinkEvent::Changed(link)) = (&mut self.observer, event) else { return };
+        if self.links.get(link.index) == Some(link) {
+            observer.link_changed(link.index, &self.links);
+            observer.schedule(now);
+        }
+    }
+
+    /// A link changed: packets may fare otherwise where it has another master, and it may be on top of others.
+    pub(super) fn link_surroundings(&mut self, change: &LinkChange) {
+        let now = self.now();
+        let (Some(offload), Some(observer)) = (&mut self.offload, &mut self.observer) else { return };
+        let index = match change {
+            LinkChange::Appeared(index) => *index,
+            LinkChange::Changed { before: link, .. } | LinkChange::Gone(link) => link.index,
+        };
+        observer.link_changed(index, &self.links);
+        observer.schedule(now);
+        if let LinkChange::Changed { before, .. } = change {
+            let master = self.links.get(index).and_then(|link| link.master);
+            // One that isn't in the flowtable has no offloaded flows, like that of a pod that is just being set up.
+            let is_managed = || {
+                offload.reconciler.offloads().is_some_and(|(_, mut all)| all.any(|managed| managed == index))
+            };
+            if master != before.master && is_managed() {
+                offload.revalidation.changed(Trigger::Master, now);
+            }
+        }
+    }
+
+    /// Links were read again: another master that wasn't announced counts as if it had been.
+    pub(super) fn compare_links(&mut self, before: &LinkTable) {
+        let now = self.now();
+        let moved = |link: &Link| before.get(link.index).is_some_and(|before| before.master != link.master);
+        if let (Some(offload), true) = (&mut self.offload, self.links.iter().any(moved)) {
+            offload.revalidation.changed(Trigger::Master, now);
+        }
+    }
+
+    /// Something was announced, is to be read, or has been.
+    pub(super) fn surroundings_event(&mut self, happened: Happened) -> Result<(), DaemonError> {
+        let now = self.now();
+        let (Some(offload), Some(observer)) = (&mut self.offload, &mut self.observer) else { return Ok(()) };
+        match happened {
+            Happened::Due => observer.begin(&self.links),
+            Happened::Announced(events) => {
+                let (trigger, lost) = observer.announced(events.map_err(LinkError::Listen)?);
+                if let Some(trigger) = trigger {
+                    debug!(?trigger, "a change that may concern offloaded flows");
+                    offload.revalidation.changed(trigger, now);
+                }
+                observer.schedule(now);
+                if lost {
+                    // Anything may have changed.
+                    offload.revalidation.changed(Trigger::Overrun, now);
+                    self.overrun("links");
+                    self.distrust_surroundings()?;
+                }
+            }
+            Happened::Read(read) => {
+                let (known, report) = read
+                    .unwrap_or_else(|| (Known::default(), Report { unsettled: true, ..Report::default() }));
+                if offload.reconciler.surrounded_by(observer.take(known, report, now)) {
+                    self.heeds_anew = true;
+                    self.pace.trigger(pace::Trigger::Surroundings, now);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A reconcile ended well. Flows that were offloaded by rules that stood before others' are judged anew.
+    pub(super) fn heeded(&mut self) {
+        let now = self.now();
+        if let Some(offload) = &mut self.offload
+            && std::mem::take(&mut self.heeds_anew)
+        {
+            offload.revalidation.changed(Trigger::Surroundings, now);
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Hears of changes that decide over forwarded packets and that neither links nor the ruleset announce: policy rules,
+//! settings of forwarding, traffic control. Decides nothing about them.
+#![expect(unsafe_code, reason = "tokio cannot know that a descriptor stays open")]
+
+use std::io;
+
+use mnl::Bus;
+use tokio::io::{Interest, unix::AsyncFd};
+
+use super::{
+    netconf::{self, RTM_DELNETCONF, RTM_NEWNETCONF},
+    nfnetlink::{Message, Socket, u32_at},
+};
+use crate::core::{forwarding::Announced, model::IfIndex};
+
+// Groups and messages, include/uapi/linux/rtnetlink.h.
+const RTNLGRP_TC: u32 = 4;
+const RTNLGRP_IPV4_RULE: u32 = 8;
+const RTNLGRP_IPV6_RULE: u32 = 19;
+const RTNLGRP_IPV4_NETCONF: u32 = 24;
+const RTNLGRP_IPV6_NETCONF: u32 = 25;
+const RTM_NEWRULE: u16 = 32;
+const RTM_DELRULE: u16 = 33;
+const RTM_NEWQDISC: u16 = 36;
+const RTM_DELQDISC: u16 = 37;
+const RTM_NEWTFILTER: u16 = 44;
+const RTM_DELTFILTER: u16 = 45;
+const RTM_NEWCHAIN: u16 = 100;
+const RTM_DELCHAIN: u16 = 101;
+/// Where struct tcmsg has the interface's index.
+const TC_INDEX: usize = 4;
+
+/// What was heard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeEvent {
+    /// Policy rules changed.
+    RouteRules,
+    /// Settings of forwarding were announced.
+    Forwarding(Vec<Announced>),
+    /// Traffic control of an interface changed; `None`: of some, which isn't told (shared blocks).
+    TrafficControl(Option<IfIndex>),
+    /// Announcements were lost (`ENOBUFS`).
+    Overrun,
+}
+
+/// A socket that hears of them.
+pub struct NodeMonitor(AsyncFd<Socket>);
+
+impl NodeMonitor {
+    /// Begins to listen. Must be called inside a tokio runtime with I/O enabled.
+    pub fn open() -> io::Result<Self> {
+        let groups =
+            [RTNLGRP_TC, RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_RULE, RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF];
+        let groups = groups.into_iter().fold(0, |mask, group| mask | 1 << (group - 1));
+        let socket = Socket::listen_on(Bus::Route, groups, &[])?;
+        // SAFETY: the socket owns its descriptor and keeps it open until it is dropped.
+        Ok(Self(unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?))
+    }
+
+    /// Waits until something is announced, and gives all that waits. Safe to cancel: nothing is lost.
+    pub async fn next(&mut self) -> io::Result<Vec<NodeEvent>> {
+        loop {
+            let mut ready = self.0.readable_mut().await?;
+            match ready.try_io(|socket| receive(socket.get_mut())) {
+                Err(_not_ready) => {}
+                Ok(result) => return result,
+            }
+        }
+    }
+}
+
+/// At most so many datagrams at a time, so that others get their turn.
+const AT_A_TIME: usize = 256;
+
+fn receive(socket: &mut Socket) -> io::Result<Vec<NodeEvent>> {
+    let mut events = Vec::new();
+    for _ in 0..AT_A_TIME {
+        match socket.next_notification(|message| {
+            if let Some(event) = parse(message)
+                && events.last() != Some(&event)
+            {
+                events.push(event);
+            }
+        }) {
+            Ok(true) => {}
+            Ok(false) if events.is_empty() => return Err(io::ErrorKind::WouldBlock.into()),
+            Ok(false) => break,
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => events.push(NodeEvent::Overrun),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(events)
+}
+
+fn parse(message: &Message<'_>) -> Option<NodeEvent> {
+    match message.kind() {
+        RTM_NEWRULE | RTM_DELRULE => Some(NodeEvent::RouteRules),
+        RTM_NEWNETCONF | RTM_DELNETCONF => {
+            Some(NodeEvent::Forwarding(netconf::parse(message.kind(), message.payload())))
+        }
+        RTM_NEWQDISC | RTM_DELQDISC | RTM_NEWTFILTER | RTM_DELTFILTER | RTM_NEWCHAIN | RTM_DELCHAIN => {
+            let index = u32_at(message.payload(), TC_INDEX)?;
+            // Of a shared block (TCM_IFINDEX_MAGIC_BLOCK) it isn't one.
+            let index = (1..=i32::MAX.cast_unsigned()).contains(&index).then_some(IfIndex(index));
+            Some(NodeEvent::TrafficControl(index))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,130 @@
+//! Reads what others have on this node that our ruleset heeds: at the start, when it is announced, after an overrun and
+//! by the safety net, always by the one function here. Takes up to some 100 ms; judges nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::PathBuf,
+    sync::Arc,
+};
+
+use super::{
+    bpf,
+    nft::{Nft, NftError, Which},
+    route_rules,
+};
+use crate::core::{
+    model::{IfIndex, IfName},
+    policy::{
+        known::{Known, Parts, Upper},
+        others::Others,
+    },
+};
+
+/// What to read, and where.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// The parts.
+    pub parts: Parts,
+    /// Interfaces on top of others.
+    pub uppers: BTreeMap<IfIndex, IfName>,
+    /// Where our programs are pinned, by which they are told from others'.
+    pub pin_path: PathBuf,
+}
+
+/// How it went.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// What couldn't be read and why, a line each, with what follows and the remedy.
+    pub failures: Vec<String>,
+    /// Something kept changing meanwhile: it has to be read again.
+    pub unsettled: bool,
+}
+
+/// Brings `known` up to date.
+pub fn read(known: &mut Known, ask: &Ask) -> Report {
+    let mut report = Report::default();
+    let parts = &ask.parts;
+    if parts.all || !parts.tables.is_empty() {
+        let which = if parts.all { Which::All } else { Which::Tables(&parts.tables) };
+        let mut tables = known.tables.take().map(Arc::unwrap_or_clone).unwrap_or_default();
+        match read_tables(&mut tables, which) {
+            Ok(settled) => {
+                report.unsettled = !settled;
+                known.tables = Some(Arc::new(tables));
+            }
+            Err(error) => report.failures.push(format!(
+                "{error}: our chain comes after all priorities that are usual, until they can be read (the agent needs \
+                 CAP_NET_ADMIN)"
+            )),
+        }
+    }
+    if parts.all {
+        known.legacy = take(
+            legacy_tables(),
+            &mut report,
+            "the tables of iptables-legacy can't be read",
+            "they are taken to be in use (/proc/self/net has to be there)",
+        );
+    }
+    if parts.all || parts.route_rules {
+        known.route_rules = take(
+            route_rules::unguessed(),
+            &mut report,
+            "policy rules (ip rule) can't be read",
+            "each flow's route is taken to depend on them, until they can; `ip rule` shows why",
+        );
+    }
+    read_programs(known, ask, &mut report);
+    report
+}
+
+fn read_tables(tables: &mut Others, which: Which<'_>) -> Result<bool, NftError> {
+    Nft::open()?.read_others(tables, which)
+}
+
+fn read_programs(known: &mut Known, ask: &Ask, report: &mut Report) {
+    known.uppers.retain(|index, _| ask.uppers.contains_key(index));
+    let everywhere = ask.parts.all || ask.parts.all_programs;
+    for (index, name) in &ask.uppers {
+        let read = everywhere || ask.parts.programs.contains(index) || !known.uppers.contains_key(index);
+        let programs = if read {
+            let what = "programs at ingress of interfaces can't be read";
+            take(
+                bpf::is_inspected(*index, &ask.pin_path),
+                report,
+                what,
+                "those interfaces are taken to have some (the agent needs CAP_BPF and CAP_NET_ADMIN)",
+            )
+        } else {
+            known.uppers.get(index).and_then(|upper| upper.programs)
+        };
+        known.uppers.insert(*index, Upper { name: name.clone(), programs });
+    }
+}
+
+fn take<T>(result: io::Result<T>, report: &mut Report, what: &str, follows: &str) -> Option<T> {
+    match result {
+        Ok(value) => Some(value),
+        Err(error) => {
+            let line = format!("{what} ({error}): {follows}");
+            if !report.failures.contains(&line) {
+                report.failures.push(line);
+            }
+            None
+        }
+    }
+}
+
+fn legacy_tables() -> io::Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for file in ["ip_tables_names", "ip6_tables_names"] {
+        match fs::read_to_string(format!("/proc/self/net/{file}")) {
+            Ok(text) => names.extend(text.lines().map(str::to_owned)),
+            // Kernels without legacy tables.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(names)
+}
