@@ -17,6 +17,9 @@ use crate::core::{
     model::IfName,
 };
 
+/// Where maps are pinned if nothing else is asked for.
+pub const DEFAULT_PIN_PATH: &str = "/sys/fs/bpf/fastpath";
+
 /// Moves established flows of this node onto the kernel's flowtable, so that their packets bypass the normal
 /// forwarding path.
 #[derive(Debug, Parser)]
@@ -210,7 +213,7 @@ pub struct RunArgs {
     )]
     pub max_flows: String,
     /// Directory for pinned eBPF maps, on a bpf file system
-    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_PIN_PATH, env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
     /// Help connections that are older than the ruleset, and which it never takes, into the flowtable once they cross the
     /// threshold. Needs eBPF
@@ -259,7 +262,7 @@ pub struct StatusArgs {
     #[arg(short, long, value_name = "FORMAT", default_value = "text", env = "FASTPATH_OUTPUT")]
     pub output: Output,
     /// Directory of the pinned eBPF maps
-    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_PIN_PATH, env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
 }
 
@@ -301,7 +304,7 @@ pub struct FlowsArgs {
     #[arg(short, long, value_name = "FORMAT", default_value = "text", env = "FASTPATH_OUTPUT")]
     pub output: Output,
     /// Directory of the pinned eBPF maps
-    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_PIN_PATH, env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
 }
 
@@ -333,7 +336,7 @@ pub struct TopArgs {
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub interval: u64,
     /// Directory of the pinned eBPF maps
-    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_PIN_PATH, env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
 }
 
@@ -350,7 +353,7 @@ pub struct WhyArgs {
     #[arg(short, long, value_name = "FORMAT", default_value = "text", env = "FASTPATH_OUTPUT")]
     pub output: Output,
     /// Directory of the pinned eBPF maps
-    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_PIN_PATH, env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
 }
 
@@ -370,7 +373,7 @@ pub struct DoctorArgs {
     #[arg(short, long, value_name = "FORMAT", default_value = "text", env = "FASTPATH_OUTPUT")]
     pub output: Output,
     /// Directory of the pinned eBPF maps, where no agent runs whose flags say it
-    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_PIN_PATH, env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
 }
 
@@ -407,7 +410,7 @@ fn interface_name(text: &str) -> Result<IfName, String> {
 #[derive(Clone, Debug, Args)]
 pub struct CleanupArgs {
     /// Directory of the pinned eBPF maps
-    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/fastpath", env = "FASTPATH_PIN_PATH")]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_PIN_PATH, env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
     /// Directory of the socket at which a running agent publishes what becomes of flows
     #[arg(long, value_name = "DIR", default_value = "/run/fastpath", env = "FASTPATH_RUN_DIR")]

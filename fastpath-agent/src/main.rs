@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IsTerminal, Write},
+    path::Path,
     process::ExitCode,
     time::Duration,
 };
@@ -9,14 +10,14 @@ use std::{
 use anyhow::Context;
 use fastpath_agent::{
     cli::{
-        CleanupArgs, Cli, Command, DoctorArgs, FlowsArgs, Output, RevokeArgs, RuleArgs, StatusArgs, TopArgs,
-        WhyArgs,
+        CleanupArgs, Cli, Command, DEFAULT_PIN_PATH, DoctorArgs, FlowsArgs, Output, RevokeArgs, RuleArgs,
+        StatusArgs, TopArgs, WhyArgs,
     },
     config::{BadValue, Config, Rules},
     core::{
         doctor::Level,
         link::table::LinkTable,
-        ruleset::desired,
+        ruleset::desired::{self, Policy},
         why::{BadFlow, FlowSpec},
     },
     daemon,
@@ -98,8 +99,12 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
 fn render(args: &RuleArgs) -> anyhow::Result<()> {
     let rules = Rules::try_from(args)?;
     let links: LinkTable = runtime()?.block_on(async { Links::open()?.list().await })?.into_iter().collect();
-    let desired = desired::desired(&rules.policy(true, true), links.iter(), &Default::default());
-    print(&report::render::ruleset(&desired))
+    let (surroundings, failures) = kernel::surroundings::once(&links, Path::new(DEFAULT_PIN_PATH));
+    for failure in failures {
+        eprintln!("warning: {failure}");
+    }
+    let policy = Policy { surroundings, ..rules.policy(true, true) };
+    print(&report::render::ruleset(&desired::desired(&policy, links.iter(), &Default::default())))
 }
 
 fn status(args: &StatusArgs) -> anyhow::Result<()> {

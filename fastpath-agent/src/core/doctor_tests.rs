@@ -4,8 +4,8 @@ use clap::Parser;
 
 use super::{
     facts::{
-        AgentFacts, CanaryFlow, EbpfFacts, Families, Feature, IngressProgram, KernelFacts, MapFacts, Missing,
-        OtherFlowtable, OtherTable, Others,
+        AgentFacts, CanaryFlow, EbpfFacts, Families, Feature, IngressChain, IngressProgram, KernelFacts,
+        MapFacts, Missing, OtherFlowtable, OtherTable, Others,
     },
     *,
 };
@@ -86,6 +86,8 @@ fn good() -> Facts {
         observed: Err("not read".to_owned()),
         others: Ok(Others::default()),
         ipvs_services: 0,
+        timeouts: Ok(Vec::new()),
+        saved: Vec::new(),
         legacy_tables: Vec::new(),
         bpffs: Ok(true),
         pin_path: "/sys/fs/bpf/fastpath".to_owned(),
@@ -262,17 +264,32 @@ fn what_is_wrong_with_the_network_is_found() {
             },
             &[(Amber, "ruleset")],
         ),
-        (|f| table(f).as_mut().unwrap().owner = Owner::Foreign, &[(Red, "ruleset")]),
+        (|f| table(f).as_mut().unwrap().owner = Owner::Foreign, &[(Amber, "ruleset")]),
+        (
+            |f| {
+                let table = table(f).as_mut().unwrap();
+                table.owner = Owner::Foreign;
+                table.sets.clear();
+            },
+            &[(Red, "ruleset")],
+        ),
         (|f| table(f).as_mut().unwrap().chains[0].rules.clear(), &[(Red, "ruleset")]),
         (|f| f.policy = policy(&["--fastpath-threshold=6"]), &[(Red, "ruleset")]),
         (|f| f.observed = Err("EPERM".to_owned()), &[(Amber, "ruleset")]),
         (
-            |f| {
-                f.policy = policy(&["--chain-priority=-110"]);
-                install(f);
-            },
-            &[(Amber, "chain-priority")],
+            // Somebody's filter comes after ours, and the agent hasn't moved its chain yet.
+            |f| f.policy.surroundings.last_forward = Some(400),
+            &[(Red, "ruleset"), (Amber, "chain-priority")],
         ),
+        (
+            |f| {
+                let chain = IngressChain::new("netdev", "edge", "in", &["eth0".to_owned()], i32::MAX);
+                f.others.as_mut().unwrap().ingress.push(chain);
+            },
+            &[(Amber, "ingress-chains")],
+        ),
+        (|f| f.timeouts = Ok(vec!["long in table voip".to_owned()]), &[(Amber, "flow-timeouts")]),
+        (|f| f.saved = vec!["/etc/nftables.conf".to_owned()], &[(Amber, "saved-ruleset")]),
         // An interface that the kernel refuses has a line of its own; the rest of the ruleset is right.
         (
             |f| {

@@ -1,7 +1,7 @@
 //! What others have on this node that decides where our rules may stand and which packets may offload their flow.
 //! Read by `kernel`, heeded by `ruleset::desired`. No I/O.
 
-use std::{collections::BTreeSet, ops::RangeInclusive};
+use std::{collections::BTreeSet, fmt, ops::RangeInclusive};
 
 use ipnet::IpNet;
 
@@ -41,6 +41,34 @@ pub struct RouteRule {
     pub destination_ports: Option<PortRange>,
     /// The rule is one of IPv6's.
     pub ipv6: bool,
+}
+
+/// As `ip rule` writes it, as far as its conditions are known.
+impl fmt::Display for RouteRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}from {}", if self.ipv6 { "-6 " } else { "" }, shown(self.from))?;
+        if self.to.is_some() {
+            write!(f, " to {}", shown(self.to))?;
+        }
+        if let Some(input) = &self.input {
+            write!(f, " iif {input}")?;
+        }
+        if let Some(protocol) = self.protocol {
+            write!(f, " ipproto {protocol}")?;
+        }
+        for (word, ports) in [("sport", self.source_ports), ("dport", self.destination_ports)] {
+            match ports {
+                Some(PortRange { first, last }) if first == last => write!(f, " {word} {first}")?,
+                Some(PortRange { first, last }) => write!(f, " {word} {first}-{last}")?,
+                None => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn shown(net: Option<IpNet>) -> String {
+    net.map_or_else(|| "all".to_owned(), |net| net.to_string())
 }
 
 /// Ports from the first to the last one.

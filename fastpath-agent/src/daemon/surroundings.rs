@@ -2,12 +2,7 @@
 //! thread, so that the loop goes on; an overrun and the safety net have all of it read. What came of it goes to the
 //! reconciler, and offloaded flows are judged anew by it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
-    sync::Arc,
-    time::Instant,
-};
+use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use tokio::task::{JoinHandle, spawn_blocking};
 use tracing::{debug, warn};
@@ -16,11 +11,8 @@ use super::{Agent, DaemonError, at, revalidate::Trigger};
 use crate::{
     core::{
         forwarding::Settings,
-        link::{
-            table::{LinkChange, LinkEvent, LinkTable},
-            watch::lower_links,
-        },
-        model::{IfIndex, IfName, Link},
+        link::table::{LinkChange, LinkEvent, LinkTable},
+        model::{IfIndex, Link},
         pace,
         policy::{
             known::{Known, Parts},
@@ -107,7 +99,7 @@ impl Observer {
     fn ask(&mut self, links: &LinkTable) -> Ask {
         let parts = std::mem::take(&mut self.wanted);
         self.due = None;
-        Ask { parts, uppers: uppers(links), pin_path: self.pin_path.clone() }
+        Ask { parts, uppers: surroundings::uppers(links), pin_path: self.pin_path.clone() }
     }
 
     fn take(&mut self, known: Known, report: Report, now: u64) -> Surroundings {
@@ -235,12 +227,6 @@ pub(super) enum Happened {
     Announced(std::io::Result<Vec<NodeEvent>>),
     /// A thread has read what was wanted; `None` if it didn't get to its end.
     Read(Option<(Known, Report)>),
-}
-
-/// Interfaces that hand up packets of others.
-fn uppers(links: &LinkTable) -> BTreeMap<IfIndex, IfName> {
-    let indices: BTreeSet<IfIndex> = lower_links(links.iter()).into_keys().collect();
-    indices.into_iter().filter_map(|index| Some((index, links.get(index)?.name.clone()))).collect()
 }
 
 /// Takes note of a change of the ruleset.

@@ -10,9 +10,11 @@ use std::{
 use super::{
     Ruleset, bpf,
     ethtool::Ethtool,
+    ipvs,
     links::{LinkError, Links},
     nft::Nft,
     probe::{Kernel, Support},
+    surroundings,
 };
 use crate::core::{
     doctor::facts::{
@@ -21,7 +23,7 @@ use crate::core::{
     },
     known_bugs::KernelNames,
     link::select::Selection,
-    model::{IfIndex, IfName, Link},
+    model::{IfIndex, IfName, Link, TABLE},
     ruleset::desired::Policy,
 };
 
@@ -127,6 +129,8 @@ pub async fn gather(given: Given, kernel: &Kernel) -> Result<Facts, LinkError> {
     let links = sockets.list().await?;
     let addresses = sockets.addresses().await?;
     let Given { agent, flags_unknown, policy, ignores_known_bugs, without_ebpf, pin_path } = given;
+    let (around, _) = surroundings::once(&links.iter().cloned().collect(), &pin_path);
+    let policy = Policy { surroundings: around, ..policy };
     let own = Path::new("/proc/self/status");
     let name = KernelName::read();
     let mut nft = Nft::open();
@@ -152,7 +156,12 @@ pub async fn gather(given: Given, kernel: &Kernel) -> Result<Facts, LinkError> {
             .as_mut()
             .map_err(|e| e.to_string())
             .and_then(|nft| nft.survey().map_err(|e| e.to_string())),
-        ipvs_services: ipvs_services(&fs::read_to_string("/proc/self/net/ip_vs").unwrap_or_default()),
+        ipvs_services: ipvs::services(),
+        timeouts: nft
+            .as_mut()
+            .map_err(|e| e.to_string())
+            .and_then(|nft| nft.timeouts().map_err(|e| e.to_string())),
+        saved: saved_rulesets(),
         legacy_tables: lines("/proc/self/net/ip_tables_names"),
         bpffs: bpf::on_bpffs(&pin_path).map_err(|error| error.to_string()),
         ebpf: ebpf(&pin_path),
@@ -222,10 +231,16 @@ fn lines(path: &str) -> Vec<String> {
     fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
 }
 
-/// Lines of `/proc/net/ip_vs` that begin with a service's protocol (or mark); servers' lines begin with an arrow.
-fn ipvs_services(table: &str) -> usize {
-    let service = |line: &&str| ["TCP ", "UDP ", "SCTP ", "FWM "].iter().any(|start| line.starts_with(start));
-    table.lines().filter(service).count()
+/// Files that nft's services load at boot, as distributions have them, with a table of our name in them.
+fn saved_rulesets() -> Vec<String> {
+    const FILES: [&str; 2] = ["/etc/nftables.conf", "/etc/sysconfig/nftables.conf"];
+    const DIRECTORIES: [&str; 3] = ["/etc/nftables.d", "/etc/nftables", "/etc/nftables/rules"];
+    let entries = DIRECTORIES.iter().filter_map(|directory| fs::read_dir(directory).ok()).flatten().flatten();
+    let files = FILES.iter().map(PathBuf::from).chain(entries.map(|entry| entry.path()));
+    let has_table = |path: &PathBuf| {
+        fs::read_to_string(path).is_ok_and(|text| text.contains(&format!("table inet {TABLE} ")))
+    };
+    files.filter(has_table).map(|path| path.display().to_string()).collect()
 }
 
 fn ebpf(pin_path: &Path) -> Reading<EbpfFacts> {
@@ -261,22 +276,4 @@ fn hardware(links: &[Link]) -> BTreeMap<IfName, bool> {
         .iter()
         .filter_map(|link| Some((link.name.clone(), ethtool.hw_tc_offload(&link.name).ok()??)))
         .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::ipvs_services;
-
-    #[test]
-    fn services_of_ipvs_are_counted() {
-        let table = "IP Virtual Server version 1.2.1 (size=4096)
-Prot LocalAddress:Port Scheduler Flags
-  -> RemoteAddress:Port Forward Weight ActiveConn InActConn
-TCP  0A600001:01BB rr
-  -> 0A010002:01BB      Masq    1      0          0
-UDP  0A60000A:0035 rr
-";
-        assert_eq!(ipvs_services(table), 2);
-        assert_eq!(ipvs_services(""), 0);
-    }
 }

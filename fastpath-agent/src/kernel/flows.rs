@@ -1,7 +1,7 @@
 //! All flows of this node, joined one by one from conntrack and from the pinned maps, in bounded memory.
 
 use std::{
-    collections::{HashSet, hash_map::RandomState},
+    collections::{HashMap, HashSet, hash_map::RandomState},
     hash::BuildHasher,
     path::Path,
     sync::Arc,
@@ -25,6 +25,7 @@ use crate::core::{
         Cause, Flow, Node, State,
         connection::{Entry, Tuple},
         path::Metered,
+        trace::{Evidence, Trace},
     },
     link::table::LinkTable,
     ruleset::{exclude::Exclusions, sets::OwnSet},
@@ -113,6 +114,7 @@ pub fn for_each_metered(
     let mut known = Known::default();
     let mut meter = node.metered.then(Meter::open).transpose()?;
     let mut revocations = None;
+    let mut traces: Option<HashMap<u32, Vec<Trace>>> = None;
     let mut revoked = |id| {
         let opened = match &mut revocations {
             Some(opened) => opened,
@@ -129,6 +131,14 @@ pub fn for_each_metered(
         let mut flow = Flow::join(entry, seen, node);
         if matches!(flow.state, State::Stalled(Cause::Unknown) | State::Idle) && revoked(id)? {
             flow.state = State::Stalled(Cause::Revoked);
+        }
+        if flow.state == State::Stalled(Cause::Unknown) {
+            let traces = match &traces {
+                Some(traces) => traces,
+                None => traces.insert(read_traces()?),
+            };
+            let cause = traces.get(&id).and_then(|traces| Evidence::of(traces).cause());
+            flow.state = State::Stalled(cause.unwrap_or(Cause::Unknown));
         }
         match &mut meter {
             Some(meter) if wants_metered(&flow) => Ok((flow, Some(meter.of(id)?))),
@@ -156,6 +166,13 @@ pub fn for_each_metered(
         }
     }
     Ok(())
+}
+
+/// Traces by conntrack id.
+fn read_traces() -> Result<HashMap<u32, Vec<Trace>>, NftError> {
+    let mut traces: HashMap<u32, Vec<Trace>> = HashMap::new();
+    Nft::open()?.traces(|id, trace| traces.entry(id).or_default().push(trace))?;
+    Ok(traces)
 }
 
 /// What was counted of both directions; remembers them.

@@ -14,6 +14,7 @@ pub mod facts;
 #[cfg(test)]
 pub mod fake;
 pub mod flows;
+mod ipvs;
 pub mod links;
 pub mod memory;
 pub mod netconf;

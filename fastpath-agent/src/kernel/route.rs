@@ -7,6 +7,7 @@ use rtnetlink::{
     Error, Handle,
     packet_route::{
         AddressFamily,
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
     },
 };
@@ -37,6 +38,29 @@ impl Routes {
             RouteAttribute::Oif(index) => Some(IfIndex(*index)),
             _ => None,
         })
+    }
+
+    /// Next hops among `addresses` that don't answer, and the interface that each is looked for on (`NUD_INCOMPLETE`,
+    /// `NUD_FAILED`).
+    pub async fn dead_neighbours(&self, addresses: &[IpAddr]) -> Vec<(IpAddr, IfIndex)> {
+        let messages: Vec<NeighbourMessage> =
+            self.0.neighbours().get().execute().try_collect().await.unwrap_or_default();
+        let dead = |message: &NeighbourMessage| {
+            if !matches!(message.header.state, NeighbourState::Incomplete | NeighbourState::Failed) {
+                return None;
+            }
+            let address = message.attributes.iter().find_map(|attribute| match attribute {
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
+                    Some(IpAddr::V4(*address))
+                }
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
+                    Some(IpAddr::V6(*address))
+                }
+                _ => None,
+            })?;
+            addresses.contains(&address).then_some((address, IfIndex(message.header.ifindex)))
+        };
+        messages.iter().filter_map(dead).collect()
     }
 
     /// Which way a packet takes that comes in on `input` with the source and ports of `tuple`, and goes to `destination`

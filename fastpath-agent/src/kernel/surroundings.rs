@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -14,11 +14,13 @@ use super::{
     route_rules,
 };
 use crate::core::{
+    link::{table::LinkTable, watch::lower_links},
     model::{IfIndex, IfName},
     policy::{
         known::{Known, Parts, Upper},
         others::Others,
     },
+    surroundings::Surroundings,
 };
 
 /// What to read, and where.
@@ -39,6 +41,20 @@ pub struct Report {
     pub failures: Vec<String>,
     /// Something kept changing meanwhile: it has to be read again.
     pub unsettled: bool,
+}
+
+/// Interfaces that hand up packets of others.
+pub fn uppers(links: &LinkTable) -> BTreeMap<IfIndex, IfName> {
+    let indices: BTreeSet<IfIndex> = lower_links(links.iter()).into_keys().collect();
+    indices.into_iter().filter_map(|index| Some((index, links.get(index)?.name.clone()))).collect()
+}
+
+/// All of it, once, and what couldn't be read of it.
+pub fn once(links: &LinkTable, pin_path: &Path) -> (Surroundings, Vec<String>) {
+    let mut known = Known::default();
+    let ask = Ask { parts: Parts::all(), uppers: uppers(links), pin_path: pin_path.to_owned() };
+    let report = read(&mut known, &ask);
+    (known.surroundings(), report.failures)
 }
 
 /// Brings `known` up to date.

@@ -1,7 +1,7 @@
 //! Reads all that there is to know of one flow, in two looks about a second apart, so that it shows which way its packets
 //! take at that moment. Changes nothing; judges nothing.
 
-use std::{collections::BTreeSet, io, path::Path, time::Duration};
+use std::{collections::BTreeSet, io, net::IpAddr, path::Path, time::Duration};
 
 use fastpath_common::FlowCounters;
 use tokio::time::{Instant, sleep_until};
@@ -11,14 +11,18 @@ use super::{
     bpf::{self, BpfError, Pinned},
     conntrack::{Conntrack, ConntrackError},
     flows::monotonic_ns,
+    ipvs,
     links::{LinkError, Links},
     nft::{Nft, NftError, SlowPath},
     route::Routes,
-    xfrm,
+    route_rules, xfrm,
 };
 use crate::core::{
     doctor::facts::OtherFlowtable,
-    flow::connection::{Entry, TCP, Tuple},
+    flow::{
+        connection::{Entry, TCP, Tuple},
+        trace::Trace,
+    },
     link::{
         select::{Selection, Unmanaged},
         table::LinkTable,
@@ -112,9 +116,10 @@ pub async fn gather(spec: &FlowSpec, pin_path: &Path, agent: Option<Flags<'_>>) 
             Some(input) => routes.of(tuple, destination, input, &link_table).await,
             None => Route::NotAsked,
         };
-        directions.push((input, route));
+        directions.push((input, back, route));
     }
     let programs = programs(&link_table, &directions, &first)?;
+    let route_rules = route_rules::unguessed().unwrap_or_default();
     let offloaded = first.entry.as_ref().is_some_and(|entry| entry.status.offloaded());
     let flowtables = if offloaded { flowtables(&mut eyes.nft)? } else { Vec::new() };
     sleep_until(began + LOOK).await;
@@ -133,13 +138,33 @@ pub async fn gather(spec: &FlowSpec, pin_path: &Path, agent: Option<Flags<'_>>) 
         counted: counted[d],
         moved: moved(first.counted[d], counted[d]),
         input: directions[d].0,
-        route: directions[d].1,
+        back: directions[d].1,
+        route: directions[d].2,
     };
     let directions = [direction(0), direction(1)];
+    let mut traces = first.traces;
+    traces.extend(if same { second.traces } else { Vec::new() });
+    let moves = directions.iter().any(|direction| direction.moved.packets > 0);
+    // A neighbour that isn't asked for isn't dead.
+    let dead = match &entry {
+        Some(entry) if entry.status.offloaded() && moves => {
+            let hops = next_hops(entry, &directions);
+            let on_path = |index: &IfIndex| {
+                directions.iter().any(|d| d.input == Some(*index) || d.back == Some(*index))
+            };
+            let dead = routes.dead_neighbours(&hops).await;
+            dead.into_iter().filter(|(_, index)| on_path(index)).collect()
+        }
+        _ => Vec::new(),
+    };
     let unmanaged = unmanaged(&mut eyes.nft, &link_table, &ruleset, agent, &directions)?;
     Ok(Facts {
         asked: spec.tuple,
         tracked: tracked(first.entry.as_ref(), entry.as_ref()),
+        ipvs: entry.as_ref().is_some_and(|entry| ipvs::has_service(&entry.original)),
+        route_rules,
+        traces,
+        dead,
         entry,
         directions,
         counting: eyes.pinned.is_some(),
@@ -170,6 +195,7 @@ struct Look {
     entry: Option<Entry>,
     counted: [Option<FlowCounters>; 2],
     slow: Option<SlowPath>,
+    traces: Vec<Trace>,
 }
 
 impl Look {
@@ -193,9 +219,17 @@ impl Eyes {
     }
 
     fn look(&mut self, spec: &FlowSpec) -> Result<Look, WhyError> {
-        let mut look = Look { entry: find(&mut self.conntrack, spec)?, counted: [None; 2], slow: None };
+        let mut look = Look {
+            entry: find(&mut self.conntrack, spec)?,
+            counted: [None; 2],
+            slow: None,
+            traces: Vec::new(),
+        };
         if let Some(entry) = &look.entry {
             look.slow = self.nft.slow_path_of(entry.id)?;
+            if !entry.status.offloaded() {
+                look.traces = self.nft.traces_of(entry.id)?;
+            }
         }
         if let Some(pinned) = &self.pinned {
             for (tuple, counted) in look.tuples(spec).iter().zip(&mut look.counted) {
@@ -204,6 +238,15 @@ impl Eyes {
         }
         Ok(look)
     }
+}
+
+/// Where packets of either direction are sent next: gateways, and the ends themselves.
+fn next_hops(entry: &Entry, directions: &[Direction; 2]) -> Vec<IpAddr> {
+    let gateways = directions.iter().filter_map(|direction| match direction.route {
+        Route::Forward { gateway, .. } => gateway,
+        _ => None,
+    });
+    gateways.chain([entry.original.source, entry.reply.source]).collect()
 }
 
 /// The connection with any of its tuples: a look-up by the tuples of packets that come in; a walk through all for what
@@ -322,12 +365,12 @@ fn unmanaged(
 /// Programs of others where packets of the flow come in, or would.
 fn programs(
     table: &LinkTable,
-    directions: &[(Option<IfIndex>, Route)],
+    directions: &[(Option<IfIndex>, Option<IfIndex>, Route)],
     look: &Look,
 ) -> Result<Vec<Program>, WhyError> {
     let below = watch::lower_links(table.iter());
     let mut interfaces = BTreeSet::new();
-    for ((input, _), counted) in directions.iter().zip(&look.counted) {
+    for ((input, ..), counted) in directions.iter().zip(&look.counted) {
         interfaces.extend(counted.map(|counters| IfIndex(counters.ifindex)));
         let mut next: Vec<IfIndex> = input.iter().copied().collect();
         while let Some(index) = next.pop() {

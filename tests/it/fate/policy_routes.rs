@@ -24,7 +24,6 @@ const IIF: Case = Case {
         ANSWER_BY_SECOND,
         Node("ip rule add iif c0 lookup 102; ip -6 rule add iif c0 lookup 102"),
     ],
-    rule_inputs: "c0",
     ..BASE
 };
 

@@ -119,8 +119,6 @@ pub struct Case {
     pub path: Path,
     /// What is changed then.
     pub changes: &'static [Change],
-    /// Interfaces that policy rules name by `iif`: where no agent does it, they are put into their set by hand.
-    pub rule_inputs: &'static str,
     /// A script on the node whose output must be the same in both worlds at the end.
     pub same_output: &'static str,
 }
@@ -136,7 +134,6 @@ impl Case {
         flows: Flows::Four,
         path: Path::Fast,
         changes: &[],
-        rule_inputs: "",
         same_output: "",
     };
 }

@@ -96,7 +96,7 @@ impl<'a> Twin<'a> {
             With::Agent => Some(Agent::start(node, &[])),
             With::Programs => Some(Agent::start_with(node, &[])),
             With::Rendered => {
-                load_rendered(node, case);
+                load_rendered(node);
                 None
             }
             With::Kindnet => {
@@ -154,7 +154,7 @@ impl<'a> Twin<'a> {
         }
         if self.with == With::Rendered {
             // As somebody does who has no agent that would.
-            load_rendered(&self.worlds[0].node, self.case);
+            load_rendered(&self.worlds[0].node);
         }
         let begun = Instant::now();
         for tick in 0.. {
@@ -183,13 +183,9 @@ impl<'a> Twin<'a> {
 
 /// Loads what `render` prints, in place of what was loaded before.
 #[track_caller]
-fn load_rendered(node: &Netns, case: &Case) {
+fn load_rendered(node: &Netns) {
     let rendered = agent::output(node, &["render"]);
-    let by_hand = match case.rule_inputs {
-        "" => String::new(),
-        inputs => format!("add element inet {TABLE} kindnet-rule-inputs {{ {inputs} }}"),
-    };
-    node.nft(&format!("add table inet {TABLE}\ndelete table inet {TABLE}\n{rendered}\n{by_hand}"));
+    node.nft(&format!("add table inet {TABLE}\ndelete table inet {TABLE}\n{rendered}"));
 }
 
 fn tallies(flows: &[Vec<Duplex>; 2]) -> Tallies {

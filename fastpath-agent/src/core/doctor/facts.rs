@@ -40,6 +40,10 @@ pub struct Facts {
     pub ipvs_services: usize,
     /// Tables of iptables-legacy that are in use (`/proc/net/ip_tables_names`); their rules can't be read.
     pub legacy_tables: Vec<String>,
+    /// Objects that give flows timeouts of their own: `ct timeout` of nftables, and `nfct timeout`.
+    pub timeouts: Reading<Vec<String>>,
+    /// Files loaded at boot that have a table of our name in them.
+    pub saved: Vec<String>,
     /// The pin directory is, or would be, on a bpf file system.
     pub bpffs: Reading<bool>,
     /// Where the maps are pinned.
@@ -108,6 +112,17 @@ pub struct Others {
     pub chains: BTreeSet<String>,
     /// Flowtables.
     pub flowtables: Vec<OtherFlowtable>,
+    /// Base chains in the ingress hook.
+    pub ingress: Vec<IngressChain>,
+}
+
+/// A base chain in the ingress hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IngressChain {
+    /// Where it is, in words.
+    pub place: String,
+    /// Its priority.
+    pub priority: i32,
 }
 
 /// A table.

@@ -20,9 +20,6 @@ use crate::core::{
     },
 };
 
-/// Priority from which on a chain comes after the usual filters (NF_IP_PRI_FILTER).
-const FILTERS: i32 = 0;
-
 pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![ruleset(facts)];
     findings.extend(order(facts));
@@ -76,6 +73,13 @@ fn ruleset(facts: &Facts) -> Finding {
             }
         };
     };
+    if table.owner == Owner::Foreign && table.is_rendering() {
+        return Finding::amber(
+            CHECK,
+            "loaded by hand or from a file, as `render` or `nft list` prints it: offloads flows, but follows no change of the node",
+            "start fastpath-agent, which takes it over",
+        );
+    }
     if table.owner == Owner::Foreign {
         return Finding::red(
             CHECK,
@@ -131,7 +135,10 @@ fn absent(facts: &Facts) -> Vec<&Link> {
     let Some(devices) = our_flowtable(facts).and_then(|flowtable| flowtable.devices.as_ref()) else {
         return Vec::new();
     };
-    managed(facts).filter(|link| !devices.contains(&link.name) && !is_port(facts, link)).collect()
+    let wanted = desired(&facts.policy, &facts.links, &BTreeMap::new());
+    let is_wanted =
+        |link: &&Link| wanted.as_ref().is_some_and(|wanted| wanted.devices.contains_key(&link.index));
+    managed(facts).filter(|link| !devices.contains(&link.name)).filter(is_wanted).collect()
 }
 
 /// Whether a bridge stands for the link in the flowtable.
@@ -143,19 +150,26 @@ fn is_port(facts: &Facts, link: &Link) -> bool {
 fn order(facts: &Facts) -> Option<Finding> {
     const CHECK: &str = "chain-priority";
     let hook = our_table(facts)?.chains.iter().find(|chain| chain.name == CHAIN)?.hook.as_ref()?;
-    Some(if hook.priority > FILTERS {
+    let last = facts.policy.surroundings.last_forward;
+    Some(if last.is_none_or(|last| hook.priority > last) {
         Finding::green(
             CHECK,
-            format!("{}: after the filters, so only what they accept is offloaded", hook.priority),
+            format!("{}: after the filters of others, so only what they accept is offloaded", hook.priority),
         )
     } else {
         Finding::amber(
             CHECK,
             format!(
-                "{}: before the filters, so a flow that a new rule denies is offloaded again by the packet that the rule would drop",
-                hook.priority
+                "{}: not after all filters of others (the last has {}), so a flow that a new rule there denies is offloaded again by the packet that the rule would drop",
+                hook.priority,
+                last.unwrap_or_default()
             ),
-            "start the agent without --chain-priority, unless you want just that",
+            match facts.agent {
+                Some(_) => {
+                    "run doctor again, since the agent moves its chain; if it stays so, give that chain an earlier priority"
+                }
+                None => "start fastpath-agent, which moves its chain behind them",
+            },
         )
     })
 }
@@ -255,6 +269,10 @@ fn kube_proxy(facts: &Facts, others: &Others) -> Finding {
             "can't be told: iptables-legacy has a nat table, which doctor can't look into; its connections are offloaded like others",
         ),
         [] => Finding::green(CHECK, "no rules of kube-proxy"),
+        ["ipvs"] => Finding::green(
+            CHECK,
+            "ipvs mode: connections to Services stay on the normal path, since their requests don't pass the forward path; others are offloaded",
+        ),
         [mode] => Finding::green(
             CHECK,
             format!("{mode} mode: connections to Services are offloaded with their NAT"),

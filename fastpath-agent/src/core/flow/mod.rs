@@ -97,6 +97,10 @@ pub enum Cause {
     NotCounted,
     /// Packets were seen in one direction only.
     OneWay,
+    /// Answered once, and since the threshold packets of one direction only were accepted here. Whoever asks has to look.
+    OneDirection,
+    /// The two directions take different interfaces. Whoever asks has to look.
+    Asymmetric,
     /// The TCP handshake isn't complete.
     NotEstablished,
     /// A conntrack helper reads along.
@@ -289,7 +293,7 @@ fn stalled(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node) -> Caus
 }
 
 /// What [`Cause::name`] returns, in the order in which causes are tested.
-pub const CAUSE_NAMES: [&str; 12] = [
+pub const CAUSE_NAMES: [&str; 14] = [
     "protocol",
     "local",
     "no-rule",
@@ -301,6 +305,8 @@ pub const CAUSE_NAMES: [&str; 12] = [
     "interface",
     "not-watched",
     "revoked",
+    "one-direction",
+    "asymmetric",
     "unknown",
 ];
 
@@ -314,6 +320,8 @@ impl Cause {
             Self::Excluded(_) => "excluded",
             Self::Revoked => "revoked",
             Self::OneWay => "one-way",
+            Self::OneDirection => "one-direction",
+            Self::Asymmetric => "asymmetric",
             Self::NotEstablished => "not-established",
             Self::Helper(_) => "helper",
             Self::NotCounted => "not-counted",
@@ -356,6 +364,8 @@ impl fmt::Display for Cause {
             Self::Revoked => f.write_str("revoked"),
             Self::NotCounted => f.write_str("older than the ruleset"),
             Self::OneWay => f.write_str("one direction only"),
+            Self::OneDirection => f.write_str("one direction only since the threshold"),
+            Self::Asymmetric => f.write_str("the directions take different interfaces"),
             Self::NotEstablished => f.write_str("not established"),
             Self::Helper(name) => write!(f, "conntrack helper {name}"),
             Self::Interface(name) => write!(f, "{name} isn't in the flowtable"),

@@ -3,6 +3,7 @@
 
 use serde::Serialize;
 
+use super::Cause;
 use crate::core::{model::IfIndex, ruleset::expr::Direction};
 
 /// A packet of this direction was accepted within the last two seconds, and didn't offload its flow.
@@ -37,6 +38,15 @@ pub enum Evidence {
 }
 
 impl Evidence {
+    /// Why a flow with it isn't offloaded, where that can be told.
+    pub fn cause(self) -> Option<Cause> {
+        match self {
+            Self::Only(_) => Some(Cause::OneDirection),
+            Self::Asymmetric(_) => Some(Cause::Asymmetric),
+            Self::None | Self::Both => None,
+        }
+    }
+
     /// Of the traces of one flow.
     pub fn of(traces: &[Trace]) -> Self {
         let latest = |direction| {

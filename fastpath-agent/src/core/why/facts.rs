@@ -6,10 +6,14 @@ use fastpath_common::FlowCounters;
 use serde::Serialize;
 
 use crate::core::{
-    flow::connection::{Entry, Tuple},
+    flow::{
+        connection::{Entry, Tuple},
+        trace::Trace,
+    },
     link::table::LinkTable,
     model::{IfIndex, IfName, Link},
     ruleset::observed::{Counter, Owner},
+    surroundings::RouteRule,
 };
 
 /// Packets that a change of routes or links sends on the forward path, without meaning anything.
@@ -32,6 +36,14 @@ pub struct Facts {
     pub ruleset: Ruleset,
     /// What the meter of slow packets has of it; `None` for nothing within a minute.
     pub slow: Option<Slow>,
+    /// What its packets left past the threshold, if it isn't offloaded.
+    pub traces: Vec<Trace>,
+    /// Policy rules that may decide one direction's route by what the kernel doesn't ask.
+    pub route_rules: Vec<RouteRule>,
+    /// Its connection was opened to a service of IPVS.
+    pub ipvs: bool,
+    /// Next hops of it that don't answer, and where they are looked for.
+    pub dead: Vec<(IpAddr, IfIndex)>,
     /// Flowtables of others.
     pub flowtables: Vec<Flowtable>,
     /// Rules that say `notrack`: table and chain of each.
@@ -63,6 +75,8 @@ pub struct Direction {
     pub moved: Moved,
     /// The interface that routing says it comes in on: the way back to where it comes from.
     pub input: Option<IfIndex>,
+    /// The interface by which this node would send to its source.
+    pub back: Option<IfIndex>,
     /// What routing says of it.
     pub route: Route,
 }

@@ -65,6 +65,9 @@ fn verdict(facts: &Facts, obstacles: Vec<obstacles::Obstacle>) -> Verdict {
     let first = obstacles.into_iter().next();
     let (accelerated, text) = match (facts.way(), &first) {
         (None, _) => (Accelerated::NotFound, None),
+        (Some(_), Some(obstacle)) if matches!(obstacle.reason, Reason::DeadNeighbour { .. }) => {
+            (Accelerated::No, None)
+        }
         (Some(Way::Fast), Some(obstacle)) if matches!(obstacle.reason, Reason::Interface { .. }) => {
             (Accelerated::No, None)
         }

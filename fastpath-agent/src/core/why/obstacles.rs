@@ -5,9 +5,14 @@ use super::{
     reason::Reason,
 };
 use crate::core::{
-    flow::connection::TcpState,
+    flow::{
+        connection::{TcpState, Tuple},
+        trace::{Evidence, Trace},
+    },
     link::watch,
     model::{IfIndex, Link},
+    ruleset::expr,
+    surroundings::{PortRange, RouteRule},
 };
 
 /// A reason that holds.
@@ -25,6 +30,7 @@ pub(super) fn of(facts: &Facts) -> Vec<Obstacle> {
         None => found.of_stranger(),
         Some(_) if facts.entry.is_none() => found.without_connection(),
         Some(Way::Fast) => {
+            found.dead_neighbour();
             found.other_flowtable();
             // It may still be in the flowtable and can't stay there.
             if facts.moved() == 0 && found.obstacles.is_empty() && facts.ruleset.threshold.is_some() {
@@ -69,6 +75,7 @@ impl Found<'_> {
     }
 
     fn offloaded_and_slow(&mut self) {
+        self.dead_neighbour();
         self.other_flowtable();
         self.interfaces();
         self.packets();
@@ -133,16 +140,75 @@ impl Found<'_> {
             self.programs(|program| program.before_ours && facts.moved() == 0, false);
         }
         if self.obstacles.is_empty() {
-            let reaches_the_rule = facts.slow_moved() > 0 || !facts.ruleset.meter;
+            let reaches_the_rule = !facts.traces.is_empty() || !facts.ruleset.meter;
             let marks = &facts.ruleset.excluded_marks;
             if !marks.is_empty() && facts.moved() > 0 && !reaches_the_rule {
                 return self.probable(Reason::Excluded { exclusion: marks.join(" or ") });
             }
-            self.sure(match facts.moved() {
-                0 => Reason::Idle,
-                _ if reaches_the_rule => Reason::Unknown,
-                _ => Reason::Blocked,
-            });
+            match facts.moved() {
+                0 => self.sure(Reason::Idle),
+                _ if reaches_the_rule => self.evidence(),
+                _ => self.sure(Reason::Blocked),
+            }
+        }
+    }
+
+    /// Packets got as far as our rule, and what they left there wasn't enough.
+    fn evidence(&mut self) {
+        let facts = self.facts;
+        let way = |trace: Trace| format!("{} > {}", facts.name(trace.input), facts.name(trace.output));
+        match Evidence::of(&facts.traces) {
+            Evidence::Only(_) if facts.ipvs => self.sure(Reason::Ipvs),
+            Evidence::Only(direction) => {
+                self.sure(Reason::OneDirection { direction: direction.to_string() });
+            }
+            Evidence::Asymmetric([original, reply]) => {
+                self.sure(Reason::Asymmetric { original: way(original), reply: way(reply) });
+            }
+            Evidence::Both | Evidence::None => {
+                let leads_elsewhere = |trace: &&Trace| {
+                    let [original, reply] = &facts.directions;
+                    let back = match trace.direction {
+                        expr::Direction::Original => original.back,
+                        expr::Direction::Reply => reply.back,
+                    };
+                    back.is_some_and(|back| back != trace.input)
+                };
+                if let Some(rule) = facts.route_rules.iter().find(|rule| self.may_decide(rule)) {
+                    self.probable(Reason::RouteRule { rule: rule.to_string() });
+                } else if let Some(trace) = facts.traces.iter().find(leads_elsewhere) {
+                    self.probable(Reason::NoWayBack { interface: facts.name(trace.input) });
+                } else {
+                    self.sure(Reason::Unknown);
+                }
+            }
+        }
+    }
+
+    /// Whether a policy rule matches packets of one direction, by what is known of them.
+    fn may_decide(&self, rule: &RouteRule) -> bool {
+        self.facts.directions.iter().any(|direction| {
+            let Tuple { source, destination, protocol, source_port, destination_port } = direction.tuple;
+            let within = |net: &Option<ipnet::IpNet>, address| net.is_none_or(|net| net.contains(&address));
+            let ports = |range: &Option<PortRange>, port| {
+                range.is_none_or(|range| (range.first..=range.last).contains(&port))
+            };
+            let input = direction.input.map(|index| self.facts.name(index));
+            rule.ipv6 == source.is_ipv6()
+                && rule.input.as_ref().is_none_or(|name| Some(name.to_string()) == input)
+                && rule.protocol.is_none_or(|wanted| wanted == protocol)
+                && within(&rule.from, source)
+                && within(&rule.to, destination)
+                && ports(&rule.source_ports, source_port)
+                && ports(&rule.destination_ports, destination_port)
+        })
+    }
+
+    /// What comes in and doesn't leave isn't accelerated.
+    fn dead_neighbour(&mut self) {
+        if let Some((address, interface)) = self.facts.dead.first() {
+            let interface = self.facts.name(*interface);
+            self.sure(Reason::DeadNeighbour { neighbour: address.to_string(), interface });
         }
     }
 

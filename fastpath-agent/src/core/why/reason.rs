@@ -100,6 +100,37 @@ pub enum Reason {
         /// Largest that fits.
         mtu: u32,
     },
+    /// IPVS takes its requests: they don't pass the forward path, so nothing is known of that direction there.
+    Ipvs,
+    /// Only packets of one direction got as far as our rule.
+    OneDirection {
+        /// "original" or "reply".
+        direction: String,
+    },
+    /// Its two directions take different interfaces.
+    Asymmetric {
+        /// Way of the original direction, in words.
+        original: String,
+        /// Way of the reply direction.
+        reply: String,
+    },
+    /// A policy rule decides one direction's route by what the kernel doesn't ask when it offloads.
+    RouteRule {
+        /// The rule, as `ip rule` writes it.
+        rule: String,
+    },
+    /// The route back to where its packets come from doesn't lead out where they come in.
+    NoWayBack {
+        /// Where they come in.
+        interface: String,
+    },
+    /// It is offloaded, and a next hop doesn't answer.
+    DeadNeighbour {
+        /// Its address.
+        neighbour: String,
+        /// Where it is looked for.
+        interface: String,
+    },
     /// Its packets don't get as far as our rule.
     Blocked,
     /// No packets just now.
@@ -135,6 +166,12 @@ impl Reason {
             Self::IpOptions => "ip-options",
             Self::Fragments => "fragments",
             Self::Mtu { .. } => "mtu",
+            Self::Ipvs => "ipvs",
+            Self::OneDirection { .. } => "one-direction",
+            Self::Asymmetric { .. } => "asymmetric",
+            Self::RouteRule { .. } => "route-rule",
+            Self::NoWayBack { .. } => "no-way-back",
+            Self::DeadNeighbour { .. } => "dead-neighbour",
             Self::Blocked => "blocked",
             Self::Idle => "idle",
             Self::Unknown => "unknown",
@@ -192,6 +229,26 @@ impl Reason {
             Self::Fragments => "its packets come in fragments".to_owned(),
             Self::Mtu { size, mtu } => {
                 format!("its packets ({size} bytes on average) are larger than the MTU of the way out ({mtu})")
+            }
+            Self::Ipvs => {
+                "IPVS handles it: requests don't pass the forward path, and without both directions there a flow isn't offloaded"
+                    .to_owned()
+            }
+            Self::OneDirection { direction } => format!(
+                "only packets of the {direction} direction were accepted here in the last 2 s; a flow is offloaded once both directions \
+                 were"
+            ),
+            Self::Asymmetric { original, reply } => format!(
+                "its directions take different interfaces: {original} and {reply}; the flowtable knows one way for both"
+            ),
+            Self::RouteRule { rule } => format!(
+                "the policy rule `{rule}` may decide the route of one direction by what the kernel doesn't ask when it offloads"
+            ),
+            Self::NoWayBack { interface } => format!(
+                "the route back to where its packets come from doesn't lead out of {interface}, where they come in"
+            ),
+            Self::DeadNeighbour { neighbour, interface } => {
+                format!("offloaded, but {neighbour} on {interface} doesn't answer: packets to it are lost")
             }
             Self::Blocked => {
                 "its packets don't get as far as our rule: a filter drops them, or something else takes them".to_owned()
@@ -267,6 +324,24 @@ impl Reason {
             Self::Mtu { .. } => {
                 "let ICMP `fragmentation needed` and `packet too big` through to the sender, or clamp the MSS"
                     .to_owned()
+            }
+            Self::Ipvs => "none here; kube-proxy in iptables or nftables mode leaves connections that can be offloaded".to_owned(),
+            Self::OneDirection { .. } => {
+                "none for a stream that nobody answers; else find where the other direction is dropped (`nft monitor trace`) or which way \
+                 it takes (`ip route get`)"
+                    .to_owned()
+            }
+            Self::Asymmetric { .. } => {
+                "none while that is so; give both directions the same two interfaces (routes, `ip rule`) to have it accelerated"
+                    .to_owned()
+            }
+            Self::RouteRule { .. } => {
+                "none while the rule is there; a rule by mark, source or destination doesn't stand in the way"
+                    .to_owned()
+            }
+            Self::NoWayBack { interface } => format!("add a route back through {interface}"),
+            Self::DeadNeighbour { interface, .. } => {
+                format!("see `ip neigh show dev {interface}`; `fastpath-agent revalidate` has the flow judged anew")
             }
             Self::Blocked => "look at the forward chains: nft list ruleset, nft monitor trace".to_owned(),
             Self::Unknown => "report it with `fastpath-agent why -o json` and `nft list ruleset`".to_owned(),

@@ -98,14 +98,21 @@ fn place(reason: &Reason) -> StepName {
         | Reason::Bridged { .. }
         | Reason::NoRoute { .. }
         | Reason::Mtu { .. }
+        | Reason::Ipvs
+        | Reason::Asymmetric { .. }
+        | Reason::RouteRule { .. }
+        | Reason::NoWayBack { .. }
         | Reason::Ipsec { .. } => StepName::Route,
         Reason::NoRule
         | Reason::Interface { .. }
         | Reason::Excluded { .. }
         | Reason::Revoked
         | Reason::BelowThreshold { .. }
+        | Reason::OneDirection { .. }
         | Reason::Blocked => StepName::Rule,
-        Reason::OtherFlowtable { .. } | Reason::Idle | Reason::Unknown => StepName::Flowtable,
+        Reason::DeadNeighbour { .. } | Reason::OtherFlowtable { .. } | Reason::Idle | Reason::Unknown => {
+            StepName::Flowtable
+        }
     }
 }
 

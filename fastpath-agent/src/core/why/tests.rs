@@ -6,10 +6,17 @@ use fastpath_common::FlowCounters;
 
 use super::*;
 use crate::core::{
-    flow::connection::{Entry, Status, TCP, TcpState, Tuple, UDP},
+    flow::{
+        connection::{Entry, Status, TCP, TcpState, Tuple, UDP},
+        trace::Trace,
+    },
     link::table::LinkTable,
     model::{IfIndex, IfName, Link, test_link},
-    ruleset::observed::{Counter, Owner},
+    ruleset::{
+        expr::Direction as Direction_,
+        observed::{Counter, Owner},
+    },
+    surroundings::RouteRule,
 };
 
 const SEEN_REPLY: u32 = 1 << 1;
@@ -53,6 +60,7 @@ fn facts() -> Facts {
         }),
         moved: Moved { packets: 5, segments: 5, bytes: 500 },
         input: Some(input),
+        back: Some(input),
         route: Route::Forward { output, gateway: None, mtu: 1500 },
     };
     Facts {
@@ -83,7 +91,11 @@ fn facts() -> Facts {
             revoked: false,
             assisted: false,
         },
-        slow: Some(slow(70, 10)),
+        slow: None,
+        traces: vec![trace(Direction_::Original, C0, S0), trace(Direction_::Reply, S0, C0)],
+        route_rules: Vec::new(),
+        ipvs: false,
+        dead: Vec::new(),
         flowtables: Vec::new(),
         notrack: Vec::new(),
         ipsec: Vec::new(),
@@ -94,6 +106,10 @@ fn facts() -> Facts {
         flow_timeout_ms: 30_000,
         now_ns: 9_100_000_000,
     }
+}
+
+fn trace(direction: Direction_, input: IfIndex, output: IfIndex) -> Trace {
+    Trace { direction, input, output, idle_ms: 10 }
 }
 
 fn slow(packets: u64, moved: u64) -> Slow {
@@ -118,9 +134,14 @@ fn entry(facts: &mut Facts) -> &mut Entry {
     facts.entry.as_mut().unwrap()
 }
 
+fn offloaded_and_slow(facts: &mut Facts) {
+    entry(facts).status.0 |= OFFLOAD;
+    facts.slow = Some(slow(70, 10));
+}
+
 fn quiet(facts: &mut Facts) {
     facts.tracked = Some(0);
-    facts.slow = None;
+    facts.traces.clear();
     for direction in &mut facts.directions {
         direction.moved = Moved::default();
     }
@@ -200,7 +221,7 @@ const REASONS: &[(&str, Change, &str)] = &[
     (
         "excluded",
         |f| {
-            f.slow = None;
+            f.traces.clear();
             f.ruleset.excluded_marks = vec!["mark/0x10".to_owned()];
         },
         "probably excluded: mark/0x10",
@@ -234,7 +255,7 @@ const REASONS: &[(&str, Change, &str)] = &[
     (
         "fragments",
         |f| {
-            entry(f).status.0 |= OFFLOAD;
+            offloaded_and_slow(f);
             f.directions[0].counted.as_mut().unwrap().flags = FlowCounters::FIRST_FRAGMENT;
         },
         "fragments",
@@ -242,12 +263,40 @@ const REASONS: &[(&str, Change, &str)] = &[
     (
         "mtu",
         |f| {
-            entry(f).status.0 |= OFFLOAD;
+            offloaded_and_slow(f);
             f.directions[0].moved = Moved { packets: 5, segments: 5, bytes: 5 * 1600 };
         },
         "(1600 bytes on average) are larger than the MTU of the way out (1500)",
     ),
-    ("blocked", |f| f.slow = None, "don't get as far as our rule"),
+    (
+        "ipvs",
+        |f| {
+            f.ipvs = true;
+            f.traces.remove(0);
+        },
+        "IPVS handles it",
+    ),
+    ("one-direction", |f| f.traces.truncate(1), "only packets of the original direction were accepted"),
+    ("asymmetric", |f| f.traces[1].input = BR0, "c0 > s0 and #3 > c0"),
+    (
+        "route-rule",
+        |f| {
+            let not_this = RouteRule { destination_ports: Some((80..=80).into()), ..RouteRule::default() };
+            let lan = RouteRule { input: Some(name("c0")), ..RouteRule::default() };
+            f.route_rules = vec![not_this, lan];
+        },
+        "probably the policy rule `from all iif c0`",
+    ),
+    ("no-way-back", |f| f.directions[0].back = Some(S0), "doesn't lead out of c0"),
+    (
+        "dead-neighbour",
+        |f| {
+            entry(f).status.0 |= OFFLOAD;
+            f.dead = vec![("10.2.0.2".parse().unwrap(), S0)];
+        },
+        "10.2.0.2 on s0 doesn't answer",
+    ),
+    ("blocked", |f| f.traces.clear(), "don't get as far as our rule"),
     ("idle", quiet, "no packets just now"),
     (
         "idle",
@@ -258,7 +307,7 @@ const REASONS: &[(&str, Change, &str)] = &[
         "lets go of a flow after 30 s",
     ),
     ("unknown", |_| {}, "doesn't take it"),
-    ("unknown", |f| entry(f).status.0 |= OFFLOAD, "yet its packets take the forward path"),
+    ("unknown", offloaded_and_slow, "yet its packets take the forward path"),
     ("unknown-to-conntrack", |f| f.entry = None, "conntrack doesn't have it (its table is full"),
     (
         "unknown-to-conntrack",
@@ -319,7 +368,7 @@ fn every_reason_has_an_example() {
     }
     let shown: std::collections::BTreeSet<_> = REASONS.iter().map(|(reason, ..)| *reason).collect();
     // All but other-flowtable, whose flows are accelerated.
-    assert_eq!(shown.len(), 25);
+    assert_eq!(shown.len(), 31);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 use std::io;
 
 use libc::NLM_F_DUMP;
+use netlink_packet_core::{Emitable, NetlinkHeader};
 use nftnl_sys as sys;
 
 use super::{
@@ -14,11 +15,11 @@ use super::{
 };
 use crate::{
     core::{
-        doctor::facts::{OtherFlowtable, OtherTable, Others},
+        doctor::facts::{IngressChain, OtherFlowtable, OtherTable, Others},
         model::{IfName, TABLE},
         revalidate::BaseChains,
     },
-    kernel::nfnetlink::{Completion, HEADER_BYTES, Message},
+    kernel::nfnetlink::{Attribute, Completion, FAMILY_HEADER_BYTES, HEADER_BYTES, Message, u32_at},
 };
 
 /// How often it is read again after a change in the midst of it.
@@ -55,9 +56,11 @@ impl Nft {
             })?;
             complete &= self.dump_all(libc::NFT_MSG_GETCHAIN, |message| {
                 let (chain, _) = Chain::parse(message);
-                if not_ours(message, chain.get_str(sys::NFTNL_CHAIN_TABLE)).is_some() {
-                    others.chains.extend(chain.get_str(sys::NFTNL_CHAIN_NAME));
-                }
+                let (table, name) =
+                    (chain.get_str(sys::NFTNL_CHAIN_TABLE), chain.get_str(sys::NFTNL_CHAIN_NAME));
+                let Some((table, name)) = not_ours(message, table).zip(name) else { return };
+                others.ingress.extend(ingress(&chain, &table, &name));
+                others.chains.insert(name);
             })?;
             complete &= self.dump_all(NFT_MSG_GETFLOWTABLE, |message| {
                 let (flowtable, _) = Flowtable::parse(message);
@@ -86,6 +89,67 @@ impl Nft {
             // A kernel without flowtables has none.
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(true),
             Err(error) => Err(failed(error)),
+        }
+    }
+}
+
+/// `NF_NETDEV_INGRESS` and `NF_INET_INGRESS`, by family.
+fn ingress(chain: &Chain, table: &OtherTable, name: &str) -> Option<IngressChain> {
+    let hook = chain.get_u32(sys::NFTNL_CHAIN_HOOKNUM)?;
+    if !matches!((table.family, hook), ("netdev", 0) | ("inet", 5)) {
+        return None;
+    }
+    let devices: Vec<String> = chain.get_str(sys::NFTNL_CHAIN_DEV).into_iter().collect();
+    let priority = chain.get_u32(sys::NFTNL_CHAIN_PRIO)?.cast_signed();
+    Some(IngressChain::new(table.family, &table.name, name, &devices, priority))
+}
+
+impl Nft {
+    /// Objects that give flows timeouts of their own: `ct timeout` of nftables with their table, and those of `nfct`.
+    pub fn timeouts(&mut self) -> Result<Vec<String>, NftError> {
+        // NFTA_OBJ_TABLE, _NAME and _TYPE (enum nft_object_attributes), NFT_OBJECT_CT_TIMEOUT.
+        const TABLE: u16 = 1;
+        const NAME: u16 = 2;
+        const TYPE: u16 = 3;
+        const CT_TIMEOUT: u32 = 7;
+        let mut names = Vec::new();
+        let text = |nla: &Attribute<'_>| {
+            String::from_utf8_lossy(nla.value().strip_suffix(&[0]).unwrap_or_default()).into_owned()
+        };
+        self.dump_all(libc::NFT_MSG_GETOBJ, |message| {
+            let find = |kind| message.attributes().find(|nla| nla.kind() == kind);
+            let is_timeout = find(TYPE).and_then(|nla| u32_at(nla.value(), 0)) == Some(CT_TIMEOUT.to_be());
+            if let (true, Some(table), Some(name)) = (is_timeout, find(TABLE), find(NAME)) {
+                names.push(format!("{} in table {}", text(&name), text(&table)));
+            }
+        })?;
+        self.nfct_timeouts(|name| names.push(format!("{name} of nfct")))?;
+        Ok(names)
+    }
+
+    /// Subsystem `NFNL_SUBSYS_CTNETLINK_TIMEOUT`, message `IPCTNL_MSG_TIMEOUT_GET`, attribute `CTA_TIMEOUT_NAME`. A kernel
+    /// without it has none.
+    fn nfct_timeouts(&mut self, mut each: impl FnMut(String)) -> Result<(), NftError> {
+        const GET: u16 = 8 << 8 | 1;
+        const NAME: u16 = 1;
+        let mut request = [0; HEADER_BYTES + FAMILY_HEADER_BYTES];
+        let mut header = NetlinkHeader::default();
+        header.length = request.len() as u32;
+        header.message_type = GET;
+        header.flags = (libc::NLM_F_REQUEST | NLM_F_DUMP) as u16;
+        header.sequence_number = self.socket.reserve_sequence(1);
+        header.emit(&mut request[..HEADER_BYTES]);
+        let result = self.socket.request(&request, |message| {
+            for nla in message.attributes().filter(|nla| nla.kind() == NAME) {
+                each(
+                    String::from_utf8_lossy(nla.value().strip_suffix(&[0]).unwrap_or_default()).into_owned(),
+                );
+            }
+        });
+        match result {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => Ok(()),
+            Err(error) => Err(failed(error)),
+            Ok(_) => Ok(()),
         }
     }
 }

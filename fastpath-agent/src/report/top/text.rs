@@ -79,6 +79,8 @@ fn word(cause: &Cause) -> &'static str {
         Cause::Revoked => "revoked",
         Cause::NotCounted => "uncounted",
         Cause::OneWay => "one-way",
+        Cause::OneDirection => "one-direction",
+        Cause::Asymmetric => "asymmetric",
         Cause::NotEstablished => "handshake",
         Cause::Helper(_) => "helper",
         Cause::Interface(_) => "interface",

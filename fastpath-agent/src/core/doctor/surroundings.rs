@@ -1,0 +1,124 @@
+//! Checks of what others have on the node that decides which flows may be offloaded, and of what offloading would change
+//! for them.
+
+use super::{
+    Finding,
+    facts::{Facts, IngressChain},
+    some,
+};
+use crate::core::model::{FLOWTABLE, TABLE};
+
+pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
+    let mut findings = vec![route_rules(facts)];
+    findings.extend(postrouting(facts));
+    findings.push(ingress(facts));
+    findings.push(timeouts(facts));
+    findings.push(saved(facts));
+    findings
+}
+
+/// Policy rules that keep flows from being offloaded.
+fn route_rules(facts: &Facts) -> Finding {
+    const CHECK: &str = "route-rules";
+    let rules = &facts.policy.surroundings.unguessed;
+    if rules.is_empty() {
+        return Finding::green(CHECK, "none that the kernel leaves out when it offloads a flow");
+    }
+    Finding::green(
+        CHECK,
+        format!(
+            "flows whose route one of these may decide are offloaded by the packets of the other direction, or not at all: {}",
+            some(rules)
+        ),
+    )
+}
+
+fn postrouting(facts: &Facts) -> Option<Finding> {
+    let priority = facts.policy.surroundings.denying_postrouting?;
+    Some(Finding::green(
+        "postrouting",
+        format!(
+            "others may deny packets there (up to priority {priority}): a flow is offloaded once packets of both directions have left"
+        ),
+    ))
+}
+
+/// Ingress chains that offloaded packets don't pass, since the flowtable's hook comes first.
+fn ingress(facts: &Facts) -> Finding {
+    const CHECK: &str = "ingress-chains";
+    let Ok(others) = &facts.others else {
+        return Finding::amber(CHECK, "can't be read", "run doctor with CAP_NET_ADMIN");
+    };
+    let table = facts.observed.as_ref().ok().and_then(|observed| observed.table.as_ref());
+    let flowtable =
+        table.and_then(|table| table.flowtables.iter().find(|flowtable| flowtable.name == FLOWTABLE));
+    let ours = flowtable.map_or(facts.policy.flowtable_priority, |flowtable| flowtable.priority);
+    let passed: Vec<&str> = others
+        .ingress
+        .iter()
+        .filter(|chain| chain.priority >= ours)
+        .map(|chain| chain.place.as_str())
+        .collect();
+    match (others.ingress.as_slice(), passed.as_slice()) {
+        ([], _) => Finding::green(CHECK, "none"),
+        ([..], []) => Finding::green(
+            CHECK,
+            format!(
+                "{} of others, all before the flowtable: offloaded packets pass them too",
+                others.ingress.len()
+            ),
+        ),
+        _ => Finding::amber(
+            CHECK,
+            format!(
+                "offloaded packets don't pass these, whose priority isn't below the flowtable's ({ours}): {}",
+                some(passed)
+            ),
+            "give them a lower priority, or start the agent without --flowtable-priority",
+        ),
+    }
+}
+
+/// Objects that give flows a timeout of their own, which is lost when such a flow leaves the flowtable.
+fn timeouts(facts: &Facts) -> Finding {
+    const CHECK: &str = "flow-timeouts";
+    match &facts.timeouts {
+        Err(why) => Finding::amber(CHECK, format!("can't be read: {why}"), "run doctor with CAP_NET_ADMIN"),
+        Ok(names) if names.is_empty() => Finding::green(CHECK, "no flows with timeouts of their own"),
+        Ok(names) => Finding::amber(
+            CHECK,
+            format!(
+                "flows with a timeout of their own get the default one once they leave the flowtable: {}",
+                some(names)
+            ),
+            "leave those flows out with --exclude, by the addresses or ports of the rules that give them the timeout",
+        ),
+    }
+}
+
+/// Our table in a file that is loaded at boot: as a file it names interfaces, and one that is missing then makes all of the
+/// file fail.
+fn saved(facts: &Facts) -> Finding {
+    const CHECK: &str = "saved-ruleset";
+    match facts.saved.as_slice() {
+        [] => Finding::green(CHECK, "the files that nft loads at boot don't have the agent's table"),
+        files => Finding::amber(
+            CHECK,
+            format!(
+                "table inet {TABLE} is in {}: if one of its interfaces is missing at boot, nothing of that file is loaded",
+                some(files)
+            ),
+            format!(
+                "take the table out of the file; save a ruleset without it: `nft delete table inet {TABLE}; nft list ruleset > FILE` (a running agent makes it again at once)"
+            ),
+        ),
+    }
+}
+
+impl IngressChain {
+    /// From family, table and chain, and the device that it is for.
+    pub fn new(family: &str, table: &str, chain: &str, devices: &[String], priority: i32) -> Self {
+        let on = if devices.is_empty() { String::new() } else { format!(" on {}", devices.join(", ")) };
+        Self { place: format!("{family} {table} {chain}{on} (priority {priority})"), priority }
+    }
+}
