@@ -24,8 +24,6 @@ use crate::{
 
 /// Transactions that may be beaten by other people's before we give up.
 const ATTEMPTS: u32 = 8;
-/// Highest priority of chains in the forward hook that don't see what filters drop (`NF_IP_PRI_FILTER`).
-const FILTER_PRIORITY: i32 = 0;
 
 /// What became of the flowtable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,13 +164,6 @@ impl Revalidation {
             OnOff::On => Some(Pace::new(config.revalidate_interval_ms)),
             OnOff::Off => None,
         };
-        if pace.is_some() && config.rules.chain_priority <= FILTER_PRIORITY {
-            warn!(
-                priority = config.rules.chain_priority,
-                "policy isn't enforced on offloaded flows: with this --chain-priority flows are offloaded before the filters see \
-                 their packets, so that a later drop rule never stops them. The default, 300, comes after the filters"
-            );
-        }
         Self {
             pace,
             chains: read_chains(nft),

@@ -11,7 +11,7 @@ use crate::core::model::{FLOWTABLE, TABLE};
 pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![route_rules(facts)];
     findings.extend(postrouting(facts));
-    findings.push(ingress(facts));
+    findings.extend(ingress(facts));
     findings.push(timeouts(facts));
     findings.push(saved(facts));
     findings
@@ -44,11 +44,10 @@ fn postrouting(facts: &Facts) -> Option<Finding> {
 }
 
 /// Ingress chains that offloaded packets don't pass, since the flowtable's hook comes first.
-fn ingress(facts: &Facts) -> Finding {
+/// That they can't be read has a finding of its own.
+fn ingress(facts: &Facts) -> Option<Finding> {
     const CHECK: &str = "ingress-chains";
-    let Ok(others) = &facts.others else {
-        return Finding::amber(CHECK, "can't be read", "run doctor with CAP_NET_ADMIN");
-    };
+    let others = facts.others.as_ref().ok()?;
     let table = facts.observed.as_ref().ok().and_then(|observed| observed.table.as_ref());
     let flowtable =
         table.and_then(|table| table.flowtables.iter().find(|flowtable| flowtable.name == FLOWTABLE));
@@ -59,7 +58,7 @@ fn ingress(facts: &Facts) -> Finding {
         .filter(|chain| chain.priority >= ours)
         .map(|chain| chain.place.as_str())
         .collect();
-    match (others.ingress.as_slice(), passed.as_slice()) {
+    Some(match (others.ingress.as_slice(), passed.as_slice()) {
         ([], _) => Finding::green(CHECK, "none"),
         ([..], []) => Finding::green(
             CHECK,
@@ -76,7 +75,7 @@ fn ingress(facts: &Facts) -> Finding {
             ),
             "give them a lower priority, or start the agent without --flowtable-priority",
         ),
-    }
+    })
 }
 
 /// Objects that give flows a timeout of their own, which is lost when such a flow leaves the flowtable.
