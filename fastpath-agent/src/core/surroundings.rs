@@ -16,6 +16,9 @@ pub struct Surroundings {
     /// Highest priority of a filter chain of others in the postrouting hook that can deny a packet of an established
     /// connection. While there is one, only packets that have passed it are evidence of their direction.
     pub denying_postrouting: Option<i32>,
+    /// No rule of others can deny a packet of an established connection, in any hook that offloaded packets skip. False
+    /// where that isn't known.
+    pub denies_nothing: bool,
     /// Policy rules that the kernel doesn't evaluate when it guesses the other direction's route.
     pub unguessed: Vec<RouteRule>,
     /// Interfaces where others look at packets that come in: filters, programs or netdev chains at ingress.
