@@ -250,11 +250,18 @@ fn a_ruleset_that_is_gone_or_wrong() {
     assert_eq!(examine(node, &["--no-canary"]).wrong(), ["amber agent", "amber ruleset", "amber ebpf"]);
 }
 
+/// A filter that comes while the agent can't follow.
 #[test]
-fn the_chain_before_the_filters() {
-    let (topology, _agent) = node_with_agent(&["--chain-priority=-110"]);
+fn the_chain_before_a_filter() {
+    let (topology, agent) = node_with_agent(&["--chain-priority=-110"]);
+    assert_eq!(examine(&topology.node, &["--no-canary"]).wrong(), Vec::<String>::new());
+    agent.signal(Signal::SIGSTOP);
+    topology.node.nft(
+        "table inet late { chain c { type filter hook forward priority 900; policy accept; tcp dport 9 drop; }; }",
+    );
     let examined = examine(&topology.node, &["--no-canary"]);
-    assert_eq!(examined.wrong(), ["amber chain-priority"]);
+    assert_eq!(examined.wrong(), ["red ruleset", "amber chain-priority"]);
+    agent.signal(Signal::SIGCONT);
 }
 
 /// As root, but without some capabilities.

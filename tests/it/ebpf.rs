@@ -169,3 +169,28 @@ fn another_size_of_the_flow_map_begins_anew() {
     }
     assert_eq!(counted(node, None, Some(7001)), 5);
 }
+
+/// What the kernel announces (clsact) is seen at once, the rest by the safety net.
+#[test]
+fn programs_that_others_detach_come_back() {
+    let topology = Topology::routed();
+    let node = &topology.node;
+    let mut agent = Agent::start_with(node, &[]);
+    agent::wait_for_programs(node, &["c0", "s0"]);
+    let mechanism = status(node)["ebpf"]["attachments"][0]["mechanism"]["mechanism"].clone();
+    let limit = if mechanism == "clsact" {
+        node.output("tc", &["qdisc", "del", "dev", "c0", "clsact"]);
+        Duration::from_secs(3)
+    } else {
+        let pinned = std::fs::read_dir("/sys/fs/bpf/fastpath/links").expect("pinned links");
+        let link = pinned.flatten().next().expect("a link").path();
+        node.output("bpftool", &["link", "detach", "pinned", &link.display().to_string()]);
+        Duration::from_secs(70)
+    };
+    agent.wait_for("attaching them again", limit);
+    agent::wait_for_programs(node, &["c0", "s0"]);
+    assert_eq!(agent.count("attaching them again"), 1, "{}", agent.log().join("\n"));
+    let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
+    one_a_tick(&mut flow, 5);
+    assert_eq!(counted(node, None, Some(7001)), 5);
+}

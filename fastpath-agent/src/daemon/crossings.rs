@@ -392,6 +392,14 @@ impl Crossings {
         self.assist.as_mut()?.take_wanted()
     }
 
+    /// There was no room for these connections: they wait their turn.
+    pub fn postpone(&mut self, ids: &[u32]) {
+        if let (Some(assist), false) = (&mut self.assist, ids.is_empty()) {
+            debug!(connections = ids.len(), "no room to help more connections for the moment");
+            assist.postpone(ids);
+        }
+    }
+
     /// The set of assisted connections was lost.
     pub fn assist_again(&mut self) {
         if let Some(assist) = &mut self.assist {

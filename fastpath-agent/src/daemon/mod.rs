@@ -25,6 +25,7 @@ use crate::{
         bpf, event_socket,
         facts::KernelName,
         links::{LinkError, Links},
+        lock::{Lock, LockError},
         memory,
         nft::{CommitError, Event, Monitor, Nft, NftError},
         probe::Kernel,
@@ -53,7 +54,7 @@ use crossings::Crossings;
 use ready::{Facts, NotReady};
 use reconcile::{Reconciler, Standing};
 use revalidate::{Emptied, Revalidation};
-use serve::{Question, ServeError, Server};
+use serve::{Question, Server};
 use supervisor::Supervisor;
 use surroundings::{Observer, hear};
 use watch::Watch;
@@ -76,9 +77,9 @@ pub enum DaemonError {
     /// What an agent left in its run directory can't be removed.
     #[error(transparent)]
     Socket(#[from] event_socket::SocketError),
-    /// Nobody could read metrics and health.
+    /// Another agent runs here.
     #[error(transparent)]
-    Serve(#[from] ServeError),
+    Lock(#[from] LockError),
     /// Signals can't be received.
     #[error("cannot wait for signals: {0}")]
     Signals(#[source] std::io::Error),
@@ -117,6 +118,7 @@ pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
                 if trigger == Trigger::SafetyNet {
                     agent.reread_links().await?;
                     agent.distrust_surroundings()?;
+                    agent.verify_programs(agent.links.iter().map(|link| link.index).collect::<Vec<_>>());
                     if let Some(crossings) = &mut agent.crossings {
                         crossings.look_for_lost();
                         crossings.look_at_helped();
@@ -226,6 +228,7 @@ fn judges(links: &LinkTable, offload: Option<&Offload>, config: &Config) -> Node
 }
 
 struct Agent {
+    _lock: Lock,
     config: Config,
     started: Instant,
     pace: Pace,
@@ -264,9 +267,10 @@ impl Agent {
     /// Subscribes first and reads then, so that nothing is missed in between.
     async fn start(config: Config, kernel: &Kernel) -> Result<Self, DaemonError> {
         info!(node = config.node, kernel = kernel.release, "fastpath-agent {}", env!("CARGO_PKG_VERSION"));
-        // First, since an agent that runs already is found out by it.
+        let lock = Lock::take()?;
         let server = match config.metrics_bind_address.filter(|_| !config.once) {
-            Some(address) => Some(Server::open(address).await?),
+            // Acceleration is worth more than its numbers.
+            Some(address) => Server::open(address).await.inspect_err(|error| warn!("{error}")).ok(),
             None => None,
         };
         let links_source = Links::open()?;
@@ -275,6 +279,7 @@ impl Agent {
         let observer = offload.as_ref().map(|_| Observer::open(pin_path)).transpose()?;
         let links = links_source.list().await?.into_iter().collect::<LinkTable>();
         let mut agent = Self {
+            _lock: lock,
             started: Instant::now(),
             pace: Pace::default(),
             links_source,
@@ -494,6 +499,9 @@ impl Agent {
             self.reconciles.ran(trigger, &report, begun.elapsed());
             debug!(%trigger, ?report, "reconciled");
             outcome = report.outcome;
+            if let Some(crossings) = &mut self.crossings {
+                crossings.postpone(&offload.reconciler.take_postponed());
+            }
             if let (Outcome::Repaired, Some(crossings)) = (outcome, &mut self.crossings) {
                 crossings.assist_again();
             }
@@ -546,13 +554,13 @@ impl Agent {
         judges(&self.links, self.offload.as_ref(), &self.config)
     }
 
-    /// Tells the service manager what is so.
+    /// Tells the service manager what is so. An agent that has done all it can is started; what is amiss is in the status.
     fn tell(&mut self) {
-        let (ready, status) = match self.ready() {
+        let (started, status) = match self.ready() {
             Ok(()) => (true, self.standing()),
-            Err(reason) => (false, reason.to_string()),
+            Err(reason) => (reason.is_lasting(), reason.to_string()),
         };
-        self.supervisor.report(ready, status, self.now());
+        self.supervisor.report(started, status, self.now());
     }
 
     /// What a node that is ready does, in a line.

@@ -48,6 +48,13 @@ pub enum NotReady {
     NotWatched,
 }
 
+impl NotReady {
+    /// Whether the agent has done all it can about it.
+    pub fn is_lasting(&self) -> bool {
+        !matches!(self, Self::Starting | Self::Wrong(_))
+    }
+}
+
 /// Whether the ruleset was verified in the kernel; where flows are only to be watched, whether they are.
 ///
 /// What the kernel was found to have in the last reconcile counts: somebody's change since then is seen within milliseconds.

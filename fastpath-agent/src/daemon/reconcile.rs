@@ -83,6 +83,8 @@ pub struct Reconciler<R> {
     foreign_objects: Vec<String>,
     /// Conntrack ids that the next transaction lists.
     assisted: Vec<u32>,
+    /// Those that there was no room for, since they were last asked for.
+    postponed: Vec<u32>,
     /// Offers to the flowtable when it was last emptied, as long as the rules that count them stand.
     offers_when_emptied: Option<u64>,
 }
@@ -104,6 +106,7 @@ impl<R: Ruleset> Reconciler<R> {
             failure: None,
             foreign_objects: Vec::new(),
             assisted: Vec::new(),
+            postponed: Vec::new(),
             offers_when_emptied: None,
         }
     }
@@ -234,6 +237,11 @@ impl<R: Ruleset> Reconciler<R> {
         self.assisted.extend(wanted.ids);
     }
 
+    /// Conntrack ids that there was no room for: they wait their turn.
+    pub fn take_postponed(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.postponed)
+    }
+
     /// Leaves these traces in the table that stands. Nothing is lost where it doesn't, or changes meanwhile.
     pub fn leave_traces(&mut self, answers: Vec<Answer>) {
         let Some(observed) = self.cache.as_ref().filter(|_| self.standing == Some(Standing::Right)) else {
@@ -344,6 +352,7 @@ impl<R: Ruleset> Reconciler<R> {
                 Err(CommitError::Rejected(rejections)) => match self.blame(&ops, &rejections, split, links) {
                     Blame::Device => {}
                     Blame::SomeDevice => split = true,
+                    Blame::NoRoom => self.postponed.append(&mut self.assisted),
                     Blame::Ours => {
                         return Ok(self.fail_for_now(&CommitError::Rejected(rejections), commits));
                     }
@@ -351,7 +360,12 @@ impl<R: Ruleset> Reconciler<R> {
                 Err(CommitError::Io(error)) => return self.failed(error, commits),
             }
         }
-        Ok(self.fail_for_now(&CommitError::Stale, commits))
+        // Others committed faster each time. What stands is as it was found, and it is tried again.
+        debug!("beaten by the transactions of others");
+        match self.standing {
+            Some(standing @ Standing::Right) => Ok(Report { outcome: Outcome::Failed, standing, commits }),
+            _ => Ok(self.fail_for_now(&CommitError::Stale, commits)),
+        }
     }
 
     /// What should stand and what it takes, worked out of the links that have changed, however many others there are.
@@ -435,6 +449,13 @@ impl<R: Ruleset> Reconciler<R> {
     /// Finds out who is to blame for a refused transaction, and remembers devices that were.
     fn blame(&mut self, ops: &[Op], rejections: &[Rejection], split: bool, links: &LinkTable) -> Blame {
         let mut blame = Blame::Ours;
+        let no_room = |rejection: &Rejection| {
+            rejection.source.raw_os_error() == Some(libc::ENFILE)
+                && matches!(ops.get(rejection.index), Some(Op::AddAssisted { .. }))
+        };
+        if rejections.iter().all(no_room) {
+            return Blame::NoRoom;
+        }
         let about_devices = |rejection: &Rejection| {
             ops.get(rejection.index).is_some_and(|op| match op {
                 Op::AddDevices(_) => true,
@@ -512,6 +533,8 @@ enum Blame {
     Device,
     /// One of several devices in a message: each has to be sent alone to tell which.
     SomeDevice,
+    /// The set of connections that are helped is full.
+    NoRoom,
     /// The plan itself, or the kernel's resources.
     Ours,
 }

@@ -39,8 +39,8 @@ const MOST_QUESTIONS: usize = 16;
 /// The port can't be opened.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "cannot listen at {address} for /metrics, /healthz and /readyz: {source}; is another agent running? Choose another \
-     address with --metrics-bind-address, or an empty one to do without"
+    "cannot listen at {address} for /metrics, /healthz and /readyz: {source}; flows are accelerated without them. Choose \
+     another address with --metrics-bind-address, or an empty one to do without"
 )]
 pub struct ServeError {
     address: SocketAddr,

@@ -13,6 +13,8 @@ pub struct Supervisor {
     sign_every_ms: Option<u64>,
     last_sign_ms: u64,
     announced: bool,
+    /// Whether a reload was announced and has to be ended.
+    reloading: bool,
     status: String,
 }
 
@@ -30,6 +32,7 @@ impl Supervisor {
             sign_every_ms: watchdog.map(half),
             last_sign_ms: 0,
             announced: false,
+            reloading: false,
             status: String::new(),
         }
     }
@@ -40,10 +43,10 @@ impl Supervisor {
         self.sign_every_ms.map(|every| self.last_sign_ms.saturating_add(every))
     }
 
-    /// Says that the agent lives, and what is so if that has changed. Ready is said once: a node that gets worse later is
-    /// still a service that runs.
-    pub fn report(&mut self, ready: bool, status: String, now_ms: u64) {
-        send(self.listens, &self.messages(ready, status, now_ms));
+    /// Says that the agent lives, and what is so if that has changed. Started is said once: a node that gets worse later is
+    /// still a service that runs. It ends a reload, whatever came of it.
+    pub fn report(&mut self, started: bool, status: String, now_ms: u64) {
+        send(self.listens, &self.messages(started, status, now_ms));
     }
 
     /// A sign of life, and nothing else.
@@ -54,7 +57,7 @@ impl Supervisor {
 
     /// Says that files are being read again; the next report ends that.
     pub fn reloading(&mut self) {
-        self.announced = false;
+        self.reloading = true;
         self.status = "reading the exclusions again".to_owned();
         send(self.listens, &[Message::Reloading, Message::Status(self.status.clone())]);
     }
@@ -64,9 +67,9 @@ impl Supervisor {
         send(self.listens, &[Message::Stopping]);
     }
 
-    fn messages(&mut self, ready: bool, status: String, now_ms: u64) -> Vec<Message> {
+    fn messages(&mut self, started: bool, status: String, now_ms: u64) -> Vec<Message> {
         let mut messages = Vec::new();
-        if ready && !self.announced {
+        if std::mem::take(&mut self.reloading) || (started && !self.announced) {
             self.announced = true;
             messages.push(Message::Ready);
         }
@@ -135,8 +138,8 @@ mod tests {
         assert_eq!(report(false, "refused"), [status("refused")]);
         assert_eq!(report(true, "offloading"), [status("offloading")]);
         supervisor.reloading();
-        let text = "offloading".to_owned();
-        assert_eq!(supervisor.messages(true, text, 0), [Message::Ready, status("offloading")]);
+        let text = "refused".to_owned();
+        assert_eq!(supervisor.messages(false, text, 0), [Message::Ready, status("refused")], "a reload ends");
     }
 
     #[test]

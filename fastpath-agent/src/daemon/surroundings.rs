@@ -304,6 +304,12 @@ impl Agent {
     /// Something was announced, is to be read, or has been.
     pub(super) fn surroundings_event(&mut self, happened: Happened) -> Result<(), DaemonError> {
         let now = self.now();
+        if let Happened::Announced(Ok(events)) = &happened {
+            self.verify_programs(events.iter().filter_map(|event| match event {
+                NodeEvent::TrafficControl(index) => *index,
+                _ => None,
+            }));
+        }
         let (Some(offload), Some(observer)) = (&mut self.offload, &mut self.observer) else { return Ok(()) };
         match happened {
             Happened::Due => observer.begin(&self.links),

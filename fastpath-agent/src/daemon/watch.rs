@@ -147,6 +147,27 @@ impl Watch {
         !self.lacking.is_empty()
     }
 
+    /// Looks whether a link's programs are still there: others may have detached them. Where they aren't, they are attached
+    /// again with the next [`follow`](Self::follow); then true.
+    pub fn verify(&mut self, link: &Link) -> bool {
+        if !self.attached.contains(&link.index) || !self.watched.is_watched(link.index) {
+            return false;
+        }
+        match self.eyes.attachments_on(link) {
+            Ok(attachments) if attachments.is_empty() => {
+                warn!(iface = %link.name, "the programs were detached by somebody: attaching them again");
+                self.attached.remove(&link.index);
+                self.lacking.insert(link.index);
+                true
+            }
+            Ok(_) => false,
+            Err(error) => {
+                debug!(iface = %link.name, %error, "it can't be told whether the programs are attached");
+                false
+            }
+        }
+    }
+
     /// On how many interfaces.
     pub fn attached(&self) -> usize {
         self.attached.len()
@@ -183,6 +204,11 @@ impl Watch {
                 }
                 self.attached.insert(link.index);
             }
+            // It has gone; the announcement is on its way.
+            Err(error) if error.is_about_absence() => {
+                debug!(iface = %link.name, %error, "not watched");
+                self.refused.insert(link.index, link.clone());
+            }
             Err(error) => {
                 warn!(iface = %link.name, "flows that arrive here are not watched: {error}");
                 self.refused.insert(link.index, link.clone());
@@ -206,5 +232,15 @@ fn remove_leftovers(config: &Config) {
             "programs of an earlier agent are removed (--ebpf=off)"
         ),
         Err(error) => debug!(%error, "programs of an earlier agent, if any, stay"),
+    }
+}
+
+impl super::Agent {
+    /// Looks whether the programs of these links are still attached, and has missing ones attached again.
+    pub(super) fn verify_programs(&mut self, indices: impl IntoIterator<Item = IfIndex>) {
+        let Some(watch) = &mut self.watch else { return };
+        for link in indices.into_iter().filter_map(|index| self.links.get(index)) {
+            self.unwatched |= watch.verify(link);
+        }
     }
 }

@@ -16,6 +16,7 @@ pub mod fake;
 pub mod flows;
 mod ipvs;
 pub mod links;
+pub mod lock;
 pub mod memory;
 pub mod netconf;
 mod nfnetlink;

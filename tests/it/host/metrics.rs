@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     time::Duration,
 };
 
@@ -90,24 +90,43 @@ fn a_stopped_loop_is_not_alive() {
     assert!(http::try_get(&node.topology.node, "/healthz", "").is_err(), "somebody still listens");
 }
 
+/// Metrics that can't be served are said to be missing, and the agent runs all the same.
 #[test]
-fn a_port_that_is_taken_is_one_line_and_touches_nothing() {
+fn a_port_that_is_taken_is_one_line_and_the_agent_runs() {
+    let node = Watched::new();
+    let ns = &node.topology.node;
+    let taken = ns.run(|| TcpListener::bind(http::ADDRESS)).expect("a free port");
+    for (address, words) in [("127.0.0.1:19080", "in use"), ("192.0.2.1:19080", "assign")] {
+        let agent = node.agent(&["--fastpath-threshold=0", &format!("--metrics-bind-address={address}")]);
+        let said = agent.log().join("\n");
+        let lines: Vec<_> = said.lines().filter(|line| line.contains("cannot listen")).collect();
+        assert_eq!(lines.len(), 1, "{said}");
+        for words in [address, words, "--metrics-bind-address"] {
+            assert!(lines[0].contains(words), "no {words:?} in {said}");
+        }
+        agent.stop();
+    }
+    drop(taken);
+}
+
+/// Two agents would fight over links and signals.
+#[test]
+fn a_second_agent_is_told_who_runs() {
     let node = Watched::new();
     let ns = &node.topology.node;
     let first = node.agent(&["--fastpath-threshold=0"]);
-    let second = agent::run(ns, &[SERVE, "--ebpf=off"]);
-    let said = String::from_utf8_lossy(&second.stderr);
-    assert_eq!(second.status.code(), Some(1), "{said}");
-    let errors: Vec<_> = said.lines().filter(|line| line.starts_with("error: ")).collect();
-    assert_eq!(errors.len(), 1, "{said}");
-    for words in ["127.0.0.1:19080", "in use", "--metrics-bind-address"] {
-        assert!(errors[0].contains(words), "no {words:?} in {said}");
+    for flags in [&["--metrics-bind-address="][..], &["--once", "--ebpf=off"]] {
+        let second = agent::run(ns, flags);
+        let said = String::from_utf8_lossy(&second.stderr);
+        assert_eq!(second.status.code(), Some(1), "{said}");
+        let errors: Vec<_> = said.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert_eq!(errors.len(), 1, "{said}");
+        assert!(errors[0].contains("another agent runs in this network namespace (process "), "{said}");
     }
     assert_eq!(fastpath_tests::table::listing(ns), None);
-    // An address that this node doesn't have.
-    let output = agent::run(ns, &["--metrics-bind-address=192.0.2.1:19080", "--ebpf=off"]);
-    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
     first.stop();
+    let output = agent::run(ns, &["--once", "--ebpf=off", "--fastpath-threshold=0"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Whoever opens connections and says nothing keeps nobody else from being served, but for so long.

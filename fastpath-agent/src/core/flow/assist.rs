@@ -6,7 +6,7 @@
 //! crosses the threshold, until it is offloaded; one that has no packets in time is armed instead: its next packet
 //! signals again. So is one that was offloaded and isn't any more (30 s without packets, or a change of policy).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::{
     Flow, Node,
@@ -153,6 +153,24 @@ impl Assist {
             self.look_at = None;
         }
         next
+    }
+
+    /// There was no room for these: they signal again once others have gone.
+    pub fn postpone(&mut self, ids: &[u32]) {
+        let ids: HashSet<u32> = ids.iter().copied().collect();
+        let waiting: Vec<Tuple> = self
+            .listed
+            .iter()
+            .filter(|(_, listed)| ids.contains(&listed.id))
+            .map(|(tuple, _)| *tuple)
+            .collect();
+        for tuple in waiting {
+            self.listed.remove(&tuple);
+            self.remember(tuple);
+        }
+        if self.listed.is_empty() {
+            self.look_at = None;
+        }
     }
 
     /// How many connections were offloaded since they were listed.

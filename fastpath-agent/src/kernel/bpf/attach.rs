@@ -110,6 +110,10 @@ impl FlowEyes for Programs {
         attachments(&self.pin_path)
     }
 
+    fn attachments_on(&self, link: &Link) -> Result<Vec<Attachment>, BpfError> {
+        attachments_on(&self.pin_path, link.index, &link.name)
+    }
+
     fn set_threshold(&mut self, threshold: u32) -> Result<(), BpfError> {
         let config = maps::read_config(&self.pin_path)?;
         maps::write_config(&self.pin_path, fastpath_common::Config { threshold, ..config })
@@ -320,37 +324,38 @@ pub(super) fn attachments(pin_path: &Path) -> Result<Vec<Attachment>, BpfError> 
     let interfaces = nix::net::if_::if_nameindex().map_err(|e| BpfError::io("list interfaces", e.into()))?;
     let mut found = Vec::new();
     for interface in &interfaces {
-        let index = IfIndex(interface.index());
         let Some(name) = interface.name().to_str().ok().and_then(IfName::new) else { continue };
-        let failed = |e| BpfError::attach("look at", &name, e);
-        let mut mechanisms: Vec<_> = our_filters(index)
-            .map_err(failed)?
-            .iter()
-            .map(|filter| Mechanism::Clsact { priority: filter.priority })
-            .collect();
-        if has_tcx(&link_pin(pin_path, index), index).map_err(failed)? {
-            mechanisms.push(Mechanism::Tcx);
-        }
-        // All of these are TC's.
-        let without_xdp = if mechanisms.is_empty() {
-            None
-        } else {
-            maps::read_no_xdp(pin_path, index)?.map(WithoutXdp::from)
-        };
-        for (mode, mechanism) in XdpMode::ALL.into_iter().zip([Mechanism::Xdp, Mechanism::XdpGeneric]) {
-            if xdp::is_attached(&xdp::link_pin(pin_path, mode, index), index).map_err(failed)? {
-                mechanisms.push(mechanism);
-            }
-        }
-        found.extend(mechanisms.into_iter().map(|mechanism| Attachment {
-            index,
-            name: name.clone(),
-            mechanism,
-            without_xdp,
-        }));
+        found.extend(attachments_on(pin_path, IfIndex(interface.index()), &name)?);
     }
     found.sort();
     Ok(found)
+}
+
+/// What is attached to one interface.
+pub(super) fn attachments_on(
+    pin_path: &Path,
+    index: IfIndex,
+    name: &IfName,
+) -> Result<Vec<Attachment>, BpfError> {
+    let failed = |e| BpfError::attach("look at", name, e);
+    let mut mechanisms: Vec<_> = our_filters(index)
+        .map_err(failed)?
+        .iter()
+        .map(|filter| Mechanism::Clsact { priority: filter.priority })
+        .collect();
+    if has_tcx(&link_pin(pin_path, index), index).map_err(failed)? {
+        mechanisms.push(Mechanism::Tcx);
+    }
+    // All of these are TC's.
+    let without_xdp =
+        if mechanisms.is_empty() { None } else { maps::read_no_xdp(pin_path, index)?.map(WithoutXdp::from) };
+    for (mode, mechanism) in XdpMode::ALL.into_iter().zip([Mechanism::Xdp, Mechanism::XdpGeneric]) {
+        if xdp::is_attached(&xdp::link_pin(pin_path, mode, index), index).map_err(failed)? {
+            mechanisms.push(mechanism);
+        }
+    }
+    let attachment = |mechanism| Attachment { index, name: name.clone(), mechanism, without_xdp };
+    Ok(mechanisms.into_iter().map(attachment).collect())
 }
 
 /// Whether the link that is pinned there is attached to this interface.

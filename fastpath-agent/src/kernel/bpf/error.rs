@@ -108,6 +108,14 @@ pub enum BpfError {
 }
 
 impl BpfError {
+    /// The interface isn't there (any more).
+    pub fn is_about_absence(&self) -> bool {
+        matches!(
+            self,
+            Self::Io { source, .. } | Self::Attach { source, .. } if source.raw_os_error() == Some(libc::ENODEV)
+        )
+    }
+
     /// An I/O error, told apart by errno.
     pub(super) fn io(operation: impl Into<String>, source: io::Error) -> Self {
         match source.raw_os_error() {

@@ -48,6 +48,9 @@ pub trait FlowEyes {
     /// What is attached, by this agent or an earlier one.
     fn attachments(&self) -> Result<Vec<Attachment>, BpfError>;
 
+    /// What is attached to one link.
+    fn attachments_on(&self, link: &Link) -> Result<Vec<Attachment>, BpfError>;
+
     /// Flows are signalled with packet number `threshold + 1` of a direction from now on; 0: never.
     fn set_threshold(&mut self, threshold: u32) -> Result<(), BpfError>;
 
