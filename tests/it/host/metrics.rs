@@ -97,7 +97,11 @@ fn a_port_that_is_taken_is_one_line_and_the_agent_runs() {
     let ns = &node.topology.node;
     let taken = ns.run(|| TcpListener::bind(http::ADDRESS)).expect("a free port");
     for (address, words) in [("127.0.0.1:19080", "in use"), ("192.0.2.1:19080", "assign")] {
-        let agent = node.agent(&["--fastpath-threshold=0", &format!("--metrics-bind-address={address}")]);
+        let pin_path = format!("--pin-path={}", node.bpffs.pin_path().display());
+        let address_flag = format!("--metrics-bind-address={address}");
+        let flags = ["--fastpath-threshold=0", &pin_path, &address_flag];
+        let mut agent = Agent::spawn(ns, &mut agent::command(&flags));
+        agent.wait_for("eBPF programs loaded", Duration::from_secs(15));
         let said = agent.log().join("\n");
         let lines: Vec<_> = said.lines().filter(|line| line.contains("cannot listen")).collect();
         assert_eq!(lines.len(), 1, "{said}");
@@ -125,8 +129,6 @@ fn a_second_agent_is_told_who_runs() {
     }
     assert_eq!(fastpath_tests::table::listing(ns), None);
     first.stop();
-    let output = agent::run(ns, &["--once", "--ebpf=off", "--fastpath-threshold=0"]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Whoever opens connections and says nothing keeps nobody else from being served, but for so long.
