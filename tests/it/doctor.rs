@@ -264,6 +264,18 @@ fn the_chain_before_a_filter() {
     agent.signal(Signal::SIGCONT);
 }
 
+/// What others have that offloading would change for them.
+#[test]
+fn chains_at_ingress_and_timeouts_of_others() {
+    let (topology, _agent) = node_with_agent(&["--flowtable-priority=0"]);
+    topology.node.nft(
+        "table netdev edge { chain in { type filter hook ingress device c0 priority 10; }; }
+         table inet voip { ct timeout long { protocol udp; l3proto ip; policy = { replied : 600 }; }; }",
+    );
+    let examined = examine(&topology.node, &["--no-canary"]);
+    assert_eq!(examined.wrong(), ["amber ingress-chains", "amber flow-timeouts"]);
+}
+
 /// As root, but without some capabilities.
 fn examine_without(node: &Netns, capabilities: &str, args: &[&str]) -> Examined {
     let mut command = Command::new("setpriv");

@@ -40,4 +40,5 @@ mod top;
 mod topologies;
 mod traffic;
 mod why;
+mod why_evidence;
 mod why_path;
