@@ -72,10 +72,12 @@ impl Report {
         }
     }
 
-    /// Drops rows that aren't measured any more.
+    /// Drops rows that aren't measured any more; the others come in the order of these names.
     pub(crate) fn retain(&mut self, names: &[String]) {
+        let place = |row: &Row| names.iter().position(|name| *name == row.name);
         for kernel in self.kernels.values_mut() {
-            kernel.rows.retain(|row| names.contains(&row.name));
+            kernel.rows.retain(|row| place(row).is_some());
+            kernel.rows.sort_by_key(place);
         }
     }
 
@@ -146,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_that_are_gone_are_dropped() {
+    fn rows_that_are_gone_are_dropped_and_the_others_put_in_order() {
         let row = |name: &str| Row {
             name: name.to_owned(),
             unit: "u".to_owned(),
@@ -154,10 +156,11 @@ mod tests {
             spread: 0.0,
             packets: None,
         };
-        let results = KernelResults { release: "r".to_owned(), rows: vec![row("kept"), row("gone")] };
+        let results =
+            KernelResults { release: "r".to_owned(), rows: ["kept", "gone", "new"].map(row).into() };
         let mut report = Report { emulator: "e".to_owned(), kernels: [("6.12".to_owned(), results)].into() };
-        report.retain(&["kept".to_owned(), "new".to_owned()]);
-        assert_eq!(report.kernels["6.12"].rows, [row("kept")]);
+        report.retain(&["new", "other", "kept"].map(str::to_owned));
+        assert_eq!(report.kernels["6.12"].rows, ["new", "kept"].map(row));
     }
 
     #[test]
