@@ -35,6 +35,9 @@ pub(crate) struct Row {
     /// Packets of a connection, in rows that measure connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) packets: Option<f64>,
+    /// Where it wasn't measured in the state that the rest is of: in which else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) earlier: Option<String>,
 }
 
 impl Report {
@@ -54,7 +57,8 @@ impl Report {
         Ok(serde_json::to_string_pretty(self)? + "\n")
     }
 
-    /// Takes over from `older` the rows that weren't measured now. Rows of both come in the older one's order.
+    /// Takes over from `older` the rows that weren't measured now, and marks those of another release of the kernel. Rows of both
+    /// come in the older one's order.
     pub(crate) fn fill_in(&mut self, older: Self) {
         for (kernel, old) in older.kernels {
             let now = self
@@ -63,6 +67,11 @@ impl Report {
                 .or_insert_with(|| KernelResults { release: old.release.clone(), rows: Vec::new() });
             let mut new = std::mem::take(&mut now.rows);
             now.rows = old.rows;
+            if old.release != now.release {
+                for row in &mut now.rows {
+                    row.earlier.get_or_insert_with(|| format!("Linux {}", old.release));
+                }
+            }
             for row in new.drain(..) {
                 match now.rows.iter_mut().find(|old| old.name == row.name) {
                     Some(place) => *place = row,
@@ -155,12 +164,33 @@ mod tests {
             value: 1.0,
             spread: 0.0,
             packets: None,
+            earlier: None,
         };
         let results =
             KernelResults { release: "r".to_owned(), rows: ["kept", "gone", "new"].map(row).into() };
         let mut report = Report { emulator: "e".to_owned(), kernels: [("6.12".to_owned(), results)].into() };
         report.retain(&["new", "other", "kept"].map(str::to_owned));
         assert_eq!(report.kernels["6.12"].rows, ["new", "kept"].map(row));
+    }
+
+    #[test]
+    fn rows_of_another_kernel_are_marked() {
+        let report = |release: &str, names: &[&str]| {
+            let rows = names.iter().map(|name| Row {
+                name: (*name).to_owned(),
+                unit: "u".to_owned(),
+                value: 1.0,
+                spread: 0.0,
+                packets: None,
+                earlier: None,
+            });
+            let results = KernelResults { release: release.to_owned(), rows: rows.collect() };
+            Report { emulator: "e".to_owned(), kernels: [("6.1".to_owned(), results)].into() }
+        };
+        let mut now = report("2", &["again"]);
+        now.fill_in(report("1", &["again", "not again"]));
+        let earlier = |name| now.row("6.1", name).unwrap().earlier.as_deref();
+        assert_eq!((earlier("again"), earlier("not again")), (None, Some("Linux 1")));
     }
 
     #[test]
