@@ -4,26 +4,19 @@
 //! what the packets cost when nothing is emptied, is taken off. The kernel throws flows out some time later, so all that the
 //! processor does meanwhile is counted.
 
-use std::{
-    fs,
-    process::Command,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-        mpsc,
-    },
-    thread,
-    time::{Duration, Instant},
-};
+use std::{fs, thread, time::Duration};
 
-use nix::unistd::gettid;
+use nix::sys::{
+    resource::{UsageWho, getrusage},
+    time::TimeValLike as _,
+};
 
 use super::{
     Measure, Row, Samples,
     node::{Ends, Node, Rules, rendered},
     packets::{self, Base, STRAYS},
 };
-use crate::{netns::Netns, reference, topology::Family};
+use crate::{reference, topology::Family};
 
 /// Flows: the product.
 const PORTS: (u16, u16) = (625, 16);
@@ -31,7 +24,7 @@ const PORTS: (u16, u16) = (625, 16);
 const THRESHOLD: u32 = 2;
 /// In that time the kernel has thrown all flows out.
 const THROWN_OUT: Duration = Duration::from_millis(50);
-const REPETITIONS: usize = 3;
+const REPETITIONS: usize = 5;
 
 /// A row.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +48,6 @@ impl Setup {
             _ => format!("delete table inet kindnet-fastpath\n{}", rendered(&node.topology.node, THRESHOLD)),
         };
         node.load(self.rules, THRESHOLD, &[]);
-        let spinner = Spinner::start();
         let replace = || {
             node.topology.node.nft(&table);
             thread::sleep(THROWN_OUT);
@@ -66,7 +58,7 @@ impl Setup {
             setup.rounds(&node, &forth, 1);
             (node.counts(Family::V4) - before).forwarded
         };
-        let without_flows = (0..3).map(|_| spinner.busy(replace).0).min().expect("some");
+        let without_flows = (0..3).map(|_| busy(replace).0).min().expect("some");
         setup.converse(&node, &forth, 2);
         let flows = setup.flows();
         let expected = if self.rules == Rules::Kindnet { flows } else { 2 * flows };
@@ -74,9 +66,9 @@ impl Setup {
             .map(|_| {
                 // So long that there are no traces left, which `nft` would read, but that no flow is forgotten.
                 thread::sleep(Duration::from_secs(5));
-                let (packets, forwarded) = spinner.busy(pass);
+                let (packets, forwarded) = busy(pass);
                 assert!(forwarded <= STRAYS, "{forwarded} of {flows} flows aren't offloaded");
-                let (took, forwarded) = spinner.busy(|| {
+                let (took, forwarded) = busy(|| {
                     replace();
                     pass()
                 });
@@ -91,52 +83,28 @@ impl Setup {
     }
 }
 
-/// A thread that takes what the processor has left, and so says how much it had not. While nothing is measured, it sleeps.
-struct Spinner {
-    id: i32,
-    thread: thread::Thread,
-    wanted: Arc<AtomicBool>,
+/// What the processor has done for the kernel's threads, this process and those that it waited for.
+fn processor_time() -> Duration {
+    let processes = fs::read_dir("/proc").expect("procfs").flatten();
+    let of_process = |process: fs::DirEntry| {
+        // Some have ended meanwhile, and some entries are no processes.
+        let threads = fs::read_dir(process.path().join("task")).into_iter().flatten().flatten();
+        threads.filter_map(|thread| {
+            let stat = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+            stat.split_whitespace().next()?.parse::<u64>().ok()
+        })
+    };
+    let running = processes.flat_map(of_process).sum();
+    let ended = getrusage(UsageWho::RUSAGE_CHILDREN).expect("what children used");
+    let ended = (ended.user_time() + ended.system_time()).num_microseconds();
+    Duration::from_nanos(running) + Duration::from_micros(ended.unsigned_abs())
 }
 
-impl Spinner {
-    fn start() -> Self {
-        let wanted = Arc::new(AtomicBool::new(false));
-        let (tell, told) = mpsc::channel();
-        let spins = Arc::clone(&wanted);
-        let running = thread::spawn(move || {
-            tell.send(gettid().as_raw()).expect("somebody listens");
-            loop {
-                while spins.load(Ordering::Relaxed) {
-                    std::hint::spin_loop();
-                }
-                thread::park();
-            }
-        });
-        let id = told.recv().expect("it runs");
-        let mut command = Command::new("chrt");
-        command.args(["--idle", "--pid", "0", &id.to_string()]);
-        let ended_well = Netns::of_process_1().spawn(&mut command).wait().expect("wait for chrt").success();
-        assert!(ended_well, "the thread has the least priority");
-        Self { id, thread: running.thread().clone(), wanted }
-    }
-
-    /// Does it, and says how long the processor was busy meanwhile.
-    fn busy<T>(&self, work: impl FnOnce() -> T) -> (Duration, T) {
-        self.wanted.store(true, Ordering::Relaxed);
-        self.thread.unpark();
-        let (start, left) = (Instant::now(), self.ran());
-        let result = work();
-        let left = self.ran().saturating_sub(left);
-        let busy = start.elapsed().saturating_sub(left);
-        self.wanted.store(false, Ordering::Relaxed);
-        (busy, result)
-    }
-
-    fn ran(&self) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/self/task/{}/schedstat", self.id)).expect("procfs");
-        let ran = stat.split_whitespace().next().and_then(|text| text.parse().ok());
-        Duration::from_nanos(ran.expect("nanoseconds"))
-    }
+/// Does it, and says how long the processor was busy meanwhile.
+fn busy<T>(work: impl FnOnce() -> T) -> (Duration, T) {
+    let before = processor_time();
+    let result = work();
+    (processor_time().saturating_sub(before), result)
 }
 
 pub(super) fn rows() -> Vec<Row> {
