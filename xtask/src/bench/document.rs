@@ -68,7 +68,7 @@ fn section(report: &Report, images: &str) -> String {
     let earlier: BTreeMap<&str, String> =
         states.into_iter().zip(1..).map(|(state, number)| (state, format!("<sup>{number}</sup>"))).collect();
     if !earlier.is_empty() {
-        text += "\nWhat has a sign was measured earlier; charts and targets show it, too:\n\n";
+        text += "\nWhat has a sign was measured earlier; targets, lengths and charts rest on such numbers, too:\n\n";
         text += &earlier.iter().map(|(state, sign)| format!("- {sign} {state}\n")).collect::<String>();
     }
     let mut last_unit = "";
