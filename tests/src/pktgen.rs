@@ -37,6 +37,12 @@ pub fn load(node: &Netns) {
 }
 
 impl Stream {
+    /// How many flows it has.
+    #[must_use]
+    pub fn flows(&self) -> u64 {
+        [&self.from_ports, &self.to_ports].map(|ports| ports.len() as u64).iter().product()
+    }
+
     /// Sends `packets` from `ns` and says how many nanoseconds of the guest's clock a packet took.
     ///
     /// Panics when the device refuses any of them.

@@ -81,3 +81,11 @@ pub fn offered(node: &Netns) -> u64 {
     let after = |line: &str| line.split("counter packets ").nth(1)?.split(' ').next()?.parse::<u64>().ok();
     listing.lines().filter(|line| line.contains("flow add")).filter_map(after).sum()
 }
+
+/// Whether packets past the threshold have left traces that still count.
+#[track_caller]
+pub fn has_traces(node: &Netns) -> bool {
+    ["kindnet-seen-original", "kindnet-seen-reply"]
+        .iter()
+        .any(|set| node.output("nft", &["list", "set", "inet", TABLE, set]).contains("elements = "))
+}

@@ -233,7 +233,7 @@ fn lost(rules: Rules) -> f64 {
     let forth = setup.forth(&node);
     let client = node.topology.client().ns.clone();
     node.load(rules, 2, &[]);
-    setup.greet(&node, &forth);
+    setup.converse(&node, &forth, 1);
     let agent = node.agent.take();
     let pause = |signal| {
         if let Some(agent) = &agent {
@@ -242,9 +242,7 @@ fn lost(rules: Rules) -> f64 {
     };
     pause(Signal::SIGSTOP);
     node.topology.node.ip("link add d0 type dummy\nlink set d0 up\n");
-    for _ in 0..10 {
-        forth.send(&client, setup.flows());
-    }
+    setup.converse(&node, &forth, 10);
     let settled = node.counts(Family::V4);
     forth.send(&client, setup.flows());
     assert_eq!((node.counts(Family::V4) - settled).forwarded, 0, "all are offloaded");

@@ -20,6 +20,9 @@ use crate::topology::Family;
 const PACKETS: usize = 12_000;
 /// With more, the shortest connections would come to ports that earlier ones had, and be taken for those.
 const REPETITIONS: usize = 5;
+/// Packets of an offloaded connection that are forwarded all the same: that with which it is offloaded, FIN from both ends, and
+/// what follows.
+const AT_THE_END: f64 = 6.0;
 /// Bytes of a request and of a response.
 const PAYLOAD: usize = 64;
 
@@ -58,17 +61,31 @@ impl Setup {
         let mut packets = 0;
         let values = (0..REPETITIONS)
             .map(|_| {
-                let before = node.received();
+                let (before, counts) = (node.received(), node.counts(Family::V4));
                 let took = node.topology.client().ns.run(|| {
                     let start = Instant::now();
                     run(count);
                     start.elapsed()
                 });
                 packets = node.received() - before;
+                let forwarded = (node.counts(Family::V4) - counts).forwarded;
+                self.check_path(packets as f64 / count as f64, forwarded as f64 / count as f64);
                 took.as_nanos() as f64 / count as f64
             })
             .collect();
         Samples { unit: "instructions/connection", values, packets: Some(packets as f64 / count as f64) }
+    }
+
+    /// Panics unless of a connection's packets those were forwarded that should be: all of them without a fast path, and if it
+    /// is too short for one, else those up to the threshold and at its end.
+    fn check_path(&self, packets: f64, forwarded: f64) {
+        let slow = f64::from(self.threshold) + AT_THE_END;
+        let fine = match self.rules {
+            Rules::None => forwarded >= packets,
+            _ if packets <= slow => forwarded >= packets - AT_THE_END,
+            _ => forwarded <= slow,
+        };
+        assert!(fine, "{self:?}: of {packets} packets of a connection {forwarded} were forwarded");
     }
 
     /// Never ends; for profiles.
@@ -110,6 +127,7 @@ pub(super) fn rows() -> Vec<Row> {
         let variants = [
             (Rules::None, 0),
             (Rules::Kindnet, 20),
+            (Rules::Alone, 20),
             (Rules::OursEbpf, 20),
             (Rules::OursEbpf, 6),
             (Rules::OursEbpf, 1),

@@ -7,6 +7,7 @@ pub mod agent_load;
 pub mod agent_rows;
 pub mod bulk;
 pub mod connections;
+pub mod emptying;
 pub mod exchange;
 pub mod native;
 pub mod node;
@@ -39,6 +40,8 @@ pub enum Measure {
     Bulk(bulk::Setup),
     /// Instructions for each TCP connection, both ends included.
     Connection(connections::Setup),
+    /// Instructions for each offloaded flow to have it thrown out and taken up again.
+    Emptying(emptying::Setup),
     /// What the agent does.
     Agent(agent_rows::Task),
 }
@@ -81,6 +84,7 @@ impl Row {
             Measure::Exchange(setup) => setup.measure(),
             Measure::Bulk(setup) => setup.measure(),
             Measure::Connection(setup) => setup.measure(),
+            Measure::Emptying(setup) => setup.measure(),
             Measure::Agent(task) => task.measure(),
         }
     }
@@ -120,5 +124,6 @@ fn print_symbols(modules_only: bool) {
 /// All rows, in the order in which they are shown.
 #[must_use]
 pub fn rows() -> Vec<Row> {
-    [packets::rows(), exchange::rows(), bulk::rows(), connections::rows(), agent_rows::rows()].concat()
+    let connections = [exchange::rows(), bulk::rows(), connections::rows()].concat();
+    [packets::rows(), connections, emptying::rows(), agent_rows::rows()].concat()
 }

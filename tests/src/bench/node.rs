@@ -10,7 +10,8 @@ use std::{
 
 use super::{packets::Base, services};
 use crate::{
-    agent::Agent,
+    agent::{self, Agent},
+    netns::Netns,
     pktgen, reference,
     topology::{Family, Layout, Nat, Topology, nat_rules},
 };
@@ -24,6 +25,8 @@ pub enum Rules {
     Kindnet,
     /// kindnet's, as its document shows them.
     KindnetDocument,
+    /// Those that `fastpath-agent render` prints, loaded by nft; no agent runs.
+    Alone,
     /// The agent's, without eBPF programs.
     Ours,
     /// The agent's, with eBPF programs.
@@ -33,7 +36,7 @@ pub enum Rules {
 }
 
 impl Rules {
-    /// All but nobody's.
+    /// All that have rows of their own in each state.
     pub const ALL: [Self; 5] =
         [Self::Kindnet, Self::KindnetDocument, Self::Ours, Self::OursEbpf, Self::OursXdp];
 
@@ -47,6 +50,7 @@ impl Rules {
             Self::None => "none",
             Self::Kindnet => "kindnet",
             Self::KindnetDocument => "kindnet-document",
+            Self::Alone => "rules-alone",
             Self::Ours => "ours",
             Self::OursEbpf => "ours-ebpf",
             Self::OursXdp => "ours-xdp",
@@ -160,6 +164,7 @@ impl Node {
             Rules::KindnetDocument => {
                 return node.nft(&reference::kindnet_document_above(threshold, &DEVICES));
             }
+            Rules::Alone => return node.nft(&rendered(node, threshold)),
             Rules::Ours => "--ebpf=off",
             Rules::OursEbpf => "--ebpf=tc",
             Rules::OursXdp => "--ebpf=xdp",
@@ -218,6 +223,11 @@ impl Node {
     }
 }
 
+/// What the agent prints for the node's interfaces as they are.
+pub(super) fn rendered(node: &Netns, threshold: u32) -> String {
+    agent::output(node, &["render", &format!("--fastpath-threshold={threshold}")])
+}
+
 fn number(text: Option<&str>) -> u64 {
     text.and_then(|text| text.trim().parse().ok()).expect("a counter in procfs")
 }
@@ -239,7 +249,7 @@ impl Sub for Counts {
     }
 }
 
-fn drop_at_ingress(ns: &crate::netns::Netns, device: &str) {
+fn drop_at_ingress(ns: &Netns, device: &str) {
     ns.nft(&format!(
         "table netdev sink {{
             chain in {{
@@ -250,7 +260,7 @@ fn drop_at_ingress(ns: &crate::netns::Netns, device: &str) {
     ));
 }
 
-fn hardware_address(ns: &crate::netns::Netns, device: &str) -> String {
+fn hardware_address(ns: &Netns, device: &str) -> String {
     let links = ns.output("ip", &["-j", "link", "show", "dev", device]);
     let links: serde_json::Value = serde_json::from_str(&links).expect("ip prints JSON");
     links[0]["address"].as_str().expect("a hardware address").to_owned()

@@ -15,8 +15,17 @@ use super::{
 };
 use crate::{netns::Netns, pktgen::Stream, table, topology::Family, wait_until};
 
-/// Packets of each flow that go before the measurement, in both directions together more than any threshold in use.
+/// Packets of each flow that go before the measurement, more than any threshold in use.
 const WARM_UP: u64 = 200;
+/// Packets there and back before those: the last of them are past the threshold in both directions, without which our rules
+/// offload nothing. Of one direction alone there are more than the threshold, too: the programs count by direction.
+const ROUNDS: u64 = 25;
+/// The same of many flows, which have a threshold of 2.
+const ROUNDS_OF_MANY: u64 = 2;
+/// Of more flows than this, those of [`PORTS_AT_A_TIME`] have their rounds together: few enough that there is room for all of
+/// their traces, and that none waits for its answer as long as a trace lives (two seconds).
+const FLOWS_AT_A_TIME: u64 = 5_000;
+const PORTS_AT_A_TIME: u16 = 4;
 /// Packets of one repetition, unless there are more flows.
 const PACKETS: u64 = 5_000;
 const REPETITIONS: usize = 5;
@@ -51,8 +60,10 @@ pub enum Base {
 pub enum State {
     /// Below the threshold.
     Young,
-    /// In the flowtable.
+    /// In the flowtable: it had packets of both directions past the threshold.
     Offloaded,
+    /// Past the threshold it has packets of one direction only. Our rules don't offload it: each packet leaves its trace.
+    OneWay,
     /// Older than the rules that count packets. Only with eBPF is it noticed, and then offloaded.
     TooOld,
     /// Below the threshold, while another flow is too old and the rule that offloads it is there.
@@ -67,6 +78,7 @@ impl State {
         match self {
             Self::Young => "young",
             Self::Offloaded => "offloaded",
+            Self::OneWay => "one-way",
             Self::TooOld => "too-old",
             Self::Assisting => "assisting",
             Self::Excluded => "excluded",
@@ -151,7 +163,7 @@ impl Setup {
         };
         // A packet of each flow to the server, and one back: an established flow.
         if let Some(old) = &old {
-            self.greet(&node, old);
+            self.converse(&node, old, 1);
         }
         let threshold = match self.state {
             State::Young => u32::MAX - 1,
@@ -160,22 +172,27 @@ impl Setup {
             _ if flows > 1 => 2,
             _ => 20,
         };
+        let rounds = match self.state {
+            State::Young | State::Assisting | State::OneWay => 1,
+            State::Offloaded | State::TooOld | State::Excluded if flows > 1 => ROUNDS_OF_MANY,
+            State::Offloaded | State::TooOld | State::Excluded => ROUNDS,
+        };
         node.load(self.rules, threshold, &self.exclusions());
-        if self.state != State::TooOld && self.base != Base::Floor {
-            self.greet(&node, &forth);
+        if self.base != Base::Floor {
+            self.converse(&node, &forth, rounds);
         }
         if let (State::Assisting, Some(old)) = (self.state, &old) {
             // It crosses with the last of them and is never heard of again, so it stays on the list.
             old.send(&client, u64::from(ASSISTED_AT) + 1);
             wait_until("assistance", Duration::from_secs(5), || assists(&node));
         }
+        if self.state == State::TooOld {
+            // The agent has been told, and helps: these are the first to be offloaded.
+            node.settle();
+            self.converse(&node, &forth, rounds);
+        }
         forth.send(&client, WARM_UP.max(2 * flows));
         node.settle();
-        if self.state == State::TooOld {
-            // With the agent's help these are the first to be offloaded.
-            forth.send(&client, WARM_UP);
-            node.settle();
-        }
         (node, forth)
     }
 
@@ -194,6 +211,7 @@ impl Setup {
     fn bypasses(&self) -> bool {
         match self.state {
             State::Offloaded => true,
+            State::OneWay => matches!(self.rules, Rules::Kindnet | Rules::KindnetDocument),
             State::TooOld => matches!(self.rules, Rules::OursEbpf | Rules::OursXdp),
             State::Young | State::Assisting | State::Excluded => false,
         }
@@ -240,16 +258,50 @@ impl Setup {
                 value
             })
             .collect();
-        if self.state == State::Assisting {
-            assert!(assists(&node), "{}: the rule is there to the end", self.name());
+        match self.state {
+            State::Assisting => assert!(assists(&node), "{}: the rule is there to the end", self.name()),
+            State::OneWay if !self.bypasses() => {
+                assert!(table::has_traces(&node.topology.node), "{}: packets leave no trace", self.name());
+            }
+            State::Excluded => {
+                assert!(!table::has_traces(&node.topology.node), "{}: packets leave a trace", self.name());
+            }
+            _ => {}
         }
         Samples { unit: "instructions/packet", values, packets: None }
     }
 
-    pub(super) fn greet(&self, node: &Node, forth: &Stream) {
+    /// Packets there and back: so many of each flow in either direction, in turn. The first two establish it.
+    pub(super) fn converse(&self, node: &Node, forth: &Stream, rounds: u64) {
+        for part in &Self::parts(forth) {
+            self.rounds(node, part, rounds);
+        }
+    }
+
+    /// The same of all flows at once.
+    pub(super) fn rounds(&self, node: &Node, forth: &Stream, rounds: u64) {
+        let back = self.back(node, forth);
+        for _ in 0..rounds {
+            forth.send(&node.topology.client().ns, forth.flows());
+            back.send(&node.topology.server().ns, back.flows());
+        }
+    }
+
+    /// The stream by its destination ports, if it has so many flows that they can't have their rounds together.
+    pub(super) fn parts(forth: &Stream) -> Vec<Stream> {
+        if forth.flows() <= FLOWS_AT_A_TIME {
+            return vec![forth.clone()];
+        }
+        let (first, last) = forth.to_ports.clone().into_inner();
+        let part =
+            |port: u16| Stream { to_ports: port..=last.min(port + PORTS_AT_A_TIME - 1), ..forth.clone() };
+        (first..=last).step_by(PORTS_AT_A_TIME.into()).map(part).collect()
+    }
+
+    /// The answers.
+    pub(super) fn back(&self, node: &Node, forth: &Stream) -> Stream {
         let (client, server) = (node.topology.client(), node.topology.server());
-        forth.send(&client.ns, self.flows());
-        let back = Stream {
+        Stream {
             device: "eth0",
             next_hop: node.hardware_address("s0"),
             from: server.address(self.family),
@@ -260,8 +312,7 @@ impl Setup {
             from_ports: forth.to_ports.clone(),
             to_ports: forth.from_ports.clone(),
             frame_bytes: forth.frame_bytes,
-        };
-        back.send(&server.ns, self.flows());
+        }
     }
 
     pub(super) fn forth(&self, node: &Node) -> Stream {
@@ -318,6 +369,7 @@ pub(super) fn rows() -> Vec<Row> {
     for state in states {
         setups.extend(Rules::ALL.map(|rules| Setup { state, rules, ..plain }));
     }
+    setups.extend(Rules::MAIN.map(|rules| Setup { state: State::OneWay, rules, ..plain }));
     setups.push(Setup { state: State::Assisting, rules: Rules::OursEbpf, ..plain });
     // A list of that length takes long to load, and packets of young flows never come near it.
     let some = [

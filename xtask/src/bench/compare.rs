@@ -1,6 +1,6 @@
 //! Compares two reports: which numbers grew by more than noise. Pure.
 
-use super::report::{Report, number};
+use super::report::{Report, Row, number};
 
 /// A row that grew by more than this is a regression. Two runs of the same differ by less than a quarter of it.
 const REGRESSION_PERCENT: f64 = 2.0;
@@ -30,12 +30,13 @@ pub(crate) fn compare(before: &Report, now: &Report) -> Comparison {
             result.text += &not_comparable(&old.release, &results.release);
         }
         for row in results.rows.iter().filter(|row| row.unit.starts_with("instructions/")) {
-            let Some(old) = before.value(kernel, &row.name) else { continue };
+            let Some(Row { value: old, earlier, .. }) = before.row(kernel, &row.name) else { continue };
+            let (old, same_state) = (*old, same_kernel && earlier.is_none());
             result.compared += 1;
             let percent = (row.value - old) / old * 100.0;
             if percent.abs() > REGRESSION_PERCENT {
                 let worse = percent > 0.0;
-                result.regressions += usize::from(worse && same_emulator && same_kernel);
+                result.regressions += usize::from(worse && same_emulator && same_state);
                 result.text += &format!(
                     "{:<7} {kernel:<5} {}: {} -> {} {} ({percent:+.1} %)\n",
                     if worse { "WORSE" } else { "better" },
@@ -59,7 +60,7 @@ fn not_comparable(then: &str, now: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::report::{KernelResults, Row};
+    use crate::bench::report::KernelResults;
 
     fn report(rows: &[(&str, f64)]) -> Report {
         let rows = rows.iter().map(|(name, value)| Row {
@@ -68,6 +69,7 @@ mod tests {
             value: *value,
             spread: 0.0,
             packets: None,
+            earlier: None,
         });
         let results = KernelResults { release: "r".to_owned(), rows: rows.collect() };
         Report { emulator: "e".to_owned(), kernels: [("6.12".to_owned(), results)].into() }

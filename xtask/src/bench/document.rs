@@ -1,5 +1,7 @@
 //! Writes what a report says into docs/benchmark.md and the charts, so that no number there is typed by hand.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use anyhow::Result;
 
 use super::{
@@ -44,6 +46,7 @@ fn section(report: &Report, images: &str) -> String {
     for outcome in targets::outcomes(report) {
         let (value, at_most) = outcome.numbers();
         let word = if outcome.met() { "met" } else { "**missed**" };
+        let word = word.to_owned() + if outcome.earlier { ", in part measured earlier" } else { "" };
         text += &format!(
             "| {}, {} | {} | {value} | {at_most} | {word} |\n",
             outcome.what, outcome.unit, outcome.kernel
@@ -59,6 +62,15 @@ fn section(report: &Report, images: &str) -> String {
         text += images;
     }
     text += "\n## All rows\n";
+    let rows = report.kernels.values().flat_map(|kernel| &kernel.rows);
+    let states: BTreeSet<&str> = rows.filter_map(|row| row.earlier.as_deref()).collect();
+    // The sign that stands behind numbers of a state.
+    let earlier: BTreeMap<&str, String> =
+        states.into_iter().zip(1..).map(|(state, number)| (state, format!("<sup>{number}</sup>"))).collect();
+    if !earlier.is_empty() {
+        text += "\nWhat has a sign was measured earlier; targets, lengths and charts rest on such numbers, too:\n\n";
+        text += &earlier.iter().map(|(state, sign)| format!("- {sign} {state}\n")).collect::<String>();
+    }
     let mut last_unit = "";
     for (name, unit) in report.names() {
         if unit != last_unit {
@@ -72,7 +84,13 @@ fn section(report: &Report, images: &str) -> String {
         for kernel in &kernels {
             let row = report.row(kernel, name);
             spread = row.map_or(spread, |row| spread.max(row.spread));
-            text += &format!(" {} |", row.map_or_else(|| "–".to_owned(), |row| number(row.value)));
+            text += &row.map_or_else(
+                || " – |".to_owned(),
+                |row| {
+                    let sign = row.earlier.as_deref().and_then(|state| earlier.get(state));
+                    format!(" {}{} |", number(row.value), sign.map_or("", String::as_str))
+                },
+            );
         }
         text += &format!(" {spread:.2} % |\n");
     }

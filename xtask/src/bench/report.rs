@@ -35,6 +35,9 @@ pub(crate) struct Row {
     /// Packets of a connection, in rows that measure connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) packets: Option<f64>,
+    /// Where it wasn't measured in the state that the rest is of: in which else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) earlier: Option<String>,
 }
 
 impl Report {
@@ -54,7 +57,8 @@ impl Report {
         Ok(serde_json::to_string_pretty(self)? + "\n")
     }
 
-    /// Takes over from `older` the rows that weren't measured now. Rows of both come in the older one's order.
+    /// Takes over from `older` the rows that weren't measured now, and marks those of another release of the kernel. Rows of both
+    /// come in the older one's order.
     pub(crate) fn fill_in(&mut self, older: Self) {
         for (kernel, old) in older.kernels {
             let now = self
@@ -63,6 +67,11 @@ impl Report {
                 .or_insert_with(|| KernelResults { release: old.release.clone(), rows: Vec::new() });
             let mut new = std::mem::take(&mut now.rows);
             now.rows = old.rows;
+            if old.release != now.release {
+                for row in &mut now.rows {
+                    row.earlier.get_or_insert_with(|| format!("Linux {}", old.release));
+                }
+            }
             for row in new.drain(..) {
                 match now.rows.iter_mut().find(|old| old.name == row.name) {
                     Some(place) => *place = row,
@@ -72,10 +81,12 @@ impl Report {
         }
     }
 
-    /// Drops rows that aren't measured any more.
+    /// Drops rows that aren't measured any more; the others come in the order of these names.
     pub(crate) fn retain(&mut self, names: &[String]) {
+        let place = |row: &Row| names.iter().position(|name| *name == row.name);
         for kernel in self.kernels.values_mut() {
-            kernel.rows.retain(|row| names.contains(&row.name));
+            kernel.rows.retain(|row| place(row).is_some());
+            kernel.rows.sort_by_key(place);
         }
     }
 
@@ -146,18 +157,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_that_are_gone_are_dropped() {
+    fn rows_that_are_gone_are_dropped_and_the_others_put_in_order() {
         let row = |name: &str| Row {
             name: name.to_owned(),
             unit: "u".to_owned(),
             value: 1.0,
             spread: 0.0,
             packets: None,
+            earlier: None,
         };
-        let results = KernelResults { release: "r".to_owned(), rows: vec![row("kept"), row("gone")] };
+        let results =
+            KernelResults { release: "r".to_owned(), rows: ["kept", "gone", "new"].map(row).into() };
         let mut report = Report { emulator: "e".to_owned(), kernels: [("6.12".to_owned(), results)].into() };
-        report.retain(&["kept".to_owned(), "new".to_owned()]);
-        assert_eq!(report.kernels["6.12"].rows, [row("kept")]);
+        report.retain(&["new", "other", "kept"].map(str::to_owned));
+        assert_eq!(report.kernels["6.12"].rows, ["new", "kept"].map(row));
+    }
+
+    #[test]
+    fn rows_of_another_kernel_are_marked() {
+        let report = |release: &str, names: &[&str]| {
+            let rows = names.iter().map(|name| Row {
+                name: (*name).to_owned(),
+                unit: "u".to_owned(),
+                value: 1.0,
+                spread: 0.0,
+                packets: None,
+                earlier: None,
+            });
+            let results = KernelResults { release: release.to_owned(), rows: rows.collect() };
+            Report { emulator: "e".to_owned(), kernels: [("6.1".to_owned(), results)].into() }
+        };
+        let mut now = report("2", &["again"]);
+        now.fill_in(report("1", &["again", "not again"]));
+        let earlier = |name| now.row("6.1", name).unwrap().earlier.as_deref();
+        assert_eq!((earlier("again"), earlier("not again")), (None, Some("Linux 1")));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The numbers that Fastpath wants to reach, and whether a run does. Pure.
 
+use std::cell::Cell;
+
 use super::report::{Report, number};
 
 /// What a target is about, as a formula over rows.
@@ -112,6 +114,8 @@ pub(crate) struct Outcome {
     pub(crate) unit: &'static str,
     pub(crate) at_most: f64,
     pub(crate) value: f64,
+    /// Whether a row that it is made of wasn't measured in the state that the report is of.
+    pub(crate) earlier: bool,
 }
 
 impl Outcome {
@@ -130,8 +134,14 @@ impl Outcome {
 pub(crate) fn outcomes(report: &Report) -> Vec<Outcome> {
     let of = |target: &'static Target| {
         target.at_most.iter().rev().filter_map(move |&(kernel, at_most)| {
-            let value = target.quantity.value(|row| report.value(kernel, row))?;
-            Some(Outcome { what: target.what, kernel, unit: target.unit, at_most, value })
+            let earlier = Cell::new(false);
+            let value = target.quantity.value(|name| {
+                let row = report.row(kernel, name)?;
+                earlier.set(earlier.get() || row.earlier.is_some());
+                Some(row.value)
+            })?;
+            let earlier = earlier.get();
+            Some(Outcome { what: target.what, kernel, unit: target.unit, at_most, value, earlier })
         })
     };
     TARGETS.iter().flat_map(of).collect()
@@ -189,7 +199,7 @@ mod tests {
 
     #[test]
     fn a_target_is_missed_above_its_limit_only() {
-        let outcome = |value| Outcome { what: "", kernel: "", unit: "", at_most: 0.5, value };
+        let outcome = |value| Outcome { what: "", kernel: "", unit: "", at_most: 0.5, value, earlier: false };
         assert!(outcome(0.5).met());
         assert!(!outcome(0.51).met());
     }
