@@ -34,7 +34,7 @@ fn count(table: &str) -> usize {
     table.lines().filter(|line| SERVICES.iter().any(|start| line.starts_with(start))).count()
 }
 
-/// Address and port, both in hexadecimal: "TCP  0A600001:01BB rr", "TCP  [fd00:0096::0001]:01BB rr".
+/// Address and port, both in hexadecimal: `TCP  0A600001:01BB rr`, `TCP  [fd00:0096::0001]:01BB rr`.
 fn service(line: &str, protocol: &str) -> Option<(IpAddr, u16)> {
     let mut words = line.split_whitespace();
     let end = (words.next()? == protocol).then(|| words.next()).flatten()?;
