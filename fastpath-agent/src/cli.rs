@@ -182,6 +182,11 @@ pub struct RuleArgs {
     /// Let network cards forward offloaded flows themselves, if all managed interfaces can
     #[arg(long, value_name = "MODE", default_value = "off", env = "FASTPATH_HW_OFFLOAD")]
     pub hw_offload: HwOffload,
+    /// Don't respect a rule of others that offloaded packets don't pass, on purpose (repeatable, commas separate): by its comment, by
+    /// `FAMILY TABLE CHAIN` or `FAMILY TABLE handle N`, by what it asks (limit, queue, quota, set, time, legacy …), by class
+    /// (every-packet, changing), or `all` (docs/policy.md; `status` lists them)
+    #[arg(long, value_name = "RULE", env = "FASTPATH_IGNORE_RULE", value_delimiter = ',')]
+    pub ignore_rule: Vec<String>,
     /// Offload also on a kernel that is known to lose packets of offloaded flows (docs/kernels.md)
     #[arg(long, env = "FASTPATH_IGNORE_KNOWN_BUGS", value_parser = BoolishValueParser::new())]
     pub ignore_known_bugs: bool,
@@ -237,6 +242,10 @@ pub struct RunArgs {
     /// Least time from one such revalidation to the next (as in 500ms or 2s); the first change is answered at once
     #[arg(long, value_name = "TIME", default_value = "1s", env = "FASTPATH_REVALIDATE_INTERVAL")]
     pub revalidate_interval: String,
+    /// Within which time offloaded flows feel verdicts that change without an announcement (sets with timeouts, times of day,
+    /// ipsets, iptables-legacy), from 500ms, or `off`. While there is such a rule, flows are judged anew every so often
+    #[arg(long, value_name = "TIME", default_value = "1500ms", env = "FASTPATH_ENFORCE_WITHIN")]
+    pub enforce_within: String,
     /// Install the ruleset, verify it and exit
     #[arg(long, env = "FASTPATH_ONCE", value_parser = BoolishValueParser::new())]
     pub once: bool,

@@ -5,7 +5,10 @@ use std::{collections::BTreeSet, ops::RangeInclusive};
 
 use ipnet::IpNet;
 
-use super::model::{IfIndex, IfName};
+use super::{
+    model::{IfIndex, IfName},
+    policy::concern::Concern,
+};
 
 /// All of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,6 +23,8 @@ pub struct Surroundings {
     pub unguessed: Vec<RouteRule>,
     /// Interfaces where others look at packets that come in: filters, programs or netdev chains at ingress.
     pub inspected: BTreeSet<IfIndex>,
+    /// Rules that offloaded packets don't pass and that ask more than headers and connection.
+    pub rules: Vec<Concern>,
 }
 
 /// A policy rule (`ip rule`) that selects by what the flowtable's guess of the other direction's route doesn't have:

@@ -41,6 +41,7 @@ pub mod ready;
 pub mod reconcile;
 pub mod revalidate;
 pub mod revoke;
+pub mod rules;
 pub mod serve;
 pub mod supervisor;
 pub mod surroundings;
@@ -271,7 +272,8 @@ impl Agent {
         let links_source = Links::open()?;
         let offload = Offload::open(&config, kernel)?;
         let pin_path = config.pin_path.clone();
-        let observer = offload.as_ref().map(|_| Observer::open(pin_path)).transpose()?;
+        let ignored = Arc::clone(&config.rules.ignored);
+        let observer = offload.as_ref().map(|_| Observer::open(pin_path, ignored)).transpose()?;
         let links = links_source.list().await?.into_iter().collect::<LinkTable>();
         let mut agent = Self {
             started: Instant::now(),

@@ -12,7 +12,7 @@ use std::{
 use tokio::task::{JoinHandle, spawn_blocking};
 use tracing::{debug, warn};
 
-use super::{Agent, DaemonError, at, revalidate::Trigger};
+use super::{Agent, DaemonError, Offload, at, revalidate::Trigger, rules::Said};
 use crate::{
     core::{
         forwarding::Settings,
@@ -23,6 +23,8 @@ use crate::{
         model::{IfIndex, IfName, Link},
         pace,
         policy::{
+            concern::Concern,
+            ignore::Ignore,
             known::{Known, Parts},
             others::Others,
         },
@@ -49,6 +51,10 @@ pub struct Observer {
     monitor: NodeMonitor,
     settings: Settings,
     pin_path: PathBuf,
+    /// Rules that may be passed by.
+    ignored: Arc<[Ignore]>,
+    /// What was said of rules.
+    said: Said,
     /// Absent while a thread reads.
     known: Option<Known>,
     /// The tables in it, which stay here.
@@ -63,12 +69,14 @@ pub struct Observer {
 
 impl Observer {
     /// Listens from now on, and has read nothing yet.
-    pub fn open(pin_path: PathBuf) -> Result<Self, LinkError> {
+    pub fn open(pin_path: PathBuf, ignored: Arc<[Ignore]>) -> Result<Self, LinkError> {
         let monitor = NodeMonitor::open().map_err(LinkError::Open)?;
         let mut observer = Self {
             monitor,
             settings: Settings::default(),
             pin_path,
+            ignored,
+            said: Said::default(),
             known: Some(Known::default()),
             tables: None,
             reading: None,
@@ -111,7 +119,8 @@ impl Observer {
     }
 
     fn take(&mut self, known: Known, report: Report, now: u64) -> Surroundings {
-        let found = known.surroundings();
+        let found = known.surroundings(&self.ignored);
+        self.said.say(&found.rules);
         self.tables.clone_from(&known.tables);
         self.known = Some(known);
         self.read_at = now;
@@ -250,11 +259,17 @@ pub(super) fn hear(observer: &mut Option<Observer>, notice: &Notice<'_>) {
     }
 }
 
+/// Hands on what was read; says whether it is something new, which takes a reconcile.
+fn heed(offload: &mut Offload, found: Surroundings, now: u64) -> bool {
+    offload.revalidation.recurs(found.rules.iter().any(Concern::is_changing), now);
+    offload.reconciler.surrounded_by(found)
+}
+
 impl Agent {
     /// Reads what others have before anything is written.
     pub(super) fn look_around(&mut self) {
         if let (Some(offload), Some(observer)) = (&mut self.offload, &mut self.observer) {
-            offload.reconciler.surrounded_by(observer.read_now(&self.links));
+            heed(offload, observer.read_now(&self.links), 0);
         }
     }
 
@@ -338,7 +353,7 @@ impl Agent {
             Happened::Read(read) => {
                 let (known, report) = read
                     .unwrap_or_else(|| (Known::default(), Report { unsettled: true, ..Report::default() }));
-                if offload.reconciler.surrounded_by(observer.take(known, report, now)) {
+                if heed(offload, observer.take(known, report, now), now) {
                     self.heeds_anew = true;
                     self.pace.trigger(pace::Trigger::Surroundings, now);
                 }

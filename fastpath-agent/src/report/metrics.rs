@@ -85,8 +85,8 @@ pub struct Agent {
 /// Values of [`Agent::standing`].
 pub const STANDINGS: [&str; 4] = ["right", "foreign", "wrong", "none"];
 /// Why flows are judged anew.
-pub const REVALIDATION_TRIGGERS: [&str; 6] =
-    ["ruleset", "overrun", "route-rules", "forwarding", "master", "surroundings"];
+pub const REVALIDATION_TRIGGERS: [&str; 7] =
+    ["ruleset", "overrun", "route-rules", "forwarding", "master", "surroundings", "changing-rule"];
 /// What came of it.
 pub const REVALIDATION_OUTCOMES: [&str; 4] = ["emptied", "nothing-new", "absent", "failed"];
 /// Of a flow that conntrack has counted fewer packets of than the programs.
