@@ -138,7 +138,7 @@ fn a_good_node_is_all_green() {
     for check in &checks {
         assert!(page.contains(&format!("| `{check}` |")), "{check} is not in docs/doctor.md");
     }
-    assert_eq!(checks.len(), 19, "{checks:?}");
+    assert_eq!(checks.len(), 20, "{checks:?}");
     assert_eq!(findings.iter().filter(|finding| finding.check == "interface").count(), 3);
 }
 

@@ -27,6 +27,16 @@ pub struct Surroundings {
     pub rules: Vec<Concern>,
 }
 
+impl Surroundings {
+    /// Whether flows that were offloaded before have to be judged anew. Not for other rules alone: they are announced, and our
+    /// guards against them come with an emptied flowtable.
+    pub fn judges_as(&self, other: &Self) -> bool {
+        let Self { last_forward, denying_postrouting, unguessed, inspected, rules: _ } = self;
+        (last_forward, denying_postrouting) == (&other.last_forward, &other.denying_postrouting)
+            && (unguessed, inspected) == (&other.unguessed, &other.inspected)
+    }
+}
+
 /// A policy rule (`ip rule`) that selects by what the flowtable's guess of the other direction's route doesn't have:
 /// input interface, protocol, ports, DSCP or tunnel. Selectors that aren't here match every packet; an inverted rule
 /// has none.

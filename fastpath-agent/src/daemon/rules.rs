@@ -1,5 +1,7 @@
 //! Says in the log which rules of others cost acceleration, and how to have them passed by: once for each change. Decides nothing.
 
+use std::collections::BTreeMap;
+
 use tracing::{info, warn};
 
 use crate::core::policy::concern::Concern;
@@ -47,4 +49,13 @@ fn first(rules: &[Concern], is: impl Fn(&Concern) -> bool) -> Option<String> {
         0 => format!("{rule} ({})", rule.cause),
         more => format!("{rule} ({}), and {more} more", rule.cause),
     })
+}
+
+/// How many rules there are, by what is done about them.
+pub(super) fn by_what_follows(rules: &[Concern]) -> BTreeMap<&'static str, u64> {
+    let mut counts = BTreeMap::new();
+    for rule in rules {
+        *counts.entry(rule.follows()).or_default() += 1;
+    }
+    counts
 }

@@ -2,12 +2,7 @@
 //! thread, so that the loop goes on; an overrun and the safety net have all of it read. What came of it goes to the
 //! reconciler, and offloaded flows are judged anew by it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
-    sync::Arc,
-    time::Instant,
-};
+use std::{path::PathBuf, sync::Arc, time::Instant};
 
 use tokio::task::{JoinHandle, spawn_blocking};
 use tracing::{debug, warn};
@@ -18,9 +13,9 @@ use crate::{
         forwarding::Settings,
         link::{
             table::{LinkChange, LinkEvent, LinkTable},
-            watch::lower_links,
+            watch::uppers,
         },
-        model::{IfIndex, IfName, Link},
+        model::{IfIndex, Link},
         pace,
         policy::{
             concern::Concern,
@@ -246,12 +241,6 @@ pub(super) enum Happened {
     Read(Option<(Known, Report)>),
 }
 
-/// Interfaces that hand up packets of others.
-fn uppers(links: &LinkTable) -> BTreeMap<IfIndex, IfName> {
-    let indices: BTreeSet<IfIndex> = lower_links(links.iter()).into_keys().collect();
-    indices.into_iter().filter_map(|index| Some((index, links.get(index)?.name.clone()))).collect()
-}
-
 /// Takes note of a change of the ruleset.
 pub(super) fn hear(observer: &mut Option<Observer>, notice: &Notice<'_>) {
     if let Some(observer) = observer {
@@ -353,8 +342,10 @@ impl Agent {
             Happened::Read(read) => {
                 let (known, report) = read
                     .unwrap_or_else(|| (Known::default(), Report { unsettled: true, ..Report::default() }));
-                if heed(offload, observer.take(known, report, now), now) {
-                    self.heeds_anew = true;
+                let found = observer.take(known, report, now);
+                let anew = !offload.reconciler.surroundings().judges_as(&found);
+                if heed(offload, found, now) {
+                    self.heeds_anew |= anew;
                     self.pace.trigger(pace::Trigger::Surroundings, now);
                 }
             }

@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -14,6 +14,7 @@ use super::{
     route_rules,
 };
 use crate::core::{
+    link::{table::LinkTable, watch::uppers},
     model::{IfIndex, IfName},
     policy::{
         known::{Known, Parts, Upper},
@@ -77,6 +78,14 @@ pub fn read(known: &mut Known, ask: &Ask) -> Report {
     }
     read_programs(known, ask, &mut report);
     report
+}
+
+/// Reads all of it once, for somebody who doesn't follow it.
+pub fn read_once(links: &LinkTable, pin_path: &Path) -> (Known, Report) {
+    let mut known = Known::default();
+    let ask = Ask { parts: Parts::all(), uppers: uppers(links), pin_path: pin_path.to_owned() };
+    let report = read(&mut known, &ask);
+    (known, report)
 }
 
 fn read_tables(tables: &mut Others, which: Which<'_>) -> Result<bool, NftError> {

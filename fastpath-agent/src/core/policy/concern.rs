@@ -118,16 +118,21 @@ impl Concern {
         self.wants_every_packet() && self.conditions.without(is_family).0.is_empty()
     }
 
-    /// What is done about it.
+    /// What is done about it, one of [`FOLLOWS`].
     pub fn follows(&self) -> &'static str {
+        let [respected, revalidated, ignored, not_decisive] = FOLLOWS;
         match self.class {
-            Class::NotDecisive => "not decisive",
-            _ if self.ignored => "ignored by choice",
-            Class::EveryPacket => "respected",
-            Class::Changing => "re-validated",
+            Class::NotDecisive => not_decisive,
+            _ if self.ignored => ignored,
+            Class::EveryPacket => respected,
+            Class::Changing => revalidated,
         }
     }
 }
+
+/// What is done about a rule: its flows aren't offloaded; they are judged anew all the time; nothing, by choice; nothing, since it
+/// decides over no packet's fate.
+pub const FOLLOWS: [&str; 4] = ["respected", "re-validated", "ignored", "not-decisive"];
 
 /// As an operator finds it: `inet edge forward handle 7 "comment"`.
 impl fmt::Display for Concern {

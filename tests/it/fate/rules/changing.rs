@@ -154,8 +154,19 @@ fn legacy() {
     LEGACY.run(With::Agent).assert_same_fate();
 }
 
-/// What the issue is: with kindnet's rules no flow feels it.
+/// Without them being judged anew flows feel none of it.
 #[test]
-fn kindnet_rules_enforce_none() {
-    SETS.run(With::Kindnet).assert_some_wronged();
+fn sets_ignored_by_choice() {
+    SETS.run(With::Ignoring).assert_each_change_wrongs();
+}
+
+#[test]
+fn times_ignored_by_choice() {
+    TIME.run(With::Ignoring).assert_each_change_wrongs();
+}
+
+#[test]
+fn ipsets_and_legacy_ignored_by_choice() {
+    IPSET.run(With::Ignoring).assert_each_change_wrongs();
+    LEGACY.run(With::Ignoring).assert_each_change_wrongs();
 }
