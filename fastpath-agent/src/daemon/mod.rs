@@ -556,6 +556,10 @@ impl Agent {
 
     /// What a node that is ready does, in a line.
     fn standing(&self) -> String {
+        let rules = self.offload.iter().flat_map(|offload| &offload.reconciler.surroundings().rules);
+        if let Some(rule) = rules.into_iter().find(|rule| rule.leaves_everything_out()) {
+            return format!("offloading no flow that passes {rule}, which wants every packet");
+        }
         match self.offload.as_ref().and_then(|offload| offload.reconciler.offloads()) {
             Some((threshold, managed)) if threshold > 0 => {
                 format!(

@@ -2,5 +2,7 @@
 //! at the latest 1.5 s after its mind changes, and leaves other flows fast.
 
 mod changing;
+mod cost;
 mod every_packet;
+mod sight;
 mod unconcerned;
