@@ -84,8 +84,8 @@ The agent doesn't have to run, but for --follow.")]
 Keys are shown in the last line and by `?`. The agent doesn't have to run; without its pinned maps there are no rates.
 Colours are left out where the environment variable NO_COLOR is set.")]
     Top(TopArgs),
-    /// Have offloaded flows pass the filters again, after changes that the kernel doesn't announce: iptables-legacy, ipset,
-    /// tc. The agent doesn't have to run; changes made with nft and iptables-nft it follows by itself
+    /// Have offloaded flows pass the filters again, after changes that a running agent doesn't find out by itself (tc, eBPF
+    /// maps of others, the first table of iptables-legacy), or while none runs
     Revalidate,
     /// End the acceleration of connections for good, or the connections themselves
     #[command(after_help = "Examples:
