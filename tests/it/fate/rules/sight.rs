@@ -14,7 +14,7 @@ const RULES: &str = "table inet edge {
         ip saddr 10.1.0.2 limit rate over 1000000/second drop comment \"shape guests\"
         ip saddr @portal drop
         limit rate 1/minute log
-        ct state new limit rate 1/minute drop
+        ct state new limit rate over 1000000/second drop
     }
  }";
 
