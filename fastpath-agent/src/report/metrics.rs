@@ -81,7 +81,7 @@ pub struct Agent {
     pub watched: usize,
     /// Interfaces that aren't in the flowtable, by [`REASON_NAMES`].
     pub left_out: BTreeMap<&'static str, u64>,
-    /// Rules of others that offloaded packets don't pass, by [`FOLLOWS`](crate::core::policy::concern::FOLLOWS).
+    /// Rules of others that offloaded packets don't pass, by [`FOLLOWS`].
     pub rules: BTreeMap<&'static str, u64>,
 }
 
