@@ -87,8 +87,8 @@ The agent doesn't have to run, but for --follow.")]
 Keys are shown in the last line and by `?`. The agent doesn't have to run; without its pinned maps there are no rates.
 Colours are left out where the environment variable NO_COLOR is set.")]
     Top(TopArgs),
-    /// Have offloaded flows pass the filters again, after changes that the kernel doesn't announce: iptables-legacy, ipset,
-    /// tc. The agent doesn't have to run; changes made with nft and iptables-nft it follows by itself
+    /// Have offloaded flows pass the filters again, after changes that a running agent doesn't find out by itself (tc, eBPF
+    /// maps of others, the first table of iptables-legacy), or while none runs
     Revalidate,
     /// End the acceleration of connections for good, or the connections themselves
     #[command(after_help = "Examples:
@@ -185,6 +185,11 @@ pub struct RuleArgs {
     /// Let network cards forward offloaded flows themselves, if all managed interfaces can
     #[arg(long, value_name = "MODE", default_value = "off", env = "FASTPATH_HW_OFFLOAD")]
     pub hw_offload: HwOffload,
+    /// Don't respect a rule of others that offloaded packets don't pass, on purpose (repeatable, commas separate): by its comment, by
+    /// `FAMILY TABLE CHAIN` or `FAMILY TABLE handle N`, by what it asks (limit, queue, quota, set, time, legacy …), by class
+    /// (every-packet, changing), or `all` (docs/policy.md; `status` lists them)
+    #[arg(long, value_name = "RULE", env = "FASTPATH_IGNORE_RULE", value_delimiter = ',')]
+    pub ignore_rule: Vec<String>,
     /// Offload also on a kernel that is known to lose packets of offloaded flows (docs/kernels.md)
     #[arg(long, env = "FASTPATH_IGNORE_KNOWN_BUGS", value_parser = BoolishValueParser::new())]
     pub ignore_known_bugs: bool,
@@ -240,6 +245,10 @@ pub struct RunArgs {
     /// Least time from one such revalidation to the next (as in 500ms or 2s); the first change is answered at once
     #[arg(long, value_name = "TIME", default_value = "1s", env = "FASTPATH_REVALIDATE_INTERVAL")]
     pub revalidate_interval: String,
+    /// Within which time offloaded flows feel verdicts that change without an announcement (sets with timeouts, times of day,
+    /// ipsets, iptables-legacy), from 500ms, or `off`. While there is such a rule, flows are judged anew every so often
+    #[arg(long, value_name = "TIME", default_value = "1500ms", env = "FASTPATH_ENFORCE_WITHIN")]
+    pub enforce_within: String,
     /// Install the ruleset, verify it and exit
     #[arg(long, env = "FASTPATH_ONCE", value_parser = BoolishValueParser::new())]
     pub once: bool,

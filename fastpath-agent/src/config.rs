@@ -9,6 +9,7 @@ use crate::{
     core::{
         known_bugs::{KernelNames, KnownBug, forbids_offload},
         link::select::Selection,
+        policy::ignore::Ignore,
         ruleset::{desired::Policy, diff::ForeignTable, exclude::Exclusions},
         surroundings::Surroundings,
     },
@@ -39,6 +40,8 @@ pub struct Config {
     pub revalidate: OnOff,
     /// Least time in ms from one such revalidation to the next.
     pub revalidate_interval_ms: u64,
+    /// Within so many ms offloaded flows feel verdicts that change without an announcement; `None`: they needn't.
+    pub enforce_within_ms: Option<u64>,
     /// Stop after the first verified reconcile.
     pub once: bool,
     /// Remove everything at exit.
@@ -68,6 +71,8 @@ pub struct Rules {
     pub exclusions: Arc<Exclusions>,
     /// Where they come from.
     pub exclude: ExcludeSource,
+    /// Rules of others that may be passed by.
+    pub ignored: Arc<[Ignore]>,
 }
 
 /// Where exclusions come from.
@@ -162,6 +167,7 @@ impl TryFrom<&RuleArgs> for Rules {
         Ok(Self {
             exclusions: Arc::new(exclude.load()?),
             exclude,
+            ignored: args.ignore_rule.iter().map(|text| Ignore::parse(text)).collect(),
             threshold: number(
                 "fastpath-threshold",
                 &args.fastpath_threshold,
@@ -220,6 +226,7 @@ impl Config {
             foreign: if args.takeover { ForeignTable::TakeOver } else { ForeignTable::Refuse },
             revalidate: args.revalidate,
             revalidate_interval_ms: interval_ms("revalidate-interval", &args.revalidate_interval)?,
+            enforce_within_ms: enforce_within_ms(&args.enforce_within)?,
             once: args.once,
             cleanup_on_exit: args.cleanup_on_exit,
             log_format: args.log_format,
@@ -252,6 +259,20 @@ fn interval_ms(flag: &'static str, value: &str) -> Result<u64, BadValue> {
             allowed: "it takes a time from 100ms to 1h, with its unit, as 500ms or 2s".to_owned(),
         },
     )
+}
+
+/// A time from 500 ms to an hour, or off.
+fn enforce_within_ms(value: &str) -> Result<Option<u64>, BadValue> {
+    let value = value.trim();
+    if value == "off" {
+        return Ok(None);
+    }
+    let parsed = humantime::parse_duration(value).ok().and_then(|time| u64::try_from(time.as_millis()).ok());
+    parsed.filter(|ms| (500..=3_600_000).contains(ms)).map(Some).ok_or_else(|| BadValue {
+        flag: "enforce-within",
+        value: value.to_owned(),
+        allowed: "it takes a time from 500ms to 1h, with its unit, as 1500ms or 3s, or `off`".to_owned(),
+    })
 }
 
 fn number<T: std::str::FromStr>(flag: &'static str, value: &str, allowed: &str) -> Result<T, BadValue> {
@@ -288,6 +309,7 @@ mod tests {
         assert_eq!(config.node, "node-1");
         assert_eq!(config.foreign, ForeignTable::Refuse);
         assert_eq!((config.revalidate, config.revalidate_interval_ms), (OnOff::On, 1000));
+        assert_eq!(config.enforce_within_ms, Some(1500));
         assert_eq!(config.max_flows, fastpath_common::limits::DEFAULT_MAX_FLOWS);
         assert_eq!(config.metrics_bind_address, Some("127.0.0.1:19080".parse().unwrap()));
     }
@@ -311,6 +333,7 @@ mod tests {
                 ["--metrics-bind-address", "'localhost:1'", "[::]:19080"],
             ),
             (["--v=loud"], ["--v", "'loud'", "0 to 255"]),
+            (["--enforce-within=400ms"], ["--enforce-within", "'400ms'", "500ms to 1h"]),
             (["--revalidate-interval=1"], ["--revalidate-interval", "'1'", "500ms"]),
             (["--revalidate-interval=10ms"], ["--revalidate-interval", "'10ms'", "100ms to 1h"]),
             (["--pin-path=maps"], ["--pin-path", "'maps'", "absolute"]),

@@ -99,10 +99,11 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
 fn render(args: &RuleArgs) -> anyhow::Result<()> {
     let rules = Rules::try_from(args)?;
     let links: LinkTable = runtime()?.block_on(async { Links::open()?.list().await })?.into_iter().collect();
-    let (surroundings, failures) = kernel::surroundings::once(&links, Path::new(DEFAULT_PIN_PATH));
-    for failure in failures {
+    let (known, report) = kernel::surroundings::read_once(&links, Path::new(DEFAULT_PIN_PATH));
+    for failure in report.failures {
         eprintln!("warning: {failure}");
     }
+    let surroundings = known.surroundings(&rules.ignored);
     let policy = Policy { surroundings, ..rules.policy(true, true) };
     print(&report::render::ruleset(&desired::desired(&policy, links.iter(), &Default::default())))
 }

@@ -266,6 +266,7 @@ fn it_can_be_switched_off_and_done_by_hand() {
     assert_eq!(monitor.commits_of_agent(), commits, "the agent answers nothing");
 }
 
+/// The first table of all, which is found once a minute; `fate::rules::changing::legacy` has one that is in use.
 #[test]
 fn iptables_legacy_counts_when_told() {
     let topology = Topology::routed();

@@ -80,6 +80,7 @@ const FOR_TESTS: &[Package] = &[
     Package("golang-github-containers-common", None, File("/usr/share/containers/seccomp.json")),
     Package("iperf3", None, Program("iperf3")),
     Package("iproute2", None, Program("ip")),
+    Package("ipset", None, Program("ipset")),
     Package("iptables", None, Program("xtables-nft-multi")),
     Package("iputils-ping", None, Program("ping")),
     Package("ipvsadm", None, Program("ipvsadm")),

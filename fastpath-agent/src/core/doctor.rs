@@ -9,6 +9,7 @@ mod canary;
 pub mod facts;
 mod host;
 mod network;
+mod rules;
 mod surroundings;
 #[cfg(test)]
 #[path = "doctor_tests.rs"]
@@ -77,6 +78,7 @@ impl Finding {
 pub fn examine(facts: &Facts, canary: &Canary) -> Vec<Finding> {
     let mut findings = host::findings(facts);
     findings.extend(network::findings(facts));
+    findings.extend(rules::findings(facts));
     findings.extend(surroundings::findings(facts));
     findings.extend(canary::findings(facts, canary));
     findings

@@ -140,7 +140,7 @@ fn a_good_node_is_all_green() {
     for check in &checks {
         assert!(page.contains(&format!("| `{check}` |")), "{check} is not in docs/doctor.md");
     }
-    assert_eq!(checks.len(), 23, "{checks:?}");
+    assert_eq!(checks.len(), 24, "{checks:?}");
     assert_eq!(findings.iter().filter(|finding| finding.check == "interface").count(), 3);
 }
 

@@ -5,7 +5,10 @@ use std::{collections::BTreeSet, fmt, ops::RangeInclusive};
 
 use ipnet::IpNet;
 
-use super::model::{IfIndex, IfName};
+use super::{
+    model::{IfIndex, IfName},
+    policy::concern::Concern,
+};
 
 /// All of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,6 +26,19 @@ pub struct Surroundings {
     pub unguessed: Vec<RouteRule>,
     /// Interfaces where others look at packets that come in: filters, programs or netdev chains at ingress.
     pub inspected: BTreeSet<IfIndex>,
+    /// Rules that offloaded packets don't pass and that ask more than headers and connection.
+    pub rules: Vec<Concern>,
+}
+
+impl Surroundings {
+    /// Whether flows that were offloaded before have to be judged anew. Not for other rules alone: they are announced, and our
+    /// guards against them come with an emptied flowtable.
+    pub fn judges_as(&self, other: &Self) -> bool {
+        let Self { last_forward, denying_postrouting, unguessed, inspected, denies_nothing: _, rules: _ } =
+            self;
+        (last_forward, denying_postrouting) == (&other.last_forward, &other.denying_postrouting)
+            && (unguessed, inspected) == (&other.unguessed, &other.inspected)
+    }
 }
 
 /// A policy rule (`ip rule`) that selects by what the flowtable's guess of the other direction's route doesn't have:

@@ -43,6 +43,7 @@ pub mod ready;
 pub mod reconcile;
 pub mod revalidate;
 pub mod revoke;
+pub mod rules;
 pub mod serve;
 pub mod supervisor;
 pub mod surroundings;
@@ -276,7 +277,8 @@ impl Agent {
         let links_source = Links::open()?;
         let offload = Offload::open(&config, kernel)?;
         let pin_path = config.pin_path.clone();
-        let observer = offload.as_ref().map(|_| Observer::open(pin_path)).transpose()?;
+        let ignored = Arc::clone(&config.rules.ignored);
+        let observer = offload.as_ref().map(|_| Observer::open(pin_path, ignored)).transpose()?;
         let links = links_source.list().await?.into_iter().collect::<LinkTable>();
         let mut agent = Self {
             _lock: lock,
@@ -565,6 +567,10 @@ impl Agent {
 
     /// What a node that is ready does, in a line.
     fn standing(&self) -> String {
+        let rules = self.offload.iter().flat_map(|offload| &offload.reconciler.surroundings().rules);
+        if let Some(rule) = rules.into_iter().find(|rule| rule.leaves_everything_out()) {
+            return format!("offloading no flow that passes {rule}, which wants every packet");
+        }
         match self.offload.as_ref().and_then(|offload| offload.reconciler.offloads()) {
             Some((threshold, managed)) if threshold > 0 => {
                 format!(

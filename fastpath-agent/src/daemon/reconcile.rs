@@ -206,6 +206,11 @@ impl<R: Ruleset> Reconciler<R> {
         true
     }
 
+    /// What others have, as it was last taken.
+    pub fn surroundings(&self) -> &Surroundings {
+        &self.policy.surroundings
+    }
+
     /// What stood in our table's place after the last reconcile; `None` before the first.
     pub fn standing(&self) -> Option<Standing> {
         self.standing

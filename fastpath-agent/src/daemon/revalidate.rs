@@ -10,6 +10,7 @@ use crate::{
     config::Config,
     core::{
         model::TABLE,
+        recurring::Recurring,
         revalidate::{BaseChains, Notice, Pace, Touched},
         ruleset::{
             empty::{self, Obstacle},
@@ -114,6 +115,8 @@ impl fmt::Display for ByHand {
 pub struct Revalidation {
     /// `None` with `--revalidate=off`.
     pace: Option<Pace>,
+    /// While there are rules that change without an announcement.
+    recurring: Recurring,
     /// `None` while they can't be read.
     chains: Option<BaseChains>,
     /// Why emptying failed, as last reported.
@@ -141,6 +144,8 @@ pub enum Trigger {
     Master,
     /// Our rules heed something else of others than before.
     Surroundings,
+    /// A rule of others may have changed its mind without an announcement.
+    ChangingRule,
 }
 
 impl Trigger {
@@ -153,6 +158,7 @@ impl Trigger {
             Self::Forwarding => "forwarding",
             Self::Master => "master",
             Self::Surroundings => "surroundings",
+            Self::ChangingRule => "changing-rule",
         }
     }
 }
@@ -166,6 +172,7 @@ impl Revalidation {
         };
         Self {
             pace,
+            recurring: Recurring::new(config.enforce_within_ms),
             chains: read_chains(nft),
             failure: None,
             trigger: Trigger::Ruleset,
@@ -227,16 +234,27 @@ impl Revalidation {
         &self.counts
     }
 
+    /// Whether there are rules of others that change without an announcement.
+    pub fn recurs(&mut self, recurs: bool, now: u64) {
+        self.recurring.needed(recurs, now);
+    }
+
     /// When the flowtable is to be emptied, if it is.
     pub fn due(&self) -> Option<u64> {
-        self.pace.as_ref()?.due()
+        let announced = self.pace.as_ref()?.due();
+        [announced, self.recurring.due()].into_iter().flatten().min()
     }
 
     /// It was tried; a failure is said once and tried again.
     pub fn ran(&mut self, result: Result<Emptied, EmptyError>, now: u64) -> Result<(), NftError> {
         let Some(pace) = &mut self.pace else { return Ok(()) };
-        pace.ran(now);
-        let trigger = self.trigger.name();
+        let announced = pace.due().is_some_and(|due| due <= now);
+        let trigger = if announced { self.trigger } else { Trigger::ChangingRule }.name();
+        self.recurring.ran(now);
+        // What recurs doesn't put off the answer to a change.
+        if announced {
+            pace.ran(now);
+        }
         let outcome = match &result {
             Ok(Emptied::Done { .. }) => "emptied",
             Ok(Emptied::NothingNew) => "nothing-new",

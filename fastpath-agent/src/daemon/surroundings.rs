@@ -7,14 +7,19 @@ use std::{path::PathBuf, sync::Arc, time::Instant};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tracing::{debug, warn};
 
-use super::{Agent, DaemonError, at, revalidate::Trigger};
+use super::{Agent, DaemonError, Offload, at, revalidate::Trigger, rules::Said};
 use crate::{
     core::{
         forwarding::Settings,
-        link::table::{LinkChange, LinkEvent, LinkTable},
+        link::{
+            table::{LinkChange, LinkEvent, LinkTable},
+            watch::uppers,
+        },
         model::{IfIndex, Link},
         pace,
         policy::{
+            concern::Concern,
+            ignore::Ignore,
             known::{Known, Parts},
             others::Others,
         },
@@ -41,6 +46,10 @@ pub struct Observer {
     monitor: NodeMonitor,
     settings: Settings,
     pin_path: PathBuf,
+    /// Rules that may be passed by.
+    ignored: Arc<[Ignore]>,
+    /// What was said of rules.
+    said: Said,
     /// Absent while a thread reads.
     known: Option<Known>,
     /// The tables in it, which stay here.
@@ -55,12 +64,14 @@ pub struct Observer {
 
 impl Observer {
     /// Listens from now on, and has read nothing yet.
-    pub fn open(pin_path: PathBuf) -> Result<Self, LinkError> {
+    pub fn open(pin_path: PathBuf, ignored: Arc<[Ignore]>) -> Result<Self, LinkError> {
         let monitor = NodeMonitor::open().map_err(LinkError::Open)?;
         let mut observer = Self {
             monitor,
             settings: Settings::default(),
             pin_path,
+            ignored,
+            said: Said::default(),
             known: Some(Known::default()),
             tables: None,
             reading: None,
@@ -99,11 +110,12 @@ impl Observer {
     fn ask(&mut self, links: &LinkTable) -> Ask {
         let parts = std::mem::take(&mut self.wanted);
         self.due = None;
-        Ask { parts, uppers: surroundings::uppers(links), pin_path: self.pin_path.clone() }
+        Ask { parts, uppers: uppers(links), pin_path: self.pin_path.clone() }
     }
 
     fn take(&mut self, known: Known, report: Report, now: u64) -> Surroundings {
-        let found = known.surroundings();
+        let found = known.surroundings(&self.ignored);
+        self.said.say(&found.rules);
         self.tables.clone_from(&known.tables);
         self.known = Some(known);
         self.read_at = now;
@@ -236,11 +248,17 @@ pub(super) fn hear(observer: &mut Option<Observer>, notice: &Notice<'_>) {
     }
 }
 
+/// Hands on what was read; says whether it is something new, which takes a reconcile.
+fn heed(offload: &mut Offload, found: Surroundings, now: u64) -> bool {
+    offload.revalidation.recurs(found.rules.iter().any(Concern::is_changing), now);
+    offload.reconciler.surrounded_by(found)
+}
+
 impl Agent {
     /// Reads what others have before anything is written.
     pub(super) fn look_around(&mut self) {
         if let (Some(offload), Some(observer)) = (&mut self.offload, &mut self.observer) {
-            offload.reconciler.surrounded_by(observer.read_now(&self.links));
+            heed(offload, observer.read_now(&self.links), 0);
         }
     }
 
@@ -330,8 +348,10 @@ impl Agent {
             Happened::Read(read) => {
                 let (known, report) = read
                     .unwrap_or_else(|| (Known::default(), Report { unsettled: true, ..Report::default() }));
-                if offload.reconciler.surrounded_by(observer.take(known, report, now)) {
-                    self.heeds_anew = true;
+                let found = observer.take(known, report, now);
+                let anew = !offload.reconciler.surroundings().judges_as(&found);
+                if heed(offload, found, now) {
+                    self.heeds_anew |= anew;
                     self.pace.trigger(pace::Trigger::Surroundings, now);
                 }
             }

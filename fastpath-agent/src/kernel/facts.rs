@@ -14,7 +14,6 @@ use super::{
     links::{LinkError, Links},
     nft::Nft,
     probe::{Kernel, Support},
-    surroundings,
 };
 use crate::core::{
     doctor::facts::{
@@ -129,8 +128,6 @@ pub async fn gather(given: Given, kernel: &Kernel) -> Result<Facts, LinkError> {
     let links = sockets.list().await?;
     let addresses = sockets.addresses().await?;
     let Given { agent, flags_unknown, policy, ignores_known_bugs, without_ebpf, pin_path } = given;
-    let (around, _) = surroundings::once(&links.iter().cloned().collect(), &pin_path);
-    let policy = Policy { surroundings: around, ..policy };
     let own = Path::new("/proc/self/status");
     let name = KernelName::read();
     let mut nft = Nft::open();

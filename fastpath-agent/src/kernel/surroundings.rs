@@ -14,13 +14,12 @@ use super::{
     route_rules,
 };
 use crate::core::{
-    link::{table::LinkTable, watch::lower_links},
+    link::{table::LinkTable, watch::uppers},
     model::{IfIndex, IfName},
     policy::{
         known::{Known, Parts, Upper},
         others::Others,
     },
-    surroundings::Surroundings,
 };
 
 /// What to read, and where.
@@ -41,20 +40,6 @@ pub struct Report {
     pub failures: Vec<String>,
     /// Something kept changing meanwhile: it has to be read again.
     pub unsettled: bool,
-}
-
-/// Interfaces that hand up packets of others.
-pub fn uppers(links: &LinkTable) -> BTreeMap<IfIndex, IfName> {
-    let indices: BTreeSet<IfIndex> = lower_links(links.iter()).into_keys().collect();
-    indices.into_iter().filter_map(|index| Some((index, links.get(index)?.name.clone()))).collect()
-}
-
-/// All of it, once, and what couldn't be read of it.
-pub fn once(links: &LinkTable, pin_path: &Path) -> (Surroundings, Vec<String>) {
-    let mut known = Known::default();
-    let ask = Ask { parts: Parts::all(), uppers: uppers(links), pin_path: pin_path.to_owned() };
-    let report = read(&mut known, &ask);
-    (known.surroundings(), report.failures)
 }
 
 /// Brings `known` up to date.
@@ -93,6 +78,14 @@ pub fn read(known: &mut Known, ask: &Ask) -> Report {
     }
     read_programs(known, ask, &mut report);
     report
+}
+
+/// Reads all of it once, for somebody who doesn't follow it.
+pub fn read_once(links: &LinkTable, pin_path: &Path) -> (Known, Report) {
+    let mut known = Known::default();
+    let ask = Ask { parts: Parts::all(), uppers: uppers(links), pin_path: pin_path.to_owned() };
+    let report = read(&mut known, &ask);
+    (known, report)
 }
 
 fn read_tables(tables: &mut Others, which: Which<'_>) -> Result<bool, NftError> {

@@ -9,6 +9,7 @@ use std::{
 
 use serde::Serialize;
 
+use super::rules::Bypassed;
 use crate::{
     cli::{Cli, DoctorArgs, EbpfMode},
     config::{Config, Rules},
@@ -21,8 +22,9 @@ use crate::{
     kernel::{
         canary,
         facts::{self, AgentProcess, Given, KernelName},
-        links::LinkError,
+        links::{LinkError, Links},
         probe,
+        surroundings::read_once,
     },
 };
 
@@ -42,6 +44,8 @@ pub struct Report {
     pub level: Level,
     /// What each check found.
     pub findings: Vec<Finding>,
+    /// Rules of others that offloaded packets don't pass and that ask more than headers and connection.
+    pub rules: Bypassed,
     /// The canary's flows, with their numbers; empty if none was sent.
     pub canary: Vec<CanaryFlow>,
 }
@@ -61,8 +65,12 @@ pub async fn report(args: &DoctorArgs, own: Rules, hostname: String) -> Result<R
     // As the agent does it.
     flags.rules.heed(&KernelName::read().names());
     let (counter, ipsec) = (kernel.flowtable_counter.is_supported(), kernel.rt_ipsec.is_supported());
+    let mut policy = flags.rules.policy(counter, ipsec);
+    let links = Links::open()?.list().await?.into_iter().collect();
+    policy.surroundings = read_once(&links, &flags.pin_path).0.surroundings(&flags.rules.ignored);
+    let rules = Bypassed::of(policy.surroundings.rules.clone());
     let given = Given {
-        policy: flags.rules.policy(counter, ipsec),
+        policy,
         ignores_known_bugs,
         without_ebpf: flags.without_ebpf,
         pin_path: flags.pin_path,
@@ -84,6 +92,7 @@ pub async fn report(args: &DoctorArgs, own: Rules, hostname: String) -> Result<R
         kernel: facts.kernel.release,
         level: worst(&findings),
         findings,
+        rules,
         canary: match canary {
             Canary::Flows(flows) => flows,
             Canary::NotWanted | Canary::Failed(_) => Vec::new(),
@@ -228,6 +237,7 @@ mod tests {
             remedy: remedy.map(str::to_owned),
         };
         let report = Report {
+            rules: Bypassed::of(Vec::new()),
             node: "n1".to_owned(),
             version: "0",
             kernel: "6.12".to_owned(),

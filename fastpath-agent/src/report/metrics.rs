@@ -19,6 +19,7 @@ use crate::{
         },
         link::select::REASON_NAMES,
         pace::Trigger,
+        policy::concern::FOLLOWS,
     },
     kernel::memory::Usage,
 };
@@ -80,13 +81,15 @@ pub struct Agent {
     pub watched: usize,
     /// Interfaces that aren't in the flowtable, by [`REASON_NAMES`].
     pub left_out: BTreeMap<&'static str, u64>,
+    /// Rules of others that offloaded packets don't pass, by [`FOLLOWS`].
+    pub rules: BTreeMap<&'static str, u64>,
 }
 
 /// Values of [`Agent::standing`].
 pub const STANDINGS: [&str; 4] = ["right", "foreign", "wrong", "none"];
 /// Why flows are judged anew.
-pub const REVALIDATION_TRIGGERS: [&str; 6] =
-    ["ruleset", "overrun", "route-rules", "forwarding", "master", "surroundings"];
+pub const REVALIDATION_TRIGGERS: [&str; 7] =
+    ["ruleset", "overrun", "route-rules", "forwarding", "master", "surroundings", "changing-rule"];
 /// What came of it.
 pub const REVALIDATION_OUTCOMES: [&str; 4] = ["emptied", "nothing-new", "absent", "failed"];
 /// Of a flow that conntrack has counted fewer packets of than the programs.
@@ -247,6 +250,16 @@ fn agent(page: &mut Page, agent: &Agent) {
         "Times that offloaded flows were to pass the filters again",
         ["trigger", "outcome"],
         revalidations,
+    );
+    let rules = FOLLOWS
+        .into_iter()
+        .map(|follows| ([follows.to_owned()], agent.rules.get(follows).copied().unwrap_or(0)));
+    page.gauges(
+        "rules_bypassed",
+        None,
+        "Rules of other programs that offloaded packets do not pass, by what is done about them",
+        ["handling"],
+        rules,
     );
 }
 

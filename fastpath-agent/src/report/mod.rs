@@ -6,6 +6,7 @@ pub mod flows;
 pub mod follow;
 pub mod metrics;
 pub mod render;
+pub mod rules;
 pub mod status;
 pub mod top;
 pub mod why;

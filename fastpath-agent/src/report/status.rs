@@ -4,6 +4,7 @@ use std::{fmt, path::Path};
 
 use serde::Serialize;
 
+use super::rules::Bypassed;
 use crate::{
     core::{
         link::table::LinkTable,
@@ -39,6 +40,8 @@ pub struct Status {
     pub ebpf: Part<bpf::Inspection>,
     /// Every interface of this network namespace.
     pub interfaces: Vec<Interface>,
+    /// Rules of others that offloaded packets don't pass and that ask more than headers and connection.
+    pub rules: Bypassed,
 }
 
 /// A part of the status that may not have been readable.
@@ -110,8 +113,10 @@ pub async fn gather(node: String, pin_path: &Path) -> Result<Status, LinkError> 
     let links = Links::open()?.list().await?;
     let observed = Nft::open().and_then(|mut nft| nft.observe());
     let table = observed.as_ref().ok().and_then(|o| o.table.as_ref());
+    let all: LinkTable = links.iter().cloned().collect();
     Ok(Status {
         node,
+        rules: Bypassed::read(&all, pin_path),
         kernel: probe::probe(),
         interfaces: interfaces(links, table),
         table: observed.map(|o: Observed| o.table.as_ref().map(summary)).into(),
@@ -212,7 +217,7 @@ impl fmt::Display for Status {
             let what = interface.reason.unwrap_or("managed");
             writeln!(f, "  {:width$}  {kind:10}  {what}", interface.link.name.as_str())?;
         }
-        Ok(())
+        write!(f, "{}", self.rules)
     }
 }
 

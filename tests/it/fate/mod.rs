@@ -9,5 +9,6 @@ mod ingress;
 mod ipvs;
 mod policy_routes;
 mod routes;
+mod rules;
 mod saved;
 mod stays_fast;

@@ -16,6 +16,8 @@ pub enum With {
     Agent,
     /// The agent with it.
     Programs,
+    /// The agent that passes rules by which ask more than headers and connection.
+    Ignoring,
     /// What `render` prints, and no agent.
     Rendered,
     /// kindnet's rules.

@@ -140,6 +140,17 @@ impl Findings {
         Some(complaint)
     }
 
+    /// Shows that with each change some flow has another fate: of those that each change of a case fails.
+    #[track_caller]
+    pub fn assert_each_change_wrongs(&self) {
+        self.assert_sound();
+        let name = |flow: &Finding| flow.change.map(|change| change.name);
+        let wronged: Vec<_> = self.flows.iter().filter(|flow| flow.is_wronged()).map(name).collect();
+        for change in self.flows.iter().map(name).filter(Option::is_some) {
+            assert!(wronged.contains(&change), "with {:?} no flow has another fate by {change:?}", self.with);
+        }
+    }
+
     /// Shows that some flow has another fate: of those that fail a case.
     #[track_caller]
     pub fn assert_some_wronged(&self) {

@@ -94,6 +94,7 @@ impl<'a> Twin<'a> {
         let node = &worlds[0].node;
         let agent = match with {
             With::Agent => Some(Agent::start(node, &[])),
+            With::Ignoring => Some(Agent::start(node, &["--enforce-within=off", "--ignore-rule=all"])),
             With::Programs => Some(Agent::start_with(node, &[])),
             With::Rendered => {
                 load_rendered(node);

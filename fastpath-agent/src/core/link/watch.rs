@@ -146,6 +146,12 @@ pub fn not_for_xdp(link: &Link) -> Option<NotForXdp> {
     }
 }
 
+/// Interfaces that hand up packets of others.
+pub fn uppers(links: &super::table::LinkTable) -> BTreeMap<IfIndex, crate::core::model::IfName> {
+    let indices: BTreeSet<IfIndex> = lower_links(links.iter()).into_keys().collect();
+    indices.into_iter().filter_map(|index| Some((index, links.get(index)?.name.clone()))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

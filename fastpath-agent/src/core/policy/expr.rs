@@ -30,6 +30,69 @@ pub enum Expr<'a> {
         /// In host byte order.
         value: u32,
     },
+    /// `cmp` of another length or with another operator than [`Compare`](Self::Compare) has.
+    CompareBytes {
+        /// The register.
+        register: u32,
+        /// `NFT_CMP_*`.
+        op: u32,
+        /// As in the register.
+        data: &'a [u8],
+    },
+    /// `bitwise` of one register, of another length than [`Mask`](Self::Mask) has, or with bits toggled.
+    MaskBytes {
+        /// Register that is read and written.
+        register: u32,
+        /// The mask.
+        mask: &'a [u8],
+        /// What is toggled behind it.
+        toggled: &'a [u8],
+    },
+    /// `meta` that reads: key (enum nft_meta_keys) and the register that it fills.
+    Meta {
+        /// `NFT_META_*`.
+        key: u32,
+        /// The register.
+        register: u32,
+    },
+    /// `payload` that reads.
+    Payload {
+        /// Which header (enum nft_payload_bases).
+        base: u32,
+        /// Bytes from its beginning.
+        offset: u32,
+        /// Bytes that are read.
+        length: u32,
+        /// The register.
+        register: u32,
+    },
+    /// `rt`: key (enum nft_rt_keys).
+    Route {
+        /// `NFT_RT_*`.
+        key: u32,
+    },
+    /// `lookup` in a set, or in a map whose values aren't verdicts.
+    Lookup {
+        /// Its name.
+        set: &'a str,
+    },
+    /// `dynset`: the packet adds an element to a set, updates or deletes it.
+    Fill {
+        /// Name of the set.
+        set: &'a str,
+        /// What the element has that lets some packets pass only: `limit`, `quota`, `connlimit` …
+        meters: Option<&'a str>,
+    },
+    /// `objref`: a named object; its kind (`NFT_OBJECT_*`), unless a map says which.
+    Object {
+        /// `NFT_OBJECT_*`.
+        kind: Option<u32>,
+    },
+    /// Writes into the packet, its metadata or its connection: "meta", "payload", "ct", "exthdr".
+    Edit {
+        /// The kernel's name of the expression.
+        name: &'a str,
+    },
     /// `lookup` in a map whose values are verdicts.
     VerdictMap {
         /// Name of the map.

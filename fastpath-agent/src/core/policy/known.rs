@@ -6,7 +6,11 @@ use std::{
     sync::Arc,
 };
 
-use super::others::{Others, TableKey};
+use super::{
+    concern::Concern,
+    ignore::Ignore,
+    others::{Others, TableKey},
+};
 use crate::core::{
     model::{IfIndex, IfName},
     revalidate::{Notice, Subject},
@@ -19,6 +23,9 @@ const UNKNOWN_PRIORITY: i32 = 1000;
 const LEGACY_FORWARD: [(&str, i32); 3] = [("mangle", -150), ("filter", 0), ("security", 50)];
 /// The same for the postrouting hook.
 const LEGACY_POSTROUTING: [(&str, i32); 1] = [("mangle", -150)];
+
+/// Legacy tables that forwarded packets of established connections pass.
+const LEGACY_PASSED: [&str; 4] = ["filter", "mangle", "raw", "security"];
 
 /// What was read; `None` for what couldn't be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,7 +51,8 @@ pub struct Upper {
 
 impl Known {
     /// What follows for our ruleset.
-    pub fn surroundings(&self) -> Surroundings {
+    /// `ignored` are rules that may be passed by.
+    pub fn surroundings(&self, ignored: &[Ignore]) -> Surroundings {
         let tables = self.tables.as_deref();
         let legacy = |places: &[(&str, i32)]| match &self.legacy {
             Some(names) => places.iter().filter(|(name, _)| names.contains(*name)).map(|(_, at)| *at).max(),
@@ -70,7 +78,26 @@ impl Known {
                 .filter(|(_, upper)| is_inspected(upper))
                 .map(|(index, _)| *index)
                 .collect(),
+            rules: self.rules(ignored),
         }
+    }
+
+    fn rules(&self, ignored: &[Ignore]) -> Vec<Concern> {
+        let mut rules = match &self.tables {
+            Some(tables) => tables.concerns(),
+            None => vec![Concern::unread()],
+        };
+        match &self.legacy {
+            Some(names) => {
+                let passed = |name: &&String| LEGACY_PASSED.contains(&name.as_str());
+                rules.extend(names.iter().filter(passed).map(|name| Concern::legacy(name)));
+            }
+            None => rules.push(Concern::legacy("unreadable")),
+        }
+        for rule in &mut rules {
+            rule.ignored = ignored.iter().any(|ignored| ignored.is(rule));
+        }
+        rules
     }
 }
 

@@ -35,14 +35,14 @@ fn upper(name: &str, programs: Option<bool>) -> Upper {
 
 #[test]
 fn nothing_of_others_is_nothing_to_heed() {
-    assert_eq!(read().surroundings(), Surroundings::default());
+    assert_eq!(read().surroundings(&[]), Surroundings::default());
 }
 
 #[test]
 fn legacy_tables_have_their_places() {
     let names = |names: &[&str]| Some(names.iter().map(|name| (*name).to_owned()).collect());
     let of = |legacy| {
-        let found = Known { legacy, ..read() }.surroundings();
+        let found = Known { legacy, ..read() }.surroundings(&[]);
         (found.last_forward, found.denying_postrouting)
     };
     assert_eq!(of(names(&["nat", "raw"])), (None, None));
@@ -51,16 +51,17 @@ fn legacy_tables_have_their_places() {
     assert_eq!(of(None), (Some(50), Some(-150)), "unread");
     let later = Others([table(IPV4, "t", &[("c", chain(2, 200, &[]))])].into());
     let known = Known { legacy: names(&["filter"]), tables: Some(Arc::new(later)), ..read() };
-    assert_eq!(known.surroundings().last_forward, Some(200));
+    assert_eq!(known.surroundings(&[]).last_forward, Some(200));
 }
 
 #[test]
 fn what_cannot_be_read_is_the_worst_that_could_be() {
-    let Surroundings { last_forward, denying_postrouting, unguessed, inspected, denies_nothing: _ } =
-        Known { uppers: [(IfIndex(3), upper("vlan", None))].into(), ..Known::default() }.surroundings();
+    let Surroundings { last_forward, denying_postrouting, unguessed, inspected, rules, denies_nothing: _ } =
+        Known { uppers: [(IfIndex(3), upper("vlan", None))].into(), ..Known::default() }.surroundings(&[]);
     assert_eq!((last_forward, denying_postrouting), (Some(UNKNOWN_PRIORITY), Some(UNKNOWN_PRIORITY)));
     assert_eq!(unguessed.len(), 2);
     assert_eq!(inspected, [IfIndex(3)].into());
+    assert!(rules.iter().all(|rule| rule.is_changing()) && rules.len() == 2, "{rules:?}");
 }
 
 #[test]
@@ -72,7 +73,7 @@ fn interfaces_are_inspected_by_programs_and_by_chains() {
         (IfIndex(9), upper("eth0.9", Some(false))),
     ];
     let known = Known { tables: Some(Arc::new(tables)), uppers: uppers.into(), ..read() };
-    assert_eq!(known.surroundings().inspected, [IfIndex(7), IfIndex(8)].into());
+    assert_eq!(known.surroundings(&[]).inspected, [IfIndex(7), IfIndex(8)].into());
 }
 
 fn counts(known: Option<&Others>, reading: Option<&Parts>, subject: Subject<'_>) -> bool {
@@ -85,7 +86,7 @@ fn counts(known: Option<&Others>, reading: Option<&Parts>, subject: Subject<'_>)
 fn only_what_may_change_what_we_heed_is_read_again() {
     let hook = |number| Some(Hook { kind: "filter", number, priority: 0 });
     let none = Others::default();
-    let forward = Others([table(IPV4, "t", &[("c", chain(2, 0, &[]))])].into());
+    let input = Others([table(IPV4, "t", &[("c", chain(1, 0, &[]))])].into());
     let post = Others([table(IPV4, "t", &[("c", chain(4, 0, &[]))])].into());
     let base = Subject::Chain { name: "c", hook: hook(2), gone: false };
     let plain = Subject::Chain { name: "d", hook: None, gone: false };
@@ -102,7 +103,7 @@ fn only_what_may_change_what_we_heed_is_read_again() {
         (Subject::Table { gone: false }, [false; 3]),
         (Subject::Other, [false; 3]),
     ] {
-        let found = [&none, &forward, &post].map(|known| counts(Some(known), None, subject));
+        let found = [&none, &input, &post].map(|known| counts(Some(known), None, subject));
         assert_eq!(found, expected, "{subject:?}");
         let unsure = !matches!(subject, Subject::Other | Subject::Table { gone: false });
         assert_eq!(counts(None, None, subject), unsure, "{subject:?}");

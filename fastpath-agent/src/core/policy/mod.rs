@@ -1,8 +1,12 @@
 //! What the rules of others do to forwarded packets: their tables, chains and rules as compact data, and what follows for
 //! ours. Reads nothing itself; what it doesn't know counts as a rule that may deny.
 
+pub mod concern;
+mod copy;
 pub mod deny;
 pub mod expr;
+pub mod ignore;
 pub mod known;
 pub mod others;
 pub mod rule;
+pub mod traits;

@@ -10,11 +10,14 @@ const INET: u8 = 1;
 const IPV4: u8 = 2;
 const NETDEV: u8 = 5;
 const IPV6: u8 = 10;
+pub(super) const PREROUTING: u32 = 0;
 const FORWARD: u32 = 2;
-const POSTROUTING: u32 = 4;
-/// Filter chains in the forward hook that come before this are heeded whatever their rules do, which needn't be read then:
-/// that is where nearly all are, and where our chain stands behind them anyway (`--chain-priority`, by default).
+pub(super) const POSTROUTING: u32 = 4;
+/// Filter chains in the forward hook that come before this are heeded whatever their rules deny: that is where nearly all
+/// are, and where our chain stands behind them anyway (`--chain-priority`, by default).
 const LATE: i32 = 300;
+/// Hooks that forwarded packets pass and offloaded ones don't.
+const PASSED: [u32; 3] = [PREROUTING, FORWARD, POSTROUTING];
 const NETDEV_INGRESS: u32 = 0;
 const INET_INGRESS: u32 = 5;
 
@@ -86,7 +89,7 @@ impl Others {
         self.filters(POSTROUTING).filter(Found::can_deny).map(|found| found.base.priority).max()
     }
 
-    /// Tables whose rules have to be read to tell what they deny.
+    /// Tables whose rules have to be read: forwarded packets pass them, and offloaded ones don't.
     pub fn to_read(&self) -> BTreeSet<TableKey> {
         self.0.keys().filter(|table| self.is_to_read(table)).cloned().collect()
     }
@@ -98,11 +101,7 @@ impl Others {
 
     /// Whether it matters what the rules of a chain do, and of those that they lead to.
     pub fn counts(family: u8, chain: &Chain) -> bool {
-        let is_at = |base: &Base, hook| is_filter(family, base, hook);
-        chain
-            .base
-            .as_ref()
-            .is_some_and(|base| is_at(base, POSTROUTING) || is_at(base, FORWARD) && base.priority >= LATE)
+        chain.base.as_ref().is_some_and(|base| PASSED.into_iter().any(|hook| is_filter(family, base, hook)))
     }
 
     /// Devices with a chain at ingress.

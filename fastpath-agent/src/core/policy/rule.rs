@@ -1,6 +1,9 @@
 //! What one rule does to packets of established connections. Conditions aren't evaluated, but for connection state.
 
-use super::expr::{Expr, Verdict};
+use super::{
+    expr::{Expr, Verdict},
+    traits::{Sorter, Traits},
+};
 
 /// `NFT_CT_STATE` (enum nft_ct_keys).
 const CT_STATE: u32 = 0;
@@ -74,6 +77,8 @@ pub struct Rule {
     pub outcome: Outcome,
     /// Which packets of established connections match.
     pub established: Established,
+    /// What it asks besides headers and connection; `None` for most rules.
+    pub traits: Option<Box<Traits>>,
 }
 
 /// What a rule does with a packet that matches it.
@@ -105,11 +110,14 @@ pub enum Established {
 }
 
 impl Rule {
-    /// Reads a rule's expressions in order.
-    pub fn new<'a>(handle: u64, exprs: impl IntoIterator<Item = Expr<'a>>) -> Self {
+    /// Reads a rule's expressions in order. `family` is its table's (`NFPROTO_*`).
+    pub fn new<'a>(family: u8, handle: u64, exprs: impl IntoIterator<Item = Expr<'a>>) -> Self {
         let mut reader = Reader { state: State::Unread, established: Established::All };
-        let mut rule = Self { handle, outcome: Outcome::Continue, established: Established::All };
+        let mut sorter = Sorter::of_family(family);
+        let mut rule =
+            Self { handle, outcome: Outcome::Continue, established: Established::All, traits: None };
         for expr in exprs {
+            sorter.read(&expr);
             if let Some(outcome) = reader.read(expr) {
                 rule.outcome = outcome;
                 if rule.outcome != Outcome::Continue {
@@ -118,6 +126,9 @@ impl Rule {
             }
         }
         rule.established = reader.established;
+        if rule.established != Established::None {
+            rule.traits = sorter.traits();
+        }
         rule
     }
 }
@@ -144,6 +155,12 @@ enum State {
     Masked(u32, u32),
 }
 
+impl State {
+    fn is_in(self, register: u32) -> bool {
+        matches!(self, Self::Whole(at) | Self::Masked(at, _) if at == register)
+    }
+}
+
 struct Reader {
     state: State,
     established: Established,
@@ -153,7 +170,15 @@ impl Reader {
     /// What becomes of a packet that has come so far, if this expression says it.
     fn read(&mut self, expr: Expr<'_>) -> Option<Outcome> {
         match expr {
-            Expr::Ct { key: CT_STATE, register } => {
+            Expr::Ct { register, .. } | Expr::Meta { register, .. } | Expr::Payload { register, .. }
+                if !matches!(expr, Expr::Ct { key: CT_STATE, .. }) =>
+            {
+                if self.state.is_in(register) {
+                    self.state = State::Unread;
+                }
+                self.condition();
+            }
+            Expr::Ct { register, .. } => {
                 self.state = State::Whole(register);
                 return None;
             }
@@ -168,7 +193,16 @@ impl Reader {
                 Some(_) => {}
                 None => self.condition(),
             },
-            Expr::Ct { .. } | Expr::Mask { .. } => self.condition(),
+            Expr::Mask { .. }
+            | Expr::MaskBytes { .. }
+            | Expr::CompareBytes { .. }
+            | Expr::Meta { .. }
+            | Expr::Payload { .. }
+            | Expr::Route { .. }
+            | Expr::Lookup { .. }
+            | Expr::Fill { .. }
+            | Expr::Object { .. } => self.condition(),
+            Expr::Edit { .. } => {}
             Expr::Verdict(verdict) => return Some(outcome(verdict)),
             Expr::VerdictMap { .. } => return Some(Outcome::Deny),
             Expr::Target { name: "ACCEPT" } => return Some(Outcome::Accept),

@@ -10,7 +10,7 @@ fn other(name: &str) -> Expr<'_> {
 }
 
 fn read(exprs: &[Expr<'_>]) -> (Outcome, Established) {
-    let rule = Rule::new(7, exprs.iter().copied());
+    let rule = Rule::new(1, 7, exprs.iter().copied());
     (rule.outcome, rule.established)
 }
 

@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     chain::OwnChain,
+    copied::Conditions,
     evidence,
     exclude::{Exclusions, Keys},
     expr::Direction,
@@ -137,8 +138,46 @@ pub fn desired<'a>(
     table.chains.insert(OwnChain::Base, base);
     table.chains.insert(OwnChain::Offload, offload_rules(policy, &evidence));
     evidence.fill(&mut table);
+    wanted_by_others(policy, &managed, &mut table);
     Some(table)
 }
+
+/// More rules than these of others that want every packet: they aren't told apart any more, all flows are left out.
+const MOST_WANTED: usize = 256;
+
+/// Leaves out flows that rules of others want every packet of. Where traces are left in postrouting, packets that leave one
+/// there must meet the guards too: a packet of the other direction offloads the flow by it.
+fn wanted_by_others(policy: &Policy, managed: &BTreeMap<IfIndex, &Link>, table: &mut DesiredTable) {
+    // In a VRF a packet that is forwarded comes in by the VRF's interface, one before routing by the link's.
+    let in_vrf = managed.values().any(|link| is_vrf(link));
+    let mut wanted: Vec<Conditions> = Vec::new();
+    for rule in policy.surroundings.rules.iter().filter(|rule| rule.wants_every_packet()) {
+        let conditions =
+            if in_vrf && rule.prerouting { rule.conditions.without_input() } else { rule.conditions.clone() };
+        if !wanted.contains(&conditions) {
+            wanted.push(conditions);
+        }
+    }
+    if wanted.len() > MOST_WANTED || wanted.iter().any(|conditions| conditions.0.is_empty()) {
+        wanted = vec![Conditions::default()];
+    }
+    let guards = |wanted: &[Conditions]| -> Vec<Rule> {
+        wanted.iter().map(|conditions| Rule::EveryPacket { conditions: conditions.clone() }).collect()
+    };
+    if let Some(rules) = table.chains.get_mut(&OwnChain::Offload) {
+        let at = rules.iter().position(|rule| *rule == Rule::MeterOffloaded).unwrap_or(rules.len());
+        rules.splice(at..at, guards(&wanted));
+    }
+    if table.postrouting_priority > SNAT {
+        wanted = wanted.iter().map(Conditions::without_addresses).collect();
+    }
+    if let Some(rules) = table.chains.get_mut(&OwnChain::Trace) {
+        rules.splice(0..0, guards(&wanted));
+    }
+}
+
+/// Where NAT changes a packet's source in the postrouting hook (`NF_IP_PRI_NAT_SRC`).
+const SNAT: i32 = 100;
 
 /// The priority behind a chain with this one; the earliest of all where there is none.
 fn after(priority: Option<i32>) -> i32 {

@@ -1,6 +1,7 @@
 //! The table: what it should be, what it is, and the operations from one to the other.
 
 pub mod chain;
+pub mod copied;
 pub mod desired;
 pub mod diff;
 pub mod empty;

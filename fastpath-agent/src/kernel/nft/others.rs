@@ -12,6 +12,7 @@ use crate::{
         expr::{Expr, Verdict},
         others::{Base, Chain, Device, Others, TableKey},
         rule::Rule,
+        traits::SetKind,
     },
     kernel::nfnetlink::{Attribute, Completion, FAMILY_HEADER_BYTES, HEADER_BYTES, Message, attributes},
 };
@@ -33,6 +34,12 @@ mod nfta {
     pub(super) const RULE_CHAIN: u16 = 2;
     pub(super) const RULE_HANDLE: u16 = 3;
     pub(super) const RULE_EXPRESSIONS: u16 = 4;
+    pub(super) const RULE_USERDATA: u16 = 7;
+    pub(super) const SET_TABLE: u16 = 1;
+    pub(super) const SET_NAME: u16 = 2;
+    pub(super) const SET_FLAGS: u16 = 3;
+    pub(super) const SET_EXPR: u16 = 17;
+    pub(super) const SET_EXPRESSIONS: u16 = 18;
     pub(super) const EXPR_NAME: u16 = 1;
     pub(super) const EXPR_DATA: u16 = 2;
     pub(super) const DATA_VALUE: u16 = 1;
@@ -43,8 +50,23 @@ mod nfta {
     pub(super) const IMMEDIATE_DATA: u16 = 2;
     pub(super) const LOOKUP_SET: u16 = 1;
     pub(super) const LOOKUP_DREG: u16 = 3;
+    pub(super) const DYNSET_SET_NAME: u16 = 1;
+    pub(super) const DYNSET_EXPR: u16 = 7;
+    pub(super) const DYNSET_EXPRESSIONS: u16 = 10;
+    pub(super) const OBJREF_IMM_TYPE: u16 = 1;
     pub(super) const CT_DREG: u16 = 1;
     pub(super) const CT_KEY: u16 = 2;
+    pub(super) const CT_SREG: u16 = 4;
+    pub(super) const META_DREG: u16 = 1;
+    pub(super) const META_KEY: u16 = 2;
+    pub(super) const META_SREG: u16 = 3;
+    pub(super) const RT_KEY: u16 = 2;
+    pub(super) const PAYLOAD_DREG: u16 = 1;
+    pub(super) const PAYLOAD_BASE: u16 = 2;
+    pub(super) const PAYLOAD_OFFSET: u16 = 3;
+    pub(super) const PAYLOAD_LEN: u16 = 4;
+    pub(super) const PAYLOAD_SREG: u16 = 5;
+    pub(super) const EXTHDR_SREG: u16 = 7;
     pub(super) const BITWISE_SREG: u16 = 1;
     pub(super) const BITWISE_DREG: u16 = 2;
     pub(super) const BITWISE_MASK: u16 = 4;
@@ -59,6 +81,10 @@ mod nfta {
 
 /// `NFT_REG_VERDICT`.
 const VERDICT_REGISTER: u32 = 0;
+/// `NFT_SET_TIMEOUT` and `NFT_SET_EVAL` (enum nft_set_flags): elements run out, packets put some in.
+const SET_CHANGES: u32 = 0x10 | 0x20;
+/// `NFTNL_UDATA_RULE_COMMENT` (libnftnl's udata.h).
+const COMMENT: u8 = 0;
 /// How often it is read again after a change in the midst of it.
 const ATTEMPTS: u32 = 4;
 
@@ -132,6 +158,33 @@ impl Nft {
             complete &= self
                 .dump(libc::NFT_MSG_GETRULE, table.0, &names, |message| chain.rules.extend(rule(message)))?;
             to_read.extend(chain.rules.iter().filter_map(Rule::leads_to).map(str::to_owned));
+        }
+        Ok(complete & self.resolve_sets(table, chains)?)
+    }
+
+    /// Tells rules that ask sets which change by themselves from others. Sets can't become others as long as a rule asks them.
+    fn resolve_sets(
+        &mut self,
+        table: &TableKey,
+        chains: &mut BTreeMap<String, Chain>,
+    ) -> Result<bool, NftError> {
+        let with_traits =
+            || chains.values().flat_map(|chain| &chain.rules).filter_map(|rule| rule.traits.as_ref());
+        let asks_sets = with_traits().any(|traits| !traits.sets.is_empty());
+        let mut kinds = BTreeMap::new();
+        let mut complete = true;
+        if asks_sets {
+            let names = [(nfta::SET_TABLE, table.1.as_str())];
+            complete =
+                self.dump(libc::NFT_MSG_GETSET, table.0, &names, |message| kinds.extend(set(message)))?;
+        }
+        for rule in chains.values_mut().flat_map(|chain| &mut chain.rules) {
+            let kind = |name: &str| kinds.get(name).copied().unwrap_or(SetKind::Changing);
+            if let Some(traits) = &mut rule.traits
+                && !traits.resolve(kind)
+            {
+                rule.traits = None;
+            }
         }
         Ok(complete)
     }
@@ -224,16 +277,61 @@ fn base(kind: &str, accepts: bool, hook: &Attribute<'_>) -> Option<Base> {
     Some(Base { kind: kind.to_owned(), hook: number?, priority, accepts, devices })
 }
 
+/// Name and kind of a set.
+fn set(message: &Message<'_>) -> Option<(String, SetKind)> {
+    let (mut name, mut kind) = (None, SetKind::Static);
+    for nla in message.attributes() {
+        match nla.kind() {
+            nfta::SET_NAME => name = Some(text(&nla).to_owned()),
+            nfta::SET_FLAGS if number(&nla).is_some_and(|flags| flags & SET_CHANGES != 0) => {
+                kind = kind.max(SetKind::Changing);
+            }
+            nfta::SET_EXPR if is_meter(nla.value()) => kind = SetKind::Meters,
+            nfta::SET_EXPRESSIONS if attributes(nla.value()).any(|one| is_meter(one.value())) => {
+                kind = SetKind::Meters;
+            }
+            _ => {}
+        }
+    }
+    Some((name?, kind))
+}
+
+/// Whether an expression in a set's elements lets some packets pass only.
+fn is_meter(element: &[u8]) -> bool {
+    let name = attributes(element).find(|nla| nla.kind() == nfta::EXPR_NAME).map(|nla| text(&nla));
+    !matches!(name, Some("counter" | "last"))
+}
+
+/// The comment in what `nft` keeps with a rule: type, length and value, each of the first two a byte.
+fn comment(mut userdata: &[u8]) -> Option<&str> {
+    while let [kind, length, rest @ ..] = userdata {
+        let value = rest.get(..usize::from(*length))?;
+        if *kind == COMMENT {
+            return str::from_utf8(value.split(|byte| *byte == 0).next()?).ok();
+        }
+        userdata = &rest[value.len()..];
+    }
+    None
+}
+
 fn rule(message: &Message<'_>) -> Option<Rule> {
-    let (mut handle, mut list) = (0, &[][..]);
+    let family = *message.payload().first()?;
+    let (mut handle, mut list, mut userdata) = (0, &[][..], &[][..]);
     for nla in message.attributes() {
         match nla.kind() {
             nfta::RULE_HANDLE => handle = u64::from_be_bytes(nla.value().try_into().ok()?),
             nfta::RULE_EXPRESSIONS => list = nla.value(),
+            nfta::RULE_USERDATA => userdata = nla.value(),
             _ => {}
         }
     }
-    Some(Rule::new(handle, attributes(list).map(|nla| expr(nla.value()))))
+    let mut rule = Rule::new(family, handle, attributes(list).map(|nla| expr(nla.value())));
+    if let Some(traits) = &mut rule.traits
+        && let Some(comment) = comment(userdata)
+    {
+        traits.comment = Some(comment.into());
+    }
+    Some(rule)
 }
 
 fn expr(element: &[u8]) -> Expr<'_> {
@@ -259,31 +357,67 @@ fn known<'a>(name: &str, data: &'a [u8]) -> Option<Expr<'a>> {
         "lookup" if number_of(nfta::LOOKUP_DREG) == Some(VERDICT_REGISTER) => {
             Expr::VerdictMap { map: find(nfta::LOOKUP_SET).map(|nla| text(&nla))? }
         }
-        "ct" => Expr::Ct { key: number_of(nfta::CT_KEY)?, register: number_of(nfta::CT_DREG)? },
-        "bitwise" => {
-            let [mask, toggled] =
-                [nfta::BITWISE_MASK, nfta::BITWISE_XOR].map(|kind| find(kind).and_then(|nla| value(&nla)));
-            Expr::Mask {
-                source: number_of(nfta::BITWISE_SREG)?,
-                destination: number_of(nfta::BITWISE_DREG)?,
-                mask: mask.filter(|_| toggled == Some(0))?,
-            }
-        }
-        "cmp" => Expr::Compare {
-            register: number_of(nfta::CMP_SREG)?,
-            equal: match number_of(nfta::CMP_OP)? as i32 {
-                libc::NFT_CMP_EQ => true,
-                libc::NFT_CMP_NEQ => false,
-                _ => return None,
-            },
-            value: find(nfta::CMP_DATA).and_then(|nla| value(&nla))?,
+        "lookup" => Expr::Lookup { set: find(nfta::LOOKUP_SET).map(|nla| text(&nla))? },
+        "dynset" => Expr::Fill {
+            set: find(nfta::DYNSET_SET_NAME).map(|nla| text(&nla))?,
+            meters: attributes(data).find_map(|nla| match nla.kind() {
+                nfta::DYNSET_EXPR => meter(nla.value()),
+                nfta::DYNSET_EXPRESSIONS => attributes(nla.value()).find_map(|one| meter(one.value())),
+                _ => None,
+            }),
         },
+        "objref" => Expr::Object { kind: number_of(nfta::OBJREF_IMM_TYPE) },
+        "ct" if find(nfta::CT_SREG).is_some() => Expr::Edit { name: "ct" },
+        "meta" if find(nfta::META_SREG).is_some() => Expr::Edit { name: "meta" },
+        "payload" if find(nfta::PAYLOAD_SREG).is_some() => Expr::Edit { name: "payload" },
+        "exthdr" if find(nfta::EXTHDR_SREG).is_some() => Expr::Edit { name: "exthdr" },
+        "meta" => Expr::Meta { key: number_of(nfta::META_KEY)?, register: number_of(nfta::META_DREG)? },
+        "rt" => Expr::Route { key: number_of(nfta::RT_KEY)? },
+        "payload" => Expr::Payload {
+            base: number_of(nfta::PAYLOAD_BASE)?,
+            offset: number_of(nfta::PAYLOAD_OFFSET)?,
+            length: number_of(nfta::PAYLOAD_LEN)?,
+            register: number_of(nfta::PAYLOAD_DREG)?,
+        },
+        "ct" => Expr::Ct { key: number_of(nfta::CT_KEY)?, register: number_of(nfta::CT_DREG)? },
+        "bitwise" => bitwise(data)?,
+        "cmp" => compare(data)?,
         "match" => Expr::Match {
             name: find(nfta::XT_NAME).map(|nla| text(&nla))?,
             info: find(nfta::XT_INFO).map_or(&[], |nla| nla.value()),
         },
         "target" => Expr::Target { name: find(nfta::XT_NAME).map(|nla| text(&nla))? },
         _ => return None,
+    })
+}
+
+/// What lets some packets pass only, of an element that packets put into a set.
+fn meter(element: &[u8]) -> Option<&str> {
+    let name = attributes(element).find(|nla| nla.kind() == nfta::EXPR_NAME).map(|nla| text(&nla))?;
+    (!matches!(name, "counter" | "last")).then_some(name)
+}
+
+fn bitwise(data: &[u8]) -> Option<Expr<'_>> {
+    let find = |kind| attributes(data).find(|nla| nla.kind() == kind);
+    let source = number(&find(nfta::BITWISE_SREG)?)?;
+    let destination = number(&find(nfta::BITWISE_DREG)?)?;
+    // Shifts have none, and are another operation.
+    let [mask, toggled] = [bytes(&find(nfta::BITWISE_MASK)?)?, bytes(&find(nfta::BITWISE_XOR)?)?];
+    match (word(mask), word(toggled)) {
+        (Some(mask), Some(0)) => Some(Expr::Mask { source, destination, mask }),
+        _ if source == destination => Some(Expr::MaskBytes { register: source, mask, toggled }),
+        _ => None,
+    }
+}
+
+fn compare(data: &[u8]) -> Option<Expr<'_>> {
+    let find = |kind| attributes(data).find(|nla| nla.kind() == kind);
+    let (register, op) = (number(&find(nfta::CMP_SREG)?)?, number(&find(nfta::CMP_OP)?)?);
+    let data = bytes(&find(nfta::CMP_DATA)?)?;
+    Some(match (word(data), op.cast_signed()) {
+        (Some(value), libc::NFT_CMP_EQ) => Expr::Compare { register, equal: true, value },
+        (Some(value), libc::NFT_CMP_NEQ) => Expr::Compare { register, equal: false, value },
+        _ => Expr::CompareBytes { register, op, data },
     })
 }
 
@@ -315,10 +449,14 @@ fn number(nla: &Attribute<'_>) -> Option<u32> {
     Some(u32::from_be_bytes(nla.value().try_into().ok()?))
 }
 
-/// A register's value of 32 bits, in host byte order.
-fn value(data: &Attribute<'_>) -> Option<u32> {
-    let value = attributes(data.value()).find(|nla| nla.kind() == nfta::DATA_VALUE)?;
-    Some(u32::from_ne_bytes(value.value().try_into().ok()?))
+/// A register's value, in the byte order that it has there.
+fn bytes<'a>(data: &Attribute<'a>) -> Option<&'a [u8]> {
+    attributes(data.value()).find(|nla| nla.kind() == nfta::DATA_VALUE).map(|nla| nla.value())
+}
+
+/// A value of 32 bits, in host byte order.
+fn word(value: &[u8]) -> Option<u32> {
+    Some(u32::from_ne_bytes(value.try_into().ok()?))
 }
 
 /// A name, without its closing NUL; one that isn't UTF-8 is no name that anybody here knows.

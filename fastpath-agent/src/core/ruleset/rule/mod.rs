@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::{
     chain::OwnChain,
+    copied::Conditions,
     exclude::Mark,
     expr::{CmpOp, CtKey, Direction, Expr, MetaKey, RtKey},
     matching::Matches,
@@ -100,6 +101,11 @@ pub enum Rule {
         mark: Mark,
         /// Whose.
         of: Marked,
+    },
+    /// Flows that a rule of others wants every packet of stay on the normal path: its conditions, those that can be copied.
+    EveryPacket {
+        /// What packets of one direction meet.
+        conditions: Conditions,
     },
     /// Counts packets of offloaded flows that are on the forward path all the same, flow by flow.
     MeterOffloaded,
@@ -214,6 +220,7 @@ impl Rule {
                 count(),
                 Expr::Return,
             ],
+            Self::EveryPacket { conditions } => [&conditions.0[..], &[Expr::Return]].concat(),
             Self::Bridged => evidence::bridged(),
             Self::ByDirection(direction) => evidence::by_direction(*direction),
             Self::RuleInput { direction, traced } => evidence::rule_input(*direction, *traced),
@@ -263,7 +270,10 @@ impl Rule {
                 rules
             }
         };
-        candidates.into_iter().find(|rule| rule.exprs() == exprs)
+        candidates.into_iter().find(|rule| rule.exprs() == exprs).or_else(|| {
+            let (Expr::Return, conditions) = exprs.split_last()? else { return None };
+            Some(Self::EveryPacket { conditions: Conditions::recognise(conditions)? })
+        })
     }
 
     /// Takes flows out that aren't to be offloaded, whatever else they are.
@@ -276,7 +286,8 @@ impl Rule {
         self.is_exclusion()
             || matches!(
                 self,
-                Self::RuleInput { .. }
+                Self::EveryPacket { .. }
+                    | Self::RuleInput { .. }
                     | Self::Unguessed { .. }
                     | Self::Seen { traced: Traced::Postrouting, .. }
             )
@@ -346,6 +357,8 @@ impl fmt::Display for Rule {
             Self::MeterOffloaded => {
                 write!(f, "ct status {STATUS_OFFLOAD:#x} update @{slow_path} {{ ct id counter }} return")
             }
+            Self::EveryPacket { conditions } if conditions.0.is_empty() => f.write_str("return"),
+            Self::EveryPacket { conditions } => write!(f, "{conditions} return"),
             evidence => f.write_str(&evidence::text(evidence).unwrap_or_default()),
         }
     }

@@ -1,0 +1,50 @@
+//! Rules of others that offloaded packets don't pass: what each asks, and what is done about it.
+
+use super::{Finding, facts::Facts};
+use crate::core::policy::concern::{Class, Concern};
+
+const CHECK: &str = "rules";
+/// More than these aren't told one by one.
+const SHOWN: usize = 20;
+
+pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
+    let rules = &facts.policy.surroundings.rules;
+    let decisive = || rules.iter().filter(|rule| rule.class != Class::NotDecisive);
+    let mut findings: Vec<Finding> = decisive().take(SHOWN).map(finding).collect();
+    let (listed, rest) = (findings.len(), rules.len() - findings.len());
+    if listed == 0 {
+        let found = match rest {
+            0 => "none wants every packet or changes without an announcement".to_owned(),
+            more => format!("{more} that only log or mark packets; `fastpath-agent status` lists them"),
+        };
+        findings.push(Finding::green(CHECK, found));
+    } else if decisive().count() > SHOWN {
+        findings.push(Finding::green(CHECK, format!("{rest} more; `fastpath-agent status -o json` has all")));
+    }
+    findings
+}
+
+fn finding(rule: &Concern) -> Finding {
+    let (cause, conditions) = (&rule.cause, &rule.conditions);
+    let finding = if rule.leaves_everything_out() {
+        Finding::amber(
+            CHECK,
+            format!(
+                "{cause}: wants every packet and has no condition that could be copied, so no flow of its family is offloaded"
+            ),
+            "give the rule conditions (addresses, interfaces, ports, protocol) in front of it, or have it passed by with --ignore-rule",
+        )
+    } else {
+        let found = match rule.class {
+            _ if rule.ignored => format!("{cause}: ignored by choice (--ignore-rule)"),
+            Class::EveryPacket => {
+                format!("{cause}: wants every packet, so flows of these aren't offloaded: {conditions}")
+            }
+            _ => format!(
+                "{cause}: changes without an announcement, so offloaded flows are judged anew (--enforce-within)"
+            ),
+        };
+        Finding::green(CHECK, found)
+    };
+    finding.about(rule.to_string())
+}

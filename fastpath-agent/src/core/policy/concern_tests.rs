@@ -1,0 +1,83 @@
+//! Which rules of others concern offloaded flows.
+
+use super::*;
+use crate::core::policy::{
+    expr::{Expr as Other, Verdict},
+    others::Base,
+    rule::Rule,
+};
+
+const FORWARD: u32 = 2;
+const LIMIT: Other<'_> = Other::Other { name: "limit" };
+const DROP: Other<'_> = Other::Verdict(Verdict::Drop);
+const ACCEPT: Other<'_> = Other::Verdict(Verdict::Accept);
+const SADDR: Other<'_> = Other::Payload { base: 1, offset: 12, length: 4, register: 1 };
+
+fn rules(list: &[&[Other<'_>]]) -> Vec<Rule> {
+    list.iter().zip(1..).map(|(exprs, handle)| Rule::new(2, handle, exprs.iter().copied())).collect()
+}
+
+fn others(kind: &str, hook: u32, priority: i32, chains: &[(&str, &[&[Other<'_>]])]) -> Others {
+    let mut table = BTreeMap::new();
+    for (position, (name, list)) in chains.iter().enumerate() {
+        let base = Base { kind: kind.to_owned(), hook, priority, accepts: true, devices: Vec::new() };
+        let chain = Chain { base: (position == 0).then_some(base), rules: rules(list) };
+        table.insert((*name).to_owned(), chain);
+    }
+    Others([((2, "t".to_owned()), table)].into())
+}
+
+fn found(others: &Others) -> Vec<(String, &'static str)> {
+    let text = |rule: &Concern| (format!("{} {}", rule.chain, rule.handle), rule.class.name());
+    others.concerns().iter().map(text).collect()
+}
+
+#[test]
+fn only_rules_that_established_connections_reach_and_that_decide() {
+    let established = [
+        Other::Ct { key: 0, register: 1 },
+        Other::Mask { source: 1, destination: 1, mask: 2 },
+        Other::Compare { register: 1, equal: false, value: 0 },
+        ACCEPT,
+    ];
+    let new = [
+        Other::Ct { key: 0, register: 1 },
+        Other::Mask { source: 1, destination: 1, mask: 8 },
+        Other::Compare { register: 1, equal: false, value: 0 },
+        LIMIT,
+        DROP,
+    ];
+    let log = [LIMIT, Other::Other { name: "log" }];
+    let jump = [LIMIT, Other::Verdict(Verdict::Jump("d"))];
+    let one = |list: &[&[Other<'_>]], other: &[&[Other<'_>]]| {
+        found(&others("filter", FORWARD, 0, &[("c", list), ("d", other)]))
+    };
+    let every = |place: &str| vec![(place.to_owned(), "every-packet")];
+    assert_eq!(one(&[&[LIMIT, DROP]], &[]), every("c 1"));
+    assert_eq!(one(&[&established, &[LIMIT, DROP]], &[]), []);
+    assert_eq!(one(&[&new], &[]), []);
+    assert_eq!(one(&[&log], &[]), [("c 1".to_owned(), "not-decisive")]);
+    assert_eq!(one(&[&jump], &[&[DROP]]), every("c 1"));
+    assert_eq!(one(&[&jump], &[&log])[0].1, "not-decisive");
+    assert_eq!(one(&[&[Other::Verdict(Verdict::Jump("d"))]], &[&[LIMIT, DROP]]), every("d 1"));
+    assert_eq!(one(&[], &[&[LIMIT, DROP]]), [], "nobody jumps there");
+    let time = [Other::Meta { key: 32, register: 1 }, DROP];
+    assert_eq!(one(&[&time], &[]), [("c 1".to_owned(), "changing")]);
+    for (kind, hook, listed) in [("nat", 2, 0), ("filter", 1, 0), ("filter", 0, 1), ("filter", 4, 1)] {
+        let others = others(kind, hook, 0, &[("c", &[&[LIMIT, DROP]])]);
+        assert_eq!(others.concerns().len(), listed, "{kind} {hook}");
+    }
+}
+
+#[test]
+fn addresses_are_copied_where_nat_leaves_them() {
+    let rule = [SADDR, Other::Compare { register: 1, equal: true, value: 1 }, LIMIT, DROP];
+    for (hook, priority, addresses) in
+        [(0, -300, false), (0, -100, false), (0, -99, true), (2, 0, true), (4, 0, true), (4, 100, false)]
+    {
+        let concerns = others("filter", hook, priority, &[("c", &[&rule])]).concerns();
+        let [concern] = &concerns[..] else { panic!("{concerns:?}") };
+        assert_eq!(concern.conditions.to_string().contains("saddr"), addresses, "{hook} {priority}");
+        assert_eq!(concern.leaves_everything_out(), !addresses);
+    }
+}

@@ -1,0 +1,299 @@
+//! What a rule asks besides headers and connection: something that changes by itself, or every packet. Expression by
+//! expression, as the kernel has them; which of it matters is `concern`'s to say.
+
+use super::{copy::Copier, expr::Expr};
+use crate::core::ruleset::copied::Conditions;
+
+/// Something that a rule asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cause {
+    /// One word, as `--ignore-rule` takes it: "limit", "set", "time" …
+    pub word: &'static str,
+    /// The set, or what the kernel calls it; empty where the word says it all.
+    pub detail: Box<str>,
+}
+
+/// Words of rules that want every packet.
+pub const EVERY_PACKET: [&str; 10] =
+    ["limit", "quota", "queue", "ct-packets", "ct-bytes", "ct-count", "random", "content", "copy", "meter"];
+/// Words of rules that change by themselves.
+pub const CHANGING: [&str; 9] =
+    ["set", "ipset", "time", "recent", "cgroup", "owner", "realm", "legacy", "unknown"];
+/// Words of rules that decide over no packet's fate.
+pub const PASSIVE: [&str; 2] = ["edit", "log"];
+
+impl std::fmt::Display for Cause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.word)?;
+        if !self.detail.is_empty() && *self.detail != *self.word {
+            write!(f, " {}", self.detail)?;
+        }
+        Ok(())
+    }
+}
+
+/// What one rule asks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Traits {
+    /// It wants every packet.
+    pub every_packet: Option<Cause>,
+    /// It changes by itself or unannounced.
+    pub changing: Option<Cause>,
+    /// It only marks, logs or edits packets.
+    pub passive: Option<Cause>,
+    /// Named sets that it asks, each with the number of conditions in front of it.
+    pub sets: Vec<(Box<str>, usize)>,
+    /// Its conditions in front of what wants every packet, those that can be copied.
+    pub conditions: Conditions,
+    /// Its comment.
+    pub comment: Option<Box<str>>,
+}
+
+/// What is known of a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SetKind {
+    /// It changes by netlink only, which is announced.
+    Static,
+    /// Elements run out, or packets put them in.
+    Changing,
+    /// Its elements have limits or quotas.
+    Meters,
+}
+
+impl Traits {
+    /// Takes in what is known of the sets; false if nothing is left to say about the rule.
+    pub fn resolve(&mut self, kind: impl Fn(&str) -> SetKind) -> bool {
+        for (set, before) in std::mem::take(&mut self.sets) {
+            match kind(&set) {
+                SetKind::Static => {}
+                SetKind::Changing => drop(self.changing.get_or_insert(Cause { word: "set", detail: set })),
+                SetKind::Meters if self.every_packet.is_none() => {
+                    self.conditions.0.truncate(before);
+                    self.every_packet = Some(Cause { word: "meter", detail: set });
+                }
+                SetKind::Meters => {}
+            }
+        }
+        self.every_packet.is_some() || self.changing.is_some() || self.passive.is_some()
+    }
+}
+
+/// Reads a rule's expressions in order.
+pub(super) struct Sorter {
+    traits: Traits,
+    copier: Copier,
+}
+
+impl Sorter {
+    /// For a rule in a table of this family (`NFPROTO_*`).
+    pub(super) fn of_family(family: u8) -> Self {
+        let mut traits = Traits::default();
+        let copier = Copier::of_family(family, &mut traits.conditions);
+        Self { traits, copier }
+    }
+
+    pub(super) fn read(&mut self, expr: &Expr<'_>) {
+        if self.traits.every_packet.is_none() {
+            self.copier.read(expr, &mut self.traits.conditions);
+        }
+        match *expr {
+            Expr::Lookup { set } | Expr::VerdictMap { map: set } if !is_anonymous(set) => {
+                let before = self.copier.copied(&self.traits.conditions);
+                self.traits.sets.push((set.into(), before));
+            }
+            Expr::Match { name: "comment", info } => self.traits.comment = comment(info),
+            _ => match kind(expr) {
+                Kind::Static => {}
+                Kind::EveryPacket(word, detail) => keep(&mut self.traits.every_packet, word, detail),
+                Kind::Changing(word, detail) => keep(&mut self.traits.changing, word, detail),
+                Kind::Passive(word, detail) => keep(&mut self.traits.passive, word, detail),
+            },
+        }
+    }
+
+    /// What was found, if anything was.
+    pub(super) fn traits(self) -> Option<Box<Traits>> {
+        let Traits { every_packet, changing, passive, sets, .. } = &self.traits;
+        let any = every_packet.is_some() || changing.is_some() || passive.is_some() || !sets.is_empty();
+        any.then(|| Box::new(self.traits))
+    }
+}
+
+fn keep(cause: &mut Option<Cause>, word: &'static str, detail: &str) {
+    cause.get_or_insert_with(|| Cause { word, detail: detail.into() });
+}
+
+/// Sets that belong to one rule never change (nft's names for them, nf_tables_api.c has the pattern).
+fn is_anonymous(set: &str) -> bool {
+    set.starts_with("__set") || set.starts_with("__map")
+}
+
+/// struct xt_comment_info.
+fn comment(info: &[u8]) -> Option<Box<str>> {
+    let text = info.split(|byte| *byte == 0).next()?;
+    str::from_utf8(text).ok().filter(|text| !text.is_empty()).map(Into::into)
+}
+
+enum Kind<'a> {
+    Static,
+    EveryPacket(&'static str, &'a str),
+    Changing(&'static str, &'a str),
+    Passive(&'static str, &'a str),
+}
+
+/// Matches of xtables that ask headers, connection, interfaces or routes only.
+const STATIC_MATCHES: [&str; 44] = [
+    "addrtype",
+    "ah",
+    "connlabel",
+    "connmark",
+    "conntrack",
+    "comment",
+    "dccp",
+    "devgroup",
+    "dscp",
+    "dst",
+    "ecn",
+    "esp",
+    "eui64",
+    "frag",
+    "hbh",
+    "helper",
+    "hl",
+    "icmp",
+    "icmp6",
+    "ipcomp",
+    "ipv6header",
+    "iprange",
+    "ipvs",
+    "l2tp",
+    "length",
+    "mac",
+    "mark",
+    "mh",
+    "multiport",
+    "nfacct",
+    "osf",
+    "physdev",
+    "pkttype",
+    "policy",
+    "rpfilter",
+    "rt",
+    "sctp",
+    "srh",
+    "state",
+    "tcp",
+    "tcpmss",
+    "tos",
+    "ttl",
+    "udp",
+];
+
+fn kind<'a>(expr: &Expr<'a>) -> Kind<'a> {
+    match *expr {
+        Expr::Verdict(super::expr::Verdict::Queue) => Kind::EveryPacket("queue", ""),
+        Expr::Ct { key, .. } => ct(key),
+        Expr::Meta { key, .. } => meta(key),
+        // NFT_RT_CLASSID
+        Expr::Route { key: 0 } => Kind::Changing("realm", "rt classid"),
+        Expr::Fill { meters: Some(what), .. } => Kind::EveryPacket(meter(what), what),
+        // NFT_OBJECT_QUOTA, _LIMIT, _CONNLIMIT, or whatever a map says.
+        Expr::Object { kind: Some(2) } => Kind::EveryPacket("quota", ""),
+        Expr::Object { kind: Some(4) } => Kind::EveryPacket("limit", ""),
+        Expr::Object { kind: Some(5) } => Kind::EveryPacket("ct-count", ""),
+        Expr::Object { kind: None } => Kind::EveryPacket("meter", "an object that a map names"),
+        Expr::Edit { name } => Kind::Passive("edit", name),
+        Expr::Match { name, .. } => xt_match(name),
+        Expr::Target { name } => xt_target(name),
+        Expr::Other { name } => statement(name),
+        _ => Kind::Static,
+    }
+}
+
+fn meter(name: &str) -> &'static str {
+    match name {
+        "limit" => "limit",
+        "quota" => "quota",
+        "connlimit" => "ct-count",
+        _ => "meter",
+    }
+}
+
+/// enum nft_ct_keys.
+fn ct(key: u32) -> Kind<'static> {
+    match key {
+        14 => Kind::EveryPacket("ct-packets", "ct packets"),
+        15 => Kind::EveryPacket("ct-bytes", "ct bytes"),
+        16 => Kind::EveryPacket("ct-bytes", "ct avgpkt"),
+        5 => Kind::Changing("time", "ct expiration"),
+        0..=23 => Kind::Static,
+        _ => Kind::Changing("unknown", "ct"),
+    }
+}
+
+/// enum nft_meta_keys.
+fn meta(key: u32) -> Kind<'static> {
+    match key {
+        24 => Kind::EveryPacket("random", "meta random"),
+        30..=32 => Kind::Changing("time", ["meta time", "meta day", "meta hour"][key as usize - 30]),
+        10 | 11 => Kind::Changing("owner", "meta skuid"),
+        13 => Kind::Changing("realm", "meta rtclassid"),
+        20 => Kind::Changing("unknown", "meta cpu"),
+        23 => Kind::Changing("cgroup", "meta cgroup"),
+        0..=35 => Kind::Static,
+        _ => Kind::Changing("unknown", "meta"),
+    }
+}
+
+fn xt_match(name: &str) -> Kind<'_> {
+    match name {
+        "limit" | "hashlimit" | "dstlimit" => Kind::EveryPacket("limit", name),
+        "quota" | "quota2" => Kind::EveryPacket("quota", name),
+        "statistic" | "nth" | "random" => Kind::EveryPacket("random", name),
+        "connbytes" => Kind::EveryPacket("ct-bytes", name),
+        "connlimit" => Kind::EveryPacket("ct-count", name),
+        "string" | "u32" | "bpf" | "layer7" | "ndpi" | "tls" => Kind::EveryPacket("content", name),
+        "set" => Kind::Changing("ipset", ""),
+        "time" => Kind::Changing("time", ""),
+        "recent" => Kind::Changing("recent", ""),
+        "cgroup" => Kind::Changing("cgroup", ""),
+        "owner" => Kind::Changing("owner", ""),
+        "realm" => Kind::Changing("realm", ""),
+        name if STATIC_MATCHES.contains(&name) => Kind::Static,
+        name => Kind::Changing("unknown", name),
+    }
+}
+
+fn xt_target(name: &str) -> Kind<'_> {
+    match name {
+        "NFQUEUE" | "QUEUE" => Kind::EveryPacket("queue", name),
+        "TEE" => Kind::EveryPacket("copy", name),
+        "LOG" | "NFLOG" | "ULOG" => Kind::Passive("log", name),
+        "CLASSIFY" | "CONNMARK" | "DSCP" | "ECN" | "HL" | "MARK" | "TOS" | "TTL" => {
+            Kind::Passive("edit", name)
+        }
+        _ => Kind::Static,
+    }
+}
+
+/// Expressions by the kernel's name.
+fn statement(name: &str) -> Kind<'_> {
+    match name {
+        "limit" => Kind::EveryPacket("limit", ""),
+        "quota" => Kind::EveryPacket("quota", ""),
+        "queue" => Kind::EveryPacket("queue", ""),
+        "connlimit" => Kind::EveryPacket("ct-count", ""),
+        "numgen" => Kind::EveryPacket("random", name),
+        "dup" => Kind::EveryPacket("copy", name),
+        "log" => Kind::Passive("log", ""),
+        "bitwise" | "byteorder" | "cmp" | "counter" | "ct" | "dynset" | "exthdr" | "fib" | "flow_offload"
+        | "hash" | "immediate" | "inner" | "last" | "lookup" | "masq" | "meta" | "nat" | "notrack"
+        | "osf" | "payload" | "range" | "redir" | "reject" | "rt" | "synproxy" | "tproxy" | "tunnel"
+        | "xfrm" => Kind::Static,
+        name => Kind::Changing("unknown", name),
+    }
+}
+
+#[cfg(test)]
+#[path = "traits_tests.rs"]
+mod tests;

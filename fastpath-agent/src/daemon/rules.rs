@@ -1,0 +1,61 @@
+//! Says in the log which rules of others cost acceleration, and how to have them passed by: once for each change. Decides nothing.
+
+use std::collections::BTreeMap;
+
+use tracing::{info, warn};
+
+use crate::core::policy::concern::Concern;
+
+/// What was said last.
+#[derive(Debug, Default)]
+pub struct Said {
+    changing: Option<String>,
+    everything: Option<String>,
+}
+
+impl Said {
+    /// Says what is new.
+    pub fn say(&mut self, rules: &[Concern]) {
+        let changing = first(rules, Concern::is_changing);
+        if self.changing != changing {
+            match &changing {
+                Some(rule) => info!(
+                    "offloaded flows are judged anew every so often (--enforce-within), since a rule's verdict changes without \
+                     an announcement: {rule}"
+                ),
+                None => info!("no rule's verdict changes without an announcement any more"),
+            }
+        }
+        self.changing = changing;
+        let everything = first(rules, Concern::leaves_everything_out);
+        if self.everything != everything {
+            match &everything {
+                Some(rule) => warn!(
+                    "no flow is offloaded, since a rule without conditions that could be copied wants every packet: {rule}. To \
+                     have it passed by, start the agent with --ignore-rule, by the rule's comment, chain or handle"
+                ),
+                None => info!("no rule leaves all flows out any more"),
+            }
+        }
+        self.everything = everything;
+    }
+}
+
+/// The first of such rules, and how many more there are.
+fn first(rules: &[Concern], is: impl Fn(&Concern) -> bool) -> Option<String> {
+    let mut such = rules.iter().filter(|rule| is(rule));
+    let rule = such.next()?;
+    Some(match such.count() {
+        0 => format!("{rule} ({})", rule.cause),
+        more => format!("{rule} ({}), and {more} more", rule.cause),
+    })
+}
+
+/// How many rules there are, by what is done about them.
+pub(super) fn by_what_follows(rules: &[Concern]) -> BTreeMap<&'static str, u64> {
+    let mut counts = BTreeMap::new();
+    for rule in rules {
+        *counts.entry(rule.follows()).or_default() += 1;
+    }
+    counts
+}

@@ -1,0 +1,73 @@
+//! Bypassed of others that offloaded packets don't pass, one by one, with what is done about each: a part of `status` and of
+//! `doctor`. Judges nothing.
+
+use std::{fmt, path::Path, sync::Arc};
+
+use serde::Serialize;
+
+use super::doctor::running_config;
+use crate::{
+    core::{link::table::LinkTable, policy::concern::Concern},
+    kernel::surroundings::read_once,
+};
+
+/// How many a text names.
+const SHOWN: usize = 40;
+
+/// Those that ask more than headers and connection, in order of tables, chains and rules.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub struct Bypassed(Vec<Row>);
+
+/// One of them. Its JSON form is part of what `status -o json` and `doctor -o json` print; fields are only ever added.
+#[derive(Debug, Serialize)]
+struct Row {
+    #[serde(flatten)]
+    rule: Concern,
+    /// What is done about it: "respected", "re-validated", "ignored", "not-decisive".
+    handling: &'static str,
+}
+
+impl Bypassed {
+    /// Reads them from the kernel. Which may be passed by is what the running agent's flags say.
+    pub fn read(links: &LinkTable, pin_path: &Path) -> Self {
+        let ignored = running_config().map_or_else(|| Arc::from([]), |config| config.rules.ignored);
+        Self::of(read_once(links, pin_path).0.surroundings(&ignored).rules)
+    }
+
+    /// Those that were read already.
+    pub fn of(rules: Vec<Concern>) -> Self {
+        Self(rules.into_iter().map(|rule| Row { handling: rule.follows(), rule }).collect())
+    }
+}
+
+/// Nothing where there are none.
+impl fmt::Display for Bypassed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(rows) = self;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        writeln!(f, "rules       {} of others that offloaded packets don't pass", rows.len())?;
+        for Row { rule, handling } in rows.iter().take(SHOWN) {
+            writeln!(f, "  {handling:12}  {rule}: {}{}", rule.cause, Matching(rule))?;
+        }
+        match rows.len().saturating_sub(SHOWN) {
+            0 => Ok(()),
+            more => writeln!(f, "  and {more} more (-o json has all)"),
+        }
+    }
+}
+
+/// Which flows are left out because of a rule.
+struct Matching<'r>(&'r Concern);
+
+impl fmt::Display for Matching<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            rule if !rule.wants_every_packet() => Ok(()),
+            rule if rule.conditions.0.is_empty() => f.write_str("; leaves all flows out"),
+            rule => write!(f, "; leaves out: {}", rule.conditions),
+        }
+    }
+}
