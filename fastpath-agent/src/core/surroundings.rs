@@ -19,9 +19,6 @@ pub struct Surroundings {
     /// Highest priority of a filter chain of others in the postrouting hook that can deny a packet of an established
     /// connection. While there is one, only packets that have passed it are evidence of their direction.
     pub denying_postrouting: Option<i32>,
-    /// No rule of others can deny a packet of an established connection, in any hook that offloaded packets skip. False
-    /// where that isn't known.
-    pub denies_nothing: bool,
     /// Policy rules that the kernel doesn't evaluate when it guesses the other direction's route.
     pub unguessed: Vec<RouteRule>,
     /// Interfaces where others look at packets that come in: filters, programs or netdev chains at ingress.
@@ -34,8 +31,7 @@ impl Surroundings {
     /// Whether flows that were offloaded before have to be judged anew. Not for other rules alone: they are announced, and our
     /// guards against them come with an emptied flowtable.
     pub fn judges_as(&self, other: &Self) -> bool {
-        let Self { last_forward, denying_postrouting, unguessed, inspected, denies_nothing: _, rules: _ } =
-            self;
+        let Self { last_forward, denying_postrouting, unguessed, inspected, rules: _ } = self;
         (last_forward, denying_postrouting) == (&other.last_forward, &other.denying_postrouting)
             && (unguessed, inspected) == (&other.unguessed, &other.inspected)
     }

@@ -19,7 +19,6 @@ use crate::{
         assist::{Assist, Next, Wanted},
         connection::{Entry, Tuple},
         crossing::{self, Settled},
-        one_way,
         record::{Event, FlowRecord},
         traffic::Marks,
     },
@@ -65,8 +64,6 @@ pub struct Crossings {
     found: Vec<FlowKey>,
     /// Signals handled since memory was given back last.
     handled: usize,
-    /// Streams that may go one way, and aren't offloaded.
-    one_way: Vec<Entry>,
     /// Whether it was said that conntrack can't be asked.
     blind: bool,
     /// Where offloaded flows are marked, if somebody wants to know.
@@ -121,7 +118,6 @@ impl Crossings {
             sweep: None,
             found: Vec::new(),
             handled: 0,
-            one_way: Vec::new(),
             blind: false,
             marks: None,
             counts: Counts::default(),
@@ -294,12 +290,6 @@ impl Crossings {
         for (waiting, entry) in waiting.into_iter().zip(entries) {
             self.consider(entry.as_ref());
             if let Some(settled) = self.followed.looked_again(waiting, entry) {
-                if let Settled::Connection(entry) = &settled
-                    && self.one_way.len() < one_way::MOST
-                    && one_way::may_be(entry)
-                {
-                    self.one_way.push(entry.clone());
-                }
                 self.settled(settled);
             }
         }
@@ -380,11 +370,6 @@ impl Crossings {
         if let Err(error) = dumped {
             debug!(%error, "connections that crossed before the start aren't assisted");
         }
-    }
-
-    /// Streams that may go one way, since this was last asked.
-    pub fn take_one_way(&mut self) -> Vec<Entry> {
-        std::mem::take(&mut self.one_way)
     }
 
     /// What the ruleset has to be told, if anything.

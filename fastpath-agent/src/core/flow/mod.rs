@@ -5,7 +5,6 @@ pub mod best;
 pub mod connection;
 pub mod crossing;
 pub mod filter;
-pub mod one_way;
 pub mod path;
 pub mod rates;
 pub mod record;

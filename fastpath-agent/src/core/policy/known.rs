@@ -64,7 +64,6 @@ impl Known {
             upper.programs != Some(false) || ingress.iter().any(|device| device.is(upper.name.as_str()))
         };
         Surroundings {
-            denies_nothing: false,
             last_forward: tables.map_or(unknown, Others::last_forward).max(legacy(&LEGACY_FORWARD)),
             denying_postrouting: tables
                 .map_or(unknown, Others::denying_postrouting)

@@ -56,7 +56,7 @@ fn legacy_tables_have_their_places() {
 
 #[test]
 fn what_cannot_be_read_is_the_worst_that_could_be() {
-    let Surroundings { last_forward, denying_postrouting, unguessed, inspected, rules, denies_nothing: _ } =
+    let Surroundings { last_forward, denying_postrouting, unguessed, inspected, rules } =
         Known { uppers: [(IfIndex(3), upper("vlan", None))].into(), ..Known::default() }.surroundings(&[]);
     assert_eq!((last_forward, denying_postrouting), (Some(UNKNOWN_PRIORITY), Some(UNKNOWN_PRIORITY)));
     assert_eq!(unguessed.len(), 2);
