@@ -7,7 +7,7 @@ use std::{
 };
 
 use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
+    signal::unix::{SignalKind, signal},
     time::sleep_until,
 };
 use tracing::{debug, error, info, warn};
@@ -44,6 +44,7 @@ pub mod revalidate;
 pub mod revoke;
 pub mod rules;
 pub mod serve;
+pub mod stop;
 pub mod supervisor;
 pub mod surroundings;
 pub mod watch;
@@ -55,6 +56,7 @@ use ready::{Facts, NotReady};
 use reconcile::{Reconciler, Standing};
 use revalidate::{Emptied, Revalidation};
 use serve::{Question, Server};
+use stop::Stop;
 use supervisor::Supervisor;
 use surroundings::{Observer, hear};
 use watch::Watch;
@@ -146,25 +148,6 @@ async fn at(started: Instant, due_ms: Option<u64>) {
     match due_ms {
         Some(due) => sleep_until((started + Duration::from_millis(due)).into()).await,
         None => std::future::pending().await,
-    }
-}
-
-/// SIGTERM or SIGINT.
-struct Stop {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Stop {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
     }
 }
 
