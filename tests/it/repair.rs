@@ -27,11 +27,11 @@ fn lines(node: &Netns) -> Option<Vec<String>> {
 
 /// Applies each change in turn; the table must be as before within a second each time, and a new flow accelerated.
 #[track_caller]
-fn puts_back(changes: &[&str]) {
+fn puts_back(flags: &[&str], changes: &[&str]) {
     let topology = Topology::routed();
     let node = &topology.node;
     // The changes concern forwarding too, and the flow is to stay where it is once it is offloaded.
-    let agent = Agent::start(node, &["--revalidate=off"]);
+    let agent = Agent::start(node, &[&["--revalidate=off"], flags].concat());
     let before = lines(node);
     for (number, change) in changes.iter().enumerate() {
         node.nft(change);
@@ -49,41 +49,52 @@ fn puts_back(changes: &[&str]) {
 
 #[test]
 fn parts_of_the_table() {
-    puts_back(&[
-        "flush chain inet kindnet-fastpath kindnet-fastpath-chain",
-        "flush set inet kindnet-fastpath kindnet-set-devices",
-        "flush chain inet kindnet-fastpath kindnet-fastpath-chain
+    puts_back(
+        &[],
+        &[
+            "flush chain inet kindnet-fastpath kindnet-fastpath-chain",
+            "flush set inet kindnet-fastpath kindnet-set-devices",
+            "flush chain inet kindnet-fastpath kindnet-fastpath-chain
          delete chain inet kindnet-fastpath kindnet-fastpath-chain",
-        "flush chain inet kindnet-fastpath kindnet-original-chain
+            "flush chain inet kindnet-fastpath kindnet-original-chain
          flush chain inet kindnet-fastpath kindnet-reply-chain
          delete flowtable inet kindnet-fastpath kindnet-flowtables",
-    ]);
+        ],
+    );
 }
 
 #[test]
 fn a_device_the_set_and_the_table() {
-    puts_back(&[
-        "delete flowtable inet kindnet-fastpath kindnet-flowtables {
+    // nft takes a device out of a flowtable of priority 0 only.
+    let flags = ["--flowtable-priority=0"];
+    puts_back(
+        &flags,
+        &[
+            "delete flowtable inet kindnet-fastpath kindnet-flowtables {
             devices = { s0 }; }",
-        "flush chain inet kindnet-fastpath kindnet-offload-chain
+            "flush chain inet kindnet-fastpath kindnet-offload-chain
          delete set inet kindnet-fastpath kindnet-set-devices",
-        "flush chain inet kindnet-fastpath kindnet-fastpath-chain
+            "flush chain inet kindnet-fastpath kindnet-fastpath-chain
          flush chain inet kindnet-fastpath kindnet-offload-chain
          delete chain inet kindnet-fastpath kindnet-offload-chain
          delete set inet kindnet-fastpath kindnet-slow-path",
-        "delete table inet kindnet-fastpath",
-    ]);
+            "delete table inet kindnet-fastpath",
+        ],
+    );
 }
 
 #[test]
 fn the_whole_ruleset_and_a_firewall_that_reloads() {
-    puts_back(&[
-        "flush ruleset",
-        "flush ruleset
+    puts_back(
+        &[],
+        &[
+            "flush ruleset",
+            "flush ruleset
          table inet firewall {
             chain forward { type filter hook forward priority filter; policy accept; ct state invalid drop; }
          }",
-    ]);
+        ],
+    );
 }
 
 #[test]

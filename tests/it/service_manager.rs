@@ -12,25 +12,24 @@ use fastpath_tests::{
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// Ready comes with the ruleset and not before, though the agent runs long since.
+/// An agent whose table is somebody else's has started: waiting longer changes nothing. What is amiss is in the status.
 #[test]
-fn ready_means_that_the_ruleset_is_there() {
+fn started_means_that_all_was_done_that_can_be() {
     let topology = Topology::routed();
     topology.node.nft("add table inet kindnet-fastpath");
     let mut manager = ServiceManager::new();
     let mut command = agent::command(&[]);
     command.env("NOTIFY_SOCKET", manager.address());
     let _agent = Agent::spawn(&topology.node, &mut command);
+    manager.wait_for("READY=1", LIMIT);
     let status = manager.wait_for("STATUS=", LIMIT);
     assert!(status.contains("somebody else"), "{status}");
-    manager.listen(Duration::from_secs(1));
-    assert!(manager.said.is_empty(), "{:?}", manager.said);
     topology.node.nft("delete table inet kindnet-fastpath");
-    manager.wait_for("READY=1", LIMIT);
-    assert!(table::devices(&topology.node).contains("c0"), "ready without a ruleset");
     assert_eq!(
         manager.wait_for("STATUS=", LIMIT),
         "STATUS=offloading flows of more than 20 packets between 2 interfaces"
     );
+    assert!(table::devices(&topology.node).contains("c0"), "said without a ruleset");
+    assert!(!manager.said.iter().any(|line| line == "READY=1"), "said twice: {:?}", manager.said);
     topology.assert_becomes_accelerated(&mut topology.open(Proto::Tcp, Family::V4, 7001));
 }
