@@ -250,7 +250,8 @@ fn programs_of_others_are_told_from_ours() {
         // Other filters may hang on a clsact qdisc that is there already.
         let _ = pair.node.try_run("tc", &["qdisc", "add", "dev", "rx0", "clsact"], "");
         assert!(!inspected(&ours), "{mechanism}");
-        pair.node.output("tc", &["filter", "add", "dev", "rx0", "ingress", "matchall", "action", "drop"]);
+        let filter = ["ingress", "bpf", "bytecode", "1,6 0 0 0", "classid", "1:1"];
+        pair.node.output("tc", &[&["filter", "add", "dev", "rx0"], filter.as_slice()].concat());
         assert!(inspected(&ours), "{mechanism}");
     }
     let gone = Pair::new().node.run(|| is_inspected(IfIndex(4711), Path::new("/")));
