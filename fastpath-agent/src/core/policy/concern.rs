@@ -102,9 +102,10 @@ impl Concern {
         }
     }
 
-    /// Offloaded flows have to be judged anew because of it.
+    /// Offloaded flows have to be judged anew because of it: it changes, or a connection's mark says which flows it wants.
     pub fn is_changing(&self) -> bool {
-        self.class == Class::Changing && !self.ignored
+        let by_mark = || self.conditions.0.iter().any(|condition| matches!(condition, Expr::Ct { .. }));
+        !self.ignored && (self.class == Class::Changing || self.class == Class::EveryPacket && by_mark())
     }
 
     /// Flows have to be left out because of it.

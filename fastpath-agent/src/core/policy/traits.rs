@@ -17,8 +17,8 @@ pub struct Cause {
 pub const EVERY_PACKET: [&str; 10] =
     ["limit", "quota", "queue", "ct-packets", "ct-bytes", "ct-count", "random", "content", "copy", "meter"];
 /// Words of rules that change by themselves.
-pub const CHANGING: [&str; 9] =
-    ["set", "ipset", "time", "recent", "cgroup", "owner", "realm", "legacy", "unknown"];
+pub const CHANGING: [&str; 10] =
+    ["set", "ipset", "time", "recent", "ct-mark", "cgroup", "owner", "realm", "legacy", "unknown"];
 /// Words of rules that decide over no packet's fate.
 pub const PASSIVE: [&str; 2] = ["edit", "log"];
 
@@ -142,11 +142,9 @@ enum Kind<'a> {
 }
 
 /// Matches of xtables that ask headers, connection, interfaces or routes only.
-const STATIC_MATCHES: [&str; 44] = [
+const STATIC_MATCHES: [&str; 42] = [
     "addrtype",
     "ah",
-    "connlabel",
-    "connmark",
     "conntrack",
     "comment",
     "dccp",
@@ -219,13 +217,15 @@ fn meter(name: &str) -> &'static str {
     }
 }
 
-/// enum nft_ct_keys.
+/// enum nft_ct_keys. Marks and labels can be set by ctnetlink (`conntrack -U`), under an offloaded flow.
 fn ct(key: u32) -> Kind<'static> {
     match key {
         14 => Kind::EveryPacket("ct-packets", "ct packets"),
         15 => Kind::EveryPacket("ct-bytes", "ct bytes"),
         16 => Kind::EveryPacket("ct-bytes", "ct avgpkt"),
         5 => Kind::Changing("time", "ct expiration"),
+        3 => Kind::Changing("ct-mark", "ct mark"),
+        13 => Kind::Changing("ct-mark", "ct label"),
         0..=23 => Kind::Static,
         _ => Kind::Changing("unknown", "ct"),
     }
@@ -256,6 +256,7 @@ fn xt_match(name: &str) -> Kind<'_> {
         "set" => Kind::Changing("ipset", ""),
         "time" => Kind::Changing("time", ""),
         "recent" => Kind::Changing("recent", ""),
+        "connmark" | "connlabel" => Kind::Changing("ct-mark", name),
         "cgroup" => Kind::Changing("cgroup", ""),
         "owner" => Kind::Changing("owner", ""),
         "realm" => Kind::Changing("realm", ""),

@@ -27,7 +27,9 @@ fn what_every_expression_asks() {
         (Expr::Verdict(Verdict::Queue), Some("queue"), None),
         (Expr::Ct { key: 14, register: 1 }, Some("ct-packets"), None),
         (Expr::Ct { key: 15, register: 1 }, Some("ct-bytes"), None),
-        (Expr::Ct { key: 3, register: 1 }, None, None),
+        (Expr::Ct { key: 2, register: 1 }, None, None),
+        (Expr::Ct { key: 3, register: 1 }, None, Some("ct-mark")),
+        (xt("connlabel"), None, Some("ct-mark")),
         (Expr::Meta { key: 24, register: 1 }, Some("random"), None),
         (Expr::Meta { key: 32, register: 1 }, None, Some("time")),
         (Expr::Meta { key: 99, register: 1 }, None, Some("unknown")),
@@ -98,6 +100,6 @@ fn conditions_in_front_are_copied_where_they_say_the_same_of_all_packets() {
     assert_eq!(text(INET, &[th, Expr::Lookup { set: "__set0" }, limit]), "", "sets stay where they are");
     let info = [0, 0, 0xff, 0xff, 9, 0, 9, 0, 0, 0];
     assert_eq!(text(INET, &[Expr::Match { name: "udp", info: &info }, limit]), "th dport 9");
-    let rule = Rule::new(INET, 7, [Expr::Ct { key: 3, register: 1 }, is(5), Expr::Verdict(Verdict::Drop)]);
+    let rule = Rule::new(INET, 7, [Expr::Ct { key: 2, register: 1 }, is(5), Expr::Verdict(Verdict::Drop)]);
     assert_eq!((rule.outcome, rule.traits), (Outcome::Deny, None));
 }

@@ -122,6 +122,28 @@ const IPSET: Case = Case {
     ..Case::PLAIN
 };
 
+const MARKS: Case = Case {
+    name: "marks of connections",
+    set_up: &[Node(
+        "nft 'table inet fw { chain forward { type filter hook forward priority 0; ct mark 7 drop; }; }'",
+    )],
+    changes: &[Change {
+        name: "conntrack -U",
+        steps: &[Node("conntrack -U -s 10.1.0.2 --mark 7")],
+        undo: &[Node("conntrack -U -s 10.1.0.2 --mark 0")],
+        ..STOP_V4
+    }],
+    ..Case::PLAIN
+};
+
+const MARKED_QUOTA: Case = Case {
+    name: "marks say which flows a rule wants",
+    set_up: &[Node(
+        "nft 'table inet fw { chain forward { type filter hook forward priority 0; ct mark 7 quota over 1 bytes drop; }; }'",
+    )],
+    ..MARKS
+};
+
 const LEGACY: Case = Case {
     name: "iptables-legacy",
     set_up: &[Node("iptables-legacy -A FORWARD -s 10.9.0.1 -j DROP")],
@@ -147,6 +169,12 @@ fn times() {
 #[test]
 fn ipsets_and_recent() {
     IPSET.run(With::Programs).assert_same_fate();
+}
+
+#[test]
+fn marks() {
+    MARKS.run(With::Agent).assert_same_fate();
+    MARKED_QUOTA.run(With::Agent).assert_same_fate();
 }
 
 #[test]
