@@ -14,7 +14,7 @@ use super::{
     traits::{Cause, Traits},
 };
 use crate::core::ruleset::{
-    copied::Conditions,
+    conditions::Conditions,
     expr::{Expr, MetaKey},
 };
 

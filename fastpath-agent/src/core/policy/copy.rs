@@ -4,12 +4,10 @@
 
 use super::expr::Expr as Other;
 use crate::core::ruleset::{
-    copied::{Conditions, cmp_op, ct_key, meta_key, payload_base},
+    conditions::{Conditions, cmp_op, ct_key, meta_key, payload_base},
     expr::{CmpOp, Expr, PayloadBase},
 };
 
-/// Register of conditions that xtables' matches become (`NFT_REG_1`).
-const REG: u32 = 1;
 /// Keys of enum nft_meta_keys: IIF, OIF, IIFNAME, OIFNAME, IIFTYPE, OIFTYPE, NFPROTO, L4PROTO.
 const META: [u32; 8] = [4, 5, 6, 7, 8, 9, NFPROTO, 16];
 const NFPROTO: u32 = 15;
@@ -32,12 +30,8 @@ pub(super) struct Copier {
 impl Copier {
     /// For a rule in a table of this family (`NFPROTO_*`), which is a condition that no expression has to say.
     pub(super) fn of_family(family: u8, conditions: &mut Conditions) -> Self {
-        let family = Some(family).filter(|family| [IPV4, IPV6].contains(family));
-        if let Some(family) = family {
-            conditions.0.push(Expr::Meta { key: meta_key(NFPROTO), dreg: REG });
-            conditions.0.push(Expr::Cmp { sreg: REG, op: CmpOp::Eq, data: vec![family] });
-        }
-        Self { family, ..Self::default() }
+        *conditions = Conditions::of_family(family);
+        Self { family: (!conditions.0.is_empty()).then_some(family), ..Self::default() }
     }
 
     /// How many expressions are copied so far.
@@ -71,7 +65,7 @@ impl Copier {
                     xor: vec![0; 4],
                 });
             }
-            Other::MaskBytes { register, mask, toggled } => {
+            Other::MaskBytes { register, mask, toggled } if toggled.iter().all(|byte| *byte == 0) => {
                 self.also(register, |reg| Expr::Bitwise { reg, mask: mask.to_vec(), xor: toggled.to_vec() });
             }
             Other::Compare { register, equal, value } => {
@@ -97,7 +91,11 @@ impl Copier {
 
     fn also(&mut self, register: u32, expr: impl FnOnce(u32) -> Expr) {
         match &mut self.loaded {
-            Some((at, exprs)) if *at == register && !exprs.is_empty() => exprs.push(expr(register)),
+            Some((at, exprs))
+                if *at == register && matches!(exprs[..], [Expr::Payload { .. } | Expr::Ct { .. }]) =>
+            {
+                exprs.push(expr(register));
+            }
             _ => self.loaded = None,
         }
     }
@@ -135,12 +133,6 @@ fn xt_ports(name: &str, info: &[u8], conditions: &mut Conditions) {
         if inverted & bit != 0 || (first, last) == (0, u16::MAX) {
             continue;
         }
-        let cmp = |op, port: u16| Expr::Cmp { sreg: REG, op, data: port.to_be_bytes().to_vec() };
-        conditions.0.push(Expr::Payload { base: PayloadBase::Transport, offset, len: 2, dreg: REG });
-        if first == last {
-            conditions.0.push(cmp(CmpOp::Eq, first));
-        } else {
-            conditions.0.extend([cmp(CmpOp::Gte, first), cmp(CmpOp::Lte, last)]);
-        }
+        conditions.add_ports(offset, first..=last);
     }
 }

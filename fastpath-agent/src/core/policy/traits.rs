@@ -2,7 +2,7 @@
 //! expression, as the kernel has them; which of it matters is `concern`'s to say.
 
 use super::{copy::Copier, expr::Expr};
-use crate::core::ruleset::copied::Conditions;
+use crate::core::ruleset::conditions::Conditions;
 
 /// Something that a rule asks.
 #[derive(Clone, Debug, PartialEq, Eq)]

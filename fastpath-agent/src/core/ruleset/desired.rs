@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     chain::OwnChain,
-    copied::Conditions,
+    conditions::Conditions,
     evidence,
     exclude::{Exclusions, Keys},
     expr::Direction,

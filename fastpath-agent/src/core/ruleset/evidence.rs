@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use super::{
     chain::OwnChain,
+    conditions::Conditions,
     desired::{DesiredTable, Policy, is_bridge, is_vrf},
     exclude::Keys,
     expr::Direction,
-    matching::Matches,
     rule::{Input, Rule, Traced},
     sets::{Key, OwnSet},
 };
@@ -23,7 +23,7 @@ pub(super) struct Wanted {
     /// Where input interfaces are read, in order.
     inputs: Vec<Input>,
     /// Conditions of packets that don't offload their flow.
-    unguessed: Vec<Matches>,
+    unguessed: Vec<Conditions>,
     /// Keys of the sets that are there only with keys.
     keys: BTreeMap<OwnSet, Keys>,
 }
@@ -53,7 +53,7 @@ impl Wanted {
                     let key = indices.get(input).map(|index| Key::new(&index.0.to_ne_bytes()));
                     keys.entry(OwnSet::RuleInputs).or_default().extend(key);
                 }
-                None => unguessed.extend(Matches::reverse_of(rule, |name| indices.get(name).copied())),
+                None => unguessed.extend(Conditions::reverse_of(rule, |name| indices.get(name).copied())),
             }
         }
         for keys in keys.values_mut() {

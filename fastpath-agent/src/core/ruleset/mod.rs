@@ -1,14 +1,13 @@
 //! The table: what it should be, what it is, and the operations from one to the other.
 
 pub mod chain;
-pub mod copied;
+pub mod conditions;
 pub mod desired;
 pub mod diff;
 pub mod empty;
 mod evidence;
 pub mod exclude;
 pub mod expr;
-pub mod matching;
 pub mod observed;
 pub mod plan;
 pub mod rule;

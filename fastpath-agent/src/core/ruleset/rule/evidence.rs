@@ -9,8 +9,8 @@ use crate::core::{
     model::FLOWTABLE,
     ruleset::{
         chain::OwnChain,
+        conditions::Conditions,
         expr::{CmpOp, CtKey, Direction, Expr, MetaKey},
-        matching::Matches,
         sets::OwnSet,
     },
 };
@@ -169,8 +169,8 @@ pub(super) fn rule_input(direction: Direction, traced: Traced) -> Vec<Expr> {
 }
 
 /// See [`Rule::Unguessed`].
-pub(super) fn unguessed(matches: &Matches, direction: Direction, traced: Traced) -> Vec<Expr> {
-    let mut exprs = matches.exprs();
+pub(super) fn unguessed(matches: &Conditions, direction: Direction, traced: Traced) -> Vec<Expr> {
+    let mut exprs = matches.0.clone();
     exprs.extend(spared(direction, traced));
     exprs
 }
@@ -224,7 +224,7 @@ pub(super) fn candidates(exprs: &[Expr]) -> Vec<Rule> {
             rules.push(Rule::RuleInput { direction, traced });
             rules.extend([Input::Link, Input::VrfLink].map(|input| Rule::Seen { direction, input, traced }));
             let rest = exprs.len().checked_sub(spared(direction, traced).len());
-            let matches = rest.and_then(|length| Matches::recognise(&exprs[..length]));
+            let matches = rest.and_then(|length| Conditions::recognise(&exprs[..length]));
             rules.extend(matches.map(|matches| Rule::Unguessed { matches, direction, traced }));
         }
     }

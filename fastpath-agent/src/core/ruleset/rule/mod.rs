@@ -4,10 +4,9 @@ use std::fmt;
 
 use super::{
     chain::OwnChain,
-    copied::Conditions,
+    conditions::Conditions,
     exclude::Mark,
     expr::{CmpOp, CtKey, Direction, Expr, MetaKey, RtKey},
-    matching::Matches,
     sets::{ExcludeSet, OwnSet},
 };
 
@@ -122,7 +121,7 @@ pub enum Rule {
     /// So does a packet whose other direction a policy rule could decide by what the guess doesn't have.
     Unguessed {
         /// The rule's conditions, turned round.
-        matches: Matches,
+        matches: Conditions,
         /// This packet's direction.
         direction: Direction,
         /// Where traces are left.
@@ -395,7 +394,7 @@ mod tests {
             rules.extend([Marked::Packet, Marked::Connection].map(|of| Rule::ExcludedMark { mark, of }));
         }
         rules.extend(evidence::candidates(&[]));
-        let matches = Matches(vec![super::super::matching::Match::Family { ipv6: true }]);
+        let matches = Conditions::of_family(10);
         for traced in [Traced::Forward, Traced::Postrouting] {
             let matches = matches.clone();
             rules.push(Rule::Unguessed { matches, direction: Direction::Reply, traced });
