@@ -32,6 +32,42 @@ fn render_is_what_the_agent_installs() {
     }
 }
 
+/// Conditions of others' rules and of policy rules, of every shape that is copied.
+#[test]
+fn render_says_conditions_as_the_agent_installs_them() {
+    let topology = Topology::routed();
+    let node = &topology.node;
+    node.nft(
+        "table inet others { chain f { type filter hook forward priority 0;
+            iifname c0 ip saddr 10.9.0.0/17 limit rate over 1/second drop
+            oifname != \"s*\" meta nfproto != ipv6 limit rate over 1/second drop
+            ether saddr 02:00:00:00:00:99 limit rate over 1/second drop
+            ip saddr & 0.0.0.255 == 0.0.0.99 limit rate over 1/second drop
+            ip6 daddr fd00:99::/61 th dport != 53 limit rate over 1/second drop
+            ip protocol tcp tcp sport 100-200 limit rate over 1/second drop
+            meta l4proto != 6 ct mark & 0xf0 == 0x90 limit rate over 1/second drop
+            ct mark > 1000 ip daddr > 10.200.0.0 limit rate over 1/second drop
+         }; }",
+    );
+    for rule in
+        ["iif c0 ipproto tcp dport 443-444", "to 10.99.0.0/17 sport 9", "-6 to fd00:99::/61 ipproto udp"]
+    {
+        let (family, rule) = rule.strip_prefix("-6 ").map_or(("-4", rule), |rule| ("-6", rule));
+        let words: Vec<&str> = rule.split(' ').collect();
+        node.output("ip", &[&[family, "rule", "add"], words.as_slice(), &["lookup", "main"]].concat());
+    }
+    let rendered = agent::output(node, &["render"]);
+    node.nft(&rendered);
+    let by_nft = table::listing(node).expect("a table");
+    for what in ["10.9.0.0/17", "fd00:99::/61", "100-200", "443-444", "iiftype ether", "0x00000090"] {
+        assert!(by_nft.contains(what), "no {what} in {by_nft}");
+    }
+    node.nft("delete table inet kindnet-fastpath");
+    let agent = Agent::start(node, &[]);
+    assert_eq!(table::listing(node).expect("a table"), by_nft, "{rendered}");
+    assert_eq!(agent.count("putting it back"), 0);
+}
+
 #[test]
 fn render_is_accepted_twice_and_offloads_nothing_with_threshold_0() {
     let topology = Topology::routed();
