@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::core::model::CHAIN;
 
-/// A chain of ours. In the order in which they can be made: a chain comes after those that its rules go to.
+/// One of our chains. In the order in which they can be made: a chain comes after those that its rules go to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum OwnChain {
     /// For packets of the original direction: offloads the flow if the reply direction was seen, else leaves a trace.

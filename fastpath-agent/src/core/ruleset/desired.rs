@@ -74,9 +74,9 @@ pub struct DesiredTable {
     pub exclusions: Arc<Exclusions>,
     /// Keys of other sets with keys, in order.
     pub keys: BTreeMap<OwnSet, Keys>,
-    /// Sets that there should be; of ours, no other.
+    /// Sets that there should be, and none besides.
     pub sets: Vec<OwnSet>,
-    /// Our chains with our rules in order; of ours, no other.
+    /// Our chains with our rules in order, and none besides.
     pub chains: BTreeMap<OwnChain, Vec<Rule>>,
 }
 

@@ -144,12 +144,12 @@ impl ObservedTable {
         Self { owner: Owner::Ours, flowtables: Vec::new(), chains: Vec::new(), sets: Vec::new() }
     }
 
-    /// The chain of ours, by its name.
+    /// One of our chains, by its name.
     pub fn chain(&self, chain: OwnChain) -> Option<&ObservedChain> {
         self.chains.iter().find(|observed| observed.name == chain.name())
     }
 
-    /// Rules of ours of a chain, those that are recognised.
+    /// Our rules in a chain, those that are recognised.
     fn rules_of(&self, chain: OwnChain) -> impl Iterator<Item = (&ObservedRule, Rule)> {
         let rules = self.chain(chain).into_iter().flat_map(|chain| &chain.rules);
         rules.filter_map(|rule| Some((rule, Rule::recognise(&rule.exprs)?)))
@@ -190,7 +190,7 @@ impl ObservedTable {
         })
     }
 
-    /// A rendering of ours, whoever loaded it: it has our chains behind the base chain and our set of interfaces, and nothing
+    /// A table that an agent or `render` made, whoever loaded it: it has our chains behind the base chain and our set of interfaces, and nothing
     /// that we wouldn't make. Other programs that use the name have neither.
     pub fn is_rendering(&self) -> bool {
         let goes_on = |rule: &ObservedRule| matches!(rule.exprs.last(), Some(Expr::Goto { chain }) if *chain == OwnChain::Offload.name());

@@ -267,7 +267,7 @@ impl OwnSet {
         }
     }
 
-    /// Whether a set of this shape will do for `keys` of ours (which matters for sets with keys only).
+    /// Whether a set of this shape will do for our `keys` (which matters for sets with keys only).
     pub fn fits(self, shape: &SetShape, keys: usize) -> bool {
         if self.has_keys() {
             SetShape { size: 0, ..*shape } == self.shape() && keys <= shape.size as usize

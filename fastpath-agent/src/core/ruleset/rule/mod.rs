@@ -399,7 +399,7 @@ mod tests {
             let matches = matches.clone();
             rules.push(Rule::Unguessed { matches, direction: Direction::Reply, traced });
         }
-        // Those of which a part is a rule of ours too.
+        // Those of which a part is one of our rules too.
         let whole = |rule: &Rule| !matches!(rule, Rule::Trace { last: false, .. } | Rule::ByDirection(_));
         for rule in rules {
             // A guard without a trace is the same for both directions.
