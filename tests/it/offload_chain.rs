@@ -6,7 +6,6 @@ use std::{thread, time::Duration};
 use fastpath_agent::{
     core::{
         flow::{connection::Entry, trace::Evidence},
-        link::select::Selection,
         model::FLOWTABLE,
         ruleset::{
             chain::OwnChain,
@@ -35,18 +34,7 @@ use fastpath_tests::{
 };
 
 fn policy(assist: bool) -> Policy {
-    Policy {
-        threshold: 20,
-        chain_priority: 300,
-        flowtable_priority: 0,
-        counter: true,
-        hw_offload: false,
-        spare_ipsec: true,
-        assist,
-        selection: Selection::new(&[], &[]).expect("no globs"),
-        exclusions: Default::default(),
-        surroundings: Default::default(),
-    }
+    Policy { spare_ipsec: true, assist, ..Policy::default() }
 }
 
 /// The table as the agent would want it in this namespace.

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     core::{
-        link::{select::Selection, table::LinkEvent},
+        link::table::LinkEvent,
         model::{Link, test_link},
         ruleset::{
             chain::OwnChain,
@@ -22,18 +22,7 @@ fn link(index: u32) -> Link {
 }
 
 fn policy() -> Policy {
-    Policy {
-        threshold: 20,
-        chain_priority: 300,
-        flowtable_priority: 0,
-        counter: true,
-        hw_offload: false,
-        spare_ipsec: true,
-        assist: false,
-        selection: Selection::new(&[], &[]).unwrap(),
-        exclusions: Default::default(),
-        surroundings: Default::default(),
-    }
+    Policy { spare_ipsec: true, ..Policy::default() }
 }
 
 /// A table of the same name as another program makes it.

@@ -112,24 +112,12 @@ mod tests {
 
     use super::*;
     use crate::core::{
-        link::select::Selection,
         model::test_link,
         ruleset::desired::{self, Policy},
     };
 
     fn policy(threshold: u32) -> Policy {
-        Policy {
-            threshold,
-            chain_priority: -110,
-            flowtable_priority: 0,
-            counter: true,
-            hw_offload: false,
-            spare_ipsec: true,
-            assist: false,
-            selection: Selection::new(&[], &[]).unwrap(),
-            exclusions: Default::default(),
-            surroundings: Default::default(),
-        }
+        Policy { threshold, chain_priority: -110, spare_ipsec: true, ..Policy::default() }
     }
 
     #[test]

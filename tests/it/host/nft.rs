@@ -11,7 +11,6 @@ use std::{
 
 use fastpath_agent::{
     core::{
-        link::select::Selection,
         model::{IfIndex, IfName, Link, OperState, TABLE},
         revalidate::{Notice, Subject},
         ruleset::{
@@ -39,18 +38,7 @@ use fastpath_tests::netns::Netns;
 /// What an agent wants on a node with a VRF, a bridge and policy rules, as far as a kernel without flowtables takes it.
 /// All indices are loopback's, which is the only one here.
 fn wanted(surroundings: Surroundings) -> DesiredTable {
-    let policy = Policy {
-        threshold: 20,
-        chain_priority: 300,
-        flowtable_priority: 0,
-        counter: true,
-        hw_offload: false,
-        spare_ipsec: true,
-        assist: true,
-        selection: Selection::new(&[], &[]).expect("no globs"),
-        exclusions: Default::default(),
-        surroundings,
-    };
+    let policy = Policy { spare_ipsec: true, assist: true, surroundings, ..Policy::default() };
     let link = |name: &str, kind: &str| Link {
         index: IfIndex(1),
         name: IfName::new(name).expect("a valid name"),
@@ -322,18 +310,8 @@ const EXCLUDED: &str =
     "10.1.2.3\n10.1.0.0/16\nfd00::1\nfd00::/9\ntcp/443\nudp/53-54\nprotocol/gre\nmark/0x10/0xff\nmark/7\n";
 
 fn excluding(file: &str) -> Vec<Op> {
-    let policy = Policy {
-        threshold: 20,
-        chain_priority: 300,
-        flowtable_priority: 0,
-        counter: true,
-        hw_offload: false,
-        spare_ipsec: true,
-        assist: false,
-        selection: Selection::new(&[], &[]).expect("no globs"),
-        surroundings: Surroundings::default(),
-        exclusions: Arc::new(Exclusions::new(&[], file).expect("exclusions")),
-    };
+    let exclusions = Arc::new(Exclusions::new(&[], file).expect("exclusions"));
+    let policy = Policy { spare_ipsec: true, exclusions, ..Policy::default() };
     let desired = desired::desired(&policy, [], &Default::default()).expect("a table");
     let mut ops = diff::create(&desired);
     ops.retain(|op| !matches!(op, Op::AddFlowtable { .. }));

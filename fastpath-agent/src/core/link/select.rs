@@ -7,12 +7,12 @@ use serde::Serialize;
 
 use crate::core::model::{Link, OperState};
 
-/// Globs over interface names: what to take and what to leave out.
-#[derive(Clone, Debug)]
+/// Globs over interface names: what to take and what to leave out. By default all are taken.
+#[derive(Clone, Debug, Default)]
 pub struct Selection {
-    include: GlobSet,
+    /// `None`: all.
+    include: Option<GlobSet>,
     exclude: GlobSet,
-    takes_all: bool,
 }
 
 /// A pattern that isn't a glob.
@@ -23,17 +23,13 @@ pub struct BadGlob(#[from] globset::Error);
 impl Selection {
     /// From glob patterns; an empty `include` takes every interface.
     pub fn new(include: &[String], exclude: &[String]) -> Result<Self, BadGlob> {
-        let everything = ["*".to_owned()];
-        Ok(Self {
-            include: glob_set(if include.is_empty() { &everything } else { include })?,
-            exclude: glob_set(exclude)?,
-            takes_all: include.is_empty() && exclude.is_empty(),
-        })
+        let include = if include.is_empty() { None } else { Some(glob_set(include)?) };
+        Ok(Self { include, exclude: glob_set(exclude)? })
     }
 
     /// No pattern narrows it: every interface that is up is taken, but loopback.
     pub fn takes_all(&self) -> bool {
-        self.takes_all
+        self.include.is_none() && self.exclude.is_empty()
     }
 
     /// Why `link` doesn't belong into the flowtable; `None` if it does.
@@ -42,7 +38,7 @@ impl Selection {
             Some(Unmanaged::Loopback)
         } else if self.exclude.is_match(link.name.as_str()) {
             Some(Unmanaged::Excluded)
-        } else if !self.include.is_match(link.name.as_str()) {
+        } else if self.include.as_ref().is_some_and(|include| !include.is_match(link.name.as_str())) {
             Some(Unmanaged::NotIncluded)
         } else {
             Unmanaged::of_state(link)

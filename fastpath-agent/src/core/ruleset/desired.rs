@@ -50,6 +50,25 @@ pub struct Policy {
     pub surroundings: Surroundings,
 }
 
+impl Default for Policy {
+    /// All interfaces, nothing excluded, a node with nobody else: an agent without flags, but for the flowtable's priority,
+    /// which is that of kindnet's document.
+    fn default() -> Self {
+        Self {
+            threshold: 20,
+            chain_priority: 300,
+            flowtable_priority: 0,
+            counter: true,
+            hw_offload: false,
+            spare_ipsec: false,
+            assist: false,
+            selection: Selection::default(),
+            exclusions: Arc::default(),
+            surroundings: Surroundings::default(),
+        }
+    }
+}
+
 /// The table as it should be; `None` if there should be none.
 pub type Desired = Option<DesiredTable>;
 
@@ -331,18 +350,7 @@ mod tests {
     use crate::core::model::test_link;
 
     fn policy() -> Policy {
-        Policy {
-            threshold: 20,
-            chain_priority: 300,
-            flowtable_priority: 0,
-            counter: true,
-            hw_offload: false,
-            spare_ipsec: true,
-            assist: false,
-            selection: Selection::new(&[], &[]).unwrap(),
-            exclusions: Arc::default(),
-            surroundings: Surroundings::default(),
-        }
+        Policy { spare_ipsec: true, ..Policy::default() }
     }
 
     fn link(index: u32, kind: &str, master: Option<u32>) -> Link {

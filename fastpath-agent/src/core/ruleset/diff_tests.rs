@@ -10,16 +10,13 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    core::{
-        link::select::Selection,
-        ruleset::{
-            desired::{self, Policy},
-            exclude,
-            expr::Direction,
-            observed::ObservedRule,
-            rule::{Input, Traced},
-            sets::{ExcludeSet, SetShape},
-        },
+    core::ruleset::{
+        desired::{self, Policy},
+        exclude,
+        expr::Direction,
+        observed::ObservedRule,
+        rule::{Input, Traced},
+        sets::{ExcludeSet, SetShape},
     },
     kernel::{Ruleset, fake::FakeRuleset},
 };
@@ -97,18 +94,8 @@ const EXCLUSIONS: [&str; 8] =
 /// The table with these exclusions.
 fn excluding(table: DesiredTable, entries: &[&str]) -> DesiredTable {
     let entries: Vec<String> = entries.iter().map(|&entry| entry.to_owned()).collect();
-    let policy = Policy {
-        threshold: 20,
-        chain_priority: 300,
-        flowtable_priority: 0,
-        counter: true,
-        hw_offload: false,
-        spare_ipsec: false,
-        assist: false,
-        selection: Selection::new(&[], &[]).unwrap(),
-        exclusions: Arc::new(exclude::Exclusions::new(&entries, "").unwrap()),
-        surroundings: Default::default(),
-    };
+    let exclusions = Arc::new(exclude::Exclusions::new(&entries, "").unwrap());
+    let policy = Policy { exclusions, ..Policy::default() };
     let of_policy = desired::desired(&policy, [], &BTreeMap::new()).unwrap();
     let sets = of_policy.sets.into_iter().filter(|set| matches!(set, OwnSet::Exclude(_)));
     let rules = of_policy.chains[&OwnChain::Offload].iter().filter(|rule| rule.is_exclusion()).cloned();

@@ -117,23 +117,10 @@ fn input_of(rule: &RouteRule) -> Option<&IfName> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::{
-        link::select::Selection, model::test_link, ruleset::desired::desired, surroundings::Surroundings,
-    };
+    use crate::core::{model::test_link, ruleset::desired::desired, surroundings::Surroundings};
 
     fn table(links: &[Link], surroundings: Surroundings) -> DesiredTable {
-        let policy = Policy {
-            threshold: 20,
-            chain_priority: 300,
-            flowtable_priority: 0,
-            counter: true,
-            hw_offload: false,
-            spare_ipsec: false,
-            assist: false,
-            selection: Selection::new(&[], &[]).unwrap(),
-            exclusions: Default::default(),
-            surroundings,
-        };
+        let policy = Policy { surroundings, ..Policy::default() };
         desired(&policy, links, &BTreeMap::new()).unwrap()
     }
 

@@ -6,7 +6,6 @@ use super::*;
 use crate::{
     core::{
         flow::connection::{Status, Tuple},
-        link::select::Selection,
         ruleset::{
             desired::{self, Policy},
             diff,
@@ -19,21 +18,6 @@ use crate::{
 fn parse(entries: &[&str]) -> Exclusions {
     let entries: Vec<String> = entries.iter().map(|&entry| entry.to_owned()).collect();
     Exclusions::new(&entries, "").unwrap()
-}
-
-fn policy() -> Policy {
-    Policy {
-        threshold: 20,
-        chain_priority: 300,
-        flowtable_priority: 0,
-        counter: true,
-        hw_offload: false,
-        spare_ipsec: false,
-        assist: false,
-        selection: Selection::new(&[], &[]).unwrap(),
-        exclusions: Arc::default(),
-        surroundings: Default::default(),
-    }
 }
 
 #[test]
@@ -131,7 +115,7 @@ fn a_connection_is_excluded_by_either_end_before_and_after_nat() {
     };
     let said = |exclusion: &str| {
         let mut kernel = FakeRuleset::new([]);
-        let policy = Policy { exclusions: Arc::new(parse(&[exclusion])), ..policy() };
+        let policy = Policy { exclusions: Arc::new(parse(&[exclusion])), ..Policy::default() };
         let wanted = desired::desired(&policy, [], &BTreeMap::new()).unwrap();
         kernel.commit(&diff::create(&wanted), Generation(1)).unwrap();
         Exclusions::of_rules(kernel.table.as_ref().unwrap()).of(&entry)
