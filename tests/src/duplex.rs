@@ -3,9 +3,10 @@
 //! So it shows what becomes of each direction when one of them is denied, which rounds of request and answer can't.
 
 use std::{
-    io::{Read, Write},
+    io::{self, Read, Write},
     net::{TcpStream, UdpSocket},
     ops::Sub,
+    time::Duration,
 };
 
 use nix::{
@@ -17,6 +18,8 @@ use crate::traffic::{Direction, Ends, Flow};
 
 /// Bytes of a message.
 const SIZE: usize = 64;
+/// How long the first message may take.
+const FIRST: Duration = Duration::from_secs(1);
 
 /// What one end has sent and the other got.
 #[derive(Clone, Copy, Debug, Default)]
@@ -79,7 +82,9 @@ impl Duplex {
         self.flow.port()
     }
 
-    /// One message. A UDP server that hasn't heard from its client sends none.
+    /// One message. A UDP server that hasn't heard from its client sends none: so the first messages to it are waited for, or
+    /// how many answers are sent would depend on how busy the machine is.
+    #[track_caller]
     pub fn send(&mut self, direction: Direction) {
         let (tally, written) = match direction {
             Direction::Upload => (&mut self.up, &mut self.written[0]),
@@ -94,6 +99,11 @@ impl Duplex {
             (Ends::Tcp { server, .. }, Direction::Download) => write(server, written),
         }
         tally.sent += 1;
+        if let Ends::Udp { server, .. } = &self.flow.ends
+            && !self.met
+        {
+            wait_for_one(server).unwrap_or_else(|error| panic!("{:?}: {error}", self.flow));
+        }
     }
 
     /// Takes what has arrived at both ends.
@@ -125,6 +135,15 @@ impl Drop for Duplex {
 
 fn message(number: usize) -> [u8; SIZE] {
     [number as u8; SIZE]
+}
+
+/// Returns when a datagram is there, or after [`FIRST`].
+fn wait_for_one(socket: &UdpSocket) -> io::Result<()> {
+    socket.set_nonblocking(false)?;
+    socket.set_read_timeout(Some(FIRST))?;
+    // No datagram or an earlier packet's error: what arrives is counted elsewhere.
+    let _ = socket.peek(&mut [0; SIZE]);
+    socket.set_nonblocking(true)
 }
 
 /// Number of whole datagrams that wait; the first one makes a server know its client.
