@@ -34,6 +34,7 @@ mod ruleset;
 mod scale;
 mod service_manager;
 mod stalled;
+mod streams;
 mod surroundings;
 mod threshold;
 mod top;

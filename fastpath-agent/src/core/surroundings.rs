@@ -19,6 +19,10 @@ pub struct Surroundings {
     /// Highest priority of a filter chain of others in the postrouting hook that can deny a packet of an established
     /// connection. While there is one, only packets that have passed it are evidence of their direction.
     pub denying_postrouting: Option<i32>,
+    /// An answer that nobody has seen would be accepted, and would take the way that routing has for it: no rule of others
+    /// can deny a packet of an established connection in a hook that offloaded packets skip, and no policy rule selects by
+    /// marks, which such an answer may get. False where that isn't known.
+    pub sure_of_answers: bool,
     /// Policy rules that the kernel doesn't evaluate when it guesses the other direction's route.
     pub unguessed: Vec<RouteRule>,
     /// Interfaces where others look at packets that come in: filters, programs or netdev chains at ingress.
@@ -31,10 +35,20 @@ impl Surroundings {
     /// Whether flows that were offloaded before have to be judged anew. Not for other rules alone: they are announced, and our
     /// guards against them come with an emptied flowtable.
     pub fn judges_as(&self, other: &Self) -> bool {
-        let Self { last_forward, denying_postrouting, unguessed, inspected, rules: _ } = self;
+        let Self { last_forward, denying_postrouting, unguessed, inspected, sure_of_answers: _, rules: _ } =
+            self;
         (last_forward, denying_postrouting) == (&other.last_forward, &other.denying_postrouting)
             && (unguessed, inspected) == (&other.unguessed, &other.inspected)
     }
+}
+
+/// Policy rules (`ip rule`), as much of them as matters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RouteRules {
+    /// See [`Surroundings::unguessed`].
+    pub unguessed: Vec<RouteRule>,
+    /// One selects by marks.
+    pub by_mark: bool,
 }
 
 /// A policy rule (`ip rule`) that selects by what the flowtable's guess of the other direction's route doesn't have:

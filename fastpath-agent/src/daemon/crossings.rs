@@ -19,6 +19,7 @@ use crate::{
         assist::{Assist, Next, Wanted},
         connection::{Entry, Tuple},
         crossing::{self, Settled},
+        one_way::Streams,
         record::{Event, FlowRecord},
         traffic::Marks,
     },
@@ -64,6 +65,9 @@ pub struct Crossings {
     found: Vec<FlowKey>,
     /// Signals handled since memory was given back last.
     handled: usize,
+    /// Streams that may go one way, and those of them that are to be helped now.
+    streams: Streams,
+    to_help: Vec<Entry>,
     /// Whether it was said that conntrack can't be asked.
     blind: bool,
     /// Where offloaded flows are marked, if somebody wants to know.
@@ -118,6 +122,8 @@ impl Crossings {
             sweep: None,
             found: Vec::new(),
             handled: 0,
+            streams: Streams::default(),
+            to_help: Vec::new(),
             blind: false,
             marks: None,
             counts: Counts::default(),
@@ -151,7 +157,8 @@ impl Crossings {
         if room && (this.sweep.is_some() || !this.found.is_empty() || !this.to_look_up.is_empty()) {
             return;
         }
-        let due = [this.followed.due_ms(), this.assist.as_ref().and_then(Assist::due_ms)];
+        let due =
+            [this.followed.due_ms(), this.assist.as_ref().and_then(Assist::due_ms), this.streams.due_ms()];
         let due = due.into_iter().flatten().min().map(|due| this.started + Duration::from_millis(due));
         let look = this.next_look;
         let failed = tokio::select! {
@@ -185,6 +192,7 @@ impl Crossings {
         self.node.now_ns = monotonic_ns();
         self.look_again();
         self.look_at_assisted(eyes);
+        self.look_at_streams();
         if self.handled >= BURST && self.followed.due_ms().is_none() && self.sweep.is_none() {
             self.followed.shrink();
             memory::give_back();
@@ -282,7 +290,8 @@ impl Crossings {
     }
 
     fn look_again(&mut self) {
-        let waiting = self.followed.take_due(self.now_ms(), SLICE);
+        let now = self.now_ms();
+        let waiting = self.followed.take_due(now, SLICE);
         if waiting.is_empty() {
             return;
         }
@@ -290,6 +299,11 @@ impl Crossings {
         for (waiting, entry) in waiting.into_iter().zip(entries) {
             self.consider(entry.as_ref());
             if let Some(settled) = self.followed.looked_again(waiting, entry) {
+                if let (Settled::Connection(entry), true) = (&settled, self.assist.is_some())
+                    && !entry.status.offloaded()
+                {
+                    self.streams.consider(entry, now);
+                }
                 self.settled(settled);
             }
         }
@@ -343,12 +357,14 @@ impl Crossings {
         let now = self.now_ms();
         if let Some(assist) = &mut self.assist {
             assist.emptied(now);
+            self.streams.emptied(now);
         }
     }
 
     /// An earlier agent may have left connections without help that have crossed already: they signal again.
     pub fn arm_old(&mut self, eyes: &mut dyn FlowEyes) {
-        let Some(assist) = &mut self.assist else { return };
+        let now = self.now_ms();
+        let (Some(assist), streams) = (&mut self.assist, &mut self.streams) else { return };
         let reading = match self.pinned.reading() {
             Ok(reading) => reading,
             Err(error) => return debug!(%error, "connections that crossed before the start aren't assisted"),
@@ -358,18 +374,42 @@ impl Crossings {
             counted.is_some_and(|counted| counted.signal == Signal::Sent as u64)
         };
         let dumped = self.conntrack.dump(|entry| {
+            let [original, reply] = [&entry.original, &entry.reply].map(crossed);
+            if original != reply {
+                streams.consider(&entry, now);
+            }
             if entry.counters.is_some() {
                 return;
             }
             if entry.status.offloaded() {
                 assist.remember(entry.original);
-            } else if crossed(&entry.original) || crossed(&entry.reply) {
+            } else if original || reply {
                 arm(eyes, &entry);
             }
         });
         if let Err(error) = dumped {
             debug!(%error, "connections that crossed before the start aren't assisted");
         }
+    }
+
+    /// Looks what became of streams that may go one way.
+    fn look_at_streams(&mut self) {
+        let now = self.now_ms();
+        let tuples = self.streams.due(now);
+        if tuples.is_empty() {
+            return;
+        }
+        let entries = self.look_up(&tuples);
+        for (tuple, entry) in tuples.iter().zip(entries) {
+            if self.streams.looked(tuple, entry.as_ref(), now) {
+                self.to_help.extend(entry);
+            }
+        }
+    }
+
+    /// Streams that may go one way and are to be helped now.
+    pub fn take_streams(&mut self) -> Vec<Entry> {
+        std::mem::take(&mut self.to_help)
     }
 
     /// What the ruleset has to be told, if anything.

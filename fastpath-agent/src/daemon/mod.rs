@@ -37,6 +37,7 @@ pub mod cleanup;
 pub mod counts;
 pub mod crossings;
 pub mod measure;
+mod one_way;
 pub mod readers;
 pub mod ready;
 pub mod reconcile;
@@ -403,10 +404,12 @@ impl Agent {
                 .judge_by(Node { addresses, ..judges(&self.links, self.offload.as_ref(), &self.config) });
         }
         crossings.handle(watch.eyes());
+        let streams = crossings.take_streams();
         if let (Some(offload), Some(wanted)) = (&mut self.offload, crossings.assistance()) {
             offload.reconciler.assist(wanted);
             self.pace.trigger(Trigger::Assist, self.now());
         }
+        self.help_one_way(streams).await;
         // Readers get their turn, too.
         tokio::task::yield_now().await;
         Ok(())

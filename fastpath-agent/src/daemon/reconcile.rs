@@ -12,7 +12,10 @@ use tracing::{debug, info, warn};
 use super::revalidate::{self, Emptied, EmptyError};
 use crate::{
     core::{
-        flow::assist::{LISTED_MS, Wanted},
+        flow::{
+            assist::{LISTED_MS, Wanted},
+            one_way::Answer,
+        },
         link::table::{LinkChange, LinkTable},
         model::{FLOWTABLE, IfIndex, IfName, Link, TABLE},
         pace::{Outcome, Trigger},
@@ -242,6 +245,28 @@ impl<R: Ruleset> Reconciler<R> {
     /// Conntrack ids that there was no room for: they wait their turn.
     pub fn take_postponed(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.postponed)
+    }
+
+    /// Leaves these traces in the table that stands. Nothing is lost where it doesn't, or changes meanwhile.
+    pub fn leave_traces(&mut self, answers: Vec<Answer>) {
+        let Some(observed) = self.cache.as_ref().filter(|_| self.standing == Some(Standing::Right)) else {
+            return;
+        };
+        let expected = observed.generation;
+        match self.ruleset.commit(&[Op::AddTraces(answers)], expected) {
+            Ok(generation) if generation == expected.next() => {
+                if let Some(cache) = &mut self.cache {
+                    cache.generation = generation;
+                }
+            }
+            Ok(_) => self.cache = None,
+            Err(error) => debug!(%error, "one-way streams stay on the normal path"),
+        }
+    }
+
+    /// Whether one-way streams may be helped: nobody could deny their answers.
+    pub fn may_help_one_way(&self) -> bool {
+        self.policy.surroundings.sure_of_answers && self.standing == Some(Standing::Right)
     }
 
     /// Gives the ruleset back.

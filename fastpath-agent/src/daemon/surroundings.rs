@@ -161,6 +161,11 @@ impl Observer {
         }
     }
 
+    /// Whether all that was announced has been read.
+    pub fn is_current(&self) -> bool {
+        self.reading.is_none() && self.wanted.is_empty() && self.known.is_some()
+    }
+
     /// When something is to be read; not while a thread does.
     pub fn due(&self) -> Option<u64> {
         self.due.filter(|_| self.reading.is_none())

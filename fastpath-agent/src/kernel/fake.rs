@@ -9,6 +9,7 @@ use super::{
     nft::{CommitError, NftError, Rejection},
 };
 use crate::core::{
+    flow::one_way::Answer,
     model::{FLOWTABLE, IfName},
     ruleset::{
         chain::OwnChain,
@@ -205,6 +206,12 @@ impl FakeRuleset {
                 }
             }
             // What is in those sets can't be observed.
+            Op::AddTraces(answers) => {
+                let known = |answer: &Answer| table.set(OwnSet::Seen(answer.direction)).is_some();
+                if !answers.iter().all(known) {
+                    return Err(libc::ENOENT);
+                }
+            }
             Op::AddRevoked { .. } => table.set(OwnSet::Revoked).map(drop).ok_or(libc::ENOENT)?,
             Op::AddAssisted { .. } | Op::RemoveAssisted(_) => {
                 table.set(OwnSet::Assist).map(drop).ok_or(libc::ENOENT)?;

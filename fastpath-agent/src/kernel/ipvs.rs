@@ -11,7 +11,7 @@ use crate::core::flow::connection::{TCP, Tuple, UDP};
 const SERVICES: [&str; 4] = ["TCP ", "UDP ", "SCTP ", "FWM "];
 
 /// How many there are.
-pub(super) fn services() -> usize {
+pub fn services() -> usize {
     count(&table())
 }
 

@@ -14,7 +14,7 @@ pub mod facts;
 #[cfg(test)]
 pub mod fake;
 pub mod flows;
-mod ipvs;
+pub mod ipvs;
 pub mod links;
 pub mod lock;
 pub mod memory;

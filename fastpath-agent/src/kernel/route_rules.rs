@@ -13,7 +13,7 @@ use super::{
 };
 use crate::core::{
     model::IfName,
-    surroundings::{PortRange, RouteRule},
+    surroundings::{PortRange, RouteRule, RouteRules},
 };
 
 const RTM_NEWRULE: u16 = 32;
@@ -25,7 +25,10 @@ const FIB_RULE_INVERT: u32 = 2;
 const FRA_DST: u16 = 1;
 const FRA_SRC: u16 = 2;
 const FRA_IIFNAME: u16 = 3;
+const FRA_FWMARK: u16 = 10;
 const FRA_TUN_ID: u16 = 12;
+/// Also where the mark is 0.
+const FRA_FWMASK: u16 = 16;
 const FRA_IP_PROTO: u16 = 22;
 const FRA_SPORT_RANGE: u16 = 23;
 const FRA_DPORT_RANGE: u16 = 24;
@@ -35,17 +38,26 @@ const LAST_KNOWN: u16 = FRA_DPORT_RANGE;
 const FRA_SPORT_MASK: u16 = 28;
 const FRA_DPORT_MASK: u16 = 29;
 
-/// Policy rules that the kernel doesn't evaluate when it guesses the other direction's route.
-pub fn unguessed() -> io::Result<Vec<RouteRule>> {
+/// Reads them.
+pub fn read() -> io::Result<RouteRules> {
     let mut rules = Vec::new();
+    let mut by_mark = false;
     for family in [libc::AF_INET, libc::AF_INET6] {
         let mut header = [0; RULE_HEADER];
         header[0] = family as u8;
-        rules.extend(dump(RTM_GETRULE, &header, |message| parse(message.kind(), message.payload()))?);
+        rules.extend(dump(RTM_GETRULE, &header, |message| {
+            by_mark |= selects_by_mark(message.payload());
+            parse(message.kind(), message.payload())
+        })?);
     }
     rules.sort();
     rules.dedup();
-    Ok(rules)
+    Ok(RouteRules { unguessed: rules, by_mark })
+}
+
+fn selects_by_mark(payload: &[u8]) -> bool {
+    attributes(payload.get(RULE_HEADER..).unwrap_or_default())
+        .any(|nla| matches!(nla.kind(), FRA_FWMARK | FRA_FWMASK))
 }
 
 fn parse(kind: u16, payload: &[u8]) -> Option<RouteRule> {
@@ -148,7 +160,6 @@ mod tests {
 
     #[test]
     fn what_the_guess_evaluates_does_not_count() {
-        const FRA_FWMARK: u16 = 10;
         const FRA_L3MDEV: u16 = 19;
         const FRA_UID_RANGE: u16 = 20;
         let to_from: [(u16, &[u8]); 2] = [(FRA_DST, &[10, 2, 0, 0]), (FRA_SRC, &[10, 1, 0, 2])];

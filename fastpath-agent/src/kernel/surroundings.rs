@@ -70,7 +70,7 @@ pub fn read(known: &mut Known, ask: &Ask) -> Report {
     }
     if parts.all || parts.route_rules {
         known.route_rules = take(
-            route_rules::unguessed(),
+            route_rules::read(),
             &mut report,
             "policy rules (ip rule) can't be read",
             "each flow's route is taken to depend on them, until they can; `ip rule` shows why",

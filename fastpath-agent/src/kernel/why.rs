@@ -119,7 +119,7 @@ pub async fn gather(spec: &FlowSpec, pin_path: &Path, agent: Option<Flags<'_>>) 
         directions.push((input, back, route));
     }
     let programs = programs(&link_table, &directions, &first)?;
-    let route_rules = route_rules::unguessed().unwrap_or_default();
+    let route_rules = route_rules::read().unwrap_or_default().unguessed;
     let offloaded = first.entry.as_ref().is_some_and(|entry| entry.status.offloaded());
     let flowtables = if offloaded { flowtables(&mut eyes.nft)? } else { Vec::new() };
     sleep_until(began + LOOK).await;

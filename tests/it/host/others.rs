@@ -138,7 +138,7 @@ fn devices_with_a_chain_at_ingress_are_told() {
 #[test]
 fn policy_rules_that_the_guess_does_not_evaluate_are_told() {
     let node = Netns::new("node");
-    let unguessed = || node.run(route_rules::unguessed).expect("read");
+    let unguessed = || node.run(route_rules::read).expect("read").unguessed;
     assert_eq!(unguessed(), []);
     let add = |rules: &[&str]| rules.iter().for_each(|rule| run(&node, &format!("ip {rule} table 102")));
     add(&[

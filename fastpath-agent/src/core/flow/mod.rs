@@ -5,6 +5,7 @@ pub mod best;
 pub mod connection;
 pub mod crossing;
 pub mod filter;
+pub mod one_way;
 pub mod path;
 pub mod rates;
 pub mod record;

@@ -14,7 +14,7 @@ use super::{
 use crate::core::{
     model::{IfIndex, IfName},
     revalidate::{Notice, Subject},
-    surroundings::{RouteRule, Surroundings},
+    surroundings::{RouteRule, RouteRules, Surroundings},
 };
 
 /// Behind all filters that anybody has.
@@ -34,8 +34,8 @@ pub struct Known {
     pub tables: Option<Arc<Others>>,
     /// Names of tables of iptables-legacy and ip6tables-legacy; whether their rules deny isn't known.
     pub legacy: Option<BTreeSet<String>>,
-    /// See [`Surroundings::unguessed`].
-    pub route_rules: Option<Vec<RouteRule>>,
+    /// Policy rules.
+    pub route_rules: Option<RouteRules>,
     /// Interfaces that hand up packets of others: those that matter, since a flowtable's hook may be below them.
     pub uppers: BTreeMap<IfIndex, Upper>,
 }
@@ -68,9 +68,13 @@ impl Known {
             denying_postrouting: tables
                 .map_or(unknown, Others::denying_postrouting)
                 .max(legacy(&LEGACY_POSTROUTING)),
-            unguessed: self.route_rules.clone().unwrap_or_else(|| {
-                [false, true].map(|ipv6| RouteRule { ipv6, ..RouteRule::default() }).to_vec()
-            }),
+            sure_of_answers: tables.is_some_and(|tables| !tables.can_deny())
+                && self.legacy.as_ref().is_some_and(|names| !names.iter().any(is_passed))
+                && self.route_rules.as_ref().is_some_and(|rules| !rules.by_mark),
+            unguessed: self.route_rules.as_ref().map_or_else(
+                || [false, true].map(|ipv6| RouteRule { ipv6, ..RouteRule::default() }).to_vec(),
+                |rules| rules.unguessed.clone(),
+            ),
             inspected: self
                 .uppers
                 .iter()
@@ -88,8 +92,7 @@ impl Known {
         };
         match &self.legacy {
             Some(names) => {
-                let passed = |name: &&String| LEGACY_PASSED.contains(&name.as_str());
-                rules.extend(names.iter().filter(passed).map(|name| Concern::legacy(name)));
+                rules.extend(names.iter().filter(|name| is_passed(name)).map(|name| Concern::legacy(name)));
             }
             None => rules.push(Concern::legacy("unreadable")),
         }
@@ -98,6 +101,11 @@ impl Known {
         }
         rules
     }
+}
+
+/// Whether forwarded packets pass a legacy table of this name.
+fn is_passed(name: impl AsRef<str>) -> bool {
+    LEGACY_PASSED.contains(&name.as_ref())
 }
 
 /// What is to be read again.

@@ -2,12 +2,16 @@
 
 use super::*;
 use crate::core::{
-    policy::others::{Base, Chain, Device},
+    policy::{
+        others::{Base, Chain, Device},
+        rule::{Established, Outcome, Rule},
+    },
     revalidate::Hook,
 };
 
 const IPV4: u8 = 2;
 const NETDEV: u8 = 5;
+const BRIDGE: u8 = 7;
 
 fn chain(hook: u32, priority: i32, devices: &[&str]) -> Chain {
     let devices = devices.iter().map(|name| Device::Name((*name).to_owned())).collect();
@@ -24,7 +28,7 @@ fn read() -> Known {
     Known {
         tables: Some(Arc::default()),
         legacy: Some(BTreeSet::new()),
-        route_rules: Some(Vec::new()),
+        route_rules: Some(RouteRules::default()),
         uppers: BTreeMap::new(),
     }
 }
@@ -35,7 +39,35 @@ fn upper(name: &str, programs: Option<bool>) -> Upper {
 
 #[test]
 fn nothing_of_others_is_nothing_to_heed() {
-    assert_eq!(read().surroundings(&[]), Surroundings::default());
+    let expected = Surroundings { sure_of_answers: true, ..Surroundings::default() };
+    assert_eq!(read().surroundings(&[]), expected);
+}
+
+#[test]
+fn answers_are_sure_while_nobody_can_deny_them() {
+    let sure = |known: Known| known.surroundings(&[]).sure_of_answers;
+    let with = |tables: &[_]| {
+        sure(Known { tables: Some(Arc::new(Others(tables.iter().cloned().collect()))), ..read() })
+    };
+    let denies = |hook| {
+        let mut chain = chain(hook, 0, &[]);
+        chain.rules.push(Rule {
+            handle: 1,
+            outcome: Outcome::Deny,
+            established: Established::Some,
+            traits: None,
+        });
+        chain
+    };
+    assert!(with(&[table(IPV4, "t", &[("c", chain(2, 0, &[])), ("input", denies(1))])]));
+    for hook in [0, 2, 4] {
+        assert!(!with(&[table(IPV4, "t", &[("c", denies(hook))])]), "hook {hook}");
+    }
+    assert!(!with(&[table(BRIDGE, "t", &[("c", chain(2, 0, &[]))])]), "rules of bridges aren't read");
+    let legacy = |name: &str| sure(Known { legacy: Some([name.to_owned()].into()), ..read() });
+    assert!(legacy("nat") && !legacy("raw"));
+    let by_mark = RouteRules { by_mark: true, ..RouteRules::default() };
+    assert!(!sure(Known { route_rules: Some(by_mark), ..read() }));
 }
 
 #[test]
@@ -56,10 +88,11 @@ fn legacy_tables_have_their_places() {
 
 #[test]
 fn what_cannot_be_read_is_the_worst_that_could_be() {
-    let Surroundings { last_forward, denying_postrouting, unguessed, inspected, rules } =
+    let Surroundings { last_forward, denying_postrouting, unguessed, inspected, rules, sure_of_answers } =
         Known { uppers: [(IfIndex(3), upper("vlan", None))].into(), ..Known::default() }.surroundings(&[]);
     assert_eq!((last_forward, denying_postrouting), (Some(UNKNOWN_PRIORITY), Some(UNKNOWN_PRIORITY)));
     assert_eq!(unguessed.len(), 2);
+    assert!(!sure_of_answers);
     assert_eq!(inspected, [IfIndex(3)].into());
     assert!(rules.iter().all(|rule| rule.is_changing()) && rules.len() == 2, "{rules:?}");
 }

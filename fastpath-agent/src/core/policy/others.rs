@@ -9,6 +9,7 @@ use crate::core::model::TABLE;
 const INET: u8 = 1;
 const IPV4: u8 = 2;
 const NETDEV: u8 = 5;
+const BRIDGE: u8 = 7;
 const IPV6: u8 = 10;
 pub(super) const PREROUTING: u32 = 0;
 const FORWARD: u32 = 2;
@@ -87,6 +88,16 @@ impl Others {
     /// Highest priority of a filter chain in the postrouting hook that can deny a packet of an established connection.
     pub fn denying_postrouting(&self) -> Option<i32> {
         self.filters(POSTROUTING).filter(Found::can_deny).map(|found| found.base.priority).max()
+    }
+
+    /// Whether some rule can deny a packet of an established connection in a hook that offloaded packets skip. What bridges
+    /// have counts as such a rule: it isn't read.
+    pub fn can_deny(&self) -> bool {
+        let of_bridge = |(table, chains): (&TableKey, &BTreeMap<String, Chain>)| {
+            table.0 == BRIDGE && chains.values().any(|chain| chain.base.is_some())
+        };
+        PASSED.into_iter().flat_map(|hook| self.filters(hook)).any(|found| found.can_deny())
+            || self.0.iter().any(of_bridge)
     }
 
     /// Tables whose rules have to be read: forwarded packets pass them, and offloaded ones don't.

@@ -392,7 +392,7 @@ pub fn after(observed: Observed, ops: &[Op]) -> Option<ObservedTable> {
                 }
             }
             // Nobody looks at what is in those sets.
-            Op::AddAssisted { .. } | Op::RemoveAssisted(_) | Op::AddRevoked { .. } => {}
+            Op::AddAssisted { .. } | Op::RemoveAssisted(_) | Op::AddRevoked { .. } | Op::AddTraces(_) => {}
             _ => return None,
         }
     }

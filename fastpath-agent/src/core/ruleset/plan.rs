@@ -3,7 +3,10 @@
 use std::fmt;
 
 use super::{chain::OwnChain, exclude::Keys, expr::Expr, rule::Rule, sets::OwnSet};
-use crate::core::model::{FLOWTABLE, IfIndex, IfName, TABLE};
+use crate::core::{
+    flow::one_way::Answer,
+    model::{FLOWTABLE, IfIndex, IfName, TABLE},
+};
 
 /// One change of the ruleset, in our table only. A plan's operations go into one transaction, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +86,8 @@ pub enum Op {
         /// Milliseconds without a packet until they are forgotten.
         timeout_ms: u64,
     },
+    /// Leave traces of packets that weren't seen, for as long as others live.
+    AddTraces(Vec<Answer>),
     /// Take ids out of [`OwnSet::Assist`] again. One that isn't there (any more) refuses the transaction (ENOENT).
     RemoveAssisted(Vec<u32>),
 }
@@ -115,6 +120,10 @@ impl fmt::Display for Op {
                 write!(f, "assist conntrack ids {} for {timeout_ms} ms", List(ids))
             }
             Self::AddRevoked { ids, .. } => write!(f, "revoke conntrack ids {}", List(ids)),
+            Self::AddTraces(answers) => {
+                let ids: Vec<u32> = answers.iter().map(|answer| answer.id).collect();
+                write!(f, "leave traces of answers for conntrack ids {}", List(&ids))
+            }
             Self::RemoveAssisted(ids) => write!(f, "assist conntrack ids {} no more", List(ids)),
         }
     }

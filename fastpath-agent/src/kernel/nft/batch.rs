@@ -14,9 +14,11 @@ use super::{
 };
 use crate::{
     core::{
+        flow::one_way::Answer,
         model::{FLOWTABLE, IfIndex, IfName, MAX_DEVICES_PER_MESSAGE, TABLE, TABLE_COMMENT},
         ruleset::{
             chain::OwnChain,
+            expr::Direction,
             plan::Op,
             sets::{Key, OwnSet},
         },
@@ -174,6 +176,23 @@ impl Batch {
                     |id: &u32| by_id(id).set(sys::NFTNL_SET_ELEM_TIMEOUT, &timeout_ms.to_ne_bytes());
                 self.push_elements(index, libc::NFT_MSG_NEWSETELEM, set, ids, element);
             }
+            Op::AddTraces(answers) => {
+                for direction in Direction::ALL {
+                    let answers: Vec<Answer> =
+                        answers.iter().copied().filter(|answer| answer.direction == direction).collect();
+                    let element = |answer: &Answer| {
+                        let Answer { id, input, output, .. } = answer;
+                        Element::with_key(&[*id, input.0, output.0].map(u32::to_ne_bytes).concat())
+                    };
+                    self.push_elements(
+                        index,
+                        libc::NFT_MSG_NEWSETELEM,
+                        OwnSet::Seen(direction),
+                        &answers,
+                        element,
+                    );
+                }
+            }
             Op::RemoveAssisted(ids) => {
                 self.push_elements(index, libc::NFT_MSG_DELSETELEM, OwnSet::Assist, ids, by_id);
             }
@@ -226,6 +245,8 @@ fn message_count(op: &Op) -> usize {
     match op {
         Op::AddIndices(indices) | Op::RemoveIndices(indices) => indices.len().div_ceil(ELEMENTS_PER_MESSAGE),
         Op::AddKeys(_, keys) | Op::RemoveKeys(_, keys) => keys.len().div_ceil(ELEMENTS_PER_MESSAGE),
+        // Those of either direction have messages of their own.
+        Op::AddTraces(answers) => 2 * answers.len().div_ceil(ELEMENTS_PER_MESSAGE),
         Op::AddAssisted { ids, .. } | Op::RemoveAssisted(ids) | Op::AddRevoked { ids, .. } => {
             ids.len().div_ceil(ELEMENTS_PER_MESSAGE)
         }

@@ -1,0 +1,203 @@
+//! Streams that were answered once and go one way since (`iperf3 -u`, RTP): they have no second direction past the threshold
+//! that could leave a trace. The agent leaves it in the answer's place, where that is as good: no rule of others can deny a
+//! packet of an established connection, and the route that the kernel has for an answer is the way back.
+
+use std::{
+    collections::{HashMap, hash_map},
+    net::IpAddr,
+};
+
+use super::{
+    connection::{Entry, Tuple, UDP},
+    trace::{Evidence, Trace},
+};
+use crate::core::{model::IfIndex, ruleset::expr::Direction};
+
+/// Most streams that are followed; others stay on the normal path.
+const MOST: usize = 1024;
+/// Most of them that are looked at together.
+const TOGETHER: usize = 64;
+/// First wait until a stream is looked at again, in ms; doubles up to [`LOOK_MAX_MS`].
+const LOOK_MS: u64 = 300;
+/// Longest wait. A stream that the kernel throws out of the flowtable comes back within it.
+const LOOK_MAX_MS: u64 = 30_000;
+
+/// A trace to leave, for one conntrack id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The bytes of `CTA_ID`.
+    pub id: u32,
+    /// Direction of the answers.
+    pub direction: Direction,
+    /// Where they would come in.
+    pub input: IfIndex,
+    /// Where they would leave.
+    pub output: IfIndex,
+}
+
+/// What to ask routing for: whether an answer with this tuple that comes in on [`Answer::input`] and goes to `destination`
+/// leaves by [`Answer::output`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// The trace, if the answer is yes.
+    pub answer: Answer,
+    /// As answers come in.
+    pub tuple: Tuple,
+    /// Where they go, behind NAT.
+    pub destination: IpAddr,
+}
+
+/// Whether a connection may be such a stream, offloaded or not.
+pub fn may_be(entry: &Entry) -> bool {
+    entry.original.protocol == UDP && entry.status.seen_reply() && entry.helper.is_none()
+}
+
+/// The streams that are followed, offloaded or not, by the tuple of the original direction. Time is handed in as
+/// milliseconds since any fixed point.
+#[derive(Debug, Default)]
+pub struct Streams(HashMap<Tuple, Stream>);
+
+#[derive(Debug)]
+struct Stream {
+    id: u32,
+    due_ms: u64,
+    wait_ms: u64,
+}
+
+impl Streams {
+    /// A connection that has crossed the threshold.
+    pub fn consider(&mut self, entry: &Entry, now_ms: u64) {
+        if !may_be(entry) || self.0.len() >= MOST {
+            return;
+        }
+        let stream = Stream { id: entry.id, due_ms: now_ms, wait_ms: LOOK_MS };
+        match self.0.entry(entry.original) {
+            hash_map::Entry::Occupied(known) if known.get().id == entry.id => {}
+            known => drop(known.insert_entry(stream)),
+        }
+    }
+
+    /// When one is to be looked at.
+    pub fn due_ms(&self) -> Option<u64> {
+        self.0.values().map(|stream| stream.due_ms).min()
+    }
+
+    /// Those to look at now.
+    pub fn due(&self, now_ms: u64) -> Vec<Tuple> {
+        let due = self.0.iter().filter(|(_, stream)| stream.due_ms <= now_ms);
+        due.map(|(tuple, _)| *tuple).take(TOGETHER).collect()
+    }
+
+    /// What a look found; true if the stream is to be helped.
+    pub fn looked(&mut self, tuple: &Tuple, entry: Option<&Entry>, now_ms: u64) -> bool {
+        let hash_map::Entry::Occupied(mut known) = self.0.entry(*tuple) else { return false };
+        let stream = known.get_mut();
+        let Some(entry) = entry.filter(|entry| entry.id == stream.id && may_be(entry)) else {
+            known.remove();
+            return false;
+        };
+        stream.due_ms = now_ms + stream.wait_ms;
+        stream.wait_ms = (2 * stream.wait_ms).min(LOOK_MAX_MS);
+        !entry.status.offloaded()
+    }
+
+    /// The flowtable was emptied. The kernel takes its time to take marks away, so that several looks may be needed.
+    pub fn emptied(&mut self, now_ms: u64) {
+        for stream in self.0.values_mut() {
+            stream.due_ms = now_ms + LOOK_MS;
+            stream.wait_ms = LOOK_MS;
+        }
+    }
+}
+
+impl Question {
+    /// About a connection with these traces; `None` if it isn't such a stream, or has no packets now.
+    pub fn about(entry: &Entry, traces: &[Trace]) -> Option<Self> {
+        let Evidence::Only(stream) = Evidence::of(traces) else { return None };
+        let trace = traces.iter().min_by_key(|trace| trace.idle_ms)?;
+        let (tuple, destination) = match stream {
+            Direction::Original => (entry.reply, entry.original.source),
+            Direction::Reply => (entry.original, entry.reply.source),
+        };
+        let answer =
+            Answer { id: entry.id, direction: stream.other(), input: trace.output, output: trace.input };
+        Some(Self { answer, tuple, destination })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::flow::connection::Status;
+
+    fn entry() -> Entry {
+        let original = Tuple {
+            source: "10.1.0.2".parse().unwrap(),
+            destination: "10.96.0.1".parse().unwrap(),
+            protocol: UDP,
+            source_port: 4000,
+            destination_port: 5001,
+        };
+        Entry {
+            id: 7,
+            original,
+            reply: Tuple { source: "10.2.0.2".parse().unwrap(), ..original.reversed() },
+            status: Status(1 << 1),
+            zone: 0,
+            tcp_state: None,
+            helper: None,
+            mark: 0,
+            counters: None,
+        }
+    }
+
+    #[test]
+    fn streams_are_looked_at_ever_less_until_the_flowtable_is_emptied() {
+        let (stream, mut streams) = (entry(), Streams::default());
+        let offloaded = Entry { status: Status(1 << 1 | 1 << 14), ..entry() };
+        for not_one in [
+            Entry { status: Status(0), ..entry() },
+            Entry { original: Tuple { protocol: 6, ..stream.original }, ..entry() },
+            Entry { helper: Some("sip".to_owned()), ..entry() },
+        ] {
+            streams.consider(&not_one, 0);
+            assert_eq!(streams.due_ms(), None, "{not_one:?}");
+        }
+        streams.consider(&stream, 5);
+        streams.consider(&stream, 9);
+        assert_eq!((streams.due(4), streams.due(5)), (vec![], vec![stream.original]));
+        assert!(streams.looked(&stream.original, Some(&stream), 5));
+        assert_eq!(streams.due_ms(), Some(305));
+        assert!(!streams.looked(&stream.original, Some(&offloaded), 305));
+        assert_eq!(streams.due_ms(), Some(905));
+        for _ in 0..9 {
+            streams.looked(&stream.original, Some(&offloaded), 1000);
+        }
+        assert_eq!(streams.due_ms(), Some(31_000));
+        streams.emptied(2000);
+        assert_eq!(streams.due_ms(), Some(2300));
+        let another = Entry { id: 8, ..entry() };
+        assert!(!streams.looked(&stream.original, Some(&another), 2300));
+        assert_eq!(streams.due_ms(), None);
+    }
+
+    #[test]
+    fn the_answer_takes_the_way_back_of_the_stream() {
+        let entry = entry();
+        let (original, reply) = (entry.original, entry.reply);
+        let trace = |direction, input, output| Trace {
+            direction,
+            input: IfIndex(input),
+            output: IfIndex(output),
+            idle_ms: 1,
+        };
+        let (there, back) = (trace(Direction::Original, 2, 3), trace(Direction::Reply, 3, 2));
+        let question = Question::about(&entry, &[there]).unwrap();
+        assert_eq!((question.tuple, question.destination), (reply, original.source));
+        let answer = Answer { id: 7, direction: Direction::Reply, input: IfIndex(3), output: IfIndex(2) };
+        assert_eq!(question.answer, answer);
+        assert_eq!(Question::about(&entry, &[back]).unwrap().destination, reply.source);
+        assert_eq!(Question::about(&entry, &[there, back]), None, "it has both");
+        assert_eq!(Question::about(&entry, &[]), None);
+    }
+}
