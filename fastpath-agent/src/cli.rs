@@ -221,7 +221,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR", default_value = DEFAULT_PIN_PATH, env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
     /// Help connections that are older than the ruleset, and which it never takes, into the flowtable once they cross the
-    /// threshold. Needs eBPF
+    /// threshold; likewise streams that go one way after their first answer, where nobody could deny another. Needs eBPF
     #[arg(long, value_name = "MODE", default_value = "on", env = "FASTPATH_ASSIST")]
     pub assist: Assist,
     /// Directory for the socket at which `flows --follow` hears what becomes of flows; made if it doesn't exist

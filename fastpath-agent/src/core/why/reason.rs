@@ -327,7 +327,7 @@ impl Reason {
             }
             Self::Ipvs => "none here; kube-proxy in iptables or nftables mode leaves connections that can be offloaded".to_owned(),
             Self::OneDirection { .. } => {
-                "none for a stream that nobody answers; else find where the other direction is dropped (`nft monitor trace`) or which way \
+                "none for a stream that nobody answers, while some rule could deny an answer or marks choose routes; else find where the other direction is dropped (`nft monitor trace`) or which way \
                  it takes (`ip route get`)"
                     .to_owned()
             }
