@@ -11,7 +11,7 @@ use fastpath_tests::{
     attach::Attach,
     program::{self, Kind},
     table,
-    topology::{Family, Layout, Topology},
+    topology::{Family, Layout, Nat, Topology},
     traffic::{Flow, Proto},
     why::{ask, asked, assert_reason, reasons},
 };
@@ -283,4 +283,32 @@ fn another_program_takes_it_before_ours() {
         "{answer:#}"
     );
     assert_eq!((&verdict["interface"], &verdict["certain"]), (&json!("c0"), &json!(false)), "{answer:#}");
+}
+
+/// Packets of an offloaded flow are dropped on the way out, where no chain sees them.
+#[test]
+fn packets_that_come_in_and_do_not_leave_are_no_acceleration() {
+    for (family, nat) in [(Family::V4, Nat::Plain), (Family::V4, Nat::Masquerade), (Family::V6, Nat::Plain)] {
+        let topology = Topology::build(Layout { nat, ..Layout::default() });
+        let _agent = start(&topology, &[]);
+        let mut flow = topology.open(Proto::Udp, family, 7001);
+        flow.set_patience(Duration::from_millis(20));
+        assert_eq!(flow.rounds(30), 30);
+        let words = asked(&topology, 7001);
+        let answer = ask_under(&topology, &words, || _ = flow.rounds(1));
+        assert_eq!(answer["verdict"]["accelerated"], "yes", "{answer:#}");
+        let text = answer["verdict"]["text"].as_str().expect("a text");
+        assert!(text.contains(" left again") && !text.contains(" 0 left"), "{text}");
+        topology.node.output(
+            "bash",
+            &[
+                "-euc",
+                "tc qdisc add dev c0 clsact; tc filter add dev c0 egress protocol all matchall action drop",
+            ],
+        );
+        let answer = ask_under(&topology, &words, || _ = flow.rounds(1));
+        let verdict = &answer["verdict"];
+        let found = [&verdict["accelerated"], &verdict["reason"], &verdict["direction"]];
+        assert_eq!(found, ["no", "lost", "the reply"], "{answer:#}");
+    }
 }

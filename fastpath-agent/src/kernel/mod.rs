@@ -27,6 +27,7 @@ pub mod route;
 pub mod route_rules;
 mod rtnetlink;
 pub mod surroundings;
+pub mod tap;
 pub mod why;
 pub mod xfrm;
 

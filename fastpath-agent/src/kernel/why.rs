@@ -15,7 +15,9 @@ use super::{
     links::{LinkError, Links},
     nft::{Nft, NftError, SlowPath},
     route::Routes,
-    route_rules, xfrm,
+    route_rules,
+    tap::Tap,
+    xfrm,
 };
 use crate::core::{
     doctor::facts::OtherFlowtable,
@@ -93,7 +95,13 @@ pub async fn gather(spec: &FlowSpec, pin_path: &Path, agent: Option<Flags<'_>>) 
         (links.list().await?.into_iter().collect(), links.addresses().await?);
     let mut eyes = Eyes::open(pin_path)?;
     let began = Instant::now();
-    let first = eyes.look(spec)?;
+    let mut first = eyes.look(spec)?;
+    let offloaded = first.entry.as_ref().is_some_and(|entry| entry.status.offloaded());
+    // Before the counters are read of which the second look shows the increase.
+    let taps = first.entry.as_ref().filter(|_| offloaded).and_then(|entry| taps(entry).ok());
+    if taps.is_some() {
+        first = eyes.look(spec)?;
+    }
 
     let mut ruleset = ruleset(&mut eyes.nft, first.entry.as_ref())?;
     ruleset.managed = link_table.with_ports(&ruleset.managed);
@@ -120,11 +128,11 @@ pub async fn gather(spec: &FlowSpec, pin_path: &Path, agent: Option<Flags<'_>>) 
     }
     let programs = programs(&link_table, &directions, &first)?;
     let route_rules = route_rules::read().unwrap_or_default().unguessed;
-    let offloaded = first.entry.as_ref().is_some_and(|entry| entry.status.offloaded());
     let flowtables = if offloaded { flowtables(&mut eyes.nft)? } else { Vec::new() };
     sleep_until(began + LOOK).await;
 
     let second = eyes.look(spec)?;
+    let left = taps.and_then(|taps| left(taps).ok());
     if first.entry.is_none() && second.entry.is_some() {
         // It has begun meanwhile: once more, now that everything can be asked for.
         return Box::pin(gather(spec, pin_path, agent)).await;
@@ -168,6 +176,7 @@ pub async fn gather(spec: &FlowSpec, pin_path: &Path, agent: Option<Flags<'_>>) 
         entry,
         directions,
         counting: eyes.pinned.is_some(),
+        left,
         ruleset,
         slow: slow(first.slow, if same { second.slow } else { first.slow }),
         flowtables,
@@ -238,6 +247,16 @@ impl Eyes {
         }
         Ok(look)
     }
+}
+
+/// Count what leaves of either direction.
+fn taps(entry: &Entry) -> io::Result<[Tap; 2]> {
+    // Each as the other direction's answers are addressed.
+    Ok([Tap::open(&entry.reply.reversed())?, Tap::open(&entry.original.reversed())?])
+}
+
+fn left([original, reply]: [Tap; 2]) -> io::Result<[u64; 2]> {
+    Ok([original.left()?, reply.left()?])
 }
 
 /// Where packets of either direction are sent next: gateways, and the ends themselves.

@@ -32,6 +32,8 @@ pub struct Facts {
     pub directions: [Direction; 2],
     /// Whether packets are counted at ingress at all: the programs' maps are pinned.
     pub counting: bool,
+    /// Packets of either direction that left between the two looks, of an offloaded flow; `None` where that can't be seen.
+    pub left: Option<[u64; 2]>,
     /// Our table.
     pub ruleset: Ruleset,
     /// What the meter of slow packets has of it; `None` for nothing within a minute.
@@ -241,6 +243,17 @@ impl Facts {
     /// Of them, those that the meter saw on the forward path.
     pub fn slow_moved(&self) -> u64 {
         self.slow.map_or(0, |slow| slow.moved.packets)
+    }
+
+    /// The direction of which packets came during the looks and none left, in a word.
+    pub fn lost(&self) -> Option<&'static str> {
+        // Fragments of IPv6, which take the forward path, aren't seen to leave.
+        let left = self.left.filter(|_| self.slow_moved() == 0)?;
+        if !self.counting {
+            return (left == [0; 2] && self.moved() > STRAYS).then_some("either");
+        }
+        let is_lost = |d: &usize| left[*d] == 0 && self.directions[*d].moved.packets > STRAYS;
+        [0, 1].into_iter().find(is_lost).map(|d| ["the original", "the reply"][d])
     }
 
     /// Packets came during the looks, and which way they took is known.

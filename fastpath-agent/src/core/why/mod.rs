@@ -65,7 +65,9 @@ fn verdict(facts: &Facts, obstacles: Vec<obstacles::Obstacle>) -> Verdict {
     let first = obstacles.into_iter().next();
     let (accelerated, text) = match (facts.way(), &first) {
         (None, _) => (Accelerated::NotFound, None),
-        (Some(_), Some(obstacle)) if matches!(obstacle.reason, Reason::DeadNeighbour { .. }) => {
+        (Some(_), Some(obstacle))
+            if matches!(obstacle.reason, Reason::DeadNeighbour { .. } | Reason::Lost { .. }) =>
+        {
             (Accelerated::No, None)
         }
         (Some(Way::Fast), Some(obstacle)) if matches!(obstacle.reason, Reason::Interface { .. }) => {

@@ -30,7 +30,7 @@ pub(super) fn of(facts: &Facts) -> Vec<Obstacle> {
         None => found.of_stranger(),
         Some(_) if facts.entry.is_none() => found.without_connection(),
         Some(Way::Fast) => {
-            found.dead_neighbour();
+            found.lost();
             found.other_flowtable();
             // It may still be in the flowtable and can't stay there.
             if facts.moved() == 0 && found.obstacles.is_empty() && facts.ruleset.threshold.is_some() {
@@ -75,7 +75,7 @@ impl Found<'_> {
     }
 
     fn offloaded_and_slow(&mut self) {
-        self.dead_neighbour();
+        self.lost();
         self.other_flowtable();
         self.interfaces();
         self.packets();
@@ -205,10 +205,12 @@ impl Found<'_> {
     }
 
     /// What comes in and doesn't leave isn't accelerated.
-    fn dead_neighbour(&mut self) {
+    fn lost(&mut self) {
         if let Some((address, interface)) = self.facts.dead.first() {
             let interface = self.facts.name(*interface);
             self.sure(Reason::DeadNeighbour { neighbour: address.to_string(), interface });
+        } else if let Some(direction) = self.facts.lost() {
+            self.sure(Reason::Lost { direction });
         }
     }
 

@@ -131,6 +131,11 @@ pub enum Reason {
         /// Where it is looked for.
         interface: String,
     },
+    /// It is offloaded, packets come in, and none leaves.
+    Lost {
+        /// Of which direction: "the original", "the reply", or "either" where that isn't counted.
+        direction: &'static str,
+    },
     /// Its packets don't get as far as our rule.
     Blocked,
     /// No packets just now.
@@ -172,6 +177,7 @@ impl Reason {
             Self::RouteRule { .. } => "route-rule",
             Self::NoWayBack { .. } => "no-way-back",
             Self::DeadNeighbour { .. } => "dead-neighbour",
+            Self::Lost { .. } => "lost",
             Self::Blocked => "blocked",
             Self::Idle => "idle",
             Self::Unknown => "unknown",
@@ -249,6 +255,9 @@ impl Reason {
             ),
             Self::DeadNeighbour { neighbour, interface } => {
                 format!("offloaded, but {neighbour} on {interface} doesn't answer: packets to it are lost")
+            }
+            Self::Lost { direction } => {
+                format!("offloaded, but packets of {direction} direction come in and none leaves this node")
             }
             Self::Blocked => {
                 "its packets don't get as far as our rule: a filter drops them, or something else takes them".to_owned()
@@ -343,6 +352,9 @@ impl Reason {
             Self::DeadNeighbour { interface, .. } => {
                 format!("see `ip neigh show dev {interface}`; `fastpath-agent revalidate` has the flow judged anew")
             }
+            Self::Lost { .. } => "see what takes them on the way out: `tc -s filter show dev … egress`, `tc -s qdisc`, `nft list ruleset netdev`, \
+                 `ip neigh`; `fastpath-agent revalidate` has the flow judged anew"
+                .to_owned(),
             Self::Blocked => "look at the forward chains: nft list ruleset, nft monitor trace".to_owned(),
             Self::Unknown => "report it with `fastpath-agent why -o json` and `nft list ruleset`".to_owned(),
             Self::Protocol

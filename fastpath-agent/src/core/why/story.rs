@@ -110,9 +110,11 @@ fn place(reason: &Reason) -> StepName {
         | Reason::BelowThreshold { .. }
         | Reason::OneDirection { .. }
         | Reason::Blocked => StepName::Rule,
-        Reason::DeadNeighbour { .. } | Reason::OtherFlowtable { .. } | Reason::Idle | Reason::Unknown => {
-            StepName::Flowtable
-        }
+        Reason::DeadNeighbour { .. }
+        | Reason::Lost { .. }
+        | Reason::OtherFlowtable { .. }
+        | Reason::Idle
+        | Reason::Unknown => StepName::Flowtable,
     }
 }
 
@@ -292,7 +294,14 @@ pub(super) fn accelerated(facts: &Facts) -> String {
                 0 => "none".to_owned(),
                 slow => slow.to_string(),
             };
-            format!("accelerated: {} within the look, {slow} on the forward path", packets(facts.moved()))
+            let left = match facts.left {
+                Some([original, reply]) => format!(", {} left again", original + reply),
+                None => String::new(),
+            };
+            format!(
+                "accelerated: {} within the look{left}, {slow} on the forward path",
+                packets(facts.moved())
+            )
         }
         (_, false) if facts.moved() == 0 => "accelerated, with no packets just now".to_owned(),
         (_, false) => {

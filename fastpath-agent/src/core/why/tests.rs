@@ -79,6 +79,7 @@ fn facts() -> Facts {
         tracked: Some(10),
         directions: [direction(original, C0, S0), direction(original.reversed(), S0, C0)],
         counting: true,
+        left: Some([5, 5]),
         ruleset: Ruleset {
             owner: Some(Owner::Ours),
             threshold: Some(20),
@@ -289,6 +290,14 @@ const REASONS: &[(&str, Change, &str)] = &[
     ),
     ("no-way-back", |f| f.directions[0].back = Some(S0), "doesn't lead out of c0"),
     (
+        "lost",
+        |f| {
+            entry(f).status.0 |= OFFLOAD;
+            f.left = Some([5, 0]);
+        },
+        "offloaded, but packets of the reply direction come in and none leaves",
+    ),
+    (
         "dead-neighbour",
         |f| {
             entry(f).status.0 |= OFFLOAD;
@@ -368,7 +377,7 @@ fn every_reason_has_an_example() {
     }
     let shown: std::collections::BTreeSet<_> = REASONS.iter().map(|(reason, ..)| *reason).collect();
     // All but other-flowtable, whose flows are accelerated.
-    assert_eq!(shown.len(), 31);
+    assert_eq!(shown.len(), 32);
 }
 
 #[test]
@@ -377,7 +386,7 @@ fn accelerated_since_when_and_how_many() {
     assert_eq!((verdict.accelerated, &verdict.reason, verdict.certain), (Accelerated::Yes, &None, true));
     // 100 packets, of which 21 came before.
     assert!(
-        verdict.text.contains("10 packets within the look, none on the forward path"),
+        verdict.text.contains("10 packets within the look, 10 left again, none on the forward path"),
         "{}",
         verdict.text
     );
