@@ -47,6 +47,14 @@ fn render_says_conditions_as_the_agent_installs_them() {
             ip protocol tcp tcp sport 100-200 limit rate over 1/second drop
             meta l4proto != 6 ct mark & 0xf0 == 0x90 limit rate over 1/second drop
             ct mark > 1000 ip daddr > 10.200.0.0 limit rate over 1/second drop
+         };
+         chain pre { type filter hook prerouting priority raw;
+            ip saddr 10.8.0.0/17 udp dport 5060 limit rate over 1/second drop
+            ip6 daddr fd00:98::/61 tcp sport 1-9 limit rate over 1/second drop
+            iifname c0 ip saddr 10.7.0.0/16 ip daddr != 10.6.0.1 limit rate over 1/second drop
+         };
+         chain post { type filter hook postrouting priority 300;
+            ip daddr 10.5.0.1 tcp dport != 80 limit rate over 1/second drop
          }; }",
     );
     for rule in
@@ -59,7 +67,16 @@ fn render_says_conditions_as_the_agent_installs_them() {
     let rendered = agent::output(node, &["render"]);
     node.nft(&rendered);
     let by_nft = table::listing(node).expect("a table");
-    for what in ["10.9.0.0/17", "fd00:99::/61", "100-200", "443-444", "iiftype ether", "0x00000090"] {
+    for what in [
+        "10.9.0.0/17",
+        "fd00:99::/61",
+        "100-200",
+        "443-444",
+        "iiftype ether",
+        "0x00000090",
+        "ct reply proto-src",
+        "10.8.0.0/17",
+    ] {
         assert!(by_nft.contains(what), "no {what} in {by_nft}");
     }
     node.nft("delete table inet kindnet-fastpath");

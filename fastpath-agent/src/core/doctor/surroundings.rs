@@ -6,7 +6,10 @@ use super::{
     facts::{Facts, IngressChain},
     some,
 };
-use crate::core::model::{FLOWTABLE, TABLE};
+use crate::core::{
+    model::{FLOWTABLE, TABLE},
+    policy::traits::TIMEOUT,
+};
 
 pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![route_rules(facts)];
@@ -84,15 +87,26 @@ fn timeouts(facts: &Facts) -> Finding {
     match &facts.timeouts {
         Err(why) => Finding::amber(CHECK, format!("can't be read: {why}"), "run doctor with CAP_NET_ADMIN"),
         Ok(names) if names.is_empty() => Finding::green(CHECK, "no flows with timeouts of their own"),
+        Ok(names) if gives_timeouts(facts) => Finding::green(
+            CHECK,
+            format!(
+                "flows that a rule of nftables gives one of these timeouts are left out: {}",
+                some(names)
+            ),
+        ),
         Ok(names) => Finding::amber(
             CHECK,
             format!(
-                "flows with a timeout of their own get the default one once they leave the flowtable: {}",
+                "no rule of nftables or iptables-nft is known to give these timeouts; flows that get one otherwise have the default one once they leave the flowtable: {}",
                 some(names)
             ),
             "leave those flows out with --exclude, by the addresses or ports of the rules that give them the timeout",
         ),
     }
+}
+
+fn gives_timeouts(facts: &Facts) -> bool {
+    facts.policy.surroundings.rules.iter().any(|rule| rule.cause.word == TIMEOUT && !rule.ignored)
 }
 
 /// Our table in a file that is loaded at boot: as a file it names interfaces, and one that is missing then makes all of the

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    ops::BitOrAssign,
 };
 
 use serde::{Serialize, Serializer};
@@ -11,11 +12,12 @@ use serde::{Serialize, Serializer};
 use super::{
     others::{Chain, Others, POSTROUTING, PREROUTING},
     rule::{Established, Outcome},
-    traits::{Cause, Traits},
+    traits::{Cause, TIMEOUT, Traits},
 };
 use crate::core::ruleset::{
+    by_tuple::Seen,
     conditions::Conditions,
-    expr::{Expr, MetaKey},
+    expr::{Direction, Expr, MetaKey},
 };
 
 /// Where NAT changes addresses (`NF_IP_PRI_NAT_DST`, `NF_IP_PRI_NAT_SRC`): between the two all chains see the same ones.
@@ -65,9 +67,9 @@ pub struct Concern {
     /// What flows match by it, as far as that can be copied.
     #[serde(serialize_with = "as_text")]
     pub conditions: Conditions,
-    /// Packets pass it before they are routed.
+    /// Where packets pass it.
     #[serde(skip)]
-    pub prerouting: bool,
+    pub view: View,
     /// It may be passed by (`--ignore-rule`).
     pub ignored: bool,
 }
@@ -97,7 +99,7 @@ impl Concern {
             class: Class::Changing,
             cause: Cause { word, detail: "".into() },
             conditions: Conditions::default(),
-            prerouting: false,
+            view: View::default(),
             ignored: false,
         }
     }
@@ -116,7 +118,24 @@ impl Concern {
     /// It has no conditions that could be copied but for the family: all flows (of the family) are left out.
     pub fn leaves_everything_out(&self) -> bool {
         let is_family = |load: &Expr| matches!(load, Expr::Meta { key: MetaKey::NfProto, .. });
-        self.wants_every_packet() && self.conditions.without(is_family).0.is_empty()
+        let has_none = |conditions: &Conditions| conditions.without(is_family).0.is_empty();
+        self.wants_every_packet() && self.left_out().iter().any(has_none)
+    }
+
+    /// The conditions that our chain has to ask for it: those of the rule, or what they say of the connection where NAT
+    /// stands between the rule and our chain.
+    pub fn left_out(&self) -> Vec<Conditions> {
+        let View { as_ours, before_nat, behind_nat, .. } = self.view;
+        let mut all: Vec<Conditions> = Vec::new();
+        if as_ours || !before_nat && !behind_nat {
+            all.push(self.conditions.clone());
+        }
+        for (seen, _) in
+            [(Seen::BeforeNat, before_nat), (Seen::BehindNat, behind_nat)].into_iter().filter(|(_, is)| *is)
+        {
+            all.extend(Direction::ALL.map(|direction| self.conditions.by_tuple(direction, seen)));
+        }
+        all
     }
 
     /// What is done about it, one of [`FOLLOWS`].
@@ -158,15 +177,19 @@ impl Others {
             let mut walk = Walk { chains, fates: BTreeMap::new(), found: BTreeMap::new() };
             for (name, chain) in chains.iter().filter(|(_, chain)| Self::counts(*family, chain)) {
                 let Some(base) = &chain.base else { continue };
+                let before_nat = base.hook == PREROUTING && base.priority <= DNAT;
+                let behind_nat = base.hook == POSTROUTING && base.priority >= SNAT;
                 let view = View {
                     prerouting: base.hook == PREROUTING,
-                    other_addresses: base.hook == PREROUTING && base.priority <= DNAT
-                        || base.hook == POSTROUTING && base.priority >= SNAT,
+                    as_ours: !before_nat && !behind_nat,
+                    before_nat,
+                    behind_nat,
                 };
                 // Each base chain may reach the same chains another way.
                 walk.fates.clear();
                 walk.chain(name, view);
             }
+            walk.timeouts();
             for ((chain, position), view) in walk.found {
                 let rule = &chains[chain].rules[position];
                 if let Some(traits) = &rule.traits {
@@ -195,15 +218,14 @@ fn family_name(family: u8) -> &'static str {
 
 fn concern(traits: &Traits, decides: bool, view: View) -> Option<Concern> {
     let Traits { every_packet, changing, passive, conditions, comment, .. } = traits;
-    let copies = every_packet.as_ref().is_some_and(|cause| cause.word == "copy");
+    let acts = every_packet.as_ref().is_some_and(|cause| ["copy", TIMEOUT].contains(&cause.word));
     let (class, cause) = match (every_packet, changing) {
-        (Some(cause), _) if decides || copies => (Class::EveryPacket, cause),
+        (Some(cause), _) if decides || acts => (Class::EveryPacket, cause),
         (_, Some(cause)) if decides => (Class::Changing, cause),
         (Some(cause), _) => (Class::NotDecisive, cause),
         _ => (Class::NotDecisive, passive.as_ref()?),
     };
     let conditions = match class {
-        Class::EveryPacket if view.other_addresses => conditions.without_addresses(),
         Class::EveryPacket => conditions.clone(),
         _ => Conditions::default(),
     };
@@ -216,7 +238,7 @@ fn concern(traits: &Traits, decides: bool, view: View) -> Option<Concern> {
         class,
         cause: cause.clone(),
         conditions,
-        prerouting: view.prerouting,
+        view,
         ignored: false,
     })
 }
@@ -242,12 +264,27 @@ fn decides<'c>(
     }
 }
 
-/// How a rule sees packets, compared with our chain.
-#[derive(Clone, Copy, Debug, Default)]
-struct View {
-    prerouting: bool,
-    /// Before or after NAT.
-    other_addresses: bool,
+/// Where packets pass a rule, compared with our chain. A chain may be reached from several places.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// Before they are routed.
+    pub prerouting: bool,
+    /// With the addresses that our chain sees.
+    pub as_ours: bool,
+    /// With those before NAT.
+    pub before_nat: bool,
+    /// With those behind it.
+    pub behind_nat: bool,
+}
+
+impl BitOrAssign for View {
+    fn bitor_assign(&mut self, other: Self) {
+        let Self { prerouting, as_ours, before_nat, behind_nat } = other;
+        self.prerouting |= prerouting;
+        self.as_ours |= as_ours;
+        self.before_nat |= before_nat;
+        self.behind_nat |= behind_nat;
+    }
 }
 
 struct Walk<'c> {
@@ -270,15 +307,27 @@ impl<'c> Walk<'c> {
         ends
     }
 
+    /// Rules that give connections timeouts do so with the first packet, so that others than those which later packets reach
+    /// count, too.
+    fn timeouts(&mut self) {
+        for (name, chain) in self.chains {
+            for (position, rule) in chain.rules.iter().enumerate() {
+                if rule.traits.as_ref().is_some_and(|traits| traits.gives_timeout()) {
+                    let anywhere =
+                        View { prerouting: true, as_ours: true, before_nat: true, behind_nat: true };
+                    self.found.entry((name, position)).or_insert(anywhere);
+                }
+            }
+        }
+    }
+
     fn rules(&mut self, name: &'c str, chain: &'c Chain, view: View) -> bool {
         for (position, rule) in chain.rules.iter().enumerate() {
             if rule.established == Established::None {
                 continue;
             }
             if rule.traits.is_some() {
-                let known = self.found.entry((name, position)).or_default();
-                known.prerouting |= view.prerouting;
-                known.other_addresses |= view.other_addresses;
+                *self.found.entry((name, position)).or_default() |= view;
             }
             let all = rule.established == Established::All;
             let ends = match &rule.outcome {

@@ -70,14 +70,31 @@ fn only_rules_that_established_connections_reach_and_that_decide() {
 }
 
 #[test]
-fn addresses_are_copied_where_nat_leaves_them() {
+fn addresses_are_the_connections_where_nat_changes_them() {
     let rule = [SADDR, Other::Compare { register: 1, equal: true, value: 1 }, LIMIT, DROP];
-    for (hook, priority, addresses) in
-        [(0, -300, false), (0, -100, false), (0, -99, true), (2, 0, true), (4, 0, true), (4, 100, false)]
-    {
+    let [plain, before, behind] = [
+        vec!["meta nfproto ipv4 ip saddr 1.0.0.0"],
+        vec![
+            "ct direction original meta nfproto ipv4 ct original ip saddr 1.0.0.0",
+            "ct direction reply meta nfproto ipv4 ct reply ip saddr 1.0.0.0",
+        ],
+        vec![
+            "ct direction original meta nfproto ipv4 ct reply ip daddr 1.0.0.0",
+            "ct direction reply meta nfproto ipv4 ct original ip daddr 1.0.0.0",
+        ],
+    ];
+    for (hook, priority, expected) in [
+        (0, -300, &before),
+        (0, -100, &before),
+        (0, -99, &plain),
+        (2, 0, &plain),
+        (4, 0, &plain),
+        (4, 100, &behind),
+    ] {
         let concerns = others("filter", hook, priority, &[("c", &[&rule])]).concerns();
         let [concern] = &concerns[..] else { panic!("{concerns:?}") };
-        assert_eq!(concern.conditions.to_string().contains("saddr"), addresses, "{hook} {priority}");
-        assert_eq!(concern.leaves_everything_out(), !addresses);
+        let found: Vec<String> = concern.left_out().iter().map(Conditions::to_string).collect();
+        assert_eq!(&found, expected, "{hook} {priority}");
+        assert!(!concern.leaves_everything_out());
     }
 }

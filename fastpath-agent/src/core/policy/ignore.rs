@@ -82,7 +82,7 @@ fn is_word(word: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::policy::traits::Cause;
+    use crate::core::policy::{concern::View, traits::Cause};
 
     #[test]
     fn a_rule_is_meant_by_comment_chain_handle_or_class() {
@@ -95,7 +95,7 @@ mod tests {
             class: Class::EveryPacket,
             cause: Cause { word: "limit", detail: "".into() },
             conditions: Default::default(),
-            prerouting: false,
+            view: View::default(),
             ignored: false,
         };
         for (text, expected) in [

@@ -126,7 +126,7 @@ impl Rule {
             }
         }
         rule.established = reader.established;
-        if rule.established != Established::None {
+        if rule.established != Established::None || sorter.gives_timeout() {
             rule.traits = sorter.traits();
         }
         rule

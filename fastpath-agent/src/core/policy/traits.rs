@@ -14,8 +14,22 @@ pub struct Cause {
 }
 
 /// Words of rules that want every packet.
-pub const EVERY_PACKET: [&str; 10] =
-    ["limit", "quota", "queue", "ct-packets", "ct-bytes", "ct-count", "random", "content", "copy", "meter"];
+pub const EVERY_PACKET: [&str; 11] = [
+    "limit",
+    "quota",
+    "queue",
+    "ct-packets",
+    "ct-bytes",
+    "ct-count",
+    "random",
+    "content",
+    "copy",
+    "meter",
+    TIMEOUT,
+];
+/// The word of rules that give connections a timeout of their own, which the kernel forgets when it lets go of an offloaded
+/// flow. Their packets may well be new ones only.
+pub const TIMEOUT: &str = "timeout";
 /// Words of rules that change by themselves.
 pub const CHANGING: [&str; 10] =
     ["set", "ipset", "time", "recent", "ct-mark", "cgroup", "owner", "realm", "legacy", "unknown"];
@@ -61,6 +75,11 @@ pub enum SetKind {
 }
 
 impl Traits {
+    /// Whether the rule gives connections a timeout of their own.
+    pub fn gives_timeout(&self) -> bool {
+        self.every_packet.as_ref().is_some_and(|cause| cause.word == TIMEOUT)
+    }
+
     /// Takes in what is known of the sets; false if nothing is left to say about the rule.
     pub fn resolve(&mut self, kind: impl Fn(&str) -> SetKind) -> bool {
         for (set, before) in std::mem::take(&mut self.sets) {
@@ -109,6 +128,11 @@ impl Sorter {
                 Kind::Passive(word, detail) => keep(&mut self.traits.passive, word, detail),
             },
         }
+    }
+
+    /// Whether it gives connections a timeout.
+    pub(super) fn gives_timeout(&self) -> bool {
+        self.traits.gives_timeout()
     }
 
     /// What was found, if anything was.
@@ -195,10 +219,11 @@ fn kind<'a>(expr: &Expr<'a>) -> Kind<'a> {
         // NFT_RT_CLASSID
         Expr::Route { key: 0 } => Kind::Changing("realm", "rt classid"),
         Expr::Fill { meters: Some(what), .. } => Kind::EveryPacket(meter(what), what),
-        // NFT_OBJECT_QUOTA, _LIMIT, _CONNLIMIT, or whatever a map says.
+        // NFT_OBJECT_QUOTA, _LIMIT, _CONNLIMIT, _CT_TIMEOUT, or whatever a map says.
         Expr::Object { kind: Some(2) } => Kind::EveryPacket("quota", ""),
         Expr::Object { kind: Some(4) } => Kind::EveryPacket("limit", ""),
         Expr::Object { kind: Some(5) } => Kind::EveryPacket("ct-count", ""),
+        Expr::Object { kind: Some(7) } => Kind::EveryPacket(TIMEOUT, ""),
         Expr::Object { kind: None } => Kind::EveryPacket("meter", "an object that a map names"),
         Expr::Edit { name } => Kind::Passive("edit", name),
         Expr::Match { name, .. } => xt_match(name),

@@ -9,7 +9,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::expr::{CmpOp, CtKey, Expr, MetaKey, PayloadBase};
+use super::expr::{CmpOp, CtKey, Direction, Expr, MetaKey, PayloadBase, TuplePart};
 use crate::core::{
     model::{IfIndex, IfName},
     surroundings::RouteRule,
@@ -19,7 +19,7 @@ use crate::core::{
 const REG: u32 = 1;
 /// `NFPROTO_IPV4` and `NFPROTO_IPV6`.
 const IPV4: u8 = 2;
-const IPV6: u8 = 10;
+pub(super) const IPV6: u8 = 10;
 /// Offsets of source and destination address in the headers of IPv4 and IPv6, in bytes.
 const ADDRESSES: [(u8, u32, u32); 2] = [(IPV4, 12, 16), (IPV6, 8, 24)];
 /// Offsets of source and destination port.
@@ -122,7 +122,7 @@ impl Conditions {
                 expr,
                 Expr::Meta { .. }
                     | Expr::Payload { .. }
-                    | Expr::Ct { key: CtKey::Mark, .. }
+                    | Expr::Ct { key: CtKey::Mark | CtKey::Direction | CtKey::Tuple(..), .. }
                     | Expr::Bitwise { .. }
                     | Expr::Cmp { .. }
             )
@@ -154,7 +154,7 @@ impl Conditions {
     }
 }
 
-fn is_load(expr: &Expr) -> bool {
+pub(super) fn is_load(expr: &Expr) -> bool {
     matches!(expr, Expr::Meta { .. } | Expr::Payload { .. } | Expr::Ct { .. })
 }
 
@@ -240,6 +240,20 @@ fn comparison(load: &Expr, mask: Option<&[u8]>, op: CmpOp, data: &[u8], ipv6: bo
             let word = if word.is_empty() { "== " } else { word };
             format!("{} & {} {word}{}", raw(*base, *offset, *len), hex(mask), hex(data))
         }
+        (Expr::Ct { key: CtKey::Tuple(direction, part), .. }, Some(mask))
+            if equals && let Some(prefix) = prefix(Some(mask), mask.len() as u32, ipv6) =>
+        {
+            format!("{} {word}{}", of_tuple(*direction, *part), network(data, prefix, ipv6))
+        }
+        (Expr::Ct { key: CtKey::Tuple(direction, part), .. }, Some(mask)) => {
+            let word = if word.is_empty() { "== " } else { word };
+            format!(
+                "{} & {} {word}{}",
+                of_tuple(*direction, *part),
+                network(mask, whole(ipv6), ipv6),
+                network(data, whole(ipv6), ipv6)
+            )
+        }
         (Expr::Ct { .. }, Some(mask)) => {
             let word = if word.is_empty() { "== " } else { word };
             format!("ct mark & {} {word}{}", host(mask), host(data))
@@ -265,6 +279,13 @@ fn is_of(load: &Expr, data: &[u8], ipv6: bool) -> Option<(String, String)> {
             OIFTYPE => ("meta oiftype", host(data)),
             _ => return None,
         },
+        Expr::Ct { key: CtKey::Direction, .. } => {
+            ("ct direction", if data == [0] { "original" } else { "reply" }.to_owned())
+        }
+        Expr::Ct { key: CtKey::Tuple(direction, part), .. } => {
+            let value = if data.len() == 2 { port(data) } else { network(data, whole(ipv6), ipv6) };
+            return Some((of_tuple(*direction, *part), value));
+        }
         Expr::Ct { .. } => ("ct mark", host(data)),
         Expr::Payload { base: PayloadBase::Transport, offset: SOURCE_PORT, len: 2, .. } => {
             ("th sport", port(data))
@@ -284,15 +305,32 @@ fn is_of(load: &Expr, data: &[u8], ipv6: bool) -> Option<(String, String)> {
     Some((what.to_owned(), value))
 }
 
-fn side(offset: u32, ipv6: bool) -> Option<&'static str> {
+/// True for the source's address at this offset, false for the destination's.
+pub(super) fn side_of(offset: u32, ipv6: bool) -> Option<bool> {
     let (_, source, destination) = ADDRESSES[usize::from(ipv6)];
-    match (offset == source, offset == destination, ipv6) {
-        (true, _, false) => Some("ip saddr"),
-        (_, true, false) => Some("ip daddr"),
-        (true, _, true) => Some("ip6 saddr"),
-        (_, true, true) => Some("ip6 daddr"),
-        _ => None,
-    }
+    (offset == source || offset == destination).then_some(offset == source)
+}
+
+fn side(offset: u32, ipv6: bool) -> Option<&'static str> {
+    Some(match (side_of(offset, ipv6)?, ipv6) {
+        (true, false) => "ip saddr",
+        (false, false) => "ip daddr",
+        (true, true) => "ip6 saddr",
+        (false, true) => "ip6 daddr",
+    })
+}
+
+/// A part of a connection's tuple, as nft names it.
+fn of_tuple(direction: Direction, part: TuplePart) -> String {
+    let part = match part {
+        TuplePart::SourceV4 => "ip saddr",
+        TuplePart::DestinationV4 => "ip daddr",
+        TuplePart::SourceV6 => "ip6 saddr",
+        TuplePart::DestinationV6 => "ip6 daddr",
+        TuplePart::SourcePort => "proto-src",
+        TuplePart::DestinationPort => "proto-dst",
+    };
+    format!("ct {direction} {part}")
 }
 
 /// Bits of an address.

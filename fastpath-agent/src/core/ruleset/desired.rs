@@ -171,10 +171,13 @@ fn wanted_by_others(policy: &Policy, managed: &BTreeMap<IfIndex, &Link>, table: 
     let in_vrf = managed.values().any(|link| is_vrf(link));
     let mut wanted: Vec<Conditions> = Vec::new();
     for rule in policy.surroundings.rules.iter().filter(|rule| rule.wants_every_packet()) {
-        let conditions =
-            if in_vrf && rule.prerouting { rule.conditions.without_input() } else { rule.conditions.clone() };
-        if !wanted.contains(&conditions) {
-            wanted.push(conditions);
+        for mut conditions in rule.left_out() {
+            if in_vrf && rule.view.prerouting {
+                conditions = conditions.without_input();
+            }
+            if !wanted.contains(&conditions) {
+                wanted.push(conditions);
+            }
         }
     }
     if wanted.len() > MOST_WANTED || wanted.iter().any(|conditions| conditions.0.is_empty()) {

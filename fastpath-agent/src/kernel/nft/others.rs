@@ -85,6 +85,8 @@ const VERDICT_REGISTER: u32 = 0;
 const SET_CHANGES: u32 = 0x10 | 0x20;
 /// `NFTNL_UDATA_RULE_COMMENT` (libnftnl's udata.h).
 const COMMENT: u8 = 0;
+/// `NFT_OBJECT_CT_TIMEOUT`.
+const CT_TIMEOUT: u32 = 7;
 /// How often it is read again after a change in the midst of it.
 const ATTEMPTS: u32 = 4;
 
@@ -386,9 +388,21 @@ fn known<'a>(name: &str, data: &'a [u8]) -> Option<Expr<'a>> {
             name: find(nfta::XT_NAME).map(|nla| text(&nla))?,
             info: find(nfta::XT_INFO).map_or(&[], |nla| nla.value()),
         },
+        "target"
+            if find(nfta::XT_NAME).is_some_and(|nla| text(&nla) == "CT")
+                && gives_timeout(find(nfta::XT_INFO)) =>
+        {
+            Expr::Object { kind: Some(CT_TIMEOUT) }
+        }
         "target" => Expr::Target { name: find(nfta::XT_NAME).map(|nla| text(&nla))? },
         _ => return None,
     })
+}
+
+/// Whether a target CT of xtables names a timeout (struct xt_ct_target_info_v1; the first revision has none).
+fn gives_timeout(info: Option<Attribute<'_>>) -> bool {
+    const NAME_AT: usize = 28;
+    info.and_then(|info| info.value().get(NAME_AT).copied()).is_some_and(|byte| byte != 0)
 }
 
 /// What lets some packets pass only, of an element that packets put into a set.

@@ -114,6 +114,22 @@ const ELSEWHERE: Case = Case {
             ..STOP_V4
         },
         Change {
+            name: "prerouting, of the answers as they come in",
+            steps: &[Node(
+                "nft 'table ip raw { chain c { type filter hook prerouting priority raw; ip saddr 10.2.0.2 ip daddr 10.2.0.1 limit rate over 10/second drop; }; }'",
+            )],
+            undo: &[Node("nft delete table ip raw")],
+            ..STOP_V4
+        },
+        Change {
+            name: "postrouting, behind NAT",
+            steps: &[Node(
+                "nft 'table ip post { chain c { type filter hook postrouting priority 300; ip saddr 10.2.0.1 limit rate over 10/second drop; }; }'",
+            )],
+            undo: &[Node("nft delete table ip post")],
+            ..STOP_V4
+        },
+        Change {
             name: "postrouting",
             steps: &[Node(
                 "nft 'table ip post { chain c { type filter hook postrouting priority 0; ip saddr 10.1.0.2 limit rate over 10/second drop; }; }'",

@@ -28,6 +28,22 @@ const CASE: Case = Case {
             ..ADDED
         },
         Change {
+            name: "a limit of others' addresses, before NAT",
+            steps: &[Node(
+                "nft 'table inet pre { chain c { type filter hook prerouting priority raw; ip saddr 10.9.0.0/16 limit rate over 10/second drop; udp dport 9 limit rate over 10/second drop; }; }'",
+            )],
+            undo: &[Node("nft delete table inet pre")],
+            ..ADDED
+        },
+        Change {
+            name: "a limit of others' addresses, behind NAT",
+            steps: &[Node(
+                "nft 'table inet post { chain c { type filter hook postrouting priority 300; ip daddr 10.9.0.0/16 limit rate over 10/second drop; tcp sport 9 limit rate over 10/second drop; }; }'",
+            )],
+            undo: &[Node("nft delete table inet post")],
+            ..ADDED
+        },
+        Change {
             name: "a quota of another interface",
             steps: &[Node("nft add rule inet fw forward iifname eth7 quota over 20 bytes drop")],
             ..ADDED
