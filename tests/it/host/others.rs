@@ -188,9 +188,13 @@ fn many_rules_are_read_fast() {
          {rules}"
     ));
     read(&node);
-    let begun = Instant::now();
-    let others = read(&node);
-    let took = begun.elapsed();
+    let timed = || {
+        let begun = Instant::now();
+        let others = read(&node);
+        (begun.elapsed(), others)
+    };
+    // Others may have the processor meanwhile, and not each time.
+    let (took, others) = [(); 3].map(|()| timed()).into_iter().min_by_key(|(took, _)| *took).expect("three");
     println!("{RULES} rules in {took:?}");
     let count = |chain: &str| others.0[&(2, "t".to_owned())][chain].rules.len();
     assert_eq!((count("c"), count("not-reached")), (RULES as usize, 0));
