@@ -88,7 +88,7 @@ Keys are shown in the last line and by `?`. The agent doesn't have to run; witho
 Colours are left out where the environment variable NO_COLOR is set.")]
     Top(TopArgs),
     /// Have offloaded flows pass the filters again, after changes that a running agent doesn't find out by itself (tc, eBPF
-    /// maps of others, the first table of iptables-legacy), or while none runs
+    /// maps of others), or while none runs
     Revalidate,
     /// End the acceleration of connections for good, or the connections themselves
     #[command(after_help = "Examples:

@@ -266,20 +266,6 @@ fn it_can_be_switched_off_and_done_by_hand() {
     assert_eq!(monitor.commits_of_agent(), commits, "the agent answers nothing");
 }
 
-/// The first table of all, which is found once a minute; `fate::rules::changing::legacy` has one that is in use.
-#[test]
-fn iptables_legacy_counts_when_told() {
-    let topology = Topology::routed();
-    let agent = Agent::start(&topology.node, &[]);
-    let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
-    topology.assert_becomes_accelerated(&mut flow);
-    let args = "-I FORWARD -p udp --dport 7001 -j DROP".split(' ').collect::<Vec<_>>();
-    topology.node.output("iptables-legacy", &args);
-    assert_eq!(stopped_within(&mut flow, LIMIT), None, "the kernel announces it? {:?}", agent.log());
-    agent::output(&topology.node, &["revalidate"]);
-    assert_eq!(flow.rounds(2), 0);
-}
-
 /// Nothing of it confuses a running agent.
 #[test]
 fn by_hand_with_and_without_a_running_agent() {

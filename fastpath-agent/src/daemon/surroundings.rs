@@ -2,7 +2,7 @@
 //! thread, so that the loop goes on; an overrun and the safety net have all of it read. What came of it goes to the
 //! reconciler, and offloaded flows are judged anew by it.
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Instant};
 
 use tokio::task::{JoinHandle, spawn_blocking};
 use tracing::{debug, warn};
@@ -28,6 +28,7 @@ use crate::{
     },
     kernel::{
         links::LinkError,
+        module_monitor::ModuleMonitor,
         netconf,
         node_monitor::{NodeEvent, NodeMonitor},
         surroundings::{self, Ask, Report},
@@ -40,6 +41,8 @@ const DELAY_MS: u64 = 20;
 const GAP_MS: u64 = 250;
 /// When it is tried again what couldn't be read.
 const RETRY_MS: u64 = 5_000;
+/// From one look for tables of iptables-legacy to the next.
+const LEGACY_MS: u64 = 1_000;
 
 /// What is known of others, and what of it is to be read again.
 pub struct Observer {
@@ -60,6 +63,40 @@ pub struct Observer {
     read_at: u64,
     /// What couldn't be read, as last reported.
     failures: Vec<String>,
+    legacy: Legacy,
+}
+
+/// Looks for tables of iptables-legacy, which nobody announces; only where the kernel can have some.
+struct Legacy {
+    /// Says when that may come to be so; `None` if it can't be listened to.
+    modules: Option<ModuleMonitor>,
+    /// Those that were found last.
+    tables: Option<BTreeSet<String>>,
+    look_at: Option<u64>,
+}
+
+impl Legacy {
+    fn open() -> Self {
+        let modules = ModuleMonitor::open()
+            .inspect_err(|error| debug!(%error, "kernel modules that are loaded aren't heard of"))
+            .ok();
+        Self { modules, tables: None, look_at: None }
+    }
+
+    /// Read anew: `tables` are there.
+    fn read(&mut self, tables: &Option<BTreeSet<String>>, now: u64) {
+        self.tables.clone_from(tables);
+        self.look_at = surroundings::may_have_legacy_tables().then_some(now + LEGACY_MS);
+    }
+
+    /// Looks, if it is time; true if others are there than before.
+    fn differs(&mut self, now: u64) -> bool {
+        if self.look_at.is_none_or(|at| at > now) {
+            return false;
+        }
+        self.look_at = Some(now + LEGACY_MS);
+        surroundings::legacy_tables().ok() != self.tables
+    }
 }
 
 impl Observer {
@@ -79,6 +116,7 @@ impl Observer {
             due: None,
             read_at: 0,
             failures: Vec::new(),
+            legacy: Legacy::open(),
         };
         observer.read_settings();
         Ok(observer)
@@ -117,6 +155,7 @@ impl Observer {
         let found = known.surroundings(&self.ignored);
         self.said.say(&found.rules);
         self.tables.clone_from(&known.tables);
+        self.legacy.read(&known.legacy, now);
         self.known = Some(known);
         self.read_at = now;
         for failure in &report.failures {
@@ -168,7 +207,21 @@ impl Observer {
 
     /// When something is to be read; not while a thread does.
     pub fn due(&self) -> Option<u64> {
-        self.due.filter(|_| self.reading.is_none())
+        let due = self.due.into_iter().chain(self.legacy.look_at).min();
+        due.filter(|_| self.reading.is_none())
+    }
+
+    /// Does what is due: looks for legacy tables, or has a thread read what is wanted. True if other legacy tables are there.
+    fn on_time(&mut self, links: &LinkTable, now: u64) -> bool {
+        let differs = self.legacy.differs(now);
+        if differs {
+            self.wanted.legacy = true;
+            self.due = Some(now);
+        }
+        if self.due.is_some_and(|due| due <= now) {
+            self.begin(links);
+        }
+        differs
     }
 
     /// Has a thread read what is wanted.
@@ -195,7 +248,13 @@ impl Observer {
     pub(super) async fn next(observer: &mut Option<Self>, started: Instant) -> Happened {
         let Some(observer) = observer else { return std::future::pending().await };
         let due = observer.due();
-        let Self { monitor, reading, .. } = observer;
+        let Self { monitor, reading, legacy, .. } = observer;
+        let module = async {
+            match &mut legacy.modules {
+                Some(modules) => modules.next().await,
+                None => std::future::pending().await,
+            }
+        };
         let read = async {
             match reading {
                 Some((task, _)) => task.await,
@@ -211,6 +270,7 @@ impl Observer {
                 Happened::Read(result.ok())
             }
             events = monitor.next() => Happened::Announced(events),
+            loaded = module => Happened::ModuleLoaded(loaded),
         }
     }
 
@@ -242,6 +302,8 @@ pub(super) enum Happened {
     Due,
     /// Something was announced.
     Announced(std::io::Result<Vec<NodeEvent>>),
+    /// A kernel module was loaded, or can't be heard of any more.
+    ModuleLoaded(std::io::Result<()>),
     /// A thread has read what was wanted; `None` if it didn't get to its end.
     Read(Option<(Known, Report)>),
 }
@@ -335,7 +397,20 @@ impl Agent {
         }
         let (Some(offload), Some(observer)) = (&mut self.offload, &mut self.observer) else { return Ok(()) };
         match happened {
-            Happened::Due => observer.begin(&self.links),
+            Happened::Due => {
+                if observer.on_time(&self.links, now) {
+                    offload.revalidation.changed(Trigger::Surroundings, now);
+                }
+            }
+            Happened::ModuleLoaded(Ok(())) => {
+                if surroundings::may_have_legacy_tables() {
+                    observer.legacy.look_at.get_or_insert(now);
+                }
+            }
+            Happened::ModuleLoaded(Err(error)) => {
+                debug!(%error, "kernel modules that are loaded aren't heard of any more");
+                observer.legacy.modules = None;
+            }
             Happened::Announced(events) => {
                 let (trigger, lost) = observer.announced(events.map_err(LinkError::Listen)?);
                 if let Some(trigger) = trigger {

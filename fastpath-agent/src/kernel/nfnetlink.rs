@@ -19,6 +19,8 @@ use nix::{
     },
 };
 
+use super::socket_filter;
+
 /// Size of the receive buffer in user space. Also what a dump may put into one datagram: the kernel allocates
 /// as much as the largest `recvmsg` so far asked for, up to 32 KiB (`netlink_dump`, net/netlink/af_netlink.c).
 const RECEIVE_BYTES: usize = 64 * 1024;
@@ -210,7 +212,7 @@ impl Socket {
         fcntl(&socket, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
         // Before joining, so that nothing unfiltered gets in.
         if !filter.is_empty() {
-            socket.attach_filter(filter)?;
+            socket_filter::attach(&socket, filter)?;
         }
         socket.inner.bind(groups, mnl::mnl_sys::MNL_SOCKET_AUTOPID)?;
         Ok(socket)
@@ -243,24 +245,6 @@ impl Socket {
                 name,
                 (&raw const value).cast(),
                 size_of::<i32>() as libc::socklen_t,
-            )
-        };
-        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-    }
-
-    fn attach_filter(&self, filter: &[libc::sock_filter]) -> io::Result<()> {
-        let program = libc::sock_fprog {
-            len: u16::try_from(filter.len()).map_err(io::Error::other)?,
-            filter: filter.as_ptr().cast_mut(),
-        };
-        // SAFETY: the kernel copies the program, `len` instructions from `filter`, and doesn't write to it.
-        let result = unsafe {
-            libc::setsockopt(
-                self.inner.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_ATTACH_FILTER,
-                (&raw const program).cast(),
-                size_of::<libc::sock_fprog>() as libc::socklen_t,
             )
         };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }

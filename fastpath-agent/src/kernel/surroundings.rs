@@ -60,7 +60,7 @@ pub fn read(known: &mut Known, ask: &Ask) -> Report {
             )),
         }
     }
-    if parts.all {
+    if parts.all || parts.legacy {
         known.legacy = take(
             legacy_tables(),
             &mut report,
@@ -125,10 +125,20 @@ fn take<T>(result: io::Result<T>, report: &mut Report, what: &str, follows: &str
     }
 }
 
-fn legacy_tables() -> io::Result<BTreeSet<String>> {
+/// Where the kernel lists the tables of iptables-legacy; the files are there once it can have some.
+const LEGACY: [&str; 2] = ["/proc/self/net/ip_tables_names", "/proc/self/net/ip6_tables_names"];
+
+/// Whether this network namespace can have tables of iptables-legacy now. It has none before they are used first, and nobody
+/// announces that.
+pub fn may_have_legacy_tables() -> bool {
+    LEGACY.iter().any(|file| Path::new(file).exists())
+}
+
+/// Names of the tables of iptables-legacy and ip6tables-legacy.
+pub fn legacy_tables() -> io::Result<BTreeSet<String>> {
     let mut names = BTreeSet::new();
-    for file in ["ip_tables_names", "ip6_tables_names"] {
-        match fs::read_to_string(format!("/proc/self/net/{file}")) {
+    for file in LEGACY {
+        match fs::read_to_string(file) {
             Ok(text) => names.extend(text.lines().map(str::to_owned)),
             // Kernels without legacy tables.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -11,6 +11,7 @@ use std::{
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt};
 
+use super::socket_filter::{attach, statement};
 use crate::core::flow::connection::Tuple;
 
 /// Where a filter finds what isn't in the packet (include/uapi/linux/filter.h): `SKF_AD_OFF` with its protocol, and with
@@ -32,7 +33,7 @@ impl Tap {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Packet, SockType::Datagram, flags, None)?;
         setsockopt(&socket, sockopt::RcvBuf, &BUFFER_BYTES)?;
-        attach(&socket, &mut filter(leaving))?;
+        attach(&socket, &filter(leaving))?;
         let address = libc::sockaddr_ll {
             sll_family: libc::AF_PACKET as libc::c_ushort,
             // Only who asks for all protocols sees what leaves.
@@ -73,21 +74,6 @@ impl Tap {
     }
 }
 
-fn attach(socket: &OwnedFd, code: &mut [libc::sock_filter]) -> io::Result<()> {
-    let program = libc::sock_fprog { len: code.len() as libc::c_ushort, filter: code.as_mut_ptr() };
-    // SAFETY: `program` has the size that is given, and points to `len` instructions, which the call copies.
-    let set = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_FILTER,
-            (&raw const program).cast(),
-            mem::size_of_val(&program) as libc::socklen_t,
-        )
-    };
-    if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
 /// A filter (classic BPF) that accepts outgoing packets with these addresses, ports and protocol, but fragments other than
 /// the first. The packet begins with its IP header.
 fn filter(tuple: &Tuple) -> Vec<libc::sock_filter> {
@@ -95,7 +81,6 @@ fn filter(tuple: &Tuple) -> Vec<libc::sock_filter> {
         BPF_ABS, BPF_B, BPF_H, BPF_IND, BPF_JEQ, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_LDX, BPF_MSH, BPF_RET,
         BPF_W,
     };
-    let statement = |code: u32, k| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
     let mut tests = Vec::new();
     let mut equal = |load: u32, at: u32, value: u32| {
         tests.push((statement(BPF_LD | load, at), BPF_JEQ, value));

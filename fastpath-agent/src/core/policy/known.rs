@@ -115,6 +115,8 @@ pub struct Parts {
     pub all: bool,
     /// Chains, and the rules of these tables.
     pub tables: BTreeSet<TableKey>,
+    /// Names of legacy tables.
+    pub legacy: bool,
     /// Policy rules.
     pub route_rules: bool,
     /// Programs of these interfaces, where they are on top of others.

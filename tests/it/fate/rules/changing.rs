@@ -156,6 +156,9 @@ const LEGACY: Case = Case {
     ..Case::PLAIN
 };
 
+/// The node's first legacy table, which nobody announces.
+const FIRST_LEGACY: Case = Case { name: "first table of iptables-legacy", set_up: &[], ..LEGACY };
+
 #[test]
 fn sets() {
     SETS.run(With::Agent).assert_same_fate();
@@ -180,6 +183,21 @@ fn marks() {
 #[test]
 fn legacy() {
     LEGACY.run(With::Agent).assert_same_fate();
+}
+
+/// The kernel loads the module for it, where it has none yet.
+#[test]
+fn first_legacy_table() {
+    let modules =
+        ["iptable_filter", "iptable_mangle", "iptable_nat", "iptable_raw", "iptable_security", "ip_tables"];
+    for module in modules {
+        // What isn't there, or is in use, stays so.
+        let _ = std::process::Command::new("rmmod").arg(module).status();
+    }
+    println!("legacy tables before: {}", std::path::Path::new("/proc/self/net/ip_tables_names").exists());
+    FIRST_LEGACY.run(With::Agent).assert_same_fate();
+    println!("and the next time: {}", std::path::Path::new("/proc/self/net/ip_tables_names").exists());
+    FIRST_LEGACY.run(With::Agent).assert_same_fate();
 }
 
 /// Without them being judged anew flows feel none of it.
