@@ -214,6 +214,38 @@ fn flows_that_are_not_offloaded_say_why() {
 }
 
 #[test]
+fn rules_of_others_are_counted_with_what_they_cost() {
+    let topology = Topology::routed();
+    topology.node.nft(
+        "table inet edge {
+            set ban { type ipv4_addr; flags timeout; }
+            chain forward { type filter hook forward priority 0;
+                ip saddr @ban drop
+                ip saddr 10.1.0.2 udp dport 7001 limit rate over 1000000/second drop
+            }
+         }",
+    );
+    let agent = start(&topology, &[]);
+    let mut flows = [7001, 7002].map(|port| send(&topology, Proto::Udp, Family::V4, port, 100));
+    let series = |name: &str| Page::read(&topology).get(name);
+    for (class, handling, count) in
+        [("every-packet", "respected", 1), ("changing", "re-validated", 1), ("changing", "ignored", 0)]
+    {
+        let name = format!("fastpath_rules_bypassed{{class=\"{class}\",handling=\"{handling}\"}}");
+        assert_eq!(series(&name), count, "{name}");
+    }
+    wait_until("flows judged anew", Duration::from_secs(10), || {
+        flows.iter_mut().for_each(|flow| assert_eq!(flow.rounds(10), 10));
+        series("fastpath_rule_revalidations_total{cause=\"set\"}") > 1
+    });
+    assert_eq!(series("fastpath_rule_revalidations_total{cause=\"ipset\"}"), 0);
+    assert_eq!(series("fastpath_flows_stalled{cause=\"every-packet\"}"), 1);
+    assert_eq!(series("fastpath_flows_left_out{rule=\"inet edge forward\"}"), 1);
+    assert_eq!(series("fastpath_flows_left_out{rule=\"others\"}"), 0);
+    agent.stop();
+}
+
+#[test]
 fn ready_is_when_the_ruleset_stands() {
     let topology = Topology::routed();
     let node = &topology.node;

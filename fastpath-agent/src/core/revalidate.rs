@@ -55,7 +55,12 @@ pub enum Subject<'a> {
         /// The chain.
         chain: &'a str,
     },
-    /// A set, elements of one, a stateful object, a flowtable.
+    /// Elements of a set or a map.
+    Elements {
+        /// Its name.
+        set: &'a str,
+    },
+    /// A set, a stateful object, a flowtable.
     Other,
 }
 
@@ -133,7 +138,7 @@ impl BaseChains {
                 // No rule can jump to a base chain, so only its own hook matters.
                 chains.get(*chain).copied().unwrap_or_else(|| any(chains))
             }),
-            Subject::Other => self.0.get(&key).is_none_or(any),
+            Subject::Elements { .. } | Subject::Other => self.0.get(&key).is_none_or(any),
         }
     }
 }

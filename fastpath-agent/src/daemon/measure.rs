@@ -9,7 +9,7 @@ use std::{
 
 use tracing::debug;
 
-use super::{Agent, Crossings, crossings::Counts, reconcile::Standing, rules::by_what_follows};
+use super::{Agent, Crossings, crossings::Counts, reconcile::Standing, rules};
 use crate::{
     core::{flow::Node, ruleset::desired},
     kernel::flows::tick_ns,
@@ -82,7 +82,8 @@ impl Agent {
             managed: reconciler.and_then(|r| r.offloads()).map_or(0, |(_, managed)| managed.len()),
             watched: self.watch.as_ref().map_or(0, |watch| watch.attached()),
             left_out: self.left_out(),
-            rules: reconciler.map_or_else(BTreeMap::new, |r| by_what_follows(&r.surroundings().rules)),
+            rules: reconciler.map_or_else(BTreeMap::new, |r| rules::counted(&r.surroundings().rules)),
+            rule_revalidations: offload.map(|o| o.revalidation.by_cause().clone()).unwrap_or_default(),
         }
     }
 

@@ -15,7 +15,7 @@ use tracing::{debug, error, info, warn};
 use crate::{
     config::Config,
     core::{
-        flow::Node,
+        flow::{Node, left_out::LeftOut},
         link::table::{LinkEvent, LinkTable},
         model::TABLE,
         pace::{Outcome, Pace, Trigger},
@@ -208,7 +208,9 @@ fn judges(links: &LinkTable, offload: Option<&Offload>, config: &Config) -> Node
     };
     let names = links.iter().map(|link| (link.index, link.name.clone())).collect();
     let exclusions = Arc::clone(&config.rules.exclusions);
-    Node { threshold, exclusions, managed, names, ..Node::default() }
+    let rules = offload.map_or(&[][..], |offload| &offload.reconciler.surroundings().rules);
+    let left_out = Arc::new(LeftOut::new(rules, |_| true));
+    Node { threshold, exclusions, left_out, managed, names, ..Node::default() }
 }
 
 struct Agent {

@@ -1,7 +1,10 @@
 //! Has the kernel judge offloaded flows anew after changes that may concern them: the flowtable is emptied, and flows that
 //! the filters still accept come back with their next packet.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use tracing::warn;
 
@@ -124,6 +127,9 @@ pub struct Revalidation {
     /// What the next one is for.
     trigger: Trigger,
     counts: Counts,
+    /// What rules ask that change without an announcement, and how often each had the flowtable emptied.
+    causes: BTreeSet<&'static str>,
+    by_cause: BTreeMap<&'static str, u64>,
 }
 
 /// How often flows were judged anew, by the names of what triggered it and of what came of it.
@@ -177,6 +183,8 @@ impl Revalidation {
             failure: None,
             trigger: Trigger::Ruleset,
             counts: Counts::new(),
+            causes: BTreeSet::new(),
+            by_cause: BTreeMap::new(),
         }
     }
 
@@ -234,9 +242,15 @@ impl Revalidation {
         &self.counts
     }
 
-    /// Whether there are rules of others that change without an announcement.
-    pub fn recurs(&mut self, recurs: bool, now: u64) {
-        self.recurring.needed(recurs, now);
+    /// What rules of others ask that change without an announcement; none if there are no such rules.
+    pub fn recurs(&mut self, causes: BTreeSet<&'static str>, now: u64) {
+        self.recurring.needed(!causes.is_empty(), now);
+        self.causes = causes;
+    }
+
+    /// How often such rules made it necessary, by what they ask.
+    pub fn by_cause(&self) -> &BTreeMap<&'static str, u64> {
+        &self.by_cause
     }
 
     /// When the flowtable is to be emptied, if it is.
@@ -262,6 +276,11 @@ impl Revalidation {
             Err(_) => "failed",
         };
         *self.counts.entry((trigger, outcome)).or_default() += 1;
+        if !announced && matches!(result, Ok(Emptied::Done { .. })) {
+            for cause in &self.causes {
+                *self.by_cause.entry(cause).or_default() += 1;
+            }
+        }
         self.failure = match result {
             Ok(_) => None,
             Err(EmptyError::Nft(error)) if error.is_final() => return Err(error),

@@ -1,6 +1,6 @@
 //! Says in the log which rules of others cost acceleration, and how to have them passed by: once for each change. Decides nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tracing::{info, warn};
 
@@ -51,11 +51,16 @@ fn first(rules: &[Concern], is: impl Fn(&Concern) -> bool) -> Option<String> {
     })
 }
 
-/// How many rules there are, by what is done about them.
-pub(super) fn by_what_follows(rules: &[Concern]) -> BTreeMap<&'static str, u64> {
+/// How many rules there are, by class and by what is done about them.
+pub(super) fn counted(rules: &[Concern]) -> BTreeMap<(&'static str, &'static str), u64> {
     let mut counts = BTreeMap::new();
     for rule in rules {
-        *counts.entry(rule.follows()).or_default() += 1;
+        *counts.entry((rule.class.name(), rule.follows())).or_default() += 1;
     }
     counts
+}
+
+/// What rules ask because of which offloaded flows are judged anew, again and again.
+pub(super) fn changing(rules: &[Concern]) -> BTreeSet<&'static str> {
+    rules.iter().filter_map(Concern::changes_by).collect()
 }

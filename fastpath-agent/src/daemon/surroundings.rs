@@ -7,7 +7,11 @@ use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Instant};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tracing::{debug, warn};
 
-use super::{Agent, DaemonError, Offload, at, revalidate::Trigger, rules::Said};
+use super::{
+    Agent, DaemonError, Offload, at,
+    revalidate::Trigger,
+    rules::{self, Said},
+};
 use crate::{
     core::{
         forwarding::Settings,
@@ -18,7 +22,6 @@ use crate::{
         model::{IfIndex, Link},
         pace,
         policy::{
-            concern::Concern,
             ignore::Ignore,
             known::{Known, Parts},
             others::Others,
@@ -317,7 +320,7 @@ pub(super) fn hear(observer: &mut Option<Observer>, notice: &Notice<'_>) {
 
 /// Hands on what was read; says whether it is something new, which takes a reconcile.
 fn heed(offload: &mut Offload, found: Surroundings, now: u64) -> bool {
-    offload.revalidation.recurs(found.rules.iter().any(Concern::is_changing), now);
+    offload.revalidation.recurs(rules::changing(&found.rules), now);
     offload.reconciler.surrounded_by(found)
 }
 

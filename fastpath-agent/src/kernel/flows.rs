@@ -18,17 +18,19 @@ use super::{
     bpf::{BpfError, Pinned, Reading},
     conntrack::{Conntrack, ConntrackError},
     links::{LinkError, Links},
-    nft::{Nft, NftError},
+    nft::{Nft, NftError, Which},
 };
 use crate::core::{
     flow::{
         Cause, Flow, Node, State,
         connection::{Entry, Tuple},
+        left_out::LeftOut,
         path::Metered,
         trace::{Evidence, Trace},
     },
     link::table::LinkTable,
-    ruleset::{exclude::Exclusions, sets::OwnSet},
+    policy::others::Others,
+    ruleset::{exclude::Exclusions, observed::ObservedTable, sets::OwnSet},
 };
 
 /// Flows can't be read.
@@ -53,8 +55,12 @@ pub async fn node() -> Result<Node, FlowsError> {
     let links = Links::open()?;
     let link_table: LinkTable = links.list().await?.into_iter().collect();
     let addresses = links.addresses().await?;
-    let table = Nft::open()?.observe()?.table;
+    let mut nft = Nft::open()?;
+    let table = nft.observe()?.table;
+    let left_out =
+        table.as_ref().map_or_else(|| Ok(LeftOut::default()), |table| left_out(&mut nft, table))?;
     Ok(Node {
+        left_out: Arc::new(left_out),
         threshold: table.as_ref().and_then(|t| t.threshold()),
         metered: table.as_ref().is_some_and(|t| t.metered()),
         exclusions: Arc::new(table.as_ref().map_or_else(Default::default, Exclusions::of_rules)),
@@ -67,6 +73,18 @@ pub async fn node() -> Result<Node, FlowsError> {
         now_ns: monotonic_ns(),
         tick_ns: tick_ns(),
     })
+}
+
+/// Rules of other programs because of which our table leaves flows out. They are read only if there are any.
+fn left_out(nft: &mut Nft, table: &ObservedTable) -> Result<LeftOut, NftError> {
+    let heeded: Vec<_> = table.left_out().collect();
+    if heeded.is_empty() {
+        return Ok(LeftOut::default());
+    }
+    let mut others = Others::default();
+    nft.read_others(&mut others, Which::All)?;
+    let all = heeded.iter().any(|conditions| conditions.0.is_empty());
+    Ok(LeftOut::new(&others.concerns(), |conditions| all || heeded.contains(conditions)))
 }
 
 /// Resolution of the times of flows, in ns: the kernel's tick.

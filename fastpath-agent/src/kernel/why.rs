@@ -16,6 +16,7 @@ use super::{
     nft::{Nft, NftError, SlowPath},
     route::Routes,
     route_rules,
+    surroundings::read_once,
     tap::Tap,
     xfrm,
 };
@@ -31,13 +32,14 @@ use crate::core::{
         watch,
     },
     model::{FLOWTABLE, IfIndex, IfName, Link},
+    policy::ignore::Ignore,
     ruleset::{
         chain::OwnChain,
         exclude::{self, Exclusions},
         observed::Counter,
         sets::OwnSet,
     },
-    why::{Direction, Facts, FlowSpec, Flowtable, Moved, NotManaged, Program, Route, Ruleset, Slow},
+    why::{self, Direction, Facts, FlowSpec, Flowtable, Moved, NotManaged, Program, Route, Ruleset, Slow},
 };
 
 /// Time between the two looks.
@@ -50,6 +52,8 @@ pub struct Flags<'a> {
     pub selection: &'a Selection,
     /// Its exclusions, as they are in its file now.
     pub exclusions: &'a Exclusions,
+    /// Rules that it passes by.
+    pub ignored: &'a [Ignore],
 }
 
 impl Flags<'_> {
@@ -165,6 +169,21 @@ pub async fn gather(spec: &FlowSpec, pin_path: &Path, agent: Option<Flags<'_>>) 
         }
         _ => Vec::new(),
     };
+    let wanted = match &entry {
+        Some(entry) if !entry.status.offloaded() => {
+            let packets = why::packets(entry, &directions, &link_table);
+            let met: Vec<_> = why::matching(&ruleset.left_out, &packets).collect();
+            // All rules of the node are read only for a flow that is left out.
+            let rules = if met.is_empty() {
+                Vec::new()
+            } else {
+                let ignored = agent.map_or(&[][..], |agent| agent.ignored);
+                read_once(&link_table, pin_path).0.surroundings(ignored).rules
+            };
+            why::named(&met, &rules, &packets)
+        }
+        _ => Vec::new(),
+    };
     let unmanaged = unmanaged(&mut eyes.nft, &link_table, &ruleset, agent, &directions)?;
     Ok(Facts {
         asked: spec.tuple,
@@ -173,6 +192,7 @@ pub async fn gather(spec: &FlowSpec, pin_path: &Path, agent: Option<Flags<'_>>) 
         route_rules,
         traces,
         dead,
+        wanted,
         entry,
         directions,
         counting: eyes.pinned.is_some(),
@@ -340,6 +360,7 @@ fn ruleset(nft: &mut Nft, connection: Option<&Entry>) -> Result<Ruleset, NftErro
         excluded_marks: exclude::marks_of_packets(&table).map(|mark| format!("mark/{mark}")).collect(),
         revoked: listed(OwnSet::Revoked)?,
         assisted: listed(OwnSet::Assist)?,
+        left_out: table.left_out().collect(),
         owner: Some(table.owner),
     })
 }

@@ -19,7 +19,7 @@ use crate::{
         },
         link::select::REASON_NAMES,
         pace::Trigger,
-        policy::concern::FOLLOWS,
+        policy::{concern::HANDLED, traits::CHANGING},
     },
     kernel::memory::Usage,
 };
@@ -81,8 +81,10 @@ pub struct Agent {
     pub watched: usize,
     /// Interfaces that aren't in the flowtable, by [`REASON_NAMES`].
     pub left_out: BTreeMap<&'static str, u64>,
-    /// Rules of others that offloaded packets don't pass, by [`FOLLOWS`].
-    pub rules: BTreeMap<&'static str, u64>,
+    /// Rules of others that offloaded packets don't pass, by class and by what is done about them ([`HANDLED`]).
+    pub rules: BTreeMap<(&'static str, &'static str), u64>,
+    /// Times that rules which change without an announcement had the flowtable emptied, by what they ask ([`CHANGING`]).
+    pub rule_revalidations: BTreeMap<&'static str, u64>,
 }
 
 /// Values of [`Agent::standing`].
@@ -92,6 +94,8 @@ pub const REVALIDATION_TRIGGERS: [&str; 7] =
     ["ruleset", "overrun", "route-rules", "forwarding", "master", "surroundings", "changing-rule"];
 /// What came of it.
 pub const REVALIDATION_OUTCOMES: [&str; 4] = ["emptied", "nothing-new", "absent", "failed"];
+/// So many rules have a series of their own.
+const MOST_RULES: usize = 20;
 /// Of a flow that conntrack has counted fewer packets of than the programs.
 pub const BELOW_THRESHOLD: &str = "below-threshold";
 /// Of a flow that had ended when it was asked what became of it.
@@ -251,14 +255,24 @@ fn agent(page: &mut Page, agent: &Agent) {
         ["trigger", "outcome"],
         revalidations,
     );
-    let rules = FOLLOWS
-        .into_iter()
-        .map(|follows| ([follows.to_owned()], agent.rules.get(follows).copied().unwrap_or(0)));
+    let causes =
+        CHANGING.map(|cause| ([cause.to_owned()], agent.rule_revalidations.get(cause).copied().unwrap_or(0)));
+    page.counters(
+        "rule_revalidations",
+        None,
+        "Those because of rules that change without an announcement, by what such rules ask",
+        ["cause"],
+        causes,
+    );
+    let rules = HANDLED.map(|(class, handling)| {
+        let count = agent.rules.get(&(class.name(), handling)).copied().unwrap_or(0);
+        ([class.name().to_owned(), handling.to_owned()], count)
+    });
     page.gauges(
         "rules_bypassed",
         None,
-        "Rules of other programs that offloaded packets do not pass, by what is done about them",
-        ["handling"],
+        "Rules of other programs that offloaded packets do not pass, by class and by what is done about them",
+        ["class", "handling"],
         rules,
     );
 }
@@ -286,12 +300,29 @@ fn flows(page: &mut Page, agent: &Agent, kernel: &Kernel) {
     let stalled =
         CAUSE_NAMES.map(|cause| ([cause.to_owned()], sums.stalled.get(cause).copied().unwrap_or(0)));
     page.gauges("flows_stalled", None, "Those of them that stall, by cause", ["cause"], stalled);
+    page.gauges(
+        "flows_left_out",
+        None,
+        "Those of them that a rule of another program wants every packet of, by its family, table and chain",
+        ["rule"],
+        left_out(sums),
+    );
     page.gauge(
         "flows_slow",
         None,
         "Offloaded connections whose packets take the forward path all the same",
         sums.slow,
     );
+}
+
+/// The rules with the most flows; the rest together.
+fn left_out(sums: &FlowSums) -> Vec<([String; 1], u64)> {
+    let mut rules: Vec<_> = sums.left_out.iter().map(|(rule, flows)| ([rule.clone()], *flows)).collect();
+    rules.sort_by_key(|(_, flows)| std::cmp::Reverse(*flows));
+    let rest: u64 = rules.iter().skip(MOST_RULES).map(|(_, flows)| flows).sum();
+    rules.truncate(MOST_RULES);
+    rules.push((["others".to_owned()], rest));
+    rules
 }
 
 fn interfaces(page: &mut Page, agent: &Agent, kernel: &Kernel) {

@@ -34,9 +34,11 @@ struct Record<'a> {
 /// A flow's story, and whether anybody knows the flow.
 pub async fn show(args: &WhyArgs, spec: &FlowSpec) -> Result<(String, bool), WhyError> {
     let agent = running_config();
-    let flags = agent
-        .as_ref()
-        .map(|config| Flags { selection: &config.rules.selection, exclusions: &config.rules.exclusions });
+    let flags = agent.as_ref().map(|config| Flags {
+        selection: &config.rules.selection,
+        exclusions: &config.rules.exclusions,
+        ignored: &config.rules.ignored,
+    });
     let facts = gather(spec, &args.pin_path, flags).await?;
     let explanation = explain(&facts);
     let found = explanation.verdict.accelerated != Accelerated::NotFound;

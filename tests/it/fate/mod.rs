@@ -11,4 +11,5 @@ mod policy_routes;
 mod routes;
 mod rules;
 mod saved;
+mod software;
 mod stays_fast;

@@ -5,6 +5,7 @@ pub mod best;
 pub mod connection;
 pub mod crossing;
 pub mod filter;
+pub mod left_out;
 pub mod one_way;
 pub mod path;
 pub mod rates;
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use self::{
     connection::{Entry, TcpState, Tuple},
+    left_out::LeftOut,
     path::{Metered, Path},
 };
 use crate::core::{
@@ -108,6 +110,8 @@ pub enum Cause {
     Helper(String),
     /// Came in on an interface that isn't in the flowtable.
     Interface(String),
+    /// A rule of another program wants every packet: family, table, chain, handle and comment.
+    EveryPacket(String),
     /// One direction comes in on an interface that isn't watched: down, excluded or left out.
     NotWatched,
     /// None of the above.
@@ -123,6 +127,8 @@ pub struct Node {
     pub metered: bool,
     /// Flows that are never offloaded.
     pub exclusions: Arc<Exclusions>,
+    /// Rules of other programs that want every packet of their flows.
+    pub left_out: Arc<LeftOut>,
     /// Interfaces in the flowtable.
     pub managed: BTreeSet<IfIndex>,
     /// Names of all interfaces.
@@ -288,13 +294,14 @@ fn stalled(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node) -> Caus
         Some(index) => {
             Cause::Interface(node.names.get(&index).map_or(index.to_string(), ToString::to_string))
         }
+        None if let Some(rule) = node.left_out.by(entry) => Cause::EveryPacket(rule.to_owned()),
         None if seen[0].is_some() != seen[1].is_some() => Cause::NotWatched,
         None => Cause::Unknown,
     }
 }
 
 /// What [`Cause::name`] returns, in the order in which causes are tested.
-pub const CAUSE_NAMES: [&str; 14] = [
+pub const CAUSE_NAMES: [&str; 15] = [
     "protocol",
     "local",
     "no-rule",
@@ -304,6 +311,7 @@ pub const CAUSE_NAMES: [&str; 14] = [
     "helper",
     "not-counted",
     "interface",
+    "every-packet",
     "not-watched",
     "revoked",
     "one-direction",
@@ -327,6 +335,7 @@ impl Cause {
             Self::Helper(_) => "helper",
             Self::NotCounted => "not-counted",
             Self::Interface(_) => "interface",
+            Self::EveryPacket(_) => "every-packet",
             Self::NotWatched => "not-watched",
             Self::Unknown => "unknown",
         }
@@ -370,6 +379,7 @@ impl fmt::Display for Cause {
             Self::NotEstablished => f.write_str("not established"),
             Self::Helper(name) => write!(f, "conntrack helper {name}"),
             Self::Interface(name) => write!(f, "{name} isn't in the flowtable"),
+            Self::EveryPacket(rule) => write!(f, "{rule} wants every packet"),
             Self::NotWatched => f.write_str("one direction comes in on an interface that isn't managed"),
             Self::Unknown => f.write_str("cause unknown here: ask `why`"),
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Flow, State};
+use super::{Cause, Flow, State, left_out};
 
 /// Names of the states that connections in conntrack are counted by ([`State::name`]).
 pub const COUNTED_STATES: [&str; 7] =
@@ -15,6 +15,8 @@ pub struct FlowSums {
     pub states: BTreeMap<&'static str, u64>,
     /// Stalled ones by [`Cause::name`](crate::core::flow::Cause::name).
     pub stalled: BTreeMap<&'static str, u64>,
+    /// Those of them that a rule of another program wants every packet of, by the rule's family, table and chain.
+    pub left_out: BTreeMap<String, u64>,
     /// Offloaded ones whose packets take the forward path all the same.
     pub slow: u64,
 }
@@ -29,6 +31,13 @@ impl FlowSums {
         self.slow += u64::from(flow.slow());
         if let State::Stalled(cause) = &flow.state {
             *self.stalled.entry(cause.name()).or_default() += 1;
+            if let Cause::EveryPacket(rule) = cause {
+                let place = left_out::place(rule);
+                match self.left_out.get_mut(place) {
+                    Some(count) => *count += 1,
+                    None => drop(self.left_out.insert(place.to_owned(), 1)),
+                }
+            }
         }
     }
 

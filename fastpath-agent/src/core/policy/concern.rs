@@ -11,7 +11,7 @@ use serde::{Serialize, Serializer};
 
 use super::{
     others::{Chain, Others, POSTROUTING, PREROUTING},
-    rule::{Established, Outcome},
+    rule::{Established, Outcome, Rule},
     traits::{Cause, TIMEOUT, Traits},
 };
 use crate::core::ruleset::{
@@ -104,10 +104,21 @@ impl Concern {
         }
     }
 
-    /// Offloaded flows have to be judged anew because of it: it changes, or a connection's mark says which flows it wants.
+    /// Offloaded flows have to be judged anew because of it.
     pub fn is_changing(&self) -> bool {
+        self.changes_by().is_some()
+    }
+
+    /// What it asks that changes, one of [`CHANGING`](super::traits::CHANGING): a connection's mark may also say which flows
+    /// want every packet.
+    pub fn changes_by(&self) -> Option<&'static str> {
         let by_mark = || self.conditions.0.iter().any(|condition| matches!(condition, Expr::Ct { .. }));
-        !self.ignored && (self.class == Class::Changing || self.class == Class::EveryPacket && by_mark())
+        match self.class {
+            _ if self.ignored => None,
+            Class::Changing => Some(self.cause.word),
+            Class::EveryPacket if by_mark() => Some("ct-mark"),
+            Class::EveryPacket | Class::NotDecisive => None,
+        }
     }
 
     /// Flows have to be left out because of it.
@@ -154,6 +165,15 @@ impl Concern {
 /// decides over no packet's fate.
 pub const FOLLOWS: [&str; 4] = ["respected", "re-validated", "ignored", "not-decisive"];
 
+/// Classes, and what is done about rules of each.
+pub const HANDLED: [(Class, &str); 5] = [
+    (Class::EveryPacket, FOLLOWS[0]),
+    (Class::EveryPacket, FOLLOWS[2]),
+    (Class::Changing, FOLLOWS[1]),
+    (Class::Changing, FOLLOWS[2]),
+    (Class::NotDecisive, FOLLOWS[3]),
+];
+
 /// As an operator finds it: `inet edge forward handle 7 "comment"`.
 impl fmt::Display for Concern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -173,6 +193,7 @@ impl Others {
     /// All such rules, in order of tables, chains and rules.
     pub fn concerns(&self) -> Vec<Concern> {
         let mut concerns = Vec::new();
+        let marks_count = self.asks_marks();
         for ((family, table), chains) in &self.0 {
             let mut walk = Walk { chains, fates: BTreeMap::new(), found: BTreeMap::new() };
             for (name, chain) in chains.iter().filter(|(_, chain)| Self::counts(*family, chain)) {
@@ -190,21 +211,39 @@ impl Others {
                 walk.chain(name, view);
             }
             walk.timeouts();
+            let family_of_table = Conditions::of_family(*family);
+            // What no packet meets that comes to a rule, since earlier ones of its chain took it.
+            let (mut in_chain, mut taken) = ("", Conditions::default());
             for ((chain, position), view) in walk.found {
                 let rule = &chains[chain].rules[position];
+                if in_chain != chain {
+                    (in_chain, taken) = (chain, Conditions::default());
+                }
                 if let Some(traits) = &rule.traits {
-                    let decides = decides(chains, &rule.outcome, &mut BTreeSet::new());
-                    concerns.extend(concern(traits, decides, view).map(|concern| Concern {
+                    let decides = marks_count && traits.marks
+                        || decides(chains, &rule.outcome, marks_count, &mut BTreeSet::new());
+                    concerns.extend(concern(traits, decides, view, &taken).map(|concern| Concern {
                         family: family_name(*family),
                         table: table.clone(),
                         chain: chain.to_owned(),
                         handle: rule.handle,
                         ..concern
                     }));
+                    if traits.exact && matches!(rule.outcome, Outcome::Accept | Outcome::Deny) {
+                        taken.0.extend(traits.conditions.inverse(&family_of_table).unwrap_or_default().0);
+                    }
                 }
             }
         }
         concerns
+    }
+
+    /// Whether a rule decides by a mark, so that it matters which rule sets one.
+    fn asks_marks(&self) -> bool {
+        let mut rules = self.0.values().flat_map(BTreeMap::values).flat_map(|chain| &chain.rules);
+        rules.any(|rule| {
+            rule.asks_mark && rule.outcome != Outcome::Continue && rule.established != Established::None
+        })
     }
 }
 
@@ -216,7 +255,7 @@ fn family_name(family: u8) -> &'static str {
     }
 }
 
-fn concern(traits: &Traits, decides: bool, view: View) -> Option<Concern> {
+fn concern(traits: &Traits, decides: bool, view: View, taken: &Conditions) -> Option<Concern> {
     let Traits { every_packet, changing, passive, conditions, comment, .. } = traits;
     let acts = every_packet.as_ref().is_some_and(|cause| ["copy", TIMEOUT].contains(&cause.word));
     let (class, cause) = match (every_packet, changing) {
@@ -225,10 +264,13 @@ fn concern(traits: &Traits, decides: bool, view: View) -> Option<Concern> {
         (Some(cause), _) => (Class::NotDecisive, cause),
         _ => (Class::NotDecisive, passive.as_ref()?),
     };
-    let conditions = match class {
+    let mut conditions = match class {
         Class::EveryPacket => conditions.clone(),
         _ => Conditions::default(),
     };
+    if class == Class::EveryPacket {
+        conditions.0.extend(taken.0.iter().cloned());
+    }
     Some(Concern {
         family: "",
         table: String::new(),
@@ -243,10 +285,12 @@ fn concern(traits: &Traits, decides: bool, view: View) -> Option<Concern> {
     })
 }
 
-/// Whether what becomes of a packet may hang on a rule with this outcome. Chains that only log and mark decide nothing.
+/// Whether what becomes of a packet may hang on a rule with this outcome. Chains that only log decide nothing, nor do those that
+/// mark packets, unless marks count.
 fn decides<'c>(
     chains: &'c BTreeMap<String, Chain>,
     outcome: &'c Outcome,
+    marks_count: bool,
     seen: &mut BTreeSet<&'c str>,
 ) -> bool {
     match outcome {
@@ -255,10 +299,16 @@ fn decides<'c>(
             seen.insert(to)
                 && chains.get(&**to).is_none_or(|chain| {
                     let reached = chain.rules.iter().filter(|rule| rule.established != Established::None);
-                    reached
-                        .into_iter()
-                        .any(|rule| rule.outcome != Outcome::Return && decides(chains, &rule.outcome, seen))
+                    let marks = |rule: &Rule| rule.traits.as_ref().is_some_and(|traits| traits.marks);
+                    reached.into_iter().any(|rule| {
+                        marks_count && marks(rule)
+                            || rule.outcome != Outcome::Return
+                                && decides(chains, &rule.outcome, marks_count, seen)
+                    })
                 })
+        }
+        Outcome::Choose(outcomes) => {
+            outcomes.iter().any(|outcome| decides(chains, outcome, marks_count, seen))
         }
         Outcome::Accept | Outcome::Deny | Outcome::Return | Outcome::Goto(_) => true,
     }
@@ -330,22 +380,24 @@ impl<'c> Walk<'c> {
                 *self.found.entry((name, position)).or_default() |= view;
             }
             let all = rule.established == Established::All;
-            let ends = match &rule.outcome {
-                Outcome::Continue => continue,
-                Outcome::Accept | Outcome::Deny => true,
-                Outcome::Return if all => return false,
-                Outcome::Return => continue,
-                Outcome::Jump(to) => self.chain(to, view),
-                Outcome::Goto(to) => {
-                    let ends = self.chain(to, view);
-                    if all {
-                        return ends;
+            for outcome in rule.outcome.each() {
+                let ends = match outcome {
+                    Outcome::Continue | Outcome::Choose(_) => continue,
+                    Outcome::Accept | Outcome::Deny => true,
+                    Outcome::Return if all => return false,
+                    Outcome::Return => continue,
+                    Outcome::Jump(to) => self.chain(to, view),
+                    Outcome::Goto(to) => {
+                        let ends = self.chain(to, view);
+                        if all {
+                            return ends;
+                        }
+                        continue;
                     }
-                    continue;
+                };
+                if all && ends {
+                    return true;
                 }
-            };
-            if all && ends {
-                return true;
             }
         }
         false

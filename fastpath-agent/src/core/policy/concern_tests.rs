@@ -21,7 +21,7 @@ fn others(kind: &str, hook: u32, priority: i32, chains: &[(&str, &[&[Other<'_>]]
     let mut table = BTreeMap::new();
     for (position, (name, list)) in chains.iter().enumerate() {
         let base = Base { kind: kind.to_owned(), hook, priority, accepts: true, devices: Vec::new() };
-        let chain = Chain { base: (position == 0).then_some(base), rules: rules(list) };
+        let chain = Chain { base: (position == 0).then_some(base), rules: rules(list), ..Chain::default() };
         table.insert((*name).to_owned(), chain);
     }
     Others([((2, "t".to_owned()), table)].into())
@@ -96,5 +96,44 @@ fn addresses_are_the_connections_where_nat_changes_them() {
         let found: Vec<String> = concern.left_out().iter().map(Conditions::to_string).collect();
         assert_eq!(&found, expected, "{hook} {priority}");
         assert!(!concern.leaves_everything_out());
+    }
+}
+
+/// Calico's limit of packets a second.
+#[test]
+fn a_mark_decides_where_a_rule_asks_for_one() {
+    let mark = [LIMIT, Other::Target { name: "MARK" }];
+    let asks = [Other::Match { name: "mark", info: &[] }, DROP];
+    let new = [LIMIT, Other::Verdict(Verdict::Jump("d"))];
+    let one = |list: &[&[Other<'_>]], other: &[&[Other<'_>]]| {
+        found(&others("filter", FORWARD, 0, &[("c", list), ("d", other)]))
+    };
+    assert_eq!(one(&[&mark], &[])[0].1, "not-decisive");
+    assert_eq!(one(&[&mark, &asks], &[])[0].1, "every-packet");
+    assert_eq!(one(&[&new, &asks], &[&mark[1..]])[0].1, "every-packet", "in a chain");
+}
+
+/// kube-network-policies' queue.
+#[test]
+fn what_an_earlier_rule_takes_is_no_longer_asked() {
+    let label = [
+        Other::Ct { key: 13, register: 1 },
+        Other::MaskBytes { register: 1, mask: &[1; 16], toggled: &[0; 16] },
+        Other::CompareBytes { register: 1, op: 1, data: &[0; 16] },
+    ];
+    let queue: &[Other<'_>] = &[Other::Verdict(Verdict::Queue)];
+    let conditions = |rule: &[Other<'_>]| {
+        let concerns = others("filter", FORWARD, 0, &[("c", &[rule, queue])]).concerns();
+        concerns.last().map(|concern| concern.conditions.to_string()).unwrap_or_default()
+    };
+    let accept = conditions(&[label.as_slice(), &[Other::Other { name: "counter" }, ACCEPT]].concat());
+    assert!(accept.starts_with("meta nfproto ipv4 ct label & 0x0101"), "{accept}");
+    assert!(accept.contains(" == 0x0000"), "{accept}");
+    for (more, why) in [
+        (vec![SADDR, Other::Compare { register: 1, equal: true, value: 1 }, ACCEPT], "two conditions"),
+        (vec![Other::Lookup { set: "__set0", register: 1, inverted: false }, ACCEPT], "not copied"),
+        (vec![Other::Other { name: "log" }], "goes on"),
+    ] {
+        assert_eq!(conditions(&[label.as_slice(), &more].concat()), "meta nfproto ipv4", "{why}");
     }
 }

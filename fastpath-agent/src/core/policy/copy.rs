@@ -1,5 +1,5 @@
 //! Copies a rule's conditions, those that say the same of every packet of one direction of a connection: interfaces,
-//! protocol, addresses, ports, the connection's mark. What varies from packet to packet is left out, as is what can't be
+//! protocol, addresses, ports, the connection's mark and labels. What varies from packet to packet is left out, as is what can't be
 //! written into another table (sets).
 
 use super::expr::Expr as Other;
@@ -11,8 +11,8 @@ use crate::core::ruleset::{
 /// Keys of enum nft_meta_keys: IIF, OIF, IIFNAME, OIFNAME, IIFTYPE, OIFTYPE, NFPROTO, L4PROTO.
 const META: [u32; 8] = [4, 5, 6, 7, 8, 9, NFPROTO, 16];
 const NFPROTO: u32 = 15;
-/// `NFT_CT_MARK`.
-const CT_MARK: u32 = 3;
+/// `NFT_CT_MARK` and `NFT_CT_LABELS`.
+const CT: [u32; 2] = [3, 13];
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
 
@@ -39,7 +39,8 @@ impl Copier {
         conditions.0.len()
     }
 
-    pub(super) fn read(&mut self, expr: &Other<'_>, conditions: &mut Conditions) {
+    /// False if that is a condition that isn't copied, or the beginning of one.
+    pub(super) fn read(&mut self, expr: &Other<'_>, conditions: &mut Conditions) -> bool {
         match *expr {
             Other::Meta { key, register } => {
                 let load = Expr::Meta { key: meta_key(key), dreg: register };
@@ -47,10 +48,13 @@ impl Copier {
                 self.is_family = key == NFPROTO;
             }
             Other::Ct { key, register } => {
-                self.load(register, Expr::Ct { key: ct_key(key), dreg: register }, key == CT_MARK);
+                self.load(register, Expr::Ct { key: ct_key(key), dreg: register }, CT.contains(&key));
             }
             Other::Payload { base, offset, length, register } => {
-                let Some(base) = payload_base(base) else { return self.loaded = None };
+                let Some(base) = payload_base(base) else {
+                    self.loaded = None;
+                    return false;
+                };
                 let same = match base {
                     PayloadBase::Link => false,
                     PayloadBase::Transport => offset + length <= 4,
@@ -70,18 +74,26 @@ impl Copier {
             }
             Other::Compare { register, equal, value } => {
                 let op = if equal { CmpOp::Eq } else { CmpOp::Neq };
-                self.compare(register, op, &value.to_ne_bytes(), conditions);
+                return self.compare(register, op, &value.to_ne_bytes(), conditions);
             }
             Other::CompareBytes { register, op, data } => match cmp_op(op) {
-                Some(op) => self.compare(register, op, data, conditions),
+                Some(op) => return self.compare(register, op, data, conditions),
                 None => self.loaded = None,
             },
             Other::Match { name: name @ ("tcp" | "udp"), info } => {
                 self.loaded = None;
                 xt_ports(name, info, conditions);
+                return false;
             }
             _ => self.loaded = None,
         }
+        let asks_nothing = matches!(
+            expr,
+            Other::Verdict(_)
+                | Other::Match { name: "comment", .. }
+                | Other::Other { name: "counter" | "log" }
+        );
+        asks_nothing || self.loaded.is_some()
     }
 
     fn load(&mut self, register: u32, load: Expr, copied: bool) {
@@ -100,16 +112,17 @@ impl Copier {
         }
     }
 
-    fn compare(&mut self, register: u32, op: CmpOp, data: &[u8], conditions: &mut Conditions) {
-        let Some((at, exprs)) = &mut self.loaded else { return };
+    fn compare(&mut self, register: u32, op: CmpOp, data: &[u8], conditions: &mut Conditions) -> bool {
+        let Some((at, exprs)) = &mut self.loaded else { return false };
         if *at != register {
-            return;
+            return false;
         }
         conditions.0.append(exprs);
         conditions.0.push(Expr::Cmp { sreg: register, op, data: data.to_vec() });
         if let (true, CmpOp::Eq, [family]) = (self.is_family, op, data) {
             self.family = Some(*family);
         }
+        true
     }
 
     /// Whether these bytes of the network header are the same in every packet of one direction, and as the forward hook

@@ -49,19 +49,21 @@ fn walk<'c>(
 ) -> Fate {
     for rule in chain.rules.iter().filter(|rule| rule.established != Established::None) {
         let all = rule.established == Established::All;
-        let (ends, fate) = match &rule.outcome {
-            Outcome::Deny => return Fate::Denies,
-            Outcome::Continue => continue,
-            Outcome::Accept => (all, Fate::Accepts),
-            Outcome::Return => (all, Fate::GoesOn),
-            Outcome::Jump(to) => {
-                let fate = fate(chains, to, known);
-                (all && fate == Fate::Accepts, fate)
+        for outcome in rule.outcome.each() {
+            let (ends, fate) = match outcome {
+                Outcome::Deny | Outcome::Choose(_) => return Fate::Denies,
+                Outcome::Continue => continue,
+                Outcome::Accept => (all, Fate::Accepts),
+                Outcome::Return => (all, Fate::GoesOn),
+                Outcome::Jump(to) => {
+                    let fate = fate(chains, to, known);
+                    (all && fate == Fate::Accepts, fate)
+                }
+                Outcome::Goto(to) => (all, fate(chains, to, known)),
+            };
+            if ends || fate == Fate::Denies {
+                return fate;
             }
-            Outcome::Goto(to) => (all, fate(chains, to, known)),
-        };
-        if ends || fate == Fate::Denies {
-            return fate;
         }
     }
     Fate::GoesOn

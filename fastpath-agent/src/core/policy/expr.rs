@@ -75,6 +75,10 @@ pub enum Expr<'a> {
     Lookup {
         /// Its name.
         set: &'a str,
+        /// Register with the key.
+        register: u32,
+        /// Packets go on if it isn't in the set.
+        inverted: bool,
     },
     /// `dynset`: the packet adds an element to a set, updates or deletes it.
     Fill {
@@ -97,6 +101,8 @@ pub enum Expr<'a> {
     VerdictMap {
         /// Name of the map.
         map: &'a str,
+        /// Register with the key.
+        register: u32,
     },
     /// An xtables match (iptables-nft).
     Match {

@@ -144,11 +144,11 @@ impl Parts {
         }
         let key = (family, table.to_owned());
         let chains = known.and_then(|known| known.0.get(&key));
-        let may_be_read = || {
-            known.is_none_or(|known| known.is_to_read(&key))
-                || self.tables.contains(&key)
+        let is_being_read = || {
+            self.tables.contains(&key)
                 || reading.is_some_and(|parts| parts.all || parts.tables.contains(&key))
         };
+        let may_be_read = || known.is_none_or(|known| known.is_to_read(&key)) || is_being_read();
         let counts = match subject {
             Subject::Chain { hook: Some(_), .. } => true,
             Subject::Chain { name, .. } => {
@@ -157,6 +157,10 @@ impl Parts {
             }
             Subject::Rule { .. } => may_be_read(),
             Subject::Table { gone: true } => chains.is_some() || may_be_read(),
+            Subject::Elements { set } => {
+                chains.is_some_and(|chains| chains.values().any(|chain| chain.maps.contains(set)))
+                    || is_being_read()
+            }
             Subject::Table { gone: false } | Subject::Other => false,
         };
         if counts {

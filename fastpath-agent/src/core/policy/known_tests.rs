@@ -16,7 +16,7 @@ const BRIDGE: u8 = 7;
 fn chain(hook: u32, priority: i32, devices: &[&str]) -> Chain {
     let devices = devices.iter().map(|name| Device::Name((*name).to_owned())).collect();
     let base = Base { kind: "filter".to_owned(), hook, priority, accepts: true, devices };
-    Chain { base: Some(base), rules: Vec::new() }
+    Chain { base: Some(base), ..Chain::default() }
 }
 
 fn table(family: u8, name: &str, chains: &[(&str, Chain)]) -> (TableKey, BTreeMap<String, Chain>) {
@@ -56,6 +56,8 @@ fn answers_are_sure_while_nobody_can_deny_them() {
             outcome: Outcome::Deny,
             established: Established::Some,
             traits: None,
+            lookups: None,
+            asks_mark: false,
         });
         chain
     };
@@ -135,14 +137,22 @@ fn only_what_may_change_what_we_heed_is_read_again() {
         (deleted, [false, true, true]),
         (Subject::Table { gone: false }, [false; 3]),
         (Subject::Other, [false; 3]),
+        (Subject::Elements { set: "s" }, [false; 3]),
     ] {
         let found = [&none, &input, &post].map(|known| counts(Some(known), None, subject));
         assert_eq!(found, expected, "{subject:?}");
         let unsure = !matches!(subject, Subject::Other | Subject::Table { gone: false });
-        assert_eq!(counts(None, None, subject), unsure, "{subject:?}");
+        let elements = matches!(subject, Subject::Elements { .. });
+        assert_eq!(counts(None, None, subject), unsure && !elements, "{subject:?}");
         let reading = Parts { tables: [(IPV4, "t".to_owned())].into(), ..Parts::default() };
         assert_eq!(counts(Some(&none), Some(&reading), subject), unsure, "{subject:?}");
         assert_eq!(counts(Some(&none), Some(&Parts::all()), subject), unsure, "{subject:?}");
+    }
+    // A map that says where packets go.
+    let maps = ["m".into()].into();
+    let leading = Others([table(IPV4, "t", &[("c", Chain { maps, ..chain(2, 0, &[]) })])].into());
+    for (set, expected) in [("m", true), ("s", false)] {
+        assert_eq!(counts(Some(&leading), None, Subject::Elements { set }), expected, "{set}");
     }
     // A chain and its rules in one transaction.
     let mut parts = Parts::default();

@@ -7,6 +7,7 @@ pub mod deny;
 pub mod expr;
 pub mod ignore;
 pub mod known;
+pub mod lookups;
 pub mod others;
 pub mod rule;
 pub mod traits;

@@ -32,6 +32,8 @@ pub struct Chain {
     pub base: Option<Base>,
     /// Its rules in order; empty where nobody asks what they do.
     pub rules: Vec<Rule>,
+    /// Maps that say where packets of established connections go from here.
+    pub maps: BTreeSet<Box<str>>,
 }
 
 /// A base chain's place.

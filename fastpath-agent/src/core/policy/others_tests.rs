@@ -4,12 +4,12 @@ use super::*;
 use crate::core::policy::rule::{Established, Outcome};
 
 fn rule(outcome: Outcome, established: Established) -> Rule {
-    Rule { handle: 1, outcome, established, traits: None }
+    Rule { handle: 1, outcome, established, traits: None, lookups: None, asks_mark: false }
 }
 
 fn base(kind: &str, hook: u32, priority: i32) -> Chain {
     let base = Base { kind: kind.to_owned(), hook, priority, accepts: true, devices: Vec::new() };
-    Chain { base: Some(base), rules: Vec::new() }
+    Chain { base: Some(base), ..Chain::default() }
 }
 
 fn others(tables: impl IntoIterator<Item = (u8, &'static str, &'static str, Chain)>) -> Others {
@@ -46,7 +46,7 @@ fn denies(policy_accepts: bool, chains: &[(&'static str, &[(Outcome, Established
     let mut table = BTreeMap::new();
     for (name, rules) in chains {
         let rules = rules.iter().map(|(outcome, established)| rule(outcome.clone(), *established)).collect();
-        table.insert((*name).to_owned(), Chain { base: None, rules });
+        table.insert((*name).to_owned(), Chain { rules, ..Chain::default() });
     }
     let first = table.get_mut(chains[0].0).expect("a chain");
     first.base = base("filter", POSTROUTING, 5).base;

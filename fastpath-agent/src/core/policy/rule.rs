@@ -2,13 +2,17 @@
 
 use super::{
     expr::{Expr, Verdict},
+    lookups::Lookups,
     traits::{Sorter, Traits},
 };
 
 /// `NFT_CT_STATE` (enum nft_ct_keys).
 const CT_STATE: u32 = 0;
 /// State bit of established connections, of nft and of xt_conntrack (`NF_CT_STATE_BIT`, `XT_CONNTRACK_STATE_BIT`).
-const ESTABLISHED: u32 = 1 << 1;
+pub(super) const ESTABLISHED: u32 = 1 << 1;
+/// `NFT_CT_MARK` and `NFT_META_MARK`.
+const CT_MARK: u32 = 3;
+const META_MARK: u32 = 3;
 /// `XT_CONNTRACK_STATE` (include/uapi/linux/netfilter/xt_conntrack.h).
 const XT_CONNTRACK_STATE: u16 = 1;
 
@@ -79,6 +83,10 @@ pub struct Rule {
     pub established: Established,
     /// What it asks besides headers and connection; `None` for most rules.
     pub traits: Option<Box<Traits>>,
+    /// Sets and maps without which it isn't understood, until they are read.
+    pub lookups: Option<Box<Lookups>>,
+    /// It asks for a mark, of the packet or the connection.
+    pub asks_mark: bool,
 }
 
 /// What a rule does with a packet that matches it.
@@ -96,6 +104,18 @@ pub enum Outcome {
     Jump(Box<str>),
     /// Another chain.
     Goto(Box<str>),
+    /// One of these, as a map says, or the next rule sees it.
+    Choose(Box<[Self]>),
+}
+
+impl Outcome {
+    /// All that may come of it.
+    pub fn each(&self) -> &[Self] {
+        match self {
+            Self::Choose(outcomes) => outcomes,
+            one => std::slice::from_ref(one),
+        }
+    }
 }
 
 /// Which packets of established connections match.
@@ -112,12 +132,20 @@ pub enum Established {
 impl Rule {
     /// Reads a rule's expressions in order. `family` is its table's (`NFPROTO_*`).
     pub fn new<'a>(family: u8, handle: u64, exprs: impl IntoIterator<Item = Expr<'a>>) -> Self {
-        let mut reader = Reader { state: State::Unread, established: Established::All };
+        let mut reader =
+            Reader { state: State::Unread, established: Established::All, lookups: Lookups::default() };
         let mut sorter = Sorter::of_family(family);
-        let mut rule =
-            Self { handle, outcome: Outcome::Continue, established: Established::All, traits: None };
+        let mut rule = Self {
+            handle,
+            outcome: Outcome::Continue,
+            established: Established::All,
+            traits: None,
+            lookups: None,
+            asks_mark: false,
+        };
         for expr in exprs {
-            sorter.read(&expr);
+            sorter.read(&expr, reader.is_of_state(&expr));
+            rule.asks_mark |= asks_mark(&expr);
             if let Some(outcome) = reader.read(expr) {
                 rule.outcome = outcome;
                 if rule.outcome != Outcome::Continue {
@@ -126,6 +154,7 @@ impl Rule {
             }
         }
         rule.established = reader.established;
+        rule.lookups = reader.lookups.boxed(&mut rule.established);
         if rule.established != Established::None || sorter.gives_timeout() {
             rule.traits = sorter.traits();
         }
@@ -134,15 +163,23 @@ impl Rule {
 }
 
 impl Rule {
-    /// The chain that packets of established connections go to by it.
-    pub fn leads_to(&self) -> Option<&str> {
-        match &self.outcome {
-            Outcome::Jump(chain) | Outcome::Goto(chain) if self.established != Established::None => {
-                Some(chain)
-            }
+    /// The chains that packets of established connections go to by it.
+    pub fn leads_to(&self) -> impl Iterator<Item = &str> {
+        let reached = self.established != Established::None;
+        self.outcome.each().iter().filter(move |_| reached).filter_map(|outcome| match outcome {
+            Outcome::Jump(chain) | Outcome::Goto(chain) => Some(&**chain),
             _ => None,
-        }
+        })
     }
+}
+
+fn asks_mark(expr: &Expr<'_>) -> bool {
+    matches!(
+        expr,
+        Expr::Meta { key: META_MARK, .. }
+            | Expr::Ct { key: CT_MARK, .. }
+            | Expr::Match { name: "mark" | "connmark", .. }
+    )
 }
 
 /// What is known of the connection's state in a register.
@@ -164,9 +201,22 @@ impl State {
 struct Reader {
     state: State,
     established: Established,
+    lookups: Lookups,
 }
 
 impl Reader {
+    /// Whether the expression says something of the connection's state and of nothing else.
+    fn is_of_state(&self, expr: &Expr<'_>) -> bool {
+        match *expr {
+            Expr::Ct { key, .. } => key == CT_STATE,
+            Expr::Mask { source: register, .. } | Expr::Compare { register, .. } => {
+                self.state.is_in(register)
+            }
+            Expr::Match { name, info } => xt_states(name, info).is_some(),
+            _ => false,
+        }
+    }
+
     /// What becomes of a packet that has come so far, if this expression says it.
     fn read(&mut self, expr: Expr<'_>) -> Option<Outcome> {
         match expr {
@@ -187,6 +237,8 @@ impl Reader {
                 return None;
             }
             Expr::Compare { register, equal, value } => self.compare(register, equal, value),
+            Expr::Lookup { set, register, inverted }
+                if self.state == State::Whole(register) && self.lookups.asks_for_state(set, inverted) => {}
             Expr::Match { name: "comment", .. } => {}
             Expr::Match { name, info } => match xt_states(name, info) {
                 Some(states) if states & ESTABLISHED == 0 => self.established = Established::None,
@@ -204,7 +256,14 @@ impl Reader {
             | Expr::Object { .. } => self.condition(),
             Expr::Edit { .. } => {}
             Expr::Verdict(verdict) => return Some(outcome(verdict)),
-            Expr::VerdictMap { .. } => return Some(Outcome::Deny),
+            Expr::VerdictMap { map, register } => {
+                let of_state = self.state == State::Whole(register);
+                if !of_state {
+                    self.condition();
+                }
+                self.lookups.asks_for_verdict(map, of_state);
+                return Some(Outcome::Deny);
+            }
             Expr::Target { name: "ACCEPT" } => return Some(Outcome::Accept),
             Expr::Target { name: "RETURN" } => return Some(Outcome::Return),
             Expr::Target { name } if HARMLESS_TARGETS.contains(&name) => {}
@@ -234,7 +293,7 @@ impl Reader {
     }
 }
 
-fn outcome(verdict: Verdict<'_>) -> Outcome {
+pub(super) fn outcome(verdict: Verdict<'_>) -> Outcome {
     match verdict {
         Verdict::Accept => Outcome::Accept,
         Verdict::Continue => Outcome::Continue,

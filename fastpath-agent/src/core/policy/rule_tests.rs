@@ -89,7 +89,7 @@ fn verdicts_and_targets() {
         (Expr::Verdict(Verdict::Goto("c")), Outcome::Goto("c".into())),
         (Expr::Verdict(Verdict::Return), Outcome::Return),
         (Expr::Verdict(Verdict::Continue), Outcome::Continue),
-        (Expr::VerdictMap { map: "m" }, Outcome::Deny),
+        (Expr::VerdictMap { map: "m", register: 1 }, Outcome::Deny),
         (other("reject"), Outcome::Deny),
         (other("queue"), Outcome::Deny),
         (other("synproxy"), Outcome::Deny),

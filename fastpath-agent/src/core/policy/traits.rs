@@ -31,8 +31,7 @@ pub const EVERY_PACKET: [&str; 11] = [
 /// flow. Their packets may well be new ones only.
 pub const TIMEOUT: &str = "timeout";
 /// Words of rules that change by themselves.
-pub const CHANGING: [&str; 10] =
-    ["set", "ipset", "time", "recent", "ct-mark", "cgroup", "owner", "realm", "legacy", "unknown"];
+pub const CHANGING: [&str; 8] = ["set", "ipset", "time", "recent", "ct-mark", "realm", "legacy", "unknown"];
 /// Words of rules that decide over no packet's fate.
 pub const PASSIVE: [&str; 2] = ["edit", "log"];
 
@@ -59,6 +58,10 @@ pub struct Traits {
     pub sets: Vec<(Box<str>, usize)>,
     /// Its conditions in front of what wants every packet, those that can be copied.
     pub conditions: Conditions,
+    /// The conditions are all that it asks, besides the connection's state.
+    pub exact: bool,
+    /// It sets a mark, of the packet or the connection.
+    pub marks: bool,
     /// Its comment.
     pub comment: Option<Box<str>>,
 }
@@ -106,17 +109,20 @@ pub(super) struct Sorter {
 impl Sorter {
     /// For a rule in a table of this family (`NFPROTO_*`).
     pub(super) fn of_family(family: u8) -> Self {
-        let mut traits = Traits::default();
+        let mut traits = Traits { exact: true, ..Traits::default() };
         let copier = Copier::of_family(family, &mut traits.conditions);
         Self { traits, copier }
     }
 
-    pub(super) fn read(&mut self, expr: &Expr<'_>) {
+    /// `of_state`: it says something of the connection's state only.
+    pub(super) fn read(&mut self, expr: &Expr<'_>, of_state: bool) {
         if self.traits.every_packet.is_none() {
-            self.copier.read(expr, &mut self.traits.conditions);
+            let copied = self.copier.read(expr, &mut self.traits.conditions);
+            self.traits.exact &= copied || of_state;
         }
+        self.traits.marks |= sets_mark(expr);
         match *expr {
-            Expr::Lookup { set } | Expr::VerdictMap { map: set } if !is_anonymous(set) => {
+            Expr::Lookup { set, .. } | Expr::VerdictMap { map: set, .. } if !is_anonymous(set) => {
                 let before = self.copier.copied(&self.traits.conditions);
                 self.traits.sets.push((set.into(), before));
             }
@@ -143,6 +149,10 @@ impl Sorter {
     }
 }
 
+fn sets_mark(expr: &Expr<'_>) -> bool {
+    matches!(expr, Expr::Edit { name: "meta mark" | "ct mark" } | Expr::Target { name: "MARK" | "CONNMARK" })
+}
+
 fn keep(cause: &mut Option<Cause>, word: &'static str, detail: &str) {
     cause.get_or_insert_with(|| Cause { word, detail: detail.into() });
 }
@@ -166,9 +176,11 @@ enum Kind<'a> {
 }
 
 /// Matches of xtables that ask headers, connection, interfaces or routes only.
-const STATIC_MATCHES: [&str; 42] = [
+/// Packets that are forwarded have no socket, so `cgroup` and `owner` always say the same of them.
+const STATIC_MATCHES: [&str; 44] = [
     "addrtype",
     "ah",
+    "cgroup",
     "conntrack",
     "comment",
     "dccp",
@@ -196,6 +208,7 @@ const STATIC_MATCHES: [&str; 42] = [
     "multiport",
     "nfacct",
     "osf",
+    "owner",
     "physdev",
     "pkttype",
     "policy",
@@ -261,10 +274,9 @@ fn meta(key: u32) -> Kind<'static> {
     match key {
         24 => Kind::EveryPacket("random", "meta random"),
         30..=32 => Kind::Changing("time", ["meta time", "meta day", "meta hour"][key as usize - 30]),
-        10 | 11 => Kind::Changing("owner", "meta skuid"),
         13 => Kind::Changing("realm", "meta rtclassid"),
         20 => Kind::Changing("unknown", "meta cpu"),
-        23 => Kind::Changing("cgroup", "meta cgroup"),
+        // Packets that are forwarded have no socket, so nothing of its owner (skuid, skgid, cgroup) either.
         0..=35 => Kind::Static,
         _ => Kind::Changing("unknown", "meta"),
     }
@@ -282,8 +294,6 @@ fn xt_match(name: &str) -> Kind<'_> {
         "time" => Kind::Changing("time", ""),
         "recent" => Kind::Changing("recent", ""),
         "connmark" | "connlabel" => Kind::Changing("ct-mark", name),
-        "cgroup" => Kind::Changing("cgroup", ""),
-        "owner" => Kind::Changing("owner", ""),
         "realm" => Kind::Changing("realm", ""),
         name if STATIC_MATCHES.contains(&name) => Kind::Static,
         name => Kind::Changing("unknown", name),

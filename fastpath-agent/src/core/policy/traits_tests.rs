@@ -65,7 +65,7 @@ fn what_every_expression_asks() {
 #[test]
 fn sets_are_what_the_kernel_says_of_them() {
     let drop = Expr::Verdict(Verdict::Drop);
-    let rule = || traits(IPV4, &[Expr::Lookup { set: "ban" }, drop]).unwrap();
+    let rule = || traits(IPV4, &[Expr::Lookup { set: "ban", register: 1, inverted: false }, drop]).unwrap();
     assert!(!rule().resolve(|_| SetKind::Static));
     let mut changing = rule();
     assert!(changing.resolve(|set| if set == "ban" { SetKind::Changing } else { SetKind::Static }));
@@ -73,7 +73,11 @@ fn sets_are_what_the_kernel_says_of_them() {
     let mut meters = rule();
     assert!(meters.resolve(|_| SetKind::Meters));
     assert_eq!(meters.every_packet.unwrap().to_string(), "meter ban");
-    assert_eq!(traits(IPV4, &[Expr::Lookup { set: "__set0" }, drop]), None, "anonymous");
+    assert_eq!(
+        traits(IPV4, &[Expr::Lookup { set: "__set0", register: 1, inverted: false }, drop]),
+        None,
+        "anonymous"
+    );
 }
 
 #[test]
@@ -97,7 +101,11 @@ fn conditions_in_front_are_copied_where_they_say_the_same_of_all_packets() {
         text(INET, &[th, bytes(&[1, 187]), name, bytes(b"c0\0"), limit]),
         "th dport 443 iifname \"c0\""
     );
-    assert_eq!(text(INET, &[th, Expr::Lookup { set: "__set0" }, limit]), "", "sets stay where they are");
+    assert_eq!(
+        text(INET, &[th, Expr::Lookup { set: "__set0", register: 1, inverted: false }, limit]),
+        "",
+        "sets stay where they are"
+    );
     let info = [0, 0, 0xff, 0xff, 9, 0, 9, 0, 0, 0];
     assert_eq!(text(INET, &[Expr::Match { name: "udp", info: &info }, limit]), "th dport 9");
     let rule = Rule::new(INET, 7, [Expr::Ct { key: 2, register: 1 }, is(5), Expr::Verdict(Verdict::Drop)]);

@@ -36,9 +36,11 @@ const KNOWN_META: [(u32, MetaKey); 7] = [
     (16, MetaKey::L4Proto),
     (33, MetaKey::SlaveIfIndex),
 ];
-const IIFNAME: MetaKey = MetaKey::Other(6);
-const OIFNAME: MetaKey = MetaKey::Other(7);
+pub(super) const IIFNAME: MetaKey = MetaKey::Other(6);
+pub(super) const OIFNAME: MetaKey = MetaKey::Other(7);
 const OIFTYPE: MetaKey = MetaKey::Other(9);
+/// `NFT_CT_LABELS`: 128 bits, host byte order of 64 each.
+const LABELS: CtKey = CtKey::Other(13);
 
 /// Conditions that a packet must meet together; none: every packet does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -122,7 +124,7 @@ impl Conditions {
                 expr,
                 Expr::Meta { .. }
                     | Expr::Payload { .. }
-                    | Expr::Ct { key: CtKey::Mark | CtKey::Direction | CtKey::Tuple(..), .. }
+                    | Expr::Ct { key: CtKey::Mark | CtKey::Direction | CtKey::Tuple(..) | LABELS, .. }
                     | Expr::Bitwise { .. }
                     | Expr::Cmp { .. }
             )
@@ -137,6 +139,25 @@ impl Conditions {
         Self(self.groups().filter(|group| !drops(&group[0])).flatten().cloned().collect())
     }
 
+    /// For packets that meet `first` (with which these begin) and not the rest; `None` if the rest isn't one comparison.
+    pub fn inverse(&self, first: &Self) -> Option<Self> {
+        let mut rest = Self(self.0.strip_prefix(first.0.as_slice())?.to_vec());
+        let loads = rest.groups().count();
+        let (op, before) = match rest.0.split_last_mut()? {
+            (Expr::Cmp { op, .. }, before) => (op, before),
+            _ => return None,
+        };
+        if loads != 1 || before.iter().any(|expr| matches!(expr, Expr::Cmp { .. })) {
+            return None;
+        }
+        *op = match op {
+            CmpOp::Eq => CmpOp::Neq,
+            CmpOp::Neq => CmpOp::Eq,
+            _ => return None,
+        };
+        Some(rest)
+    }
+
     /// Without addresses and ports, which NAT changes on the way.
     pub fn without_addresses(&self) -> Self {
         self.without(|load| matches!(load, Expr::Payload { .. }))
@@ -149,7 +170,7 @@ impl Conditions {
     }
 
     /// A load and what is done with it.
-    fn groups(&self) -> impl Iterator<Item = &[Expr]> {
+    pub(super) fn groups(&self) -> impl Iterator<Item = &[Expr]> {
         self.0.chunk_by(|_, next| !is_load(next))
     }
 }
@@ -254,9 +275,10 @@ fn comparison(load: &Expr, mask: Option<&[u8]>, op: CmpOp, data: &[u8], ipv6: bo
                 network(data, whole(ipv6), ipv6)
             )
         }
-        (Expr::Ct { .. }, Some(mask)) => {
+        (Expr::Ct { key, .. }, Some(mask)) => {
             let word = if word.is_empty() { "== " } else { word };
-            format!("ct mark & {} {word}{}", host(mask), host(data))
+            let what = if *key == LABELS { "ct label" } else { "ct mark" };
+            format!("{what} & {} {word}{}", host(mask), host(data))
         }
         _ => match is_of(load, data, ipv6) {
             Some((what, value)) => format!("{what} {word}{value}"),
@@ -286,6 +308,7 @@ fn is_of(load: &Expr, data: &[u8], ipv6: bool) -> Option<(String, String)> {
             let value = if data.len() == 2 { port(data) } else { network(data, whole(ipv6), ipv6) };
             return Some((of_tuple(*direction, *part), value));
         }
+        Expr::Ct { key: LABELS, .. } => ("ct label", host(data)),
         Expr::Ct { .. } => ("ct mark", host(data)),
         Expr::Payload { base: PayloadBase::Transport, offset: SOURCE_PORT, len: 2, .. } => {
             ("th sport", port(data))

@@ -10,6 +10,7 @@ mod evidence;
 pub mod exclude;
 pub mod expr;
 pub mod observed;
+pub mod packet;
 pub mod plan;
 pub mod rule;
 pub mod sets;

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::{
     chain::OwnChain,
+    conditions::Conditions,
     exclude::Keys,
     expr::Expr,
     rule::Rule,
@@ -164,6 +165,14 @@ impl ObservedTable {
     pub fn threshold(&self) -> Option<u32> {
         self.rules_of(OwnChain::Base).find_map(|(_, rule)| match rule {
             Rule::Threshold { threshold, .. } => Some(threshold),
+            _ => None,
+        })
+    }
+
+    /// Conditions of flows that are left out, since a rule of another program wants every packet.
+    pub fn left_out(&self) -> impl Iterator<Item = Conditions> {
+        self.rules_of(OwnChain::Offload).filter_map(|(_, rule)| match rule {
+            Rule::EveryPacket { conditions } => Some(conditions),
             _ => None,
         })
     }

@@ -12,7 +12,10 @@ use crate::core::{
     },
     link::table::LinkTable,
     model::{IfIndex, IfName, Link},
-    ruleset::observed::{Counter, Owner},
+    ruleset::{
+        conditions::Conditions,
+        observed::{Counter, Owner},
+    },
     surroundings::RouteRule,
 };
 
@@ -36,6 +39,8 @@ pub struct Facts {
     pub left: Option<[u64; 2]>,
     /// Our table.
     pub ruleset: Ruleset,
+    /// Rules of other programs because of which our table leaves it out.
+    pub wanted: Vec<Wanted>,
     /// What the meter of slow packets has of it; `None` for nothing within a minute.
     pub slow: Option<Slow>,
     /// What its packets left past the threshold, if it isn't offloaded.
@@ -137,6 +142,19 @@ pub struct Ruleset {
     pub revoked: bool,
     /// The agent has listed its conntrack id for the assist rule.
     pub assisted: bool,
+    /// Conditions of the rules that leave flows out since another program's rule wants every packet.
+    pub left_out: Vec<Conditions>,
+}
+
+/// A rule of another program that wants every packet of the flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Family, table, chain, handle and comment.
+    pub rule: String,
+    /// By which of its expressions.
+    pub asks: String,
+    /// All that it asks of packets is known of this flow.
+    pub certain: bool,
 }
 
 /// Packets that took the forward path although the flow was past the threshold and eligible.

@@ -6,14 +6,16 @@ mod flow_spec;
 mod obstacles;
 mod reason;
 mod story;
+mod wanted;
 
 use serde::Serialize;
 
 pub use self::{
-    facts::{Direction, Facts, Flowtable, Moved, NotManaged, Program, Route, Ruleset, Slow, Way},
+    facts::{Direction, Facts, Flowtable, Moved, NotManaged, Program, Route, Ruleset, Slow, Wanted, Way},
     flow_spec::{BadFlow, FlowSpec},
     reason::Reason,
     story::{Mark, Step, StepName},
+    wanted::{matching, named, packets},
 };
 
 /// The whole answer.

@@ -1,7 +1,7 @@
 //! Which reasons hold for a flow.
 
 use super::{
-    facts::{Direction, Facts, NotManaged, Program, Route, Way},
+    facts::{Direction, Facts, NotManaged, Program, Route, Wanted, Way},
     reason::Reason,
 };
 use crate::core::{
@@ -108,6 +108,12 @@ impl Found<'_> {
         }
         if facts.ruleset.revoked {
             self.sure(Reason::Revoked);
+        }
+        for Wanted { rule, asks, certain } in &facts.wanted {
+            let reason = Reason::EveryPacket { rule: rule.clone(), asks: asks.clone() };
+            // Packets that leave traces passed the rule that would have kept them from it.
+            let certain = *certain && Evidence::of(&facts.traces) != Evidence::Both;
+            self.obstacles.push(Obstacle { reason, certain });
         }
         if let Some(policy) = facts.ipsec.first().cloned() {
             self.sure(Reason::Ipsec { policy });

@@ -59,6 +59,13 @@ pub enum Reason {
     },
     /// `fastpath-agent revoke` holds it out.
     Revoked,
+    /// A rule of another program wants to see every packet.
+    EveryPacket {
+        /// Family, table, chain, handle and comment; where the rule isn't found any more, what it asked for.
+        rule: String,
+        /// By which of its expressions.
+        asks: String,
+    },
     /// An IPsec policy applies.
     Ipsec {
         /// In words.
@@ -160,6 +167,7 @@ impl Reason {
             Self::Interface { .. } => "interface",
             Self::Excluded { .. } => "excluded",
             Self::Revoked => "revoked",
+            Self::EveryPacket { .. } => "every-packet",
             Self::Ipsec { .. } => "ipsec",
             Self::Helper { .. } => "helper",
             Self::SequenceAdjusted => "sequence-adjusted",
@@ -216,6 +224,9 @@ impl Reason {
             },
             Self::Excluded { exclusion } => format!("excluded: {exclusion}"),
             Self::Revoked => "revoked: `fastpath-agent revoke` holds it out for as long as it lives".to_owned(),
+            Self::EveryPacket { rule, asks } => {
+                format!("a rule of another program wants every packet: `{rule}` ({asks})")
+            }
             Self::Ipsec { policy } => format!("an IPsec policy applies ({policy}), and the flowtable asks none"),
             Self::Helper { helper } => format!("the conntrack helper {helper} reads along"),
             Self::SequenceAdjusted => "conntrack corrects its sequence numbers".to_owned(),
@@ -316,6 +327,9 @@ impl Reason {
             }
             Self::Revoked => {
                 "none for this connection; the next one between the same ends isn't held out".to_owned()
+            }
+            Self::EveryPacket { .. } => {
+                "none while the rule matches it; --ignore-rule has the rule passed by".to_owned()
             }
             Self::Helper { helper } => {
                 format!("none while {helper} is needed; otherwise remove the rule that assigns it")

@@ -107,6 +107,7 @@ fn place(reason: &Reason) -> StepName {
         | Reason::Interface { .. }
         | Reason::Excluded { .. }
         | Reason::Revoked
+        | Reason::EveryPacket { .. }
         | Reason::BelowThreshold { .. }
         | Reason::OneDirection { .. }
         | Reason::Blocked => StepName::Rule,

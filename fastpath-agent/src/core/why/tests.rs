@@ -91,7 +91,9 @@ fn facts() -> Facts {
             excluded_marks: Vec::new(),
             revoked: false,
             assisted: false,
+            left_out: Vec::new(),
         },
+        wanted: Vec::new(),
         slow: None,
         traces: vec![trace(Direction_::Original, C0, S0), trace(Direction_::Reply, S0, C0)],
         route_rules: Vec::new(),
@@ -270,6 +272,15 @@ const REASONS: &[(&str, Change, &str)] = &[
         "(1600 bytes on average) are larger than the MTU of the way out (1500)",
     ),
     (
+        "every-packet",
+        |f| {
+            f.traces.clear();
+            let rule = "inet edge forward handle 7 \"shape guests\"".to_owned();
+            f.wanted = vec![Wanted { rule, asks: "limit".to_owned(), certain: true }];
+        },
+        "wants every packet: `inet edge forward handle 7 \"shape guests\"` (limit)",
+    ),
+    (
         "ipvs",
         |f| {
             f.ipvs = true;
@@ -377,7 +388,7 @@ fn every_reason_has_an_example() {
     }
     let shown: std::collections::BTreeSet<_> = REASONS.iter().map(|(reason, ..)| *reason).collect();
     // All but other-flowtable, whose flows are accelerated.
-    assert_eq!(shown.len(), 32);
+    assert_eq!(shown.len(), 33);
 }
 
 #[test]

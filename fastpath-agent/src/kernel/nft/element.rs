@@ -10,6 +10,7 @@ mod nfta {
     pub(super) const SET_ELEM_LIST_ELEMENTS: u16 = 3;
     pub(super) const LIST_ELEM: u16 = 1;
     pub(super) const SET_ELEM_KEY: u16 = 1;
+    pub(super) const SET_ELEM_DATA: u16 = 2;
     pub(super) const SET_ELEM_EXPIRATION: u16 = 5;
     pub(super) const SET_ELEM_EXPR: u16 = 7;
     pub(super) const DATA_VALUE: u16 = 1;
@@ -24,6 +25,8 @@ mod nfta {
 pub(super) struct Element<'a> {
     /// Its key; of an interval the beginning.
     pub(super) key: &'a [u8],
+    /// What a map has for it: attributes of the value or the verdict.
+    pub(super) data: Option<&'a [u8]>,
     /// Milliseconds until it goes, if it does.
     pub(super) expires_ms: Option<u64>,
     /// Value of its counter, if that is all it has.
@@ -46,6 +49,7 @@ fn element(bytes: &[u8]) -> Element<'_> {
         let (kind, value) = (nla.kind(), nla.value());
         match kind {
             nfta::SET_ELEM_KEY => element.key = find(value, nfta::DATA_VALUE).unwrap_or_default(),
+            nfta::SET_ELEM_DATA => element.data = Some(value),
             nfta::SET_ELEM_EXPIRATION => element.expires_ms = number(value),
             nfta::SET_ELEM_EXPR => element.counter = counter(value),
             _ => {}

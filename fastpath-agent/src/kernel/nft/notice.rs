@@ -10,7 +10,8 @@ const TABLE_NAME: u16 = 1;
 const NFTA_CHAIN_NAME: u16 = 3;
 const NFTA_CHAIN_HOOK: u16 = 4;
 const NFTA_CHAIN_TYPE: u16 = 7;
-const NFTA_RULE_CHAIN: u16 = 2;
+/// Of rules the chain, of elements the set.
+const SECOND_NAME: u16 = 2;
 const NFTA_HOOK_HOOKNUM: u16 = 1;
 const NFTA_HOOK_PRIORITY: u16 = 2;
 
@@ -21,11 +22,11 @@ pub(super) fn parse<'a>(message: &Message<'a>) -> Option<Notice<'a>> {
         return None;
     }
     let mut table = None;
-    let (mut chain, mut rules_chain, mut chain_type, mut hook) = (None, None, "", None);
+    let (mut chain, mut second, mut chain_type, mut hook) = (None, None, "", None);
     for nla in message.attributes() {
         match nla.kind() {
             TABLE_NAME => table = text(&nla),
-            NFTA_RULE_CHAIN => rules_chain = Some(nla),
+            SECOND_NAME => second = Some(nla),
             NFTA_CHAIN_NAME => chain = Some(nla),
             NFTA_CHAIN_HOOK => hook = Some(nla),
             NFTA_CHAIN_TYPE => chain_type = text(&nla).unwrap_or_default(),
@@ -40,9 +41,10 @@ pub(super) fn parse<'a>(message: &Message<'a>) -> Option<Notice<'a>> {
             Subject::Chain { name: text(&chain?)?, hook, gone: false }
         }
         libc::NFT_MSG_DELCHAIN => Subject::Chain { name: text(&chain?)?, hook: None, gone: true },
-        libc::NFT_MSG_NEWRULE | libc::NFT_MSG_DELRULE => Subject::Rule { chain: text(&rules_chain?)? },
+        libc::NFT_MSG_NEWRULE | libc::NFT_MSG_DELRULE => Subject::Rule { chain: text(&second?)? },
+        libc::NFT_MSG_NEWSETELEM | libc::NFT_MSG_DELSETELEM => Subject::Elements { set: text(&second?)? },
         libc::NFT_MSG_NEWGEN => return None,
-        // Sets, elements, objects, flowtables, and what later kernels may have.
+        // Sets, objects, flowtables, and what later kernels may have.
         _ => Subject::Other,
     };
     Some(Notice { family: *message.payload().first()?, table: table?, subject })

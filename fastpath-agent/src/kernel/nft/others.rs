@@ -6,10 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use libc::{NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_packet_core::{Emitable, NetlinkHeader};
 
-use super::{Nft, NftError};
+use super::{Nft, NftError, element};
 use crate::{
     core::policy::{
         expr::{Expr, Verdict},
+        lookups::Elements,
         others::{Base, Chain, Device, Others, TableKey},
         rule::Rule,
         traits::SetKind,
@@ -49,7 +50,11 @@ mod nfta {
     pub(super) const IMMEDIATE_DREG: u16 = 1;
     pub(super) const IMMEDIATE_DATA: u16 = 2;
     pub(super) const LOOKUP_SET: u16 = 1;
+    pub(super) const LOOKUP_SREG: u16 = 2;
     pub(super) const LOOKUP_DREG: u16 = 3;
+    pub(super) const LOOKUP_FLAGS: u16 = 5;
+    pub(super) const ELEMENTS_TABLE: u16 = 1;
+    pub(super) const ELEMENTS_SET: u16 = 2;
     pub(super) const DYNSET_SET_NAME: u16 = 1;
     pub(super) const DYNSET_EXPR: u16 = 7;
     pub(super) const DYNSET_EXPRESSIONS: u16 = 10;
@@ -83,6 +88,10 @@ mod nfta {
 const VERDICT_REGISTER: u32 = 0;
 /// `NFT_SET_TIMEOUT` and `NFT_SET_EVAL` (enum nft_set_flags): elements run out, packets put some in.
 const SET_CHANGES: u32 = 0x10 | 0x20;
+/// `NFT_LOOKUP_F_INV`.
+const LOOKUP_INVERTED: u32 = 1;
+/// `NFT_META_MARK` and `NFT_CT_MARK`.
+const MARK: u32 = 3;
 /// `NFTNL_UDATA_RULE_COMMENT` (libnftnl's udata.h).
 const COMMENT: u8 = 0;
 /// `NFT_OBJECT_CT_TIMEOUT`.
@@ -123,10 +132,8 @@ impl Nft {
                 match known {
                     Some(known) => {
                         for (name, chain) in chains {
-                            chain.rules = known
-                                .get_mut(name)
-                                .map(|chain| std::mem::take(&mut chain.rules))
-                                .unwrap_or_default();
+                            let known = known.get_mut(name).map(std::mem::take).unwrap_or_default();
+                            (chain.rules, chain.maps) = (known.rules, known.maps);
                         }
                     }
                     None => settled &= self.reachable_rules(key, chains)?,
@@ -154,14 +161,42 @@ impl Nft {
             .map(|(name, _)| name.clone())
             .collect();
         let mut read = BTreeSet::new();
+        let mut elements = BTreeMap::new();
         while let Some(name) = to_read.pop() {
             let Some(chain) = chains.get_mut(&name).filter(|_| read.insert(name.clone())) else { continue };
             let names = [(nfta::RULE_TABLE, table.1.as_str()), (nfta::RULE_CHAIN, name.as_str())];
             complete &= self
                 .dump(libc::NFT_MSG_GETRULE, table.0, &names, |message| chain.rules.extend(rule(message)))?;
-            to_read.extend(chain.rules.iter().filter_map(Rule::leads_to).map(str::to_owned));
+            complete &= self.look_up(table, chain, &mut elements)?;
+            to_read.extend(chain.rules.iter().flat_map(Rule::leads_to).map(str::to_owned));
         }
         Ok(complete & self.resolve_sets(table, chains)?)
+    }
+
+    /// Reads the sets and maps without which the rules of a chain aren't understood.
+    fn look_up(
+        &mut self,
+        table: &TableKey,
+        chain: &mut Chain,
+        elements: &mut BTreeMap<String, Elements>,
+    ) -> Result<bool, NftError> {
+        let mut complete = true;
+        let names = chain.rules.iter().filter_map(|rule| rule.lookups.as_ref()).flat_map(|one| one.names());
+        for name in names {
+            if !elements.contains_key(name) {
+                let request = [(nfta::ELEMENTS_TABLE, table.1.as_str()), (nfta::ELEMENTS_SET, name)];
+                let mut found = Elements::default();
+                complete &= self.dump(libc::NFT_MSG_GETSETELEM, table.0, &request, |message| {
+                    for element in element::of(message) {
+                        found.add(element.key, element.data.map(|data| verdict(data)));
+                    }
+                })?;
+                elements.insert(name.to_owned(), found);
+            }
+        }
+        let maps = chain.rules.iter_mut().filter_map(|rule| rule.look_up(|name| elements.get(name)));
+        chain.maps = maps.collect();
+        Ok(complete)
     }
 
     /// Tells rules that ask sets which change by themselves from others. Sets can't become others as long as a rule asks them.
@@ -253,7 +288,7 @@ fn chain<'a>(message: &Message<'a>) -> Option<(&'a str, &'a str, Chain)> {
         }
     }
     let base = hook.and_then(|hook| base(kind, accepts, &hook));
-    Some((table?, name?, Chain { base, rules: Vec::new() }))
+    Some((table?, name?, Chain { base, ..Chain::default() }))
 }
 
 fn base(kind: &str, accepts: bool, hook: &Attribute<'_>) -> Option<Base> {
@@ -354,12 +389,17 @@ fn known<'a>(name: &str, data: &'a [u8]) -> Option<Expr<'a>> {
     let number_of = |kind| find(kind).and_then(|nla| number(&nla));
     Some(match name {
         "immediate" if number_of(nfta::IMMEDIATE_DREG) == Some(VERDICT_REGISTER) => {
-            Expr::Verdict(find(nfta::IMMEDIATE_DATA).map_or(Verdict::Unknown, |data| verdict(&data)))
+            Expr::Verdict(find(nfta::IMMEDIATE_DATA).map_or(Verdict::Unknown, |data| verdict(data.value())))
         }
         "lookup" if number_of(nfta::LOOKUP_DREG) == Some(VERDICT_REGISTER) => {
-            Expr::VerdictMap { map: find(nfta::LOOKUP_SET).map(|nla| text(&nla))? }
+            let map = find(nfta::LOOKUP_SET).map(|nla| text(&nla))?;
+            Expr::VerdictMap { map, register: number_of(nfta::LOOKUP_SREG)? }
         }
-        "lookup" => Expr::Lookup { set: find(nfta::LOOKUP_SET).map(|nla| text(&nla))? },
+        "lookup" => Expr::Lookup {
+            set: find(nfta::LOOKUP_SET).map(|nla| text(&nla))?,
+            register: number_of(nfta::LOOKUP_SREG)?,
+            inverted: number_of(nfta::LOOKUP_FLAGS).is_some_and(|flags| flags & LOOKUP_INVERTED != 0),
+        },
         "dynset" => Expr::Fill {
             set: find(nfta::DYNSET_SET_NAME).map(|nla| text(&nla))?,
             meters: attributes(data).find_map(|nla| match nla.kind() {
@@ -369,8 +409,12 @@ fn known<'a>(name: &str, data: &'a [u8]) -> Option<Expr<'a>> {
             }),
         },
         "objref" => Expr::Object { kind: number_of(nfta::OBJREF_IMM_TYPE) },
-        "ct" if find(nfta::CT_SREG).is_some() => Expr::Edit { name: "ct" },
-        "meta" if find(nfta::META_SREG).is_some() => Expr::Edit { name: "meta" },
+        "ct" if find(nfta::CT_SREG).is_some() => {
+            Expr::Edit { name: if number_of(nfta::CT_KEY) == Some(MARK) { "ct mark" } else { "ct" } }
+        }
+        "meta" if find(nfta::META_SREG).is_some() => {
+            Expr::Edit { name: if number_of(nfta::META_KEY) == Some(MARK) { "meta mark" } else { "meta" } }
+        }
         "payload" if find(nfta::PAYLOAD_SREG).is_some() => Expr::Edit { name: "payload" },
         "exthdr" if find(nfta::EXTHDR_SREG).is_some() => Expr::Edit { name: "exthdr" },
         "meta" => Expr::Meta { key: number_of(nfta::META_KEY)?, register: number_of(nfta::META_DREG)? },
@@ -435,9 +479,9 @@ fn compare(data: &[u8]) -> Option<Expr<'_>> {
     })
 }
 
-fn verdict<'a>(data: &Attribute<'a>) -> Verdict<'a> {
+fn verdict(data: &[u8]) -> Verdict<'_> {
     let (mut code, mut chain) = (None, None);
-    for nla in attributes(data.value()).filter(|nla| nla.kind() == nfta::DATA_VERDICT) {
+    for nla in attributes(data).filter(|nla| nla.kind() == nfta::DATA_VERDICT) {
         for nla in attributes(nla.value()) {
             match nla.kind() {
                 nfta::VERDICT_CODE => code = number(&nla).map(u32::cast_signed),

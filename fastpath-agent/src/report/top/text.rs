@@ -84,6 +84,7 @@ fn word(cause: &Cause) -> &'static str {
         Cause::NotEstablished => "handshake",
         Cause::Helper(_) => "helper",
         Cause::Interface(_) => "interface",
+        Cause::EveryPacket(_) => "every-packet",
         Cause::NotWatched => "not watched",
         Cause::Unknown => "unknown",
     }

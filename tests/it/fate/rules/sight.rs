@@ -5,6 +5,7 @@ use fastpath_tests::{
     netns::Netns,
     topology::{Family, Topology},
     traffic::Proto,
+    why::{ask, asked, assert_reason},
 };
 use serde_json::{Value, json};
 
@@ -92,4 +93,37 @@ fn rules_that_are_ignored_by_choice_leave_flows_fast() {
         assert_eq!(handling(&status["rules"])[0].0, "ignored", "{ignore}");
         drop(agent);
     }
+}
+
+/// A flow that meets the copied conditions, one that doesn't, and one whose rule asks for an interface.
+#[test]
+fn why_and_flows_name_the_rule_that_keeps_a_flow_off() {
+    let topology = Topology::routed();
+    let node = &topology.node;
+    node.nft(
+        "table inet edge { chain forward { type filter hook forward priority 0;
+            udp dport 9 limit rate over 1000000/second drop
+            ip saddr 10.1.0.2 udp dport 7001 limit rate over 1000000/second drop comment \"shape guests\"
+            iifname c0 udp dport 7002 quota over 100 mbytes drop
+        }; }",
+    );
+    let _agent = Agent::start_with(node, &[]);
+    let mut flows = [7001, 7002, 7003].map(|port| topology.open(Proto::Udp, Family::V4, port));
+    for flow in &mut flows {
+        assert_eq!(flow.rounds(50), 50);
+    }
+    let _flows = flows.map(|flow| flow.in_background());
+    let answer = assert_reason(&topology, 7001, "every-packet");
+    let rule = answer["verdict"]["rule"].as_str().unwrap_or_default();
+    assert!(
+        rule.starts_with("inet edge forward handle ") && rule.ends_with("\"shape guests\""),
+        "{answer:#}"
+    );
+    assert_eq!((&answer["verdict"]["asks"], &answer["verdict"]["certain"]), (&json!("limit"), &json!(true)));
+    let answer = assert_reason(&topology, 7002, "every-packet");
+    assert_eq!((&answer["verdict"]["asks"], &answer["verdict"]["certain"]), (&json!("quota"), &json!(true)));
+    assert_eq!(ask(node, &asked(&topology, 7003))["verdict"]["accelerated"], "yes");
+    let listed = json(node, &["flows", "--state=stalled", "-o", "json"]);
+    let causes: Vec<&Value> = listed.as_array().expect("flows").iter().map(|flow| &flow["cause"]).collect();
+    assert!(causes.contains(&&json!({ "every-packet": rule })), "{listed:#}");
 }

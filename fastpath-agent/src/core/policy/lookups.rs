@@ -1,0 +1,117 @@
+//! Rules that are understood only with what is in a set or a map: `ct state { … }`, and verdicts that a map says.
+
+use super::{
+    expr::Verdict,
+    rule::{ESTABLISHED, Established, Outcome, Rule, outcome},
+};
+
+/// What a rule looks up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lookups {
+    /// The connection's state, in this set; whether packets go on if it isn't there.
+    state: Option<(Box<str>, bool)>,
+    /// The verdict, in this map; whether by the connection's state.
+    verdict: Option<(Box<str>, bool)>,
+    /// Which packets match if the state is as asked.
+    established: Option<Established>,
+}
+
+/// What is in a set or a map, as far as that matters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Elements {
+    /// What it says of established connections, if it were asked for the state.
+    established: Option<Outcome>,
+    /// What it says of all keys that it doesn't have.
+    otherwise: Option<Outcome>,
+    /// All verdicts, each once.
+    verdicts: Vec<Outcome>,
+}
+
+impl Lookups {
+    /// False if another set is asked already.
+    pub(super) fn asks_for_state(&mut self, set: &str, inverted: bool) -> bool {
+        let first = self.state.is_none();
+        self.state.get_or_insert_with(|| (set.into(), inverted));
+        first
+    }
+
+    pub(super) fn asks_for_verdict(&mut self, map: &str, by_state: bool) {
+        self.verdict = Some((map.into(), by_state));
+    }
+
+    /// Nothing if nothing is looked up. Until it is known, some packets match.
+    pub(super) fn boxed(mut self, established: &mut Established) -> Option<Box<Self>> {
+        let any = self.state.is_some() || self.verdict.is_some();
+        if !any || *established == Established::None {
+            return None;
+        }
+        self.established = Some(std::mem::replace(established, Established::Some));
+        Some(Box::new(self))
+    }
+
+    /// Names of the sets and maps.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.state.iter().chain(&self.verdict).map(|(name, _)| &**name)
+    }
+
+    /// The map that says where packets go, and may say something else at any time.
+    fn map(&self) -> Option<&str> {
+        self.verdict.as_ref().map(|(map, _)| &**map)
+    }
+}
+
+impl Elements {
+    /// Takes note of an element. A key of no bytes stands for all others.
+    pub fn add(&mut self, key: &[u8], verdict: Option<Verdict<'_>>) {
+        let said = verdict.map_or(Outcome::Continue, outcome);
+        if key.is_empty() {
+            self.otherwise = Some(said.clone());
+        } else if *key == ESTABLISHED.to_ne_bytes() {
+            self.established = Some(said.clone());
+        }
+        if !self.verdicts.contains(&said) {
+            self.verdicts.push(said);
+        }
+    }
+
+    fn of_established(&self) -> Option<&Outcome> {
+        self.established.as_ref().or(self.otherwise.as_ref())
+    }
+}
+
+impl Rule {
+    /// Takes in what the sets and maps have that it looks up; `None` for those that couldn't be read. Gives the name of the map
+    /// on which the rule hangs from now on.
+    pub fn look_up<'e>(&mut self, elements: impl Fn(&str) -> Option<&'e Elements>) -> Option<Box<str>> {
+        let lookups = self.lookups.take()?;
+        let mut established = lookups.established.unwrap_or(Established::Some);
+        if let Some((set, inverted)) = &lookups.state {
+            match elements(set) {
+                Some(elements) if elements.of_established().is_some() == *inverted => {
+                    established = Established::None;
+                }
+                Some(_) => {}
+                None => established = Established::Some,
+            }
+        }
+        if let Some((map, by_state)) = &lookups.verdict {
+            match elements(map) {
+                Some(elements) if *by_state => match elements.of_established() {
+                    Some(outcome) => self.outcome = outcome.clone(),
+                    None => established = Established::None,
+                },
+                Some(elements) => self.outcome = Outcome::Choose(elements.verdicts.as_slice().into()),
+                None => established = Established::Some,
+            }
+        }
+        self.established = established;
+        if established == Established::None {
+            self.traits = None;
+        }
+        lookups.map().map(Into::into)
+    }
+}
+
+#[cfg(test)]
+#[path = "lookups_tests.rs"]
+mod tests;
