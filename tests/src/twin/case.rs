@@ -62,6 +62,8 @@ pub enum Flows {
 pub enum Path {
     /// Past the forward hook.
     Fast,
+    /// Past it, but for the packets that it takes to be judged anew: a rule changes without an announcement.
+    Anew,
     /// Through it, every one.
     Slow,
     /// Whatever is right.

@@ -171,10 +171,8 @@ impl ObservedTable {
 
     /// Conditions of flows that are left out, since a rule of another program wants every packet.
     pub fn left_out(&self) -> impl Iterator<Item = Conditions> {
-        self.rules_of(OwnChain::Offload).filter_map(|(_, rule)| match rule {
-            Rule::EveryPacket { conditions } => Some(conditions),
-            _ => None,
-        })
+        let rules = self.chain(OwnChain::Offload).into_iter().flat_map(|chain| &chain.rules);
+        rules.filter_map(|rule| conditions_of(&rule.exprs))
     }
 
     /// Whether packets of offloaded flows that are on the forward path all the same are metered.
@@ -216,4 +214,10 @@ impl ObservedTable {
     pub fn managed(&self) -> Option<&BTreeSet<IfIndex>> {
         Some(&self.set(OwnSet::Devices)?.elements)
     }
+}
+
+/// Conditions of a rule that is nothing but conditions and `return`. A guard against a policy rule may look the same.
+pub(super) fn conditions_of(exprs: &[Expr]) -> Option<Conditions> {
+    let (Expr::Return, conditions) = exprs.split_last()? else { return None };
+    Conditions::recognise(conditions)
 }

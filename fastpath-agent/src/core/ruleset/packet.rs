@@ -242,3 +242,41 @@ mod tests {
         assert_eq!((v6.meets(&conditions), v4.meets(&conditions)), (Some(true), Some(false)));
     }
 }
+
+#[cfg(test)]
+mod recognised {
+    use super::*;
+    use crate::core::{
+        policy::{expr::Expr as Other, rule::Rule as Foreign},
+        ruleset::{observed::conditions_of, rule::Rule},
+    };
+
+    /// `ip saddr 10.1.0.2 udp dport 7001` in a table of family inet, as it comes back from our table.
+    #[test]
+    fn conditions_of_our_table_are_those_that_were_copied() {
+        let bytes = |data| Other::CompareBytes { register: 1, op: 0, data };
+        let exprs = [
+            Other::Meta { key: 15, register: 1 },
+            bytes(&[2]),
+            Other::Payload { base: 1, offset: 12, length: 4, register: 1 },
+            Other::Compare { register: 1, equal: true, value: u32::from_ne_bytes([10, 1, 0, 2]) },
+            Other::Meta { key: 16, register: 1 },
+            bytes(&[17]),
+            Other::Payload { base: 2, offset: 2, length: 2, register: 1 },
+            bytes(&[27, 89]),
+            Other::Other { name: "limit" },
+        ];
+        let conditions = Foreign::new(1, 7, exprs).traits.expect("a limit").conditions;
+        let rule = Rule::EveryPacket { conditions: conditions.clone() };
+        assert_eq!(conditions_of(&rule.exprs()).as_ref(), Some(&conditions));
+        let tuple = Tuple {
+            source: "10.1.0.2".parse().unwrap(),
+            destination: "10.2.0.2".parse().unwrap(),
+            protocol: 17,
+            source_port: 45930,
+            destination_port: 7001,
+        };
+        let packet = Packet { tuple, input: None, output: None, mark: 0 };
+        assert_eq!(packet.meets(&conditions), Some(true), "{conditions}");
+    }
+}

@@ -7,7 +7,7 @@ use fastpath_tests::twin::{
     With,
 };
 
-use super::{STOP_V4, concerned};
+use super::{ANEW, HARMLESS_ANEW, STOP_V4, STOP_V4_ANEW, concerned};
 
 /// Gateway mode `routed`, with all ports of the tests published; DOCKER-USER has an administrator's block list.
 const IPTABLES: Step = Node(
@@ -53,22 +53,22 @@ const IPTABLES_CASE: Case = Case {
                 "iptables-nft -I DOCKER -d 10.2.0.9/32 ! -i s0 -o s0 -p tcp -m tcp --dport 80 -j ACCEPT",
             )],
             undo: &[Node("iptables-nft -D DOCKER 1")],
-            ..Change::HARMLESS
+            ..HARMLESS_ANEW
         },
         Change {
             name: "a rule in DOCKER-USER",
             steps: &[Node("iptables-nft -I DOCKER-USER -s 10.1.0.2 -j DROP")],
             undo: &[Node("iptables-nft -D DOCKER-USER 1")],
-            ..STOP_V4
+            ..STOP_V4_ANEW
         },
         Change {
             name: "an entry of the block list in DOCKER-USER",
             steps: &[Node("ipset add block 10.1.0.2")],
             undo: &[Node("ipset del block 10.1.0.2")],
-            ..STOP_V4
+            ..STOP_V4_ANEW
         },
     ],
-    ..Case::PLAIN
+    ..ANEW
 };
 
 /// Gateway mode `routed`. Chains of a network are reached by verdict maps.

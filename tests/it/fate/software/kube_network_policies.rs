@@ -8,7 +8,7 @@ use fastpath_tests::twin::{
     With,
 };
 
-use super::{STOP_V4, concerned};
+use super::{ANEW, HARMLESS_ANEW, STOP_V4_ANEW, concerned};
 
 /// The first rule stands for the program. Nobody serves the queue, so what goes there is dropped.
 const RULES: Step = Node(
@@ -48,7 +48,7 @@ const FORGET: Change = Change {
         "mkdir -p /etc/xtables; [ -e /etc/xtables/connlabel.conf ] || echo 100 accepted > /etc/xtables/connlabel.conf
          conntrack -U -s 10.1.0.2 --label-del",
     )],
-    ..STOP_V4
+    ..STOP_V4_ANEW
 };
 
 const CASE: Case = Case {
@@ -59,18 +59,14 @@ const CASE: Case = Case {
         Change {
             name: "another pod",
             steps: &[Node("nft 'add element inet kube-network-policies podips-v4 { 10.2.0.9 }'")],
-            ..Change::HARMLESS
+            ..HARMLESS_ANEW
         },
     ],
-    ..Case::PLAIN
+    ..ANEW
 };
 
-const ALL: Case = Case {
-    name: "kube-network-policies, all packets",
-    set_up: &[DIVERT_ALL],
-    changes: &[FORGET],
-    ..Case::PLAIN
-};
+const ALL: Case =
+    Case { name: "kube-network-policies, all packets", set_up: &[DIVERT_ALL], changes: &[FORGET], ..ANEW };
 
 /// Up to 0.7 the program wanted new connections only.
 const OLDER: Step = Node(

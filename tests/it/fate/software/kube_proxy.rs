@@ -7,7 +7,7 @@ use fastpath_tests::twin::{
     With,
 };
 
-use super::{STOP_V4, concerned};
+use super::{ANEW, HARMLESS_ANEW, STOP_V4, STOP_V4_ANEW, concerned};
 
 const IPTABLES: Step = Node(
     "iptables-nft-restore --noflush <<'END'
@@ -143,7 +143,7 @@ const IPVS_CASE: Case = Case {
             name: "another service",
             steps: &[Node("ipset add KUBE-LOAD-BALANCER-FW 5.6.7.8,tcp:80")],
             undo: &[Node("ipset del KUBE-LOAD-BALANCER-FW 5.6.7.8,tcp:80")],
-            ..Change::HARMLESS
+            ..HARMLESS_ANEW
         },
         Change {
             name: "loadBalancerSourceRanges lose the client",
@@ -151,10 +151,10 @@ const IPVS_CASE: Case = Case {
             undo: &[Node(
                 "for port in {7001..7012}; do for proto in tcp udp; do ipset add KUBE-LOAD-BALANCER-SOURCE-CIDR 10.2.0.2,$proto:$port,10.1.0.0/24; done; done",
             )],
-            ..STOP_V4
+            ..STOP_V4_ANEW
         },
     ],
-    ..Case::PLAIN
+    ..ANEW
 };
 
 #[test]

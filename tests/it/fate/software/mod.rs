@@ -13,12 +13,18 @@ use fastpath_tests::{
     agent,
     netns::Netns,
     topology::Family,
-    twin::{Change, Path, Step},
+    twin::{Case, Change, Path, Step},
 };
 use serde_json::Value;
 
 /// Stops IPv4 flows; those of IPv6 stay fast.
 const STOP_V4: Change = Change { family: Some(Family::V4), path: Path::Fast, ..Change::STOP };
+
+/// The same where a rule has flows judged anew, again and again.
+const STOP_V4_ANEW: Change = Change { path: Path::Anew, ..STOP_V4 };
+const HARMLESS_ANEW: Change = Change { path: Path::Anew, ..Change::HARMLESS };
+/// A node with such a rule.
+const ANEW: Case = Case { path: Path::Anew, ..Case::PLAIN };
 
 /// Loads the rules on a node, and says which of them concern offloaded flows: class, cause, table and chain of each. Rules that
 /// decide nothing are left out.
