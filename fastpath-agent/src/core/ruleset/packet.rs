@@ -276,7 +276,14 @@ mod recognised {
             source_port: 45930,
             destination_port: 7001,
         };
-        let packet = Packet { tuple, input: None, output: None, mark: 0 };
+        let packet = Packet {
+            tuple,
+            input: None,
+            output: None,
+            direction: Direction::Original,
+            tuples: [tuple, tuple.reversed()],
+            mark: 0,
+        };
         assert_eq!(packet.meets(&conditions), Some(true), "{conditions}");
     }
 }

@@ -1,6 +1,6 @@
 //! Rules that ask more than headers and connection, but not of these flows, or that decide nothing: flows stay fast.
 
-use fastpath_tests::twin::{Case, Change, Step::Node, With};
+use fastpath_tests::twin::{Case, Change, Path, Step::Node, With};
 
 const ADDED: Change = Change { undo: &[Node("nft flush chain inet fw forward")], ..Change::HARMLESS };
 const XT: Change = Change { undo: &[Node("iptables-nft -F FORWARD")], ..Change::HARMLESS };
@@ -75,11 +75,13 @@ const CASE: Case = Case {
             steps: &[Node(
                 "nft 'add element inet fw ban { 10.9.0.1 timeout 1h }; add rule inet fw forward ip saddr @ban drop'",
             )],
+            path: Path::Anew,
             ..ADDED
         },
         Change {
             name: "a time of day for others",
             steps: &[Node("nft add rule inet fw forward ip saddr 10.9.0.1 meta hour \\>= 00:00 drop")],
+            path: Path::Anew,
             ..ADDED
         },
         Change {
