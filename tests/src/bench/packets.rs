@@ -62,7 +62,8 @@ pub enum State {
     Young,
     /// In the flowtable: it had packets of both directions past the threshold.
     Offloaded,
-    /// Past the threshold it has packets of one direction only. Our rules don't offload it: each packet leaves its trace.
+    /// Past the threshold it has packets of one direction only. Our rules don't offload it: each packet leaves its trace; with
+    /// eBPF the agent helps.
     OneWay,
     /// Older than the rules that count packets. Only with eBPF is it noticed, and then offloaded.
     TooOld,
@@ -192,6 +193,13 @@ impl Setup {
             self.converse(&node, &forth, rounds);
         }
         forth.send(&client, WARM_UP.max(2 * flows));
+        if self.state == State::OneWay && self.bypasses() {
+            wait_until("the stream offloaded", Duration::from_secs(5), || {
+                let before = node.counts(self.family);
+                forth.send(&client, 20);
+                (node.counts(self.family) - before).forwarded == 0
+            });
+        }
         node.settle();
         (node, forth)
     }
@@ -211,7 +219,10 @@ impl Setup {
     fn bypasses(&self) -> bool {
         match self.state {
             State::Offloaded => true,
-            State::OneWay => matches!(self.rules, Rules::Kindnet | Rules::KindnetDocument),
+            State::OneWay => matches!(
+                self.rules,
+                Rules::Kindnet | Rules::KindnetDocument | Rules::OursEbpf | Rules::OursXdp
+            ),
             State::TooOld => matches!(self.rules, Rules::OursEbpf | Rules::OursXdp),
             State::Young | State::Assisting | State::Excluded => false,
         }
