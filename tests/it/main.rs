@@ -39,6 +39,7 @@ mod threshold;
 mod top;
 mod topologies;
 mod traffic;
+mod twin;
 mod why;
 mod why_evidence;
 mod why_path;

@@ -45,7 +45,9 @@ pub(super) fn table_is_right(node: &Netns) -> Result<(), String> {
     if !table::listing(node).is_some_and(|listing| listing.contains("flow add @")) {
         return Err(format!("no rule offloads:\n{ruleset}"));
     }
-    match chains.iter().find(|other| !other.ours && other.denies && other.priority >= ours.priority) {
+    match chains.iter().find(|other| {
+        !other.ours && (other.denies || other.drops_the_rest) && other.priority >= ours.priority
+    }) {
         Some(other) => Err(format!("a filter at {} comes after our chain:\n{ruleset}", other.priority)),
         None => Ok(()),
     }
@@ -55,7 +57,9 @@ pub(super) fn table_is_right(node: &Netns) -> Result<(), String> {
 struct ForwardChain {
     priority: i64,
     ours: bool,
+    /// By a rule, or by its policy.
     denies: bool,
+    drops_the_rest: bool,
 }
 
 /// Those of the families that forwarded packets pass.
@@ -72,10 +76,20 @@ fn forward_chains(ruleset: &str) -> Vec<ForwardChain> {
         {
             let priority = rest.split(';').next().and_then(|number| number.parse().ok()).unwrap_or(0);
             let ours = table.contains(TABLE);
-            found.push(ForwardChain { priority, ours, denies: rest.contains("policy drop") });
+            let drops_the_rest = rest.contains("policy drop");
+            found.push(ForwardChain { priority, ours, denies: false, drops_the_rest });
             within = true;
         } else if within && let Some(chain) = found.last_mut() {
-            chain.denies |= ["drop", "reject"].iter().any(|verdict| line.ends_with(verdict));
+            match line.trim() {
+                // Nothing that is established gets any further.
+                "accept" | "ct state established,related accept" => {
+                    (chain.drops_the_rest, within) = (false, false);
+                }
+                line if line.starts_with("ct state invalid ") => {}
+                line => {
+                    chain.denies |= ["drop", "reject", "reset"].iter().any(|verdict| line.ends_with(verdict))
+                }
+            }
         }
     }
     found

@@ -21,8 +21,8 @@ use crate::{
     traffic::{self, Direction, Flow, Proto},
 };
 
-/// Within this time a connection is made where nothing is in its way.
-const OPENING: Duration = Duration::from_millis(300);
+/// Within this time a connection is made where nothing is in its way, the first packet of which may get lost.
+const OPENING: Duration = Duration::from_millis(1300);
 /// Time between two messages of an end while its fate is judged, or it gets older.
 const TICK: Duration = Duration::from_millis(10);
 /// The same meanwhile.
@@ -89,6 +89,12 @@ const SPECS: [Spec; 12] = [
     spec(Udp, V4, OneWay, Near),
 ];
 
+/// How many of them are offloaded where nothing is in their way. Programs have seen too little of those that are silent when
+/// they are older than the rules.
+pub(super) fn eligible(programs: bool) -> usize {
+    SPECS.iter().filter(|spec| spec.kind != OneWay && !(programs && spec.kind == Idle)).count()
+}
+
 impl fmt::Display for Spec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} {:?} {:?} {:?}", self.proto, self.family, self.kind, self.way)
@@ -122,27 +128,28 @@ impl Flows {
     /// world only, that is a difference.
     pub(super) fn refill(&mut self, worlds: &[Topology; 2]) -> Result<(), String> {
         let mut fresh = [false; SPECS.len()];
+        let mut under_way = Vec::new();
         for (at, spec) in SPECS.iter().enumerate() {
             if spec.kind == Young {
                 self.slots[at] = None;
             }
-            if self.slots[at].is_some() {
-                continue;
+            if self.slots[at].is_none() {
+                let source = free_port();
+                let begin = |world| Opening::begin(world, *spec, at, source, self.service);
+                under_way.push((at, worlds.each_ref().map(begin)));
             }
-            let source = free_port();
-            let opening: Vec<Opening> =
-                worlds.iter().map(|world| Opening::begin(world, *spec, at, source, self.service)).collect();
-            let flows: Vec<Option<Flow>> = opening.into_iter().map(Opening::end).collect();
-            let Ok([with, without]) = <[_; 2]>::try_from(flows) else { unreachable!("two worlds") };
-            match (with, without) {
-                (Some(with), Some(without)) => {
+        }
+        let limit = Instant::now() + OPENING;
+        for (at, opening) in under_way {
+            match opening.map(|opening| opening.end(limit)) {
+                [Some(with), Some(without)] => {
                     let flows = [with, without].map(|flow| flow.into_duplex().impatient());
                     self.slots[at] = Some(Pair { flows, age: 0 });
                     fresh[at] = true;
                 }
-                (None, None) => {}
-                (with, _) => {
-                    let here = if with.is_some() { "with" } else { "without" };
+                [None, None] => {}
+                [with, _] => {
+                    let (spec, here) = (SPECS[at], if with.is_some() { "with" } else { "without" });
                     return Err(format!(
                         "{spec}: a new connection is made only in the world {here} the agent"
                     ));
@@ -335,7 +342,7 @@ impl Opening {
         begun.unwrap_or(Self::Failed)
     }
 
-    fn end(self) -> Option<Flow> {
+    fn end(self, limit: Instant) -> Option<Flow> {
         match self {
             Self::Failed => None,
             Self::Udp([client, server], dial) => {
@@ -343,8 +350,8 @@ impl Opening {
             }
             Self::Tcp(listener, client, dial) => {
                 let mut ready = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
-                let limit = PollTimeout::try_from(OPENING).expect("a short time");
-                if poll(&mut ready, limit).ok()? == 0 {
+                let left = limit.saturating_duration_since(Instant::now());
+                if poll(&mut ready, PollTimeout::try_from(left).expect("a short time")).ok()? == 0 {
                     return None;
                 }
                 let (server, _) = listener.accept().ok()?;
