@@ -154,6 +154,7 @@ impl Others {
     /// All such rules, in order of tables, chains and rules.
     pub fn concerns(&self) -> Vec<Concern> {
         let mut concerns = Vec::new();
+        let edits_seen = self.see_offloaded();
         for ((family, table), chains) in &self.0 {
             let mut walk = Walk { chains, fates: BTreeMap::new(), found: BTreeMap::new() };
             for (name, chain) in chains.iter().filter(|(_, chain)| Self::counts(*family, chain)) {
@@ -171,7 +172,7 @@ impl Others {
                 let rule = &chains[chain].rules[position];
                 if let Some(traits) = &rule.traits {
                     let decides = decides(chains, &rule.outcome, &mut BTreeSet::new());
-                    concerns.extend(concern(traits, decides, view).map(|concern| Concern {
+                    concerns.extend(concern(traits, decides, edits_seen, view).map(|concern| Concern {
                         family: family_name(*family),
                         table: table.clone(),
                         chain: chain.to_owned(),
@@ -193,13 +194,16 @@ fn family_name(family: u8) -> &'static str {
     }
 }
 
-fn concern(traits: &Traits, decides: bool, view: View) -> Option<Concern> {
+/// `edits_seen`: chains that offloaded packets pass may ask for what the rule edits.
+fn concern(traits: &Traits, decides: bool, edits_seen: bool, view: View) -> Option<Concern> {
     let Traits { every_packet, changing, passive, conditions, comment, .. } = traits;
     let copies = every_packet.as_ref().is_some_and(|cause| cause.word == "copy");
-    let (class, cause) = match (every_packet, changing) {
-        (Some(cause), _) if decides || copies => (Class::EveryPacket, cause),
-        (_, Some(cause)) if decides => (Class::Changing, cause),
-        (Some(cause), _) => (Class::NotDecisive, cause),
+    let edit = traits.edit().filter(|_| edits_seen);
+    let (class, cause) = match (every_packet, edit, changing) {
+        (Some(cause), ..) if decides || copies => (Class::EveryPacket, cause),
+        (_, Some(cause), _) => (Class::EveryPacket, cause),
+        (.., Some(cause)) if decides => (Class::Changing, cause),
+        (Some(cause), ..) => (Class::NotDecisive, cause),
         _ => (Class::NotDecisive, passive.as_ref()?),
     };
     let conditions = match class {

@@ -81,3 +81,24 @@ fn addresses_are_copied_where_nat_leaves_them() {
         assert_eq!(concern.leaves_everything_out(), !addresses);
     }
 }
+
+#[test]
+fn edits_count_while_chains_behind_the_flowtable_may_ask_for_them() {
+    let mark = [SADDR, Other::Compare { register: 1, equal: true, value: 1 }, Other::Edit { name: "meta" }];
+    let connection = [Other::Edit { name: "ct" }];
+    let mut others = others("filter", FORWARD, 0, &[("c", &[&mark, &connection])]);
+    let classes = |others: &Others| others.concerns().iter().map(|rule| rule.class).collect::<Vec<_>>();
+    assert_eq!(classes(&others), [Class::NotDecisive; 2]);
+    for (family, hook, counts) in [(5, 0, false), (5, 1, true), (7, 3, true), (2, 3, false)] {
+        let base = Base { kind: "filter".to_owned(), hook, priority: 0, accepts: true, devices: Vec::new() };
+        let chain = Chain { base: Some(base), rules: Vec::new() };
+        others.0.insert((family, "later".to_owned()), [("c".to_owned(), chain)].into());
+        let first = if counts { Class::EveryPacket } else { Class::NotDecisive };
+        assert_eq!(classes(&others), [first, Class::NotDecisive], "family {family}, hook {hook}");
+        others.0.remove(&(family, "later".to_owned()));
+    }
+    let later = Base { kind: "filter".to_owned(), hook: 1, priority: 0, accepts: true, devices: Vec::new() };
+    let later = Chain { base: Some(later), rules: Vec::new() };
+    others.0.insert((5, "later".to_owned()), [("c".to_owned(), later)].into());
+    assert!(others.concerns()[0].conditions.to_string().contains("saddr"), "only its own packets");
+}

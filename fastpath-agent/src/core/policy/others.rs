@@ -18,7 +18,9 @@ pub(super) const POSTROUTING: u32 = 4;
 const LATE: i32 = 300;
 /// Hooks that forwarded packets pass and offloaded ones don't.
 const PASSED: [u32; 3] = [PREROUTING, FORWARD, POSTROUTING];
+const BRIDGE: u8 = 7;
 const NETDEV_INGRESS: u32 = 0;
+const NETDEV_EGRESS: u32 = 1;
 const INET_INGRESS: u32 = 5;
 
 /// A table: its family (`NFPROTO_*`) and name.
@@ -115,6 +117,16 @@ impl Others {
             }
         }
         devices
+    }
+
+    /// Whether there are chains that offloaded packets pass behind the flowtable. They see such packets without what rules in skipped
+    /// hooks would have set.
+    pub fn see_offloaded(&self) -> bool {
+        self.0.iter().any(|((family, _), chains)| {
+            let bases = || chains.values().filter_map(|chain| chain.base.as_ref());
+            *family == BRIDGE && bases().next().is_some()
+                || *family == NETDEV && bases().any(|base| base.hook == NETDEV_EGRESS)
+        })
     }
 
     fn filters(&self, hook: u32) -> impl Iterator<Item = Found<'_>> {

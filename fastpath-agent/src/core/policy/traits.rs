@@ -20,7 +20,10 @@ pub const EVERY_PACKET: [&str; 10] =
 pub const CHANGING: [&str; 10] =
     ["set", "ipset", "time", "recent", "ct-mark", "cgroup", "owner", "realm", "legacy", "unknown"];
 /// Words of rules that decide over no packet's fate.
-pub const PASSIVE: [&str; 2] = ["edit", "log"];
+pub const PASSIVE: [&str; 2] = [EDIT, "log"];
+const EDIT: &str = "edit";
+/// Edits of connections, which outlive the packet.
+const OF_CONNECTIONS: [&str; 2] = ["ct", "CONNMARK"];
 
 impl std::fmt::Display for Cause {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -61,6 +64,12 @@ pub enum SetKind {
 }
 
 impl Traits {
+    /// The edit by which later hooks see another packet: its mark, its header.
+    pub fn edit(&self) -> Option<&Cause> {
+        let edits = |cause: &&Cause| cause.word == EDIT && !OF_CONNECTIONS.contains(&&*cause.detail);
+        self.passive.as_ref().filter(edits)
+    }
+
     /// Takes in what is known of the sets; false if nothing is left to say about the rule.
     pub fn resolve(&mut self, kind: impl Fn(&str) -> SetKind) -> bool {
         for (set, before) in std::mem::take(&mut self.sets) {
@@ -93,7 +102,8 @@ impl Sorter {
     }
 
     pub(super) fn read(&mut self, expr: &Expr<'_>) {
-        if self.traits.every_packet.is_none() {
+        // What is asked behind an edit says nothing of which packets are edited.
+        if self.traits.every_packet.is_none() && self.traits.edit().is_none() {
             self.copier.read(expr, &mut self.traits.conditions);
         }
         match *expr {
@@ -106,7 +116,11 @@ impl Sorter {
                 Kind::Static => {}
                 Kind::EveryPacket(word, detail) => keep(&mut self.traits.every_packet, word, detail),
                 Kind::Changing(word, detail) => keep(&mut self.traits.changing, word, detail),
-                Kind::Passive(word, detail) => keep(&mut self.traits.passive, word, detail),
+                Kind::Passive(word, detail) => {
+                    // An edit says more than a log.
+                    self.traits.passive.take_if(|cause| word == EDIT && cause.word != EDIT);
+                    keep(&mut self.traits.passive, word, detail);
+                }
             },
         }
     }
@@ -200,7 +214,7 @@ fn kind<'a>(expr: &Expr<'a>) -> Kind<'a> {
         Expr::Object { kind: Some(4) } => Kind::EveryPacket("limit", ""),
         Expr::Object { kind: Some(5) } => Kind::EveryPacket("ct-count", ""),
         Expr::Object { kind: None } => Kind::EveryPacket("meter", "an object that a map names"),
-        Expr::Edit { name } => Kind::Passive("edit", name),
+        Expr::Edit { name } => Kind::Passive(EDIT, name),
         Expr::Match { name, .. } => xt_match(name),
         Expr::Target { name } => xt_target(name),
         Expr::Other { name } => statement(name),
@@ -270,9 +284,7 @@ fn xt_target(name: &str) -> Kind<'_> {
         "NFQUEUE" | "QUEUE" => Kind::EveryPacket("queue", name),
         "TEE" => Kind::EveryPacket("copy", name),
         "LOG" | "NFLOG" | "ULOG" => Kind::Passive("log", name),
-        "CLASSIFY" | "CONNMARK" | "DSCP" | "ECN" | "HL" | "MARK" | "TOS" | "TTL" => {
-            Kind::Passive("edit", name)
-        }
+        "CLASSIFY" | "CONNMARK" | "DSCP" | "ECN" | "HL" | "MARK" | "TOS" | "TTL" => Kind::Passive(EDIT, name),
         _ => Kind::Static,
     }
 }
