@@ -40,6 +40,7 @@ mod threshold;
 mod top;
 mod topologies;
 mod traffic;
+mod twin;
 mod why;
 mod why_evidence;
 mod why_path;

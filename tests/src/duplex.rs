@@ -50,6 +50,8 @@ pub struct Duplex {
     read: [usize; 2],
     /// Whether a UDP server knows its client.
     met: bool,
+    /// Whether messages to one that doesn't are waited for.
+    patient: bool,
 }
 
 impl Flow {
@@ -72,6 +74,7 @@ impl Flow {
             written: [0; 2],
             read: [0; 2],
             met: false,
+            patient: true,
         }
     }
 }
@@ -80,6 +83,13 @@ impl Duplex {
     /// The port that the client dialled.
     pub fn port(&self) -> u16 {
         self.flow.port()
+    }
+
+    /// From now on no message is waited for, as where it may be that none arrives.
+    #[must_use]
+    pub fn impatient(mut self) -> Self {
+        self.patient = false;
+        self
     }
 
     /// One message. A UDP server that hasn't heard from its client sends none: so the first messages to it are waited for, or
@@ -92,15 +102,15 @@ impl Duplex {
         };
         match (&mut self.flow.ends, direction) {
             (Ends::Udp { .. }, Direction::Download) if !self.met => return,
-            // An error is that of an earlier packet, or of no route: the packet is lost.
-            (Ends::Udp { client, .. }, Direction::Upload) => drop(client.send(&message(tally.sent))),
-            (Ends::Udp { server, .. }, Direction::Download) => drop(server.send(&message(tally.sent))),
+            (Ends::Udp { client, .. }, Direction::Upload) => datagram(client, tally.sent),
+            (Ends::Udp { server, .. }, Direction::Download) => datagram(server, tally.sent),
             (Ends::Tcp { client, .. }, Direction::Upload) => write(client, written),
             (Ends::Tcp { server, .. }, Direction::Download) => write(server, written),
         }
         tally.sent += 1;
         if let Ends::Udp { server, .. } = &self.flow.ends
             && !self.met
+            && self.patient
         {
             wait_for_one(server).unwrap_or_else(|error| panic!("{:?}: {error}", self.flow));
         }
@@ -135,6 +145,12 @@ impl Drop for Duplex {
 
 fn message(number: usize) -> [u8; SIZE] {
     [number as u8; SIZE]
+}
+
+/// Sends one. An error may be that of an earlier packet, with which this one isn't sent; the second one is of no route, and
+/// the packet is lost.
+fn datagram(socket: &UdpSocket, number: usize) {
+    let _ = socket.send(&message(number)).or_else(|_| socket.send(&message(number)));
 }
 
 /// Returns when a datagram is there, or after [`FIRST`].

@@ -139,7 +139,12 @@ impl Flow {
                 Ends::Tcp { client, server }
             }
         };
-        Self { ends, dialled: dial, payload: 64, seed: u64::from(dial.port()) << 32 }
+        Self::from_ends(ends, dial)
+    }
+
+    /// One whose ends are open already.
+    pub(crate) fn from_ends(ends: Ends, dialled: SocketAddr) -> Self {
+        Self { ends, dialled, payload: 64, seed: u64::from(dialled.port()) << 32 }
     }
 
     /// The port that the client dialled.

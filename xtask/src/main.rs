@@ -22,6 +22,7 @@ mod run;
 mod setup;
 mod test;
 mod toolchain;
+mod twin;
 mod workspace;
 
 use std::process::ExitCode;

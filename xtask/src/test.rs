@@ -18,13 +18,13 @@ use crate::{
     package::trial,
     process, prometheus,
     setup::{self, Need},
-    workspace,
+    twin, workspace,
 };
 
 /// What `cargo xtask test` was asked for.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Which kinds of tests to run; all but `package` if none is named. Repeatable.
+    /// Which kinds of tests to run; all but `package` and `twin` if none is named. Repeatable.
     #[arg(long, value_enum)]
     tier: Vec<Tier>,
     /// Which guest kernels (see tests/kernels.toml); all if none is named. Repeatable.
@@ -39,6 +39,8 @@ pub(crate) struct Options {
     /// Seconds that a test may take in the guest or on this kernel.
     #[arg(long, default_value_t = 60)]
     time_limit: u64,
+    #[command(flatten)]
+    twin: twin::Range,
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, PartialEq)]
@@ -55,11 +57,14 @@ enum Tier {
     Package,
     /// What a packet costs in the guest, compared with the numbers in the repository.
     Bench,
+    /// Random operations on two nodes alike in the guest, one of which has the agent. Only if it is named.
+    Twin,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let has = |tier| options.tier.is_empty() || options.tier.contains(&tier);
     let package = options.tier.contains(&Tier::Package);
+    let twin = options.tier.contains(&Tier::Twin);
     let wanted = kernels::wanted(&options.kernel)?;
     let mut needs = vec![Need::Build];
     if has(Tier::Lint) {
@@ -68,7 +73,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if has(Tier::Host) {
         needs.push(Need::Host);
     }
-    if has(Tier::Guest) || has(Tier::Bench) || package {
+    if has(Tier::Guest) || has(Tier::Bench) || package || twin {
         needs.push(Need::Guest(&wanted));
     }
     if package {
@@ -109,6 +114,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         for result in trial::run(&wanted, &build::for_tests()?, options.kvm)? {
             counts.check(result);
         }
+    }
+    if twin {
+        counts.add(&twin::run(&options.twin, &wanted, &build::with_program("twin")?)?);
     }
     if bench {
         // Of those that are there already, since others would be built with other features.

@@ -137,7 +137,7 @@ fn shell() -> Result<()> {
 }
 
 /// Runs the command in `/job/arguments`, or, if there is none, obeys the host until it says `exit`: `test SECONDS NAME` runs
-/// that one test of the `it` binary.
+/// that one test of the `it` binary, `run SECONDS PROGRAM ARGUMENTS…` another program.
 ///
 /// The command doesn't wait for a word of the host, which would come at another moment of the guest's time in each run.
 /// Each line that the job prints comes back behind `| `, and at the end `@@END WORD NUMBER SECONDS`.
@@ -159,6 +159,11 @@ fn serve() -> Result<()> {
         match (words.next(), words.next().and_then(|n| n.parse().ok()), words.next()) {
             (Some("exit"), ..) => return Ok(()),
             (Some("test"), Some(limit), Some(name)) => run(test_command(name), limit, &mut port)?,
+            (Some("run"), Some(limit), Some(program)) => {
+                let mut command = isolated_command(program);
+                command.args(words);
+                run(command, limit, &mut port)?;
+            }
             _ => writeln!(port, "@@UNKNOWN {request}")?,
         }
     }

@@ -14,6 +14,7 @@ use std::{
 
 mod case;
 mod findings;
+pub mod random;
 
 pub use case::{Case, Change, Ends, Fate, Flows, Path, Step, With};
 pub use findings::Findings;
@@ -219,25 +220,28 @@ impl Spec {
     #[track_caller]
     fn open(&self, world: &Topology, ends: Ends) -> Duplex {
         let [client, server] = [world.client(), world.server()];
-        let near = |pod: &crate::topology::Pod| pod.address(self.family);
-        let (from, dial, listen): (IpAddr, IpAddr, IpAddr) = match ends {
-            Ends::Near => (near(client), near(server), near(server)),
-            Ends::Distant => {
-                (client.distant(self.family), server.distant(self.family), server.distant(self.family))
-            }
-            Ends::Service(v4, v6) => {
-                let dial = match self.family {
-                    Family::V4 => v4,
-                    Family::V6 => v6,
-                };
-                (client.distant(self.family), dial.parse().expect("an address"), near(server))
-            }
-        };
+        let (from, dial, listen) = addresses(world, self.family, ends);
         // Another one each time, since earlier connections to the same port may not be over for the kernel.
         let source = world.client().ns.run(free_port);
         let at = |address, port| SocketAddr::new(address, port);
         let (from, dial, listen) = (at(from, source), at(dial, self.port), at(listen, self.port));
         Flow::open_from(self.proto, &client.ns, from, &server.ns, dial, listen).into_duplex()
+    }
+}
+
+/// Where a flow comes from, what the client dials, and where the server listens.
+fn addresses(world: &Topology, family: Family, ends: Ends) -> (IpAddr, IpAddr, IpAddr) {
+    let [client, server] = [world.client(), world.server()];
+    match ends {
+        Ends::Near => (client.address(family), server.address(family), server.address(family)),
+        Ends::Distant => (client.distant(family), server.distant(family), server.distant(family)),
+        Ends::Service(v4, v6) => {
+            let dial = match family {
+                Family::V4 => v4,
+                Family::V6 => v6,
+            };
+            (client.distant(family), dial.parse().expect("an address"), server.address(family))
+        }
     }
 }
 

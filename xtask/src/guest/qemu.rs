@@ -205,7 +205,25 @@ impl Guest {
         limit: Duration,
         on_line: impl FnMut(&str),
     ) -> Result<(End, Duration), Broken> {
-        let request = format!("test {} {name}", limit.as_secs());
+        self.request(&format!("test {} {name}", limit.as_secs()), limit, on_line)
+    }
+
+    /// Runs a program of the guest's, by its path and arguments, none of which has a space in it.
+    pub(crate) fn run(
+        &mut self,
+        words: &str,
+        limit: Duration,
+        on_line: impl FnMut(&str),
+    ) -> Result<(End, Duration), Broken> {
+        self.request(&format!("run {} {words}", limit.as_secs()), limit, on_line)
+    }
+
+    fn request(
+        &mut self,
+        request: &str,
+        limit: Duration,
+        on_line: impl FnMut(&str),
+    ) -> Result<(End, Duration), Broken> {
         let _ = writeln!(self.log, "[host] {request}");
         writeln!(self.port, "{request}").map_err(|e| format!("the guest's port is closed: {e}"))?;
         self.job(limit, on_line)

@@ -194,6 +194,7 @@ impl Others {
     pub fn concerns(&self) -> Vec<Concern> {
         let mut concerns = Vec::new();
         let marks_count = self.asks_marks();
+        let edits_seen = self.see_edits();
         for ((family, table), chains) in &self.0 {
             let mut walk = Walk { chains, fates: BTreeMap::new(), found: BTreeMap::new() };
             for (name, chain) in chains.iter().filter(|(_, chain)| Self::counts(*family, chain)) {
@@ -222,12 +223,14 @@ impl Others {
                 if let Some(traits) = &rule.traits {
                     let decides = marks_count && traits.marks
                         || decides(chains, &rule.outcome, marks_count, &mut BTreeSet::new());
-                    concerns.extend(concern(traits, decides, view, &taken).map(|concern| Concern {
-                        family: family_name(*family),
-                        table: table.clone(),
-                        chain: chain.to_owned(),
-                        handle: rule.handle,
-                        ..concern
+                    concerns.extend(concern(traits, decides, edits_seen, view, &taken).map(|concern| {
+                        Concern {
+                            family: family_name(*family),
+                            table: table.clone(),
+                            chain: chain.to_owned(),
+                            handle: rule.handle,
+                            ..concern
+                        }
                     }));
                     if traits.exact && matches!(rule.outcome, Outcome::Accept | Outcome::Deny) {
                         taken.0.extend(traits.conditions.inverse(&family_of_table).unwrap_or_default().0);
@@ -255,13 +258,23 @@ fn family_name(family: u8) -> &'static str {
     }
 }
 
-fn concern(traits: &Traits, decides: bool, view: View, taken: &Conditions) -> Option<Concern> {
+/// `edits_seen`: chains that offloaded packets pass ask for what rules edit. `taken`: what no packet that comes to the rule
+/// meets.
+fn concern(
+    traits: &Traits,
+    decides: bool,
+    edits_seen: bool,
+    view: View,
+    taken: &Conditions,
+) -> Option<Concern> {
     let Traits { every_packet, changing, passive, conditions, comment, .. } = traits;
     let acts = every_packet.as_ref().is_some_and(|cause| ["copy", TIMEOUT].contains(&cause.word));
-    let (class, cause) = match (every_packet, changing) {
-        (Some(cause), _) if decides || acts => (Class::EveryPacket, cause),
-        (_, Some(cause)) if decides => (Class::Changing, cause),
-        (Some(cause), _) => (Class::NotDecisive, cause),
+    let edit = traits.edit().filter(|_| edits_seen);
+    let (class, cause) = match (every_packet, edit, changing) {
+        (Some(cause), ..) if decides || acts => (Class::EveryPacket, cause),
+        (_, Some(cause), _) => (Class::EveryPacket, cause),
+        (.., Some(cause)) if decides => (Class::Changing, cause),
+        (Some(cause), ..) => (Class::NotDecisive, cause),
         _ => (Class::NotDecisive, passive.as_ref()?),
     };
     let mut conditions = match class {

@@ -137,3 +137,39 @@ fn what_an_earlier_rule_takes_is_no_longer_asked() {
         assert_eq!(conditions(&[label.as_slice(), &more].concat()), "meta nfproto ipv4", "{why}");
     }
 }
+
+#[test]
+fn edits_count_while_chains_behind_the_flowtable_may_ask_for_them() {
+    let mark = [SADDR, Other::Compare { register: 1, equal: true, value: 1 }, Other::Edit { name: "meta" }];
+    let connection = [Other::Edit { name: "ct" }];
+    let mut others = others("filter", FORWARD, 0, &[("c", &[&mark, &connection])]);
+    let classes = |others: &Others| others.concerns().iter().map(|rule| rule.class).collect::<Vec<_>>();
+    assert_eq!(classes(&others), [Class::NotDecisive; 2]);
+    let mut later = |family, hook, asks: &[Other<'_>]| {
+        let base = Base { kind: "filter".to_owned(), hook, priority: 0, accepts: true, devices: Vec::new() };
+        let rule = Rule::new(family, 1, asks.iter().copied().chain([DROP]));
+        let chain = Chain { base: Some(base), rules: vec![rule], ..Chain::default() };
+        others.0.insert((family, "later".to_owned()), [("c".to_owned(), chain)].into());
+        let found = others.concerns();
+        others.0.remove(&(family, "later".to_owned()));
+        found
+    };
+    let is = Other::Compare { register: 1, equal: true, value: 7 };
+    let mark = [Other::Meta { key: 3, register: 1 }, is];
+    let dscp = [Other::Payload { base: 1, offset: 1, length: 1, register: 1 }, is];
+    let address = [SADDR, is];
+    for (family, hook, asks, counts) in [
+        (5, 0, &mark, false),
+        (5, 1, &mark, true),
+        (5, 1, &dscp, true),
+        (5, 1, &address, false),
+        (7, 3, &mark, true),
+        (7, 3, &address, false),
+        (2, 3, &mark, false),
+    ] {
+        let first = if counts { Class::EveryPacket } else { Class::NotDecisive };
+        let found: Vec<_> = later(family, hook, asks).iter().map(|rule| rule.class).collect();
+        assert_eq!(found, [first, Class::NotDecisive], "family {family}, hook {hook}, {asks:?}");
+    }
+    assert!(later(5, 1, &mark)[0].conditions.to_string().contains("saddr"), "only its own packets");
+}

@@ -58,6 +58,7 @@ fn answers_are_sure_while_nobody_can_deny_them() {
             traits: None,
             lookups: None,
             asks_mark: false,
+            asks_edits: false,
         });
         chain
     };
@@ -65,7 +66,8 @@ fn answers_are_sure_while_nobody_can_deny_them() {
     for hook in [0, 2, 4] {
         assert!(!with(&[table(IPV4, "t", &[("c", denies(hook))])]), "hook {hook}");
     }
-    assert!(!with(&[table(BRIDGE, "t", &[("c", chain(2, 0, &[]))])]), "rules of bridges aren't read");
+    assert!(with(&[table(BRIDGE, "t", &[("c", chain(2, 0, &[]))])]));
+    assert!(!with(&[table(BRIDGE, "t", &[("c", denies(2))])]), "bridges deny too");
     let legacy = |name: &str| sure(Known { legacy: Some([name.to_owned()].into()), ..read() });
     assert!(legacy("nat") && !legacy("raw"));
     let by_mark = RouteRules { by_mark: true, ..RouteRules::default() };

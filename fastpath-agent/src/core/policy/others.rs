@@ -20,6 +20,7 @@ const LATE: i32 = 300;
 /// Hooks that forwarded packets pass and offloaded ones don't.
 const PASSED: [u32; 3] = [PREROUTING, FORWARD, POSTROUTING];
 const NETDEV_INGRESS: u32 = 0;
+const NETDEV_EGRESS: u32 = 1;
 const INET_INGRESS: u32 = 5;
 
 /// A table: its family (`NFPROTO_*`) and name.
@@ -92,24 +93,30 @@ impl Others {
         self.filters(POSTROUTING).filter(Found::can_deny).map(|found| found.base.priority).max()
     }
 
-    /// Whether some rule can deny a packet of an established connection in a hook that offloaded packets skip. What bridges
-    /// have counts as such a rule: it isn't read.
+    /// Whether some rule can deny a packet of an established connection in a hook that offloaded packets skip, bridges' among
+    /// them.
     pub fn can_deny(&self) -> bool {
         let of_bridge = |(table, chains): (&TableKey, &BTreeMap<String, Chain>)| {
-            table.0 == BRIDGE && chains.values().any(|chain| chain.base.is_some())
+            let mut bases = chains.iter().filter(|(_, chain)| chain.base.is_some());
+            table.0 == BRIDGE && bases.any(|(name, _)| deny::can_deny(chains, name))
         };
         PASSED.into_iter().flat_map(|hook| self.filters(hook)).any(|found| found.can_deny())
             || self.0.iter().any(of_bridge)
     }
 
-    /// Tables whose rules have to be read: forwarded packets pass them, and offloaded ones don't.
+    /// Tables whose rules have to be read: forwarded packets pass them, and offloaded ones don't, or see another packet.
     pub fn to_read(&self) -> BTreeSet<TableKey> {
         self.0.keys().filter(|table| self.is_to_read(table)).cloned().collect()
     }
 
     /// Whether that is one of them.
     pub fn is_to_read(&self, table: &TableKey) -> bool {
-        self.0.get(table).into_iter().flat_map(BTreeMap::values).any(|chain| Self::counts(table.0, chain))
+        self.0.get(table).into_iter().flat_map(BTreeMap::values).any(|chain| Self::is_read(table.0, chain))
+    }
+
+    /// Whether the rules of a chain have to be read, and of those that they lead to.
+    pub fn is_read(family: u8, chain: &Chain) -> bool {
+        Self::counts(family, chain) || chain.base.as_ref().is_some_and(|base| sees_offloaded(family, base))
     }
 
     /// Whether it matters what the rules of a chain do, and of those that they lead to.
@@ -128,6 +135,16 @@ impl Others {
             }
         }
         devices
+    }
+
+    /// Whether chains that offloaded packets pass behind the flowtable ask for what rules in skipped hooks can edit: they see such
+    /// packets without.
+    pub fn see_edits(&self) -> bool {
+        self.0.iter().any(|((family, _), chains)| {
+            let sees = |chain: &Chain| chain.base.as_ref().is_some_and(|base| sees_offloaded(*family, base));
+            chains.values().any(sees)
+                && chains.values().flat_map(|chain| &chain.rules).any(|rule| rule.asks_edits)
+        })
     }
 
     fn filters(&self, hook: u32) -> impl Iterator<Item = Found<'_>> {
@@ -151,6 +168,11 @@ impl Found<'_> {
     fn can_deny(&self) -> bool {
         deny::can_deny(self.chains, self.name)
     }
+}
+
+/// Whether offloaded packets pass a chain there, behind the flowtable.
+fn sees_offloaded(family: u8, base: &Base) -> bool {
+    family == BRIDGE || family == NETDEV && base.hook == NETDEV_EGRESS
 }
 
 /// Chains of type nat see a connection's first packet only, those of type route what this node sends itself.

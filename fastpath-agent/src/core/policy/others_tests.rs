@@ -4,7 +4,7 @@ use super::*;
 use crate::core::policy::rule::{Established, Outcome};
 
 fn rule(outcome: Outcome, established: Established) -> Rule {
-    Rule { handle: 1, outcome, established, traits: None, lookups: None, asks_mark: false }
+    Rule { handle: 1, outcome, established, traits: None, lookups: None, asks_mark: false, asks_edits: false }
 }
 
 fn base(kind: &str, hook: u32, priority: i32) -> Chain {
@@ -38,7 +38,7 @@ fn the_last_filter_in_the_forward_hook_is_found_in_all_families() {
     assert_eq!(others.last_forward(), Some(400));
     assert_eq!(others.denying_postrouting(), None);
     let read: Vec<_> = others.to_read().into_iter().map(|(_, table)| table).collect();
-    assert_eq!(read, ["firewalld", "filter", "later", "out", "late"]);
+    assert_eq!(read, ["firewalld", "filter", "later", "out", "bridge", "late"]);
 }
 
 /// Chains of one table, the first of them in the postrouting hook.

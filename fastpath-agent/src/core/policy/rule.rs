@@ -87,6 +87,8 @@ pub struct Rule {
     pub lookups: Option<Box<Lookups>>,
     /// It asks for a mark, of the packet or the connection.
     pub asks_mark: bool,
+    /// It asks for something that rules can edit: that, a priority, a header but for addresses and ports.
+    pub asks_edits: bool,
 }
 
 /// What a rule does with a packet that matches it.
@@ -142,10 +144,12 @@ impl Rule {
             traits: None,
             lookups: None,
             asks_mark: false,
+            asks_edits: false,
         };
         for expr in exprs {
             sorter.read(&expr, reader.is_of_state(&expr));
             rule.asks_mark |= asks_mark(&expr);
+            rule.asks_edits |= asks_edits(&expr);
             if let Some(outcome) = reader.read(expr) {
                 rule.outcome = outcome;
                 if rule.outcome != Outcome::Continue {
@@ -180,6 +184,38 @@ fn asks_mark(expr: &Expr<'_>) -> bool {
             | Expr::Ct { key: CT_MARK, .. }
             | Expr::Match { name: "mark" | "connmark", .. }
     )
+}
+
+fn asks_edits(expr: &Expr<'_>) -> bool {
+    const META_PRIORITY: u32 = 2;
+    const NETWORK: u32 = 1;
+    match *expr {
+        Expr::Meta { key: META_PRIORITY, .. } => true,
+        // Protocol and addresses of IPv4 and IPv6.
+        Expr::Payload { base: NETWORK, offset, length, .. } => {
+            let same = offset >= 12 || offset == 8 && length > 1 || matches!((offset, length), (9 | 6, 1));
+            !same
+        }
+        Expr::Match { name, .. } => {
+            ![
+                "addrtype",
+                "comment",
+                "conntrack",
+                "limit",
+                "mac",
+                "multiport",
+                "physdev",
+                "state",
+                "tcp",
+                "udp",
+            ]
+            .contains(&name)
+                || asks_mark(expr)
+        }
+        Expr::Other { name: "exthdr" | "inner" } => true,
+        Expr::Other { name } => !STATEMENTS.contains(&name) && !CONDITIONS.contains(&name),
+        _ => asks_mark(expr),
+    }
 }
 
 /// What is known of the connection's state in a register.

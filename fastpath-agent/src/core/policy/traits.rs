@@ -33,7 +33,10 @@ pub const TIMEOUT: &str = "timeout";
 /// Words of rules that change by themselves.
 pub const CHANGING: [&str; 8] = ["set", "ipset", "time", "recent", "ct-mark", "realm", "legacy", "unknown"];
 /// Words of rules that decide over no packet's fate.
-pub const PASSIVE: [&str; 2] = ["edit", "log"];
+pub const PASSIVE: [&str; 2] = [EDIT, "log"];
+const EDIT: &str = "edit";
+/// Edits of connections, which outlive the packet.
+const OF_CONNECTIONS: [&str; 2] = ["ct", "CONNMARK"];
 
 impl std::fmt::Display for Cause {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -83,6 +86,12 @@ impl Traits {
         self.every_packet.as_ref().is_some_and(|cause| cause.word == TIMEOUT)
     }
 
+    /// The edit by which later hooks see another packet: its mark, its header.
+    pub fn edit(&self) -> Option<&Cause> {
+        let edits = |cause: &&Cause| cause.word == EDIT && !OF_CONNECTIONS.contains(&&*cause.detail);
+        self.passive.as_ref().filter(edits)
+    }
+
     /// Takes in what is known of the sets; false if nothing is left to say about the rule.
     pub fn resolve(&mut self, kind: impl Fn(&str) -> SetKind) -> bool {
         for (set, before) in std::mem::take(&mut self.sets) {
@@ -116,7 +125,8 @@ impl Sorter {
 
     /// `of_state`: it says something of the connection's state only.
     pub(super) fn read(&mut self, expr: &Expr<'_>, of_state: bool) {
-        if self.traits.every_packet.is_none() {
+        // What is asked behind an edit says nothing of which packets are edited.
+        if self.traits.every_packet.is_none() && self.traits.edit().is_none() {
             let copied = self.copier.read(expr, &mut self.traits.conditions);
             self.traits.exact &= copied || of_state;
         }
@@ -131,7 +141,11 @@ impl Sorter {
                 Kind::Static => {}
                 Kind::EveryPacket(word, detail) => keep(&mut self.traits.every_packet, word, detail),
                 Kind::Changing(word, detail) => keep(&mut self.traits.changing, word, detail),
-                Kind::Passive(word, detail) => keep(&mut self.traits.passive, word, detail),
+                Kind::Passive(word, detail) => {
+                    // An edit says more than a log.
+                    self.traits.passive.take_if(|cause| word == EDIT && cause.word != EDIT);
+                    keep(&mut self.traits.passive, word, detail);
+                }
             },
         }
     }
@@ -238,7 +252,7 @@ fn kind<'a>(expr: &Expr<'a>) -> Kind<'a> {
         Expr::Object { kind: Some(5) } => Kind::EveryPacket("ct-count", ""),
         Expr::Object { kind: Some(7) } => Kind::EveryPacket(TIMEOUT, ""),
         Expr::Object { kind: None } => Kind::EveryPacket("meter", "an object that a map names"),
-        Expr::Edit { name } => Kind::Passive("edit", name),
+        Expr::Edit { name } => Kind::Passive(EDIT, name),
         Expr::Match { name, .. } => xt_match(name),
         Expr::Target { name } => xt_target(name),
         Expr::Other { name } => statement(name),
@@ -305,9 +319,7 @@ fn xt_target(name: &str) -> Kind<'_> {
         "NFQUEUE" | "QUEUE" => Kind::EveryPacket("queue", name),
         "TEE" => Kind::EveryPacket("copy", name),
         "LOG" | "NFLOG" | "ULOG" => Kind::Passive("log", name),
-        "CLASSIFY" | "CONNMARK" | "DSCP" | "ECN" | "HL" | "MARK" | "TOS" | "TTL" => {
-            Kind::Passive("edit", name)
-        }
+        "CLASSIFY" | "CONNMARK" | "DSCP" | "ECN" | "HL" | "MARK" | "TOS" | "TTL" => Kind::Passive(EDIT, name),
         _ => Kind::Static,
     }
 }

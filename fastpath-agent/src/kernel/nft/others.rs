@@ -157,7 +157,7 @@ impl Nft {
         let mut complete = true;
         let mut to_read: Vec<String> = chains
             .iter()
-            .filter(|(_, chain)| Others::counts(table.0, chain))
+            .filter(|(_, chain)| Others::is_read(table.0, chain))
             .map(|(name, _)| name.clone())
             .collect();
         let mut read = BTreeSet::new();

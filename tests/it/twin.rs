@@ -1,0 +1,60 @@
+//! Random operations on two nodes alike, one of which has the agent: some seeds, the same ones each time, and sequences that failed
+//! once. `cargo xtask test --tier=twin` runs as many others as one likes.
+
+use fastpath_tests::{
+    attach::Attach,
+    topology::Nat,
+    twin::random::{
+        Chain, Hook, Ip, Match, Operation, Place, Sequence, TableFamily, Target, Verdict, Xtables,
+        XtablesChain,
+    },
+};
+
+const PLAIN: Sequence = Sequence {
+    attach: Attach::Veth,
+    nat: Nat::Plain,
+    programs: false,
+    start_after: 0,
+    operations: Vec::new(),
+};
+
+/// A test for each of these seeds.
+macro_rules! seeds {
+    ($($name:ident = $seed:literal,)+) => {
+        $(
+            #[test]
+            fn $name() {
+                Sequence::of($seed).assert_same_fate();
+            }
+        )+
+    };
+}
+
+seeds! {
+    seed_1 = 1,
+    seed_3 = 3,
+    seed_5 = 5,
+    seed_6 = 6,
+    seed_7 = 7,
+    seed_8 = 8,
+}
+
+/// With an agent on neither node nothing differs, or the comparison would say nothing.
+#[test]
+fn seed_7_without_an_agent() {
+    if let Err(failure) = Sequence::of(7).run(false) {
+        panic!("{failure}\n{}", Sequence::of(7));
+    }
+}
+
+/// Seed 220: offloaded packets come to the chain at egress without the mark.
+#[test]
+fn a_mark_set_in_the_forward_hook_and_asked_for_at_egress() {
+    let forward = Xtables { ip: Ip::V4, chain: XtablesChain::MangleForward };
+    let egress = Chain { family: TableFamily::Netdev, hook: Hook::EgressServer, priority: 300 };
+    let operations = vec![
+        Operation::Iptables(forward, Match::Established, Target::Mark, Place::Last),
+        Operation::Rule(egress, Match::Marked, Verdict::Drop),
+    ];
+    Sequence { operations, ..PLAIN }.assert_same_fate();
+}

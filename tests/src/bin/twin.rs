@@ -1,0 +1,42 @@
+//! The guest's side of `cargo xtask test --tier=twin`: runs the sequence of one seed, and makes it shorter if it fails.
+//!
+//! `twin SEED` prints what came out and exits with 0 or 1; `twin SEED without-agent` runs it with an agent on neither node, where
+//! no sequence may fail; `twin SEED show` only prints the sequence.
+
+use std::process::ExitCode;
+
+use fastpath_tests::twin::random::Sequence;
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let (seed, with_agent, show) = match words[..] {
+        [seed] => (seed, true, false),
+        [seed, "without-agent"] => (seed, false, false),
+        [seed, "show"] => (seed, true, true),
+        _ => return usage(),
+    };
+    let Ok(seed) = seed.parse() else { return usage() };
+    let sequence = Sequence::of(seed);
+    if show {
+        println!("{sequence}");
+        return ExitCode::SUCCESS;
+    }
+    match sequence.run(with_agent) {
+        Ok(summary) => {
+            println!("seed {seed}: {summary}");
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            println!("seed {seed} fails {failure}\n{sequence}");
+            let (shorter, failure, tries) = sequence.shrink(failure, with_agent);
+            println!("seed {seed}, made shorter by {tries} runs, fails {failure}\n{shorter}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn usage() -> ExitCode {
+    eprintln!("usage: twin SEED [without-agent|show]");
+    ExitCode::from(64)
+}

@@ -1,0 +1,405 @@
+//! Sequences of operations that a generator draws, done to two nodes of which one has the agent: after each of them the same flows
+//! have the same fate, our table is there, nothing of others' was changed, and the log is short.
+//!
+//! A seed gives the same sequence again. A sequence that fails is made shorter, as long as it fails. Without an agent on
+//! either node no sequence may fail, or it says nothing.
+
+use std::{
+    fmt::{self, Write},
+    panic::{self, AssertUnwindSafe},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::Signal;
+use proptest::{
+    prelude::*,
+    sample::{Index, select},
+    strategy::ValueTree,
+    test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
+};
+
+mod check;
+mod firewall;
+mod flows;
+mod operation;
+
+pub use firewall::{Chain, Hook, Match, TableFamily, Target, Verdict, Xtables, XtablesChain};
+pub use operation::{
+    AgentOperation, Denial, Device, Element, End, Ip, Master, Operation, Place, RuleAction, Selector, Sysctl,
+    TcHook, TcMatch, Via,
+};
+
+use crate::{
+    agent::{self, Agent},
+    attach::Attach,
+    topology::{Layout, Nat, Topology},
+};
+
+/// Within this time a change must be felt.
+const LIMIT: Duration = super::LIMIT;
+/// Before the agent starts nothing need be felt.
+const SHORT: Duration = Duration::from_millis(200);
+/// Bonds and bridges forward nothing at first, and IPv6 needs its link-local addresses.
+const LINKS: Duration = Duration::from_secs(2);
+/// Neighbours stay known. Else it is a matter of chance when a pod notices that its router has lost its address.
+const LONG_KNOWN: &str =
+    "for f in /proc/sys/net/ipv[46]/neigh/*/base_reachable_time_ms; do echo 3600000 > $f; done";
+/// How long a second agent may take to see that it isn't the first.
+const SECOND_AGENT: Duration = Duration::from_secs(5);
+/// Operations of a sequence.
+const LENGTH: std::ops::Range<usize> = 5..11;
+/// Sequences that are tried to make one shorter.
+const MOST_TRIES: usize = 24;
+/// Repairs that the agent makes at once. It comes to more of them ever later.
+const MOST_HARMS: usize = 3;
+
+/// A kind of node, and what is done to it.
+#[derive(Clone, Debug)]
+pub struct Sequence {
+    /// How the server hangs on the node.
+    pub attach: Attach,
+    /// What the node does to addresses.
+    pub nat: Nat,
+    /// The agent has its eBPF side.
+    pub programs: bool,
+    /// How many operations are done before it starts.
+    pub start_after: usize,
+    /// All operations.
+    pub operations: Vec<Operation>,
+}
+
+/// What came out of a sequence that didn't fail.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Summary {
+    /// Operations done with the agent there.
+    pub operations: usize,
+    /// Flows judged.
+    pub flows: usize,
+    /// Of those, how many arrived.
+    pub arrived: usize,
+    /// How many connections were offloaded when they were.
+    pub offloaded: usize,
+}
+
+/// A sequence that failed, and with what.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// Number of the operation, if it was one.
+    at: Option<usize>,
+    finding: String,
+}
+
+fn sequences() -> impl Strategy<Value = Sequence> {
+    let attach = prop_oneof![
+        4 => Just(Attach::Veth), 1 => Just(Attach::Bridge), 1 => Just(Attach::Vlan), 1 => Just(Attach::Bond)
+    ];
+    let nat = prop_oneof![3 => Just(Nat::Plain), 1 => Just(Nat::Masquerade), 1 => Just(Nat::Service)];
+    let start_after = prop_oneof![2 => Just(0), 1 => 1..4_usize];
+    // Nearly every second one takes back what another one did.
+    let step = (operation::any(), proptest::option::weighted(0.45, any::<Index>()));
+    (attach, nat, select(&[false, false, true][..]), start_after, proptest::collection::vec(step, LENGTH))
+        .prop_map(|(attach, nat, programs, start_after, steps)| {
+            let mut operations: Vec<Operation> = Vec::new();
+            let mut harms = 0;
+            for (operation, undone) in steps {
+                let done: Vec<&Operation> = operations
+                    .iter()
+                    .filter(|done| !matches!(done, Operation::Undo(_) | Operation::Agent(_)))
+                    .collect();
+                let next = match undone {
+                    Some(index) if !done.is_empty() => Operation::Undo(Box::new((*index.get(&done)).clone())),
+                    _ => operation,
+                };
+                if let Operation::Agent(operation) = next {
+                    harms += usize::from(operation.harms_the_table());
+                    if operation.harms_the_table() && harms > MOST_HARMS || operations.len() < start_after {
+                        continue;
+                    }
+                }
+                operations.push(next);
+            }
+            Sequence { attach, nat, programs, start_after: start_after.min(operations.len()), operations }
+        })
+}
+
+impl Sequence {
+    /// That of a seed.
+    #[must_use]
+    pub fn of(seed: u64) -> Self {
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&seed.to_le_bytes());
+        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+        let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+        sequences().new_tree(&mut runner).expect("no sequence is refused").current()
+    }
+
+    /// Does all of it, on fresh nodes. What fails in the harness counts as a failure of the sequence.
+    pub fn run(&self, with_agent: bool) -> Result<Summary, Failure> {
+        let mut at = None;
+        let result = panic::catch_unwind(AssertUnwindSafe(|| self.try_run(with_agent, &mut at)));
+        let finding = match result {
+            Ok(Ok(summary)) => return Ok(summary),
+            Ok(Err(finding)) => finding,
+            Err(payload) => {
+                let text = payload.downcast_ref::<String>().map(String::as_str);
+                text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("panic").to_owned()
+            }
+        };
+        Err(Failure { at, finding })
+    }
+
+    fn try_run(&self, with_agent: bool, at: &mut Option<usize>) -> Result<Summary, String> {
+        let mut run = Run::build(self, with_agent);
+        thread::sleep(LINKS);
+        run.flows.refill(&run.worlds)?;
+        if self.start_after == 0 {
+            run.start_agent()?;
+        }
+        for (number, operation) in self.operations.iter().enumerate() {
+            *at = Some(number);
+            run.flows.refill(&run.worlds)?;
+            run.perform(operation)?;
+            if number + 1 == self.start_after {
+                run.start_agent()?;
+            } else if number + 1 > self.start_after {
+                run.judge()?;
+            } else {
+                run.flows.run_until(Instant::now(), SHORT);
+            }
+        }
+        Ok(run.summary)
+    }
+
+    /// The shortest sequence found that fails too, with its failure, and how many were tried.
+    #[must_use]
+    pub fn shrink(&self, failure: Failure, with_agent: bool) -> (Self, Failure, usize) {
+        let (mut best, mut failure, mut tries) = (self.clone(), failure, 0);
+        if let Some(at) = failure.at {
+            best.operations.truncate(at + 1);
+        }
+        let mut attempt = |candidate: Self, best: &mut Self, failure: &mut Failure| {
+            if tries == MOST_TRIES {
+                return false;
+            }
+            tries += 1;
+            let Err(found) = candidate.run(with_agent) else { return false };
+            *best = candidate;
+            if let Some(at) = found.at {
+                best.operations.truncate(at + 1);
+            }
+            best.start_after = best.start_after.min(best.operations.len());
+            *failure = found;
+            true
+        };
+        let mut size = best.operations.len() / 2;
+        while size > 0 {
+            // From the front, since the last one is the one that fails.
+            let mut from = 0;
+            while from < best.operations.len() {
+                let to = (from + size).min(best.operations.len());
+                if !attempt(best.without(from, to), &mut best, &mut failure) {
+                    from = to;
+                }
+            }
+            size /= 2;
+        }
+        let simpler: [fn(&mut Self); 4] = [
+            |s| s.attach = Attach::Veth,
+            |s| s.nat = Nat::Plain,
+            |s| s.programs = false,
+            |s| s.start_after = 0,
+        ];
+        for simplify in simpler {
+            let mut candidate = best.clone();
+            simplify(&mut candidate);
+            if candidate.set_up() != best.set_up() {
+                attempt(candidate, &mut best, &mut failure);
+            }
+        }
+        (best, failure, tries)
+    }
+
+    fn set_up(&self) -> (Attach, Nat, bool, usize) {
+        (self.attach, self.nat, self.programs, self.start_after)
+    }
+
+    fn without(&self, from: usize, to: usize) -> Self {
+        let mut operations = self.operations.clone();
+        operations.drain(from..to);
+        let before = self.start_after.clamp(from, to) - from;
+        Self { operations, start_after: self.start_after - before, ..self.clone() }
+    }
+
+    /// Shows that it doesn't fail.
+    #[track_caller]
+    pub fn assert_same_fate(&self) {
+        match self.run(true) {
+            Ok(summary) => println!("{summary}"),
+            Err(failure) => panic!("{failure}\n{self}"),
+        }
+    }
+}
+
+/// A sequence under way.
+struct Run<'a> {
+    sequence: &'a Sequence,
+    worlds: [Topology; 2],
+    flows: flows::Flows,
+    with_agent: bool,
+    agent: Option<Agent>,
+    /// Lines of agents that have ended.
+    log: Vec<String>,
+    summary: Summary,
+}
+
+impl<'a> Run<'a> {
+    fn build(sequence: &'a Sequence, with_agent: bool) -> Self {
+        let worlds = [(); 2].map(|()| {
+            let layout = Layout { attach: sequence.attach, pods: 2, nat: sequence.nat };
+            let topology = Topology::build(layout);
+            topology.add_second_links();
+            if !sequence.programs {
+                // Without its eBPF side the agent can't help connections whose packets nobody has counted.
+                topology.node.sysctl("net/netfilter/nf_conntrack_acct", "1");
+            }
+            for pod in &topology.pods {
+                pod.ns.feed("bash", &["-euc", LONG_KNOWN], "");
+            }
+            // For policy rules: everything by a second link.
+            topology.node.ip(
+                "route add default via 10.11.0.2 table 101\nroute add default via fd00:11::2 table 101\n\
+                 route add default via 10.12.0.2 table 102\nroute add default via fd00:12::2 table 102\n",
+            );
+            topology
+        });
+        let flows = flows::Flows::new(sequence.nat == Nat::Service);
+        Self { sequence, worlds, flows, with_agent, agent: None, log: vec![], summary: Summary::default() }
+    }
+
+    fn launch(&self) -> Option<Agent> {
+        let node = &self.worlds[0].node;
+        let start = || match self.sequence.programs {
+            true => Agent::start_with(node, &[]),
+            false => Agent::start(node, &[]),
+        };
+        self.with_agent.then(start)
+    }
+
+    fn start_agent(&mut self) -> Result<(), String> {
+        self.agent = self.launch();
+        self.judge()
+    }
+
+    /// Does it to both nodes; it must end alike.
+    fn perform(&mut self, operation: &Operation) -> Result<(), String> {
+        if let Operation::Agent(operation) = operation {
+            return if self.with_agent { self.perform_on_agent(*operation) } else { Ok(()) };
+        }
+        let top = self.sequence.attach.recipe().uppers.last().copied().unwrap_or("s0");
+        let script = format!("top={top}; {}", operation.script());
+        let ends = self.worlds.each_ref().map(|world| world.node.try_run("bash", &["-euc", &script], ""));
+        let [with, without] = ends.each_ref().map(|end| String::from_utf8_lossy(&end.stderr));
+        if ends[0].status != ends[1].status {
+            return Err(format!(
+                "it ends with {}: {with}\nand without the agent with {}: {without}",
+                ends[0].status, ends[1].status
+            ));
+        }
+        Ok(())
+    }
+
+    fn perform_on_agent(&mut self, operation: AgentOperation) -> Result<(), String> {
+        let node = &self.worlds[0].node;
+        match operation {
+            AgentOperation::Killed | AgentOperation::Stopped => {
+                let Some(agent) = self.agent.take() else { return Ok(()) };
+                self.log.extend(agent.log());
+                if operation == AgentOperation::Killed {
+                    agent.kill();
+                } else {
+                    agent.stop();
+                }
+                self.agent = self.launch();
+            }
+            AgentOperation::Reloaded => {
+                if let Some(agent) = &self.agent {
+                    agent.signal(Signal::SIGHUP);
+                }
+            }
+            AgentOperation::Second => {
+                let args: &[&str] = if self.sequence.programs { &[] } else { &["--ebpf=off"] };
+                let mut second = Agent::spawn(node, &mut agent::command(args));
+                if second.wait_exit(SECOND_AGENT).success() {
+                    return Err(format!("a second agent ends well: {}", second.log().join("\n")));
+                }
+            }
+            // Whether there was anything to damage is no matter.
+            _ => drop(node.try_run("bash", &["-euc", operation.text()], "")),
+        }
+        Ok(())
+    }
+
+    /// Waits until a change must have been felt, and looks at everything.
+    fn judge(&mut self) -> Result<(), String> {
+        self.flows.run_until(Instant::now(), LIMIT);
+        let arrived = self.flows.judge()?;
+        self.summary.operations += 1;
+        self.summary.flows += self.flows.count();
+        self.summary.arrived += arrived;
+        check::others_are_untouched(&self.worlds)?;
+        let Some(agent) = &mut self.agent else { return Ok(()) };
+        if !agent.is_running() {
+            return Err(format!("the agent has ended:\n{}", agent.log().join("\n")));
+        }
+        let offloaded = check::offloaded(&self.worlds[0].node);
+        let eligible = flows::eligible(self.sequence.programs);
+        if self.summary.operations == 1 && self.sequence.start_after == 0 && offloaded < eligible {
+            return Err(format!("with nothing in the way only {offloaded} connections are offloaded"));
+        }
+        self.summary.offloaded += offloaded;
+        check::table_is_right(&self.worlds[0].node)?;
+        let log: Vec<String> = self.log.iter().cloned().chain(agent.log()).collect();
+        check::log_is_short(&log, self.summary.operations)
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { operations, flows, arrived, offloaded } = self;
+        write!(
+            f,
+            "{operations} times judged, {arrived} of {flows} flows arrived, {offloaded} connections offloaded"
+        )
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.at {
+            Some(at) => write!(f, "after operation {}: {}", at + 1, self.finding),
+            None => f.write_str(&self.finding),
+        }
+    }
+}
+
+impl fmt::Display for Sequence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { attach, nat, programs, .. } = self;
+        let top = attach.recipe().uppers.last().copied().unwrap_or("s0");
+        writeln!(f, "# server by {attach:?} (top={top}), NAT {nat:?}, eBPF {programs}")?;
+        let mut text = String::new();
+        for (number, operation) in self.operations.iter().enumerate() {
+            if number == self.start_after {
+                text += "# the agent starts\n";
+            }
+            writeln!(text, "{operation}")?;
+        }
+        if self.start_after == self.operations.len() {
+            text += "# the agent starts\n";
+        }
+        f.write_str(&text)?;
+        // To keep it as a case of its own.
+        write!(f, "{self:?}")
+    }
+}
