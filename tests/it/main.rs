@@ -8,6 +8,7 @@ mod container;
 mod crossings;
 mod docs;
 mod doctor;
+mod dscp;
 mod ebpf;
 mod errors;
 mod exclude;
