@@ -128,6 +128,35 @@ fn added_later() {
     bystander.assert_undisturbed(&topology);
 }
 
+/// A name may hold any bytes but a few; netlink's readers demand UTF-8.
+#[test]
+fn a_name_that_is_no_text_disturbs_nobody() {
+    let topology = four_pods();
+    let node = &topology.node;
+    let agent = Agent::start(node, &[]);
+    let bystander = Bystander::start(&topology);
+    // From Linux 6.2 on an interface needn't be down for it.
+    node.output(
+        "bash",
+        &[
+            "-euc",
+            "new=$'p\\xff\\xfe'
+             ip link set p3 name $new || { ip link set p3 down; ip link set p3 name $new; ip link set $new up; }",
+        ],
+    );
+    thread::sleep(Duration::from_secs(2));
+    node.ip("link set p4 down\nlink set p4 name p9\nlink set p9 up\n");
+    table::wait_for_devices(node, &["c0", "s0", "p9"], SOON);
+    bystander.assert_undisturbed_but_for(2 * ROUTE_STRAYS, &topology);
+    let log = agent.log();
+    assert!(log.len() < 12, "{}", log.join("\n"));
+    // One that starts then finds it so.
+    drop(agent);
+    let agent = Agent::start(node, &[]);
+    table::wait_for_devices(node, &["c0", "s0", "p9"], SOON);
+    assert!(agent.log().len() < 8, "{}", agent.log().join("\n"));
+}
+
 #[test]
 fn renamed_under_traffic() {
     let topology = four_pods();

@@ -28,32 +28,55 @@ impl fmt::Display for IfIndex {
     }
 }
 
-/// Name of a network interface: 1 to 15 bytes (`IFNAMSIZ` less the closing NUL).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(transparent)]
-pub struct IfName(String);
+/// Name of a network interface: 1 to 15 bytes (`IFNAMSIZ` less the closing NUL), nearly always text.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IfName {
+    /// To be shown.
+    text: String,
+    /// What the kernel has, where that is no text (UTF-8).
+    bytes: Option<Box<[u8]>>,
+}
 
 impl IfName {
     /// Takes a name as the kernel gives it; `None` if it is empty, too long, or holds `/`, NUL or white space
     /// (`dev_valid_name`, net/core/dev.c).
     pub fn new(name: &str) -> Option<Self> {
-        let valid = !name.is_empty()
-            && name.len() <= 15
-            && name != "."
-            && name != ".."
-            && !name.bytes().any(|b| b == b'/' || b == b':' || b == 0 || b.is_ascii_whitespace());
-        valid.then(|| Self(name.to_owned()))
+        Self::from_bytes(name.as_bytes())
     }
 
-    /// The name.
+    /// The same where it may be no text.
+    pub fn from_bytes(name: &[u8]) -> Option<Self> {
+        let valid = !name.is_empty()
+            && name.len() <= 15
+            && name != b"."
+            && name != b".."
+            && !name.iter().any(|b| *b == b'/' || *b == b':' || *b == 0 || b.is_ascii_whitespace());
+        valid.then(|| match str::from_utf8(name) {
+            Ok(text) => Self { text: text.to_owned(), bytes: None },
+            Err(_) => Self { text: name.escape_ascii().to_string(), bytes: Some(name.into()) },
+        })
+    }
+
+    /// The name; where it is no text, with `\x..` for what isn't ASCII.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.text
+    }
+
+    /// The name as the kernel has it.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.bytes.as_deref().unwrap_or(self.text.as_bytes())
+    }
+}
+
+impl Serialize for IfName {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
     }
 }
 
 impl fmt::Display for IfName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 

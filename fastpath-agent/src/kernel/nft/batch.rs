@@ -226,7 +226,7 @@ impl Batch {
             .offset
             .and_then(|offset| self.bytes[range.clone()].get(offset..))
             .and_then(|attribute| NlaBuffer::new_checked(attribute).ok())
-            .and_then(|attribute| IfName::new(str::from_utf8(attribute.value().strip_suffix(&[0])?).ok()?));
+            .and_then(|attribute| IfName::from_bytes(attribute.value().strip_suffix(&[0])?));
         Ok(Rejection {
             index: *index,
             source: io::Error::from_raw_os_error(refusal.errno),
@@ -300,7 +300,7 @@ fn devices(names: &[IfName]) -> Flowtable {
     flowtable()
         // Without a hook number libnftnl 1.2.4 writes no hook attribute around the devices.
         .set_u32(sys::NFTNL_FLOWTABLE_HOOKNUM, INGRESS)
-        .set_devices(names.iter().map(IfName::as_str))
+        .set_devices(names.iter())
 }
 
 /// No elements of a set yet.

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     core::{
-        model::{FLOWTABLE, IfIndex, IfName, TABLE},
+        model::{FLOWTABLE, IfIndex, TABLE},
         ruleset::{
             expr::Expr,
             observed::{
@@ -221,7 +221,7 @@ fn flowtable(message: &Message<'_>) -> Option<ObservedFlowtable> {
         priority: flowtable.get_u32(sys::NFTNL_FLOWTABLE_PRIO)?.cast_signed(),
         counter: flags & FLOWTABLE_COUNTER != 0,
         hw_offload: flags & FLOWTABLE_HW_OFFLOAD != 0,
-        devices: Some(flowtable.devices().iter().filter_map(|name| IfName::new(name)).collect()),
+        devices: Some(flowtable.devices()),
     })
 }
 

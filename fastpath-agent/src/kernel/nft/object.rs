@@ -5,6 +5,7 @@
 #![expect(unsafe_code, reason = "libnftnl is a C library")]
 
 use std::{
+    collections::BTreeSet,
     ffi::{CStr, CString, c_char, c_void},
     ptr::{self, NonNull},
 };
@@ -13,6 +14,7 @@ use libc::nlmsghdr;
 use nftnl_sys as sys;
 
 use super::super::nfnetlink::Message;
+use crate::core::model::IfName;
 
 /// Largest message that libnftnl writes: an attribute's length has 16 bits, and element lists are one attribute
 /// (and headers and names stand before it).
@@ -273,8 +275,8 @@ impl Rule {
 
 impl Flowtable {
     /// Sets the device names.
-    pub(super) fn set_devices<'n>(self, names: impl Iterator<Item = &'n str>) -> Self {
-        let names: Vec<CString> = names.map(c_string).collect();
+    pub(super) fn set_devices<'n>(self, names: impl Iterator<Item = &'n IfName>) -> Self {
+        let names: Vec<CString> = names.map(|name| c_string(name.as_bytes())).collect();
         let mut array: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
         array.push(ptr::null());
         // SAFETY: the array ends with NULL; libnftnl copies the strings.
@@ -290,16 +292,14 @@ impl Flowtable {
     }
 
     /// The device names.
-    pub(super) fn devices(&self) -> Vec<String> {
-        let mut names = Vec::new();
+    pub(super) fn devices(&self) -> BTreeSet<IfName> {
+        let mut names = BTreeSet::new();
         // SAFETY: NULL or an array of strings that ends with NULL and lives as long as the flowtable.
         unsafe {
             let mut next =
                 sys::nftnl_flowtable_get_array(self.0.as_ptr(), sys::NFTNL_FLOWTABLE_DEVICES as u16);
-            while !next.is_null()
-                && let Some(name) = owned_string(*next)
-            {
-                names.push(name);
+            while !next.is_null() && !(*next).is_null() {
+                names.extend(IfName::from_bytes(CStr::from_ptr(*next).to_bytes()));
                 next = next.add(1);
             }
         }
@@ -450,7 +450,7 @@ impl ExprRef<'_> {
     }
 }
 
-fn c_string(text: &str) -> CString {
+fn c_string(text: impl Into<Vec<u8>>) -> CString {
     CString::new(text).expect("names of kernel objects hold no NUL")
 }
 

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     core::{
         doctor::facts::{IngressChain, OtherFlowtable, OtherTable, Others},
-        model::{IfName, TABLE},
+        model::TABLE,
         revalidate::BaseChains,
     },
     kernel::nfnetlink::{Attribute, Completion, FAMILY_HEADER_BYTES, HEADER_BYTES, Message, u32_at},
@@ -69,7 +69,7 @@ impl Nft {
                 others.flowtables.extend(table.zip(name).map(|(table, name)| OtherFlowtable {
                     table,
                     name,
-                    devices: flowtable.devices().iter().filter_map(|name| IfName::new(name)).collect(),
+                    devices: flowtable.devices(),
                 }));
             })?;
             if complete {

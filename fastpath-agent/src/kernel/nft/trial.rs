@@ -150,7 +150,7 @@ impl Nft {
             .set_str(sys::NFTNL_FLOWTABLE_NAME, NAME)
             .set_u32(sys::NFTNL_FLOWTABLE_HOOKNUM, 0)
             .set_u32(sys::NFTNL_FLOWTABLE_PRIO, 0)
-            .set_devices(std::iter::once(name.as_str()));
+            .set_devices(std::iter::once(name));
         batch.push(1, NFT_MSG_NEWFLOWTABLE, NLM_F_CREATE, &flowtable);
         let failed = |error| NftError::new("trying out", "a flowtable", error);
         self.socket.send(batch.bytes()).map_err(failed)?;
