@@ -137,3 +137,20 @@ pub(crate) fn test_link(name: &str) -> Link {
         ethernet: true,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_bytes_and_shown_as_text() {
+        let odd = IfName::from_bytes(b"p\xff\xfe").unwrap();
+        assert_eq!((odd.as_str(), odd.as_bytes()), (r"p\xff\xfe", &b"p\xff\xfe"[..]));
+        assert_ne!(Some(odd), IfName::new(r"p\xff\xfe"), "another interface may have that name");
+        assert_eq!(IfName::new("eth0"), IfName::from_bytes(b"eth0"));
+        assert_eq!(IfName::new("grün").unwrap().as_bytes(), "grün".as_bytes());
+        for bad in ["", ".", "..", "a/b", "a:b", "a b", "sixteen-bytes-xx"] {
+            assert_eq!(IfName::new(bad), None, "{bad}");
+        }
+    }
+}
