@@ -299,7 +299,7 @@ impl Crossings {
         for (waiting, entry) in waiting.into_iter().zip(entries) {
             self.consider(entry.as_ref());
             if let Some(settled) = self.followed.looked_again(waiting, entry) {
-                if let (Settled::Connection(entry), true) = (&settled, self.assist.is_some())
+                if let (Settled::Connection(entry), true) = (&settled, self.helps())
                     && !entry.status.offloaded()
                 {
                     self.streams.consider(entry, now);
@@ -309,12 +309,16 @@ impl Crossings {
         }
     }
 
+    /// Whether connections are helped; not where no rule of ours stands: nothing would come of it.
+    fn helps(&self) -> bool {
+        self.assist.is_some() && self.node.threshold.is_some()
+    }
+
     /// Helps a connection that the rule never takes.
     fn consider(&mut self, entry: Option<&Entry>) {
         let now = self.now_ms();
         let Some(entry) = entry.filter(|e| e.counters.is_none() && !e.status.offloaded()) else { return };
-        // Also where no rule of ours stands: nothing would come of it.
-        if self.assist.is_none() || self.node.threshold.is_none() {
+        if !self.helps() {
             return;
         }
         let Ok(seen) = self.counted(entry) else { return };

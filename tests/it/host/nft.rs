@@ -467,7 +467,7 @@ fn the_monitor_tells_what_others_changed_and_nothing_of_ours() {
                     r#"2 t Chain { name: "jumped-to", hook: None, gone: false }"#,
                     "2 t Other",
                     r#"2 t Rule { chain: "base" }"#,
-                    "2 t Other",
+                    r#"2 t Elements { set: "s" }"#,
                     r#"1 kindnet-fastpath Rule { chain: "kindnet-fastpath-chain" }"#,
                 ]
             );

@@ -17,7 +17,8 @@ use crate::core::{model::IfIndex, ruleset::expr::Direction};
 const MOST: usize = 1024;
 /// Most of them that are looked at together.
 const TOGETHER: usize = 64;
-/// First wait until a stream is looked at again, in ms; doubles up to [`LOOK_MAX_MS`].
+/// First wait until a stream is looked at again, in ms; doubles up to [`LOOK_MAX_MS`]. Looks are at multiples of the wait, many
+/// streams at one of them.
 const LOOK_MS: u64 = 300;
 /// Longest wait. A stream that the kernel throws out of the flowtable comes back within it.
 const LOOK_MAX_MS: u64 = 30_000;
@@ -96,7 +97,7 @@ impl Streams {
             known.remove();
             return false;
         };
-        stream.due_ms = now_ms + stream.wait_ms;
+        stream.due_ms = (now_ms + 1).next_multiple_of(stream.wait_ms);
         stream.wait_ms = (2 * stream.wait_ms).min(LOOK_MAX_MS);
         !entry.status.offloaded()
     }
@@ -167,13 +168,13 @@ mod tests {
         streams.consider(&stream, 9);
         assert_eq!((streams.due(4), streams.due(5)), (vec![], vec![stream.original]));
         assert!(streams.looked(&stream.original, Some(&stream), 5));
-        assert_eq!(streams.due_ms(), Some(305));
-        assert!(!streams.looked(&stream.original, Some(&offloaded), 305));
-        assert_eq!(streams.due_ms(), Some(905));
+        assert_eq!(streams.due_ms(), Some(300));
+        assert!(!streams.looked(&stream.original, Some(&offloaded), 300));
+        assert_eq!(streams.due_ms(), Some(600));
         for _ in 0..9 {
             streams.looked(&stream.original, Some(&offloaded), 1000);
         }
-        assert_eq!(streams.due_ms(), Some(31_000));
+        assert_eq!(streams.due_ms(), Some(30_000), "all streams of that age at once");
         streams.emptied(2000);
         assert_eq!(streams.due_ms(), Some(2300));
         let another = Entry { id: 8, ..entry() };

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fastpath_agent::kernel::bpf::Pinned;
+use fastpath_agent::kernel::{bpf::Pinned, surroundings::may_have_legacy_tables};
 use fastpath_tests::emulated;
 use nix::sys::signal::Signal;
 
@@ -136,7 +136,8 @@ fn memory_and_wake_ups() {
         "with {} entries in the map: {resident} kB resident, {woken} wake-ups in {seconds} s",
         2 * flows
     );
-    // The safety net's minute may end within.
-    assert!(woken <= 4, "{woken} wake-ups");
+    // The safety net's minute may end within. Where the kernel can have tables of iptables-legacy, there is a look a second.
+    let looks = if may_have_legacy_tables() { u64::from(seconds) } else { 0 };
+    assert!(woken <= looks + 4, "{woken} wake-ups, {looks} of them for legacy tables");
     assert!(resident < 12 * 1024, "{resident} kB");
 }
