@@ -19,7 +19,7 @@ use crate::{
         assist::{Assist, Next, Wanted},
         connection::{Entry, Tuple},
         crossing::{self, Settled},
-        one_way::Streams,
+        one_way::{self, Streams},
         record::{Event, FlowRecord},
         traffic::Marks,
     },
@@ -192,7 +192,7 @@ impl Crossings {
         self.node.now_ns = monotonic_ns();
         self.look_again();
         self.look_at_assisted(eyes);
-        self.look_at_streams();
+        self.look_at_streams(eyes);
         if self.handled >= BURST && self.followed.due_ms().is_none() && self.sweep.is_none() {
             self.followed.shrink();
             memory::give_back();
@@ -397,7 +397,7 @@ impl Crossings {
     }
 
     /// Looks what became of streams that may go one way.
-    fn look_at_streams(&mut self) {
+    fn look_at_streams(&mut self, eyes: &mut dyn FlowEyes) {
         let now = self.now_ms();
         let tuples = self.streams.due(now);
         if tuples.is_empty() {
@@ -405,8 +405,10 @@ impl Crossings {
         }
         let entries = self.look_up(&tuples);
         for (tuple, entry) in tuples.iter().zip(entries) {
-            if self.streams.looked(tuple, entry.as_ref(), now) {
-                self.to_help.extend(entry);
+            match (self.streams.looked(tuple, entry.as_ref(), now), entry) {
+                (one_way::Next::Help, entry) => self.to_help.extend(entry),
+                (one_way::Next::Arm, Some(entry)) => arm(eyes, &entry),
+                _ => {}
             }
         }
     }

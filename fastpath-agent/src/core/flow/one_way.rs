@@ -22,6 +22,8 @@ const TOGETHER: usize = 64;
 const LOOK_MS: u64 = 300;
 /// Longest wait. A stream that the kernel throws out of the flowtable comes back within it.
 const LOOK_MAX_MS: u64 = 30_000;
+/// A stream without a packet for so long leaves no trace that another packet could find.
+const IDLE_MS: u64 = 2_000;
 
 /// A trace to leave, for one conntrack id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,9 +60,23 @@ pub fn may_be(entry: &Entry) -> bool {
 #[derive(Debug, Default)]
 pub struct Streams(HashMap<Tuple, Stream>);
 
+/// What is to be done about a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing.
+    Nothing,
+    /// It isn't offloaded: a trace may be left for it.
+    Help,
+    /// It is idle and followed no more: its next packet is to signal again.
+    Arm,
+}
+
 #[derive(Debug)]
 struct Stream {
     id: u32,
+    /// Counted by conntrack at the last look, and when that was.
+    packets: u64,
+    looked_ms: u64,
     due_ms: u64,
     wait_ms: u64,
 }
@@ -71,7 +87,8 @@ impl Streams {
         if !may_be(entry) || self.0.len() >= MOST {
             return;
         }
-        let stream = Stream { id: entry.id, due_ms: now_ms, wait_ms: LOOK_MS };
+        let packets = packets(entry);
+        let stream = Stream { id: entry.id, packets, looked_ms: now_ms, due_ms: now_ms, wait_ms: LOOK_MS };
         match self.0.entry(entry.original) {
             hash_map::Entry::Occupied(known) if known.get().id == entry.id => {}
             known => drop(known.insert_entry(stream)),
@@ -89,17 +106,25 @@ impl Streams {
         due.map(|(tuple, _)| *tuple).take(TOGETHER).collect()
     }
 
-    /// What a look found; true if the stream is to be helped.
-    pub fn looked(&mut self, tuple: &Tuple, entry: Option<&Entry>, now_ms: u64) -> bool {
-        let hash_map::Entry::Occupied(mut known) = self.0.entry(*tuple) else { return false };
+    /// What a look found.
+    pub fn looked(&mut self, tuple: &Tuple, entry: Option<&Entry>, now_ms: u64) -> Next {
+        let hash_map::Entry::Occupied(mut known) = self.0.entry(*tuple) else { return Next::Nothing };
         let stream = known.get_mut();
         let Some(entry) = entry.filter(|entry| entry.id == stream.id && may_be(entry)) else {
             known.remove();
-            return false;
+            return Next::Nothing;
         };
+        let idle = packets(entry) == stream.packets && entry.counters.is_some();
+        if idle && !entry.status.offloaded() && now_ms >= stream.looked_ms + IDLE_MS {
+            known.remove();
+            return Next::Arm;
+        }
+        if !idle {
+            (stream.packets, stream.looked_ms) = (packets(entry), now_ms);
+        }
         stream.due_ms = (now_ms + 1).next_multiple_of(stream.wait_ms);
         stream.wait_ms = (2 * stream.wait_ms).min(LOOK_MAX_MS);
-        !entry.status.offloaded()
+        if entry.status.offloaded() { Next::Nothing } else { Next::Help }
     }
 
     /// The flowtable was emptied. The kernel takes its time to take marks away, so that several looks may be needed.
@@ -109,6 +134,10 @@ impl Streams {
             stream.wait_ms = LOOK_MS;
         }
     }
+}
+
+fn packets(entry: &Entry) -> u64 {
+    entry.counters.iter().flatten().map(|counter| counter.packets).sum()
 }
 
 impl Question {
@@ -129,7 +158,7 @@ impl Question {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::flow::connection::Status;
+    use crate::core::{flow::connection::Status, ruleset::observed::Counter};
 
     fn entry() -> Entry {
         let original = Tuple {
@@ -167,9 +196,9 @@ mod tests {
         streams.consider(&stream, 5);
         streams.consider(&stream, 9);
         assert_eq!((streams.due(4), streams.due(5)), (vec![], vec![stream.original]));
-        assert!(streams.looked(&stream.original, Some(&stream), 5));
+        assert_eq!(streams.looked(&stream.original, Some(&stream), 5), Next::Help);
         assert_eq!(streams.due_ms(), Some(300));
-        assert!(!streams.looked(&stream.original, Some(&offloaded), 300));
+        assert_eq!(streams.looked(&stream.original, Some(&offloaded), 300), Next::Nothing);
         assert_eq!(streams.due_ms(), Some(600));
         for _ in 0..9 {
             streams.looked(&stream.original, Some(&offloaded), 1000);
@@ -178,7 +207,20 @@ mod tests {
         streams.emptied(2000);
         assert_eq!(streams.due_ms(), Some(2300));
         let another = Entry { id: 8, ..entry() };
-        assert!(!streams.looked(&stream.original, Some(&another), 2300));
+        assert_eq!(streams.looked(&stream.original, Some(&another), 2300), Next::Nothing);
+        assert_eq!(streams.due_ms(), None);
+    }
+
+    #[test]
+    fn idle_streams_signal_again() {
+        let counted = |packets| Entry { counters: Some([Counter { packets, bytes: 0 }; 2]), ..entry() };
+        let tuple = entry().original;
+        let mut streams = Streams::default();
+        streams.consider(&counted(20), 0);
+        assert_eq!(streams.looked(&tuple, Some(&counted(20)), 0), Next::Help);
+        assert_eq!(streams.looked(&tuple, Some(&counted(21)), 300), Next::Help);
+        assert_eq!(streams.looked(&tuple, Some(&counted(21)), 2200), Next::Help);
+        assert_eq!(streams.looked(&tuple, Some(&counted(21)), 2400), Next::Arm);
         assert_eq!(streams.due_ms(), None);
     }
 
