@@ -25,8 +25,8 @@ fn start(topology: &Topology) -> Agent {
 #[track_caller]
 fn open(topology: &Topology, family: Family, port: u16) -> Flow {
     let mut stream = topology.open(Proto::Udp, family, port);
-    stream.set_patience(Duration::from_millis(50));
     assert!(stream.request() && stream.response());
+    stream.set_patience(Duration::from_millis(50));
     stream
 }
 

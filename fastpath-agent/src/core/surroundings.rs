@@ -19,14 +19,14 @@ pub struct Surroundings {
     /// Highest priority of a filter chain of others in the postrouting hook that can deny a packet of an established
     /// connection. While there is one, only packets that have passed it are evidence of their direction.
     pub denying_postrouting: Option<i32>,
-    /// An answer that nobody has seen would be accepted, and would take the way that routing has for it: no rule of others
-    /// can deny a packet of an established connection in a hook that offloaded packets skip, and no policy rule selects by
-    /// marks, which such an answer may get. False where that isn't known.
-    pub sure_of_answers: bool,
     /// Policy rules that the kernel doesn't evaluate when it guesses the other direction's route.
     pub unguessed: Vec<RouteRule>,
     /// Interfaces where others look at packets that come in: filters, programs or netdev chains at ingress.
     pub inspected: BTreeSet<IfIndex>,
+    /// An answer that nobody has seen would be accepted, and would take the way that routing has for it: no rule of others
+    /// can deny a packet of an established connection in a hook that offloaded packets skip, and no policy rule selects by
+    /// marks, which such an answer may get. False where that isn't known.
+    pub sure_of_answers: bool,
     /// Rules that offloaded packets don't pass and that ask more than headers and connection.
     pub rules: Vec<Concern>,
 }
