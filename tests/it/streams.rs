@@ -1,5 +1,5 @@
 //! Streams that were answered once and go one way since: fast where nobody could deny an answer, and judged like all others
-//! where somebody can.
+//! where a rule can.
 
 use std::{thread, time::Duration};
 

@@ -309,7 +309,7 @@ impl Crossings {
         }
     }
 
-    /// Whether connections are helped; not where no rule of ours stands: nothing would come of it.
+    /// Whether connections are helped. Without the agent's rule nothing would come of it.
     fn helps(&self) -> bool {
         self.assist.is_some() && self.node.threshold.is_some()
     }

@@ -247,7 +247,7 @@ impl<R: Ruleset> Reconciler<R> {
         std::mem::take(&mut self.postponed)
     }
 
-    /// Leaves these traces in the table that stands. Nothing is lost where it doesn't, or changes meanwhile.
+    /// Leaves these traces in the table, if that is right. Nothing is lost if it isn't, or changes meanwhile.
     pub fn leave_traces(&mut self, answers: Vec<Answer>) {
         let Some(observed) = self.cache.as_ref().filter(|_| self.standing == Some(Standing::Right)) else {
             return;

@@ -101,7 +101,7 @@ pub async fn gather(spec: &FlowSpec, pin_path: &Path, agent: Option<Flags<'_>>) 
     let began = Instant::now();
     let mut first = eyes.look(spec)?;
     let offloaded = first.entry.as_ref().is_some_and(|entry| entry.status.offloaded());
-    // Before the counters are read of which the second look shows the increase.
+    // Before the counters are read: what they grow by until the second look is then seen to leave.
     let taps = first.entry.as_ref().filter(|_| offloaded).and_then(|entry| taps(entry).ok());
     if taps.is_some() {
         first = eyes.look(spec)?;

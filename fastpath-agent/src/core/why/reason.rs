@@ -268,7 +268,7 @@ impl Reason {
                 format!("offloaded, but {neighbour} on {interface} doesn't answer: packets to it are lost")
             }
             Self::Lost { direction } => {
-                format!("offloaded, but packets of {direction} direction come in and none leaves this node")
+                format!("offloaded, but packets of {direction} direction come in and none leaves this node with its addresses and ports")
             }
             Self::Blocked => {
                 "its packets don't get as far as our rule: a filter drops them, or something else takes them".to_owned()
@@ -366,7 +366,7 @@ impl Reason {
             Self::DeadNeighbour { interface, .. } => {
                 format!("see `ip neigh show dev {interface}`; `fastpath-agent revalidate` has the flow judged anew")
             }
-            Self::Lost { .. } => "see what takes them on the way out: `tc -s filter show dev … egress`, `tc -s qdisc`, `nft list ruleset netdev`, \
+            Self::Lost { .. } => "see what drops them on the way out, or gives them other addresses: `tc -s filter show dev … egress`, `tc -s qdisc`, `nft list ruleset netdev`, \
                  `ip neigh`; `fastpath-agent revalidate` has the flow judged anew"
                 .to_owned(),
             Self::Blocked => "look at the forward chains: nft list ruleset, nft monitor trace".to_owned(),
