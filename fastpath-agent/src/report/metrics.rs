@@ -114,6 +114,8 @@ pub struct Kernel {
     pub maps: Option<Maps>,
     /// Packets that moved their flow to the flowtable since the rule was made; absent without the rule.
     pub rule_offloads: Option<u64>,
+    /// Packets that left no trace for the other direction, since the set of traces was full; absent without the rules.
+    pub untraced: Option<u64>,
     /// The parts that couldn't be read, of [`PARTS`].
     pub failed: Vec<&'static str>,
     /// How long reading took.
@@ -292,6 +294,10 @@ fn flows(page: &mut Page, agent: &Agent, kernel: &Kernel) {
     );
     if let Some(offloads) = kernel.rule_offloads {
         page.counter("rule_offloads", None, "Flows that the rule has put into the flowtable", offloads);
+    }
+    if let Some(untraced) = kernel.untraced {
+        let help = "Packets that left no trace for the other direction, since the set of traces was full: their flows are offloaded later";
+        page.counter("untraced_packets", None, help, untraced);
     }
     let Some(sums) = &kernel.flows else { return };
     let states =

@@ -29,6 +29,7 @@ fn full() -> Metrics {
             interfaces: vec![("eth0".to_owned(), Passed { all: tally(100, 9000), fast: tally(90, 8000) })],
             maps: Some(Maps::default()),
             rule_offloads: Some(6),
+            untraced: Some(7),
             failed: vec!["maps"],
             usage: Some(Usage { cpu_seconds: 0.25, resident_bytes: 8_000_000 }),
             ..Kernel::default()
@@ -120,6 +121,7 @@ fn both_formats_say_the_same() {
         "fastpath_interface_receive_packets_total{interface=\"eth0\"} 100",
         "fastpath_interface_fast_path_bytes_total{interface=\"eth0\"} 8000",
         "fastpath_rule_offloads_total 6",
+        "fastpath_untraced_packets_total 7",
         "fastpath_scrape_failed{part=\"maps\"} 1",
         "process_cpu_seconds_total 0.25",
         "process_resident_memory_bytes 8000000",

@@ -135,7 +135,7 @@ mod tests {
             "\t\ttype filter hook forward priority -110; policy accept;",
             "\t\tct packets > 5 goto kindnet-offload-chain",
             "\t\tct id . oif . iif @kindnet-seen-reply fib saddr . mark . iif oif exists flow add @kindnet-flowtables counter return",
-            "\t\tupdate @kindnet-seen-reply { ct id . iif . oif }",
+            "\t\tupdate @kindnet-seen-reply { ct id . iif . oif } return",
             "\t\tct status 0x4000 update @kindnet-slow-path { ct id counter } return",
         ] {
             assert!(text.lines().any(|l| l == line), "{line:?} isn't in\n{text}");

@@ -77,6 +77,8 @@ pub struct Table {
     pub chain_priority: Option<i32>,
     /// Offloads since the rule was installed, as its counter has them: packets that moved their flow to the flowtable.
     pub offloads: Option<Counter>,
+    /// Packets that left no trace for the other direction, since the set of traces was full; none without the rules.
+    pub untraced: Option<u64>,
     /// The flowtable asks the devices to forward in hardware.
     pub hw_offload: bool,
     /// The flowtable counts, so that conntrack's counters go on for offloaded flows.
@@ -132,6 +134,7 @@ fn summary(table: &ObservedTable) -> Table {
         threshold: table.threshold(),
         chain_priority: table.chain(OwnChain::Base).and_then(|c| c.hook.as_ref()).map(|h| h.priority),
         offloads: table.offloads(),
+        untraced: table.untraced(),
         hw_offload: flowtable.is_some_and(|f| f.hw_offload),
         counter: flowtable.is_some_and(|f| f.counter),
         devices: flowtable.and_then(|f| f.devices.as_ref()).map(|d| d.len()),
@@ -269,6 +272,13 @@ impl fmt::Display for Table {
         if let Some(priority) = self.chain_priority {
             write!(f, ", chain priority {priority}")?;
         }
-        write!(f, "{}", if self.hw_offload { ", in hardware" } else { "" })
+        f.write_str(if self.hw_offload { ", in hardware" } else { "" })?;
+        match self.untraced {
+            None | Some(0) => Ok(()),
+            Some(packets) => write!(
+                f,
+                "; {packets} packets left no trace for the other direction, since the set of traces was full"
+            ),
+        }
     }
 }

@@ -7,12 +7,13 @@ use crate::core::model::CHAIN;
 /// One of our chains. In the order in which they can be made: a chain comes after those that its rules go to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum OwnChain {
+    /// Leaves the trace of a packet of either direction: of packets that may not offload their flow, and of all where traces
+    /// are left in the postrouting hook.
+    Trace,
     /// For packets of the original direction: offloads the flow if the reply direction was seen, else leaves a trace.
     Original,
     /// The same for packets of the reply direction.
     Reply,
-    /// Leaves the traces where they are left in the postrouting hook.
-    Trace,
     /// For packets past the threshold: which flows are eligible.
     Offload,
     /// The base chain in the postrouting hook, there only while others may deny packets in it.
@@ -24,7 +25,7 @@ pub enum OwnChain {
 impl OwnChain {
     /// All of them, in the order in which they can be made.
     pub const ALL: [Self; 6] =
-        [Self::Original, Self::Reply, Self::Trace, Self::Offload, Self::Postrouting, Self::Base];
+        [Self::Trace, Self::Original, Self::Reply, Self::Offload, Self::Postrouting, Self::Base];
 
     /// Its name.
     pub fn name(self) -> &'static str {

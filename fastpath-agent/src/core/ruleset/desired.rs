@@ -193,7 +193,8 @@ fn wanted_by_others(policy: &Policy, managed: &BTreeMap<IfIndex, &Link>, table: 
     if table.postrouting_priority > SNAT {
         wanted = wanted.iter().map(Conditions::without_addresses).collect();
     }
-    if let Some(rules) = table.chains.get_mut(&OwnChain::Trace) {
+    let traced_last = table.chains.contains_key(&OwnChain::Postrouting);
+    if let Some(rules) = table.chains.get_mut(&OwnChain::Trace).filter(|_| traced_last) {
         rules.splice(0..0, guards(&wanted));
     }
 }

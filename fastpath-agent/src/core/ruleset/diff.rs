@@ -126,7 +126,8 @@ fn repair(want: &DesiredTable, table: &ObservedTable) -> Vec<Op> {
         .into_iter()
         .map(|chain| {
             let want = want.chains.get(&chain).map_or(&[][..], Vec::as_slice);
-            (chain, Rules::compare(chain, want, keep_chain(chain), goes, offloads_of(table, chain)))
+            let counted = Counted { offloads: offloads_of(table, chain), untraced: table.untraced_of(chain) };
+            (chain, Rules::compare(chain, want, keep_chain(chain), goes, counted))
         })
         .collect();
 
@@ -271,6 +272,12 @@ fn offloads_of(table: &ObservedTable, chain: OwnChain) -> Option<Counter> {
     }
 }
 
+/// What the rules of a chain have counted.
+struct Counted {
+    offloads: Option<Counter>,
+    untraced: Option<Counter>,
+}
+
 /// What is to be done about the rules of one chain.
 struct Rules {
     /// Deletions of ours that shouldn't be there.
@@ -281,14 +288,14 @@ struct Rules {
 
 impl Rules {
     /// Our rules in another order are as good as wrong: all are made anew. Rules without our marker don't count.
-    /// They are made anew, too, where one refers to something that `goes`. The first that offloads goes on counting from
-    /// `offloads`.
+    /// They are made anew, too, where one refers to something that `goes`. The first that offloads and the first that counts
+    /// missing traces go on from what was `counted`.
     fn compare(
         chain: OwnChain,
         want: &[Rule],
         has: Option<&ObservedChain>,
         goes: impl Fn(&[Expr]) -> bool,
-        mut offloads: Option<Counter>,
+        mut counted: Counted,
     ) -> Self {
         let ours: Vec<_> =
             has.map(|c| c.rules.iter().filter(|r| r.owner == Owner::Ours).collect()).unwrap_or_default();
@@ -301,7 +308,11 @@ impl Rules {
             missing: want
                 .into_iter()
                 .map(|exprs| {
-                    let from = if exprs.contains(&Expr::Counter) { offloads.take() } else { None };
+                    let from = match exprs[..] {
+                        [Expr::Counter] => counted.untraced.take(),
+                        _ if exprs.contains(&Expr::Counter) => counted.offloads.take(),
+                        _ => None,
+                    };
                     Op::AddRule { chain, exprs: counting_from(from, exprs) }
                 })
                 .collect(),

@@ -34,7 +34,7 @@ fn threshold(threshold: u32) -> Rule {
 
 fn evidence(direction: Direction) -> Vec<Rule> {
     let (input, traced) = (Input::Link, Traced::Forward);
-    vec![Rule::Seen { direction, input, traced }, Rule::Trace { direction, input, last: true }]
+    vec![Rule::Seen { direction, input, traced }, Rule::Trace { direction, input }, Rule::Untraced]
 }
 
 fn rules_mut(table: &mut DesiredTable, chain: OwnChain) -> &mut Vec<Rule> {
@@ -148,15 +148,16 @@ fn some_desired() -> impl Strategy<Value = Desired> {
                     rules_mut(&mut table, OwnChain::Offload).insert(1, Rule::SpareIpsec);
                 }
                 if postrouting {
-                    table.chains.insert(OwnChain::Trace, vec![Rule::TraceOriginal]);
+                    table.chains.insert(OwnChain::Trace, vec![Rule::TraceOf(Direction::Original)]);
                     let base = Rule::Threshold { threshold: 20, to: OwnChain::Trace };
                     table.chains.insert(OwnChain::Postrouting, vec![base]);
                 }
                 if guarded {
                     table.sets.push(OwnSet::RuleInputs);
                     table.keys.insert(OwnSet::RuleInputs, vec![Key::new(&7_u32.to_ne_bytes())]);
-                    let guard = Rule::RuleInput { direction: Direction::Original, traced: Traced::Forward };
+                    let guard = Rule::RuleInput { traced: Traced::Forward };
                     rules_mut(&mut table, OwnChain::Original).insert(0, guard);
+                    table.chains.entry(OwnChain::Trace).or_insert_with(|| vec![Rule::Untraced]);
                 }
                 excluding(table, &exclude)
             },

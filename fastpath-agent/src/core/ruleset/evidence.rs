@@ -78,32 +78,33 @@ impl Wanted {
     pub(super) fn fill(self, table: &mut DesiredTable) {
         table.sets.extend(Direction::ALL.map(OwnSet::Seen));
         table.sets.extend(self.keys.keys());
-        for (direction, chain) in Direction::ALL.into_iter().zip([OwnChain::Original, OwnChain::Reply]) {
-            table.chains.insert(chain, self.rules(direction));
+        let guards = self.guards();
+        if !guards.is_empty() || self.traced == Traced::Postrouting {
+            let [original, reply] = Direction::ALL.map(Rule::TraceOf);
+            table.chains.insert(OwnChain::Trace, vec![original, reply, Rule::Untraced]);
         }
-        if self.traced == Traced::Postrouting {
-            let reply = Rule::Trace { direction: Direction::Reply, input: Input::Link, last: true };
-            table.chains.insert(OwnChain::Trace, vec![Rule::TraceOriginal, reply]);
+        for (direction, chain) in Direction::ALL.into_iter().zip([OwnChain::Original, OwnChain::Reply]) {
+            table.chains.insert(chain, [guards.clone(), self.rules(direction)].concat());
         }
         table.keys = self.keys;
+    }
+
+    /// Rules for packets that leave their trace only.
+    fn guards(&self) -> Vec<Rule> {
+        let traced = self.traced;
+        let rule_inputs = self.keys.contains_key(&OwnSet::RuleInputs).then_some(Rule::RuleInput { traced });
+        let unguessed = self.unguessed.iter().cloned().map(|matches| Rule::Unguessed { matches, traced });
+        rule_inputs.into_iter().chain(unguessed).collect()
     }
 
     fn rules(&self, direction: Direction) -> Vec<Rule> {
         let traced = self.traced;
         let mut rules = Vec::new();
-        rules.extend(
-            self.keys.contains_key(&OwnSet::RuleInputs).then_some(Rule::RuleInput { direction, traced }),
-        );
-        rules.extend(self.unguessed.iter().map(|matches| Rule::Unguessed {
-            matches: matches.clone(),
-            direction,
-            traced,
-        }));
         for input in self.inputs.iter().copied() {
             rules.push(Rule::Seen { direction, input, traced });
-            let last = self.inputs.last() == Some(&input);
-            rules.extend((traced == Traced::Forward).then_some(Rule::Trace { direction, input, last }));
+            rules.extend((traced == Traced::Forward).then_some(Rule::Trace { direction, input }));
         }
+        rules.extend((traced == Traced::Forward).then_some(Rule::Untraced));
         rules
     }
 }
@@ -133,12 +134,16 @@ mod tests {
     }
 
     const SEEN_REPLY: &str = "ct id . oif . iif @kindnet-seen-reply fib saddr . mark . iif oif exists flow add @kindnet-flowtables counter return";
-    const TRACE: &str = "update @kindnet-seen-original { ct id . iif . oif }";
+    const TRACE: &str = "update @kindnet-seen-original { ct id . iif . oif } return";
+    const TRACE_ORIGINAL: &str =
+        "ct direction original update @kindnet-seen-original { ct id . iif . oif } return";
+    const TRACE_REPLY: &str = "ct direction reply update @kindnet-seen-reply { ct id . iif . oif } return";
 
     #[test]
-    fn a_plain_node_has_two_rules_a_direction() {
+    fn a_plain_node_offloads_or_leaves_a_trace() {
         let plain = table(&[link(1, "veth")], Surroundings::default());
-        assert_eq!(text(&plain, OwnChain::Original), [SEEN_REPLY, TRACE]);
+        assert_eq!(text(&plain, OwnChain::Original), [SEEN_REPLY, TRACE, "counter"]);
+        assert!(!plain.chains.contains_key(&OwnChain::Trace));
         assert!(!plain.chains.contains_key(&OwnChain::Postrouting));
         assert!(!plain.sets.contains(&OwnSet::RuleInputs) && !plain.sets.contains(&OwnSet::Bridges));
     }
@@ -155,7 +160,7 @@ mod tests {
             rules[1],
             "meta sdif != 0 update @kindnet-seen-original { ct id . meta sdif . oif } return"
         );
-        assert_eq!(rules[2..], [SEEN_REPLY, TRACE]);
+        assert_eq!(rules[2..], [SEEN_REPLY, TRACE, "counter"]);
     }
 
     #[test]
@@ -173,10 +178,11 @@ mod tests {
         let table = table(&[link(1, "veth"), link(2, "veth")], surroundings);
         assert_eq!(table.keys(OwnSet::RuleInputs), [Key::new(&1_u32.to_ne_bytes())]);
         let rules = text(&table, OwnChain::Original);
-        assert_eq!(rules[0], format!("oif @kindnet-rule-inputs {TRACE} return"));
+        assert_eq!(rules[0], "oif @kindnet-rule-inputs goto kindnet-trace-chain");
         let guard = "oif 2 meta nfproto ipv4 meta l4proto 6 th sport 443";
-        assert_eq!(rules[1], format!("{guard} {TRACE} return"));
-        assert_eq!(rules[2..], [SEEN_REPLY, TRACE]);
+        assert_eq!(rules[1], format!("{guard} goto kindnet-trace-chain"));
+        assert_eq!(rules[2..], [SEEN_REPLY, TRACE, "counter"]);
+        assert_eq!(text(&table, OwnChain::Trace), [TRACE_ORIGINAL, TRACE_REPLY, "counter"]);
     }
 
     #[test]
@@ -189,13 +195,7 @@ mod tests {
             ["ct id . oif . iif @kindnet-seen-original ct id . iif . oif @kindnet-seen-reply \
               fib saddr . mark . iif oif exists flow add @kindnet-flowtables counter return"]
         );
-        assert_eq!(
-            text(&table, OwnChain::Trace),
-            [
-                format!("ct direction original {TRACE} return"),
-                "update @kindnet-seen-reply { ct id . iif . oif }".to_owned()
-            ]
-        );
+        assert_eq!(text(&table, OwnChain::Trace), [TRACE_ORIGINAL, TRACE_REPLY, "counter"]);
         assert_eq!(text(&table, OwnChain::Postrouting), ["ct packets > 19 goto kindnet-trace-chain"]);
     }
 

@@ -197,6 +197,20 @@ impl ObservedTable {
         })
     }
 
+    /// Packets that left no trace, since its set was full; `None` without the rules that leave them.
+    pub fn untraced(&self) -> Option<u64> {
+        let chains = [OwnChain::Original, OwnChain::Reply, OwnChain::Trace];
+        let counters = chains.into_iter().filter_map(|chain| self.untraced_of(chain));
+        counters.map(|counter| counter.packets).reduce(u64::saturating_add)
+    }
+
+    /// The same of one chain.
+    pub(super) fn untraced_of(&self, chain: OwnChain) -> Option<Counter> {
+        // A table that `render` printed carries no markers, nor do its rules.
+        let ours = |(rule, kind): &(&ObservedRule, Rule)| rule.owner == self.owner && *kind == Rule::Untraced;
+        self.rules_of(chain).find(ours)?.0.counter
+    }
+
     /// A table that an agent or `render` made, whoever loaded it: it has our chains behind the base chain and our set of interfaces, and nothing
     /// that we wouldn't make. Other programs that use the name have neither.
     pub fn is_rendering(&self) -> bool {

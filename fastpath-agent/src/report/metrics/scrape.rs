@@ -74,7 +74,9 @@ impl Scraper {
         }
         match Nft::open().and_then(|mut nft| nft.observe_but(Unread::Exclusions)) {
             Ok(observed) => {
-                kernel.rule_offloads = observed.table.and_then(|t| t.offloads()).map(|c| c.packets)
+                let table = observed.table.as_ref();
+                kernel.rule_offloads = table.and_then(|table| table.offloads()).map(|c| c.packets);
+                kernel.untraced = table.and_then(|table| table.untraced());
             }
             Err(error) => failed(&mut kernel, "ruleset", &error),
         }

@@ -39,6 +39,9 @@ pub enum Traced {
     Postrouting,
 }
 
+/// Both.
+const TRACED: [Traced; 2] = [Traced::Forward, Traced::Postrouting];
+
 impl Input {
     fn key(self) -> MetaKey {
         match self {
@@ -144,42 +147,39 @@ pub(super) fn seen(direction: Direction, input: Input, traced: Traced) -> Vec<Ex
 }
 
 /// See [`Rule::Trace`].
-pub(super) fn trace(direction: Direction, input: Input, last: bool) -> Vec<Expr> {
+pub(super) fn trace(direction: Direction, input: Input) -> Vec<Expr> {
     let mut exprs = input.condition();
     exprs.extend(input.own());
     exprs.push(Expr::Update { set: OwnSet::Seen(direction).name().into_owned(), sreg: REG });
-    exprs.extend((!last).then_some(Expr::Return));
+    exprs.push(Expr::Return);
     exprs
 }
 
-/// What keeps a packet from offloading its flow and lets it leave its trace all the same.
-fn spared(direction: Direction, traced: Traced) -> Vec<Expr> {
+/// What keeps a packet from offloading its flow and lets it leave its trace all the same. It goes there for good: a rule that
+/// left the trace itself would end where the set is full, and the next one could offload the flow.
+fn spared(traced: Traced) -> Expr {
     match traced {
-        Traced::Forward => trace(direction, Input::Link, false),
-        Traced::Postrouting => vec![Expr::Return],
+        Traced::Forward => goto(OwnChain::Trace),
+        Traced::Postrouting => Expr::Return,
     }
 }
 
 /// See [`Rule::RuleInput`].
-pub(super) fn rule_input(direction: Direction, traced: Traced) -> Vec<Expr> {
-    let mut exprs =
-        vec![Expr::Meta { key: MetaKey::OutIfIndex, dreg: REG }, lookup(OwnSet::RuleInputs, false)];
-    exprs.extend(spared(direction, traced));
-    exprs
+pub(super) fn rule_input(traced: Traced) -> Vec<Expr> {
+    let leaves_by = Expr::Meta { key: MetaKey::OutIfIndex, dreg: REG };
+    vec![leaves_by, lookup(OwnSet::RuleInputs, false), spared(traced)]
 }
 
 /// See [`Rule::Unguessed`].
-pub(super) fn unguessed(matches: &Conditions, direction: Direction, traced: Traced) -> Vec<Expr> {
-    let mut exprs = matches.0.clone();
-    exprs.extend(spared(direction, traced));
-    exprs
+pub(super) fn unguessed(matches: &Conditions, traced: Traced) -> Vec<Expr> {
+    [&matches.0[..], &[spared(traced)]].concat()
 }
 
 /// See [`Rule::ByDirection`].
 pub(super) fn by_direction(direction: Direction) -> Vec<Expr> {
     match direction {
         Direction::Original => {
-            let mut exprs = is_original();
+            let mut exprs = is_of(direction);
             exprs.push(goto(OwnChain::Original));
             exprs
         }
@@ -187,15 +187,21 @@ pub(super) fn by_direction(direction: Direction) -> Vec<Expr> {
     }
 }
 
-/// See [`Rule::TraceOriginal`].
-pub(super) fn trace_original() -> Vec<Expr> {
-    let mut exprs = is_original();
-    exprs.extend(trace(Direction::Original, Input::Link, false));
+/// See [`Rule::TraceOf`].
+pub(super) fn trace_of(direction: Direction) -> Vec<Expr> {
+    let mut exprs = is_of(direction);
+    exprs.extend(trace(direction, Input::Link));
     exprs
 }
 
-fn is_original() -> Vec<Expr> {
-    vec![Expr::Ct { key: CtKey::Direction, dreg: REG }, Expr::Cmp { sreg: REG, op: CmpOp::Eq, data: vec![0] }]
+/// `ct direction` (`IP_CT_DIR_ORIGINAL` is 0, `IP_CT_DIR_REPLY` 1).
+fn is_of(direction: Direction) -> Vec<Expr> {
+    let number = match direction {
+        Direction::Original => 0,
+        Direction::Reply => 1,
+    };
+    let load = Expr::Ct { key: CtKey::Direction, dreg: REG };
+    vec![load, Expr::Cmp { sreg: REG, op: CmpOp::Eq, data: vec![number] }]
 }
 
 /// See [`Rule::Bridged`].
@@ -214,28 +220,29 @@ pub(super) fn bridged() -> Vec<Expr> {
 
 /// Rules of this kind that these instructions could be, each to be compared with them.
 pub(super) fn candidates(exprs: &[Expr]) -> Vec<Rule> {
-    let mut rules = vec![Rule::Bridged, Rule::TraceOriginal];
+    let mut rules = vec![Rule::Bridged, Rule::Untraced];
     for direction in Direction::ALL {
-        rules.push(Rule::ByDirection(direction));
+        rules.extend([Rule::ByDirection(direction), Rule::TraceOf(direction)]);
         for input in [Input::Link, Input::VrfLink] {
-            rules.extend([false, true].map(|last| Rule::Trace { direction, input, last }));
-        }
-        for traced in [Traced::Forward, Traced::Postrouting] {
-            rules.push(Rule::RuleInput { direction, traced });
-            rules.extend([Input::Link, Input::VrfLink].map(|input| Rule::Seen { direction, input, traced }));
-            let rest = exprs.len().checked_sub(spared(direction, traced).len());
-            let matches = rest.and_then(|length| Conditions::recognise(&exprs[..length]));
-            rules.extend(matches.map(|matches| Rule::Unguessed { matches, direction, traced }));
+            rules.push(Rule::Trace { direction, input });
+            rules.extend(TRACED.map(|traced| Rule::Seen { direction, input, traced }));
         }
     }
+    rules.extend(TRACED.map(|traced| Rule::RuleInput { traced }));
+    let matches = exprs.split_last().and_then(|(_, conditions)| Conditions::recognise(conditions));
+    rules.extend(
+        matches
+            .into_iter()
+            .flat_map(|matches| TRACED.map(|traced| Rule::Unguessed { matches: matches.clone(), traced })),
+    );
     rules
 }
 
 /// The rule as `nft` writes it.
 pub(super) fn text(rule: &Rule) -> Option<String> {
     let seen = |direction| OwnSet::Seen(direction);
-    let spared = |direction: Direction, traced| match traced {
-        Traced::Forward => format!("update @{} {{ ct id . iif . oif }} return", seen(direction)),
+    let spared = |traced| match traced {
+        Traced::Forward => format!("goto {}", OwnChain::Trace),
         Traced::Postrouting => "return".to_owned(),
     };
     Some(match rule {
@@ -251,23 +258,18 @@ pub(super) fn text(rule: &Rule) -> Option<String> {
                 seen(direction.other()),
             )
         }
-        Rule::Trace { direction, input, last } => format!(
-            "{}update @{} {{ ct id . {} . oif }}{}",
+        Rule::Trace { direction, input } => format!(
+            "{}update @{} {{ ct id . {} . oif }} return",
             input.condition_text(),
             seen(*direction),
             input.word(),
-            if *last { "" } else { " return" }
         ),
-        Rule::TraceOriginal => format!(
-            "ct direction original update @{} {{ ct id . iif . oif }} return",
-            seen(Direction::Original)
-        ),
-        Rule::RuleInput { direction, traced } => {
-            format!("oif @{} {}", OwnSet::RuleInputs, spared(*direction, *traced))
+        Rule::TraceOf(direction) => {
+            format!("ct direction {direction} update @{} {{ ct id . iif . oif }} return", seen(*direction))
         }
-        Rule::Unguessed { matches, direction, traced } => {
-            format!("{matches} {}", spared(*direction, *traced))
-        }
+        Rule::Untraced => "counter".to_owned(),
+        Rule::RuleInput { traced } => format!("oif @{} {}", OwnSet::RuleInputs, spared(*traced)),
+        Rule::Unguessed { matches, traced } => format!("{matches} {}", spared(*traced)),
         Rule::ByDirection(Direction::Original) => {
             format!("ct direction original goto {}", OwnChain::Original)
         }

@@ -113,8 +113,6 @@ pub enum Rule {
     /// A packet that leaves by an interface which policy rules name as input leaves its trace only: the kernel doesn't
     /// evaluate those rules when it guesses the other direction's route.
     RuleInput {
-        /// This packet's direction.
-        direction: Direction,
         /// Where traces are left.
         traced: Traced,
     },
@@ -122,8 +120,6 @@ pub enum Rule {
     Unguessed {
         /// The rule's conditions, turned round.
         matches: Conditions,
-        /// This packet's direction.
-        direction: Direction,
         /// Where traces are left.
         traced: Traced,
     },
@@ -138,17 +134,17 @@ pub enum Rule {
         /// Where traces are left.
         traced: Traced,
     },
-    /// Leaves the packet's trace.
+    /// Leaves the packet's trace. A packet that can't leave it, since the set is full, goes on to the next rule.
     Trace {
         /// Its direction.
         direction: Direction,
         /// Where the input interface is read.
         input: Input,
-        /// The chain's last rule: no `return` behind it.
-        last: bool,
     },
-    /// Leaves the packet's trace if it is of the original direction.
-    TraceOriginal,
+    /// The same for packets of this direction, where those of both come by.
+    TraceOf(Direction),
+    /// Counts packets that couldn't leave their trace.
+    Untraced,
 }
 
 impl Rule {
@@ -222,13 +218,12 @@ impl Rule {
             Self::EveryPacket { conditions } => [&conditions.0[..], &[Expr::Return]].concat(),
             Self::Bridged => evidence::bridged(),
             Self::ByDirection(direction) => evidence::by_direction(*direction),
-            Self::RuleInput { direction, traced } => evidence::rule_input(*direction, *traced),
-            Self::Unguessed { matches, direction, traced } => {
-                evidence::unguessed(matches, *direction, *traced)
-            }
+            Self::RuleInput { traced } => evidence::rule_input(*traced),
+            Self::Unguessed { matches, traced } => evidence::unguessed(matches, *traced),
             Self::Seen { direction, input, traced } => evidence::seen(*direction, *input, *traced),
-            Self::Trace { direction, input, last } => evidence::trace(*direction, *input, *last),
-            Self::TraceOriginal => evidence::trace_original(),
+            Self::Trace { direction, input } => evidence::trace(*direction, *input),
+            Self::TraceOf(direction) => evidence::trace_of(*direction),
+            Self::Untraced => vec![Expr::Counter],
         }
     }
 
@@ -397,12 +392,11 @@ mod tests {
         let matches = Conditions::of_family(10);
         for traced in [Traced::Forward, Traced::Postrouting] {
             let matches = matches.clone();
-            rules.push(Rule::Unguessed { matches, direction: Direction::Reply, traced });
+            rules.push(Rule::Unguessed { matches, traced });
         }
         // Those of which a part is one of our rules too.
-        let whole = |rule: &Rule| !matches!(rule, Rule::Trace { last: false, .. } | Rule::ByDirection(_));
+        let whole = |rule: &Rule| !matches!(rule, Rule::ByDirection(_));
         for rule in rules {
-            // A guard without a trace is the same for both directions.
             let recognised = Rule::recognise(&rule.exprs());
             assert_eq!(recognised.as_ref().map(Rule::exprs), Some(rule.exprs()), "{rule}: {recognised:?}");
             let mut changed = rule.exprs();
@@ -411,6 +405,6 @@ mod tests {
                 assert_ne!(Rule::recognise(&changed), Some(rule.clone()), "{rule}");
             }
         }
-        assert_eq!(Rule::recognise(&[Expr::Counter]), None);
+        assert_eq!(Rule::recognise(&[Expr::Counter, Expr::Counter]), None);
     }
 }
