@@ -182,7 +182,7 @@ impl Rule {
         (rule.traits, rule.beside) = (traits, beside);
         match &rule.outcome {
             _ if by_map => reader.lookups.lead_by(conditions, key),
-            Outcome::Jump(to) | Outcome::Goto(to) if leads && conditions != Conditions::of_family(family) => {
+            Outcome::Jump(to) | Outcome::Goto(to) if !conditions.0.is_empty() => {
                 rule.leads = [Lead { to: to.clone(), conditions }].into();
             }
             _ => {}

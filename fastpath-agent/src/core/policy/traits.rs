@@ -133,7 +133,7 @@ impl Traits {
 pub(super) struct Sorted {
     /// Nothing for most rules.
     pub(super) traits: Option<Box<Traits>>,
-    /// The rule's conditions, those that can be copied.
+    /// The rule's conditions, those that can be copied; none if the table's family is the only one, and there is no key.
     pub(super) conditions: Conditions,
     /// What fills the register by which it asks a verdict map, if that can be copied.
     pub(super) key: Option<Vec<Instruction>>,
@@ -147,6 +147,8 @@ pub(super) struct Sorter {
     copier: Copier,
     varying: Varying,
     beside: Beside,
+    /// Expressions of the condition that the table's family is.
+    of_family: usize,
 }
 
 impl Sorter {
@@ -154,7 +156,8 @@ impl Sorter {
     pub(super) fn of_family(family: u8) -> Self {
         let mut traits = Traits { exact: true, ..Traits::default() };
         let copier = Copier::of_family(family, &mut traits.conditions);
-        Self { traits, copier, varying: Varying::default(), beside: Beside::default() }
+        let of_family = traits.conditions.0.len();
+        Self { traits, copier, varying: Varying::default(), beside: Beside::default(), of_family }
     }
 
     /// `of_state`: it says something of the connection's state only.
@@ -198,17 +201,14 @@ impl Sorter {
         let any =
             [every_packet, header, changing, passive].into_iter().any(Option::is_some) || !sets.is_empty();
         let kept = any && (reached || self.traits.gives_timeout());
-        let conditions = match (leads, kept) {
+        let key = self.copier.into_key();
+        let has_some = self.traits.conditions.0.len() > self.of_family || key.is_some();
+        let conditions = match (leads && has_some, kept) {
             (false, _) => Conditions::default(),
             (true, false) => std::mem::take(&mut self.traits.conditions),
             (true, true) => self.traits.conditions.clone(),
         };
-        Sorted {
-            conditions,
-            key: self.copier.into_key(),
-            beside: self.beside,
-            traits: kept.then(|| Box::new(self.traits)),
-        }
+        Sorted { conditions, key, beside: self.beside, traits: kept.then(|| Box::new(self.traits)) }
     }
 }
 

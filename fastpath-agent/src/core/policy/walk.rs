@@ -49,6 +49,12 @@ pub fn forget_leads(chains: &mut BTreeMap<String, Chain>) {
     let mut wanted: BTreeSet<String> = BTreeSet::new();
     let has_some = chains.iter().filter(|(_, chain)| chain.rules.iter().any(matters));
     let mut to_do: Vec<String> = has_some.map(|(name, _)| name.clone()).collect();
+    if to_do.is_empty() {
+        return chains
+            .values_mut()
+            .flat_map(|chain| &mut chain.rules)
+            .for_each(|rule| rule.leads = Box::default());
+    }
     let mut led_from: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for (name, chain) in &*chains {
         for to in chain.rules.iter().flat_map(Rule::leads_to) {

@@ -54,6 +54,8 @@ const BOGUS: Step = Node(
 -A PREROUTING -p tcp --tcp-flags ALL ALL -j DROP
 -A PREROUTING -p tcp --tcp-flags ALL FIN,PSH,URG -j DROP
 -A PREROUTING -p tcp --tcp-flags ALL SYN,FIN,PSH,URG -m limit --limit 5/min -j DROP
+-A PREROUTING -p icmp -m limit --limit 5/sec -j ACCEPT
+-A PREROUTING -p icmp -j DROP
 -A PREROUTING -s 224.0.0.0/3 -j DROP
 -A PREROUTING -f -j DROP
 COMMIT
