@@ -186,7 +186,7 @@ pub struct RuleArgs {
     #[arg(long, value_name = "MODE", default_value = "off", env = "FASTPATH_HW_OFFLOAD")]
     pub hw_offload: HwOffload,
     /// Don't respect a rule of others that offloaded packets don't pass, on purpose (repeatable, commas separate): by its comment, by
-    /// `FAMILY TABLE CHAIN` or `FAMILY TABLE handle N`, by what it asks (limit, queue, quota, set, time, legacy …), by class
+    /// `FAMILY TABLE CHAIN` or `FAMILY TABLE handle N`, by what it asks (limit, queue, quota, header, set, time, legacy …), by class
     /// (every-packet, changing), or `all` (docs/policy.md; `status` lists them)
     #[arg(long, value_name = "RULE", env = "FASTPATH_IGNORE_RULE", value_delimiter = ',')]
     pub ignore_rule: Vec<String>,

@@ -44,6 +44,14 @@ impl KernelVersion {
     }
 }
 
+impl KernelVersion {
+    /// Whether packets with FIN or RST surely leave the flowtable, with their flow. Since Linux 6.14 they pass it, as the last ones
+    /// (fdbaf5163331, "netfilter: flowtable: add CLOSING state"); a distribution that counts for itself may have that, too.
+    pub fn ends_leave_flowtable(&self) -> bool {
+        self.series < (6, 14) && self.patch.is_some()
+    }
+}
+
 /// Series and patch number at the start of a version.
 fn numbers(version: &str) -> Option<((u32, u32), Option<u32>)> {
     let end = version.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(version.len());
@@ -135,6 +143,22 @@ mod tests {
     fn version(release: &str, version: &str, signature: Option<&str>) -> Option<(u32, u32, Option<u32>)> {
         let version = KernelVersion::of(&KernelNames { release, version, signature })?;
         Some((version.series.0, version.series.1, version.patch))
+    }
+
+    #[test]
+    fn ends_leave_the_flowtable_before_they_close_flows() {
+        for (release, signature, expected) in [
+            ("6.1.102-111.187.amzn2023.x86_64", None, true),
+            ("6.12.117+deb12-cloud-amd64", None, true),
+            ("6.13.12", None, true),
+            ("6.14.0", None, false),
+            ("7.0.1", None, false),
+            ("6.12.0-55.9.1.el10_0.x86_64", None, false),
+            ("6.8.0-31-generic", Some("Ubuntu 6.8.0-31.31-generic 6.8.1"), true),
+        ] {
+            let version = KernelVersion::of(&KernelNames { release, version: "", signature }).unwrap();
+            assert_eq!(version.ends_leave_flowtable(), expected, "{release}");
+        }
     }
 
     #[test]

@@ -84,7 +84,9 @@ fn left_out(nft: &mut Nft, table: &ObservedTable) -> Result<LeftOut, NftError> {
     let mut others = Others::default();
     nft.read_others(&mut others, Which::All)?;
     let all = heeded.iter().any(|conditions| conditions.0.is_empty());
-    Ok(LeftOut::new(&others.concerns(), |conditions| all || heeded.contains(conditions)))
+    Ok(LeftOut::new(&others.concerns(super::surroundings::ends_leave()), |conditions| {
+        all || heeded.contains(conditions)
+    }))
 }
 
 /// Resolution of the times of flows, in ns: the kernel's tick.

@@ -10,10 +10,12 @@ use std::{
 
 use super::{
     bpf,
+    facts::KernelName,
     nft::{Nft, NftError, Which},
     route_rules,
 };
 use crate::core::{
+    known_bugs::KernelVersion,
     link::{table::LinkTable, watch::uppers},
     model::{IfIndex, IfName},
     policy::{
@@ -42,10 +44,16 @@ pub struct Report {
     pub unsettled: bool,
 }
 
+/// Whether this kernel's flowtable leaves FIN and RST to the normal path.
+pub(super) fn ends_leave() -> bool {
+    KernelVersion::of(&KernelName::read().names()).is_some_and(|version| version.ends_leave_flowtable())
+}
+
 /// Brings `known` up to date.
 pub fn read(known: &mut Known, ask: &Ask) -> Report {
     let mut report = Report::default();
     let parts = &ask.parts;
+    known.ends_leave = ends_leave();
     if parts.all || !parts.tables.is_empty() {
         let which = if parts.all { Which::All } else { Which::Tables(&parts.tables) };
         let mut tables = known.tables.take().map(Arc::unwrap_or_clone).unwrap_or_default();

@@ -66,8 +66,10 @@ impl fmt::Display for Matching<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             rule if !rule.wants_every_packet() => Ok(()),
-            rule if rule.conditions.0.is_empty() => f.write_str("; leaves all flows out"),
-            rule => write!(f, "; leaves out: {}", rule.conditions),
+            rule => match rule.conditions().to_string() {
+                all if all.is_empty() => f.write_str("; leaves all flows out"),
+                conditions => write!(f, "; leaves out: {conditions}"),
+            },
         }
     }
 }

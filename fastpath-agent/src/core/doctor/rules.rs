@@ -25,7 +25,7 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
 }
 
 fn finding(rule: &Concern) -> Finding {
-    let (cause, conditions) = (&rule.cause, &rule.conditions);
+    let (cause, conditions) = (&rule.cause, rule.conditions());
     let finding = if rule.leaves_everything_out() {
         Finding::amber(
             CHECK,

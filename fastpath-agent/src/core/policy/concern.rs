@@ -4,7 +4,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    ops::BitOrAssign,
 };
 
 use serde::{Serialize, Serializer};
@@ -13,8 +12,10 @@ use super::{
     others::{Chain, Others, POSTROUTING, PREROUTING},
     rule::{Established, Outcome, Rule},
     traits::{Cause, TIMEOUT, Traits},
+    walk::{View, Walk, Way},
 };
 use crate::core::ruleset::{
+    alternatives::Alternatives,
     by_tuple::Seen,
     conditions::Conditions,
     expr::{Direction, Expr, MetaKey},
@@ -64,18 +65,23 @@ pub struct Concern {
     /// By which of its expressions.
     #[serde(serialize_with = "as_text")]
     pub cause: Cause,
-    /// What flows match by it, as far as that can be copied.
-    #[serde(serialize_with = "as_text")]
-    pub conditions: Conditions,
-    /// Where packets pass it.
-    #[serde(skip)]
-    pub view: View,
+    /// The ways on which packets come to it, and what they meet by then; none where that doesn't matter.
+    #[serde(rename = "conditions", serialize_with = "written")]
+    pub ways: Vec<Way>,
     /// It may be passed by (`--ignore-rule`).
     pub ignored: bool,
 }
 
 fn as_text<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(value)
+}
+
+fn written<S: Serializer>(ways: &[Way], serializer: S) -> Result<S::Ok, S::Error> {
+    as_text(&conditions(ways), serializer)
+}
+
+fn conditions(ways: &[Way]) -> Alternatives {
+    ways.iter().map(|way| way.conditions.clone()).collect()
 }
 
 impl Concern {
@@ -98,10 +104,14 @@ impl Concern {
             comment: None,
             class: Class::Changing,
             cause: Cause { word, detail: "".into() },
-            conditions: Conditions::default(),
-            view: View::default(),
+            ways: Vec::new(),
             ignored: false,
         }
+    }
+
+    /// What flows match by it, as far as that can be copied.
+    pub fn conditions(&self) -> Alternatives {
+        conditions(&self.ways)
     }
 
     /// Offloaded flows have to be judged anew because of it.
@@ -112,7 +122,8 @@ impl Concern {
     /// What it asks that changes, one of [`CHANGING`](super::traits::CHANGING): a connection's mark may also say which flows
     /// want every packet.
     pub fn changes_by(&self) -> Option<&'static str> {
-        let by_mark = || self.conditions.0.iter().any(|condition| matches!(condition, Expr::Ct { .. }));
+        let mut conditions = self.ways.iter().flat_map(|way| &way.conditions.0);
+        let mut by_mark = || conditions.any(|condition| matches!(condition, Expr::Ct { .. }));
         match self.class {
             _ if self.ignored => None,
             Class::Changing => Some(self.cause.word),
@@ -130,21 +141,30 @@ impl Concern {
     pub fn leaves_everything_out(&self) -> bool {
         let is_family = |load: &Expr| matches!(load, Expr::Meta { key: MetaKey::NfProto, .. });
         let has_none = |conditions: &Conditions| conditions.without(is_family).0.is_empty();
-        self.wants_every_packet() && self.left_out().iter().any(has_none)
+        self.wants_every_packet() && self.left_out(false).iter().any(has_none)
     }
 
-    /// The conditions that our chain has to ask for it: those of the rule, or what they say of the connection where NAT
-    /// stands between the rule and our chain.
-    pub fn left_out(&self) -> Vec<Conditions> {
-        let View { as_ours, before_nat, behind_nat, .. } = self.view;
+    /// The conditions that our chain has to ask for it: those of the rule and of the jumps that lead to it, or what they say of the
+    /// connection where NAT stands between the rule and our chain. `in_vrf`: a packet may come in by another interface there than
+    /// before it was routed.
+    pub fn left_out(&self, in_vrf: bool) -> Vec<Conditions> {
         let mut all: Vec<Conditions> = Vec::new();
-        if as_ours || !before_nat && !behind_nat {
-            all.push(self.conditions.clone());
-        }
-        for (seen, _) in
-            [(Seen::BeforeNat, before_nat), (Seen::BehindNat, behind_nat)].into_iter().filter(|(_, is)| *is)
-        {
-            all.extend(Direction::ALL.map(|direction| self.conditions.by_tuple(direction, seen)));
+        for Way { view, conditions } in &self.ways {
+            let conditions =
+                if in_vrf && view.prerouting { conditions.without_input() } else { conditions.clone() };
+            let by_tuple = [(Seen::BeforeNat, view.before_nat), (Seen::BehindNat, view.behind_nat)];
+            let by_tuple = by_tuple.into_iter().filter(|(_, is)| *is);
+            let mut ours: Vec<Conditions> = by_tuple
+                .flat_map(|(seen, _)| Direction::ALL.map(|direction| conditions.by_tuple(direction, seen)))
+                .collect();
+            if view.as_ours || ours.is_empty() {
+                ours.insert(0, conditions);
+            }
+            for one in ours {
+                if !all.contains(&one) {
+                    all.push(one);
+                }
+            }
         }
         all
     }
@@ -191,12 +211,13 @@ impl fmt::Display for Concern {
 
 impl Others {
     /// All such rules, in order of tables, chains and rules.
-    pub fn concerns(&self) -> Vec<Concern> {
+    /// `ends_leave`: FIN and RST take the normal path.
+    pub fn concerns(&self, ends_leave: bool) -> Vec<Concern> {
         let mut concerns = Vec::new();
         let marks_count = self.asks_marks();
         let edits_seen = self.see_edits();
         for ((family, table), chains) in &self.0 {
-            let mut walk = Walk { chains, fates: BTreeMap::new(), found: BTreeMap::new() };
+            let mut walk = Walk::through(chains, edits_seen, ends_leave);
             for (name, chain) in chains.iter().filter(|(_, chain)| Self::counts(*family, chain)) {
                 let Some(base) = &chain.base else { continue };
                 let before_nat = base.hook == PREROUTING && base.priority <= DNAT;
@@ -207,15 +228,12 @@ impl Others {
                     before_nat,
                     behind_nat,
                 };
-                // Each base chain may reach the same chains another way.
-                walk.fates.clear();
-                walk.chain(name, view);
+                walk.from(name, view);
             }
-            walk.timeouts();
             let family_of_table = Conditions::of_family(*family);
             // What no packet meets that comes to a rule, since earlier ones of its chain took it.
             let (mut in_chain, mut taken) = ("", Conditions::default());
-            for ((chain, position), view) in walk.found {
+            for ((chain, position), ways) in walk.found() {
                 let rule = &chains[chain].rules[position];
                 if in_chain != chain {
                     (in_chain, taken) = (chain, Conditions::default());
@@ -223,7 +241,7 @@ impl Others {
                 if let Some(traits) = &rule.traits {
                     let decides = marks_count && traits.marks
                         || decides(chains, &rule.outcome, marks_count, &mut BTreeSet::new());
-                    concerns.extend(concern(traits, decides, edits_seen, view, &taken).map(|concern| {
+                    concerns.extend(concern(traits, decides, edits_seen, &ways, &taken).map(|concern| {
                         Concern {
                             family: family_name(*family),
                             table: table.clone(),
@@ -258,32 +276,30 @@ fn family_name(family: u8) -> &'static str {
     }
 }
 
-/// `edits_seen`: chains that offloaded packets pass ask for what rules edit. `taken`: what no packet that comes to the rule
+/// `ways`: those to the rule. `edits_seen`: chains that offloaded packets pass ask for what rules edit. `taken`: what no packet that comes to the rule
 /// meets.
 fn concern(
     traits: &Traits,
     decides: bool,
     edits_seen: bool,
-    view: View,
+    ways: &[Way],
     taken: &Conditions,
 ) -> Option<Concern> {
-    let Traits { every_packet, changing, passive, conditions, comment, .. } = traits;
+    let Traits { every_packet, header, changing, passive, conditions, comment, .. } = traits;
     let acts = every_packet.as_ref().is_some_and(|cause| ["copy", TIMEOUT].contains(&cause.word));
     let edit = traits.edit().filter(|_| edits_seen);
     let (class, cause) = match (every_packet, edit, changing) {
         (Some(cause), ..) if decides || acts => (Class::EveryPacket, cause),
+        _ if decides && let Some(cause) = header => (Class::EveryPacket, cause),
         (_, Some(cause), _) => (Class::EveryPacket, cause),
         (.., Some(cause)) if decides => (Class::Changing, cause),
         (Some(cause), ..) => (Class::NotDecisive, cause),
         _ => (Class::NotDecisive, passive.as_ref()?),
     };
-    let mut conditions = match class {
-        Class::EveryPacket => conditions.clone(),
-        _ => Conditions::default(),
+    let ways = match class {
+        Class::EveryPacket => ways.iter().map(|way| way.and(conditions).and(taken)).collect(),
+        _ => Vec::new(),
     };
-    if class == Class::EveryPacket {
-        conditions.0.extend(taken.0.iter().cloned());
-    }
     Some(Concern {
         family: "",
         table: String::new(),
@@ -292,8 +308,7 @@ fn concern(
         comment: comment.as_deref().map(str::to_owned),
         class,
         cause: cause.clone(),
-        conditions,
-        view,
+        ways,
         ignored: false,
     })
 }
@@ -324,96 +339,6 @@ fn decides<'c>(
             outcomes.iter().any(|outcome| decides(chains, outcome, marks_count, seen))
         }
         Outcome::Accept | Outcome::Deny | Outcome::Return | Outcome::Goto(_) => true,
-    }
-}
-
-/// Where packets pass a rule, compared with our chain. A chain may be reached from several places.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct View {
-    /// Before they are routed.
-    pub prerouting: bool,
-    /// With the addresses that our chain sees.
-    pub as_ours: bool,
-    /// With those before NAT.
-    pub before_nat: bool,
-    /// With those behind it.
-    pub behind_nat: bool,
-}
-
-impl BitOrAssign for View {
-    fn bitor_assign(&mut self, other: Self) {
-        let Self { prerouting, as_ours, before_nat, behind_nat } = other;
-        self.prerouting |= prerouting;
-        self.as_ours |= as_ours;
-        self.before_nat |= before_nat;
-        self.behind_nat |= behind_nat;
-    }
-}
-
-struct Walk<'c> {
-    chains: &'c BTreeMap<String, Chain>,
-    /// Whether all packets of established connections that come to the chain are accepted, or denied, in it.
-    fates: BTreeMap<&'c str, bool>,
-    /// Rules that such packets reach, by chain and position.
-    found: BTreeMap<(&'c str, usize), View>,
-}
-
-impl<'c> Walk<'c> {
-    /// Goes through a chain; true if no such packet gets to its end.
-    fn chain(&mut self, name: &'c str, view: View) -> bool {
-        if let Some(known) = self.fates.get(name) {
-            return *known;
-        }
-        self.fates.insert(name, false);
-        let ends = self.chains.get(name).is_some_and(|chain| self.rules(name, chain, view));
-        self.fates.insert(name, ends);
-        ends
-    }
-
-    /// Rules that give connections timeouts do so with the first packet, so that others than those which later packets reach
-    /// count, too.
-    fn timeouts(&mut self) {
-        for (name, chain) in self.chains {
-            for (position, rule) in chain.rules.iter().enumerate() {
-                if rule.traits.as_ref().is_some_and(|traits| traits.gives_timeout()) {
-                    let anywhere =
-                        View { prerouting: true, as_ours: true, before_nat: true, behind_nat: true };
-                    self.found.entry((name, position)).or_insert(anywhere);
-                }
-            }
-        }
-    }
-
-    fn rules(&mut self, name: &'c str, chain: &'c Chain, view: View) -> bool {
-        for (position, rule) in chain.rules.iter().enumerate() {
-            if rule.established == Established::None {
-                continue;
-            }
-            if rule.traits.is_some() {
-                *self.found.entry((name, position)).or_default() |= view;
-            }
-            let all = rule.established == Established::All;
-            for outcome in rule.outcome.each() {
-                let ends = match outcome {
-                    Outcome::Continue | Outcome::Choose(_) => continue,
-                    Outcome::Accept | Outcome::Deny => true,
-                    Outcome::Return if all => return false,
-                    Outcome::Return => continue,
-                    Outcome::Jump(to) => self.chain(to, view),
-                    Outcome::Goto(to) => {
-                        let ends = self.chain(to, view);
-                        if all {
-                            return ends;
-                        }
-                        continue;
-                    }
-                };
-                if all && ends {
-                    return true;
-                }
-            }
-        }
-        false
     }
 }
 

@@ -25,6 +25,8 @@ pub(super) struct Copier {
     is_family: bool,
     /// The family, where a condition has said it.
     family: Option<u8>,
+    /// What fills the register by which a verdict map is asked.
+    key: Option<Vec<Expr>>,
 }
 
 impl Copier {
@@ -85,6 +87,11 @@ impl Copier {
                 xt_ports(name, info, conditions);
                 return false;
             }
+            Other::VerdictMap { register, .. } => {
+                self.key = self.loaded.take().filter(|(at, _)| *at == register).map(|(_, exprs)| exprs);
+                // What was compared before belongs to the conditions.
+                self.key.take_if(|exprs| exprs.is_empty());
+            }
             _ => self.loaded = None,
         }
         let asks_nothing = matches!(
@@ -94,6 +101,16 @@ impl Copier {
                 | Other::Other { name: "counter" | "log" }
         );
         asks_nothing || self.loaded.is_some()
+    }
+
+    /// The packets' family, where a condition has said it.
+    pub(super) fn family(&self) -> Option<u8> {
+        self.family
+    }
+
+    /// What fills the register by which the rule asks a verdict map, if that can be copied.
+    pub(super) fn into_key(self) -> Option<Vec<Expr>> {
+        self.key
     }
 
     fn load(&mut self, register: u32, load: Expr, copied: bool) {

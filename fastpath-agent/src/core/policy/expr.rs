@@ -66,6 +66,13 @@ pub enum Expr<'a> {
         /// The register.
         register: u32,
     },
+    /// `exthdr` that reads an option or an extension header.
+    Option {
+        /// Of which protocol (`NFT_EXTHDR_OP_*`).
+        kind: u32,
+        /// The register.
+        register: u32,
+    },
     /// `rt`: key (enum nft_rt_keys).
     Route {
         /// `NFT_RT_*`.

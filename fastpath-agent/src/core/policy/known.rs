@@ -34,6 +34,8 @@ pub struct Known {
     pub tables: Option<Arc<Others>>,
     /// Names of tables of iptables-legacy and ip6tables-legacy; whether their rules deny isn't known.
     pub legacy: Option<BTreeSet<String>>,
+    /// FIN and RST take the normal path on this kernel.
+    pub ends_leave: bool,
     /// Policy rules.
     pub route_rules: Option<RouteRules>,
     /// Interfaces that hand up packets of others: those that matter, since a flowtable's hook may be below them.
@@ -87,7 +89,7 @@ impl Known {
 
     fn rules(&self, ignored: &[Ignore]) -> Vec<Concern> {
         let mut rules = match &self.tables {
-            Some(tables) => tables.concerns(),
+            Some(tables) => tables.concerns(self.ends_leave),
             None => vec![Concern::unread()],
         };
         match &self.legacy {

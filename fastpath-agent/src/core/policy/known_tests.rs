@@ -28,6 +28,7 @@ fn read() -> Known {
     Known {
         tables: Some(Arc::default()),
         legacy: Some(BTreeSet::new()),
+        ends_leave: true,
         route_rules: Some(RouteRules::default()),
         uppers: BTreeMap::new(),
     }
@@ -57,6 +58,8 @@ fn answers_are_sure_while_nobody_can_deny_them() {
             established: Established::Some,
             traits: None,
             lookups: None,
+            beside: Default::default(),
+            leads: Box::default(),
             asks_mark: false,
             asks_edits: false,
         });

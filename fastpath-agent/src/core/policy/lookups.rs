@@ -1,8 +1,15 @@
 //! Rules that are understood only with what is in a set or a map: `ct state { … }`, and verdicts that a map says.
 
+use std::collections::BTreeMap;
+
 use super::{
     expr::Verdict,
-    rule::{ESTABLISHED, Established, Outcome, Rule, outcome},
+    rule::{ESTABLISHED, Established, Lead, Outcome, Rule, outcome},
+};
+use crate::core::ruleset::{
+    alternatives::MOST,
+    conditions::Conditions,
+    expr::{CmpOp, Expr},
 };
 
 /// What a rule looks up.
@@ -14,6 +21,8 @@ pub struct Lookups {
     verdict: Option<(Box<str>, bool)>,
     /// Which packets match if the state is as asked.
     established: Option<Established>,
+    /// What packets meet that come to the map, and what fills the register with its key, if that can be copied.
+    lead: (Conditions, Option<Vec<Expr>>),
 }
 
 /// What is in a set or a map, as far as that matters.
@@ -25,6 +34,10 @@ pub struct Elements {
     otherwise: Option<Outcome>,
     /// All verdicts, each once.
     verdicts: Vec<Outcome>,
+    /// The keys that lead to a chain, no more than are told apart and one.
+    keys: BTreeMap<Box<str>, Vec<Box<[u8]>>>,
+    /// They are beginnings and ends of intervals.
+    intervals: bool,
 }
 
 impl Lookups {
@@ -37,6 +50,14 @@ impl Lookups {
 
     pub(super) fn asks_for_verdict(&mut self, map: &str, by_state: bool) {
         self.verdict = Some((map.into(), by_state));
+    }
+
+    pub(super) fn lead_by(&mut self, conditions: Conditions, key: Option<Vec<Expr>>) {
+        self.lead = (conditions, key);
+    }
+
+    pub(super) fn asks_a_map(&self) -> bool {
+        self.verdict.is_some()
     }
 
     /// Nothing if nothing is looked up. Until it is known, some packets match.
@@ -61,6 +82,11 @@ impl Lookups {
 }
 
 impl Elements {
+    /// Of a set or map, whose elements may be beginnings and ends of `intervals`.
+    pub fn new(intervals: bool) -> Self {
+        Self { intervals, ..Self::default() }
+    }
+
     /// Takes note of an element. A key of no bytes stands for all others.
     pub fn add(&mut self, key: &[u8], verdict: Option<Verdict<'_>>) {
         let said = verdict.map_or(Outcome::Continue, outcome);
@@ -69,13 +95,51 @@ impl Elements {
         } else if *key == ESTABLISHED.to_ne_bytes() {
             self.established = Some(said.clone());
         }
+        if let Outcome::Jump(chain) | Outcome::Goto(chain) = &said {
+            let keys = self.keys.entry(chain.clone()).or_default();
+            if keys.len() <= MOST {
+                keys.push(key.into());
+            }
+        }
         if !self.verdicts.contains(&said) {
             self.verdicts.push(said);
         }
     }
 
+    /// The chains that packets go to by it which have come to it as `lead` says.
+    fn leads(&self, (conditions, load): &(Conditions, Option<Vec<Expr>>)) -> Box<[Lead]> {
+        let mut leads = Vec::new();
+        for (to, keys) in &self.keys {
+            let lead = |more: Option<Conditions>| Lead {
+                to: to.clone(),
+                conditions: more.map_or_else(|| conditions.clone(), |more| conditions.and(&more)),
+            };
+            let by_key = |key: &[u8]| {
+                let load = load.as_deref().filter(|_| !self.intervals)?;
+                let fits = !matches!(load[0], Expr::Payload { len, .. } if len as usize != key.len());
+                let compare = |reg| Expr::Cmp { sreg: reg, op: CmpOp::Eq, data: key.to_vec() };
+                let group = |reg| Conditions([load, &[compare(reg)]].concat());
+                register(&load[0]).filter(|_| fits && !key.is_empty()).map(group)
+            };
+            let by_keys: Option<Vec<Conditions>> = keys.iter().map(|key| by_key(key)).collect();
+            match by_keys.filter(|keys| keys.len() <= MOST) {
+                Some(keys) => leads.extend(keys.into_iter().map(|key| lead(Some(key)))),
+                None => leads.push(lead(None)),
+            }
+        }
+        leads.into()
+    }
+
     fn of_established(&self) -> Option<&Outcome> {
         self.established.as_ref().or(self.otherwise.as_ref())
+    }
+}
+
+/// The register that it fills.
+fn register(load: &Expr) -> Option<u32> {
+    match load {
+        Expr::Meta { dreg, .. } | Expr::Payload { dreg, .. } | Expr::Ct { dreg, .. } => Some(*dreg),
+        _ => None,
     }
 }
 
@@ -97,10 +161,19 @@ impl Rule {
         if let Some((map, by_state)) = &lookups.verdict {
             match elements(map) {
                 Some(elements) if *by_state => match elements.of_established() {
-                    Some(outcome) => self.outcome = outcome.clone(),
+                    Some(outcome) => {
+                        if let Outcome::Jump(to) | Outcome::Goto(to) = outcome {
+                            let conditions = lookups.lead.0.clone();
+                            self.leads = [Lead { to: to.clone(), conditions }].into();
+                        }
+                        self.outcome = outcome.clone();
+                    }
                     None => established = Established::None,
                 },
-                Some(elements) => self.outcome = Outcome::Choose(elements.verdicts.as_slice().into()),
+                Some(elements) => {
+                    self.leads = elements.leads(&lookups.lead);
+                    self.outcome = Outcome::Choose(elements.verdicts.as_slice().into());
+                }
                 None => established = Established::Some,
             }
         }

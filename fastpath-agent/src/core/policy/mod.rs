@@ -11,3 +11,5 @@ pub mod lookups;
 pub mod others;
 pub mod rule;
 pub mod traits;
+pub mod varying;
+pub mod walk;

@@ -3,8 +3,10 @@
 use super::{
     expr::{Expr, Verdict},
     lookups::Lookups,
-    traits::{Sorter, Traits},
+    traits::{Sorted, Sorter, Traits},
+    varying::Beside,
 };
+use crate::core::ruleset::conditions::Conditions;
 
 /// `NFT_CT_STATE` (enum nft_ct_keys).
 const CT_STATE: u32 = 0;
@@ -85,10 +87,23 @@ pub struct Rule {
     pub traits: Option<Box<Traits>>,
     /// Sets and maps without which it isn't understood, until they are read.
     pub lookups: Option<Box<Lookups>>,
+    /// Only packets match it that take the normal path anyway.
+    pub beside: Beside,
+    /// Where it leads, if only packets go there that meet conditions which can be copied.
+    pub leads: Box<[Lead]>,
     /// It asks for a mark, of the packet or the connection.
     pub asks_mark: bool,
     /// It asks for something that rules can edit: that, a priority, a header but for addresses and ports.
     pub asks_edits: bool,
+}
+
+/// Packets that meet these conditions go to that chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lead {
+    /// The chain's name.
+    pub to: Box<str>,
+    /// All of them.
+    pub conditions: Conditions,
 }
 
 /// What a rule does with a packet that matches it.
@@ -143,6 +158,8 @@ impl Rule {
             established: Established::All,
             traits: None,
             lookups: None,
+            beside: Beside::default(),
+            leads: Box::default(),
             asks_mark: false,
             asks_edits: false,
         };
@@ -158,10 +175,19 @@ impl Rule {
             }
         }
         rule.established = reader.established;
-        rule.lookups = reader.lookups.boxed(&mut rule.established);
-        if rule.established != Established::None || sorter.gives_timeout() {
-            rule.traits = sorter.traits();
+        let reached = rule.established != Established::None;
+        let by_map = reader.lookups.asks_a_map();
+        let leads = reached && (by_map || matches!(rule.outcome, Outcome::Jump(_) | Outcome::Goto(_)));
+        let Sorted { traits, conditions, key, beside } = sorter.sorted(reached, leads);
+        (rule.traits, rule.beside) = (traits, beside);
+        match &rule.outcome {
+            _ if by_map => reader.lookups.lead_by(conditions, key),
+            Outcome::Jump(to) | Outcome::Goto(to) if !conditions.0.is_empty() => {
+                rule.leads = [Lead { to: to.clone(), conditions }].into();
+            }
+            _ => {}
         }
+        rule.lookups = reader.lookups.boxed(&mut rule.established);
         rule
     }
 }
@@ -174,6 +200,11 @@ impl Rule {
             Outcome::Jump(chain) | Outcome::Goto(chain) => Some(&**chain),
             _ => None,
         })
+    }
+
+    /// What packets meet that go to this chain by it: one of these. Empty if that isn't known.
+    pub(super) fn leads_to_by(&self, chain: &str) -> Vec<&Conditions> {
+        self.leads.iter().filter(|lead| &*lead.to == chain).map(|lead| &lead.conditions).collect()
     }
 }
 
@@ -212,7 +243,7 @@ fn asks_edits(expr: &Expr<'_>) -> bool {
             .contains(&name)
                 || asks_mark(expr)
         }
-        Expr::Other { name: "exthdr" | "inner" } => true,
+        Expr::Option { .. } | Expr::Other { name: "exthdr" | "inner" } => true,
         Expr::Other { name } => !STATEMENTS.contains(&name) && !CONDITIONS.contains(&name),
         _ => asks_mark(expr),
     }
@@ -286,6 +317,7 @@ impl Reader {
             | Expr::CompareBytes { .. }
             | Expr::Meta { .. }
             | Expr::Payload { .. }
+            | Expr::Option { .. }
             | Expr::Route { .. }
             | Expr::Lookup { .. }
             | Expr::Fill { .. }

@@ -1,8 +1,12 @@
 //! What a rule asks besides headers and connection: something that changes by itself, or every packet. Expression by
 //! expression, as the kernel has them; which of it matters is `concern`'s to say.
 
-use super::{copy::Copier, expr::Expr};
-use crate::core::ruleset::conditions::Conditions;
+use super::{
+    copy::Copier,
+    expr::Expr,
+    varying::{Beside, Said, Varying},
+};
+use crate::core::ruleset::{conditions::Conditions, expr::Expr as Instruction};
 
 /// Something that a rule asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,7 +18,7 @@ pub struct Cause {
 }
 
 /// Words of rules that want every packet.
-pub const EVERY_PACKET: [&str; 11] = [
+pub const EVERY_PACKET: [&str; 12] = [
     "limit",
     "quota",
     "queue",
@@ -25,8 +29,11 @@ pub const EVERY_PACKET: [&str; 11] = [
     "content",
     "copy",
     "meter",
+    HEADER,
     TIMEOUT,
 ];
+/// The word of rules that ask for what differs between packets of one flow: lengths, TTL, DSCP, TCP flags.
+const HEADER: &str = "header";
 /// The word of rules that give connections a timeout of their own, which the kernel forgets when it lets go of an offloaded
 /// flow. Their packets may well be new ones only.
 pub const TIMEOUT: &str = "timeout";
@@ -53,6 +60,8 @@ impl std::fmt::Display for Cause {
 pub struct Traits {
     /// It wants every packet.
     pub every_packet: Option<Cause>,
+    /// It asks for what differs between packets of one flow.
+    pub header: Option<Cause>,
     /// It changes by itself or unannounced.
     pub changing: Option<Cause>,
     /// It only marks, logs or edits packets.
@@ -86,6 +95,16 @@ impl Traits {
         self.every_packet.as_ref().is_some_and(|cause| cause.word == TIMEOUT)
     }
 
+    /// Whether flows may have to be left out because of it, if something hangs on it.
+    pub fn wants_packets(&self) -> bool {
+        self.every_packet.is_some() || self.header.is_some()
+    }
+
+    /// The same, where chains that offloaded packets pass may ask for what rules edit.
+    pub fn may_want_packets(&self) -> bool {
+        self.wants_packets() || self.edit().is_some()
+    }
+
     /// The edit by which later hooks see another packet: its mark, its header.
     pub fn edit(&self) -> Option<&Cause> {
         let edits = |cause: &&Cause| cause.word == EDIT && !OF_CONNECTIONS.contains(&&*cause.detail);
@@ -105,14 +124,31 @@ impl Traits {
                 SetKind::Meters => {}
             }
         }
-        self.every_packet.is_some() || self.changing.is_some() || self.passive.is_some()
+        let Self { every_packet, header, changing, passive, .. } = self;
+        [every_packet, header, changing, passive].into_iter().any(|cause| cause.is_some())
     }
+}
+
+/// All that is kept of what one rule asks.
+pub(super) struct Sorted {
+    /// Nothing for most rules.
+    pub(super) traits: Option<Box<Traits>>,
+    /// The rule's conditions, those that can be copied; none if the table's family is the only one, and there is no key.
+    pub(super) conditions: Conditions,
+    /// What fills the register by which it asks a verdict map, if that can be copied.
+    pub(super) key: Option<Vec<Instruction>>,
+    /// Only packets match it that take the normal path anyway.
+    pub(super) beside: Beside,
 }
 
 /// Reads a rule's expressions in order.
 pub(super) struct Sorter {
     traits: Traits,
     copier: Copier,
+    varying: Varying,
+    beside: Beside,
+    /// Expressions of the condition that the table's family is.
+    of_family: usize,
 }
 
 impl Sorter {
@@ -120,7 +156,8 @@ impl Sorter {
     pub(super) fn of_family(family: u8) -> Self {
         let mut traits = Traits { exact: true, ..Traits::default() };
         let copier = Copier::of_family(family, &mut traits.conditions);
-        Self { traits, copier }
+        let of_family = traits.conditions.0.len();
+        Self { traits, copier, varying: Varying::default(), beside: Beside::default(), of_family }
     }
 
     /// `of_state`: it says something of the connection's state only.
@@ -129,6 +166,14 @@ impl Sorter {
         if self.traits.every_packet.is_none() && self.traits.edit().is_none() {
             let copied = self.copier.read(expr, &mut self.traits.conditions);
             self.traits.exact &= copied || of_state;
+        }
+        let Said { varies, beside } = self.varying.read(expr, self.copier.family());
+        if let Some(what) = varies {
+            keep(&mut self.traits.header, HEADER, &what);
+        }
+        // What a limit has counted before is as it is.
+        if self.traits.every_packet.is_none() {
+            self.beside.also(beside);
         }
         self.traits.marks |= sets_mark(expr);
         match *expr {
@@ -150,16 +195,20 @@ impl Sorter {
         }
     }
 
-    /// Whether it gives connections a timeout.
-    pub(super) fn gives_timeout(&self) -> bool {
-        self.traits.gives_timeout()
-    }
-
-    /// What was found, if anything was.
-    pub(super) fn traits(self) -> Option<Box<Traits>> {
-        let Traits { every_packet, changing, passive, sets, .. } = &self.traits;
-        let any = every_packet.is_some() || changing.is_some() || passive.is_some() || !sets.is_empty();
-        any.then(|| Box::new(self.traits))
+    /// What was found. `reached`: established connections come to the rule; `leads`: it leads them to other chains.
+    pub(super) fn sorted(mut self, reached: bool, leads: bool) -> Sorted {
+        let Traits { every_packet, header, changing, passive, sets, .. } = &self.traits;
+        let any =
+            [every_packet, header, changing, passive].into_iter().any(Option::is_some) || !sets.is_empty();
+        let kept = any && (reached || self.traits.gives_timeout());
+        let key = self.copier.into_key();
+        let has_some = self.traits.conditions.0.len() > self.of_family || key.is_some();
+        let conditions = match (leads && has_some, kept) {
+            (false, _) => Conditions::default(),
+            (true, false) => std::mem::take(&mut self.traits.conditions),
+            (true, true) => self.traits.conditions.clone(),
+        };
+        Sorted { conditions, key, beside: self.beside, traits: kept.then(|| Box::new(self.traits)) }
     }
 }
 
@@ -189,7 +238,7 @@ enum Kind<'a> {
     Passive(&'static str, &'a str),
 }
 
-/// Matches of xtables that ask headers, connection, interfaces or routes only.
+/// Matches of xtables that ask headers, connection, interfaces or routes only; which headers is `varying`'s to say.
 /// Packets that are forwarded have no socket, so `cgroup` and `owner` always say the same of them.
 const STATIC_MATCHES: [&str; 44] = [
     "addrtype",

@@ -63,6 +63,21 @@ fn what_every_expression_asks() {
 }
 
 #[test]
+fn a_meter_says_more_than_a_header() {
+    let ttl = Expr::Payload { base: 1, offset: 8, length: 1, register: 1 };
+    let is = Expr::CompareBytes { register: 1, op: 0, data: &[64] };
+    let lookup = Expr::Lookup { set: "meters", register: 1, inverted: false };
+    let saddr = Expr::Payload { base: 1, offset: 12, length: 4, register: 1 };
+    let rule = || traits(IPV4, &[ttl, is, saddr, lookup, Expr::Verdict(Verdict::Drop)]).unwrap();
+    let mut meters = rule();
+    assert!(meters.resolve(|_| SetKind::Meters));
+    assert_eq!(meters.every_packet.unwrap().to_string(), "meter meters");
+    let mut other = rule();
+    assert!(other.resolve(|_| SetKind::Static), "the TTL remains");
+    assert!(EVERY_PACKET.contains(&other.header.unwrap().word));
+}
+
+#[test]
 fn sets_are_what_the_kernel_says_of_them() {
     let drop = Expr::Verdict(Verdict::Drop);
     let rule = || traits(IPV4, &[Expr::Lookup { set: "ban", register: 1, inverted: false }, drop]).unwrap();

@@ -158,6 +158,27 @@ impl Conditions {
         Some(rest)
     }
 
+    /// For packets that meet these and those, each once.
+    pub fn and(&self, others: &Self) -> Self {
+        let mut all = self.clone();
+        for group in others.groups().filter(|group| !self.has(group)) {
+            all.0.extend_from_slice(group);
+        }
+        all
+    }
+
+    pub(super) fn has(&self, group: &[Expr]) -> bool {
+        self.groups().any(|own| own == group)
+    }
+
+    /// Those of them that others are, too.
+    pub(super) fn common(&self, others: &Self) -> Self {
+        let common = Self(self.groups().filter(|group| others.has(group)).flatten().cloned().collect());
+        // What a header's bytes mean hangs on the family.
+        let has_family = common.0.iter().any(|expr| matches!(expr, Expr::Meta { key: MetaKey::NfProto, .. }));
+        if has_family { common } else { common.without_addresses() }
+    }
+
     /// Without addresses and ports, which NAT changes on the way.
     pub fn without_addresses(&self) -> Self {
         self.without(|load| matches!(load, Expr::Payload { .. }))

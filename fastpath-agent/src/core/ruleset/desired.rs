@@ -171,10 +171,7 @@ fn wanted_by_others(policy: &Policy, managed: &BTreeMap<IfIndex, &Link>, table: 
     let in_vrf = managed.values().any(|link| is_vrf(link));
     let mut wanted: Vec<Conditions> = Vec::new();
     for rule in policy.surroundings.rules.iter().filter(|rule| rule.wants_every_packet()) {
-        for mut conditions in rule.left_out() {
-            if in_vrf && rule.view.prerouting {
-                conditions = conditions.without_input();
-            }
+        for conditions in rule.left_out(in_vrf) {
             if !wanted.contains(&conditions) {
                 wanted.push(conditions);
             }

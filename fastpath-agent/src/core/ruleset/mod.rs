@@ -1,5 +1,6 @@
 //! The table: what it should be, what it is, and the operations from one to the other.
 
+pub mod alternatives;
 pub mod by_tuple;
 pub mod chain;
 pub mod conditions;

@@ -42,12 +42,8 @@ pub fn named(met: &[(&Conditions, bool)], rules: &[Concern], packets: &[Packet; 
     let mut found: Vec<Wanted> = Vec::new();
     for (conditions, certain) in met {
         let wanting = || rules.iter().filter(|rule| rule.wants_every_packet());
-        let is_it = |rule: &&Concern| {
-            let is = |own: &Conditions| {
-                own == *conditions || rule.view.prerouting && own.without_input() == **conditions
-            };
-            rule.left_out().iter().any(is)
-        };
+        let is_it =
+            |rule: &&Concern| [false, true].iter().any(|in_vrf| rule.left_out(*in_vrf).contains(conditions));
         let wanted = |rule: &Concern, certain| Wanted {
             rule: rule.to_string(),
             asks: rule.cause.to_string(),
@@ -59,7 +55,7 @@ pub fn named(met: &[(&Conditions, bool)], rules: &[Concern], packets: &[Packet; 
             continue;
         }
         let own = wanting().filter_map(|rule| {
-            let left_out = rule.left_out();
+            let left_out = rule.left_out(false);
             let certain = matching(&left_out, packets).map(|(_, certain)| certain).max()?;
             Some(wanted(rule, certain))
         });
@@ -76,10 +72,11 @@ mod tests {
     use crate::core::{
         flow::connection::Tuple,
         policy::{
-            concern::{Class, View},
+            concern::Class,
             expr::{Expr, Verdict},
             rule::Rule,
             traits::Cause,
+            walk::Way,
         },
         ruleset::expr::Direction,
     };
@@ -96,8 +93,10 @@ mod tests {
             comment: None,
             class: Class::EveryPacket,
             cause: Cause { word: "limit", detail: "".into() },
-            conditions: Rule::new(2, handle, exprs).traits.expect("a limit").conditions,
-            view: View::default(),
+            ways: vec![Way {
+                conditions: Rule::new(2, handle, exprs).traits.expect("a limit").conditions,
+                ..Way::default()
+            }],
             ignored: false,
         }
     }
@@ -122,7 +121,7 @@ mod tests {
         let (mut rules, copies): (Vec<_>, Vec<_>) =
             [(1, [10, 1, 0, 2]), (2, [10, 9, 0, 1]), (3, [10, 2, 0, 2])]
                 .map(|(handle, source)| limit(handle, source))
-                .map(|rule| (rule.clone(), rule.conditions))
+                .map(|rule| (rule.clone(), rule.ways[0].conditions.clone()))
                 .into_iter()
                 .unzip();
         let names = |copies: &[Conditions], rules: &[Concern]| {

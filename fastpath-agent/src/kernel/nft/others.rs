@@ -14,6 +14,7 @@ use crate::{
         others::{Base, Chain, Device, Others, TableKey},
         rule::Rule,
         traits::SetKind,
+        walk::forget_leads,
     },
     kernel::nfnetlink::{Attribute, Completion, FAMILY_HEADER_BYTES, HEADER_BYTES, Message, attributes},
 };
@@ -71,6 +72,8 @@ mod nfta {
     pub(super) const PAYLOAD_OFFSET: u16 = 3;
     pub(super) const PAYLOAD_LEN: u16 = 4;
     pub(super) const PAYLOAD_SREG: u16 = 5;
+    pub(super) const EXTHDR_DREG: u16 = 1;
+    pub(super) const EXTHDR_OP: u16 = 6;
     pub(super) const EXTHDR_SREG: u16 = 7;
     pub(super) const BITWISE_SREG: u16 = 1;
     pub(super) const BITWISE_DREG: u16 = 2;
@@ -88,6 +91,8 @@ mod nfta {
 const VERDICT_REGISTER: u32 = 0;
 /// `NFT_SET_TIMEOUT` and `NFT_SET_EVAL` (enum nft_set_flags): elements run out, packets put some in.
 const SET_CHANGES: u32 = 0x10 | 0x20;
+/// `NFT_SET_INTERVAL` and `NFT_SET_CONCAT`.
+const SET_INTERVALS: u32 = 0x4 | 0x80;
 /// `NFT_LOOKUP_F_INV`.
 const LOOKUP_INVERTED: u32 = 1;
 /// `NFT_META_MARK` and `NFT_CT_MARK`.
@@ -162,15 +167,18 @@ impl Nft {
             .collect();
         let mut read = BTreeSet::new();
         let mut elements = BTreeMap::new();
+        let mut sets = None;
         while let Some(name) = to_read.pop() {
             let Some(chain) = chains.get_mut(&name).filter(|_| read.insert(name.clone())) else { continue };
             let names = [(nfta::RULE_TABLE, table.1.as_str()), (nfta::RULE_CHAIN, name.as_str())];
             complete &= self
                 .dump(libc::NFT_MSG_GETRULE, table.0, &names, |message| chain.rules.extend(rule(message)))?;
-            complete &= self.look_up(table, chain, &mut elements)?;
+            complete &= self.look_up(table, chain, &mut sets, &mut elements)?;
             to_read.extend(chain.rules.iter().flat_map(Rule::leads_to).map(str::to_owned));
         }
-        Ok(complete & self.resolve_sets(table, chains)?)
+        complete &= self.resolve_sets(table, chains, &mut sets)?;
+        forget_leads(chains);
+        Ok(complete)
     }
 
     /// Reads the sets and maps without which the rules of a chain aren't understood.
@@ -178,6 +186,7 @@ impl Nft {
         &mut self,
         table: &TableKey,
         chain: &mut Chain,
+        sets: &mut Option<Sets>,
         elements: &mut BTreeMap<String, Elements>,
     ) -> Result<bool, NftError> {
         let mut complete = true;
@@ -185,7 +194,9 @@ impl Nft {
         for name in names {
             if !elements.contains_key(name) {
                 let request = [(nfta::ELEMENTS_TABLE, table.1.as_str()), (nfta::ELEMENTS_SET, name)];
-                let mut found = Elements::default();
+                complete &= self.read_sets(table, sets)?;
+                let intervals = sets.as_ref().and_then(|sets| sets.get(name)).is_none_or(|set| set.intervals);
+                let mut found = Elements::new(intervals);
                 complete &= self.dump(libc::NFT_MSG_GETSETELEM, table.0, &request, |message| {
                     for element in element::of(message) {
                         found.add(element.key, element.data.map(|data| verdict(data)));
@@ -204,25 +215,35 @@ impl Nft {
         &mut self,
         table: &TableKey,
         chains: &mut BTreeMap<String, Chain>,
+        sets: &mut Option<Sets>,
     ) -> Result<bool, NftError> {
         let with_traits =
             || chains.values().flat_map(|chain| &chain.rules).filter_map(|rule| rule.traits.as_ref());
         let asks_sets = with_traits().any(|traits| !traits.sets.is_empty());
-        let mut kinds = BTreeMap::new();
-        let mut complete = true;
-        if asks_sets {
-            let names = [(nfta::SET_TABLE, table.1.as_str())];
-            complete =
-                self.dump(libc::NFT_MSG_GETSET, table.0, &names, |message| kinds.extend(set(message)))?;
-        }
+        let complete = !asks_sets || self.read_sets(table, sets)?;
+        let sets = sets.as_ref();
         for rule in chains.values_mut().flat_map(|chain| &mut chain.rules) {
-            let kind = |name: &str| kinds.get(name).copied().unwrap_or(SetKind::Changing);
+            let kind =
+                |name: &str| sets.and_then(|sets| sets.get(name)).map_or(SetKind::Changing, |set| set.kind);
             if let Some(traits) = &mut rule.traits
                 && !traits.resolve(kind)
             {
                 rule.traits = None;
             }
         }
+        Ok(complete)
+    }
+
+    /// Reads a table's sets, once.
+    fn read_sets(&mut self, table: &TableKey, sets: &mut Option<Sets>) -> Result<bool, NftError> {
+        if sets.is_some() {
+            return Ok(true);
+        }
+        let mut found = Sets::new();
+        let names = [(nfta::SET_TABLE, table.1.as_str())];
+        let complete =
+            self.dump(libc::NFT_MSG_GETSET, table.0, &names, |message| found.extend(set(message)))?;
+        *sets = Some(found);
         Ok(complete)
     }
 
@@ -314,14 +335,28 @@ fn base(kind: &str, accepts: bool, hook: &Attribute<'_>) -> Option<Base> {
     Some(Base { kind: kind.to_owned(), hook: number?, priority, accepts, devices })
 }
 
-/// Name and kind of a set.
-fn set(message: &Message<'_>) -> Option<(String, SetKind)> {
-    let (mut name, mut kind) = (None, SetKind::Static);
+/// A table's sets by their names.
+type Sets = BTreeMap<String, Set>;
+
+/// What matters of a set.
+#[derive(Debug)]
+struct Set {
+    kind: SetKind,
+    /// Its elements are beginnings and ends.
+    intervals: bool,
+}
+
+fn set(message: &Message<'_>) -> Option<(String, Set)> {
+    let (mut name, mut kind, mut intervals) = (None, SetKind::Static, false);
     for nla in message.attributes() {
         match nla.kind() {
             nfta::SET_NAME => name = Some(text(&nla).to_owned()),
-            nfta::SET_FLAGS if number(&nla).is_some_and(|flags| flags & SET_CHANGES != 0) => {
-                kind = kind.max(SetKind::Changing);
+            nfta::SET_FLAGS => {
+                let flags = number(&nla).unwrap_or(u32::MAX);
+                intervals = flags & SET_INTERVALS != 0;
+                if flags & SET_CHANGES != 0 {
+                    kind = kind.max(SetKind::Changing);
+                }
             }
             nfta::SET_EXPR if is_meter(nla.value()) => kind = SetKind::Meters,
             nfta::SET_EXPRESSIONS if attributes(nla.value()).any(|one| is_meter(one.value())) => {
@@ -330,7 +365,7 @@ fn set(message: &Message<'_>) -> Option<(String, SetKind)> {
             _ => {}
         }
     }
-    Some((name?, kind))
+    Some((name?, Set { kind, intervals }))
 }
 
 /// Whether an expression in a set's elements lets some packets pass only.
@@ -418,6 +453,10 @@ fn known<'a>(name: &str, data: &'a [u8]) -> Option<Expr<'a>> {
         "payload" if find(nfta::PAYLOAD_SREG).is_some() => Expr::Edit { name: "payload" },
         "exthdr" if find(nfta::EXTHDR_SREG).is_some() => Expr::Edit { name: "exthdr" },
         "meta" => Expr::Meta { key: number_of(nfta::META_KEY)?, register: number_of(nfta::META_DREG)? },
+        "exthdr" if find(nfta::EXTHDR_DREG).is_some() => Expr::Option {
+            kind: number_of(nfta::EXTHDR_OP).unwrap_or_default(),
+            register: number_of(nfta::EXTHDR_DREG)?,
+        },
         "rt" => Expr::Route { key: number_of(nfta::RT_KEY)? },
         "payload" => Expr::Payload {
             base: number_of(nfta::PAYLOAD_BASE)?,

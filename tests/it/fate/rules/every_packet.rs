@@ -11,6 +11,7 @@ const FIREWALL: &str = "nft 'table inet fw {
     limit slow { rate over 10/second; }
     quota little { over 2000 bytes; }
     chain shape { limit rate over 10/second drop; }
+    chain mine { meta mark 0 jump shape; }
     chain forward { type filter hook forward priority 0; }
  }'";
 /// Otherwise the first rule that asks for counts switches it on, for connections from then on. The agent's own rule does.
@@ -85,7 +86,37 @@ const NFT: Case = Case {
         Change {
             name: "behind a jump",
             steps: &[Node("nft add rule inet fw forward ip saddr 10.1.0.2 jump shape")],
-            path: Path::Any,
+            ..STOP_V4
+        },
+        Change {
+            name: "behind two jumps, of the answers",
+            steps: &[Node("nft add rule inet fw forward ip daddr 10.1.0.2 goto mine")],
+            ..STOP_V4
+        },
+        Change {
+            name: "behind several jumps",
+            steps: &[Node(
+                "nft 'add rule inet fw forward ip saddr 10.9.0.1 jump shape; add rule inet fw forward ip saddr 10.1.0.2 jump shape; add rule inet fw forward iifname eth7 jump mine'",
+            )],
+            ..STOP_V4
+        },
+        Change {
+            name: "behind a verdict map of addresses",
+            steps: &[Node(
+                "nft 'add rule inet fw forward ip saddr vmap { 10.9.0.1 : drop, 10.1.0.2 : jump shape }'",
+            )],
+            ..STOP_V4
+        },
+        Change {
+            name: "behind a verdict map of networks",
+            steps: &[Node("nft 'add rule inet fw forward ip saddr vmap { 10.0.0.0-10.1.0.9 : jump shape }'")],
+            ..STOP_V4
+        },
+        Change {
+            name: "behind a jump, and the map's default",
+            steps: &[Node(
+                "nft 'add rule inet fw forward ip daddr vmap { 10.1.0.2 : accept, * : goto mine }'",
+            )],
             ..STOP_V4
         },
     ],

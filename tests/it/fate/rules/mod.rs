@@ -4,5 +4,6 @@
 mod changing;
 mod cost;
 mod every_packet;
+mod headers;
 mod sight;
 mod unconcerned;

@@ -101,10 +101,11 @@ fn why_and_flows_name_the_rule_that_keeps_a_flow_off() {
     let topology = Topology::routed();
     let node = &topology.node;
     node.nft(
-        "table inet edge { chain forward { type filter hook forward priority 0;
+        "table inet edge { chain capped { udp dport 7002 quota over 100 mbytes drop; }
+          chain forward { type filter hook forward priority 0;
             udp dport 9 limit rate over 1000000/second drop
             ip saddr 10.1.0.2 udp dport 7001 limit rate over 1000000/second drop comment \"shape guests\"
-            iifname c0 udp dport 7002 quota over 100 mbytes drop
+            iifname c0 jump capped
         }; }",
     );
     let _agent = Agent::start_with(node, &[]);

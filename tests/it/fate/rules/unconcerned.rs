@@ -11,6 +11,7 @@ const CASE: Case = Case {
         "nft 'table inet fw {
             set ban { type ipv4_addr; flags timeout; }
             chain logs { limit rate 1/minute log; }
+            chain shape { limit rate over 10/second drop; }
             chain forward { type filter hook forward priority 0; }
          }'",
     )],
@@ -46,6 +47,18 @@ const CASE: Case = Case {
         Change {
             name: "a quota of another interface",
             steps: &[Node("nft add rule inet fw forward iifname eth7 quota over 20 bytes drop")],
+            ..ADDED
+        },
+        Change {
+            name: "a limit behind jumps of others",
+            steps: &[Node(
+                "nft 'add rule inet fw forward ip saddr 10.9.0.1 jump shape; add rule inet fw forward oifname eth7 goto shape; add rule inet fw forward iifname vmap { eth7 : jump shape, eth8 : goto shape }'",
+            )],
+            ..ADDED
+        },
+        Change {
+            name: "a limit behind a jump of new connections",
+            steps: &[Node("nft add rule inet fw forward ct state new jump shape")],
             ..ADDED
         },
         Change {

@@ -83,6 +83,21 @@ COMMIT
 END",
 );
 
+/// The same for another workload.
+const LIMIT_OF_ANOTHER: Step = Node(
+    "iptables-nft-restore --noflush <<'END'
+*filter
+:cali-tw-s9 - [0:0]
+-A cali-tw-s9 -j MARK --set-xmark 0x0/0x80000
+-A cali-tw-s9 -m limit --limit 10/sec --limit-burst 20 -j MARK --set-xmark 0x80000/0x80000
+-A cali-tw-s9 -m mark ! --mark 0x80000/0x80000 -j DROP
+-A cali-tw-s9 -j MARK --set-xmark 0x0/0x80000
+-A cali-tw-s9 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-I cali-to-wl-dispatch 1 -o s9 -g cali-tw-s9
+COMMIT
+END",
+);
+
 const IPTABLES_CASE: Case = Case {
     name: "Calico",
     set_up: &[IPTABLES],
@@ -111,6 +126,14 @@ const IPTABLES_CASE: Case = Case {
             )],
             undo: &[Node("iptables-nft -D cali-tw-s0 1")],
             ..STOP_V4
+        },
+        Change {
+            name: "another workload's limit of packets a second",
+            steps: &[LIMIT_OF_ANOTHER],
+            undo: &[Node(
+                "iptables-nft -D cali-to-wl-dispatch 1; iptables-nft -F cali-tw-s9; iptables-nft -X cali-tw-s9",
+            )],
+            ..Change::HARMLESS
         },
         Change {
             name: "a limit of packets a second, by a mark",
@@ -191,6 +214,14 @@ const NFTABLES_CASE: Case = Case {
             ..STOP_V4
         },
         Change {
+            name: "another workload's limit of packets a second",
+            steps: &[Node(
+                "nft 'add element ip calico cali-tw-dispatch { \"s9\" : goto filter-cali-tw-limited }'",
+            )],
+            undo: &[Node("nft 'delete element ip calico cali-tw-dispatch { \"s9\" }'")],
+            ..Change::HARMLESS
+        },
+        Change {
             name: "a verdict map leads to a limit",
             steps: &[Node(
                 "nft 'delete element ip calico cali-tw-dispatch { \"s0\" }; add element ip calico cali-tw-dispatch { \"s0\" : goto filter-cali-tw-limited }'",
@@ -209,7 +240,7 @@ fn only_its_limits_concern_established_connections() {
     assert_eq!(concerned(IPTABLES_CASE.set_up), [""; 0]);
     assert_eq!(
         concerned(&[IPTABLES, LIMIT]),
-        ["every-packet limit in ip filter cali-tw-s0 [meta nfproto ipv4]"]
+        ["every-packet limit in ip filter cali-tw-s0 [meta nfproto ipv4 oifname \"s*\" oifname \"s0\"]"]
     );
     assert_eq!(concerned(NFTABLES_CASE.set_up), [""; 0]);
     let limited = Node(
@@ -217,7 +248,9 @@ fn only_its_limits_concern_established_connections() {
     );
     assert_eq!(
         concerned(&[NFTABLES, limited]),
-        ["every-packet limit in ip calico filter-cali-tw-s0 [meta nfproto ipv4]"]
+        [
+            "every-packet limit in ip calico filter-cali-tw-s0 [meta nfproto ipv4 oifname \"s*\" oifname \"s0\"]"
+        ]
     );
 }
 

@@ -5,6 +5,7 @@ mod calico;
 mod crowdsec;
 mod docker;
 mod firewalld;
+mod hardened;
 mod kube_network_policies;
 mod kube_proxy;
 mod kube_router;
