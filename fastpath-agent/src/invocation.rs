@@ -89,28 +89,33 @@ impl Invocation {
         Self::of(Cli::command(), arguments.into_iter().map(Into::into).collect(), None)
     }
 
-    /// The same of another process: its environment isn't this one's, and `root` is its top directory.
+    /// The same of another process: its environment isn't this one's, and `seen` says where this process sees a path of its. The
+    /// file of exclusions is named so too.
     pub fn of_another(
         arguments: &[String],
         environment: &[String],
-        root: &Path,
+        seen: &dyn Fn(&Path) -> PathBuf,
     ) -> Result<Self, InvocationError> {
         let command = Cli::command();
         let arguments = with_environment(&command, arguments, environment);
-        Self::of(without_environment(command), arguments.into_iter().map(Into::into).collect(), Some(root))
+        let arguments = arguments.into_iter().map(Into::into).collect();
+        let mut invocation = Self::of(without_environment(command), arguments, Some(seen))?;
+        let file = &mut invocation.cli.run.rules.exclude_file;
+        *file = file.take().map(|path| seen(&path));
+        Ok(invocation)
     }
 
     fn of(
         mut command: Command,
         arguments: Vec<OsString>,
-        root: Option<&Path>,
+        seen: Option<&dyn Fn(&Path) -> PathBuf>,
     ) -> Result<Self, InvocationError> {
         let mut matches = command.clone().try_get_matches_from(&arguments)?;
         let path = matches.get_one::<OsString>(CONFIG).filter(|path| !path.is_empty()).map(PathBuf::from);
         let mut from_file = BTreeMap::new();
         if let Some(mut path) = path {
-            if let Some(root) = root {
-                path = root.join(path.strip_prefix("/").unwrap_or(&path));
+            if let Some(seen) = seen {
+                path = seen(&path);
             }
             let settings = read(&command, &path)?;
             matches = with_defaults(command.clone(), &settings).try_get_matches_from(&arguments)?;

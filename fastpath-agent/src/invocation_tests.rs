@@ -22,7 +22,7 @@ fn agent(text: &str, flags: &[&str], environment: &[&str]) -> Result<Invocation,
     let mut arguments = owned(&["fastpath-agent"]);
     arguments.extend(owned(flags));
     arguments.push(format!("--config={}", file.path().display()));
-    Invocation::of_another(&arguments, &owned(environment), Path::new("/"))
+    Invocation::of_another(&arguments, &owned(environment), &Path::to_owned)
 }
 
 fn complaint(text: &str) -> String {
@@ -51,30 +51,37 @@ fn the_file_can_be_named_by_the_environment_and_holds_for_subcommands() {
     let mut file = NamedTempFile::new().unwrap();
     writeln!(file, "fastpath-threshold = 0x10\npin-path = \"/sys/fs/bpf/other\"\nassist = 'off'").unwrap();
     let variable = format!("FASTPATH_CONFIG={}", file.path().display());
-    let root = Path::new("/");
-    let run = Invocation::of_another(&owned(&["fastpath-agent"]), std::slice::from_ref(&variable), root);
+    let run =
+        Invocation::of_another(&owned(&["fastpath-agent"]), std::slice::from_ref(&variable), &Path::to_owned);
     assert_eq!(run.unwrap().cli.run.rules.fastpath_threshold, "16");
     let flag = format!("--config={}", file.path().display());
     for words in [["fastpath-agent", "render", &flag], ["fastpath-agent", "cleanup", &flag]] {
-        match Invocation::of_another(&owned(&words), &[], root).unwrap().cli.command {
+        match Invocation::of_another(&owned(&words), &[], &Path::to_owned).unwrap().cli.command {
             Some(Subcommand::Render(args)) => assert_eq!(args.fastpath_threshold, "16"),
             Some(Subcommand::Cleanup(args)) => assert_eq!(args.pin_path, Path::new("/sys/fs/bpf/other")),
             other => panic!("{other:?}"),
         }
     }
     // No file.
-    let run =
-        Invocation::of_another(&owned(&["fastpath-agent"]), &["FASTPATH_CONFIG=".to_owned()], root).unwrap();
+    let run = Invocation::of_another(
+        &owned(&["fastpath-agent"]),
+        &["FASTPATH_CONFIG=".to_owned()],
+        &Path::to_owned,
+    )
+    .unwrap();
     assert_eq!(run.cli.run.rules.fastpath_threshold, "20");
 }
 
 #[test]
-fn another_processs_file_is_looked_for_below_its_root() {
+fn another_processs_files_are_looked_for_where_it_is() {
     let root = tempfile::tempdir().unwrap();
-    fs::write(root.path().join("agent.toml"), "v = 3").unwrap();
+    let below = |root: &Path, path: &Path| root.join(path.strip_prefix("/").unwrap());
+    fs::write(root.path().join("agent.toml"), "v = 3\nexclude-file = '/etc/exclude'").unwrap();
     let words = owned(&["fastpath-agent", "--config", "/agent.toml"]);
-    assert_eq!(Invocation::of_another(&words, &[], root.path()).unwrap().cli.run.v, "3");
-    let error = Invocation::of_another(&words, &[], Path::new("/no/such")).unwrap_err().to_string();
+    let run = Invocation::of_another(&words, &[], &|path| below(root.path(), path)).unwrap().cli.run;
+    assert_eq!((run.v.as_str(), run.rules.exclude_file), ("3", Some(root.path().join("etc/exclude"))));
+    let nowhere = |path: &Path| below(Path::new("/no/such"), path);
+    let error = Invocation::of_another(&words, &[], &nowhere).unwrap_err().to_string();
     assert!(error.contains("/no/such/agent.toml") && error.contains("No such file"), "{error}");
 }
 
@@ -118,7 +125,7 @@ fn a_value_that_only_the_configuration_refuses_has_its_place_too() {
 #[test]
 fn flags_of_a_process_are_its_command_line_and_then_its_environment() {
     let flags = |arguments: &[&str], environment: &[&str]| {
-        Invocation::of_another(&owned(arguments), &owned(environment), Path::new("/")).map(|found| found.cli)
+        Invocation::of_another(&owned(arguments), &owned(environment), &Path::to_owned).map(|found| found.cli)
     };
     let environment = [
         "PATH=/bin",

@@ -15,6 +15,7 @@ use fastpath_tests::{
     traffic::{Flow, Proto},
     wait_until,
 };
+use nix::sys::signal::Signal;
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -228,4 +229,34 @@ fn a_thousand_old_connections() {
     let listing = node.output("conntrack", &["-L", "-p", "udp"]);
     assert_eq!(listing.lines().filter(|line| line.contains("[OFFLOAD]")).count(), FLOWS);
     wait_until("the rule gone again", LIMIT, || !assists(node));
+}
+
+/// Conntrack is read beside the loop when the agent is told to reload: what happens meanwhile is answered.
+#[test]
+fn a_reload_with_many_connections_keeps_nobody_waiting() {
+    const CONNECTIONS: usize = 20_000;
+    let topology = Topology::routed();
+    let node = &topology.node;
+    let mut agent = Agent::start_with(node, &["--v=4"]);
+    agent::wait_for_programs(node, &["c0", "s0"]);
+    let entries: String = (0..CONNECTIONS)
+        .map(|number| {
+            let client = format!("10.1.{}.{}", number / 250, number % 250 + 1);
+            format!(
+                "-A -p udp -s {client} -d 10.2.0.2 --sport 4000 --dport 53 -r 10.2.0.2 -q {client} \
+                 --reply-port-src 53 --reply-port-dst 4000 -t 600 -u SEEN_REPLY\n"
+            )
+        })
+        .collect();
+    node.feed("conntrack", &["-R", "-"], &entries);
+    assert!(
+        node.output("conntrack", &["-C"]).trim().parse::<usize>().is_ok_and(|count| count >= CONNECTIONS)
+    );
+    agent.wait_until_idle();
+    let before = agent.count("the loop was away");
+    agent.signal(Signal::SIGHUP);
+    agent.wait_for("exclusions read again", LIMIT);
+    agent.wait_for_count("crossed before were looked for", 2, LIMIT);
+    let log = agent.log().join("\n");
+    assert_eq!(agent.count("the loop was away"), before, "{log}");
 }

@@ -3,7 +3,9 @@
 
 use std::{
     fmt::Write as _,
-    fs, thread,
+    fs,
+    process::Command,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -324,4 +326,44 @@ fn a_hundred_thousand_entries() {
     assert_eq!(agent.count("came too fast"), 0, "its own announcements aren't too many for it");
     assert_eq!(agent.count("putting it back"), 0, "what it reads is what it wrote");
     assert!(agent.is_running());
+}
+
+/// The agent in a container, the commands on the node: a path of a flag of the agent's is one where the agent is.
+#[test]
+fn a_file_of_another_mount_namespace_is_found() {
+    let topology = Topology::routed();
+    let node = &topology.node;
+    let script = format!(
+        "mkdir -p /mnt; mount -t tmpfs none /mnt; cd /mnt; echo 10.1.0.0/16 > exclude; echo 'exclude-file = \"exclude\"' > config; \
+         exec {} --ebpf=off --config=/mnt/config",
+        agent::binary()
+    );
+    let mut command = Command::new("unshare");
+    command.args(["-m", "bash", "-euc", &script]).env("FASTPATH_METRICS_BIND_ADDRESS", "");
+    let mut agent = Agent::spawn(node, &mut command);
+    agent.wait_for_ruleset();
+    assert!(!std::path::Path::new("/mnt/exclude").exists());
+    let examine = |wanted_level: &str, wanted: &str| {
+        let doctor = agent::run(node, &["doctor", "--no-canary", "-o", "json"]);
+        let report: Value = serde_json::from_slice(&doctor.stdout).expect("JSON");
+        let of = |check: &str| {
+            let mut findings = report["findings"].as_array().expect("a list").iter();
+            findings.find(|finding| finding["check"] == check).expect("it").clone()
+        };
+        let (found, ruleset) = (of("agent"), of("ruleset"));
+        assert_eq!(found["level"], wanted_level, "{report:#}");
+        assert!(found["found"].as_str().is_some_and(|text| text.contains(wanted)), "{found:#}");
+        assert_eq!(ruleset["level"], "green", "{ruleset:#}");
+    };
+    examine("green", &format!("runs as process {}", agent.pid()));
+    let mut flow = topology.open(Udp, V4, 7001);
+    topology.assert_forwarded(&mut flow);
+    let [proto, from, to] = flow.words();
+    let why = agent::output(node, &["why", &proto, &from, &to]);
+    assert!(why.contains("--exclude") && !why.contains("no agent runs"), "{why}");
+
+    // It has gone meanwhile: what the agent excludes is in its table.
+    let pid = agent.pid().to_string();
+    node.output("nsenter", &["-m", "-t", &pid, "rm", "/mnt/exclude"]);
+    examine("amber", "exclude");
 }

@@ -58,3 +58,20 @@ fn a_mark_set_in_the_forward_hook_and_asked_for_at_egress() {
     ];
     Sequence { operations, ..PLAIN }.assert_same_fate();
 }
+
+/// Seed 316: where nobody translates any more, a stream of a masqueraded connection isn't helped into the flowtable, which would.
+#[test]
+fn a_masqueraded_flow_whose_rules_are_flushed() {
+    let operations = vec![Operation::FlushRuleset];
+    let sequence = Sequence { nat: Nat::Masquerade, programs: true, operations, ..PLAIN };
+    sequence.assert_same_fate();
+}
+
+/// With its last chain of type nat the kernel stops to translate, also packets of connections that it has translated so far.
+#[test]
+fn flows_whose_translation_goes() {
+    for nat in [Nat::Masquerade, Nat::Service] {
+        let operations = vec![Operation::NoTranslation];
+        Sequence { nat, operations, ..PLAIN }.assert_same_fate();
+    }
+}

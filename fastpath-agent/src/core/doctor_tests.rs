@@ -5,7 +5,7 @@ use clap::Parser;
 use super::{
     facts::{
         AgentFacts, CanaryFlow, EbpfFacts, Families, Feature, IngressChain, IngressProgram, KernelFacts,
-        MapFacts, Missing, OtherFlowtable, OtherTable, Others,
+        MapFacts, Missing, OtherFlowtable, OtherTable, Others, Unread,
     },
     *,
 };
@@ -59,7 +59,7 @@ fn good() -> Facts {
                 .map(|name| Feature { name, vital: !name.contains("counters"), missing: None })
                 .into(),
         },
-        agent: Some(AgentFacts { pid: 7, flags_unknown: None }),
+        agent: Some(AgentFacts { pid: 7, unread: None }),
         capabilities: Ok(u64::MAX),
         policy: policy(&[]),
         ignores_known_bugs: false,
@@ -185,7 +185,17 @@ fn what_is_wrong_with_the_host_is_found() {
         (|f| f.kernel.release = "6.19.1".to_owned(), &[(Amber, "known-bugs")]),
         (|f| f.agent = None, &[(Amber, "agent")]),
         (
-            |f| f.agent = Some(AgentFacts { pid: 7, flags_unknown: Some("EACCES".to_owned()) }),
+            |f| {
+                let unread = Some(Unread::Flags("EACCES".to_owned()));
+                f.agent = Some(AgentFacts { pid: 7, unread });
+            },
+            &[(Amber, "agent")],
+        ),
+        (
+            |f| {
+                let unread = Some(Unread::Exclusions("ENOENT".to_owned()));
+                f.agent = Some(AgentFacts { pid: 7, unread });
+            },
             &[(Amber, "agent")],
         ),
         (|f| f.capabilities = Ok(!(1 << 12)), &[(Red, "capabilities")]),

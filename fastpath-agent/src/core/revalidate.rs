@@ -106,7 +106,17 @@ impl BitOrAssign for Touched {
 /// The base chains of all tables but ours, as far as they were read or announced, and whether forwarded packets pass them.
 /// What isn't known counts as one that they pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct BaseChains(BTreeMap<(u8, String), BTreeMap<String, bool>>);
+pub struct BaseChains(BTreeMap<(u8, String), BTreeMap<String, Passed>>);
+
+/// Whether packets of established connections that this node forwards pass a base chain, and offloaded ones don't.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Passed {
+    No,
+    /// Only by being there: while a family has a chain of type nat the kernel translates packets of established connections
+    /// (`nf_nat_register_fn` in net/netfilter/nf_nat_core.c).
+    ByTranslation,
+    Yes,
+}
 
 impl BaseChains {
     /// Takes note of a change by another program, or of an object as it was read, and says what it may concern. Tables
@@ -121,37 +131,41 @@ impl BaseChains {
     fn forwarding(&mut self, Notice { family, table, subject }: &Notice<'_>) -> bool {
         let key = (*family, (*table).to_owned());
         match subject {
-            Subject::Table { gone: true } => self.0.remove(&key).is_none_or(|chains| any(&chains)),
+            Subject::Table { gone: true } => {
+                self.0.remove(&key).is_none_or(|chains| chains.values().any(|passed| *passed != Passed::No))
+            }
             Subject::Table { gone: false } => any(self.0.entry(key).or_default()),
             Subject::Chain { name, hook: Some(hook), gone: false } => {
                 let now = passed_by_forwarded(*family, hook);
                 // A table that isn't known stays so: it may have other chains.
                 let Some(chains) = self.0.get_mut(&key) else { return true };
                 let before = chains.insert((*name).to_owned(), now);
-                now || before.unwrap_or(false)
+                [Some(now), before].contains(&Some(Passed::Yes))
             }
             // Chains that are only jumped to say nothing without a rule, which has a notice of its own.
-            Subject::Chain { name, .. } => {
-                self.0.get_mut(&key).is_none_or(|chains| chains.remove(*name).unwrap_or(false))
-            }
+            Subject::Chain { name, .. } => self
+                .0
+                .get_mut(&key)
+                .is_none_or(|chains| chains.remove(*name).unwrap_or(Passed::No) != Passed::No),
             Subject::Rule { chain } => self.0.get(&key).is_none_or(|chains| {
                 // No rule can jump to a base chain, so only its own hook matters.
-                chains.get(*chain).copied().unwrap_or_else(|| any(chains))
+                chains.get(*chain).map_or_else(|| any(chains), |passed| *passed == Passed::Yes)
             }),
             Subject::Elements { .. } | Subject::Other => self.0.get(&key).is_none_or(any),
         }
     }
 }
 
-fn any(chains: &BTreeMap<String, bool>) -> bool {
-    chains.values().any(|forwarded| *forwarded)
+fn any(chains: &BTreeMap<String, Passed>) -> bool {
+    chains.values().any(|passed| *passed == Passed::Yes)
 }
 
-/// Whether packets of established connections that this node forwards pass the chain, and offloaded ones don't.
-fn passed_by_forwarded(family: u8, hook: &Hook<'_>) -> bool {
-    match (family, hook.kind, hook.number) {
-        // nat is asked for a connection's first packet only, route for packets of this node itself.
-        (INET | IPV4 | IPV6, "nat" | "route", _) | (ARP, ..) => false,
+fn passed_by_forwarded(family: u8, hook: &Hook<'_>) -> Passed {
+    let passed = match (family, hook.kind, hook.number) {
+        // Its rules are asked for a connection's first packet only.
+        (INET | IPV4 | IPV6, "nat", _) => return Passed::ByTranslation,
+        // For packets of this node itself.
+        (INET | IPV4 | IPV6, "route", _) | (ARP, ..) => false,
         // Before the flowtable, offloaded packets pass it too.
         (INET, _, INET_INGRESS) | (NETDEV, _, NETDEV_INGRESS) => hook.priority >= 0,
         // Which offloaded packets pass as all others do.
@@ -159,7 +173,8 @@ fn passed_by_forwarded(family: u8, hook: &Hook<'_>) -> bool {
         (INET | IPV4 | IPV6, _, INET_INPUT | INET_OUTPUT) => false,
         // Bridges, where offloaded packets come in and go out by the ports; and what we don't know.
         _ => true,
-    }
+    };
+    if passed { Passed::Yes } else { Passed::No }
 }
 
 /// When the flowtable is emptied: at once after the first change, and then at most once in an interval.

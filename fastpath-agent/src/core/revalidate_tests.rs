@@ -109,6 +109,18 @@ fn what_is_deleted_counts_once_more() {
     assert!(chains.note(&table).forwarding);
 }
 
+/// With its last chain of type nat the kernel stops to translate, also packets of established connections.
+#[test]
+fn chains_that_translate_count_when_they_go() {
+    let nat = chain(INET, "t", "c", ("nat", 4, 100));
+    let chain = Subject::Chain { name: "c", hook: None, gone: true };
+    for subject in [chain, Subject::Table { gone: true }] {
+        let mut chains = known(&[nat]);
+        let gone = Notice { family: INET, table: "t", subject };
+        assert!(!chains.note(&nat).forwarding && chains.note(&gone).forwarding, "{subject:?}");
+    }
+}
+
 /// Objects of a table that nobody announced, in a family that nobody has heard of, or in a hook of its own.
 #[test]
 fn what_is_not_known_counts() {

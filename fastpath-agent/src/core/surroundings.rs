@@ -1,7 +1,7 @@
 //! What others have on this node that decides where our rules may stand and which packets may offload their flow.
 //! Read by `kernel`, heeded by `ruleset::desired`. No I/O.
 
-use std::{collections::BTreeSet, fmt, ops::RangeInclusive};
+use std::{collections::BTreeSet, fmt, net::IpAddr, ops::RangeInclusive};
 
 use ipnet::IpNet;
 
@@ -27,6 +27,8 @@ pub struct Surroundings {
     /// can deny a packet of an established connection in a hook that offloaded packets skip, and no policy rule selects by
     /// marks, which such an answer may get. False where that isn't known.
     pub sure_of_answers: bool,
+    /// Packets of established connections are translated, where the connection says so.
+    pub translates: Translates,
     /// Rules that offloaded packets don't pass and that ask more than headers and connection.
     pub rules: Vec<Concern>,
 }
@@ -35,10 +37,33 @@ impl Surroundings {
     /// Whether flows that were offloaded before have to be judged anew. Not for other rules alone: they are announced, and our
     /// guards against them come with an emptied flowtable.
     pub fn judges_as(&self, other: &Self) -> bool {
-        let Self { last_forward, denying_postrouting, unguessed, inspected, sure_of_answers: _, rules: _ } =
-            self;
+        let Self {
+            last_forward,
+            denying_postrouting,
+            unguessed,
+            inspected,
+            sure_of_answers: _,
+            translates: _,
+            rules: _,
+        } = self;
         (last_forward, denying_postrouting) == (&other.last_forward, &other.denying_postrouting)
             && (unguessed, inspected) == (&other.unguessed, &other.inspected)
+    }
+}
+
+/// By IP family, whether this network namespace translates addresses. False where that isn't known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Translates {
+    /// Of IPv4.
+    pub v4: bool,
+    /// Of IPv6.
+    pub v6: bool,
+}
+
+impl Translates {
+    /// Whether those of packets to this address are.
+    pub fn packets_to(self, address: IpAddr) -> bool {
+        if address.is_ipv4() { self.v4 } else { self.v6 }
     }
 }
 

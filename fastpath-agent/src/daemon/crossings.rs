@@ -11,7 +11,10 @@ use fastpath_common::{FlowCounters, FlowKey, Signal};
 use tokio::time::{Instant, sleep_until};
 use tracing::{Level, debug, enabled, info, trace, warn};
 
-use super::readers::Readers;
+use super::{
+    old::{Found, Search},
+    readers::Readers,
+};
 use crate::{
     config::Config,
     core::flow::{
@@ -63,6 +66,9 @@ pub struct Crossings {
     sweep: Option<Sweep>,
     /// Swept up and not handled yet.
     found: Vec<FlowKey>,
+    /// Connections that crossed earlier: where they come from, and those that wait to be handled.
+    search: Option<Search>,
+    old: Vec<Found>,
     /// Signals handled since memory was given back last.
     handled: usize,
     /// Streams that may go one way, and those of them that are to be helped now.
@@ -121,6 +127,8 @@ impl Crossings {
             swept: 0,
             sweep: None,
             found: Vec::new(),
+            search: None,
+            old: Vec::new(),
             handled: 0,
             streams: Streams::default(),
             to_help: Vec::new(),
@@ -162,6 +170,13 @@ impl Crossings {
         let due = due.into_iter().flatten().min().map(|due| this.started + Duration::from_millis(due));
         let look = this.next_look;
         let failed = tokio::select! {
+            found = async { this.search.as_mut().expect("there is one").next().await }, if this.search.is_some() => {
+                if found.is_none() {
+                    this.search = None;
+                }
+                this.old = found.unwrap_or_default();
+                None
+            }
             () = sleep_until(due.unwrap_or(look)), if due.is_some() => None,
             failed = async { sleep_until(look).await; this.events.readable().await.err() }, if room => failed,
         };
@@ -193,6 +208,7 @@ impl Crossings {
         self.look_again();
         self.look_at_assisted(eyes);
         self.look_at_streams(eyes);
+        self.look_at_old(eyes);
         if self.handled >= BURST && self.followed.due_ms().is_none() && self.sweep.is_none() {
             self.followed.shrink();
             memory::give_back();
@@ -366,33 +382,27 @@ impl Crossings {
     }
 
     /// An earlier agent may have left connections without help that have crossed already: they signal again.
-    pub fn arm_old(&mut self, eyes: &mut dyn FlowEyes) {
+    pub fn arm_old(&mut self) {
+        if self.assist.is_some() {
+            self.search = Search::begin(self.pin_path.clone());
+        }
+    }
+
+    fn look_at_old(&mut self, eyes: &mut dyn FlowEyes) {
         let now = self.now_ms();
-        let (Some(assist), streams) = (&mut self.assist, &mut self.streams) else { return };
-        let reading = match self.pinned.reading() {
-            Ok(reading) => reading,
-            Err(error) => return debug!(%error, "connections that crossed before the start aren't assisted"),
-        };
-        let crossed = |tuple: &Tuple| {
-            let counted = tuple.flow_key().and_then(|key| reading.flow(&key).ok().flatten());
-            counted.is_some_and(|counted| counted.signal == Signal::Sent as u64)
-        };
-        let dumped = self.conntrack.dump(|entry| {
-            let [original, reply] = [&entry.original, &entry.reply].map(crossed);
+        let Some(assist) = &mut self.assist else { return };
+        for Found { entry, crossed: [original, reply] } in self.old.drain(..) {
             if original != reply {
-                streams.consider(&entry, now);
+                self.streams.consider(&entry, now);
             }
             if entry.counters.is_some() {
-                return;
+                continue;
             }
             if entry.status.offloaded() {
                 assist.remember(entry.original);
-            } else if original || reply {
+            } else {
                 arm(eyes, &entry);
             }
-        });
-        if let Err(error) = dumped {
-            debug!(%error, "connections that crossed before the start aren't assisted");
         }
     }
 

@@ -37,6 +37,7 @@ pub mod cleanup;
 pub mod counts;
 pub mod crossings;
 pub mod measure;
+mod old;
 mod one_way;
 pub mod readers;
 pub mod ready;
@@ -48,6 +49,7 @@ pub mod serve;
 pub mod stop;
 pub mod supervisor;
 pub mod surroundings;
+mod turns;
 pub mod watch;
 
 use cleanup::TableCleanup;
@@ -60,6 +62,7 @@ use serve::{Question, Server};
 use stop::Stop;
 use supervisor::Supervisor;
 use surroundings::{Observer, hear};
+use turns::Turns;
 use watch::Watch;
 
 /// Why the agent can't go on.
@@ -105,11 +108,14 @@ pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
         return agent.in_place();
     }
     agent.pace.trigger(Trigger::Start, agent.now());
+    let turns = Turns::new();
     loop {
         let (due, trigger) = agent.pace.next();
+        turns.ended();
         tokio::select! {
             // Stopping comes first. Every future may be cancelled without losing anything.
             biased;
+            () = turns.woken() => {}
             name = stop.next() => {
                 info!(signal = name, cleanup = agent.config.cleanup_on_exit, "stopping");
                 agent.supervisor.stopping();
@@ -304,7 +310,7 @@ impl Agent {
             Some(&self.config).filter(|config| Crossings::wanted(config)).and_then(Crossings::open);
         if let Some(crossings) = &mut self.crossings {
             crossings.look_for_lost();
-            crossings.arm_old(watch.eyes());
+            crossings.arm_old();
             if let Some(scraper) = &self.scraper {
                 crossings.count(scraper.marks());
             }
@@ -371,9 +377,9 @@ impl Agent {
                     offload.reconciler.exclude(Arc::clone(&self.config.rules.exclusions));
                 }
                 // Old connections that were excluded may be helped now.
-                if let (Some(crossings), Some(watch)) = (&mut self.crossings, &mut self.watch) {
+                if let Some(crossings) = &mut self.crossings {
                     crossings.judge_anew();
-                    crossings.arm_old(watch.eyes());
+                    crossings.arm_old();
                 }
                 // What is reconciled then ends the reloading.
                 self.pace.trigger(Trigger::Exclusions, self.now());

@@ -36,13 +36,13 @@ enum OneWayError {
 
 impl Agent {
     /// Leaves the trace of an answer for streams that go one way since, where that is as good as the answer.
-    pub(super) async fn help_one_way(&mut self, streams: Vec<Entry>) {
+    pub(super) async fn help_one_way(&mut self, mut streams: Vec<Entry>) {
         // A change that is announced and not read yet may be a rule that denies answers.
         let knows = self.observer.as_ref().is_some_and(Observer::is_current);
         let Some(offload) = self.offload.as_mut().filter(|_| knows && !streams.is_empty()) else { return };
-        if !offload.reconciler.may_help_one_way() {
-            return;
-        }
+        let Some(translates) = offload.reconciler.may_help_one_way() else { return };
+        // The flowtable would translate packets that nobody translates any more.
+        streams.retain(|entry| !entry.is_translated() || translates.packets_to(entry.original.destination));
         match answers(streams, &self.links).await {
             Ok(answers) if !answers.is_empty() => offload.reconciler.leave_traces(answers),
             Ok(_) => {}
@@ -56,6 +56,9 @@ async fn answers(mut streams: Vec<Entry>, links: &LinkTable) -> Result<Vec<Answe
     // Requests to a service of IPVS go by it, not by the forward path.
     if ipvs::services() > 0 {
         streams.retain(|entry| entry.original.destination == entry.reply.source);
+    }
+    if streams.is_empty() {
+        return Ok(Vec::new());
     }
     let mut traces: HashMap<u32, Vec<Trace>> = streams.iter().map(|entry| (entry.id, Vec::new())).collect();
     Nft::open()?.traces(|id, trace| {

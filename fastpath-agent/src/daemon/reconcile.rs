@@ -26,7 +26,7 @@ use crate::{
             observed::{Generation, Observed, ObservedSet},
             plan::{Op, Plan},
         },
-        surroundings::Surroundings,
+        surroundings::{Surroundings, Translates},
     },
     kernel::{
         Ruleset, Unread,
@@ -264,9 +264,11 @@ impl<R: Ruleset> Reconciler<R> {
         }
     }
 
-    /// Whether one-way streams may be helped: nobody could deny their answers.
-    pub fn may_help_one_way(&self) -> bool {
-        self.policy.surroundings.sure_of_answers && self.standing == Some(Standing::Right)
+    /// Whether one-way streams may be helped, and of which families those whose addresses are translated: nobody could deny their
+    /// answers.
+    pub fn may_help_one_way(&self) -> Option<Translates> {
+        let Surroundings { sure_of_answers, translates, .. } = &self.policy.surroundings;
+        (*sure_of_answers && self.standing == Some(Standing::Right)).then_some(*translates)
     }
 
     /// Gives the ruleset back.

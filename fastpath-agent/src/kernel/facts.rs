@@ -5,6 +5,7 @@ use std::{
     fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use super::{
@@ -18,12 +19,12 @@ use super::{
 use crate::core::{
     doctor::facts::{
         AgentFacts, EbpfFacts, Facts, Families, Feature, IngressProgram, KernelFacts, MapFacts, Missing,
-        Reading,
+        Reading, Unread,
     },
     known_bugs::KernelNames,
     link::select::Selection,
     model::{IfIndex, IfName, Link, TABLE},
-    ruleset::desired::Policy,
+    ruleset::{desired::Policy, observed::Observed},
 };
 
 /// A process with the agent's name in this network namespace. It may be one of its subcommands.
@@ -38,9 +39,13 @@ pub struct AgentProcess {
 }
 
 impl AgentProcess {
-    /// Its top directory as this process sees it, for one in a container.
-    pub fn root(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/root", self.pid))
+    /// Where this process sees a path of that one's, which may be in a container.
+    pub fn path(&self, path: &Path) -> PathBuf {
+        let process = Path::new("/proc").join(self.pid.to_string());
+        match path.strip_prefix("/") {
+            Ok(below) => process.join("root").join(below),
+            Err(_) => process.join("cwd").join(path),
+        }
     }
 }
 
@@ -48,8 +53,8 @@ impl AgentProcess {
 pub struct Given {
     /// The process that runs as the agent.
     pub agent: Option<AgentProcess>,
-    /// Why its flags aren't known.
-    pub flags_unknown: Option<String>,
+    /// What of its flags isn't known, and why.
+    pub unread: Option<Unread>,
     /// What the table should look like.
     pub policy: Policy,
     /// Offloading goes on whatever is known of the kernel.
@@ -127,10 +132,15 @@ pub async fn gather(given: Given, kernel: &Kernel) -> Result<Facts, LinkError> {
     let sockets = Links::open()?;
     let links = sockets.list().await?;
     let addresses = sockets.addresses().await?;
-    let Given { agent, flags_unknown, policy, ignores_known_bugs, without_ebpf, pin_path } = given;
+    let Given { agent, unread, mut policy, ignores_known_bugs, without_ebpf, pin_path } = given;
     let own = Path::new("/proc/self/status");
     let name = KernelName::read();
     let mut nft = Nft::open();
+    let observed =
+        nft.as_mut().map_err(|e| e.to_string()).and_then(|nft| nft.observe().map_err(|e| e.to_string()));
+    if let (Some(Unread::Exclusions(_)), Ok(Observed { table: Some(table), .. })) = (&unread, &observed) {
+        policy.exclusions = Arc::new(policy.exclusions.with_rules_of(table));
+    }
     Ok(Facts {
         kernel: KernelFacts {
             release: name.release,
@@ -142,13 +152,10 @@ pub async fn gather(given: Given, kernel: &Kernel) -> Result<Facts, LinkError> {
             Some(agent) => agent.capabilities.as_ref().copied().map_err(ToString::to_string),
             None => capabilities(own).map_err(|error| error.to_string()),
         },
-        agent: agent.map(|agent| AgentFacts { pid: agent.pid, flags_unknown }),
+        agent: agent.map(|agent| AgentFacts { pid: agent.pid, unread }),
         sysctls: sysctls(&links),
         reachable: families(&addresses),
-        observed: nft
-            .as_mut()
-            .map_err(|e| e.to_string())
-            .and_then(|nft| nft.observe().map_err(|e| e.to_string())),
+        observed,
         others: nft
             .as_mut()
             .map_err(|e| e.to_string())

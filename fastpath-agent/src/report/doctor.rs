@@ -11,11 +11,11 @@ use serde::Serialize;
 
 use super::rules::Bypassed;
 use crate::{
-    cli::{Cli, DoctorArgs, EbpfMode},
+    cli::{Cli, DoctorArgs, EbpfMode, RunArgs},
     config::{Config, Rules},
     core::doctor::{
         Finding, Level, examine,
-        facts::{Canary, CanaryFlow},
+        facts::{Canary, CanaryFlow, Unread},
         worst,
     },
     invocation::{Invocation, InvocationError},
@@ -58,7 +58,7 @@ pub async fn report(args: &DoctorArgs, own: Rules, hostname: String) -> Result<R
         node: hostname,
         without_ebpf: false,
         pin_path: args.pin_path.clone(),
-        unknown: None,
+        unread: None,
     };
     let (agent, mut flags) = running_agent(own);
     let ignores_known_bugs = flags.rules.ignore_known_bugs;
@@ -74,7 +74,7 @@ pub async fn report(args: &DoctorArgs, own: Rules, hostname: String) -> Result<R
         ignores_known_bugs,
         without_ebpf: flags.without_ebpf,
         pin_path: flags.pin_path,
-        flags_unknown: flags.unknown,
+        unread: flags.unread,
         agent,
     };
     let facts = facts::gather(given, &kernel).await?;
@@ -123,16 +123,28 @@ struct Flags {
     node: String,
     without_ebpf: bool,
     pin_path: PathBuf,
-    /// Why an agent's flags couldn't be had.
-    unknown: Option<String>,
+    /// What of an agent's flags couldn't be had.
+    unread: Option<Unread>,
 }
 
 /// The configuration of the agent that runs here; `None` if none runs, or its flags can't be read.
 pub(super) fn running_config() -> Option<Config> {
     facts::agent_processes().iter().find_map(|process| {
         let Cli { command: None, run, .. } = started_with(process)?.ok()? else { return None };
-        Config::new(&run, String::new()).ok()
+        checked(run, String::new()).map(|(config, _)| config)
     })
+}
+
+/// The configuration of flags that an agent runs with, and what of it couldn't be read; `None` where it can't run with them.
+fn checked(mut run: RunArgs, node: String) -> Option<(Config, Option<Unread>)> {
+    match Config::new(&run, node.clone()) {
+        Ok(config) => Some((config, None)),
+        // It was right at the start.
+        Err(bad) if run.rules.exclude_file.take().is_some() => {
+            Some((Config::new(&run, node).ok()?, Some(Unread::Exclusions(bad.to_string()))))
+        }
+        Err(_) => None,
+    }
 }
 
 /// The process of the agent that runs here.
@@ -151,19 +163,18 @@ fn running_agent(own: Flags) -> (Option<AgentProcess>, Flags) {
         let run = match started_with(&process) {
             Some(Ok(Cli { command: None, run, .. })) => run,
             Some(Err(error)) => {
-                let unknown = Some(error);
-                return (Some(process), Flags { unknown, ..own });
+                return (Some(process), Flags { unread: Some(Unread::Flags(error)), ..own });
             }
             // Another subcommand, or one that is about to end since its flags are wrong.
             Some(Ok(_)) | None => continue,
         };
-        let Ok(config) = Config::new(&run, own.node.clone()) else { continue };
+        let Some((config, unread)) = checked(run, own.node.clone()) else { continue };
         let flags = Flags {
             without_ebpf: config.ebpf == EbpfMode::Off,
             rules: config.rules,
             node: config.node,
             pin_path: config.pin_path,
-            unknown: None,
+            unread,
         };
         return (Some(process), flags);
     }
@@ -176,7 +187,7 @@ fn started_with(process: &AgentProcess) -> Option<Result<Cli, String>> {
         Ok(words) => words,
         Err(error) => return Some(Err(error.to_string())),
     };
-    match Invocation::of_another(arguments, environment, &process.root()) {
+    match Invocation::of_another(arguments, environment, &|path| process.path(path)) {
         Ok(invocation) => Some(Ok(invocation.cli)),
         Err(InvocationError::File(error)) => Some(Err(error.to_string())),
         Err(InvocationError::CommandLine(_)) => None,

@@ -90,8 +90,17 @@ pub struct Missing {
 pub struct AgentFacts {
     /// Its process.
     pub pid: u32,
-    /// Why its flags couldn't be read; doctor's own stand in for them then.
-    pub flags_unknown: Option<String>,
+    /// What of its flags couldn't be read.
+    pub unread: Option<Unread>,
+}
+
+/// What of a running agent's flags couldn't be read, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unread {
+    /// All of them; doctor's own stand in.
+    Flags(String),
+    /// The file of exclusions; those in the table stand in.
+    Exclusions(String),
 }
 
 /// Address families.

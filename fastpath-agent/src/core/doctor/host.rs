@@ -2,7 +2,7 @@
 
 use super::{
     Finding, Level,
-    facts::{Facts, KernelFacts},
+    facts::{Facts, KernelFacts, Unread},
 };
 use crate::core::{
     capability::{BPF, NET_ADMIN, PERFMON, has, missing},
@@ -99,9 +99,14 @@ fn agent(facts: &Facts) -> Finding {
         facts.observed.as_ref().is_ok_and(|o| o.table.as_ref().is_some_and(|t| t.owner == Owner::Ours));
     let pinned = facts.ebpf.as_ref().is_ok_and(|ebpf| ebpf.maps.is_some());
     match &facts.agent {
-        Some(agent) => match &agent.flags_unknown {
+        Some(agent) => match &agent.unread {
             None => Finding::green(CHECK, format!("runs as process {}", agent.pid)),
-            Some(why) => Finding::amber(
+            Some(Unread::Exclusions(why)) => Finding::amber(
+                CHECK,
+                format!("runs as process {}, but its exclusions can't be read any more: {why}", agent.pid),
+                "put the file right and send the agent a SIGHUP; till then it keeps what it has read",
+            ),
+            Some(Unread::Flags(why)) => Finding::amber(
                 CHECK,
                 format!("runs as process {}, but its flags can't be read: {why}", agent.pid),
                 "run doctor as the same user and in the same process namespace, or give it the agent's flags",

@@ -14,7 +14,7 @@ use super::{
 use crate::core::{
     model::{IfIndex, IfName},
     revalidate::{Notice, Subject},
-    surroundings::{RouteRule, RouteRules, Surroundings},
+    surroundings::{RouteRule, RouteRules, Surroundings, Translates},
 };
 
 /// Behind all filters that anybody has.
@@ -73,6 +73,7 @@ impl Known {
             sure_of_answers: tables.is_some_and(|tables| !tables.can_deny())
                 && self.legacy.as_ref().is_some_and(|names| !names.iter().any(is_passed))
                 && self.route_rules.as_ref().is_some_and(|rules| !rules.by_mark),
+            translates: self.translates(),
             unguessed: self.route_rules.as_ref().map_or_else(
                 || [false, true].map(|ipv6| RouteRule { ipv6, ..RouteRule::default() }).to_vec(),
                 |rules| rules.unguessed.clone(),
@@ -85,6 +86,14 @@ impl Known {
                 .collect(),
             rules: self.rules(ignored),
         }
+    }
+
+    /// A legacy table stays once it was used, and may be one of either family.
+    fn translates(&self) -> Translates {
+        let legacy = self.legacy.as_ref().is_some_and(|names| names.contains("nat"));
+        let [v4, v6] = [false, true]
+            .map(|ipv6| legacy || self.tables.as_ref().is_some_and(|tables| tables.translates(ipv6)));
+        Translates { v4, v6 }
     }
 
     fn rules(&self, ignored: &[Ignore]) -> Vec<Concern> {

@@ -78,6 +78,14 @@ fn answers_are_sure_while_nobody_can_deny_them() {
 }
 
 #[test]
+fn legacy_tables_translate_too() {
+    let translates =
+        |name: &str| Known { legacy: Some([name.to_owned()].into()), ..read() }.surroundings(&[]).translates;
+    assert_eq!(translates("nat"), Translates { v4: true, v6: true });
+    assert_eq!(translates("filter"), Translates::default());
+}
+
+#[test]
 fn legacy_tables_have_their_places() {
     let names = |names: &[&str]| Some(names.iter().map(|name| (*name).to_owned()).collect());
     let of = |legacy| {
@@ -95,8 +103,17 @@ fn legacy_tables_have_their_places() {
 
 #[test]
 fn what_cannot_be_read_is_the_worst_that_could_be() {
-    let Surroundings { last_forward, denying_postrouting, unguessed, inspected, rules, sure_of_answers } =
-        Known { uppers: [(IfIndex(3), upper("vlan", None))].into(), ..Known::default() }.surroundings(&[]);
+    let unread = Known { uppers: [(IfIndex(3), upper("vlan", None))].into(), ..Known::default() };
+    let Surroundings {
+        last_forward,
+        denying_postrouting,
+        unguessed,
+        inspected,
+        rules,
+        sure_of_answers,
+        translates,
+    } = unread.surroundings(&[]);
+    assert_eq!(translates, Translates::default());
     assert_eq!((last_forward, denying_postrouting), (Some(UNKNOWN_PRIORITY), Some(UNKNOWN_PRIORITY)));
     assert_eq!(unguessed.len(), 2);
     assert!(!sure_of_answers);

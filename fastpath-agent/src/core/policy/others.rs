@@ -104,6 +104,15 @@ impl Others {
             || self.0.iter().any(of_bridge)
     }
 
+    /// Whether the kernel translates addresses of packets of this IP family: as long as there is a chain of type nat, whatever its
+    /// rules are (`nf_nat_register_fn` in net/netfilter/nf_nat_core.c).
+    pub fn translates(&self, ipv6: bool) -> bool {
+        let own = if ipv6 { IPV6 } else { IPV4 };
+        let concerned = self.0.iter().filter(|((family, _), _)| [INET, own].contains(family));
+        let mut chains = concerned.flat_map(|(_, chains)| chains.values());
+        chains.any(|chain| chain.base.as_ref().is_some_and(|base| base.kind == "nat"))
+    }
+
     /// Tables whose rules have to be read: forwarded packets pass them, and offloaded ones don't, or see another packet.
     pub fn to_read(&self) -> BTreeSet<TableKey> {
         self.0.keys().filter(|table| self.is_to_read(table)).cloned().collect()

@@ -51,6 +51,17 @@ fn the_last_filter_in_the_forward_hook_is_found_in_all_families() {
     assert_eq!(read, ["firewalld", "filter", "later", "out", "bridge", "late"]);
 }
 
+#[test]
+fn chains_of_type_nat_translate_for_their_family() {
+    let of = |family| others([(family, "t", "c", base("nat", POSTROUTING, 100))]);
+    for (family, v4, v6) in
+        [(INET, true, true), (IPV4, true, false), (IPV6, false, true), (NETDEV, false, false)]
+    {
+        assert_eq!([false, true].map(|ipv6| of(family).translates(ipv6)), [v4, v6], "{family}");
+    }
+    assert!(!others([(INET, "t", "c", base("filter", POSTROUTING, 100))]).translates(false));
+}
+
 /// Chains of one table, the first of them in the postrouting hook.
 fn denies(policy_accepts: bool, chains: &[(&'static str, &[(Outcome, Established)])]) -> bool {
     let mut table = BTreeMap::new();

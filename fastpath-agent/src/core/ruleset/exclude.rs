@@ -168,6 +168,12 @@ impl Exclusions {
         exclusions
     }
 
+    /// These interfaces, and else what the rules of `table` exclude.
+    pub fn with_rules_of(&self, table: &ObservedTable) -> Self {
+        let Self { sets, marks, .. } = Self::of_rules(table);
+        Self { sets, marks, ..self.clone() }
+    }
+
     /// The exclusion that a connection falls under, as people write it. The marks of its packets are nowhere to be read.
     pub fn of(&self, entry: &Entry) -> Option<String> {
         let listed = |set: ExcludeSet, end| {

@@ -24,6 +24,8 @@ pub enum Operation {
     Element(Element),
     /// Masquerades new flows that leave by the server's interface.
     Masquerade(Ip),
+    /// The tables that translate addresses go.
+    NoTranslation,
     /// All tables go.
     FlushRuleset,
     /// A link goes down.
@@ -260,6 +262,11 @@ impl Operation {
             Self::Masquerade(ip) => {
                 format!("ip{}tables-nft -t nat -A POSTROUTING -o $top -j MASQUERADE", ip.text())
             }
+            Self::NoTranslation => {
+                "for table in ip ip6 inet; do nft delete table $table nat 2>/dev/null || true; done; \
+                 nft delete table inet test-nat 2>/dev/null || true"
+                    .to_owned()
+            }
             Self::FlushRuleset => "nft flush ruleset".to_owned(),
             Self::Down(device) => format!("ip link set {} down", device.text()),
             Self::Flap(device) => format!("ip link set {} down; {}", device.text(), restored(*device)),
@@ -332,7 +339,9 @@ impl Operation {
                 let before = if value == "0" { "1" } else { "0" };
                 format!("echo {before} > /proc/sys/net/{key}")
             }
-            Self::FlushRuleset | Self::Flap(_) | Self::Undo(_) | Self::Agent(_) => ":".to_owned(),
+            Self::NoTranslation | Self::FlushRuleset | Self::Flap(_) | Self::Undo(_) | Self::Agent(_) => {
+                ":".to_owned()
+            }
         }
     }
 }
@@ -386,6 +395,7 @@ pub(super) fn any() -> impl Strategy<Value = Operation> {
         1 => select(Ip::ALL).prop_map(Operation::IptablesPolicy),
         5 => select(Element::ALL).prop_map(Operation::Element),
         2 => select(Ip::ALL).prop_map(Operation::Masquerade),
+        1 => Just(Operation::NoTranslation),
         1 => Just(Operation::FlushRuleset),
         2 => device().prop_map(Operation::Down),
         3 => device().prop_map(Operation::Flap),
