@@ -59,6 +59,19 @@ fn a_mark_set_in_the_forward_hook_and_asked_for_at_egress() {
     Sequence { operations, ..PLAIN }.assert_same_fate();
 }
 
+/// Seed 2123: offloaded packets come to chains behind the flowtable without their connection, which `ct state` calls invalid.
+#[test]
+fn chains_behind_the_flowtable_that_ask_for_the_connection() {
+    let chain = |family, hook| Chain { family, hook, priority: -150 };
+    for (attach, chain) in [
+        (Attach::Bridge, chain(TableFamily::Bridge, Hook::Postrouting)),
+        (Attach::Veth, chain(TableFamily::Netdev, Hook::EgressServer)),
+    ] {
+        let operations = vec![Operation::Rule(chain, Match::Invalid, Verdict::Drop)];
+        Sequence { attach, operations, ..PLAIN }.assert_same_fate();
+    }
+}
+
 /// Seed 316: where nobody translates any more, a stream of a masqueraded connection isn't helped into the flowtable, which would.
 #[test]
 fn a_masqueraded_flow_whose_rules_are_flushed() {

@@ -90,13 +90,14 @@ impl Watch {
         })
     }
 
-    /// Takes over what an earlier agent left attached: with the next [`follow`](Self::follow) its programs are replaced by ours, in
-    /// place.
+    /// Takes over what an earlier agent left attached: its programs are replaced by ours, in place, before the agent says that its
+    /// programs are there.
     pub fn take_over(&mut self, links: &LinkTable) {
         let wanted = self.look_at_all(links);
         for index in std::mem::take(&mut self.attached) {
-            if links.get(index).is_none() || !wanted.contains(&index) {
-                self.detach(index);
+            match links.get(index) {
+                Some(link) if wanted.contains(&index) => self.attach(link),
+                _ => self.detach(index),
             }
         }
     }

@@ -163,7 +163,7 @@ fn what_was_committed_is_observed() {
         let rules: Vec<_> = table.chains.iter().flat_map(|chain| &chain.rules).collect();
         assert!(rules.iter().all(|rule| rule.owner == Owner::Ours));
         let counters: Vec<_> = rules.iter().filter_map(|rule| rule.counter).collect();
-        assert_eq!(counters.iter().map(|counter| counter.packets).collect::<Vec<_>>(), [0; 4]);
+        assert_eq!(counters.iter().map(|counter| counter.packets).collect::<Vec<_>>(), [0; 7]);
 
         // And all of it can be taken apart again.
         let handle = table.chain(OwnChain::Base).expect("the base chain").rules[0].handle;

@@ -50,7 +50,7 @@ impl Class {
 /// Such a rule. Its JSON form is part of what `status -o json` prints.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Concern {
-    /// "inet", "ip" or "ip6"; "legacy" for a table of iptables-legacy.
+    /// "inet", "ip", "ip6", "netdev" or "bridge"; "legacy" for a table of iptables-legacy.
     pub family: &'static str,
     /// Its table.
     pub table: String,
@@ -256,6 +256,7 @@ impl Others {
                 }
             }
         }
+        concerns.extend(self.blind_chains());
         concerns
     }
 
@@ -268,9 +269,11 @@ impl Others {
     }
 }
 
-fn family_name(family: u8) -> &'static str {
+pub(super) fn family_name(family: u8) -> &'static str {
     match family {
         2 => "ip",
+        5 => "netdev",
+        7 => "bridge",
         10 => "ip6",
         _ => "inet",
     }

@@ -62,6 +62,7 @@ fn answers_are_sure_while_nobody_can_deny_them() {
             leads: Box::default(),
             asks_mark: false,
             asks_edits: false,
+            asks_connection: false,
         });
         chain
     };

@@ -1,6 +1,7 @@
 //! What the rules of others do to forwarded packets: their tables, chains and rules as compact data, and what follows for
 //! ours. Reads nothing itself; what it doesn't know counts as a rule that may deny.
 
+mod blind;
 pub mod concern;
 mod copy;
 pub mod deny;

@@ -22,6 +22,9 @@ const PASSED: [u32; 3] = [PREROUTING, FORWARD, POSTROUTING];
 const NETDEV_INGRESS: u32 = 0;
 const NETDEV_EGRESS: u32 = 1;
 const INET_INGRESS: u32 = 5;
+/// `NF_BR_LOCAL_OUT` and `NF_BR_POST_ROUTING` (include/uapi/linux/netfilter_bridge.h).
+const BRIDGE_OUTPUT: u32 = 3;
+const BRIDGE_POSTROUTING: u32 = 4;
 
 /// A table: its family (`NFPROTO_*`) and name.
 pub type TableKey = (u8, String);
@@ -182,6 +185,14 @@ impl Found<'_> {
 /// Whether offloaded packets pass a chain there, behind the flowtable.
 fn sees_offloaded(family: u8, base: &Base) -> bool {
     family == BRIDGE || family == NETDEV && base.hook == NETDEV_EGRESS
+}
+
+/// Whether packets that leave pass a chain there: offloaded ones come to it without their connection.
+pub(super) fn is_behind_flowtable(family: u8, base: &Base) -> bool {
+    match family {
+        BRIDGE => matches!(base.hook, BRIDGE_OUTPUT | BRIDGE_POSTROUTING),
+        _ => sees_offloaded(family, base),
+    }
 }
 
 /// Chains of type nat see a connection's first packet only, those of type route what this node sends itself.

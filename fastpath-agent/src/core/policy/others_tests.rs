@@ -14,6 +14,7 @@ fn rule(outcome: Outcome, established: Established) -> Rule {
         leads: Box::default(),
         asks_mark: false,
         asks_edits: false,
+        asks_connection: false,
     }
 }
 

@@ -95,6 +95,8 @@ pub struct Rule {
     pub asks_mark: bool,
     /// It asks for something that rules can edit: that, a priority, a header but for addresses and ports.
     pub asks_edits: bool,
+    /// It asks for something of the connection.
+    pub asks_connection: bool,
 }
 
 /// Packets that meet these conditions go to that chain.
@@ -162,11 +164,13 @@ impl Rule {
             leads: Box::default(),
             asks_mark: false,
             asks_edits: false,
+            asks_connection: false,
         };
         for expr in exprs {
             sorter.read(&expr, reader.is_of_state(&expr));
             rule.asks_mark |= asks_mark(&expr);
             rule.asks_edits |= asks_edits(&expr);
+            rule.asks_connection |= asks_connection(&expr);
             if let Some(outcome) = reader.read(expr) {
                 rule.outcome = outcome;
                 if rule.outcome != Outcome::Continue {
@@ -215,6 +219,16 @@ fn asks_mark(expr: &Expr<'_>) -> bool {
             | Expr::Ct { key: CT_MARK, .. }
             | Expr::Match { name: "mark" | "connmark", .. }
     )
+}
+
+fn asks_connection(expr: &Expr<'_>) -> bool {
+    const MATCHES: [&str; 7] =
+        ["connbytes", "connlabel", "connlimit", "connmark", "conntrack", "helper", "state"];
+    match expr {
+        Expr::Ct { .. } | Expr::Other { name: "connlimit" } => true,
+        Expr::Match { name, .. } => MATCHES.contains(name),
+        _ => false,
+    }
 }
 
 fn asks_edits(expr: &Expr<'_>) -> bool {

@@ -18,7 +18,7 @@ pub struct Cause {
 }
 
 /// Words of rules that want every packet.
-pub const EVERY_PACKET: [&str; 12] = [
+pub const EVERY_PACKET: [&str; 13] = [
     "limit",
     "quota",
     "queue",
@@ -31,12 +31,15 @@ pub const EVERY_PACKET: [&str; 12] = [
     "meter",
     HEADER,
     TIMEOUT,
+    CONNECTION,
 ];
 /// The word of rules that ask for what differs between packets of one flow: lengths, TTL, DSCP, TCP flags.
 const HEADER: &str = "header";
 /// The word of rules that give connections a timeout of their own, which the kernel forgets when it lets go of an offloaded
 /// flow. Their packets may well be new ones only.
 pub const TIMEOUT: &str = "timeout";
+/// The word of rules behind the flowtable that ask for the connection, which offloaded packets come without.
+pub const CONNECTION: &str = "connection";
 /// Words of rules that change by themselves.
 pub const CHANGING: [&str; 8] = ["set", "ipset", "time", "recent", "ct-mark", "realm", "legacy", "unknown"];
 /// Words of rules that decide over no packet's fate.

@@ -334,6 +334,12 @@ impl<'a> Run<'a> {
                     return Err(format!("a second agent ends well: {}", second.log().join("\n")));
                 }
             }
+            // Filters of others go with it.
+            AgentOperation::ClsactDeleted => {
+                for world in &self.worlds {
+                    drop(world.node.try_run("bash", &["-euc", operation.text()], ""));
+                }
+            }
             // Whether there was anything to damage is no matter.
             _ => drop(node.try_run("bash", &["-euc", operation.text()], "")),
         }
