@@ -201,7 +201,7 @@ fn what_cannot_concern_forwarding_is_left_alone() {
         "add rule inet local in tcp dport 22 drop",
         "add rule netdev early c udp dport 9 drop",
         "table inet unhooked { chain c { drop; }; }",
-        "delete table ip services",
+        "delete table inet unhooked",
     ] {
         node.nft(change);
         thread::sleep(Duration::from_millis(150));

@@ -9,7 +9,7 @@ use tracing::debug;
 
 use crate::{
     core::flow::connection::{Entry, Tuple},
-    kernel::{bpf::Pinned, conntrack::Conntrack},
+    kernel::{bpf::Pinned, conntrack::Conntrack, memory},
 };
 
 /// Connections that are handed over at once, and how often before the thread waits.
@@ -34,6 +34,8 @@ impl Search {
             if let Err(error) = search(&pin_path, &chunks) {
                 debug!(%error, "connections that crossed before the start aren't assisted");
             }
+            memory::give_back();
+            memory::drop_code();
         };
         let spawned = thread::Builder::new().name("old connections".to_owned()).spawn(search);
         spawned
