@@ -59,16 +59,19 @@ fn a_mark_set_in_the_forward_hook_and_asked_for_at_egress() {
     Sequence { operations, ..PLAIN }.assert_same_fate();
 }
 
-/// Seed 2123: offloaded packets come to chains behind the flowtable without their connection, which `ct state` calls invalid.
+/// Seed 2123: offloaded packets come to chains behind the flowtable without their connection, which `ct state` calls invalid. A
+/// chain may be older than the agent, and go.
 #[test]
 fn chains_behind_the_flowtable_that_ask_for_the_connection() {
     let chain = |family, hook| Chain { family, hook, priority: -150 };
-    for (attach, chain) in [
-        (Attach::Bridge, chain(TableFamily::Bridge, Hook::Postrouting)),
-        (Attach::Veth, chain(TableFamily::Netdev, Hook::EgressServer)),
+    for (attach, start_after, chain) in [
+        (Attach::Bridge, 0, chain(TableFamily::Bridge, Hook::Postrouting)),
+        (Attach::Veth, 1, chain(TableFamily::Netdev, Hook::EgressServer)),
     ] {
-        let operations = vec![Operation::Rule(chain, Match::Invalid, Verdict::Drop)];
-        Sequence { attach, operations, ..PLAIN }.assert_same_fate();
+        let rule = Operation::Rule(chain, Match::Invalid, Verdict::Drop);
+        let more = Operation::Rule(chain, Match::Others, Verdict::Drop);
+        let operations = vec![rule.clone(), more, Operation::Undo(Box::new(rule))];
+        Sequence { attach, start_after, operations, ..PLAIN }.assert_same_fate();
     }
 }
 

@@ -52,18 +52,7 @@ fn answers_are_sure_while_nobody_can_deny_them() {
     };
     let denies = |hook| {
         let mut chain = chain(hook, 0, &[]);
-        chain.rules.push(Rule {
-            handle: 1,
-            outcome: Outcome::Deny,
-            established: Established::Some,
-            traits: None,
-            lookups: None,
-            beside: Default::default(),
-            leads: Box::default(),
-            asks_mark: false,
-            asks_edits: false,
-            asks_connection: false,
-        });
+        chain.rules.push(Rule::asking_nothing(1, Outcome::Deny, Established::Some));
         chain
     };
     assert!(with(&[table(IPV4, "t", &[("c", chain(2, 0, &[])), ("input", denies(1))])]));

@@ -4,18 +4,7 @@ use super::*;
 use crate::core::policy::rule::{Established, Outcome};
 
 fn rule(outcome: Outcome, established: Established) -> Rule {
-    Rule {
-        handle: 1,
-        outcome,
-        established,
-        traits: None,
-        lookups: None,
-        beside: Default::default(),
-        leads: Box::default(),
-        asks_mark: false,
-        asks_edits: false,
-        asks_connection: false,
-    }
+    Rule::asking_nothing(1, outcome, established)
 }
 
 fn base(kind: &str, hook: u32, priority: i32) -> Chain {

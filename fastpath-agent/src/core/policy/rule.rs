@@ -149,15 +149,12 @@ pub enum Established {
 }
 
 impl Rule {
-    /// Reads a rule's expressions in order. `family` is its table's (`NFPROTO_*`).
-    pub fn new<'a>(family: u8, handle: u64, exprs: impl IntoIterator<Item = Expr<'a>>) -> Self {
-        let mut reader =
-            Reader { state: State::Unread, established: Established::All, lookups: Lookups::default() };
-        let mut sorter = Sorter::of_family(family);
-        let mut rule = Self {
+    /// A rule with nothing but a verdict.
+    pub(super) fn asking_nothing(handle: u64, outcome: Outcome, established: Established) -> Self {
+        Self {
             handle,
-            outcome: Outcome::Continue,
-            established: Established::All,
+            outcome,
+            established,
             traits: None,
             lookups: None,
             beside: Beside::default(),
@@ -165,7 +162,15 @@ impl Rule {
             asks_mark: false,
             asks_edits: false,
             asks_connection: false,
-        };
+        }
+    }
+
+    /// Reads a rule's expressions in order. `family` is its table's (`NFPROTO_*`).
+    pub fn new<'a>(family: u8, handle: u64, exprs: impl IntoIterator<Item = Expr<'a>>) -> Self {
+        let mut reader =
+            Reader { state: State::Unread, established: Established::All, lookups: Lookups::default() };
+        let mut sorter = Sorter::of_family(family);
+        let mut rule = Self::asking_nothing(handle, Outcome::Continue, Established::All);
         for expr in exprs {
             sorter.read(&expr, reader.is_of_state(&expr));
             rule.asks_mark |= asks_mark(&expr);
