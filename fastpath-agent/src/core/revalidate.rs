@@ -60,7 +60,9 @@ pub enum Subject<'a> {
         /// Its name.
         set: &'a str,
     },
-    /// A set, a stateful object, a flowtable.
+    /// A timeout for connections.
+    Timeout,
+    /// A set, another stateful object, a flowtable.
     Other,
 }
 
@@ -151,7 +153,7 @@ impl BaseChains {
                 // No rule can jump to a base chain, so only its own hook matters.
                 chains.get(*chain).map_or_else(|| any(chains), |passed| *passed == Passed::Yes)
             }),
-            Subject::Elements { .. } | Subject::Other => self.0.get(&key).is_none_or(any),
+            Subject::Elements { .. } | Subject::Timeout | Subject::Other => self.0.get(&key).is_none_or(any),
         }
     }
 }

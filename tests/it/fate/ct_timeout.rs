@@ -21,27 +21,54 @@ fn timeout(topology: &Topology) -> Option<u64> {
 /// whatever its own. So such flows are left out, whether or not later packets reach the rule that gives it, and others aren't.
 #[test]
 fn flows_with_a_timeout_of_their_own_keep_it() {
-    for rule in [
+    let rules = [
         "udp dport 7001 ct timeout set \"long\"",
         "ct state new ip saddr 10.1.0.2 udp dport 7001 ct timeout set \"long\"",
+        "ct state { new, untracked } udp dport 7001 ct timeout set \"long\"",
         "ct state established accept; udp dport 7001 ct timeout set \"long\"",
-    ] {
-        let topology = Topology::build(Layout { nat: Nat::Masquerade, ..Layout::default() });
-        topology.node.nft(&format!(
-            "table ip voip {{
-                ct timeout long {{ protocol udp; l3proto ip; policy = {{ unreplied : 600, replied : 600 }}; }}
-                chain c {{ type filter hook prerouting priority -150; {rule}; }}
-            }}",
-        ));
-        let _agent = Agent::start(&topology.node, &[]);
-        let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
-        let mut other = topology.open(Proto::Udp, Family::V4, 7002);
-        assert_eq!((flow.rounds(30), other.rounds(30)), (30, 30));
-        topology.assert_forwarded(&mut flow);
-        let left = timeout(&topology).expect("a flow on the normal path");
-        assert!((590..=600).contains(&left), "{rule}: {left} s");
-        topology.assert_accelerated(&mut other);
+        "ct state new jump voices",
+        "ct state vmap { new : jump voices, established : accept }",
+    ];
+    for (rule, older) in rules.iter().zip([true, false].iter().cycle()) {
+        kept_by(&format!("type filter hook prerouting priority -150; {rule};"), *older);
     }
+}
+
+/// Only a connection's first packet comes to chains of type nat.
+#[test]
+fn flows_with_a_timeout_that_a_nat_chain_gives_keep_it() {
+    for older in [true, false] {
+        kept_by("type nat hook prerouting priority -100; udp dport 7001 ct timeout set \"long\";", older);
+    }
+}
+
+/// `older`: the table is older than the agent. Else it is made beside it, its objects first.
+fn kept_by(chain: &str, older: bool) {
+    let table = "table ip voip {
+            ct timeout long { protocol udp; l3proto ip; policy = { unreplied : 600, replied : 600 }; }
+            chain voices { udp dport 7001 ct timeout set \"long\"; }
+        }";
+    let rules = format!("table ip voip {{\nchain c {{\n{chain}\n}}\n}}");
+    let topology = Topology::build(Layout { nat: Nat::Masquerade, ..Layout::default() });
+    let make = || {
+        topology.node.nft(table);
+        topology.node.nft(&rules);
+    };
+    if older {
+        make();
+    }
+    let _agent = Agent::start(&topology.node, &[]);
+    if !older {
+        make();
+        thread::sleep(Duration::from_millis(500));
+    }
+    let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
+    let mut other = topology.open(Proto::Udp, Family::V4, 7002);
+    assert_eq!((flow.rounds(30), other.rounds(30)), (30, 30));
+    topology.assert_forwarded(&mut flow);
+    let left = timeout(&topology).expect("a flow on the normal path");
+    assert!((590..=600).contains(&left), "{chain}, older: {older}: {left} s");
+    topology.assert_accelerated(&mut other);
 }
 
 /// Why: kindnet's rules take the flow, and it loses its timeout.

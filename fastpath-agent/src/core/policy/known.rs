@@ -161,7 +161,7 @@ impl Parts {
         };
         let may_be_read = || known.is_none_or(|known| known.is_to_read(&key)) || is_being_read();
         let counts = match subject {
-            Subject::Chain { hook: Some(_), .. } => true,
+            Subject::Chain { hook: Some(_), .. } | Subject::Timeout => true,
             Subject::Chain { name, .. } => {
                 chains.is_some_and(|chains| chains.get(name).is_some_and(|chain| chain.base.is_some()))
                     || may_be_read()

@@ -149,6 +149,7 @@ fn only_what_may_change_what_we_heed_is_read_again() {
         (deleted, [false, true, true]),
         (Subject::Table { gone: false }, [false; 3]),
         (Subject::Other, [false; 3]),
+        (Subject::Timeout, [true; 3]),
         (Subject::Elements { set: "s" }, [false; 3]),
     ] {
         let found = [&none, &input, &post].map(|known| counts(Some(known), None, subject));

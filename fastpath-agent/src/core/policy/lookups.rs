@@ -179,7 +179,7 @@ impl Rule {
         }
         self.established = established;
         if established == Established::None {
-            self.traits = None;
+            self.traits.take_if(|traits| !traits.gives_timeout());
         }
         lookups.map().map(Into::into)
     }

@@ -38,6 +38,8 @@ pub struct Chain {
     pub rules: Vec<Rule>,
     /// Maps that say where packets of established connections go from here.
     pub maps: BTreeSet<Box<str>>,
+    /// Its table has timeouts for connections, so it matters what becomes of the first packet of one.
+    pub sees_first: bool,
 }
 
 /// A base chain's place.
@@ -128,7 +130,9 @@ impl Others {
 
     /// Whether the rules of a chain have to be read, and of those that they lead to.
     pub fn is_read(family: u8, chain: &Chain) -> bool {
-        Self::counts(family, chain) || chain.base.as_ref().is_some_and(|base| sees_offloaded(family, base))
+        chain.sees_first
+            || Self::counts(family, chain)
+            || chain.base.as_ref().is_some_and(|base| sees_offloaded(family, base))
     }
 
     /// Whether it matters what the rules of a chain do, and of those that they lead to.

@@ -12,6 +12,9 @@ const NFTA_CHAIN_HOOK: u16 = 4;
 const NFTA_CHAIN_TYPE: u16 = 7;
 /// Of rules the chain, of elements the set.
 const SECOND_NAME: u16 = 2;
+const NFTA_OBJECT_TYPE: u16 = 3;
+/// `NFT_OBJECT_CT_TIMEOUT`.
+const CT_TIMEOUT: u32 = 7;
 const NFTA_HOOK_HOOKNUM: u16 = 1;
 const NFTA_HOOK_PRIORITY: u16 = 2;
 
@@ -44,7 +47,8 @@ pub(super) fn parse<'a>(message: &Message<'a>) -> Option<Notice<'a>> {
         libc::NFT_MSG_NEWRULE | libc::NFT_MSG_DELRULE => Subject::Rule { chain: text(&second?)? },
         libc::NFT_MSG_NEWSETELEM | libc::NFT_MSG_DELSETELEM => Subject::Elements { set: text(&second?)? },
         libc::NFT_MSG_NEWGEN => return None,
-        // Sets, objects, flowtables, and what later kernels may have.
+        libc::NFT_MSG_NEWOBJ if is_timeout(message) => Subject::Timeout,
+        // Sets, other objects, flowtables, and what later kernels may have.
         _ => Subject::Other,
     };
     Some(Notice { family: *message.payload().first()?, table: table?, subject })
@@ -61,6 +65,13 @@ fn hook<'a>(kind: &'a str, nla: &Attribute<'a>) -> Option<Hook<'a>> {
         }
     }
     Some(Hook { kind, number: number?, priority })
+}
+
+/// Whether an object is a timeout for connections.
+pub(super) fn is_timeout(object: &Message<'_>) -> bool {
+    let of_type =
+        |nla: Attribute<'_>| nla.kind() == NFTA_OBJECT_TYPE && *nla.value() == CT_TIMEOUT.to_be_bytes();
+    object.attributes().any(of_type)
 }
 
 /// A name, without its closing NUL. Names that aren't UTF-8 nobody's tools can write.

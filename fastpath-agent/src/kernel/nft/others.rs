@@ -54,6 +54,8 @@ mod nfta {
     pub(super) const LOOKUP_SREG: u16 = 2;
     pub(super) const LOOKUP_DREG: u16 = 3;
     pub(super) const LOOKUP_FLAGS: u16 = 5;
+    pub(super) const OBJECT_TABLE: u16 = 1;
+    pub(super) const OBJECT_TYPE: u16 = 3;
     pub(super) const ELEMENTS_TABLE: u16 = 1;
     pub(super) const ELEMENTS_SET: u16 = 2;
     pub(super) const DYNSET_SET_NAME: u16 = 1;
@@ -249,12 +251,21 @@ impl Nft {
 
     fn chains_of_others(&mut self) -> Result<(Others, bool), NftError> {
         let mut others = Others::default();
-        let complete = self.dump(libc::NFT_MSG_GETCHAIN, libc::NFPROTO_UNSPEC as u8, &[], |message| {
+        let mut complete = self.dump(libc::NFT_MSG_GETCHAIN, libc::NFPROTO_UNSPEC as u8, &[], |message| {
             let Some(family) = message.payload().first() else { return };
             if let Some((table, name, chain)) = chain(message)
                 && !Others::is_ours(*family, table)
             {
                 others.0.entry((*family, table.to_owned())).or_default().insert(name.to_owned(), chain);
+            }
+        })?;
+        let timeouts = [(nfta::OBJECT_TYPE, &CT_TIMEOUT.to_be_bytes()[..])];
+        complete &= self.dump_by(libc::NFT_MSG_GETOBJ, libc::NFPROTO_UNSPEC as u8, &timeouts, |message| {
+            let table = message.attributes().find(|nla| nla.kind() == nfta::OBJECT_TABLE);
+            if let (Some(family), Some(table)) = (message.payload().first(), table)
+                && let Some(chains) = others.0.get_mut(&(*family, text(&table).to_owned()))
+            {
+                chains.values_mut().for_each(|chain| chain.sees_first = true);
             }
         })?;
         Ok((others, complete))
@@ -269,15 +280,28 @@ impl Nft {
         names: &[(u16, &str)],
         each: impl FnMut(&Message<'_>),
     ) -> Result<bool, NftError> {
+        let names: Vec<_> =
+            names.iter().map(|(kind, name)| (*kind, [name.as_bytes(), &[0]].concat())).collect();
+        let names: Vec<_> = names.iter().map(|(kind, name)| (*kind, &name[..])).collect();
+        self.dump_by(kind, family, &names, each)
+    }
+
+    /// The same by attributes of any kind.
+    fn dump_by(
+        &mut self,
+        kind: i32,
+        family: u8,
+        by: &[(u16, &[u8])],
+        each: impl FnMut(&Message<'_>),
+    ) -> Result<bool, NftError> {
         const ATTRIBUTE_HEADER: usize = 4;
         let mut request = vec![0; HEADER_BYTES + FAMILY_HEADER_BYTES];
         request[HEADER_BYTES] = family;
-        for (kind, name) in names {
-            let length = ATTRIBUTE_HEADER + name.len() + 1;
+        for (kind, value) in by {
+            let length = ATTRIBUTE_HEADER + value.len();
             request.extend((length as u16).to_ne_bytes());
             request.extend(kind.to_ne_bytes());
-            request.extend(name.as_bytes());
-            request.push(0);
+            request.extend(*value);
             request.resize(request.len().next_multiple_of(4), 0);
         }
         let mut header = NetlinkHeader::default();

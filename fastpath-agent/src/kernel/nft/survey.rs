@@ -10,7 +10,7 @@ use nftnl_sys as sys;
 use super::{
     Nft, NftError,
     batch::NFT_MSG_GETFLOWTABLE,
-    notice,
+    notice::{self, is_timeout},
     object::{Chain, Flowtable, Object, Scratch, Table},
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
         model::TABLE,
         revalidate::BaseChains,
     },
-    kernel::nfnetlink::{Attribute, Completion, FAMILY_HEADER_BYTES, HEADER_BYTES, Message, u32_at},
+    kernel::nfnetlink::{Attribute, Completion, FAMILY_HEADER_BYTES, HEADER_BYTES, Message},
 };
 
 /// How often it is read again after a change in the midst of it.
@@ -107,19 +107,16 @@ fn ingress(chain: &Chain, table: &OtherTable, name: &str) -> Option<IngressChain
 impl Nft {
     /// Objects that give flows timeouts of their own: `ct timeout` of nftables with their table, and those of `nfct`.
     pub fn timeouts(&mut self) -> Result<Vec<String>, NftError> {
-        // NFTA_OBJ_TABLE, _NAME and _TYPE (enum nft_object_attributes), NFT_OBJECT_CT_TIMEOUT.
+        // NFTA_OBJ_TABLE and _NAME (enum nft_object_attributes).
         const TABLE: u16 = 1;
         const NAME: u16 = 2;
-        const TYPE: u16 = 3;
-        const CT_TIMEOUT: u32 = 7;
         let mut names = Vec::new();
         let text = |nla: &Attribute<'_>| {
             String::from_utf8_lossy(nla.value().strip_suffix(&[0]).unwrap_or_default()).into_owned()
         };
         self.dump_all(libc::NFT_MSG_GETOBJ, |message| {
             let find = |kind| message.attributes().find(|nla| nla.kind() == kind);
-            let is_timeout = find(TYPE).and_then(|nla| u32_at(nla.value(), 0)) == Some(CT_TIMEOUT.to_be());
-            if let (true, Some(table), Some(name)) = (is_timeout, find(TABLE), find(NAME)) {
+            if let (true, Some(table), Some(name)) = (is_timeout(message), find(TABLE), find(NAME)) {
                 names.push(format!("{} in table {}", text(&name), text(&table)));
             }
         })?;
