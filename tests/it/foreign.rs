@@ -68,6 +68,23 @@ fn takeover_adopts_it() {
     assert_eq!(table::listing(node), Some(listing));
 }
 
+/// Nobody can copy a rule without understanding it.
+#[test]
+fn rules_of_others_in_our_chain_stay_until_it_moves() {
+    let topology = Topology::routed();
+    let node = &topology.node;
+    let mut agent = Agent::start(node, &[]);
+    node.nft("add rule inet kindnet-fastpath kindnet-fastpath-chain udp dport 9999 counter");
+    agent.wait_for("holds things of others", SOON);
+    let stays = || table::listing(node).is_some_and(|listing| listing.contains("udp dport 9999"));
+    node.nft("table inet late { chain c { type filter hook forward priority 200; }\n}");
+    thread::sleep(Duration::from_secs(2));
+    assert!(stays());
+    node.nft("table inet later { chain c { type filter hook forward priority 400; udp dport 9 drop\n}\n}");
+    agent.wait_for("rules of others went with a chain", SOON);
+    assert!(!stays());
+}
+
 #[test]
 fn cleanup_leaves_it_alone() {
     let topology = Topology::routed();

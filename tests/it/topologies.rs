@@ -2,7 +2,7 @@
 //!
 //! `docs/interfaces.md` has the same in a table. Each test first shows that the set-up delivers without a flowtable.
 
-use std::fmt;
+use std::{fmt, thread, time::Duration};
 
 use fastpath_tests::{
     agent::Agent,
@@ -173,6 +173,31 @@ fn wireguard() {
 #[test]
 fn tun() {
     verify(Attach::Tun, &OWN_INTERFACE);
+}
+
+#[test]
+fn pppoe() {
+    verify(Attach::Pppoe, &TRANSPARENT);
+}
+
+/// The flowtable's hook below would take packets before they get to the ppp interface.
+#[test]
+fn pppoe_with_a_filter_at_the_ppp_interface() {
+    let topology = Topology::build(Layout { attach: Attach::Pppoe, ..Layout::default() });
+    let _agent = Agent::start(&topology.node, &[]);
+    let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
+    topology.assert_becomes_accelerated(&mut flow);
+    topology.node.nft(
+        "table netdev edge { chain c { type filter hook ingress device ppp0 priority -10; udp sport 7002 drop; }\n}",
+    );
+    thread::sleep(Duration::from_millis(1500));
+    topology.assert_becomes_accelerated(&mut flow);
+    let mut other = topology.open(Proto::Udp, Family::V4, 7003);
+    assert_eq!(other.rounds(50), 50);
+    topology.node.nft("add rule netdev edge c udp sport 7003 drop");
+    thread::sleep(Duration::from_millis(1500));
+    assert_eq!(other.rounds(20), 0, "an answer that the chain drops arrives");
+    topology.assert_becomes_accelerated(&mut flow);
 }
 
 #[test]

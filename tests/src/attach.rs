@@ -33,6 +33,8 @@ pub enum Attach {
     WireGuard,
     /// A tun device on both ends, whose packets socat carries over UDP.
     Tun,
+    /// PPP over Ethernet, with no negotiation, as the kernel has it. Takes a kernel with PPP.
+    Pppoe,
     /// ESP in tunnel mode by policy, with no device of its own.
     XfrmTunnel,
     /// ESP in tunnel mode through an xfrm interface.
@@ -113,6 +115,11 @@ const NODE_WG: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
 const SERVER_WG: &str = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
 
 impl Attach {
+    /// Somebody who runs as long as they do makes the devices.
+    pub fn is_carried(self) -> bool {
+        matches!(self, Self::Tun | Self::Pppoe)
+    }
+
     /// How to set it up.
     pub fn recipe(self) -> Recipe {
         match self {
@@ -224,6 +231,7 @@ impl Attach {
                 ..PLAIN
             },
             Self::Tun => Recipe { uppers: &["tun0"], server_dev: "tun0", underlay: true, ..PLAIN },
+            Self::Pppoe => Recipe { uppers: &["ppp0"], server_dev: "ppp0", ipv6: false, ..PLAIN },
             Self::XfrmTunnel => Recipe { both: ESP_TUNNEL, underlay: true, ipv6: false, ..PLAIN },
             Self::XfrmInterface => Recipe {
                 both: ESP_INTERFACE,

@@ -79,3 +79,51 @@ pub(crate) fn set_ip_options(socket: &impl AsFd, options: &[u8]) -> io::Result<(
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+
+/// Opens one end of a PPPoE session and makes a ppp interface of it, in the network namespace of the thread. Both last as long as
+/// what is returned. There is no negotiation: both ends know what they would agree on.
+pub(crate) fn pppoe(session: u16, peer: [u8; 6], device: &str) -> io::Result<[OwnedFd; 3]> {
+    // include/uapi/linux/if_pppox.h, linux/ppp-ioctl.h, linux/ppp_defs.h.
+    const PX_PROTO_OE: libc::c_int = 0;
+    const GET_CHANNEL: libc::c_ulong = 0x8004_7437;
+    const ATTACH_CHANNEL: libc::c_ulong = 0x4004_7438;
+    const CONNECT: libc::c_ulong = 0x4004_743a;
+    const NEW_UNIT: libc::c_ulong = 0xc004_743e;
+    const SET_PROTOCOL_MODE: libc::c_ulong = 0x4008_744b;
+    const PPP_IP: u32 = 0x21;
+    const PASS: u32 = 0;
+    // struct sockaddr_pppox, packed: family, protocol, session, the peer's MAC address, the device's name.
+    let mut address = [0_u8; 30];
+    address[..2].copy_from_slice(&(libc::AF_PPPOX as u16).to_ne_bytes());
+    address[6..8].copy_from_slice(&session.to_be_bytes());
+    address[8..14].copy_from_slice(&peer);
+    address[14..14 + device.len()].copy_from_slice(device.as_bytes());
+
+    // SAFETY: no pointers.
+    let socket = check(unsafe { libc::socket(libc::AF_PPPOX, libc::SOCK_STREAM, PX_PROTO_OE) })?;
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    // SAFETY: the address is as the kernel defines it and outlives the call.
+    check(unsafe { libc::connect(socket.as_raw_fd(), address.as_ptr().cast(), address.len() as u32) })?;
+    let open = || {
+        Ok::<_, io::Error>(OwnedFd::from(
+            std::fs::OpenOptions::new().read(true).write(true).open("/dev/ppp")?,
+        ))
+    };
+    let (channel, unit) = (open()?, open()?);
+    let ioctl = |fd: &OwnedFd, request, argument: &mut [u32; 2]| {
+        // SAFETY: the kernel reads and writes 8 bytes there at most.
+        check(unsafe { libc::ioctl(fd.as_raw_fd(), request, argument.as_mut_ptr()) }).map(drop)
+    };
+    let (mut channel_number, mut unit_number) = ([0; 2], [u32::MAX, 0]);
+    ioctl(&socket, GET_CHANNEL, &mut channel_number)?;
+    ioctl(&channel, ATTACH_CHANNEL, &mut channel_number)?;
+    ioctl(&unit, NEW_UNIT, &mut unit_number)?;
+    ioctl(&channel, CONNECT, &mut unit_number)?;
+    ioctl(&unit, SET_PROTOCOL_MODE, &mut [PPP_IP, PASS])?;
+    Ok([socket, channel, unit])
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}

@@ -105,6 +105,15 @@ impl Netns {
         self.feed("nft", &["-f", "-"], script);
     }
 
+    /// An interface's Ethernet address.
+    #[track_caller]
+    pub fn mac(&self, device: &str) -> [u8; 6] {
+        let text = self.output("ip", &["-brief", "link", "show", device]);
+        let bytes = text.split_whitespace().nth(2).unwrap_or_default().split(':');
+        let bytes: Vec<u8> = bytes.filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+        bytes.try_into().unwrap_or_else(|_| panic!("no Ethernet address in {text}"))
+    }
+
     /// Writes a sysctl, named by its path below `/proc/sys`.
     #[track_caller]
     pub fn sysctl(&self, key: &str, value: &str) {

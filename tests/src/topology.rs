@@ -5,12 +5,14 @@
 use std::{
     fmt::Write,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::OwnedFd,
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
 use crate::{
     attach::{Attach, NODE_UNDERLAY, Recipe, SERVER_UNDERLAY},
+    kernel,
     netns::Netns,
     path, wait_until,
 };
@@ -96,6 +98,7 @@ pub struct Topology {
     /// How the server is attached.
     pub attach: Attach,
     relays: Vec<Child>,
+    sessions: Vec<[OwnedFd; 3]>,
 }
 
 impl Topology {
@@ -134,7 +137,8 @@ impl Topology {
                 number: number as u16,
             })
             .collect();
-        let mut topology = Self { node, pods, attach: layout.attach, relays: Vec::new() };
+        let mut topology =
+            Self { node, pods, attach: layout.attach, relays: Vec::new(), sessions: Vec::new() };
         topology.connect();
         topology
     }
@@ -159,7 +163,7 @@ impl Topology {
         let top = recipe.uppers.last().copied().unwrap_or("s0");
         let addresses_on_top = addresses(top, 2, 1, recipe.ipv6);
         // Devices that only the steps below make or switch on get their addresses after them.
-        let early = recipe.node_steps.is_empty() && self.attach != Attach::Tun;
+        let early = recipe.node_steps.is_empty() && !self.attach.is_carried();
         if early {
             node += &addresses_on_top;
         }
@@ -171,15 +175,17 @@ impl Topology {
                 pod.set_up();
             }
         }
-        if self.attach == Attach::Tun {
-            self.start_relays();
+        match self.attach {
+            Attach::Tun => self.start_relays(),
+            Attach::Pppoe => self.start_sessions(),
+            _ => {}
         }
         run_steps(&self.node, recipe.node_steps);
         run_steps(&self.server().ns, recipe.server_steps);
         if !early {
             self.node.ip(&addresses_on_top);
         }
-        if !recipe.server_steps.is_empty() || self.attach == Attach::Tun {
+        if !recipe.server_steps.is_empty() || self.attach.is_carried() {
             self.server().ns.ip(&server_addresses(&recipe));
         }
     }
@@ -190,10 +196,22 @@ impl Topology {
             writeln!(batch, "address add {SERVER_UNDERLAY}/24 dev eth0").expect("string");
         }
         batch += &fill_in(recipe.both, false);
-        if recipe.server_steps.is_empty() && self.attach != Attach::Tun {
+        if recipe.server_steps.is_empty() && !self.attach.is_carried() {
             batch += &server_addresses(recipe);
         }
         batch
+    }
+
+    /// Both ends of a PPPoE session.
+    fn start_sessions(&mut self) {
+        let ends = [(&self.node, "s0"), (&self.server().ns, "eth0")];
+        let [node, server] = ends.map(|(ns, device)| ns.mac(device));
+        let sessions = [(ends[0], server), (ends[1], node)].map(|((ns, device), peer)| {
+            let session = ns.run(|| kernel::pppoe(7, peer, device)).expect("PPPoE: the kernel needs PPP");
+            ns.ip("link set ppp0 mtu 1492 up\n");
+            session
+        });
+        self.sessions = sessions.into();
     }
 
     /// A tun device on both ends; socat carries its packets over UDP between the ends of the pair.

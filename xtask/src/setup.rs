@@ -165,7 +165,7 @@ struct Missing {
 
 /// Installs what any command needs.
 pub(crate) fn everything() -> Result<()> {
-    let kernels = kernels::wanted(&[])?;
+    let kernels = kernels::all()?;
     ensure(&[Need::Build, Need::Lint, Need::Host, Need::Guest(&kernels), Need::Package, Need::PackageTrial])
 }
 

@@ -66,6 +66,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let package = options.tier.contains(&Tier::Package);
     let twin = options.tier.contains(&Tier::Twin);
     let wanted = kernels::wanted(&options.kernel)?;
+    // Those with tests of their own as well.
+    let mut guests = if options.kernel.is_empty() { kernels::all()? } else { wanted.clone() };
     let mut needs = vec![Need::Build];
     if has(Tier::Lint) {
         needs.push(Need::Lint);
@@ -73,7 +75,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if has(Tier::Host) {
         needs.push(Need::Host);
     }
-    if has(Tier::Guest) || has(Tier::Bench) || package || twin {
+    if has(Tier::Guest) && options.filter.is_empty() {
+        needs.push(Need::Guest(&guests));
+    } else if has(Tier::Guest) || has(Tier::Bench) || package || twin {
         needs.push(Need::Guest(&wanted));
     }
     if package {
@@ -106,7 +110,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
                 counts.check(image::check(&image));
             }
             let there = tests.filtered(|name| !name.starts_with(ONLY_HERE));
-            counts.add(&fleet::run(&wanted, binaries, &image, &there, limit, options.kvm)?);
+            let all = kernels::all()?;
+            guests.retain(|kernel| there.names.iter().any(|name| kernel.runs(name, &all)));
+            setup::ensure(&[Need::Guest(&guests)])?;
+            counts.add(&fleet::run(&guests, binaries, &image, &there, limit, options.kvm)?);
         }
     }
     // Without a filter, since they have no single tests.

@@ -23,6 +23,8 @@ pub struct Surroundings {
     pub unguessed: Vec<RouteRule>,
     /// Interfaces where others look at packets that come in: filters, programs or netdev chains at ingress.
     pub inspected: BTreeSet<IfIndex>,
+    /// Interfaces that carry PPPoE sessions; which of them carries which ppp interface, nobody says.
+    pub pppoe: BTreeSet<IfName>,
     /// An answer that nobody has seen would be accepted, and would take the way that routing has for it: no rule of others
     /// can deny a packet of an established connection in a hook that offloaded packets skip, and no policy rule selects by
     /// marks, which such an answer may get. False where that isn't known.
@@ -42,12 +44,13 @@ impl Surroundings {
             denying_postrouting,
             unguessed,
             inspected,
+            pppoe,
             sure_of_answers: _,
             translates: _,
             rules: _,
         } = self;
         (last_forward, denying_postrouting) == (&other.last_forward, &other.denying_postrouting)
-            && (unguessed, inspected) == (&other.unguessed, &other.inspected)
+            && (unguessed, inspected, pppoe) == (&other.unguessed, &other.inspected, &other.pppoe)
     }
 }
 

@@ -340,10 +340,18 @@ impl<R: Ruleset> Reconciler<R> {
             if !self.assisted.is_empty() {
                 ops.push(Op::AddAssisted { ids: self.assisted.clone(), timeout_ms: LISTED_MS });
             }
+            let going = observed.table.as_ref().map(|t| diff::rules_that_go(t, &ops)).unwrap_or_default();
             debug!(plan = %Plan(&ops), "committing");
             match self.ruleset.commit(&ops, observed.generation) {
                 Ok(generation) => {
                     commits += 1;
+                    if !going.is_empty() {
+                        warn!(
+                            rules = going.join(", "),
+                            "rules of others went with a chain of table {TABLE} that had to move: put them into a table of \
+                             their own"
+                        );
+                    }
                     self.assisted.clear();
                     self.known.clear();
                     self.offers_when_emptied = None;

@@ -85,7 +85,16 @@ pub fn read(known: &mut Known, ask: &Ask) -> Report {
         );
     }
     read_programs(known, ask, &mut report);
+    known.pppoe = if ask.uppers.is_empty() { BTreeSet::new() } else { pppoe_carriers() };
     report
+}
+
+/// Interfaces that carry PPPoE sessions of this network namespace; none where the kernel has no PPPoE. A line each: session,
+/// peer's MAC address, interface (`pppoe_seq_show`, drivers/net/ppp/pppoe.c).
+fn pppoe_carriers() -> BTreeSet<IfName> {
+    let text = fs::read("/proc/self/net/pppoe").unwrap_or_default();
+    let lines = text.split(|byte| *byte == b'\n').skip(1);
+    lines.filter_map(|line| IfName::from_bytes(line.rsplit(|byte| *byte == b' ').next()?)).collect()
 }
 
 /// Reads all of it once, for somebody who doesn't follow it.

@@ -45,6 +45,7 @@ pub(crate) fn run(
 ) -> Result<Counts> {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let guests = (processors / wanted.len().max(1)).clamp(1, MOST_GUESTS).min(tests.names.len());
+    let all = kernels::all()?;
     let mut jobs = Vec::new();
     for wanted in wanted {
         let kernel = kernels::cached(wanted)?.context("set-up has fetched the kernel")?;
@@ -53,7 +54,8 @@ pub(crate) fn run(
         extra.tree("usr/share/fastpath/deploy", &workspace::root().join("deploy"))?;
         let own = directory().join(format!("{}-tests", kernel.name));
         let initramfs = assemble(&kernel, &own, binaries, extra)?;
-        let queue = Mutex::new(tests.names.iter().cloned().collect());
+        let queue: VecDeque<_> = tests.names.iter().filter(|name| wanted.runs(name, &all)).cloned().collect();
+        let queue = Mutex::new(queue);
         jobs.push(Job { kernel, initramfs, queue });
     }
     // Its clock stands still while the guest has no processor of this machine's, and waiting takes no time: how busy this machine is

@@ -24,6 +24,17 @@ pub(crate) struct Wanted {
     pub(crate) name: String,
     /// The pattern of the Debian package's name, as `apt-cache search` takes it.
     package: String,
+    /// How the names of the only tests begin that run on it; without any all do that no other kernel has for itself.
+    #[serde(default)]
+    only: Vec<String>,
+}
+
+impl Wanted {
+    /// Whether a test runs on this kernel, of `all` that there are.
+    pub(crate) fn runs(&self, test: &str, all: &[Self]) -> bool {
+        let named = |kernel: &Self| kernel.only.iter().any(|prefix| test.starts_with(prefix));
+        if self.only.is_empty() { !all.iter().any(named) } else { named(self) }
+    }
 }
 
 /// A kernel that is in the cache.
@@ -37,12 +48,18 @@ pub(crate) struct Kernel {
     pub(crate) modules: PathBuf,
 }
 
-/// All kernels of tests/kernels.toml, or those that are named.
-pub(crate) fn wanted(names: &[String]) -> Result<Vec<Wanted>> {
+/// All kernels of tests/kernels.toml.
+pub(crate) fn all() -> Result<Vec<Wanted>> {
     let path = workspace::root().join("tests/kernels.toml");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let all = toml::from_str::<File>(&text).context("tests/kernels.toml")?.kernel;
+    Ok(toml::from_str::<File>(&text).context("tests/kernels.toml")?.kernel)
+}
+
+/// The kernels of tests/kernels.toml that run all that has no kernel of its own, or those that are named.
+pub(crate) fn wanted(names: &[String]) -> Result<Vec<Wanted>> {
+    let mut all = all()?;
     if names.is_empty() {
+        all.retain(|kernel| kernel.only.is_empty());
         return Ok(all);
     }
     names

@@ -146,9 +146,10 @@ pub fn not_for_xdp(link: &Link) -> Option<NotForXdp> {
     }
 }
 
-/// Interfaces that hand up packets of others.
+/// Interfaces that hand up packets of others. Those of kind ppp may.
 pub fn uppers(links: &super::table::LinkTable) -> BTreeMap<IfIndex, crate::core::model::IfName> {
-    let indices: BTreeSet<IfIndex> = lower_links(links.iter()).into_keys().collect();
+    let mut indices: BTreeSet<IfIndex> = lower_links(links.iter()).into_keys().collect();
+    indices.extend(links.iter().filter(|link| link.kind.as_deref() == Some("ppp")).map(|link| link.index));
     indices.into_iter().filter_map(|index| Some((index, links.get(index)?.name.clone()))).collect()
 }
 

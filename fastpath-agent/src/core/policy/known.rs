@@ -40,6 +40,8 @@ pub struct Known {
     pub route_rules: Option<RouteRules>,
     /// Interfaces that hand up packets of others: those that matter, since a flowtable's hook may be below them.
     pub uppers: BTreeMap<IfIndex, Upper>,
+    /// Interfaces that carry PPPoE sessions.
+    pub pppoe: BTreeSet<IfName>,
 }
 
 /// An interface on top of others.
@@ -84,6 +86,7 @@ impl Known {
                 .filter(|(_, upper)| is_inspected(upper))
                 .map(|(index, _)| *index)
                 .collect(),
+            pppoe: self.pppoe.clone(),
             rules: self.rules(ignored),
         }
     }

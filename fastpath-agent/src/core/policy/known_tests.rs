@@ -31,6 +31,7 @@ fn read() -> Known {
         ends_leave: true,
         route_rules: Some(RouteRules::default()),
         uppers: BTreeMap::new(),
+        pppoe: BTreeSet::new(),
     }
 }
 
@@ -99,6 +100,7 @@ fn what_cannot_be_read_is_the_worst_that_could_be() {
         denying_postrouting,
         unguessed,
         inspected,
+        pppoe: _,
         rules,
         sure_of_answers,
         translates,

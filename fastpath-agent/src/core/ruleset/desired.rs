@@ -204,20 +204,25 @@ fn after(priority: Option<i32>) -> i32 {
     priority.map_or(i32::MIN, |priority| priority.saturating_add(1))
 }
 
-/// Managed links that carry a VLAN on which others look at what comes in, at any depth. The flowtable's hook on the carrier
-/// would take packets before they get there, so the VLAN's own does the work.
+/// Managed links that carry a VLAN or a ppp interface on which others look at what comes in, at any depth. The flowtable's hook
+/// on the carrier would take packets before they get there, so the upper one's own does the work.
 fn carriers(policy: &Policy, managed: &BTreeMap<IfIndex, &Link>) -> BTreeSet<IfIndex> {
     let mut carriers = BTreeSet::new();
-    for index in &policy.surroundings.inspected {
-        let mut upper = managed.get(index);
-        while let Some(lower) = upper.filter(|link| is_vlan(link)).and_then(|link| link.lower) {
-            if !carriers.insert(lower) {
-                break;
+    let mut uppers: Vec<IfIndex> = policy.surroundings.inspected.iter().copied().collect();
+    while let Some(upper) = uppers.pop().and_then(|index| managed.get(&index)) {
+        let of_ppp = |lower: &&&Link| is_ppp(upper) && policy.surroundings.pppoe.contains(&lower.name);
+        let of_vlan = upper.lower.filter(|_| is_vlan(upper));
+        for lower in managed.values().filter(of_ppp).map(|lower| lower.index).chain(of_vlan) {
+            if carriers.insert(lower) {
+                uppers.push(lower);
             }
-            upper = managed.get(&lower);
         }
     }
     carriers
+}
+
+fn is_ppp(link: &Link) -> bool {
+    link.kind.as_deref() == Some("ppp")
 }
 
 fn is_vlan(link: &Link) -> bool {

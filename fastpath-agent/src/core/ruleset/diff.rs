@@ -369,16 +369,27 @@ pub fn foreign_objects(table: &ObservedTable) -> Vec<String> {
     let (ours, foreign): (Vec<_>, Vec<_>) = table.chains.iter().partition(is_ours);
     let flowtables = table.flowtables.iter().map(|f| &f.name).filter(|name| *name != FLOWTABLE);
     let sets = table.sets.iter().map(|s| &s.name).filter(|name| OwnSet::named(name).is_none());
-    let rules = ours.into_iter().flat_map(|chain| {
-        let foreign = chain.rules.iter().filter(|r| r.owner == Owner::Foreign);
-        foreign.map(|r| format!("rule with handle {} in chain {}", r.handle, chain.name))
-    });
+    let rules = ours.into_iter().flat_map(foreign_rules);
     flowtables
         .map(|name| format!("flowtable {name}"))
         .chain(foreign.into_iter().map(|chain| format!("chain {}", chain.name)))
         .chain(sets.map(|name| format!("set {name}")))
         .chain(rules)
         .collect()
+}
+
+fn foreign_rules(chain: &ObservedChain) -> impl Iterator<Item = String> {
+    let foreign = chain.rules.iter().filter(|r| r.owner == Owner::Foreign);
+    foreign.map(|r| format!("rule with handle {} in chain {}", r.handle, chain.name))
+}
+
+/// Rules of others that go with our chains by these operations: a chain that moves is made anew.
+pub fn rules_that_go(table: &ObservedTable, ops: &[Op]) -> Vec<String> {
+    let chains = ops.iter().filter_map(|op| match op {
+        Op::DeleteChain(chain) => table.chain(*chain),
+        _ => None,
+    });
+    chains.flat_map(foreign_rules).collect()
 }
 
 /// `observed` after `ops` were committed, where that can be told: for operations on devices and indices.

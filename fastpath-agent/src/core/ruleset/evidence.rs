@@ -220,14 +220,17 @@ mod tests {
     #[test]
     fn what_carries_an_inspected_vlan_is_left_out() {
         let vlan = |index, lower| Link { lower: Some(IfIndex(lower)), ..link(index, "vlan") };
-        let links = [link(1, "veth"), vlan(2, 1), vlan(3, 2), link(4, "veth")];
+        let links = [link(1, "veth"), vlan(2, 1), vlan(3, 2), link(4, "veth"), link(5, "ppp")];
+        let pppoe: std::collections::BTreeSet<_> = [links[2].name.clone()].into();
         let devices = |inspected: &[u32]| {
             let inspected = inspected.iter().copied().map(IfIndex).collect();
-            let table = table(&links, Surroundings { inspected, ..Surroundings::default() });
+            let pppoe = pppoe.clone();
+            let table = table(&links, Surroundings { inspected, pppoe, ..Surroundings::default() });
             table.devices.keys().map(|index| index.0).collect::<Vec<_>>()
         };
-        assert_eq!(devices(&[]), [1, 2, 3, 4]);
-        assert_eq!(devices(&[3]), [3, 4]);
-        assert_eq!(devices(&[2, 4]), [2, 3, 4], "a veth's peer isn't what carries it");
+        assert_eq!(devices(&[]), [1, 2, 3, 4, 5]);
+        assert_eq!(devices(&[3]), [3, 4, 5]);
+        assert_eq!(devices(&[2, 4]), [2, 3, 4, 5], "a veth's peer isn't what carries it");
+        assert_eq!(devices(&[5]), [4, 5], "the session's VLAN, and what is below");
     }
 }
