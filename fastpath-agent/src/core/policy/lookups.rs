@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     expr::Verdict,
+    moments::{self, Read},
     rule::{ESTABLISHED, Established, Lead, Outcome, Rule, outcome},
 };
 use crate::core::ruleset::{
@@ -19,6 +20,8 @@ pub struct Lookups {
     state: Option<(Box<str>, bool)>,
     /// The verdict, in this map; whether by the connection's state.
     verdict: Option<(Box<str>, bool)>,
+    /// The clock, in this set.
+    clock: Option<(Box<str>, Read)>,
     /// Which packets match if the state is as asked.
     established: Option<Established>,
     /// What packets meet that come to the map, and what fills the register with its key, if that can be copied.
@@ -38,6 +41,8 @@ pub struct Elements {
     keys: BTreeMap<Box<str>, Vec<Box<[u8]>>>,
     /// They are beginnings and ends of intervals.
     intervals: bool,
+    /// All keys, as long as they aren't more than are followed by the clock.
+    all: Option<Vec<Box<[u8]>>>,
 }
 
 impl Lookups {
@@ -56,13 +61,17 @@ impl Lookups {
         self.lead = (conditions, key);
     }
 
+    pub(super) fn asks_by_clock(&mut self, set: Option<(Box<str>, Read)>) {
+        self.clock = set;
+    }
+
     pub(super) fn asks_a_map(&self) -> bool {
         self.verdict.is_some()
     }
 
     /// Nothing if nothing is looked up. Until it is known, some packets match.
     pub(super) fn boxed(mut self, established: &mut Established) -> Option<Box<Self>> {
-        let any = self.state.is_some() || self.verdict.is_some();
+        let any = self.state.is_some() || self.verdict.is_some() || self.clock.is_some();
         if !any || *established == Established::None {
             return None;
         }
@@ -72,7 +81,8 @@ impl Lookups {
 
     /// Names of the sets and maps.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.state.iter().chain(&self.verdict).map(|(name, _)| &**name)
+        let of_clock = self.clock.iter().map(|(name, _)| &**name);
+        self.state.iter().chain(&self.verdict).map(|(name, _)| &**name).chain(of_clock)
     }
 
     /// The map that says where packets go, and may say something else at any time.
@@ -84,12 +94,16 @@ impl Lookups {
 impl Elements {
     /// Of a set or map, whose elements may be beginnings and ends of `intervals`.
     pub fn new(intervals: bool) -> Self {
-        Self { intervals, ..Self::default() }
+        Self { intervals, all: Some(Vec::new()), ..Self::default() }
     }
 
     /// Takes note of an element. A key of no bytes stands for all others.
     pub fn add(&mut self, key: &[u8], verdict: Option<Verdict<'_>>) {
         let said = verdict.map_or(Outcome::Continue, outcome);
+        if let Some(all) = &mut self.all {
+            all.push(key.into());
+        }
+        self.all.take_if(|all| all.len() > moments::MOST);
         if key.is_empty() {
             self.otherwise = Some(said.clone());
         } else if *key == ESTABLISHED.to_ne_bytes() {
@@ -176,6 +190,11 @@ impl Rule {
                 }
                 None => established = Established::Some,
             }
+        }
+        if let (Some((set, clock)), Some(traits)) = (&lookups.clock, &mut self.traits) {
+            let keys = elements(set).and_then(|elements| elements.all.as_ref());
+            let keys = keys.map(|keys| keys.iter().filter(|key| !key.is_empty()).map(|key| &**key));
+            traits.when.look_up(*clock, keys);
         }
         self.established = established;
         if established == Established::None {

@@ -28,6 +28,8 @@ const BRIDGE_POSTROUTING: u32 = 4;
 
 /// A table: its family (`NFPROTO_*`) and name.
 pub type TableKey = (u8, String);
+/// A set, by its table and name.
+pub type SetKey = (TableKey, Box<str>);
 
 /// A chain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,6 +40,8 @@ pub struct Chain {
     pub rules: Vec<Rule>,
     /// Maps that say where packets of established connections go from here.
     pub maps: BTreeSet<Box<str>>,
+    /// Sets that its rules ask and whose elements run out; only netlink puts them in.
+    pub expiring: BTreeSet<Box<str>>,
 }
 
 /// A base chain's place.
@@ -129,6 +133,13 @@ impl Others {
     /// Whether the rules of a chain have to be read, and of those that they lead to.
     pub fn is_read(family: u8, chain: &Chain) -> bool {
         Self::counts(family, chain) || chain.base.as_ref().is_some_and(|base| sees_offloaded(family, base))
+    }
+
+    /// Sets whose elements run out, and on which the verdicts of rules hang.
+    pub fn expiring(&self) -> impl Iterator<Item = SetKey> + '_ {
+        self.0.iter().flat_map(|(table, chains)| {
+            chains.values().flat_map(|chain| &chain.expiring).map(|set| (table.clone(), set.clone()))
+        })
     }
 
     /// Whether it matters what the rules of a chain do, and of those that they lead to.

@@ -4,6 +4,7 @@
 use super::{
     copy::Copier,
     expr::Expr,
+    moments::{ClockReader, Read, When, is_clock},
     varying::{Beside, Said, Varying},
 };
 use crate::core::ruleset::{conditions::Conditions, expr::Expr as Instruction};
@@ -67,6 +68,8 @@ pub struct Traits {
     pub header: Option<Cause>,
     /// It changes by itself or unannounced.
     pub changing: Option<Cause>,
+    /// When it does.
+    pub when: When,
     /// It only marks, logs or edits packets.
     pub passive: Option<Cause>,
     /// Named sets that it asks, each with the number of conditions in front of it.
@@ -86,7 +89,9 @@ pub struct Traits {
 pub enum SetKind {
     /// It changes by netlink only, which is announced.
     Static,
-    /// Elements run out, or packets put them in.
+    /// Elements run out, and only netlink puts them in.
+    Expiring,
+    /// Packets put elements in.
     Changing,
     /// Its elements have limits or quotas.
     Meters,
@@ -119,7 +124,14 @@ impl Traits {
         for (set, before) in std::mem::take(&mut self.sets) {
             match kind(&set) {
                 SetKind::Static => {}
-                SetKind::Changing => drop(self.changing.get_or_insert(Cause { word: "set", detail: set })),
+                SetKind::Expiring => {
+                    self.when.sets.insert(set.clone());
+                    self.changing.get_or_insert(Cause { word: "set", detail: set });
+                }
+                SetKind::Changing => {
+                    self.when.anytime = true;
+                    self.changing.get_or_insert(Cause { word: "set", detail: set });
+                }
                 SetKind::Meters if self.every_packet.is_none() => {
                     self.conditions.0.truncate(before);
                     self.every_packet = Some(Cause { word: "meter", detail: set });
@@ -142,6 +154,8 @@ pub(super) struct Sorted {
     pub(super) key: Option<Vec<Instruction>>,
     /// Only packets match it that take the normal path anyway.
     pub(super) beside: Beside,
+    /// A set that the clock is looked up in.
+    pub(super) clock: Option<(Box<str>, Read)>,
 }
 
 /// Reads a rule's expressions in order.
@@ -149,6 +163,7 @@ pub(super) struct Sorter {
     traits: Traits,
     copier: Copier,
     varying: Varying,
+    clock: ClockReader,
     beside: Beside,
     /// Expressions of the condition that the table's family is.
     of_family: usize,
@@ -160,7 +175,8 @@ impl Sorter {
         let mut traits = Traits { exact: true, ..Traits::default() };
         let copier = Copier::of_family(family, &mut traits.conditions);
         let of_family = traits.conditions.0.len();
-        Self { traits, copier, varying: Varying::default(), beside: Beside::default(), of_family }
+        let (varying, clock, beside) = Default::default();
+        Self { traits, copier, varying, clock, beside, of_family }
     }
 
     /// `of_state`: it says something of the connection's state only.
@@ -179,6 +195,7 @@ impl Sorter {
             self.beside.also(beside);
         }
         self.traits.marks |= sets_mark(expr);
+        self.clock.read(expr, is_anonymous);
         match *expr {
             Expr::Lookup { set, .. } | Expr::VerdictMap { map: set, .. } if !is_anonymous(set) => {
                 let before = self.copier.copied(&self.traits.conditions);
@@ -188,7 +205,10 @@ impl Sorter {
             _ => match kind(expr) {
                 Kind::Static => {}
                 Kind::EveryPacket(word, detail) => keep(&mut self.traits.every_packet, word, detail),
-                Kind::Changing(word, detail) => keep(&mut self.traits.changing, word, detail),
+                Kind::Changing(word, detail) => {
+                    self.traits.when.anytime |= !is_clock(expr);
+                    keep(&mut self.traits.changing, word, detail);
+                }
                 Kind::Passive(word, detail) => {
                     // An edit says more than a log.
                     self.traits.passive.take_if(|cause| word == EDIT && cause.word != EDIT);
@@ -200,6 +220,9 @@ impl Sorter {
 
     /// What was found. `reached`: established connections come to the rule; `leads`: it leads them to other chains.
     pub(super) fn sorted(mut self, reached: bool, leads: bool) -> Sorted {
+        let (when, clock) = self.clock.finish();
+        self.traits.when.anytime |= when.anytime;
+        self.traits.when.moments = when.moments;
         let Traits { every_packet, header, changing, passive, sets, .. } = &self.traits;
         let any =
             [every_packet, header, changing, passive].into_iter().any(Option::is_some) || !sets.is_empty();
@@ -211,7 +234,7 @@ impl Sorter {
             (true, false) => std::mem::take(&mut self.traits.conditions),
             (true, true) => self.traits.conditions.clone(),
         };
-        Sorted { conditions, key, beside: self.beside, traits: kept.then(|| Box::new(self.traits)) }
+        Sorted { conditions, key, clock, beside: self.beside, traits: kept.then(|| Box::new(self.traits)) }
     }
 }
 
