@@ -16,7 +16,7 @@ use super::{
     walk::{View, Walk, Way},
 };
 use crate::core::ruleset::{
-    alternatives::Alternatives,
+    alternatives::{Alternatives, MOST},
     by_tuple::Seen,
     conditions::Conditions,
     expr::{Direction, Expr, MetaKey},
@@ -312,7 +312,16 @@ fn concern(
         _ => (Class::NotDecisive, passive.as_ref()?),
     };
     let ways = match class {
-        Class::EveryPacket => ways.iter().map(|way| way.and(conditions).and(taken)).collect(),
+        Class::EveryPacket => {
+            let met = |way: &Way| way.and(conditions).and(taken);
+            match ways.len() * traits.one_of.len() {
+                1..=MOST => ways
+                    .iter()
+                    .flat_map(|way| traits.one_of.iter().map(move |one| met(way).and(one)))
+                    .collect(),
+                _ => ways.iter().map(met).collect(),
+            }
+        }
         _ => Vec::new(),
     };
     let when = match class {

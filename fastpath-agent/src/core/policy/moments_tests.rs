@@ -105,7 +105,7 @@ fn what_the_clock_is_compared_with() {
 fn hours_in_a_set_are_those_of_its_elements() {
     let hours = |keys: &[u32]| {
         let mut elements = Elements::new(true);
-        keys.iter().for_each(|key| elements.add(&key.to_be_bytes(), None));
+        keys.iter().for_each(|key| elements.add(&key.to_be_bytes(), None, false));
         elements
     };
     let asked = |elements: Option<&Elements>| {

@@ -98,6 +98,8 @@ const MARK: u32 = 3;
 const COMMENT: u8 = 0;
 /// `NFT_OBJECT_CT_TIMEOUT`.
 const CT_TIMEOUT: u32 = 7;
+/// So many sets are read that belong to one rule each, of a table.
+const MOST_OWN_SETS: usize = 256;
 /// How often it is read again after a change in the midst of it.
 const ATTEMPTS: u32 = 4;
 
@@ -187,8 +189,11 @@ impl Nft {
         elements: &mut BTreeMap<String, Elements>,
     ) -> Result<bool, NftError> {
         let mut complete = true;
-        let names = chain.rules.iter().filter_map(|rule| rule.lookups.as_ref()).flat_map(|one| one.names());
-        for name in names {
+        let lookups = chain.rules.iter().filter_map(|rule| rule.lookups.as_ref());
+        for (name, own) in lookups.flat_map(|one| one.names()) {
+            if own && elements.len() >= MOST_OWN_SETS {
+                continue;
+            }
             if !elements.contains_key(name) {
                 let request = [(nfta::ELEMENTS_TABLE, table.1.as_str()), (nfta::ELEMENTS_SET, name)];
                 complete &= self.read_sets(table, sets)?;
@@ -196,7 +201,7 @@ impl Nft {
                 let mut found = Elements::new(intervals);
                 complete &= self.dump(libc::NFT_MSG_GETSETELEM, table.0, &request, |message| {
                     for element in element::of(message) {
-                        found.add(element.key, element.data.map(|data| verdict(data)));
+                        found.add(element.key, element.data.map(|data| verdict(data)), element.ends);
                     }
                 })?;
                 elements.insert(name.to_owned(), found);

@@ -68,7 +68,7 @@ impl Nft {
     ) -> Result<bool, NftError> {
         let names: Vec<&String> = chains.keys().collect();
         let asked: BTreeSet<&str> =
-            with_traits(chains).flat_map(|traits| &traits.sets).map(|(set, _)| &**set).collect();
+            with_traits(chains).flat_map(|traits| &traits.sets).map(|asked| &*asked.set).collect();
         let mut complete = asked.is_empty() || self.read_sets(table, sets)?;
         let is_expiring = |set: &Set| set.kind == SetKind::Expiring;
         let get = |name: &str| sets.as_ref().and_then(|sets| sets.get(name));

@@ -11,7 +11,6 @@ use fastpath_tests::{
     netns::Netns,
     topology::{Family, Topology},
     traffic::{Flow, Proto},
-    wait_until,
 };
 use serde_json::Value;
 
