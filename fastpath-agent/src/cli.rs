@@ -246,7 +246,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "TIME", default_value = "1s", env = "FASTPATH_REVALIDATE_INTERVAL")]
     pub revalidate_interval: String,
     /// Within which time offloaded flows feel verdicts that change without an announcement (sets with timeouts, times of day,
-    /// ipsets, iptables-legacy), from 500ms, or `off`. While there is such a rule, flows are judged anew every so often
+    /// ipsets, iptables-legacy), from 500ms, or `off`. While there is such a rule, flows are judged anew when its
+    /// verdict may change, or every so often where that isn't known
     #[arg(long, value_name = "TIME", default_value = "1500ms", env = "FASTPATH_ENFORCE_WITHIN")]
     pub enforce_within: String,
     /// Install the ruleset, verify it and exit

@@ -218,7 +218,7 @@ fn rules_of_others_are_counted_with_what_they_cost() {
     let topology = Topology::routed();
     topology.node.nft(
         "table inet edge {
-            set ban { type ipv4_addr; flags timeout; }
+            set ban { type ipv4_addr; flags dynamic,timeout; }
             chain forward { type filter hook forward priority 0;
                 ip saddr @ban drop
                 ip saddr 10.1.0.2 udp dport 7001 limit rate over 1000000/second drop

@@ -269,11 +269,12 @@ impl Agent {
         let offload = Offload::open(&config, kernel)?;
         let pin_path = config.pin_path.clone();
         let ignored = Arc::clone(&config.rules.ignored);
-        let observer = offload.as_ref().map(|_| Observer::open(pin_path, ignored)).transpose()?;
+        let started = Instant::now();
+        let observer = offload.as_ref().map(|_| Observer::open(started, pin_path, ignored)).transpose()?;
         let links = links_source.list().await?.into_iter().collect::<LinkTable>();
         let mut agent = Self {
             _lock: lock,
-            started: Instant::now(),
+            started,
             pace: Pace::default(),
             links_source,
             links,
@@ -438,6 +439,7 @@ impl Agent {
                 observer.distrust();
             }
             observer.schedule(now);
+            offload.revalidation.unsure(observer.awaits_rules());
         }
         if touched.forwarding {
             debug!(?event, "a change that may concern offloaded flows");

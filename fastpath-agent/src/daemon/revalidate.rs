@@ -1,10 +1,7 @@
 //! Has the kernel judge offloaded flows anew after changes that may concern them: the flowtable is emptied, and flows that
 //! the filters still accept come back with their next packet.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-};
+use std::{collections::BTreeMap, fmt};
 
 use tracing::warn;
 
@@ -13,7 +10,7 @@ use crate::{
     config::Config,
     core::{
         model::TABLE,
-        recurring::Recurring,
+        recurring::{Need, Recurring},
         revalidate::{BaseChains, Notice, Pace, Touched},
         ruleset::{
             empty::{self, Obstacle},
@@ -127,8 +124,7 @@ pub struct Revalidation {
     /// What the next one is for.
     trigger: Trigger,
     counts: Counts,
-    /// What rules ask that change without an announcement, and how often each had the flowtable emptied.
-    causes: BTreeSet<&'static str>,
+    /// How often rules that change without an announcement had the flowtable emptied, by what they ask.
     by_cause: BTreeMap<&'static str, u64>,
 }
 
@@ -183,7 +179,6 @@ impl Revalidation {
             failure: None,
             trigger: Trigger::Ruleset,
             counts: Counts::new(),
-            causes: BTreeSet::new(),
             by_cause: BTreeMap::new(),
         }
     }
@@ -242,10 +237,21 @@ impl Revalidation {
         &self.counts
     }
 
-    /// What rules of others ask that change without an announcement; none if there are no such rules.
-    pub fn recurs(&mut self, causes: BTreeSet<&'static str>, now: u64) {
-        self.recurring.needed(!causes.is_empty(), now);
-        self.causes = causes;
+    /// What rules of others make necessary that change without an announcement.
+    pub fn recurs(&mut self, need: Need, now: u64) {
+        self.recurring.needed(need, now);
+    }
+
+    /// Whether something was announced of them that hasn't been read yet.
+    pub fn unsure(&mut self, is: bool) {
+        if is {
+            self.recurring.unsure();
+        }
+    }
+
+    /// The clock came to a moment at which a rule's verdict may change, or was set.
+    pub fn strikes(&mut self, now: u64) {
+        self.recurring.strikes(now);
     }
 
     /// How often such rules made it necessary, by what they ask.
@@ -264,7 +270,7 @@ impl Revalidation {
         let Some(pace) = &mut self.pace else { return Ok(()) };
         let announced = pace.due().is_some_and(|due| due <= now);
         let trigger = if announced { self.trigger } else { Trigger::ChangingRule }.name();
-        self.recurring.ran(now);
+        let causes = self.recurring.ran(now);
         // What recurs doesn't put off the answer to a change.
         if announced {
             pace.ran(now);
@@ -277,7 +283,7 @@ impl Revalidation {
         };
         *self.counts.entry((trigger, outcome)).or_default() += 1;
         if !announced && matches!(result, Ok(Emptied::Done { .. })) {
-            for cause in &self.causes {
+            for cause in causes {
                 *self.by_cause.entry(cause).or_default() += 1;
             }
         }

@@ -1,6 +1,6 @@
 //! Says in the log which rules of others cost acceleration, and how to have them passed by: once for each change. Decides nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use tracing::{info, warn};
 
@@ -16,12 +16,18 @@ pub struct Said {
 impl Said {
     /// Says what is new.
     pub fn say(&mut self, rules: &[Concern]) {
-        let changing = first(rules, Concern::is_changing);
+        let at_any_time = first(rules, |rule| rule.is_changing() && rule.when.anytime);
+        let always = at_any_time.is_some();
+        let changing = at_any_time.or_else(|| first(rules, Concern::is_changing));
         if self.changing != changing {
             match &changing {
-                Some(rule) => info!(
+                Some(rule) if always => info!(
                     "offloaded flows are judged anew every so often (--enforce-within), since a rule's verdict changes without \
                      an announcement: {rule}"
+                ),
+                Some(rule) => info!(
+                    "offloaded flows are judged anew when it is time, since a rule's verdict changes by the clock or with elements \
+                     that run out: {rule}"
                 ),
                 None => info!("no rule's verdict changes without an announcement any more"),
             }
@@ -58,9 +64,4 @@ pub(super) fn counted(rules: &[Concern]) -> BTreeMap<(&'static str, &'static str
         *counts.entry((rule.class.name(), rule.follows())).or_default() += 1;
     }
     counts
-}
-
-/// What rules ask because of which offloaded flows are judged anew, again and again.
-pub(super) fn changing(rules: &[Concern]) -> BTreeSet<&'static str> {
-    rules.iter().filter_map(Concern::changes_by).collect()
 }

@@ -2,16 +2,12 @@
 //! thread, so that the loop goes on; an overrun and the safety net have all of it read. What came of it goes to the
 //! reconciler, and offloaded flows are judged anew by it.
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, io, path::PathBuf, sync::Arc, time::Instant};
 
 use tokio::task::{JoinHandle, spawn_blocking};
 use tracing::{debug, warn};
 
-use super::{
-    Agent, DaemonError, Offload, at,
-    revalidate::Trigger,
-    rules::{self, Said},
-};
+use super::{Agent, DaemonError, Offload, at, revalidate::Trigger, rules::Said};
 use crate::{
     core::{
         forwarding::Settings,
@@ -22,14 +18,18 @@ use crate::{
         model::{IfIndex, Link},
         pace,
         policy::{
+            concern::Concern,
             ignore::Ignore,
             known::{Known, Parts},
+            moments::Moment,
             others::Others,
         },
+        recurring::Need,
         revalidate::Notice,
         surroundings::Surroundings,
     },
     kernel::{
+        alarm::Alarm,
         links::LinkError,
         module_monitor::ModuleMonitor,
         netconf,
@@ -67,6 +67,46 @@ pub struct Observer {
     /// What couldn't be read, as last reported.
     failures: Vec<String>,
     legacy: Legacy,
+    /// The point from which on times are counted.
+    started: Instant,
+    clock: Clock,
+}
+
+/// Moments at which rules change their minds by the clock.
+#[derive(Default)]
+struct Clock {
+    moments: BTreeSet<Moment>,
+    /// Absent while there are none.
+    alarm: Option<Alarm>,
+}
+
+impl Clock {
+    /// Follows these from now on. False if that can't be done.
+    fn follow(&mut self, moments: &BTreeSet<Moment>) -> bool {
+        self.moments.clone_from(moments);
+        if moments.is_empty() {
+            self.alarm = None;
+            return true;
+        }
+        let set = match &self.alarm {
+            Some(_) => self.set(),
+            None => Alarm::open().and_then(|alarm| {
+                self.alarm = Some(alarm);
+                self.set()
+            }),
+        };
+        set.inspect_err(|error| self.fails(error)).is_ok()
+    }
+
+    fn set(&self) -> io::Result<()> {
+        let Some(alarm) = &self.alarm else { return Ok(()) };
+        alarm.set(|now| self.moments.iter().filter_map(|moment| moment.next(now)).min())
+    }
+
+    fn fails(&mut self, error: &io::Error) {
+        warn!(%error, "the clock can't be followed: flows are judged anew every so often");
+        self.alarm = None;
+    }
 }
 
 /// Looks for tables of iptables-legacy, which nobody announces; only where the kernel can have some.
@@ -104,7 +144,8 @@ impl Legacy {
 
 impl Observer {
     /// Listens from now on, and has read nothing yet.
-    pub fn open(pin_path: PathBuf, ignored: Arc<[Ignore]>) -> Result<Self, LinkError> {
+    /// `started` is the point from which on times are counted.
+    pub fn open(started: Instant, pin_path: PathBuf, ignored: Arc<[Ignore]>) -> Result<Self, LinkError> {
         let monitor = NodeMonitor::open().map_err(LinkError::Open)?;
         let mut observer = Self {
             monitor,
@@ -120,6 +161,8 @@ impl Observer {
             read_at: 0,
             failures: Vec::new(),
             legacy: Legacy::open(),
+            started,
+            clock: Clock::default(),
         };
         observer.read_settings();
         Ok(observer)
@@ -151,7 +194,16 @@ impl Observer {
     fn ask(&mut self, links: &LinkTable) -> Ask {
         let parts = std::mem::take(&mut self.wanted);
         self.due = None;
-        Ask { parts, uppers: uppers(links), pin_path: self.pin_path.clone() }
+        Ask { parts, uppers: uppers(links), started: self.started, pin_path: self.pin_path.clone() }
+    }
+
+    /// What the rules make necessary that change by themselves.
+    fn need(&mut self, rules: &[Concern]) -> Need {
+        let mut need = self.known.as_ref().map(|known| known.need(rules)).unwrap_or_default();
+        // Where flows are judged anew all the time, nothing is gained by the clock.
+        let moments = if need.anytime { BTreeSet::new() } else { need.moments.clone() };
+        need.anytime |= !self.clock.follow(&moments);
+        need
     }
 
     fn take(&mut self, known: Known, report: Report, now: u64) -> Surroundings {
@@ -208,6 +260,12 @@ impl Observer {
         self.reading.is_none() && self.wanted.is_empty() && self.known.is_some()
     }
 
+    /// Whether rules or sets were announced that haven't been read yet.
+    pub fn awaits_rules(&self) -> bool {
+        let Parts { all, tables, sets, .. } = &self.wanted;
+        *all || !tables.is_empty() || !sets.is_empty()
+    }
+
     /// When something is to be read; not while a thread does.
     pub fn due(&self) -> Option<u64> {
         let due = self.due.into_iter().chain(self.legacy.look_at).min();
@@ -251,7 +309,13 @@ impl Observer {
     pub(super) async fn next(observer: &mut Option<Self>, started: Instant) -> Happened {
         let Some(observer) = observer else { return std::future::pending().await };
         let due = observer.due();
-        let Self { monitor, reading, legacy, .. } = observer;
+        let Self { monitor, reading, legacy, clock, .. } = observer;
+        let strikes = async {
+            match &mut clock.alarm {
+                Some(alarm) => alarm.next().await,
+                None => std::future::pending().await,
+            }
+        };
         let module = async {
             match &mut legacy.modules {
                 Some(modules) => modules.next().await,
@@ -272,6 +336,7 @@ impl Observer {
                 // A thread that panicked has taken with it what was known.
                 Happened::Read(result.ok())
             }
+            struck = strikes => Happened::Struck(struck),
             events = monitor.next() => Happened::Announced(events),
             loaded = module => Happened::ModuleLoaded(loaded),
         }
@@ -305,6 +370,8 @@ pub(super) enum Happened {
     Due,
     /// Something was announced.
     Announced(std::io::Result<Vec<NodeEvent>>),
+    /// The clock came to a moment, or was set; or it can't be followed any more.
+    Struck(io::Result<()>),
     /// A kernel module was loaded, or can't be heard of any more.
     ModuleLoaded(std::io::Result<()>),
     /// A thread has read what was wanted; `None` if it didn't get to its end.
@@ -319,8 +386,9 @@ pub(super) fn hear(observer: &mut Option<Observer>, notice: &Notice<'_>) {
 }
 
 /// Hands on what was read; says whether it is something new, which takes a reconcile.
-fn heed(offload: &mut Offload, found: Surroundings, now: u64) -> bool {
-    offload.revalidation.recurs(rules::changing(&found.rules), now);
+fn heed(offload: &mut Offload, observer: &mut Observer, found: Surroundings, now: u64) -> bool {
+    offload.revalidation.recurs(observer.need(&found.rules), now);
+    offload.revalidation.unsure(observer.awaits_rules());
     offload.reconciler.surrounded_by(found)
 }
 
@@ -328,7 +396,8 @@ impl Agent {
     /// Reads what others have before anything is written.
     pub(super) fn look_around(&mut self) {
         if let (Some(offload), Some(observer)) = (&mut self.offload, &mut self.observer) {
-            heed(offload, observer.read_now(&self.links), 0);
+            let found = observer.read_now(&self.links);
+            heed(offload, observer, found, 0);
         }
     }
 
@@ -405,6 +474,13 @@ impl Agent {
                     offload.revalidation.changed(Trigger::Surroundings, now);
                 }
             }
+            Happened::Struck(result) => {
+                offload.revalidation.strikes(now);
+                if let Err(error) = result.and_then(|()| observer.clock.set()) {
+                    observer.clock.fails(&error);
+                    offload.revalidation.unsure(true);
+                }
+            }
             Happened::ModuleLoaded(Ok(())) => {
                 if surroundings::may_have_legacy_tables() {
                     observer.legacy.look_at.get_or_insert(now);
@@ -433,7 +509,7 @@ impl Agent {
                     .unwrap_or_else(|| (Known::default(), Report { unsettled: true, ..Report::default() }));
                 let found = observer.take(known, report, now);
                 let anew = !offload.reconciler.surroundings().judges_as(&found);
-                if heed(offload, found, now) {
+                if heed(offload, observer, found, now) {
                     self.heeds_anew |= anew;
                     self.pace.trigger(pace::Trigger::Surroundings, now);
                 }

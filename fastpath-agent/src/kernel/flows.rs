@@ -99,7 +99,8 @@ pub fn monotonic_ns() -> u64 {
     now_ns(ClockId::CLOCK_MONOTONIC)
 }
 
-fn now_ns(clock: ClockId) -> u64 {
+/// A clock, in ns since its beginning.
+pub(super) fn now_ns(clock: ClockId) -> u64 {
     clock_gettime(clock).map_or(0, in_ns)
 }
 

@@ -5,6 +5,7 @@ use crate::core::ruleset::{
     plan::Op,
 };
 
+pub mod alarm;
 pub mod bpf;
 pub mod canary;
 pub mod conntrack;

@@ -286,6 +286,18 @@ impl Socket {
         request: &[u8],
         mut each: impl FnMut(&Message<'_>),
     ) -> io::Result<Completion> {
+        self.request_while(request, |message| {
+            each(message);
+            true
+        })
+    }
+
+    /// The same, as long as `each` says so. If it says no, the rest of a dump stays in the kernel: no other can be asked for then.
+    pub(super) fn request_while(
+        &mut self,
+        request: &[u8],
+        mut each: impl FnMut(&Message<'_>) -> bool,
+    ) -> io::Result<Completion> {
         let sequence = u32_at(request, 8).ok_or_else(|| io::Error::other("request without header"))?;
         self.send(request)?;
         let mut completion = Completion::Consistent;
@@ -314,7 +326,8 @@ impl Socket {
                             _ => Ok(completion),
                         };
                     }
-                    _ => each(&message),
+                    _ if each(&message) => {}
+                    _ => return Ok(completion),
                 }
             }
         }

@@ -6,6 +6,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Instant,
 };
 
 use super::{
@@ -20,9 +21,12 @@ use crate::core::{
     model::{IfIndex, IfName},
     policy::{
         known::{Known, Parts, Upper},
-        others::Others,
+        others::{Others, SetKey},
     },
 };
+
+/// Of more sets than these it isn't read when their elements run out.
+const MOST_SETS: usize = 64;
 
 /// What to read, and where.
 #[derive(Clone, Debug)]
@@ -31,6 +35,8 @@ pub struct Ask {
     pub parts: Parts,
     /// Interfaces on top of others.
     pub uppers: BTreeMap<IfIndex, IfName>,
+    /// The point from which on times are counted.
+    pub started: Instant,
     /// Where our programs are pinned, by which they are told from others'.
     pub pin_path: PathBuf,
 }
@@ -68,6 +74,7 @@ pub fn read(known: &mut Known, ask: &Ask) -> Report {
             )),
         }
     }
+    read_expiries(known, ask, &mut report);
     if parts.all || parts.legacy {
         known.legacy = take(
             legacy_tables(),
@@ -100,13 +107,45 @@ fn pppoe_carriers() -> BTreeSet<IfName> {
 /// Reads all of it once, for somebody who doesn't follow it.
 pub fn read_once(links: &LinkTable, pin_path: &Path) -> (Known, Report) {
     let mut known = Known::default();
-    let ask = Ask { parts: Parts::all(), uppers: uppers(links), pin_path: pin_path.to_owned() };
+    let ask = Ask {
+        parts: Parts::all(),
+        uppers: uppers(links),
+        started: Instant::now(),
+        pin_path: pin_path.to_owned(),
+    };
     let report = read(&mut known, &ask);
     (known, report)
 }
 
 fn read_tables(tables: &mut Others, which: Which<'_>) -> Result<bool, NftError> {
     Nft::open()?.read_others(tables, which)
+}
+
+/// Reads when elements run out of sets on which verdicts hang.
+fn read_expiries(known: &mut Known, ask: &Ask, report: &mut Report) {
+    let Ask { parts, started, .. } = ask;
+    let asked: BTreeSet<SetKey> = known.tables.iter().flat_map(|tables| tables.expiring()).collect();
+    known.expiries.retain(|set, _| asked.contains(set));
+    let is_old = |set: &SetKey| parts.all || parts.tables.contains(&set.0) || parts.sets.contains(set);
+    let to_read: Vec<SetKey> =
+        asked.into_iter().filter(|set| is_old(set) || !known.expiries.contains_key(set)).collect();
+    if to_read.is_empty() {
+        return;
+    }
+    let mut nft = Nft::open();
+    for (number, set) in to_read.into_iter().enumerate() {
+        let expiries = match &mut nft {
+            Ok(nft) if number < MOST_SETS => nft.expiries(&set.0, &set.1, *started),
+            _ => Ok(None),
+        };
+        let expiries = expiries.unwrap_or_else(|error| {
+            report
+                .failures
+                .push(format!("{error}: flows are judged anew every so often, until they can be read"));
+            None
+        });
+        known.expiries.insert(set, expiries);
+    }
 }
 
 fn read_programs(known: &mut Known, ask: &Ask, report: &mut Report) {

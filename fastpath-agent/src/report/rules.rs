@@ -7,7 +7,10 @@ use serde::Serialize;
 
 use super::doctor::running_config;
 use crate::{
-    core::{link::table::LinkTable, policy::concern::Concern},
+    core::{
+        link::table::LinkTable,
+        policy::concern::{Concern, FOLLOWS},
+    },
     kernel::surroundings::read_once,
 };
 
@@ -50,11 +53,23 @@ impl fmt::Display for Bypassed {
         }
         writeln!(f, "rules       {} of others that offloaded packets don't pass", rows.len())?;
         for Row { rule, handling } in rows.iter().take(SHOWN) {
-            writeln!(f, "  {handling:12}  {rule}: {}{}", rule.cause, Matching(rule))?;
+            writeln!(f, "  {handling:12}  {rule}: {}{}{}", rule.cause, Judged(rule), Matching(rule))?;
         }
         match rows.len().saturating_sub(SHOWN) {
             0 => Ok(()),
             more => writeln!(f, "  and {more} more (-o json has all)"),
+        }
+    }
+}
+
+/// How often flows are judged anew because of a rule.
+struct Judged<'r>(&'r Concern);
+
+impl fmt::Display for Judged<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            rule if rule.follows() != FOLLOWS[1] => Ok(()),
+            rule => write!(f, "; {}", rule.when),
         }
     }
 }

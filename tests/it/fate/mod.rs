@@ -5,6 +5,7 @@ mod asymmetric;
 mod bridged;
 mod ct_timeout;
 mod denied;
+mod egress;
 mod full_traces;
 mod ingress;
 mod ipvs;

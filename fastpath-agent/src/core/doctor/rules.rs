@@ -40,9 +40,11 @@ fn finding(rule: &Concern) -> Finding {
             Class::EveryPacket => {
                 format!("{cause}: wants every packet, so flows of these aren't offloaded: {conditions}")
             }
-            _ => format!(
-                "{cause}: changes without an announcement, so offloaded flows are judged anew (--enforce-within)"
+            _ if rule.when.anytime => format!(
+                "{cause}: changes without an announcement, so offloaded flows are judged anew every so often \
+                 (--enforce-within)"
             ),
+            _ => format!("{cause}: changes by itself, so offloaded flows are judged anew {}", rule.when),
         };
         Finding::green(CHECK, found)
     };

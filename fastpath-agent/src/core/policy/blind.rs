@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     concern::{Class, Concern, family_name},
+    moments::When,
     others::{Chain, Others, is_behind_flowtable},
     rule::{Outcome, Rule},
     traits::{CONNECTION, Cause},
@@ -30,6 +31,7 @@ impl Others {
                     comment: None,
                     class: Class::EveryPacket,
                     cause: Cause { word: CONNECTION, detail: "".into() },
+                    when: When::default(),
                     ways: vec![Way { view, ..Way::default() }],
                     ignored: false,
                 })

@@ -9,13 +9,14 @@ use std::{
 use serde::{Serialize, Serializer};
 
 use super::{
+    moments::When,
     others::{Chain, Others, POSTROUTING, PREROUTING},
     rule::{Established, Outcome, Rule},
     traits::{Cause, TIMEOUT, Traits},
     walk::{View, Walk, Way},
 };
 use crate::core::ruleset::{
-    alternatives::Alternatives,
+    alternatives::{Alternatives, MOST},
     by_tuple::Seen,
     conditions::Conditions,
     expr::{Direction, Expr, MetaKey},
@@ -65,6 +66,9 @@ pub struct Concern {
     /// By which of its expressions.
     #[serde(serialize_with = "as_text")]
     pub cause: Cause,
+    /// When its verdict may change, if it changes by itself.
+    #[serde(rename = "judged", serialize_with = "how_often")]
+    pub when: When,
     /// The ways on which packets come to it, and what they meet by then; none where that doesn't matter.
     #[serde(rename = "conditions", serialize_with = "written")]
     pub ways: Vec<Way>,
@@ -78,6 +82,13 @@ fn as_text<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S:
 
 fn written<S: Serializer>(ways: &[Way], serializer: S) -> Result<S::Ok, S::Error> {
     as_text(&conditions(ways), serializer)
+}
+
+fn how_often<S: Serializer>(when: &When, serializer: S) -> Result<S::Ok, S::Error> {
+    match when {
+        when if *when == When::default() => serializer.serialize_none(),
+        when => serializer.serialize_str(when.name()),
+    }
 }
 
 fn conditions(ways: &[Way]) -> Alternatives {
@@ -104,6 +115,7 @@ impl Concern {
             comment: None,
             class: Class::Changing,
             cause: Cause { word, detail: "".into() },
+            when: When::anytime(),
             ways: Vec::new(),
             ignored: false,
         }
@@ -300,8 +312,21 @@ fn concern(
         _ => (Class::NotDecisive, passive.as_ref()?),
     };
     let ways = match class {
-        Class::EveryPacket => ways.iter().map(|way| way.and(conditions).and(taken)).collect(),
+        Class::EveryPacket => {
+            let met = |way: &Way| way.and(conditions).and(taken);
+            match ways.len() * traits.one_of.len() {
+                1..=MOST => ways
+                    .iter()
+                    .flat_map(|way| traits.one_of.iter().map(move |one| met(way).and(one)))
+                    .collect(),
+                _ => ways.iter().map(met).collect(),
+            }
+        }
         _ => Vec::new(),
+    };
+    let when = match class {
+        Class::Changing => traits.when.clone(),
+        _ => When::default(),
     };
     Some(Concern {
         family: "",
@@ -311,6 +336,7 @@ fn concern(
         comment: comment.as_deref().map(str::to_owned),
         class,
         cause: cause.clone(),
+        when,
         ways,
         ignored: false,
     })

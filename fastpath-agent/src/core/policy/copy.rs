@@ -27,6 +27,17 @@ pub(super) struct Copier {
     family: Option<u8>,
     /// What fills the register by which a verdict map is asked.
     key: Option<Vec<Expr>>,
+    /// The first anonymous set that packets are looked up in by something that can be copied.
+    set: Option<Looked>,
+}
+
+/// A condition that is in a set of the rule's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Looked {
+    /// The set's name.
+    pub set: Box<str>,
+    /// What fills the register with its key.
+    pub load: Vec<Expr>,
 }
 
 impl Copier {
@@ -39,6 +50,11 @@ impl Copier {
     /// How many expressions are copied so far.
     pub(super) fn copied(&self, conditions: &Conditions) -> usize {
         conditions.0.len()
+    }
+
+    /// Whether the rule has asked a set of its own so far.
+    pub(super) fn has_looked(&self) -> bool {
+        self.set.is_some()
     }
 
     /// False if that is a condition that isn't copied, or the beginning of one.
@@ -87,6 +103,12 @@ impl Copier {
                 xt_ports(name, info, conditions);
                 return false;
             }
+            Other::Lookup { set, register, inverted: false } if is_anonymous(set) && self.set.is_none() => {
+                let load = self.loaded.take().filter(|(at, _)| *at == register).map(|(_, exprs)| exprs);
+                let load = load.filter(|exprs| !exprs.is_empty());
+                self.set = load.map(|load| Looked { set: set.into(), load });
+                return false;
+            }
             Other::VerdictMap { register, .. } => {
                 self.key = self.loaded.take().filter(|(at, _)| *at == register).map(|(_, exprs)| exprs);
                 // What was compared before belongs to the conditions.
@@ -108,9 +130,9 @@ impl Copier {
         self.family
     }
 
-    /// What fills the register by which the rule asks a verdict map, if that can be copied.
-    pub(super) fn into_key(self) -> Option<Vec<Expr>> {
-        self.key
+    /// What fills the register by which the rule asks a verdict map, and a set of its own that it asks, if these can be copied.
+    pub(super) fn into_looked_up(self) -> (Option<Vec<Expr>>, Option<Looked>) {
+        (self.key, self.set)
     }
 
     fn load(&mut self, register: u32, load: Expr, copied: bool) {
@@ -152,6 +174,11 @@ impl Copier {
             _ => false,
         }
     }
+}
+
+/// Sets that belong to one rule never change (nft's names for them, nf_tables_api.c has the pattern).
+pub(super) fn is_anonymous(set: &str) -> bool {
+    set.starts_with("__set") || set.starts_with("__map")
 }
 
 /// Ports of struct xt_tcp and struct xt_udp, in host byte order: first and last source, first and last destination.

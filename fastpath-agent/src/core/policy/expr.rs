@@ -39,6 +39,20 @@ pub enum Expr<'a> {
         /// As in the register.
         data: &'a [u8],
     },
+    /// `range`.
+    Range {
+        /// The register.
+        register: u32,
+        /// The first value, as in the register.
+        from: &'a [u8],
+        /// The last one.
+        to: &'a [u8],
+    },
+    /// `byteorder` of one value, which stays in its register: from the host's to the network's, or back.
+    Swap {
+        /// The register.
+        register: u32,
+    },
     /// `bitwise` of one register, of another length than [`Mask`](Self::Mask) has, or with bits toggled.
     MaskBytes {
         /// Register that is read and written.

@@ -82,7 +82,7 @@ fn is_word(word: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::policy::traits::Cause;
+    use crate::core::policy::{moments::When, traits::Cause};
 
     #[test]
     fn a_rule_is_meant_by_comment_chain_handle_or_class() {
@@ -94,6 +94,7 @@ mod tests {
             comment: Some("shape guests".to_owned()),
             class: Class::EveryPacket,
             cause: Cause { word: "limit", detail: "".into() },
+            when: When::default(),
             ways: Vec::new(),
             ignored: false,
         };

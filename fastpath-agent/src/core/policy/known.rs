@@ -7,12 +7,14 @@ use std::{
 };
 
 use super::{
-    concern::Concern,
+    concern::{Concern, family_name},
     ignore::Ignore,
-    others::{Others, TableKey},
+    moments::When,
+    others::{Others, SetKey, TableKey},
 };
 use crate::core::{
     model::{IfIndex, IfName},
+    recurring::Need,
     revalidate::{Notice, Subject},
     surroundings::{RouteRule, RouteRules, Surroundings, Translates},
 };
@@ -32,6 +34,8 @@ const LEGACY_PASSED: [&str; 4] = ["filter", "mangle", "raw", "security"];
 pub struct Known {
     /// Tables of nftables.
     pub tables: Option<Arc<Others>>,
+    /// When elements of the sets in them run out, each in ms since any fixed point, in order; `None` if that isn't followed.
+    pub expiries: BTreeMap<SetKey, Option<Vec<u64>>>,
     /// Names of tables of iptables-legacy and ip6tables-legacy; whether their rules deny isn't known.
     pub legacy: Option<BTreeSet<String>>,
     /// FIN and RST take the normal path on this kernel.
@@ -91,6 +95,33 @@ impl Known {
         }
     }
 
+    /// Says that the rule's verdict may change at any time, if one of its sets isn't followed.
+    fn follow(&self, rule: &mut Concern) {
+        let is_its = |(family, table): &TableKey| (family_name(*family), table) == (rule.family, &rule.table);
+        let mut unfollowed = self.expiries.iter().filter(|(_, expiries)| expiries.is_none());
+        rule.when.anytime |=
+            unfollowed.any(|((table, set), _)| is_its(table) && rule.when.sets.contains(set));
+    }
+
+    /// What the rules make necessary that change by themselves.
+    pub fn need(&self, rules: &[Concern]) -> Need {
+        let mut need = Need::default();
+        let mut sets = BTreeSet::new();
+        for (rule, cause) in rules.iter().filter_map(|rule| Some((rule, rule.changes_by()?))) {
+            need.causes.insert(cause);
+            need.anytime |= rule.when.anytime || rule.when == When::default();
+            need.moments.extend(&rule.when.moments);
+            sets.extend(rule.when.sets.iter().map(|set| (rule.family, &rule.table, set)));
+        }
+        let asked = self
+            .expiries
+            .iter()
+            .filter(|(((family, table), set), _)| sets.contains(&(family_name(*family), table, set)));
+        need.expiries = asked.flat_map(|(_, expiries)| expiries.iter().flatten().copied()).collect();
+        need.expiries.sort_unstable();
+        need
+    }
+
     /// A legacy table stays once it was used, and may be one of either family.
     fn translates(&self) -> Translates {
         let legacy = self.legacy.as_ref().is_some_and(|names| names.contains("nat"));
@@ -111,6 +142,7 @@ impl Known {
             None => rules.push(Concern::legacy("unreadable")),
         }
         for rule in &mut rules {
+            self.follow(rule);
             rule.ignored = ignored.iter().any(|ignored| ignored.is(rule));
         }
         rules
@@ -129,6 +161,8 @@ pub struct Parts {
     pub all: bool,
     /// Chains, and the rules of these tables.
     pub tables: BTreeSet<TableKey>,
+    /// When elements of these sets run out.
+    pub sets: BTreeSet<SetKey>,
     /// Names of legacy tables.
     pub legacy: bool,
     /// Policy rules.
@@ -172,6 +206,9 @@ impl Parts {
             Subject::Rule { .. } => may_be_read(),
             Subject::Table { gone: true } => chains.is_some() || may_be_read(),
             Subject::Elements { set } => {
+                if chains.is_some_and(|chains| chains.values().any(|chain| chain.expiring.contains(set))) {
+                    self.sets.insert((key.clone(), set.into()));
+                }
                 chains.is_some_and(|chains| chains.values().any(|chain| chain.maps.contains(set)))
                     || is_being_read()
             }

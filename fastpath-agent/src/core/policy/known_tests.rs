@@ -3,8 +3,10 @@
 use super::*;
 use crate::core::{
     policy::{
+        expr::{Expr, Verdict},
         others::{Base, Chain, Device},
         rule::{Established, Outcome, Rule},
+        traits::SetKind,
     },
     revalidate::Hook,
 };
@@ -26,6 +28,7 @@ fn table(family: u8, name: &str, chains: &[(&str, Chain)]) -> (TableKey, BTreeMa
 
 fn read() -> Known {
     Known {
+        expiries: BTreeMap::new(),
         tables: Some(Arc::default()),
         legacy: Some(BTreeSet::new()),
         ends_leave: true,
@@ -178,4 +181,42 @@ fn only_what_may_change_what_we_heed_is_read_again() {
     let mut parts = Parts::default();
     parts.note(&Notice { family: 1, table: crate::core::model::TABLE, subject: base }, None, None);
     assert!(parts.is_empty(), "our own");
+}
+
+#[test]
+fn elements_that_run_out_are_read_again_and_known_moments_are_all_that_is_needed() {
+    let asking = |set| {
+        let lookup = Expr::Lookup { set, register: 1, inverted: false };
+        let mut rule = Rule::new(IPV4, 7, [lookup, Expr::Verdict(Verdict::Drop)]);
+        rule.traits.as_mut().expect("traits").resolve(|_| SetKind::Expiring);
+        rule
+    };
+    let rules = vec![asking("s"), asking("other")];
+    let expiring = ["s".into(), "other".into()].into();
+    let tables = Others([table(IPV4, "t", &[("c", Chain { rules, expiring, ..chain(2, 0, &[]) })])].into());
+    let mut parts = Parts::default();
+    for set in ["s", "unasked"] {
+        let notice = Notice { family: IPV4, table: "t", subject: Subject::Elements { set } };
+        parts.note(&notice, Some(&tables), None);
+    }
+    let key = |set: &str| ((IPV4, "t".to_owned()), set.into());
+    assert_eq!(parts, Parts { sets: [key("s")].into(), ..Parts::default() });
+    let need = |other: Option<Vec<u64>>| {
+        let expiries = [(key("s"), Some(vec![10, 30])), (key("other"), other), (key("unasked"), None)].into();
+        let known = Known { tables: Some(Arc::new(tables.clone())), expiries, ..read() };
+        known.need(&known.surroundings(&[]).rules)
+    };
+    let causes = BTreeSet::from(["set"]);
+    let expected = Need { causes: causes.clone(), expiries: vec![10, 20, 30], ..Need::default() };
+    assert_eq!(need(Some(vec![20])), expected);
+    assert_eq!(need(None), Need { causes, anytime: true, expiries: vec![10, 30], ..Need::default() });
+}
+
+#[test]
+fn what_is_not_read_may_change_at_any_time() {
+    let legacy = Known { legacy: Some(["filter".to_owned()].into()), ..read() };
+    for known in [legacy, Known { tables: None, ..read() }] {
+        assert!(known.need(&known.surroundings(&[]).rules).anytime);
+    }
+    assert_eq!(read().need(&read().surroundings(&[]).rules), Need::default());
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::{
+    copy::Looked,
     expr::Verdict,
+    moments::{self, Read},
     rule::{ESTABLISHED, Established, Lead, Outcome, Rule, outcome},
 };
 use crate::core::ruleset::{
@@ -19,6 +21,10 @@ pub struct Lookups {
     state: Option<(Box<str>, bool)>,
     /// The verdict, in this map; whether by the connection's state.
     verdict: Option<(Box<str>, bool)>,
+    /// The clock, in this set.
+    clock: Option<(Box<str>, Read)>,
+    /// A set of the rule's own, which says which packets match.
+    own: Option<Looked>,
     /// Which packets match if the state is as asked.
     established: Option<Established>,
     /// What packets meet that come to the map, and what fills the register with its key, if that can be copied.
@@ -38,6 +44,8 @@ pub struct Elements {
     keys: BTreeMap<Box<str>, Vec<Box<[u8]>>>,
     /// They are beginnings and ends of intervals.
     intervals: bool,
+    /// All keys, as long as they aren't more than are followed by the clock, and whether each is the end of an interval.
+    all: Option<Vec<(Box<[u8]>, bool)>>,
 }
 
 impl Lookups {
@@ -56,13 +64,22 @@ impl Lookups {
         self.lead = (conditions, key);
     }
 
+    pub(super) fn asks_by_clock(&mut self, set: Option<(Box<str>, Read)>) {
+        self.clock = set;
+    }
+
+    pub(super) fn asks_own_set(&mut self, set: Option<Looked>) {
+        self.own = set;
+    }
+
     pub(super) fn asks_a_map(&self) -> bool {
         self.verdict.is_some()
     }
 
     /// Nothing if nothing is looked up. Until it is known, some packets match.
     pub(super) fn boxed(mut self, established: &mut Established) -> Option<Box<Self>> {
-        let any = self.state.is_some() || self.verdict.is_some();
+        let any =
+            self.state.is_some() || self.verdict.is_some() || self.clock.is_some() || self.own.is_some();
         if !any || *established == Established::None {
             return None;
         }
@@ -70,9 +87,11 @@ impl Lookups {
         Some(Box::new(self))
     }
 
-    /// Names of the sets and maps.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.state.iter().chain(&self.verdict).map(|(name, _)| &**name)
+    /// Names of the sets and maps. True: it only says which flows the rule leaves out; without it they are more.
+    pub fn names(&self) -> impl Iterator<Item = (&str, bool)> {
+        let of_clock = self.clock.iter().map(|(name, _)| (&**name, false));
+        let own = self.own.iter().map(|looked| (&*looked.set, true));
+        self.state.iter().chain(&self.verdict).map(|(name, _)| (&**name, false)).chain(of_clock).chain(own)
     }
 
     /// The map that says where packets go, and may say something else at any time.
@@ -84,12 +103,16 @@ impl Lookups {
 impl Elements {
     /// Of a set or map, whose elements may be beginnings and ends of `intervals`.
     pub fn new(intervals: bool) -> Self {
-        Self { intervals, ..Self::default() }
+        Self { intervals, all: Some(Vec::new()), ..Self::default() }
     }
 
-    /// Takes note of an element. A key of no bytes stands for all others.
-    pub fn add(&mut self, key: &[u8], verdict: Option<Verdict<'_>>) {
+    /// Takes note of an element. A key of no bytes stands for all others; `ends` an interval before its key.
+    pub fn add(&mut self, key: &[u8], verdict: Option<Verdict<'_>>, ends: bool) {
         let said = verdict.map_or(Outcome::Continue, outcome);
+        if let Some(all) = &mut self.all {
+            all.push((key.into(), ends));
+        }
+        self.all.take_if(|all| all.len() > moments::MOST);
         if key.is_empty() {
             self.otherwise = Some(said.clone());
         } else if *key == ESTABLISHED.to_ne_bytes() {
@@ -128,6 +151,36 @@ impl Elements {
             }
         }
         leads.into()
+    }
+
+    /// What packets meet whose key is in the set: one of these. `None` if that can't be said in a few words.
+    fn one_of(&self, load: &[Expr]) -> Option<Vec<Conditions>> {
+        let all = self.all.as_ref().filter(|all| !all.is_empty())?;
+        let first = load.first()?;
+        let register = register(first)?;
+        let cmp = |op, key: &[u8]| Expr::Cmp { sreg: register, op, data: key.to_vec() };
+        // Only what is in network byte order can be compared as intervals are.
+        let fits = |key: &[u8]| match first {
+            Expr::Payload { len, .. } => *len as usize == key.len(),
+            _ => !self.intervals && !key.is_empty(),
+        };
+        if !all.iter().all(|(key, _)| fits(key)) {
+            return None;
+        }
+        let mut sorted: Vec<_> = all.iter().map(|(key, ends)| (&**key, !ends)).collect();
+        sorted.sort_unstable();
+        let mut one_of = Vec::new();
+        // An end without a beginning is that of what is before all intervals.
+        for (at, (key, _)) in sorted.iter().enumerate().filter(|(_, (_, begins))| *begins) {
+            let end = sorted.get(at + 1).filter(|(_, begins)| !begins);
+            let compare = match end {
+                _ if !self.intervals => vec![cmp(CmpOp::Eq, key)],
+                Some((end, _)) => vec![cmp(CmpOp::Gte, key), cmp(CmpOp::Lt, end)],
+                None => vec![cmp(CmpOp::Gte, key)],
+            };
+            one_of.push(Conditions([load, &compare].concat()));
+        }
+        Some(one_of).filter(|one_of| (1..=MOST).contains(&one_of.len()))
     }
 
     fn of_established(&self) -> Option<&Outcome> {
@@ -175,6 +228,24 @@ impl Rule {
                     self.outcome = Outcome::Choose(elements.verdicts.as_slice().into());
                 }
                 None => established = Established::Some,
+            }
+        }
+        if let (Some((set, clock)), Some(traits)) = (&lookups.clock, &mut self.traits) {
+            let keys = elements(set).and_then(|elements| elements.all.as_ref());
+            let keys = keys.map(|keys| keys.iter().filter(|(key, _)| !key.is_empty()).map(|(key, _)| &**key));
+            traits.when.look_up(*clock, keys);
+        }
+        if let Some(Looked { set, load }) = &lookups.own
+            && let Some(one_of) = elements(set).and_then(|elements| elements.one_of(load))
+        {
+            let each = |lead: &Lead| {
+                let to = &lead.to;
+                let and = |one| Lead { to: to.clone(), conditions: lead.conditions.and(one) };
+                one_of.iter().map(and).collect::<Vec<_>>()
+            };
+            self.leads = self.leads.iter().flat_map(each).collect();
+            if let Some(traits) = &mut self.traits {
+                traits.one_of = one_of;
             }
         }
         self.established = established;

@@ -15,7 +15,7 @@ fn looked_up(exprs: &[Expr<'_>], elements: Option<&Elements>) -> (Outcome, Estab
 
 fn states(states: &[u32]) -> Elements {
     let mut elements = Elements::default();
-    states.iter().for_each(|state| elements.add(&state.to_ne_bytes(), None));
+    states.iter().for_each(|state| elements.add(&state.to_ne_bytes(), None, false));
     elements
 }
 
@@ -42,15 +42,15 @@ fn a_set_of_states_is_a_condition_on_the_state() {
 #[test]
 fn a_map_by_state_says_one_thing() {
     let mut map = Elements::default();
-    map.add(&2_u32.to_ne_bytes(), Some(Verdict::Accept));
-    map.add(&1_u32.to_ne_bytes(), Some(Verdict::Drop));
+    map.add(&2_u32.to_ne_bytes(), Some(Verdict::Accept), false);
+    map.add(&1_u32.to_ne_bytes(), Some(Verdict::Drop), false);
     let vmap = Expr::VerdictMap { map: "s", register: 1 };
     assert_eq!(looked_up(&[STATE, vmap], Some(&map)), (Outcome::Accept, Established::All));
     assert_eq!(looked_up(&[STATE, vmap], None), (Outcome::Deny, Established::Some));
     let mut new = Elements::default();
-    new.add(&8_u32.to_ne_bytes(), Some(Verdict::Jump("c")));
+    new.add(&8_u32.to_ne_bytes(), Some(Verdict::Jump("c")), false);
     assert_eq!(looked_up(&[STATE, vmap], Some(&new)).1, Established::None);
-    new.add(&[], Some(Verdict::Drop));
+    new.add(&[], Some(Verdict::Drop), false);
     assert_eq!(looked_up(&[STATE, vmap], Some(&new)), (Outcome::Deny, Established::All), "all others");
 }
 
@@ -59,11 +59,66 @@ fn another_map_leads_to_all_chains_that_it_names() {
     let mut map = Elements::default();
     for (key, verdict) in [(b"a", Verdict::Goto("x")), (b"b", Verdict::Jump("y")), (b"c", Verdict::Goto("x"))]
     {
-        map.add(key, Some(verdict));
+        map.add(key, Some(verdict), false);
     }
     let name = Expr::Meta { key: 6, register: 1 };
     let mut rule = Rule::new(1, 7, [name, Expr::VerdictMap { map: "s", register: 1 }]);
     assert_eq!(rule.look_up(|_| Some(&map)).as_deref(), Some("s"));
     assert_eq!(rule.established, Established::Some);
     assert_eq!(rule.leads_to().collect::<Vec<_>>(), ["x", "y"]);
+}
+
+/// What packets meet that come to the chain behind a jump, and what the rule's own limit asks for.
+#[test]
+fn a_set_of_the_rules_own_is_copied_element_by_element() {
+    let saddr = Expr::Payload { base: 1, offset: 12, length: 4, register: 1 };
+    let name = Expr::Meta { key: 6, register: 1 };
+    let own = Expr::Lookup { set: "__set0", register: 1, inverted: false };
+    let set = |intervals, keys: &[(&[u8], bool)]| {
+        let mut elements = Elements::new(intervals);
+        keys.iter().for_each(|(key, ends)| elements.add(key, None, *ends));
+        elements
+    };
+    let [a, b, c, d] = [1, 2, 3, 9].map(|last| [10, 0, 0, last]);
+    let plain = set(false, &[(&a, false), (&c, false)]);
+    // As the kernel has them: what is before the first interval ends with it, and the last one has no end.
+    let ranges = set(true, &[(&d, false), (&c, true), (&b, false), (&b, true), (&a, false), (&[0; 4], true)]);
+    let many: Vec<[u8; 4]> = (0..9).map(|last| [10, 0, 0, last]).collect();
+    let many = set(false, &many.iter().map(|key| (&key[..], false)).collect::<Vec<_>>());
+    let both = "ip saddr 10.0.0.1 or meta nfproto ipv4 ip saddr 10.0.0.3";
+    let between = "ip saddr >= 10.0.0.1 ip saddr < 10.0.0.2 or meta nfproto ipv4 ip saddr >= 10.0.0.2 ip saddr < 10.0.0.3 or \
+                   meta nfproto ipv4 ip saddr >= 10.0.0.9";
+    for (load, lookup, elements, expected) in [
+        (saddr, own, Some(&plain), both),
+        (saddr, own, Some(&ranges), between),
+        (saddr, own, Some(&many), ""),
+        (saddr, own, None, ""),
+        (saddr, own, Some(&set(false, &[(&a, false), (&[], false)])), ""),
+        (saddr, own, Some(&set(false, &[(&[1, 2], false)])), ""),
+        (saddr, Expr::Lookup { set: "__set0", register: 1, inverted: true }, Some(&plain), ""),
+        (saddr, Expr::Lookup { set: "named", register: 1, inverted: false }, Some(&plain), ""),
+        (saddr, Expr::Lookup { set: "__set0", register: 2, inverted: false }, Some(&plain), ""),
+        (name, own, Some(&set(true, &[(b"c\0", false)])), ""),
+    ] {
+        let expected = format!("meta nfproto ipv4 {expected}");
+        let look_up = |end| {
+            let mut rule = Rule::new(2, 7, [load, lookup, end]);
+            rule.look_up(|_| elements);
+            rule
+        };
+        let written =
+            |list: Vec<Conditions>| list.iter().map(Conditions::to_string).collect::<Vec<_>>().join(" or ");
+        let jump = look_up(Expr::Verdict(Verdict::Jump("c")));
+        let led = jump.leads_to_by("c").into_iter().cloned().collect::<Vec<_>>();
+        let led = if led.is_empty() { vec![Conditions::of_family(2)] } else { led };
+        assert_eq!(written(led).trim(), expected.trim(), "{lookup:?} {elements:?}");
+        let limit = look_up(Expr::Other { name: "limit" }).traits.expect("a limit");
+        let met: Vec<_> = limit.one_of.iter().map(|one| limit.conditions.and(one)).collect();
+        let met = if met.is_empty() { vec![limit.conditions.clone()] } else { met };
+        assert_eq!(written(met).trim(), expected.trim(), "{lookup:?} {elements:?}");
+    }
+    // Behind the limit it says nothing of what the limit counts.
+    let mut rule = Rule::new(2, 7, [Expr::Other { name: "limit" }, saddr, own]);
+    rule.look_up(|_| Some(&plain));
+    assert_eq!(rule.traits.expect("a limit").one_of, []);
 }

@@ -9,6 +9,7 @@ pub mod expr;
 pub mod ignore;
 pub mod known;
 pub mod lookups;
+pub mod moments;
 pub mod others;
 pub mod rule;
 pub mod traits;

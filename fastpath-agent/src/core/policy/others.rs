@@ -28,6 +28,8 @@ const BRIDGE_POSTROUTING: u32 = 4;
 
 /// A table: its family (`NFPROTO_*`) and name.
 pub type TableKey = (u8, String);
+/// A set, by its table and name.
+pub type SetKey = (TableKey, Box<str>);
 
 /// A chain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,6 +42,8 @@ pub struct Chain {
     pub maps: BTreeSet<Box<str>>,
     /// Its table has timeouts for connections, so it matters what becomes of the first packet of one.
     pub sees_first: bool,
+    /// Sets that its rules ask and whose elements run out; only netlink puts them in.
+    pub expiring: BTreeSet<Box<str>>,
 }
 
 /// A base chain's place.
@@ -133,6 +137,13 @@ impl Others {
         chain.sees_first
             || Self::counts(family, chain)
             || chain.base.as_ref().is_some_and(|base| sees_offloaded(family, base))
+    }
+
+    /// Sets whose elements run out, and on which the verdicts of rules hang.
+    pub fn expiring(&self) -> impl Iterator<Item = SetKey> + '_ {
+        self.0.iter().flat_map(|(table, chains)| {
+            chains.values().flat_map(|chain| &chain.expiring).map(|set| (table.clone(), set.clone()))
+        })
     }
 
     /// Whether it matters what the rules of a chain do, and of those that they lead to.

@@ -187,15 +187,17 @@ impl Rule {
         let reached = rule.established != Established::None;
         let by_map = reader.lookups.asks_a_map();
         let leads = reached && (by_map || matches!(rule.outcome, Outcome::Jump(_) | Outcome::Goto(_)));
-        let Sorted { traits, conditions, key, beside } = sorter.sorted(reached, leads);
+        let Sorted { traits, conditions, key, beside, clock, set } = sorter.sorted(reached, leads);
         (rule.traits, rule.beside) = (traits, beside);
+        reader.lookups.asks_by_clock(clock);
         match &rule.outcome {
             _ if by_map => reader.lookups.lead_by(conditions, key),
-            Outcome::Jump(to) | Outcome::Goto(to) if !conditions.0.is_empty() => {
+            Outcome::Jump(to) | Outcome::Goto(to) if !conditions.0.is_empty() || set.is_some() => {
                 rule.leads = [Lead { to: to.clone(), conditions }].into();
             }
             _ => {}
         }
+        reader.lookups.asks_own_set(set);
         rule.lookups = reader.lookups.boxed(&mut rule.established);
         rule
     }
@@ -334,6 +336,8 @@ impl Reader {
             Expr::Mask { .. }
             | Expr::MaskBytes { .. }
             | Expr::CompareBytes { .. }
+            | Expr::Range { .. }
+            | Expr::Swap { .. }
             | Expr::Meta { .. }
             | Expr::Payload { .. }
             | Expr::Option { .. }

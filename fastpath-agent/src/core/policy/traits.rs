@@ -2,8 +2,9 @@
 //! expression, as the kernel has them; which of it matters is `concern`'s to say.
 
 use super::{
-    copy::Copier,
+    copy::{Copier, Looked, is_anonymous},
     expr::Expr,
+    moments::{ClockReader, Read, When, is_clock},
     varying::{Beside, Said, Varying},
 };
 use crate::core::ruleset::{conditions::Conditions, expr::Expr as Instruction};
@@ -67,12 +68,16 @@ pub struct Traits {
     pub header: Option<Cause>,
     /// It changes by itself or unannounced.
     pub changing: Option<Cause>,
+    /// When it does.
+    pub when: When,
     /// It only marks, logs or edits packets.
     pub passive: Option<Cause>,
-    /// Named sets that it asks, each with the number of conditions in front of it.
-    pub sets: Vec<(Box<str>, usize)>,
+    /// Named sets that it asks.
+    pub sets: Vec<Asked>,
     /// Its conditions in front of what wants every packet, those that can be copied.
     pub conditions: Conditions,
+    /// One of these is a condition as well, as a set of the rule's own has it; none if there is none.
+    pub one_of: Vec<Conditions>,
     /// The conditions are all that it asks, besides the connection's state.
     pub exact: bool,
     /// It sets a mark, of the packet or the connection.
@@ -81,12 +86,25 @@ pub struct Traits {
     pub comment: Option<Box<str>>,
 }
 
+/// A named set that a rule asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Its name.
+    pub set: Box<str>,
+    /// The number of conditions in front of it.
+    before: usize,
+    /// A set of the rule's own is in front of it.
+    behind_own: bool,
+}
+
 /// What is known of a set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum SetKind {
     /// It changes by netlink only, which is announced.
     Static,
-    /// Elements run out, or packets put them in.
+    /// Elements run out, and only netlink puts them in.
+    Expiring,
+    /// Packets put elements in.
     Changing,
     /// Its elements have limits or quotas.
     Meters,
@@ -108,6 +126,11 @@ impl Traits {
         self.wants_packets() || self.edit().is_some()
     }
 
+    /// The same before its sets are known.
+    fn may_want_packets_or_meters(&self) -> bool {
+        self.may_want_packets() || !self.sets.is_empty()
+    }
+
     /// The edit by which later hooks see another packet: its mark, its header.
     pub fn edit(&self) -> Option<&Cause> {
         let edits = |cause: &&Cause| cause.word == EDIT && !OF_CONNECTIONS.contains(&&*cause.detail);
@@ -116,11 +139,21 @@ impl Traits {
 
     /// Takes in what is known of the sets; false if nothing is left to say about the rule.
     pub fn resolve(&mut self, kind: impl Fn(&str) -> SetKind) -> bool {
-        for (set, before) in std::mem::take(&mut self.sets) {
+        for Asked { set, before, behind_own } in std::mem::take(&mut self.sets) {
             match kind(&set) {
                 SetKind::Static => {}
-                SetKind::Changing => drop(self.changing.get_or_insert(Cause { word: "set", detail: set })),
+                SetKind::Expiring => {
+                    self.when.sets.insert(set.clone());
+                    self.changing.get_or_insert(Cause { word: "set", detail: set });
+                }
+                SetKind::Changing => {
+                    self.when.anytime = true;
+                    self.changing.get_or_insert(Cause { word: "set", detail: set });
+                }
                 SetKind::Meters if self.every_packet.is_none() => {
+                    if !behind_own {
+                        self.one_of.clear();
+                    }
                     self.conditions.0.truncate(before);
                     self.every_packet = Some(Cause { word: "meter", detail: set });
                 }
@@ -142,6 +175,10 @@ pub(super) struct Sorted {
     pub(super) key: Option<Vec<Instruction>>,
     /// Only packets match it that take the normal path anyway.
     pub(super) beside: Beside,
+    /// A set that the clock is looked up in.
+    pub(super) clock: Option<(Box<str>, Read)>,
+    /// A set of the rule's own that says which packets match, where that matters.
+    pub(super) set: Option<Looked>,
 }
 
 /// Reads a rule's expressions in order.
@@ -149,6 +186,7 @@ pub(super) struct Sorter {
     traits: Traits,
     copier: Copier,
     varying: Varying,
+    clock: ClockReader,
     beside: Beside,
     /// Expressions of the condition that the table's family is.
     of_family: usize,
@@ -160,7 +198,8 @@ impl Sorter {
         let mut traits = Traits { exact: true, ..Traits::default() };
         let copier = Copier::of_family(family, &mut traits.conditions);
         let of_family = traits.conditions.0.len();
-        Self { traits, copier, varying: Varying::default(), beside: Beside::default(), of_family }
+        let (varying, clock, beside) = Default::default();
+        Self { traits, copier, varying, clock, beside, of_family }
     }
 
     /// `of_state`: it says something of the connection's state only.
@@ -179,16 +218,21 @@ impl Sorter {
             self.beside.also(beside);
         }
         self.traits.marks |= sets_mark(expr);
+        self.clock.read(expr, is_anonymous);
         match *expr {
             Expr::Lookup { set, .. } | Expr::VerdictMap { map: set, .. } if !is_anonymous(set) => {
                 let before = self.copier.copied(&self.traits.conditions);
-                self.traits.sets.push((set.into(), before));
+                let behind_own = self.copier.has_looked();
+                self.traits.sets.push(Asked { set: set.into(), before, behind_own });
             }
             Expr::Match { name: "comment", info } => self.traits.comment = comment(info),
             _ => match kind(expr) {
                 Kind::Static => {}
                 Kind::EveryPacket(word, detail) => keep(&mut self.traits.every_packet, word, detail),
-                Kind::Changing(word, detail) => keep(&mut self.traits.changing, word, detail),
+                Kind::Changing(word, detail) => {
+                    self.traits.when.anytime |= !is_clock(expr);
+                    keep(&mut self.traits.changing, word, detail);
+                }
                 Kind::Passive(word, detail) => {
                     // An edit says more than a log.
                     self.traits.passive.take_if(|cause| word == EDIT && cause.word != EDIT);
@@ -200,18 +244,29 @@ impl Sorter {
 
     /// What was found. `reached`: established connections come to the rule; `leads`: it leads them to other chains.
     pub(super) fn sorted(mut self, reached: bool, leads: bool) -> Sorted {
+        let (when, clock) = self.clock.finish();
+        self.traits.when.anytime |= when.anytime;
+        self.traits.when.moments = when.moments;
         let Traits { every_packet, header, changing, passive, sets, .. } = &self.traits;
         let any =
             [every_packet, header, changing, passive].into_iter().any(Option::is_some) || !sets.is_empty();
         let kept = any && (reached || self.traits.gives_timeout());
-        let key = self.copier.into_key();
-        let has_some = self.traits.conditions.0.len() > self.of_family || key.is_some();
+        let (key, set) = self.copier.into_looked_up();
+        let set = set.filter(|_| leads || kept && self.traits.may_want_packets_or_meters());
+        let has_some = self.traits.conditions.0.len() > self.of_family || key.is_some() || set.is_some();
         let conditions = match (leads && has_some, kept) {
             (false, _) => Conditions::default(),
             (true, false) => std::mem::take(&mut self.traits.conditions),
             (true, true) => self.traits.conditions.clone(),
         };
-        Sorted { conditions, key, beside: self.beside, traits: kept.then(|| Box::new(self.traits)) }
+        Sorted {
+            conditions,
+            key,
+            clock,
+            set,
+            beside: self.beside,
+            traits: kept.then(|| Box::new(self.traits)),
+        }
     }
 }
 
@@ -221,11 +276,6 @@ fn sets_mark(expr: &Expr<'_>) -> bool {
 
 fn keep(cause: &mut Option<Cause>, word: &'static str, detail: &str) {
     cause.get_or_insert_with(|| Cause { word, detail: detail.into() });
-}
-
-/// Sets that belong to one rule never change (nft's names for them, nf_tables_api.c has the pattern).
-fn is_anonymous(set: &str) -> bool {
-    set.starts_with("__set") || set.starts_with("__map")
 }
 
 /// struct xt_comment_info.

@@ -144,7 +144,10 @@ impl Varying {
             }
             Expr::CompareBytes { register, op, data } => return self.compare(register, op, data),
             Expr::VerdictMap { .. } | Expr::Edit { name: "meta mark" | "ct mark" } => return self.anything(),
-            Expr::Lookup { .. } | Expr::Other { name: "byteorder" | "bitwise" | "hash" | "range" } => {
+            Expr::Lookup { .. }
+            | Expr::Range { .. }
+            | Expr::Swap { .. }
+            | Expr::Other { name: "byteorder" | "bitwise" | "hash" | "range" } => {
                 let said = self.anything();
                 self.alter();
                 return said;

@@ -25,12 +25,12 @@ fn jump(to: &str) -> Expr<'_> {
 fn conditions(hooks: &[(u32, i32)], chains: &[(&str, &[&[Expr<'_>]])]) -> Vec<String> {
     let mut table = BTreeMap::new();
     let mut map = Elements::new(false);
-    map.add(&7_u32.to_ne_bytes(), Some(Verdict::Goto("c")));
-    map.add(&8_u32.to_ne_bytes(), Some(Verdict::Jump("d")));
+    map.add(&7_u32.to_ne_bytes(), Some(Verdict::Goto("c")), false);
+    map.add(&8_u32.to_ne_bytes(), Some(Verdict::Jump("d")), false);
     let mut intervals = Elements::new(true);
-    intervals.add(&7_u32.to_ne_bytes(), Some(Verdict::Goto("c")));
+    intervals.add(&7_u32.to_ne_bytes(), Some(Verdict::Goto("c")), false);
     let mut default = map.clone();
-    default.add(&[], Some(Verdict::Goto("c")));
+    default.add(&[], Some(Verdict::Goto("c")), false);
     for (position, (name, list)) in chains.iter().enumerate() {
         let base = hooks.get(position).map(|(hook, priority)| Base {
             kind: "filter".to_owned(),

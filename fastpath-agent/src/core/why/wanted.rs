@@ -74,6 +74,7 @@ mod tests {
         policy::{
             concern::Class,
             expr::{Expr, Verdict},
+            moments::When,
             rule::Rule,
             traits::Cause,
             walk::Way,
@@ -93,6 +94,7 @@ mod tests {
             comment: None,
             class: Class::EveryPacket,
             cause: Cause { word: "limit", detail: "".into() },
+            when: When::default(),
             ways: vec![Way {
                 conditions: Rule::new(2, handle, exprs).traits.expect("a limit").conditions,
                 ..Way::default()

@@ -11,6 +11,7 @@ mod nfta {
     pub(super) const LIST_ELEM: u16 = 1;
     pub(super) const SET_ELEM_KEY: u16 = 1;
     pub(super) const SET_ELEM_DATA: u16 = 2;
+    pub(super) const SET_ELEM_FLAGS: u16 = 3;
     pub(super) const SET_ELEM_EXPIRATION: u16 = 5;
     pub(super) const SET_ELEM_EXPR: u16 = 7;
     pub(super) const DATA_VALUE: u16 = 1;
@@ -20,11 +21,16 @@ mod nfta {
     pub(super) const COUNTER_PACKETS: u16 = 2;
 }
 
+/// `NFT_SET_ELEM_INTERVAL_END`, in the last byte of the flags.
+const INTERVAL_END: u8 = 1;
+
 /// An element of a set.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Element<'a> {
     /// Its key; of an interval the beginning.
     pub(super) key: &'a [u8],
+    /// It is the end of an interval, before its key.
+    pub(super) ends: bool,
     /// What a map has for it: attributes of the value or the verdict.
     pub(super) data: Option<&'a [u8]>,
     /// Milliseconds until it goes, if it does.
@@ -49,6 +55,9 @@ fn element(bytes: &[u8]) -> Element<'_> {
         let (kind, value) = (nla.kind(), nla.value());
         match kind {
             nfta::SET_ELEM_KEY => element.key = find(value, nfta::DATA_VALUE).unwrap_or_default(),
+            nfta::SET_ELEM_FLAGS => {
+                element.ends = value.last().is_some_and(|flags| flags & INTERVAL_END != 0)
+            }
             nfta::SET_ELEM_DATA => element.data = Some(value),
             nfta::SET_ELEM_EXPIRATION => element.expires_ms = number(value),
             nfta::SET_ELEM_EXPR => element.counter = counter(value),

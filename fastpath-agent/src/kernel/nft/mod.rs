@@ -23,6 +23,7 @@ mod monitor;
 mod notice;
 mod object;
 mod others;
+mod others_sets;
 mod search;
 mod survey;
 mod traces;

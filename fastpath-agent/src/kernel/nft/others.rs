@@ -6,14 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use libc::{NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_packet_core::{Emitable, NetlinkHeader};
 
-use super::{Nft, NftError, element};
+use super::{Nft, NftError, element, others_sets::Sets};
 use crate::{
     core::policy::{
         expr::{Expr, Verdict},
         lookups::Elements,
         others::{Base, Chain, Device, Others, TableKey},
         rule::Rule,
-        traits::SetKind,
         walk::forget_leads,
     },
     kernel::nfnetlink::{Attribute, Completion, FAMILY_HEADER_BYTES, HEADER_BYTES, Message, attributes},
@@ -37,11 +36,6 @@ mod nfta {
     pub(super) const RULE_HANDLE: u16 = 3;
     pub(super) const RULE_EXPRESSIONS: u16 = 4;
     pub(super) const RULE_USERDATA: u16 = 7;
-    pub(super) const SET_TABLE: u16 = 1;
-    pub(super) const SET_NAME: u16 = 2;
-    pub(super) const SET_FLAGS: u16 = 3;
-    pub(super) const SET_EXPR: u16 = 17;
-    pub(super) const SET_EXPRESSIONS: u16 = 18;
     pub(super) const EXPR_NAME: u16 = 1;
     pub(super) const EXPR_DATA: u16 = 2;
     pub(super) const DATA_VALUE: u16 = 1;
@@ -84,6 +78,13 @@ mod nfta {
     pub(super) const CMP_SREG: u16 = 1;
     pub(super) const CMP_OP: u16 = 2;
     pub(super) const CMP_DATA: u16 = 3;
+    pub(super) const RANGE_SREG: u16 = 1;
+    pub(super) const RANGE_FROM: u16 = 3;
+    pub(super) const RANGE_TO: u16 = 4;
+    pub(super) const BYTEORDER_SREG: u16 = 1;
+    pub(super) const BYTEORDER_DREG: u16 = 2;
+    pub(super) const BYTEORDER_LEN: u16 = 4;
+    pub(super) const BYTEORDER_SIZE: u16 = 5;
     /// Of matches and targets alike.
     pub(super) const XT_NAME: u16 = 1;
     pub(super) const XT_INFO: u16 = 3;
@@ -91,10 +92,6 @@ mod nfta {
 
 /// `NFT_REG_VERDICT`.
 const VERDICT_REGISTER: u32 = 0;
-/// `NFT_SET_TIMEOUT` and `NFT_SET_EVAL` (enum nft_set_flags): elements run out, packets put some in.
-const SET_CHANGES: u32 = 0x10 | 0x20;
-/// `NFT_SET_INTERVAL` and `NFT_SET_CONCAT`.
-const SET_INTERVALS: u32 = 0x4 | 0x80;
 /// `NFT_LOOKUP_F_INV`.
 const LOOKUP_INVERTED: u32 = 1;
 /// `NFT_META_MARK` and `NFT_CT_MARK`.
@@ -103,6 +100,8 @@ const MARK: u32 = 3;
 const COMMENT: u8 = 0;
 /// `NFT_OBJECT_CT_TIMEOUT`.
 const CT_TIMEOUT: u32 = 7;
+/// So many sets are read that belong to one rule each, of a table.
+const MOST_OWN_SETS: usize = 256;
 /// How often it is read again after a change in the midst of it.
 const ATTEMPTS: u32 = 4;
 
@@ -140,7 +139,8 @@ impl Nft {
                     Some(known) => {
                         for (name, chain) in chains {
                             let known = known.get_mut(name).map(std::mem::take).unwrap_or_default();
-                            (chain.rules, chain.maps) = (known.rules, known.maps);
+                            let Chain { base, sees_first, .. } = std::mem::take(chain);
+                            *chain = Chain { base, sees_first, ..known };
                         }
                     }
                     None => settled &= self.reachable_rules(key, chains)?,
@@ -192,8 +192,11 @@ impl Nft {
         elements: &mut BTreeMap<String, Elements>,
     ) -> Result<bool, NftError> {
         let mut complete = true;
-        let names = chain.rules.iter().filter_map(|rule| rule.lookups.as_ref()).flat_map(|one| one.names());
-        for name in names {
+        let lookups = chain.rules.iter().filter_map(|rule| rule.lookups.as_ref());
+        for (name, own) in lookups.flat_map(|one| one.names()) {
+            if own && elements.len() >= MOST_OWN_SETS {
+                continue;
+            }
             if !elements.contains_key(name) {
                 let request = [(nfta::ELEMENTS_TABLE, table.1.as_str()), (nfta::ELEMENTS_SET, name)];
                 complete &= self.read_sets(table, sets)?;
@@ -201,7 +204,7 @@ impl Nft {
                 let mut found = Elements::new(intervals);
                 complete &= self.dump(libc::NFT_MSG_GETSETELEM, table.0, &request, |message| {
                     for element in element::of(message) {
-                        found.add(element.key, element.data.map(|data| verdict(data)));
+                        found.add(element.key, element.data.map(|data| verdict(data)), element.ends);
                     }
                 })?;
                 elements.insert(name.to_owned(), found);
@@ -209,43 +212,6 @@ impl Nft {
         }
         let maps = chain.rules.iter_mut().filter_map(|rule| rule.look_up(|name| elements.get(name)));
         chain.maps = maps.collect();
-        Ok(complete)
-    }
-
-    /// Tells rules that ask sets which change by themselves from others. Sets can't become others as long as a rule asks them.
-    fn resolve_sets(
-        &mut self,
-        table: &TableKey,
-        chains: &mut BTreeMap<String, Chain>,
-        sets: &mut Option<Sets>,
-    ) -> Result<bool, NftError> {
-        let with_traits =
-            || chains.values().flat_map(|chain| &chain.rules).filter_map(|rule| rule.traits.as_ref());
-        let asks_sets = with_traits().any(|traits| !traits.sets.is_empty());
-        let complete = !asks_sets || self.read_sets(table, sets)?;
-        let sets = sets.as_ref();
-        for rule in chains.values_mut().flat_map(|chain| &mut chain.rules) {
-            let kind =
-                |name: &str| sets.and_then(|sets| sets.get(name)).map_or(SetKind::Changing, |set| set.kind);
-            if let Some(traits) = &mut rule.traits
-                && !traits.resolve(kind)
-            {
-                rule.traits = None;
-            }
-        }
-        Ok(complete)
-    }
-
-    /// Reads a table's sets, once.
-    fn read_sets(&mut self, table: &TableKey, sets: &mut Option<Sets>) -> Result<bool, NftError> {
-        if sets.is_some() {
-            return Ok(true);
-        }
-        let mut found = Sets::new();
-        let names = [(nfta::SET_TABLE, table.1.as_str())];
-        let complete =
-            self.dump(libc::NFT_MSG_GETSET, table.0, &names, |message| found.extend(set(message)))?;
-        *sets = Some(found);
         Ok(complete)
     }
 
@@ -267,18 +233,33 @@ impl Nft {
             {
                 chains.values_mut().for_each(|chain| chain.sees_first = true);
             }
+            true
         })?;
         Ok((others, complete))
     }
 
     /// A dump of one family or of all, of what is in the objects that are named by attributes; true if nothing changed
     /// meanwhile.
-    fn dump(
+    pub(super) fn dump(
         &mut self,
         kind: i32,
         family: u8,
         names: &[(u16, &str)],
-        each: impl FnMut(&Message<'_>),
+        mut each: impl FnMut(&Message<'_>),
+    ) -> Result<bool, NftError> {
+        self.dump_while(kind, family, names, |message| {
+            each(message);
+            true
+        })
+    }
+
+    /// The same, as long as `each` says so. If it says no, no other dump can be asked for here any more.
+    pub(super) fn dump_while(
+        &mut self,
+        kind: i32,
+        family: u8,
+        names: &[(u16, &str)],
+        each: impl FnMut(&Message<'_>) -> bool,
     ) -> Result<bool, NftError> {
         let names: Vec<_> =
             names.iter().map(|(kind, name)| (*kind, [name.as_bytes(), &[0]].concat())).collect();
@@ -292,7 +273,7 @@ impl Nft {
         kind: i32,
         family: u8,
         by: &[(u16, &[u8])],
-        each: impl FnMut(&Message<'_>),
+        each: impl FnMut(&Message<'_>) -> bool,
     ) -> Result<bool, NftError> {
         const ATTRIBUTE_HEADER: usize = 4;
         let mut request = vec![0; HEADER_BYTES + FAMILY_HEADER_BYTES];
@@ -310,7 +291,7 @@ impl Nft {
         header.flags = (NLM_F_REQUEST | NLM_F_DUMP) as u16;
         header.sequence_number = self.socket.reserve_sequence(1);
         header.emit(&mut request[..HEADER_BYTES]);
-        match self.socket.request(&request, each) {
+        match self.socket.request_while(&request, each) {
             Ok(completion) => Ok(completion == Completion::Consistent),
             // The table went away meanwhile.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
@@ -357,45 +338,6 @@ fn base(kind: &str, accepts: bool, hook: &Attribute<'_>) -> Option<Base> {
     }
     let devices = devices.into_iter().collect();
     Some(Base { kind: kind.to_owned(), hook: number?, priority, accepts, devices })
-}
-
-/// A table's sets by their names.
-type Sets = BTreeMap<String, Set>;
-
-/// What matters of a set.
-#[derive(Debug)]
-struct Set {
-    kind: SetKind,
-    /// Its elements are beginnings and ends.
-    intervals: bool,
-}
-
-fn set(message: &Message<'_>) -> Option<(String, Set)> {
-    let (mut name, mut kind, mut intervals) = (None, SetKind::Static, false);
-    for nla in message.attributes() {
-        match nla.kind() {
-            nfta::SET_NAME => name = Some(text(&nla).to_owned()),
-            nfta::SET_FLAGS => {
-                let flags = number(&nla).unwrap_or(u32::MAX);
-                intervals = flags & SET_INTERVALS != 0;
-                if flags & SET_CHANGES != 0 {
-                    kind = kind.max(SetKind::Changing);
-                }
-            }
-            nfta::SET_EXPR if is_meter(nla.value()) => kind = SetKind::Meters,
-            nfta::SET_EXPRESSIONS if attributes(nla.value()).any(|one| is_meter(one.value())) => {
-                kind = SetKind::Meters;
-            }
-            _ => {}
-        }
-    }
-    Some((name?, Set { kind, intervals }))
-}
-
-/// Whether an expression in a set's elements lets some packets pass only.
-fn is_meter(element: &[u8]) -> bool {
-    let name = attributes(element).find(|nla| nla.kind() == nfta::EXPR_NAME).map(|nla| text(&nla));
-    !matches!(name, Some("counter" | "last"))
 }
 
 /// The comment in what `nft` keeps with a rule: type, length and value, each of the first two a byte.
@@ -491,6 +433,16 @@ fn known<'a>(name: &str, data: &'a [u8]) -> Option<Expr<'a>> {
         "ct" => Expr::Ct { key: number_of(nfta::CT_KEY)?, register: number_of(nfta::CT_DREG)? },
         "bitwise" => bitwise(data)?,
         "cmp" => compare(data)?,
+        "range" => Expr::Range {
+            register: number_of(nfta::RANGE_SREG)?,
+            from: bytes(&find(nfta::RANGE_FROM)?)?,
+            to: bytes(&find(nfta::RANGE_TO)?)?,
+        },
+        // One value, not several side by side.
+        "byteorder" if number_of(nfta::BYTEORDER_LEN) == number_of(nfta::BYTEORDER_SIZE) => {
+            let [source, target] = [nfta::BYTEORDER_SREG, nfta::BYTEORDER_DREG].map(number_of);
+            Expr::Swap { register: source.filter(|_| source == target)? }
+        }
         "match" => Expr::Match {
             name: find(nfta::XT_NAME).map(|nla| text(&nla))?,
             info: find(nfta::XT_INFO).map_or(&[], |nla| nla.value()),
@@ -566,7 +518,7 @@ fn verdict(data: &[u8]) -> Verdict<'_> {
 }
 
 /// A number as nf_tables has them: 32 bits in network byte order.
-fn number(nla: &Attribute<'_>) -> Option<u32> {
+pub(super) fn number(nla: &Attribute<'_>) -> Option<u32> {
     Some(u32::from_be_bytes(nla.value().try_into().ok()?))
 }
 
@@ -581,7 +533,7 @@ fn word(value: &[u8]) -> Option<u32> {
 }
 
 /// A name, without its closing NUL; one that isn't UTF-8 is no name that anybody here knows.
-fn text<'a>(nla: &Attribute<'a>) -> &'a str {
+pub(super) fn text<'a>(nla: &Attribute<'a>) -> &'a str {
     let bytes = nla.value();
     str::from_utf8(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).unwrap_or("?")
 }

@@ -123,6 +123,35 @@ const NFT: Case = Case {
     ..Case::PLAIN
 };
 
+/// Conditions in sets of the rule's own.
+const OWN_SETS: Case = Case {
+    name: "sets of the rule's own",
+    changes: &[
+        Change {
+            name: "behind a jump by addresses of its own",
+            steps: &[Node("nft 'add rule inet fw forward ip saddr { 10.9.0.1, 10.1.0.2 } jump shape'")],
+            ..STOP_V4
+        },
+        Change {
+            name: "by networks of its own",
+            steps: &[Node(
+                "nft 'add rule inet fw forward ip saddr { 10.9.0.0/16, 10.1.0.0/24 } limit rate over 10/second drop'",
+            )],
+            ..STOP_V4
+        },
+        Change {
+            name: "by the addresses of others",
+            steps: &[Node(
+                "nft 'add rule inet fw forward ip saddr { 10.9.0.0/16, 10.1.0.3-10.1.0.9 } jump shape
+                  add rule inet fw forward tcp dport { 22, 8000-8100 } limit rate over 10/second drop'",
+            )],
+            undo: FLUSH,
+            ..Change::HARMLESS
+        },
+    ],
+    ..NFT
+};
+
 /// Addresses are others there, so that all IPv4 flows are left out; in postrouting both directions leave traces.
 const ELSEWHERE: Case = Case {
     name: "in other hooks",
@@ -261,6 +290,11 @@ const SEES_ALL: Case = Case {
     ],
     ..Case::PLAIN
 };
+
+#[test]
+fn with_sets_of_their_own() {
+    OWN_SETS.run(With::Agent).assert_same_fate();
+}
 
 #[test]
 fn of_nft() {

@@ -5,5 +5,6 @@ mod changing;
 mod cost;
 mod every_packet;
 mod headers;
+mod known_moments;
 mod sight;
 mod unconcerned;
