@@ -93,7 +93,7 @@ fn random_sizes() -> impl Iterator<Item = ([u64; 3], usize)> {
         number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (number ^ (number >> 31)) % limit
     };
-    (0..5).map(move |_| ([(); 3].map(|()| 1280 + below(65_536 - 1280)), 1 + below(2 << 20) as usize))
+    (0..4).map(move |_| ([(); 3].map(|()| 1280 + below(65_536 - 1280)), 1 + below(2 << 20) as usize))
 }
 
 /// The same flow before and with the agents, by which all arrives that did.

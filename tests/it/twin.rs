@@ -102,13 +102,14 @@ fn done_and_undone(operations: impl IntoIterator<Item = Operation>) -> Vec<Opera
 /// A late message of an earlier flow to the same port isn't the first one of the next flow.
 #[test]
 fn a_link_that_is_down_for_longer() {
-    Sequence { operations: done_and_undone([Operation::Down(Device::Client)]), ..PLAIN }.assert_same_fate();
+    Sequence { operations: done_and_undone([Operation::Down(Device::Client)]), ..PLAIN }
+        .assert_done_with_same_fate();
 }
 
 #[test]
 fn tunnels_to_the_server() {
     let operations = done_and_undone(Tunnel::ALL.iter().map(|&tunnel| Operation::Tunnel(tunnel)));
-    Sequence { operations, ..PLAIN }.assert_same_fate();
+    Sequence { operations, ..PLAIN }.assert_done_with_same_fate();
 }
 
 fn bridging() -> Vec<Operation> {
@@ -117,25 +118,25 @@ fn bridging() -> Vec<Operation> {
 
 #[test]
 fn one_bridge_for_both_links() {
-    Sequence { operations: bridging(), ..PLAIN }.assert_same_fate();
+    Sequence { operations: bridging(), ..PLAIN }.assert_done_with_same_fate();
 }
 
 #[test]
 fn one_bridge_for_both_links_whose_packets_pass_rules() {
     let rules = Operation::Sysctl(Sysctl::BridgeRules);
-    Sequence { operations: [vec![rules], bridging()].concat(), ..PLAIN }.assert_same_fate();
+    Sequence { operations: [vec![rules], bridging()].concat(), ..PLAIN }.assert_done_with_same_fate();
 }
 
 #[test]
 fn services_of_ipvs() {
     let operations = done_and_undone(Ipvs::ALL.iter().map(|&operation| Operation::Ipvs(operation)));
-    Sequence { ipvs: true, operations, ..PLAIN }.assert_same_fate();
+    Sequence { ipvs: true, operations, ..PLAIN }.assert_done_with_same_fate();
 }
 
 #[test]
 fn addresses_that_become_the_nodes() {
     let denials = End::ALL.iter().map(|&end| Operation::Deny(end, Denial::Local));
-    Sequence { operations: done_and_undone(denials), ..PLAIN }.assert_same_fate();
+    Sequence { operations: done_and_undone(denials), ..PLAIN }.assert_done_with_same_fate();
 }
 
 /// What the agent has in the kernel is damaged, and other agents take over.

@@ -85,7 +85,7 @@ const SPECS: [Spec; 12] = [
     spec(Tcp, V4, Idle, Near),
     spec(Udp, V6, Idle, Distant),
     spec(Tcp, V6, ClientNext, Service),
-    spec(Udp, V4, ServerNext, Near),
+    spec(Udp, V4, ServerNext, Distant),
     spec(Udp, V4, OneWay, Near),
 ];
 

@@ -94,6 +94,8 @@ pub struct Summary {
     pub arrived: usize,
     /// How many connections were offloaded when they were.
     pub offloaded: usize,
+    /// How many operations the node or a pod refused, in whole or in part.
+    pub refused: usize,
 }
 
 /// A sequence that failed, and with what.
@@ -253,11 +255,20 @@ impl Sequence {
 
     /// Shows that it doesn't fail.
     #[track_caller]
-    pub fn assert_same_fate(&self) {
+    pub fn assert_same_fate(&self) -> Summary {
         match self.run(true) {
-            Ok(summary) => println!("{summary}"),
+            Ok(summary) => {
+                println!("{summary}");
+                summary
+            }
             Err(failure) => panic!("{failure}\n{self}"),
         }
+    }
+
+    /// The same of one all of whose operations can be done.
+    #[track_caller]
+    pub fn assert_done_with_same_fate(&self) {
+        assert_eq!(self.assert_same_fate().refused, 0, "an operation is refused\n{self}");
     }
 }
 
@@ -335,15 +346,17 @@ impl<'a> Run<'a> {
                 ends[0].status, ends[1].status
             ));
         }
+        let mut refused = !ends[0].status.success();
         let dev = self.sequence.attach.recipe().server_dev;
         for ((number, script), dev) in network::of_the_pods(operation).iter().enumerate().zip(["eth0", dev]) {
             let Some(script) = script else { continue };
             for world in &self.worlds {
                 let script = format!("dev={dev}; {script}");
-                // On fresh pods alike, whatever was done to the node.
-                world.pods[number].ns.try_run("bash", &["-uc", &script], "");
+                // On pods that are alike it ends alike, whatever was done to the node.
+                refused |= !world.pods[number].ns.try_run("bash", &["-euc", &script], "").status.success();
             }
         }
+        self.summary.refused += usize::from(refused);
         Ok(())
     }
 
@@ -411,10 +424,10 @@ impl<'a> Run<'a> {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { operations, flows, arrived, offloaded } = self;
+        let Self { operations, flows, arrived, offloaded, refused } = self;
         write!(
             f,
-            "{operations} times judged, {arrived} of {flows} flows arrived, {offloaded} connections offloaded"
+            "{operations} times judged, {arrived} of {flows} flows arrived, {offloaded} connections offloaded, {refused} operations refused"
         )
     }
 }

@@ -122,14 +122,13 @@ fn directly(operation: &Operation, verb: &str) -> Option<[String; 2]> {
 
 /// Scripts for client and server, after the node's; `$dev` is the device with their addresses.
 pub(super) fn of_the_pods(operation: &Operation) -> [Option<String>; 2] {
-    let [client, server] = match operation {
-        Operation::OneBridge(_) => directly(operation, "add").map_or([None, None], |both| both.map(Some)),
+    let direct = |operation, verb| directly(operation, verb).map_or([None, None], |both| both.map(Some));
+    match operation {
         Operation::Tunnel(tunnel) => [None, Some(tunnel_on_server(*tunnel))],
         Operation::Undo(other) => match &**other {
             Operation::Tunnel(_) => [None, Some("ip link del tw0".to_owned())],
-            other => directly(other, "del").map_or([None, None], |both| both.map(Some)),
+            other => direct(other, "del"),
         },
-        _ => [None, None],
-    };
-    [client, server]
+        other => direct(other, "add"),
+    }
 }

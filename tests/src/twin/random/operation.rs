@@ -416,8 +416,10 @@ impl fmt::Display for Operation {
             Self::Agent(_) => write!(f, "{}  # on the agent's node", self.script()),
             _ => {
                 f.write_str(&self.script())?;
-                for (script, pod) in network::of_the_pods(self).iter().flatten().zip(["client", "server"]) {
-                    write!(f, "\n# at the {pod}: {script}")?;
+                for (script, pod) in network::of_the_pods(self).iter().zip(["client", "server"]) {
+                    if let Some(script) = script {
+                        write!(f, "\n# at the {pod}: {script}")?;
+                    }
                 }
                 Ok(())
             }
