@@ -53,8 +53,9 @@ const POD_SETTINGS: &str =
 /// What the kernel has for some operation is there from the first sequence of a guest on, not from the first one that uses it.
 const MODULES: &str = "modprobe -a br_netfilter ip_vs ip_vs_rr ipip ip_gre ip6_tunnel vxlan
     grep -q ' /sys/fs/bpf ' /proc/mounts || mount -t bpf bpf /sys/fs/bpf";
-/// Bridged packets pass no rules at first.
-const BRIDGES: &str = "echo 0 | tee /proc/sys/net/bridge/bridge-nf-call-{ip,ip6,arp}tables >/dev/null";
+/// Bridged packets pass no rules at first. Loopback takes addresses that become the node's.
+const NODE_SETTINGS: &str =
+    "ip link set lo up; echo 0 | tee /proc/sys/net/bridge/bridge-nf-call-{ip,ip6,arp}tables >/dev/null";
 /// How long a second agent may take to see that it isn't the first.
 const SECOND_AGENT: Duration = Duration::from_secs(5);
 /// Flags of an agent that takes over from one with others.
@@ -297,7 +298,7 @@ impl<'a> Run<'a> {
                 // Without its eBPF side the agent can't help connections whose packets nobody has counted.
                 topology.node.sysctl("net/netfilter/nf_conntrack_acct", "1");
             }
-            topology.node.feed("bash", &["-euc", BRIDGES], "");
+            topology.node.feed("bash", &["-euc", NODE_SETTINGS], "");
             if sequence.ipvs {
                 topology.node.feed("bash", &["-euc", &network::ipvs_set_up()], "");
             }

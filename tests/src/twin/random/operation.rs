@@ -304,9 +304,7 @@ impl Operation {
                 "ip link add twin.9 link {0} type vlan id 9; ip link set twin.9 up; ip address add 10.77.0.1/24 dev twin.9",
                 device.text()
             ),
-            Self::Deny(end, denial) => {
-                both_families(&format!("route add {}", denial.text()), denied(*end, *denial))
-            }
+            Self::Deny(end, denial) => denying("add", *end, *denial),
             Self::Reroute(end, via) => reroute(number(*end), via.text()),
             Self::PolicyRule(selector, action) => {
                 both_families("rule add pref 50", &format!("{} {}", selector.text(), action.text()))
@@ -350,9 +348,7 @@ impl Operation {
             Self::Tunnel(_) => network::tunnel_undone(),
             Self::Ipvs(operation) => network::ipvs_undo(*operation),
             Self::NewVlan(_) => "ip link del twin.9".to_owned(),
-            Self::Deny(end, denial) => {
-                both_families(&format!("route del {}", denial.text()), denied(*end, *denial))
-            }
+            Self::Deny(end, denial) => denying("del", *end, *denial),
             Self::Reroute(end, _) => reroute(number(*end), "first"),
             Self::PolicyRule(selector, action) => {
                 both_families("rule del pref 50", &format!("{} {}", selector.text(), action.text()))
@@ -391,12 +387,11 @@ fn near(end: End) -> &'static str {
     }
 }
 
-/// The same, with what a route of that kind needs.
-fn denied(end: End, denial: Denial) -> &'static str {
-    match (end, denial) {
-        (End::Client, Denial::Local) => "CLIENT dev lo",
-        (End::Server, Denial::Local) => "SERVER dev lo",
-        (end, _) => near(end),
+/// A route that denies comes or goes. Of local ones only that of IPv4: offloaded IPv6 flows go on (CONTRIBUTING.md).
+fn denying(verb: &str, end: End, denial: Denial) -> String {
+    match denial {
+        Denial::Local => format!("ip route {verb} local 10.{}.0.2 dev lo", number(end)),
+        other => both_families(&format!("route {verb} {}", other.text()), near(end)),
     }
 }
 
