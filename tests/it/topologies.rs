@@ -161,6 +161,11 @@ fn ipip() {
 }
 
 #[test]
+fn ipip6_and_ip6ip6() {
+    verify(Attach::Ip6Tunnel, &OWN_INTERFACE);
+}
+
+#[test]
 fn gre() {
     verify(Attach::Gre, &OWN_INTERFACE);
 }

@@ -5,14 +5,15 @@ use fastpath_tests::{
     attach::Attach,
     topology::Nat,
     twin::random::{
-        Chain, Hook, Ip, Match, Operation, Place, Sequence, TableFamily, Target, Verdict, Xtables,
-        XtablesChain,
+        AgentOperation, Bridging, Chain, Denial, Device, End, Hook, Ip, Ipvs, Match, Operation, Place,
+        Sequence, Sysctl, TableFamily, Target, Tunnel, Verdict, Xtables, XtablesChain,
     },
 };
 
 const PLAIN: Sequence = Sequence {
     attach: Attach::Veth,
     nat: Nat::Plain,
+    ipvs: false,
     programs: false,
     start_after: 0,
     operations: Vec::new(),
@@ -90,4 +91,70 @@ fn flows_whose_translation_goes() {
         let operations = vec![Operation::NoTranslation];
         Sequence { nat, operations, ..PLAIN }.assert_same_fate();
     }
+}
+
+/// Each of them, and taken back.
+fn done_and_undone(operations: impl IntoIterator<Item = Operation>) -> Vec<Operation> {
+    let both = |operation: Operation| [operation.clone(), Operation::Undo(Box::new(operation))];
+    operations.into_iter().flat_map(both).collect()
+}
+
+/// A late message of an earlier flow to the same port isn't the first one of the next flow.
+#[test]
+fn a_link_that_is_down_for_longer() {
+    Sequence { operations: done_and_undone([Operation::Down(Device::Client)]), ..PLAIN }
+        .assert_done_with_same_fate();
+}
+
+#[test]
+fn tunnels_to_the_server() {
+    let operations = done_and_undone(Tunnel::ALL.iter().map(|&tunnel| Operation::Tunnel(tunnel)));
+    Sequence { operations, ..PLAIN }.assert_done_with_same_fate();
+}
+
+fn bridging() -> Vec<Operation> {
+    done_and_undone(Bridging::ALL.iter().map(|&bridging| Operation::OneBridge(bridging)))
+}
+
+#[test]
+fn one_bridge_for_both_links() {
+    Sequence { operations: bridging(), ..PLAIN }.assert_done_with_same_fate();
+}
+
+#[test]
+fn one_bridge_for_both_links_whose_packets_pass_rules() {
+    let rules = Operation::Sysctl(Sysctl::BridgeRules);
+    Sequence { operations: [vec![rules], bridging()].concat(), ..PLAIN }.assert_done_with_same_fate();
+}
+
+#[test]
+fn services_of_ipvs() {
+    let operations = done_and_undone(Ipvs::ALL.iter().map(|&operation| Operation::Ipvs(operation)));
+    Sequence { ipvs: true, operations, ..PLAIN }.assert_done_with_same_fate();
+}
+
+#[test]
+fn addresses_that_become_the_nodes() {
+    let denials = End::ALL.iter().map(|&end| Operation::Deny(end, Denial::Local));
+    Sequence { operations: done_and_undone(denials), ..PLAIN }.assert_done_with_same_fate();
+}
+
+/// What the agent has in the kernel is damaged, and other agents take over.
+#[test]
+fn programs_and_pins_that_go() {
+    use AgentOperation::{
+        BpffsUnmounted, CleanedUp, ClsactDeleted, PinsUnmounted, ProgramsDetached, Reloaded, Upgraded,
+    };
+    let damages = [
+        Upgraded,
+        CleanedUp,
+        PinsUnmounted,
+        ProgramsDetached,
+        Reloaded,
+        ClsactDeleted,
+        BpffsUnmounted,
+        Upgraded,
+    ];
+    let operations = damages.map(Operation::Agent).to_vec();
+    Sequence { programs: true, operations, ..PLAIN }.assert_same_fate();
 }

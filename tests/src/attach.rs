@@ -27,6 +27,8 @@ pub enum Attach {
     Vxlan,
     /// IPv4 in IPv4.
     Ipip,
+    /// IPv4 and IPv6 in IPv6.
+    Ip6Tunnel,
     /// GRE.
     Gre,
     /// WireGuard.
@@ -196,6 +198,14 @@ impl Attach {
                 server_dev: "ip4",
                 underlay: true,
                 ipv6: false,
+                ..PLAIN
+            },
+            Self::Ip6Tunnel => Recipe {
+                both: "address add fd00:9::NEAR/64 dev LOWER nodad\n\
+                       link add ip6t type ip6tnl mode any encaplimit none local fd00:9::NEAR remote fd00:9::FAR\n\
+                       link set ip6t up\n",
+                uppers: &["ip6t"],
+                server_dev: "ip6t",
                 ..PLAIN
             },
             Self::Gre => Recipe {

@@ -48,6 +48,8 @@ pub struct Duplex {
     /// Bytes written and read by TCP, for either direction.
     written: [usize; 2],
     read: [usize; 2],
+    /// What all datagrams of this flow begin with: a late one of an earlier flow to the same port isn't taken for its own.
+    tag: [u8; 2],
     /// Whether a UDP server knows its client.
     met: bool,
     /// Whether messages to one that doesn't are waited for.
@@ -58,21 +60,24 @@ impl Flow {
     /// From now on no end waits for anything.
     #[track_caller]
     pub fn into_duplex(self) -> Duplex {
-        let done = match &self.ends {
-            Ends::Udp { client, server } => {
-                client.set_nonblocking(true).and_then(|()| server.set_nonblocking(true))
-            }
-            Ends::Tcp { client, server } => {
-                client.set_nonblocking(true).and_then(|()| server.set_nonblocking(true))
-            }
+        let (done, from) = match &self.ends {
+            Ends::Udp { client, server } => (
+                client.set_nonblocking(true).and_then(|()| server.set_nonblocking(true)),
+                client.local_addr(),
+            ),
+            Ends::Tcp { client, server } => (
+                client.set_nonblocking(true).and_then(|()| server.set_nonblocking(true)),
+                client.local_addr(),
+            ),
         };
-        done.unwrap_or_else(|error| panic!("{self:?}: {error}"));
+        let from = done.and(from).unwrap_or_else(|error| panic!("{self:?}: {error}"));
         Duplex {
             flow: self,
             up: Tally::default(),
             down: Tally::default(),
             written: [0; 2],
             read: [0; 2],
+            tag: from.port().to_be_bytes(),
             met: false,
             patient: true,
         }
@@ -102,8 +107,8 @@ impl Duplex {
         };
         match (&mut self.flow.ends, direction) {
             (Ends::Udp { .. }, Direction::Download) if !self.met => return,
-            (Ends::Udp { client, .. }, Direction::Upload) => datagram(client, tally.sent),
-            (Ends::Udp { server, .. }, Direction::Download) => datagram(server, tally.sent),
+            (Ends::Udp { client, .. }, Direction::Upload) => datagram(client, self.tag, tally.sent),
+            (Ends::Udp { server, .. }, Direction::Download) => datagram(server, self.tag, tally.sent),
             (Ends::Tcp { client, .. }, Direction::Upload) => write(client, written),
             (Ends::Tcp { server, .. }, Direction::Download) => write(server, written),
         }
@@ -120,8 +125,8 @@ impl Duplex {
     pub fn receive(&mut self) {
         match &mut self.flow.ends {
             Ends::Udp { client, server } => {
-                self.up.arrived += datagrams(server, (!self.met).then_some(&mut self.met));
-                self.down.arrived += datagrams(client, None);
+                self.up.arrived += datagrams(server, self.tag, (!self.met).then_some(&mut self.met));
+                self.down.arrived += datagrams(client, self.tag, None);
             }
             Ends::Tcp { client, server } => {
                 read(server, &mut self.read[0]);
@@ -143,14 +148,17 @@ impl Drop for Duplex {
     }
 }
 
-fn message(number: usize) -> [u8; SIZE] {
-    [number as u8; SIZE]
+fn message([first, second]: [u8; 2], number: usize) -> [u8; SIZE] {
+    let mut message = [number as u8; SIZE];
+    [message[0], message[1]] = [first, second];
+    message
 }
 
 /// Sends one. An error may be that of an earlier packet, with which this one isn't sent; the second one is of no route, and
 /// the packet is lost.
-fn datagram(socket: &UdpSocket, number: usize) {
-    let _ = socket.send(&message(number)).or_else(|_| socket.send(&message(number)));
+fn datagram(socket: &UdpSocket, tag: [u8; 2], number: usize) {
+    let message = message(tag, number);
+    let _ = socket.send(&message).or_else(|_| socket.send(&message));
 }
 
 /// Returns when a datagram is there, or after [`FIRST`].
@@ -162,13 +170,16 @@ fn wait_for_one(socket: &UdpSocket) -> io::Result<()> {
     socket.set_nonblocking(true)
 }
 
-/// Number of whole datagrams that wait; the first one makes a server know its client.
-fn datagrams(socket: &UdpSocket, mut meet: Option<&mut bool>) -> usize {
+/// Number of whole datagrams of the flow that wait; the first one makes a server know its client.
+fn datagrams(socket: &UdpSocket, tag: [u8; 2], mut meet: Option<&mut bool>) -> usize {
     let mut arrived = 0;
     let mut buffer = [0; SIZE + 1];
     // A pending error of an earlier packet ends it; the next call goes on.
     while let Ok((length, from)) = socket.recv_from(&mut buffer) {
-        let intact = length == SIZE && buffer[..SIZE].iter().all(|byte| *byte == buffer[0]);
+        if length < tag.len() || buffer[..tag.len()] != tag {
+            continue;
+        }
+        let intact = length == SIZE && buffer[..SIZE] == message(tag, buffer[SIZE - 1].into());
         arrived += usize::from(intact);
         if let Some(met) = meet.take() {
             *met = socket.connect(from).is_ok();

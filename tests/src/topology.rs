@@ -252,15 +252,17 @@ impl Topology {
             let (net, dev) = (10 + pod.number, pod.node_dev.replace('0', "1"));
             let near = [Family::V4, Family::V6].map(|family| pod.address(family));
             let far = [Family::V4, Family::V6].map(|family| pod.distant(family));
+            let by_ipv6 = match pod.number == 2 && !self.attach.recipe().ipv6 {
+                true => String::new(),
+                false => format!("route add {} via {}\n", far[1], near[1]),
+            };
             self.node.ip(&format!(
                 "link add {dev} type veth peer name eth1 netns {}\nlink set {dev} up\n{}\
-                 route add {} via {}\nroute add {} via {}\n",
+                 route add {} via {}\n{by_ipv6}",
                 pod.ns.path(),
                 addresses(&dev, net, 1, true),
                 far[0],
                 near[0],
-                far[1],
-                near[1],
             ));
             let own = addresses("eth1", net, 2, true);
             pod.ns.ip(&format!(

@@ -85,14 +85,20 @@ const SPECS: [Spec; 12] = [
     spec(Tcp, V4, Idle, Near),
     spec(Udp, V6, Idle, Distant),
     spec(Tcp, V6, ClientNext, Service),
-    spec(Udp, V4, ServerNext, Near),
+    spec(Udp, V4, ServerNext, Distant),
     spec(Udp, V4, OneWay, Near),
 ];
 
 /// How many of them are offloaded where nothing is in their way. Programs have seen too little of those that are silent when
-/// they are older than the rules.
-pub(super) fn eligible(programs: bool) -> usize {
-    SPECS.iter().filter(|spec| spec.kind != OneWay && !(programs && spec.kind == Idle)).count()
+/// they are older than the rules, requests to IPVS don't pass the forward hook, and a tunnel may carry IPv4 only.
+pub(super) fn eligible(sequence: &super::Sequence) -> usize {
+    let excused = |spec: &Spec| {
+        spec.kind == OneWay
+            || sequence.programs && spec.kind == Idle
+            || sequence.ipvs && spec.way == Service
+            || !sequence.attach.recipe().ipv6 && spec.family == V6
+    };
+    SPECS.iter().filter(|spec| !excused(spec)).count()
 }
 
 impl fmt::Display for Spec {

@@ -22,9 +22,11 @@ use proptest::{
 mod check;
 mod firewall;
 mod flows;
+mod network;
 mod operation;
 
 pub use firewall::{Chain, Hook, Match, TableFamily, Target, Verdict, Xtables, XtablesChain};
+pub use network::{Bridging, Ipvs, Tunnel};
 pub use operation::{
     AgentOperation, Denial, Device, Element, End, Ip, Master, Operation, Place, RuleAction, Selector, Sysctl,
     TcHook, TcMatch, Via,
@@ -33,6 +35,7 @@ pub use operation::{
 use crate::{
     agent::{self, Agent},
     attach::Attach,
+    netns::Netns,
     topology::{Layout, Nat, Topology},
 };
 
@@ -42,11 +45,21 @@ const LIMIT: Duration = super::LIMIT;
 const SHORT: Duration = Duration::from_millis(200);
 /// Bonds and bridges forward nothing at first, and IPv6 needs its link-local addresses.
 const LINKS: Duration = Duration::from_secs(2);
-/// Neighbours stay known. Else it is a matter of chance when a pod notices that its router has lost its address.
-const LONG_KNOWN: &str =
-    "for f in /proc/sys/net/ipv[46]/neigh/*/base_reachable_time_ms; do echo 3600000 > $f; done";
+/// Neighbours stay known. Else it is a matter of chance when a pod notices that its router has lost its address. And no router
+/// tells them of a shorter way.
+const POD_SETTINGS: &str =
+    "for f in /proc/sys/net/ipv[46]/neigh/*/base_reachable_time_ms; do echo 3600000 > $f; done
+     echo 0 | tee /proc/sys/net/ipv[46]/conf/*/accept_redirects >/dev/null";
+/// What the kernel has for some operation is there from the first sequence of a guest on, not from the first one that uses it.
+const MODULES: &str = "modprobe -a br_netfilter ip_vs ip_vs_rr ipip ip_gre ip6_tunnel vxlan
+    grep -q ' /sys/fs/bpf ' /proc/mounts || mount -t bpf bpf /sys/fs/bpf";
+/// Bridged packets pass no rules at first. Loopback takes addresses that become the node's.
+const NODE_SETTINGS: &str =
+    "ip link set lo up; echo 0 | tee /proc/sys/net/bridge/bridge-nf-call-{ip,ip6,arp}tables >/dev/null";
 /// How long a second agent may take to see that it isn't the first.
 const SECOND_AGENT: Duration = Duration::from_secs(5);
+/// Flags of an agent that takes over from one with others.
+const OTHER_FLAGS: &[&str] = &["--fastpath-threshold=10", "--max-flows=4096"];
 /// Operations of a sequence.
 const LENGTH: std::ops::Range<usize> = 5..11;
 /// Sequences that are tried to make one shorter.
@@ -61,6 +74,8 @@ pub struct Sequence {
     pub attach: Attach,
     /// What the node does to addresses.
     pub nat: Nat,
+    /// The service addresses are IPVS's.
+    pub ipvs: bool,
     /// The agent has its eBPF side.
     pub programs: bool,
     /// How many operations are done before it starts.
@@ -80,6 +95,8 @@ pub struct Summary {
     pub arrived: usize,
     /// How many connections were offloaded when they were.
     pub offloaded: usize,
+    /// How many operations the node or a pod refused, in whole or in part.
+    pub refused: usize,
 }
 
 /// A sequence that failed, and with what.
@@ -92,14 +109,17 @@ pub struct Failure {
 
 fn sequences() -> impl Strategy<Value = Sequence> {
     let attach = prop_oneof![
-        4 => Just(Attach::Veth), 1 => Just(Attach::Bridge), 1 => Just(Attach::Vlan), 1 => Just(Attach::Bond)
+        8 => Just(Attach::Veth), 2 => Just(Attach::Bridge), 2 => Just(Attach::Vlan), 2 => Just(Attach::Bond),
+        1 => Just(Attach::Vxlan), 1 => Just(Attach::Gre), 1 => Just(Attach::Ipip)
     ];
     let nat = prop_oneof![3 => Just(Nat::Plain), 1 => Just(Nat::Masquerade), 1 => Just(Nat::Service)];
+    let ipvs = prop_oneof![5 => Just(false), 1 => Just(true)];
     let start_after = prop_oneof![2 => Just(0), 1 => 1..4_usize];
     // Nearly every second one takes back what another one did.
     let step = (operation::any(), proptest::option::weighted(0.45, any::<Index>()));
-    (attach, nat, select(&[false, false, true][..]), start_after, proptest::collection::vec(step, LENGTH))
-        .prop_map(|(attach, nat, programs, start_after, steps)| {
+    let programs = select(&[false, false, true][..]);
+    (attach, nat, ipvs, programs, start_after, proptest::collection::vec(step, LENGTH)).prop_map(
+        |(attach, nat, ipvs, programs, start_after, steps)| {
             let mut operations: Vec<Operation> = Vec::new();
             let mut harms = 0;
             for (operation, undone) in steps {
@@ -119,8 +139,10 @@ fn sequences() -> impl Strategy<Value = Sequence> {
                 }
                 operations.push(next);
             }
-            Sequence { attach, nat, programs, start_after: start_after.min(operations.len()), operations }
-        })
+            let start_after = start_after.min(operations.len());
+            Sequence { attach, nat, ipvs, programs, start_after, operations }
+        },
+    )
 }
 
 impl Sequence {
@@ -204,9 +226,10 @@ impl Sequence {
             }
             size /= 2;
         }
-        let simpler: [fn(&mut Self); 4] = [
+        let simpler: [fn(&mut Self); 5] = [
             |s| s.attach = Attach::Veth,
             |s| s.nat = Nat::Plain,
+            |s| s.ipvs = false,
             |s| s.programs = false,
             |s| s.start_after = 0,
         ];
@@ -220,8 +243,8 @@ impl Sequence {
         (best, failure, tries)
     }
 
-    fn set_up(&self) -> (Attach, Nat, bool, usize) {
-        (self.attach, self.nat, self.programs, self.start_after)
+    fn set_up(&self) -> (Attach, Nat, bool, bool, usize) {
+        (self.attach, self.nat, self.ipvs, self.programs, self.start_after)
     }
 
     fn without(&self, from: usize, to: usize) -> Self {
@@ -233,11 +256,20 @@ impl Sequence {
 
     /// Shows that it doesn't fail.
     #[track_caller]
-    pub fn assert_same_fate(&self) {
+    pub fn assert_same_fate(&self) -> Summary {
         match self.run(true) {
-            Ok(summary) => println!("{summary}"),
+            Ok(summary) => {
+                println!("{summary}");
+                summary
+            }
             Err(failure) => panic!("{failure}\n{self}"),
         }
+    }
+
+    /// The same of one all of whose operations can be done.
+    #[track_caller]
+    pub fn assert_done_with_same_fate(&self) {
+        assert_eq!(self.assert_same_fate().refused, 0, "an operation is refused\n{self}");
     }
 }
 
@@ -248,6 +280,8 @@ struct Run<'a> {
     flows: flows::Flows,
     with_agent: bool,
     agent: Option<Agent>,
+    /// The next agent has other flags than the first one.
+    upgraded: bool,
     /// Lines of agents that have ended.
     log: Vec<String>,
     summary: Summary,
@@ -255,6 +289,7 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn build(sequence: &'a Sequence, with_agent: bool) -> Self {
+        Netns::of_process_1().feed("bash", &["-euc", MODULES], "");
         let worlds = [(); 2].map(|()| {
             let layout = Layout { attach: sequence.attach, pods: 2, nat: sequence.nat };
             let topology = Topology::build(layout);
@@ -263,8 +298,12 @@ impl<'a> Run<'a> {
                 // Without its eBPF side the agent can't help connections whose packets nobody has counted.
                 topology.node.sysctl("net/netfilter/nf_conntrack_acct", "1");
             }
+            topology.node.feed("bash", &["-euc", NODE_SETTINGS], "");
+            if sequence.ipvs {
+                topology.node.feed("bash", &["-euc", &network::ipvs_set_up()], "");
+            }
             for pod in &topology.pods {
-                pod.ns.feed("bash", &["-euc", LONG_KNOWN], "");
+                pod.ns.feed("bash", &["-euc", POD_SETTINGS], "");
             }
             // For policy rules: everything by a second link.
             topology.node.ip(
@@ -273,15 +312,17 @@ impl<'a> Run<'a> {
             );
             topology
         });
-        let flows = flows::Flows::new(sequence.nat == Nat::Service);
-        Self { sequence, worlds, flows, with_agent, agent: None, log: vec![], summary: Summary::default() }
+        let flows = flows::Flows::new(sequence.nat == Nat::Service || sequence.ipvs);
+        let (log, summary) = (Vec::new(), Summary::default());
+        Self { sequence, worlds, flows, with_agent, agent: None, upgraded: false, log, summary }
     }
 
     fn launch(&self) -> Option<Agent> {
         let node = &self.worlds[0].node;
+        let flags = if self.upgraded { OTHER_FLAGS } else { &[] };
         let start = || match self.sequence.programs {
-            true => Agent::start_with(node, &[]),
-            false => Agent::start(node, &[]),
+            true => Agent::start_with(node, flags),
+            false => Agent::start(node, flags),
         };
         self.with_agent.then(start)
     }
@@ -306,13 +347,25 @@ impl<'a> Run<'a> {
                 ends[0].status, ends[1].status
             ));
         }
+        let mut refused = !ends[0].status.success();
+        let dev = self.sequence.attach.recipe().server_dev;
+        for ((number, script), dev) in network::of_the_pods(operation).iter().enumerate().zip(["eth0", dev]) {
+            let Some(script) = script else { continue };
+            for world in &self.worlds {
+                let script = format!("dev={dev}; {script}");
+                // On pods that are alike it ends alike, whatever was done to the node.
+                refused |= !world.pods[number].ns.try_run("bash", &["-euc", &script], "").status.success();
+            }
+        }
+        self.summary.refused += usize::from(refused);
         Ok(())
     }
 
     fn perform_on_agent(&mut self, operation: AgentOperation) -> Result<(), String> {
         let node = &self.worlds[0].node;
         match operation {
-            AgentOperation::Killed | AgentOperation::Stopped => {
+            AgentOperation::Killed | AgentOperation::Stopped | AgentOperation::Upgraded => {
+                self.upgraded ^= operation == AgentOperation::Upgraded;
                 let Some(agent) = self.agent.take() else { return Ok(()) };
                 self.log.extend(agent.log());
                 if operation == AgentOperation::Killed {
@@ -359,7 +412,7 @@ impl<'a> Run<'a> {
             return Err(format!("the agent has ended:\n{}", agent.log().join("\n")));
         }
         let offloaded = check::offloaded(&self.worlds[0].node);
-        let eligible = flows::eligible(self.sequence.programs);
+        let eligible = flows::eligible(self.sequence);
         if self.summary.operations == 1 && self.sequence.start_after == 0 && offloaded < eligible {
             return Err(format!("with nothing in the way only {offloaded} connections are offloaded"));
         }
@@ -372,10 +425,10 @@ impl<'a> Run<'a> {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { operations, flows, arrived, offloaded } = self;
+        let Self { operations, flows, arrived, offloaded, refused } = self;
         write!(
             f,
-            "{operations} times judged, {arrived} of {flows} flows arrived, {offloaded} connections offloaded"
+            "{operations} times judged, {arrived} of {flows} flows arrived, {offloaded} connections offloaded, {refused} operations refused"
         )
     }
 }
@@ -391,9 +444,9 @@ impl fmt::Display for Failure {
 
 impl fmt::Display for Sequence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { attach, nat, programs, .. } = self;
+        let Self { attach, nat, ipvs, programs, .. } = self;
         let top = attach.recipe().uppers.last().copied().unwrap_or("s0");
-        writeln!(f, "# server by {attach:?} (top={top}), NAT {nat:?}, eBPF {programs}")?;
+        writeln!(f, "# server by {attach:?} (top={top}), NAT {nat:?}, IPVS {ipvs}, eBPF {programs}")?;
         let mut text = String::new();
         for (number, operation) in self.operations.iter().enumerate() {
             if number == self.start_after {

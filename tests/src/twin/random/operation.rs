@@ -5,7 +5,10 @@ use std::fmt;
 
 use proptest::{prelude::*, sample::select};
 
-use super::firewall::{self, Chain, Match, Target, Verdict, Xtables};
+use super::{
+    firewall::{self, Chain, Match, Target, Verdict, Xtables},
+    network::{self, Bridging, Ipvs, Tunnel},
+};
 
 /// One operation. Names are from a small stock, so that operations meet each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +41,12 @@ pub enum Operation {
     Master(Device, Master),
     /// The node's IPv4 address on a link goes.
     NoAddress(Device),
+    /// Both links become ports of one bridge.
+    OneBridge(Bridging),
+    /// A tunnel to the server, by which the distant addresses are reached from then on.
+    Tunnel(Tunnel),
+    /// Something happens to the services of IPVS.
+    Ipvs(Ipvs),
     /// A VLAN on a link, which no flow uses.
     NewVlan(Device),
     /// A route that denies, to an end's near address.
@@ -102,7 +111,7 @@ choices! {
 }
 choices! {
     /// A kind of route that denies.
-    Denial { Blackhole = "blackhole", Unreachable = "unreachable", Prohibit = "prohibit", }
+    Denial { Blackhole = "blackhole", Unreachable = "unreachable", Prohibit = "prohibit", Local = "local", }
 }
 choices! {
     /// What a policy rule does.
@@ -164,6 +173,8 @@ choices! {
         ReversePathClient = "ipv4/conf/c0/rp_filter 1",
         NoIpv6 = "ipv6/conf/c0/disable_ipv6 1",
         Liberal = "netfilter/nf_conntrack_tcp_be_liberal 1",
+        BridgeRules = "bridge/bridge-nf-call-iptables 1",
+        BridgeRules6 = "bridge/bridge-nf-call-ip6tables 1",
     }
 }
 choices! {
@@ -175,12 +186,18 @@ choices! {
     AgentOperation {
         Killed = "",
         Stopped = "",
+        // Another one, with other flags.
+        Upgraded = "",
         Reloaded = "",
         Second = "",
         TableDeleted = "nft delete table inet kindnet-fastpath",
         TableFlushed = "nft flush table inet kindnet-fastpath",
         FlowtableEmptied = "fastpath-agent revalidate",
+        CleanedUp = "fastpath-agent cleanup",
         PinsDeleted = "rm -rf /sys/fs/bpf/fastpath/*",
+        PinsUnmounted = "umount -l /sys/fs/bpf; mount -t bpf bpf /sys/fs/bpf",
+        BpffsUnmounted = "umount -l /sys/fs/bpf",
+        ProgramsDetached = "for link in /sys/fs/bpf/fastpath/links/*; do bpftool link detach pinned $link; done",
         ClsactDeleted = "tc qdisc del dev c0 clsact 2>/dev/null || true",
     }
 }
@@ -188,16 +205,19 @@ choices! {
 impl AgentOperation {
     /// Whether the agent has to make its table anew: it does so ever more slowly if that goes on.
     pub(super) fn harms_the_table(self) -> bool {
-        matches!(self, Self::TableDeleted | Self::TableFlushed)
+        matches!(self, Self::TableDeleted | Self::TableFlushed | Self::CleanedUp)
     }
 }
 
 /// Puts a link with its addresses and routes back to what they were.
-fn restored(device: Device) -> String {
+pub(super) fn restored(device: Device) -> String {
     let (net, up) = match device {
         Device::Client => (1, "ip link set c0 up"),
         // A lower link first, which may have been what went down.
-        Device::Server | Device::Top => (2, "ip link set s0 up; ip link set $top up"),
+        Device::Server | Device::Top => (
+            2,
+            "ip link set s0 up; case $top in vx0|gre1|ip4) ip address replace 192.168.9.1/24 dev s0;; esac; ip link set $top up",
+        ),
         Device::SecondClient => (11, "ip link set c1 up"),
         Device::SecondServer => (12, "ip link set s1 up"),
     };
@@ -215,7 +235,7 @@ fn restored(device: Device) -> String {
 }
 
 /// Routes to the distant addresses of an end.
-fn reroute(net: u8, via: &str) -> String {
+pub(super) fn reroute(net: u8, via: &str) -> String {
     let second = 10 + net;
     let hops = match via {
         "first" => (format!("via 10.{net}.0.2"), format!("via fd00:{net}::2")),
@@ -277,11 +297,14 @@ impl Operation {
                 device.text()
             ),
             Self::NoAddress(device) => format!("ip -4 address flush dev {}", device.text()),
+            Self::OneBridge(_) => network::one_bridge(),
+            Self::Tunnel(tunnel) => network::tunnel_on_node(*tunnel),
+            Self::Ipvs(operation) => network::ipvs(*operation),
             Self::NewVlan(device) => format!(
                 "ip link add twin.9 link {0} type vlan id 9; ip link set twin.9 up; ip address add 10.77.0.1/24 dev twin.9",
                 device.text()
             ),
-            Self::Deny(end, denial) => both_families(&format!("route add {}", denial.text()), near(*end)),
+            Self::Deny(end, denial) => denying("add", *end, *denial),
             Self::Reroute(end, via) => reroute(number(*end), via.text()),
             Self::PolicyRule(selector, action) => {
                 both_families("rule add pref 50", &format!("{} {}", selector.text(), action.text()))
@@ -321,8 +344,11 @@ impl Operation {
             Self::Master(device, _) => {
                 format!("ip link set {} nomaster; {}", device.text(), restored(*device))
             }
+            Self::OneBridge(_) => network::one_bridge_undone(),
+            Self::Tunnel(_) => network::tunnel_undone(),
+            Self::Ipvs(operation) => network::ipvs_undo(*operation),
             Self::NewVlan(_) => "ip link del twin.9".to_owned(),
-            Self::Deny(end, denial) => both_families(&format!("route del {}", denial.text()), near(*end)),
+            Self::Deny(end, denial) => denying("del", *end, *denial),
             Self::Reroute(end, _) => reroute(number(*end), "first"),
             Self::PolicyRule(selector, action) => {
                 both_families("rule del pref 50", &format!("{} {}", selector.text(), action.text()))
@@ -361,6 +387,14 @@ fn near(end: End) -> &'static str {
     }
 }
 
+/// A route that denies comes or goes. Of local ones only that of IPv4: offloaded IPv6 flows go on (CONTRIBUTING.md).
+fn denying(verb: &str, end: End, denial: Denial) -> String {
+    match denial {
+        Denial::Local => format!("ip route {verb} local 10.{}.0.2 dev lo", number(end)),
+        other => both_families(&format!("route {verb} {}", other.text()), near(end)),
+    }
+}
+
 fn device(end: End) -> &'static str {
     match end {
         End::Client => "c0",
@@ -375,7 +409,15 @@ impl fmt::Display for Operation {
                 write!(f, "# the agent: {operation:?}")
             }
             Self::Agent(_) => write!(f, "{}  # on the agent's node", self.script()),
-            _ => f.write_str(&self.script()),
+            _ => {
+                f.write_str(&self.script())?;
+                for (script, pod) in network::of_the_pods(self).iter().zip(["client", "server"]) {
+                    if let Some(script) = script {
+                        write!(f, "\n# at the {pod}: {script}")?;
+                    }
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -402,6 +444,9 @@ pub(super) fn any() -> impl Strategy<Value = Operation> {
         3 => (busy(), select(&[1000, 1280, 1400, 9000][..])).prop_map(|(device, mtu)| Operation::Mtu(device, mtu)),
         2 => (device(), select(Master::ALL)).prop_map(|(device, master)| Operation::Master(device, master)),
         1 => busy().prop_map(Operation::NoAddress),
+        3 => select(Bridging::ALL).prop_map(Operation::OneBridge),
+        4 => select(Tunnel::ALL).prop_map(Operation::Tunnel),
+        4 => select(Ipvs::ALL).prop_map(Operation::Ipvs),
         2 => busy().prop_map(Operation::NewVlan),
         5 => (end(), select(Denial::ALL)).prop_map(|(end, denial)| Operation::Deny(end, denial)),
         5 => (end(), select(Via::ALL)).prop_map(|(end, via)| Operation::Reroute(end, via)),
@@ -413,6 +458,6 @@ pub(super) fn any() -> impl Strategy<Value = Operation> {
         2 => (busy(), select(&["pfifo limit 1000", "tbf rate 1gbit burst 1mb latency 50ms", "netem delay 3ms"][..]))
             .prop_map(|(device, kind)| Operation::Qdisc(device, kind)),
         5 => select(Sysctl::ALL).prop_map(Operation::Sysctl),
-        12 => select(AgentOperation::ALL).prop_map(Operation::Agent),
+        15 => select(AgentOperation::ALL).prop_map(Operation::Agent),
     ]
 }
