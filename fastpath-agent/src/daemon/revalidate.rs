@@ -140,6 +140,8 @@ pub enum Trigger {
     Overrun,
     /// Policy rules (`ip rule`) changed.
     RouteRules,
+    /// Routes came that the flowtable doesn't notice.
+    Routes,
     /// Settings of forwarding (sysctls) changed.
     Forwarding,
     /// A link has another master (VRF, bridge, bond), or none any more.
@@ -157,6 +159,7 @@ impl Trigger {
             Self::Ruleset => "ruleset",
             Self::Overrun => "overrun",
             Self::RouteRules => "route-rules",
+            Self::Routes => "routes",
             Self::Forwarding => "forwarding",
             Self::Master => "master",
             Self::Surroundings => "surroundings",

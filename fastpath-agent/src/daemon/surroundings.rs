@@ -351,6 +351,7 @@ impl Observer {
                     self.wanted.route_rules = true;
                     trigger = Some(Trigger::RouteRules);
                 }
+                NodeEvent::Routes => trigger = trigger.or(Some(Trigger::Routes)),
                 NodeEvent::Forwarding(announced) => {
                     let changed = announced.into_iter().filter(|one| self.settings.note(*one)).count();
                     trigger = trigger.or((changed > 0).then_some(Trigger::Forwarding));

@@ -1,5 +1,5 @@
-//! Hears of changes that decide over forwarded packets and that neither links nor the ruleset announce: policy rules,
-//! settings of forwarding, traffic control. Decides nothing about them.
+//! Hears of changes that decide over forwarded packets and that neither links nor the ruleset announce: policy rules, routes that
+//! the flowtable doesn't notice, settings of forwarding, traffic control. Decides nothing about them.
 #![expect(unsafe_code, reason = "tokio cannot know that a descriptor stays open")]
 
 use std::io;
@@ -9,16 +9,18 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
     netconf::{self, RTM_DELNETCONF, RTM_NEWNETCONF},
-    nfnetlink::{Message, Socket, u32_at},
+    nfnetlink::{Message, Socket, attributes, u32_at},
 };
 use crate::core::{forwarding::Announced, model::IfIndex};
 
 // Groups and messages, include/uapi/linux/rtnetlink.h.
 const RTNLGRP_TC: u32 = 4;
 const RTNLGRP_IPV4_RULE: u32 = 8;
+const RTNLGRP_IPV6_ROUTE: u32 = 11;
 const RTNLGRP_IPV6_RULE: u32 = 19;
 const RTNLGRP_IPV4_NETCONF: u32 = 24;
 const RTNLGRP_IPV6_NETCONF: u32 = 25;
+const RTM_NEWROUTE: u16 = 24;
 const RTM_NEWRULE: u16 = 32;
 const RTM_DELRULE: u16 = 33;
 const RTM_NEWQDISC: u16 = 36;
@@ -35,6 +37,10 @@ const TC_INDEX: usize = 4;
 pub enum NodeEvent {
     /// Policy rules changed.
     RouteRules,
+    /// An IPv6 route came into another table than main, for packets that may have found theirs in a table that is asked later. The
+    /// kernel asks a cached route only whether its own table has changed (`fib6_check`, net/ipv6/route.c). Of IPv4 any change
+    /// makes it ask again.
+    Routes,
     /// Settings of forwarding were announced.
     Forwarding(Vec<Announced>),
     /// Traffic control of an interface changed; `None`: of some, which isn't told (shared blocks).
@@ -49,8 +55,14 @@ pub struct NodeMonitor(AsyncFd<Socket>);
 impl NodeMonitor {
     /// Begins to listen. Must be called inside a tokio runtime with I/O enabled.
     pub fn open() -> io::Result<Self> {
-        let groups =
-            [RTNLGRP_TC, RTNLGRP_IPV4_RULE, RTNLGRP_IPV6_RULE, RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_NETCONF];
+        let groups = [
+            RTNLGRP_TC,
+            RTNLGRP_IPV4_RULE,
+            RTNLGRP_IPV6_ROUTE,
+            RTNLGRP_IPV6_RULE,
+            RTNLGRP_IPV4_NETCONF,
+            RTNLGRP_IPV6_NETCONF,
+        ];
         let groups = groups.into_iter().fold(0, |mask, group| mask | 1 << (group - 1));
         let socket = Socket::listen_on(Bus::Route, groups, &[])?;
         // SAFETY: the socket owns its descriptor and keeps it open until it is dropped.
@@ -95,6 +107,7 @@ fn receive(socket: &mut Socket) -> io::Result<Vec<NodeEvent>> {
 fn parse(message: &Message<'_>) -> Option<NodeEvent> {
     match message.kind() {
         RTM_NEWRULE | RTM_DELRULE => Some(NodeEvent::RouteRules),
+        RTM_NEWROUTE if is_asked_early(message) => Some(NodeEvent::Routes),
         RTM_NEWNETCONF | RTM_DELNETCONF => {
             Some(NodeEvent::Forwarding(netconf::parse(message.kind(), message.payload())))
         }
@@ -106,4 +119,24 @@ fn parse(message: &Message<'_>) -> Option<NodeEvent> {
         }
         _ => None,
     }
+}
+
+/// Whether a route may be asked before that of a flow. Nothing that is forwarded goes to link-local or multicast addresses, of
+/// which each new link has routes in table local.
+fn is_asked_early(message: &Message<'_>) -> bool {
+    // struct rtmsg, rtattr_type_t.
+    const MESSAGE_BYTES: usize = 12;
+    const DESTINATION_LENGTH: usize = 1;
+    const TABLE: usize = 4;
+    const DESTINATION: u16 = 1;
+    const MAIN: u8 = 254;
+    let payload = message.payload();
+    let (Some(length), Some(table)) = (payload.get(DESTINATION_LENGTH), payload.get(TABLE)) else {
+        return true;
+    };
+    let mut attributes = attributes(payload.get(MESSAGE_BYTES..).unwrap_or_default());
+    let destination = attributes.find(|nla| nla.kind() == DESTINATION).map(|nla| nla.value().to_vec());
+    let is_near = matches!(destination.as_deref(), Some([0xff, ..])) && *length >= 8
+        || matches!(destination.as_deref(), Some([0xfe, 0x80..=0xbf, ..])) && *length >= 10;
+    *table != MAIN && !is_near
 }

@@ -90,8 +90,8 @@ pub struct Agent {
 /// Values of [`Agent::standing`].
 pub const STANDINGS: [&str; 4] = ["right", "foreign", "wrong", "none"];
 /// Why flows are judged anew.
-pub const REVALIDATION_TRIGGERS: [&str; 7] =
-    ["ruleset", "overrun", "route-rules", "forwarding", "master", "surroundings", "changing-rule"];
+pub const REVALIDATION_TRIGGERS: [&str; 8] =
+    ["ruleset", "overrun", "route-rules", "routes", "forwarding", "master", "surroundings", "changing-rule"];
 /// What came of it.
 pub const REVALIDATION_OUTCOMES: [&str; 4] = ["emptied", "nothing-new", "absent", "failed"];
 /// So many rules have a series of their own.

@@ -73,6 +73,39 @@ const RULES: Case = Case {
     ..ROUTES
 };
 
+/// In tables that are asked before the one in which the flows found their routes.
+const OTHER_TABLES: Case = Case {
+    name: "table",
+    set_up: &[Node(
+        "ip link set lo up; for f in -4 -6; do ip $f rule add pref 100 lookup 100; ip $f rule add pref 101 lookup 1000; done",
+    )],
+    changes: &[
+        Change {
+            name: "the client's address becomes the node's",
+            steps: &[Node("ip route add local 10.1.0.2 dev lo; ip -6 route add local fd00:1::2 dev lo")],
+            undo: &[Node("ip route del local 10.1.0.2 dev lo; ip -6 route del local fd00:1::2 dev lo")],
+            ..Change::STOP
+        },
+        Change {
+            name: "blackhole to the server by a policy rule",
+            steps: &[Node(
+                "ip route add blackhole 10.2.0.2 table 100; ip -6 route add blackhole fd00:2::2 table 100",
+            )],
+            undo: &[Node("ip route flush table 100; ip -6 route flush table 100")],
+            ..Change::STOP
+        },
+        Change {
+            name: "prohibit to all by a policy rule",
+            steps: &[Node(
+                "ip route add prohibit default table 1000; ip -6 route add prohibit default table 1000",
+            )],
+            undo: &[Node("ip route flush table 1000; ip -6 route flush table 1000")],
+            ..Change::STOP
+        },
+    ],
+    ..ROUTES
+};
+
 const FORWARDING: Case = Case {
     name: "forwarding",
     changes: &[
@@ -150,6 +183,11 @@ fn blackholes_and_their_like() {
 #[test]
 fn blackholes_and_their_like_with_rendered_rules_and_no_agent() {
     ROUTES.run(With::Rendered).assert_same_fate();
+}
+
+#[test]
+fn routes_in_tables_that_are_asked_before() {
+    OTHER_TABLES.run(With::Agent).assert_same_fate();
 }
 
 #[test]

@@ -387,10 +387,15 @@ fn near(end: End) -> &'static str {
     }
 }
 
-/// A route that denies comes or goes. Of local ones only that of IPv4: offloaded IPv6 flows go on (CONTRIBUTING.md).
+/// A route that denies comes or goes.
 fn denying(verb: &str, end: End, denial: Denial) -> String {
     match denial {
-        Denial::Local => format!("ip route {verb} local 10.{}.0.2 dev lo", number(end)),
+        Denial::Local => {
+            let number = number(end);
+            format!(
+                "ip route {verb} local 10.{number}.0.2 dev lo; ip -6 route {verb} local fd00:{number}::2 dev lo"
+            )
+        }
         other => both_families(&format!("route {verb} {}", other.text()), near(end)),
     }
 }
