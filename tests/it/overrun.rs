@@ -35,3 +35,23 @@ fn more_changes_of_links_than_the_socket_holds() {
     assert!(agent.log().iter().any(|line| line.contains(LOST) && line.contains("overruns=1")), "counted");
     topology.assert_becomes_accelerated(&mut flow);
 }
+
+/// A router may have hundreds of thousands of routes, which come and go.
+#[test]
+fn ordinary_routes_wake_nobody() {
+    let topology = Topology::routed();
+    let node = &topology.node;
+    let agent = Agent::start(node, &[]);
+    agent.wait_until_idle();
+    let routes = |verb: &str, table: u32| {
+        let before = agent.wake_ups();
+        for number in 0..50 {
+            node.ip(&format!("route {verb} fd00:9::{number:x}/128 dev s0 table {table}\n"));
+        }
+        agent.wake_ups() - before
+    };
+    let (came, went) = (routes("add", 254), routes("del", 254));
+    assert!(came < 25 && went < 25, "{came} and {went} wake-ups");
+    let heard = routes("add", 100);
+    assert!(heard >= 50, "{heard} wake-ups: those of other tables are heard");
+}

@@ -9,7 +9,8 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
     netconf::{self, RTM_DELNETCONF, RTM_NEWNETCONF},
-    nfnetlink::{Message, Socket, attributes, u32_at},
+    nfnetlink::{Attribute, Message, Socket, attributes, u32_at},
+    socket_filter::statement,
 };
 use crate::core::{forwarding::Announced, model::IfIndex};
 
@@ -21,6 +22,7 @@ const RTNLGRP_IPV6_RULE: u32 = 19;
 const RTNLGRP_IPV4_NETCONF: u32 = 24;
 const RTNLGRP_IPV6_NETCONF: u32 = 25;
 const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
 const RTM_NEWRULE: u16 = 32;
 const RTM_DELRULE: u16 = 33;
 const RTM_NEWQDISC: u16 = 36;
@@ -64,7 +66,7 @@ impl NodeMonitor {
             RTNLGRP_IPV6_NETCONF,
         ];
         let groups = groups.into_iter().fold(0, |mask, group| mask | 1 << (group - 1));
-        let socket = Socket::listen_on(Bus::Route, groups, &[])?;
+        let socket = Socket::listen_on(Bus::Route, groups, &but_ordinary_routes())?;
         // SAFETY: the socket owns its descriptor and keeps it open until it is dropped.
         Ok(Self(unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?))
     }
@@ -107,7 +109,7 @@ fn receive(socket: &mut Socket) -> io::Result<Vec<NodeEvent>> {
 fn parse(message: &Message<'_>) -> Option<NodeEvent> {
     match message.kind() {
         RTM_NEWRULE | RTM_DELRULE => Some(NodeEvent::RouteRules),
-        RTM_NEWROUTE if is_asked_early(message) => Some(NodeEvent::Routes),
+        RTM_NEWROUTE if !is_near(message) => Some(NodeEvent::Routes),
         RTM_NEWNETCONF | RTM_DELNETCONF => {
             Some(NodeEvent::Forwarding(netconf::parse(message.kind(), message.payload())))
         }
@@ -121,22 +123,43 @@ fn parse(message: &Message<'_>) -> Option<NodeEvent> {
     }
 }
 
-/// Whether a route may be asked before that of a flow. Nothing that is forwarded goes to link-local or multicast addresses, of
-/// which each new link has routes in table local.
-fn is_asked_early(message: &Message<'_>) -> bool {
-    // struct rtmsg, rtattr_type_t.
+/// Classic BPF: routes that go don't get in, nor those of table main. A router may have hundreds of thousands, which would wake the agent
+/// and drive out what it has to hear.
+fn but_ordinary_routes() -> [libc::sock_filter; 7] {
+    // nlmsg_type of struct nlmsghdr, rtm_table of struct rtmsg behind it.
+    const TYPE_OFFSET: u32 = 4;
+    const TABLE_OFFSET: u32 = 20;
+    const MAIN: u32 = 254;
+    // The load is big-endian, the header isn't.
+    let kind = |kind: u16| u32::from(u16::from_be_bytes(kind.to_ne_bytes()));
+    let jump =
+        |k, jt, jf| libc::sock_filter { jt, jf, ..statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, k) };
+    [
+        statement(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, TYPE_OFFSET),
+        jump(kind(RTM_DELROUTE), 3, 0),
+        jump(kind(RTM_NEWROUTE), 0, 3),
+        statement(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, TABLE_OFFSET),
+        jump(MAIN, 0, 1),
+        statement(libc::BPF_RET | libc::BPF_K, 0),
+        statement(libc::BPF_RET | libc::BPF_K, u32::MAX),
+    ]
+}
+
+/// Whether a route is to link-local or multicast addresses, to which nothing is forwarded: each new link has some in table local.
+fn is_near(message: &Message<'_>) -> bool {
+    // struct rtmsg, enum rtattr_type_t.
     const MESSAGE_BYTES: usize = 12;
     const DESTINATION_LENGTH: usize = 1;
-    const TABLE: usize = 4;
     const DESTINATION: u16 = 1;
-    const MAIN: u8 = 254;
     let payload = message.payload();
-    let (Some(length), Some(table)) = (payload.get(DESTINATION_LENGTH), payload.get(TABLE)) else {
-        return true;
+    let length = payload.get(DESTINATION_LENGTH).copied().unwrap_or(0);
+    let of_destination = |nla: Attribute<'_>| {
+        nla.kind() == DESTINATION
+            && match nla.value() {
+                [0xff, ..] => length >= 8,
+                [0xfe, 0x80..=0xbf, ..] => length >= 10,
+                _ => false,
+            }
     };
-    let mut attributes = attributes(payload.get(MESSAGE_BYTES..).unwrap_or_default());
-    let destination = attributes.find(|nla| nla.kind() == DESTINATION).map(|nla| nla.value().to_vec());
-    let is_near = matches!(destination.as_deref(), Some([0xff, ..])) && *length >= 8
-        || matches!(destination.as_deref(), Some([0xfe, 0x80..=0xbf, ..])) && *length >= 10;
-    *table != MAIN && !is_near
+    attributes(payload.get(MESSAGE_BYTES..).unwrap_or_default()).any(of_destination)
 }
