@@ -98,7 +98,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
 
 fn render(args: &RuleArgs) -> anyhow::Result<()> {
     let rules = Rules::try_from(args)?;
-    let links: LinkTable = runtime()?.block_on(async { Links::open()?.list().await })?.into_iter().collect();
+    let links: LinkTable = runtime()?.block_on(async { Links::open()?.list() })?.into_iter().collect();
     let (known, report) = kernel::surroundings::read_once(&links, Path::new(DEFAULT_PIN_PATH));
     for failure in report.failures {
         eprintln!("warning: {failure}");

@@ -40,7 +40,7 @@ fn policy(assist: bool) -> Policy {
 /// The table as the agent would want it in this namespace.
 fn wanted(assist: bool) -> Desired {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let links = runtime.block_on(async { Links::open().expect("links").list().await.expect("links") });
+    let links = runtime.block_on(async { Links::open().expect("links").list().expect("links") });
     desired::desired(&policy(assist), &links, &Default::default())
 }
 

@@ -22,7 +22,7 @@ use fastpath_agent::{
         },
     },
     kernel::{
-        Ruleset,
+        Ruleset, RulesetMonitor,
         nft::{CommitError, Event, Monitor, Nft},
     },
 };

@@ -9,10 +9,10 @@ use std::{
 
 use tracing::debug;
 
-use super::{Agent, Crossings, crossings::Counts, reconcile::Standing, rules};
+use super::{Agent, Crossings, crossings::Counts, host::Host, reconcile::Standing, rules};
 use crate::{
     core::{flow::Node, ruleset::desired},
-    kernel::flows::tick_ns,
+    kernel::{LinkSource, flows::tick_ns},
     report::metrics::{self, Metrics, scrape::Scraper},
 };
 
@@ -36,14 +36,14 @@ pub(super) fn unix_seconds() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
-impl Agent {
+impl<H: Host> Agent<H> {
     /// What is known now; `None` where nobody is served.
-    pub(super) async fn asked(&mut self) -> Option<Asked> {
+    pub(super) fn asked(&mut self) -> Option<Asked> {
         let scraper = Arc::clone(self.scraper.as_ref()?);
         let mut node = self.judges();
         node.metered = node.threshold.is_some();
         node.tick_ns = tick_ns();
-        match self.links_source.addresses().await {
+        match self.links_source.addresses() {
             Ok(addresses) => node.addresses = addresses,
             Err(error) => debug!(%error, "flows that end on this node can't be told from others"),
         }

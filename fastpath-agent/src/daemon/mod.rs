@@ -1,15 +1,8 @@
 //! The running agent: waits for the kernel's announcements, and has the reconciler answer them.
 
-use std::{
-    collections::BTreeSet,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    time::sleep_until,
-};
+use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use crate::{
@@ -22,12 +15,11 @@ use crate::{
         revalidate::Touched,
     },
     kernel::{
-        bpf, event_socket,
-        facts::KernelName,
+        LinkSource, bpf, event_socket,
         links::{LinkError, Links},
         lock::{Lock, LockError},
-        memory,
-        nft::{CommitError, Event, Monitor, Nft, NftError},
+        nft::{CommitError, Event, NftError},
+        node_monitor::NodeMonitor,
         probe::Kernel,
     },
     report::metrics::scrape::Scraper,
@@ -36,7 +28,9 @@ use crate::{
 pub mod cleanup;
 pub mod counts;
 pub mod crossings;
+pub mod host;
 pub mod measure;
+mod offload;
 mod old;
 mod one_way;
 pub mod readers;
@@ -46,20 +40,23 @@ pub mod revalidate;
 pub mod revoke;
 pub mod rules;
 pub mod serve;
-pub mod stop;
 pub mod supervisor;
 pub mod surroundings;
 mod turns;
 pub mod watch;
 
+#[cfg(test)]
+mod loop_tests;
+
 use cleanup::TableCleanup;
 use counts::Reconciles;
 use crossings::Crossings;
+use host::{Host, Linux, Order, Orders, Signals};
+use offload::Offload;
 use ready::{Facts, NotReady};
-use reconcile::{Reconciler, Standing};
-use revalidate::{Emptied, Revalidation};
+use reconcile::Standing;
+use revalidate::Emptied;
 use serve::{Question, Server};
-use stop::Stop;
 use supervisor::Supervisor;
 use surroundings::{Observer, hear};
 use turns::Turns;
@@ -96,10 +93,26 @@ pub enum DaemonError {
 
 /// Runs the agent until it is told to stop, or once.
 pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
-    let mut stop = Stop::new().map_err(DaemonError::Signals)?;
     // From here on SIGHUP doesn't end the agent.
-    let mut reload = signal(SignalKind::hangup()).map_err(DaemonError::Signals)?;
-    let mut agent = Agent::start(config, kernel).await?;
+    let orders = Signals::open().map_err(DaemonError::Signals)?;
+    info!(node = config.node, kernel = kernel.release, "fastpath-agent {}", env!("CARGO_PKG_VERSION"));
+    let _lock = Lock::take()?;
+    let server = match config.metrics_bind_address.filter(|_| !config.once) {
+        // Acceleration is worth more than its numbers.
+        Some(address) => Server::open(address).await.inspect_err(|error| warn!("{error}")).ok(),
+        None => None,
+    };
+    // Subscribes first and reads then, so that nothing is missed in between.
+    let links = Links::open()?;
+    let offload = Offload::open(&config, kernel)?;
+    let neighbourhood = match &offload {
+        Some(_) => Some(NodeMonitor::open().map_err(LinkError::Listen)?),
+        None => None,
+    };
+    let mut agent = Agent::new(Linux, config, links, offload, neighbourhood)?;
+    agent.server = server;
+    agent.lacks = kernel.lacks_flowtable().map(str::to_owned);
+    agent.release.clone_from(&kernel.release);
     if agent.config.once {
         agent.reconcile(Trigger::Start)?;
         while agent.unwatched {
@@ -107,107 +120,19 @@ pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
         }
         return agent.in_place();
     }
-    agent.pace.trigger(Trigger::Start, agent.now());
-    let turns = Turns::new();
-    loop {
-        let (due, trigger) = agent.pace.next();
-        turns.ended();
-        tokio::select! {
-            // Stopping comes first. Every future may be cancelled without losing anything.
-            biased;
-            () = turns.woken() => {}
-            name = stop.next() => {
-                info!(signal = name, cleanup = agent.config.cleanup_on_exit, "stopping");
-                agent.supervisor.stopping();
-                break;
-            }
-            _ = reload.recv() => agent.reload(),
-            // Before the announcements, so that a storm of them can't put it off; pacing leaves them their turn.
-            () = sleep_until((agent.started + Duration::from_millis(due)).into()) => {
-                if trigger == Trigger::SafetyNet {
-                    agent.reread_links().await?;
-                    agent.distrust_surroundings()?;
-                    agent.verify_programs(agent.links.iter().map(|link| link.index).collect::<Vec<_>>());
-                    if let Some(crossings) = &mut agent.crossings {
-                        crossings.look_for_lost();
-                        crossings.look_at_helped();
-                    }
-                }
-                agent.reconcile(trigger)?;
-            }
-            () = at(agent.started, agent.offload.as_ref().and_then(|o| o.revalidation.due())) => agent.revalidate()?,
-            // Few, and asked at most sixteen at a time. Before the announcements for the same reason.
-            question = Server::next(&mut agent.server) => agent.answer(question).await,
-            () = at(agent.started, agent.supervisor.due()) => agent.supervisor.alive(agent.now()),
-            event = agent.links_source.next() => agent.link_event(event?).await?,
-            event = Offload::next(&mut agent.offload) => agent.ruleset_event(event?)?,
-            happened = Observer::next(&mut agent.observer, agent.started) => agent.surroundings_event(happened)?,
-            () = Crossings::ready(&mut agent.crossings) => agent.follow_crossings().await?,
-            // Last: whatever else there is to do comes first.
-            () = tokio::task::yield_now(), if agent.unwatched => agent.watch_links(),
-        }
-    }
+    agent.serve(orders).await?;
     if agent.config.cleanup_on_exit { agent.cleanup() } else { Ok(()) }
 }
 
 /// Waits until so many milliseconds after the start; without them for ever.
 async fn at(started: Instant, due_ms: Option<u64>) {
     match due_ms {
-        Some(due) => sleep_until((started + Duration::from_millis(due)).into()).await,
+        Some(due) => sleep_until(started + Duration::from_millis(due)).await,
         None => std::future::pending().await,
     }
 }
 
-/// The half that concerns the ruleset.
-struct Offload {
-    monitor: Monitor,
-    revalidation: Revalidation,
-    reconciler: Reconciler<Nft>,
-    /// The bug of this kernel that offloading is switched off for.
-    bug: Option<&'static str>,
-}
-
-impl Offload {
-    /// Subscribes before anything is read, so that nothing is missed in between.
-    fn open(config: &Config, kernel: &Kernel) -> Result<Option<Self>, NftError> {
-        if let Some(reason) = kernel.lacks_flowtable() {
-            warn!("nothing is offloaded, flows are only watched: {reason}");
-            return Ok(None);
-        }
-        let mut nft = Nft::open()?;
-        let monitor = Monitor::open(&nft)?;
-        let revalidation = Revalidation::start(config, &mut nft);
-        let mut rules = config.rules.clone();
-        let bug = rules.heed(&KernelName::read().names());
-        if let Some(bug) = bug {
-            warn!(
-                kernel = kernel.release,
-                bug = bug.name,
-                "offloading is switched off, flows are only watched, since this kernel is known for a bug: {}. Use one with \
-                 the fix (Linux {}), or start the agent with --ignore-known-bugs",
-                bug.what,
-                bug.fixed_in
-            );
-        }
-        let policy = rules.policy(kernel.flowtable_counter.is_supported(), kernel.rt_ipsec.is_supported());
-        Ok(Some(Self {
-            monitor,
-            revalidation,
-            reconciler: Reconciler::new(nft, policy, config.foreign),
-            bug: bug.map(|bug| bug.name),
-        }))
-    }
-
-    /// The next change of the ruleset; never where there is none to follow.
-    async fn next(offload: &mut Option<Self>) -> Result<Event, NftError> {
-        match offload {
-            Some(offload) => offload.monitor.next().await,
-            None => std::future::pending().await,
-        }
-    }
-}
-
-fn judges(links: &LinkTable, offload: Option<&Offload>, config: &Config) -> Node {
+fn judges<H: Host>(links: &LinkTable, offload: Option<&Offload<H>>, config: &Config) -> Node {
     let (threshold, managed) = match offload.and_then(|o| o.reconciler.offloads()) {
         Some((threshold, managed)) => (Some(threshold), links.with_ports(&managed.collect())),
         None => (None, BTreeSet::new()),
@@ -219,17 +144,17 @@ fn judges(links: &LinkTable, offload: Option<&Offload>, config: &Config) -> Node
     Node { threshold, exclusions, left_out, managed, names, ..Node::default() }
 }
 
-struct Agent {
-    _lock: Lock,
+struct Agent<H: Host> {
+    host: H,
     config: Config,
     started: Instant,
     pace: Pace,
-    links_source: Links,
+    links_source: H::Links,
     links: LinkTable,
     /// Absent where the kernel has no flowtable: then flows are only watched.
-    offload: Option<Offload>,
+    offload: Option<Offload<H>>,
     /// Present with `offload`.
-    observer: Option<Observer>,
+    observer: Option<Observer<H::Neighbourhood>>,
     watch: Option<Watch>,
     /// Whether there are links left that programs are to be attached to.
     unwatched: bool,
@@ -255,25 +180,20 @@ struct Agent {
     heeds_anew: bool,
 }
 
-impl Agent {
-    /// Subscribes first and reads then, so that nothing is missed in between.
-    async fn start(config: Config, kernel: &Kernel) -> Result<Self, DaemonError> {
-        info!(node = config.node, kernel = kernel.release, "fastpath-agent {}", env!("CARGO_PKG_VERSION"));
-        let lock = Lock::take()?;
-        let server = match config.metrics_bind_address.filter(|_| !config.once) {
-            // Acceleration is worth more than its numbers.
-            Some(address) => Server::open(address).await.inspect_err(|error| warn!("{error}")).ok(),
-            None => None,
-        };
-        let links_source = Links::open()?;
-        let offload = Offload::open(&config, kernel)?;
-        let pin_path = config.pin_path.clone();
-        let ignored = Arc::clone(&config.rules.ignored);
+impl<H: Host> Agent<H> {
+    /// `offload` and `neighbourhood` are both there or both absent. Everybody listens already.
+    fn new(
+        host: H,
+        config: Config,
+        mut links_source: H::Links,
+        offload: Option<Offload<H>>,
+        neighbourhood: Option<H::Neighbourhood>,
+    ) -> Result<Self, DaemonError> {
         let started = Instant::now();
-        let observer = offload.as_ref().map(|_| Observer::open(started, pin_path, ignored)).transpose()?;
-        let links = links_source.list().await?.into_iter().collect::<LinkTable>();
+        let observer = neighbourhood.map(|source| Observer::new(source, host.modules(), &config, started));
+        let links = links_source.list()?.into_iter().collect::<LinkTable>();
         let mut agent = Self {
-            _lock: lock,
+            host,
             started,
             pace: Pace::default(),
             links_source,
@@ -284,10 +204,10 @@ impl Agent {
             unwatched: false,
             starting: true,
             crossings: None,
-            server,
-            lacks: kernel.lacks_flowtable().map(str::to_owned),
+            server: None,
+            lacks: None,
             scraper: None,
-            release: kernel.release.clone(),
+            release: String::new(),
             started_unix: measure::unix_seconds(),
             reconciles: Reconciles::default(),
             overruns: [0; 2],
@@ -300,15 +220,60 @@ impl Agent {
         Ok(agent)
     }
 
+    /// Answers what happens until it is told to stop.
+    async fn serve(&mut self, mut orders: impl Orders) -> Result<(), DaemonError> {
+        self.pace.trigger(Trigger::Start, self.now());
+        let turns = Turns::new();
+        loop {
+            let (due, trigger) = self.pace.next();
+            turns.ended();
+            tokio::select! {
+                // Orders come first. Every future may be cancelled without losing anything.
+                biased;
+                () = turns.woken() => {}
+                order = orders.next() => match order {
+                    Order::Stop(signal) => {
+                        info!(signal, cleanup = self.config.cleanup_on_exit, "stopping");
+                        self.supervisor.stopping();
+                        return Ok(());
+                    }
+                    Order::Reload => self.reload(),
+                },
+                // Before the announcements, so that a storm of them can't put it off; pacing leaves them their turn.
+                () = sleep_until(self.started + Duration::from_millis(due)) => {
+                    if trigger == Trigger::SafetyNet {
+                        self.distrust()?;
+                        if let Some(crossings) = &mut self.crossings {
+                            crossings.look_for_lost();
+                            crossings.look_at_helped();
+                        }
+                    }
+                    self.reconcile(trigger)?;
+                }
+                () = at(self.started, self.offload.as_ref().and_then(|o| o.revalidation.due())) => self.revalidate()?,
+                // Few, and asked at most sixteen at a time. Before the announcements for the same reason.
+                question = Server::next(&mut self.server) => self.answer(question),
+                () = at(self.started, self.supervisor.due()) => self.supervisor.alive(self.now()),
+                event = self.links_source.next() => self.link_event(event?)?,
+                event = Offload::next(&mut self.offload) => self.ruleset_event(event?)?,
+                happened = Observer::next(&mut self.observer, self.started) => self.surroundings_event(happened)?,
+                () = Crossings::ready(&mut self.crossings) => self.follow_crossings().await?,
+                // Last: whatever else there is to do comes first.
+                () = tokio::task::yield_now(), if self.unwatched => self.watch_links(),
+            }
+        }
+    }
+
     /// Loads the programs, which takes longer than all else: the rules are in place before.
     fn start_watching(&mut self) {
-        self.watch = Watch::start(&self.config);
+        self.watch = self.host.programs(&self.config).map(|eyes| Watch::new(eyes, &self.config));
         self.scraper = (self.server.as_ref())
             .map(|_| Arc::new(Scraper::new(self.config.pin_path.clone(), self.watch.is_some())));
         let Some(watch) = &mut self.watch else { return };
         watch.take_over(&self.links);
-        self.crossings =
-            Some(&self.config).filter(|config| Crossings::wanted(config)).and_then(Crossings::open);
+        self.crossings = Some(&self.config)
+            .filter(|config| Crossings::wanted(config))
+            .and_then(|config| self.host.crossings(config));
         if let Some(crossings) = &mut self.crossings {
             crossings.look_for_lost();
             crossings.arm_old();
@@ -317,7 +282,7 @@ impl Agent {
             }
         }
         // Most of what starting took: the kernel's types (BTF), above all. To attach to many links takes its time.
-        memory::give_back();
+        self.host.give_back(false);
     }
 
     fn watch_links(&mut self) {
@@ -326,8 +291,7 @@ impl Agent {
         }
         if self.starting && !self.unwatched {
             self.starting = false;
-            memory::give_back();
-            memory::drop_code();
+            self.host.give_back(true);
         }
     }
 
@@ -337,7 +301,7 @@ impl Agent {
     }
 
     /// Takes an announcement and all that wait behind it.
-    async fn link_event(&mut self, first: LinkEvent) -> Result<(), DaemonError> {
+    fn link_event(&mut self, first: LinkEvent) -> Result<(), DaemonError> {
         let mut next = Some(first);
         let mut lost = false;
         let mut changed = false;
@@ -358,8 +322,7 @@ impl Agent {
         }
         if lost {
             self.overrun("links");
-            self.reread_links().await?;
-            self.distrust_surroundings()?;
+            self.distrust()?;
         }
         if changed {
             self.pace.trigger(Trigger::Links, self.now());
@@ -392,8 +355,16 @@ impl Agent {
         }
     }
 
-    async fn reread_links(&mut self) -> Result<(), DaemonError> {
-        let now = self.links_source.list().await?.into_iter().collect();
+    /// All that is believed of the node but for our table is observed again, and compared. What is found missing is put back.
+    fn distrust(&mut self) -> Result<(), DaemonError> {
+        self.reread_links()?;
+        self.distrust_surroundings()?;
+        self.verify_programs(self.links.iter().map(|link| link.index).collect::<Vec<_>>());
+        Ok(())
+    }
+
+    fn reread_links(&mut self) -> Result<(), DaemonError> {
+        let now = self.links_source.list()?.into_iter().collect();
         let before = std::mem::replace(&mut self.links, now);
         self.compare_links(&before);
         if let Some(offload) = &mut self.offload {
@@ -408,7 +379,7 @@ impl Agent {
     async fn follow_crossings(&mut self) -> Result<(), DaemonError> {
         let (Some(crossings), Some(watch)) = (&mut self.crossings, &mut self.watch) else { return Ok(()) };
         if crossings.wants_node() {
-            let addresses = self.links_source.addresses().await?;
+            let addresses = self.links_source.addresses()?;
             crossings
                 .judge_by(Node { addresses, ..judges(&self.links, self.offload.as_ref(), &self.config) });
         }
@@ -428,10 +399,15 @@ impl Agent {
         let now = self.now();
         let Some(offload) = &mut self.offload else { return Ok(()) };
         let touched = match &event {
-            Event::Overrun => offload.revalidation.lost(&mut offload.monitor)?,
+            Event::Overrun => {
+                offload.revalidation.lost(&mut offload.monitor, offload.reconciler.ruleset())?
+            }
             Event::Generation { .. } => {
                 let observer = &mut self.observer;
-                offload.revalidation.touched(&mut offload.monitor, |notice| hear(observer, notice))?
+                let ruleset = offload.reconciler.ruleset();
+                offload
+                    .revalidation
+                    .touched(&mut offload.monitor, ruleset, |notice| hear(observer, notice))?
             }
         };
         if let Some(observer) = &mut self.observer {
@@ -483,6 +459,10 @@ impl Agent {
             overruns = *overruns,
             "the kernel's announcements came too fast: reading everything again"
         );
+        // Whatever has the next reconcile run: another trigger may be due before this one.
+        if let Some(offload) = &mut self.offload {
+            offload.reconciler.distrust();
+        }
         self.pace.trigger(Trigger::Overrun, self.now());
     }
 
@@ -536,11 +516,11 @@ impl Agent {
     }
 
     /// Tells somebody at the HTTP port, who may have gone meanwhile.
-    async fn answer(&mut self, question: Question) {
+    fn answer(&mut self, question: Question) {
         match question {
             Question::Alive(answer) => drop(answer.send(())),
             Question::Ready(answer) => drop(answer.send(self.ready())),
-            Question::Metrics(answer) => drop(answer.send(self.asked().await.map(Box::new))),
+            Question::Metrics(answer) => drop(answer.send(self.asked().map(Box::new))),
         }
     }
 
@@ -585,7 +565,9 @@ impl Agent {
             Some(Standing::Wrong) => Err(DaemonError::NotInPlace("the kernel refused it")),
         }
     }
+}
 
+impl Agent<Linux> {
     fn cleanup(self) -> Result<(), DaemonError> {
         let table = match self.offload {
             Some(offload) => cleanup::remove_table(&mut offload.reconciler.into_ruleset())?,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use tracing::debug;
 
-use super::{Agent, surroundings::Observer};
+use super::{Agent, host::Host, surroundings::Observer};
 use crate::{
     core::{
         flow::{
@@ -34,7 +34,7 @@ enum OneWayError {
     Routes(#[from] LinkError),
 }
 
-impl Agent {
+impl<H: Host> Agent<H> {
     /// Leaves the trace of an answer for streams that go one way since, where that is as good as the answer.
     pub(super) async fn help_one_way(&mut self, mut streams: Vec<Entry>) {
         // A change that is announced and not read yet may be a rule that denies answers.

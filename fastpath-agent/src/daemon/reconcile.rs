@@ -271,6 +271,11 @@ impl<R: Ruleset> Reconciler<R> {
         (*sure_of_answers && self.standing == Some(Standing::Right)).then_some(*translates)
     }
 
+    /// The ruleset.
+    pub fn ruleset(&mut self) -> &mut R {
+        &mut self.ruleset
+    }
+
     /// Gives the ruleset back.
     pub fn into_ruleset(self) -> R {
         self.ruleset

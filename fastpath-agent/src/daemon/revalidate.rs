@@ -18,8 +18,8 @@ use crate::{
         },
     },
     kernel::{
-        Ruleset, Unread, conntrack,
-        nft::{CommitError, Lost, Monitor, Nft, NftError},
+        Ruleset, RulesetMonitor, Unread, conntrack,
+        nft::{CommitError, Lost, Nft, NftError},
     },
 };
 
@@ -170,7 +170,7 @@ impl Trigger {
 
 impl Revalidation {
     /// Reads the chains of all tables; `monitor` listens already.
-    pub fn start(config: &Config, nft: &mut Nft) -> Self {
+    pub fn start(config: &Config, ruleset: &mut impl Ruleset) -> Self {
         let pace = match config.revalidate {
             OnOff::On => Some(Pace::new(config.revalidate_interval_ms)),
             OnOff::Off => None,
@@ -178,7 +178,7 @@ impl Revalidation {
         Self {
             pace,
             recurring: Recurring::new(config.enforce_within_ms),
-            chains: read_chains(nft),
+            chains: read_chains(ruleset),
             failure: None,
             trigger: Trigger::Ruleset,
             counts: Counts::new(),
@@ -190,38 +190,44 @@ impl Revalidation {
     /// `each` hears of all of them.
     pub fn touched(
         &mut self,
-        monitor: &mut Monitor,
+        monitor: &mut impl RulesetMonitor,
+        ruleset: &mut impl Ruleset,
         mut each: impl FnMut(&Notice<'_>),
     ) -> Result<Touched, NftError> {
         let mut touched = Touched::default();
-        let Some(chains) = &mut self.chains else { return self.lost(monitor) };
+        let Some(chains) = &mut self.chains else { return self.lost(monitor, ruleset) };
         let note = |notice: &Notice<'_>| {
             touched |= chains.note(notice);
             each(notice);
         };
         match monitor.changes(note)? {
             Ok(()) => Ok(touched),
-            Err(Lost) => self.lost(monitor),
+            Err(Lost) => self.lost(monitor, ruleset),
         }
     }
 
     /// Reads the chains again. A difference to what was announced is a change like any other.
     pub fn reread(
         &mut self,
-        monitor: &mut Monitor,
+        monitor: &mut impl RulesetMonitor,
+        ruleset: &mut impl Ruleset,
         each: impl FnMut(&Notice<'_>),
     ) -> Result<Touched, NftError> {
-        let mut touched = self.touched(monitor, each)?;
-        let before = std::mem::replace(&mut self.chains, read_chains(&mut Nft::open()?));
+        let mut touched = self.touched(monitor, ruleset, each)?;
+        let before = std::mem::replace(&mut self.chains, read_chains(ruleset));
         touched.forwarding |= before.is_some() && self.chains.is_some() && before != self.chains;
         Ok(touched)
     }
 
     /// Announcements were lost, so anything may have changed.
-    pub fn lost(&mut self, monitor: &mut Monitor) -> Result<Touched, NftError> {
+    pub fn lost(
+        &mut self,
+        monitor: &mut impl RulesetMonitor,
+        ruleset: &mut impl Ruleset,
+    ) -> Result<Touched, NftError> {
         // What waits there is older than what is read now, or not; noted twice it does no harm.
         let _ = monitor.changes(|_| {})?;
-        self.chains = read_chains(&mut Nft::open()?);
+        self.chains = read_chains(ruleset);
         Ok(Touched::EVERYTHING)
     }
 
@@ -306,8 +312,8 @@ impl Revalidation {
     }
 }
 
-fn read_chains(nft: &mut Nft) -> Option<BaseChains> {
-    match nft.base_chains() {
+fn read_chains(ruleset: &mut impl Ruleset) -> Option<BaseChains> {
+    match ruleset.base_chains() {
         Ok(chains) => Some(chains),
         Err(error) => {
             warn!(%error, "every change of the ruleset is taken for one that concerns forwarding, until the safety net reads again");

@@ -2,13 +2,17 @@
 //! thread, so that the loop goes on; an overrun and the safety net have all of it read. What came of it goes to the
 //! reconciler, and offloaded flows are judged anew by it.
 
-use std::{collections::BTreeSet, io, path::PathBuf, sync::Arc, time::Instant};
+use std::{collections::BTreeSet, io, path::PathBuf, sync::Arc};
 
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::{
+    task::{JoinHandle, spawn_blocking},
+    time::Instant,
+};
 use tracing::{debug, warn};
 
-use super::{Agent, DaemonError, Offload, at, revalidate::Trigger, rules::Said};
+use super::{Agent, DaemonError, Offload, at, host::Host, revalidate::Trigger, rules::Said};
 use crate::{
+    config::Config,
     core::{
         forwarding::Settings,
         link::{
@@ -29,11 +33,11 @@ use crate::{
         surroundings::Surroundings,
     },
     kernel::{
+        Neighbourhood,
         alarm::Alarm,
         links::LinkError,
         module_monitor::ModuleMonitor,
-        netconf,
-        node_monitor::{NodeEvent, NodeMonitor},
+        node_monitor::NodeEvent,
         surroundings::{self, Ask, Report},
     },
 };
@@ -48,8 +52,8 @@ const RETRY_MS: u64 = 5_000;
 const LEGACY_MS: u64 = 1_000;
 
 /// What is known of others, and what of it is to be read again.
-pub struct Observer {
-    monitor: NodeMonitor,
+pub struct Observer<N> {
+    source: N,
     settings: Settings,
     pin_path: PathBuf,
     /// Rules that may be passed by.
@@ -119,13 +123,6 @@ struct Legacy {
 }
 
 impl Legacy {
-    fn open() -> Self {
-        let modules = ModuleMonitor::open()
-            .inspect_err(|error| debug!(%error, "kernel modules that are loaded aren't heard of"))
-            .ok();
-        Self { modules, tables: None, look_at: None }
-    }
-
     /// Read anew: `tables` are there.
     fn read(&mut self, tables: &Option<BTreeSet<String>>, now: u64) {
         self.tables.clone_from(tables);
@@ -142,16 +139,14 @@ impl Legacy {
     }
 }
 
-impl Observer {
-    /// Listens from now on, and has read nothing yet.
-    /// `started` is the point from which on times are counted.
-    pub fn open(started: Instant, pin_path: PathBuf, ignored: Arc<[Ignore]>) -> Result<Self, LinkError> {
-        let monitor = NodeMonitor::open().map_err(LinkError::Open)?;
+impl<N: Neighbourhood> Observer<N> {
+    /// Listens to `source` and `modules`, and has read nothing yet. `started` is the point from which on times are counted.
+    pub fn new(source: N, modules: Option<ModuleMonitor>, config: &Config, started: Instant) -> Self {
         let mut observer = Self {
-            monitor,
+            source,
             settings: Settings::default(),
-            pin_path,
-            ignored,
+            pin_path: config.pin_path.clone(),
+            ignored: Arc::clone(&config.rules.ignored),
             said: Said::default(),
             known: Some(Known::default()),
             tables: None,
@@ -160,17 +155,17 @@ impl Observer {
             due: None,
             read_at: 0,
             failures: Vec::new(),
-            legacy: Legacy::open(),
+            legacy: Legacy { modules, tables: None, look_at: None },
             started,
             clock: Clock::default(),
         };
         observer.read_settings();
-        Ok(observer)
+        observer
     }
 
     /// Settings of forwarding, read again; true if one isn't what was announced last.
     fn read_settings(&mut self) -> bool {
-        match netconf::settings() {
+        match self.source.settings() {
             Ok(announced) => {
                 let before = std::mem::replace(&mut self.settings, Settings::read(announced));
                 before.differs(&self.settings)
@@ -187,14 +182,19 @@ impl Observer {
     pub fn read_now(&mut self, links: &LinkTable) -> Surroundings {
         let ask = self.ask(links);
         let mut known = self.known.take().unwrap_or_default();
-        let report = surroundings::read(&mut known, &ask);
+        let report = (self.source.reader())(&mut known, &ask);
         self.take(known, report, 0)
     }
 
     fn ask(&mut self, links: &LinkTable) -> Ask {
         let parts = std::mem::take(&mut self.wanted);
         self.due = None;
-        Ask { parts, uppers: uppers(links), started: self.started, pin_path: self.pin_path.clone() }
+        Ask {
+            parts,
+            uppers: uppers(links),
+            started: self.started.into_std(),
+            pin_path: self.pin_path.clone(),
+        }
     }
 
     /// What the rules make necessary that change by themselves.
@@ -297,8 +297,9 @@ impl Observer {
             return;
         }
         let parts = ask.parts.clone();
+        let read = self.source.reader();
         let task = spawn_blocking(move || {
-            let report = surroundings::read(&mut known, &ask);
+            let report = read(&mut known, &ask);
             (known, report)
         });
         self.reading = Some((task, parts));
@@ -309,7 +310,7 @@ impl Observer {
     pub(super) async fn next(observer: &mut Option<Self>, started: Instant) -> Happened {
         let Some(observer) = observer else { return std::future::pending().await };
         let due = observer.due();
-        let Self { monitor, reading, legacy, clock, .. } = observer;
+        let Self { source, reading, legacy, clock, .. } = observer;
         let strikes = async {
             match &mut clock.alarm {
                 Some(alarm) => alarm.next().await,
@@ -337,7 +338,7 @@ impl Observer {
                 Happened::Read(result.ok())
             }
             struck = strikes => Happened::Struck(struck),
-            events = monitor.next() => Happened::Announced(events),
+            events = source.next() => Happened::Announced(events),
             loaded = module => Happened::ModuleLoaded(loaded),
         }
     }
@@ -380,20 +381,25 @@ pub(super) enum Happened {
 }
 
 /// Takes note of a change of the ruleset.
-pub(super) fn hear(observer: &mut Option<Observer>, notice: &Notice<'_>) {
+pub(super) fn hear<N: Neighbourhood>(observer: &mut Option<Observer<N>>, notice: &Notice<'_>) {
     if let Some(observer) = observer {
         observer.heard(notice);
     }
 }
 
 /// Hands on what was read; says whether it is something new, which takes a reconcile.
-fn heed(offload: &mut Offload, observer: &mut Observer, found: Surroundings, now: u64) -> bool {
+fn heed<H: Host>(
+    offload: &mut Offload<H>,
+    observer: &mut Observer<H::Neighbourhood>,
+    found: Surroundings,
+    now: u64,
+) -> bool {
     offload.revalidation.recurs(observer.need(&found.rules), now);
     offload.revalidation.unsure(observer.awaits_rules());
     offload.reconciler.surrounded_by(found)
 }
 
-impl Agent {
+impl<H: Host> Agent<H> {
     /// Reads what others have before anything is written.
     pub(super) fn look_around(&mut self) {
         if let (Some(offload), Some(observer)) = (&mut self.offload, &mut self.observer) {
@@ -406,7 +412,10 @@ impl Agent {
     pub(super) fn distrust_surroundings(&mut self) -> Result<(), DaemonError> {
         let now = self.now();
         let (Some(offload), Some(observer)) = (&mut self.offload, &mut self.observer) else { return Ok(()) };
-        let touched = offload.revalidation.reread(&mut offload.monitor, |notice| observer.heard(notice))?;
+        let touched =
+            offload.revalidation.reread(&mut offload.monitor, offload.reconciler.ruleset(), |notice| {
+                observer.heard(notice);
+            })?;
         if touched.forwarding {
             offload.revalidation.changed(Trigger::Overrun, now);
         }
@@ -502,7 +511,7 @@ impl Agent {
                     // Anything may have changed.
                     offload.revalidation.changed(Trigger::Overrun, now);
                     self.overrun("links");
-                    self.distrust_surroundings()?;
+                    self.distrust()?;
                 }
             }
             Happened::Read(read) => {

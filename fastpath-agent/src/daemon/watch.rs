@@ -5,9 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tracing::{debug, info, warn};
 
-use super::crossings::Crossings;
+use super::host::Host;
 use crate::{
-    cli::EbpfMode,
     config::Config,
     core::{
         link::{
@@ -17,7 +16,7 @@ use crate::{
         },
         model::{IfIndex, Link},
     },
-    kernel::bpf::{self, Chatter, CleanupReport, FlowEyes, Hook, LoadConfig},
+    kernel::bpf::{self, CleanupReport, FlowEyes},
 };
 
 /// Links that are attached to before the agent looks what else there is to do.
@@ -34,44 +33,15 @@ pub struct Watch {
     /// Links to attach to.
     lacking: BTreeSet<IfIndex>,
     attached: BTreeSet<IfIndex>,
-    /// Links that couldn't be attached to, as they were then.
+    /// Links that couldn't be attached to, as they were then; tried again when they change, and by the safety net.
     refused: BTreeMap<IfIndex, Link>,
+    /// Why, as last reported: what is refused again is no news.
+    reported: BTreeMap<IfIndex, String>,
 }
 
 impl Watch {
-    /// Loads the programs; `None` if that isn't wanted or doesn't work (which is said).
-    pub fn start(config: &Config) -> Option<Self> {
-        let hook = match config.ebpf {
-            EbpfMode::Off => {
-                remove_leftovers(config);
-                return None;
-            }
-            EbpfMode::Tc => Hook::Tc,
-            EbpfMode::Xdp => Hook::Xdp,
-            EbpfMode::XdpGeneric => Hook::XdpGeneric,
-        };
-        let load = LoadConfig {
-            pin_path: config.pin_path.clone(),
-            max_flows: config.max_flows,
-            // Nobody would read the signals otherwise.
-            threshold: if Crossings::wanted(config) { config.rules.threshold } else { 0 },
-            hook,
-            chatter: match config.verbosity {
-                ..7 => Chatter::Silent,
-                7 => Chatter::Flows,
-                8.. => Chatter::Packets,
-            },
-        };
-        let mut eyes = match bpf::load(&load) {
-            Ok(eyes) => eyes,
-            Err(error) => {
-                warn!("flows are not watched: {error}");
-                return None;
-            }
-        };
-        if let Some(log) = eyes.take_log() {
-            tokio::spawn(log.follow());
-        }
+    /// Programs that are loaded, on no link that is known of but those of an earlier agent.
+    pub fn new(eyes: Box<dyn FlowEyes>, config: &Config) -> Self {
         let attached = match eyes.attachments() {
             Ok(attachments) => attachments.into_iter().map(|a| a.index).collect(),
             Err(error) => {
@@ -79,15 +49,16 @@ impl Watch {
                 BTreeSet::new()
             }
         };
-        Some(Self {
-            eyes: Box::new(eyes),
+        Self {
+            eyes,
             selection: config.rules.selection.clone(),
             watched: Watched::default(),
             changed: None,
             lacking: BTreeSet::new(),
             attached,
             refused: BTreeMap::new(),
-        })
+            reported: BTreeMap::new(),
+        }
     }
 
     /// Takes over what an earlier agent left attached: its programs are replaced by ours, in place, before the agent says that its
@@ -102,19 +73,28 @@ impl Watch {
         }
     }
 
-    /// Takes note of one change of the links.
+    /// Takes note of one change of the links. A link that goes takes its programs along, even if it is back already: one that was
+    /// in another network namespace has the same index.
     pub fn link_changed(&mut self, change: &LinkChange) {
+        let index = match change {
+            LinkChange::Appeared(index) => *index,
+            LinkChange::Changed { before: link, .. } => link.index,
+            LinkChange::Gone(link) => {
+                if self.attached.remove(&link.index) {
+                    self.detach(link.index);
+                }
+                link.index
+            }
+        };
         if let Some(changed) = &mut self.changed {
-            changed.insert(match change {
-                LinkChange::Appeared(index) => *index,
-                LinkChange::Changed { before: link, .. } | LinkChange::Gone(link) => link.index,
-            });
+            changed.insert(index);
         }
     }
 
     /// All links were read again.
     pub fn links_read(&mut self) {
         self.changed = None;
+        self.refused.clear();
     }
 
     /// The programs.
@@ -127,6 +107,7 @@ impl Watch {
     #[must_use]
     pub fn follow(&mut self, links: &LinkTable) -> bool {
         self.refused.retain(|index, link| links.get(*index) == Some(link));
+        self.reported.retain(|index, _| links.get(*index).is_some());
         let concerned = match self.changed.replace(BTreeSet::new()) {
             Some(changed) => changed.into_iter().flat_map(|index| self.look_at(index, links)).collect(),
             None => &self.look_at_all(links) | &self.attached,
@@ -204,6 +185,7 @@ impl Watch {
                     warn!(iface = %link.name, "watched with TC instead of XDP: {reason}");
                 }
                 self.attached.insert(link.index);
+                self.reported.remove(&link.index);
             }
             // It has gone; the announcement is on its way.
             Err(error) if error.is_about_absence() => {
@@ -211,7 +193,10 @@ impl Watch {
                 self.refused.insert(link.index, link.clone());
             }
             Err(error) => {
-                warn!(iface = %link.name, "flows that arrive here are not watched: {error}");
+                let reason = error.to_string();
+                if self.reported.insert(link.index, reason.clone()).is_none_or(|before| before != reason) {
+                    warn!(iface = %link.name, "flows that arrive here are not watched: {reason}");
+                }
                 self.refused.insert(link.index, link.clone());
             }
         }
@@ -225,7 +210,7 @@ impl Watch {
 }
 
 /// An agent that ran before may have left programs at work that nobody wants any more.
-fn remove_leftovers(config: &Config) {
+pub(super) fn remove_leftovers(config: &Config) {
     match bpf::cleanup(&config.pin_path) {
         Ok(report) if report == CleanupReport::default() => {}
         Ok(report) => info!(
@@ -236,7 +221,7 @@ fn remove_leftovers(config: &Config) {
     }
 }
 
-impl super::Agent {
+impl<H: Host> super::Agent<H> {
     /// Looks whether the programs of these links are still attached, and has missing ones attached again.
     pub(super) fn verify_programs(&mut self, indices: impl IntoIterator<Item = IfIndex>) {
         let Some(watch) = &mut self.watch else { return };

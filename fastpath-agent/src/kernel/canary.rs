@@ -68,7 +68,7 @@ pub enum CanaryError {
 pub async fn run(policy: &Policy, mut each: impl FnMut(CanaryFlow)) -> Result<(), CanaryError> {
     let scratch = Scratch::build().await?;
     scratch.router.enter()?;
-    let links: LinkTable = Links::open()?.list().await?.into_iter().collect();
+    let links: LinkTable = Links::open()?.list()?.into_iter().collect();
     let mut nft = Nft::open()?;
     let observed = nft.observe()?;
     let table = desired(policy, links.iter(), &Default::default());

@@ -8,11 +8,9 @@ use std::{
     thread,
 };
 
-use libc::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
-use netlink_packet_core::{Emitable, NLA_F_NESTED, NetlinkHeader};
 use serde::Serialize;
 
-use super::nfnetlink::{Attribute, FAMILY_HEADER_BYTES, HEADER_BYTES, Message, Socket, attributes};
+use super::netlink::{Dump, Families, Message, Request, Socket, attribute::find, attributes};
 use crate::core::{
     flow::connection::{Entry, Status, TcpState, Tuple},
     ruleset::observed::Counter,
@@ -54,8 +52,8 @@ const LOOKUPS: usize = 128;
 /// Connections that are handed from thread to thread at once, 60 KB of them, and how often before the first waits.
 const CHUNK: usize = 256;
 const CHUNKS_AHEAD: usize = 2;
-/// `struct nlattr`.
-const ATTRIBUTE_HEADER_BYTES: usize = 4;
+/// Room for the request for one connection.
+const REQUEST_BYTES: usize = 128;
 
 /// Conntrack could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -151,19 +149,11 @@ impl Conntrack {
 
     /// Calls `each` for every connection. Connections that come or go meanwhile may be seen, or not, or twice.
     pub fn dump(&mut self, mut each: impl FnMut(Entry)) -> Result<(), ConntrackError> {
-        let mut request = Vec::new();
-        let length = HEADER_BYTES + FAMILY_HEADER_BYTES;
-        push_header(
-            &mut request,
-            IPCTNL_MSG_CT_GET,
-            length,
-            NLM_F_DUMP,
-            self.socket.reserve_sequence(1),
-            libc::AF_UNSPEC as u8,
-        );
+        let connections = Dump::new(message_type(IPCTNL_MSG_CT_GET), Families::All, [0; 4]);
         self.socket
-            .request(&request, |message| entry(message).into_iter().for_each(&mut each))
-            .map_err(|error| ConntrackError::new("reading conntrack", error))?;
+            .dump(connections, (), |(), message| entry(message).into_iter().for_each(&mut each))
+            .map_err(|error| ConntrackError::new("reading conntrack", error))?
+            .passing();
         Ok(())
     }
 
@@ -203,10 +193,10 @@ impl Conntrack {
             let begin = found.len();
             found.resize(begin + tuples.len(), None);
             let first = self.socket.reserve_sequence(tuples.len() as u32);
-            let mut requests = Vec::with_capacity(tuples.len() * 128);
-            for (tuple, sequence) in tuples.iter().zip(first..) {
-                push_request(&mut requests, tuple, zone, sequence);
-            }
+            let requests = Request::with_capacity(tuples.len() * REQUEST_BYTES);
+            let requests = tuples.iter().zip(first..).fold(requests, |requests, (tuple, sequence)| {
+                about(requests, IPCTNL_MSG_CT_GET, 0, sequence, tuple, zone)
+            });
             let mut failed = None;
             let answers =
                 self.socket.request_many(&requests, first, tuples.len(), |place, answer| match answer {
@@ -224,13 +214,12 @@ impl Conntrack {
     /// A connection in a flowtable isn't deleted; the kernel frees it a moment after it has left (EBUSY until then,
     /// ctnetlink_del_conntrack).
     pub fn delete(&mut self, entry: &Entry) -> Result<Deletion, ConntrackError> {
-        let sequence = self.socket.reserve_sequence(1);
-        let mut request = Vec::new();
-        let id = (CTA_ID, entry.id.to_ne_bytes());
-        let Entry { original, zone, .. } = entry;
-        push_about(&mut request, IPCTNL_MSG_CT_DELETE, NLM_F_ACK, original, *zone, sequence, &[id]);
-        match self.socket.request(&request, |_| {}) {
-            Ok(_) => Ok(Deletion::Done),
+        let Entry { id, original, zone, .. } = entry;
+        let request = Request::with_capacity(REQUEST_BYTES);
+        let request = about(request, IPCTNL_MSG_CT_DELETE, libc::NLM_F_ACK, 0, original, *zone)
+            .attribute(CTA_ID, &id.to_ne_bytes());
+        match self.socket.request(request, |_| {}) {
+            Ok(()) => Ok(Deletion::Done),
             Err(error) => match error.raw_os_error() {
                 Some(libc::ENOENT) => Ok(Deletion::Gone),
                 Some(libc::EBUSY) => Ok(Deletion::Offloaded),
@@ -253,83 +242,44 @@ impl Conntrack {
     }
 }
 
-/// Appends `nlmsghdr` and `nfgenmsg` of a request of `length` bytes.
-fn push_header(out: &mut Vec<u8>, kind: i32, length: usize, flags: i32, sequence: u32, family: u8) {
-    let mut header = NetlinkHeader::default();
-    header.length = length as u32;
-    header.message_type = (NFNL_SUBSYS_CTNETLINK << 8 | kind) as u16;
-    header.flags = (NLM_F_REQUEST | flags) as u16;
-    header.sequence_number = sequence;
-    let start = out.len();
-    out.resize(start + HEADER_BYTES, 0);
-    header.emit(&mut out[start..]);
-    out.extend([family, 0, 0, 0]);
+/// `nlmsg_type` of a message of ctnetlink.
+fn message_type(kind: i32) -> u16 {
+    (NFNL_SUBSYS_CTNETLINK << 8 | kind) as u16
 }
 
-/// Appends the request for one connection, which is answered by a message or an error.
-fn push_request(out: &mut Vec<u8>, tuple: &Tuple, zone: u16, sequence: u32) {
-    push_about(out, IPCTNL_MSG_CT_GET, 0, tuple, zone, sequence, &[]);
-}
-
-/// Appends a message about one connection, which ends with `more` attributes.
-fn push_about(
-    out: &mut Vec<u8>,
-    kind: i32,
-    flags: i32,
-    tuple: &Tuple,
-    zone: u16,
-    sequence: u32,
-    more: &[(u16, [u8; 4])],
-) {
-    let start = out.len();
+/// Adds a message about one connection.
+fn about(request: Request, kind: i32, flags: i32, sequence: u32, tuple: &Tuple, zone: u16) -> Request {
     let family = if tuple.source.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
-    push_header(out, kind, 0, flags, sequence, family as u8);
-    nest(out, CTA_TUPLE_ORIG, |out| {
-        nest(out, CTA_TUPLE_IP, |out| {
-            for (address, v4, v6) in [
-                (tuple.source, CTA_IP_V4_SRC, CTA_IP_V6_SRC),
-                (tuple.destination, CTA_IP_V4_DST, CTA_IP_V6_DST),
-            ] {
-                match address {
-                    IpAddr::V4(address) => push(out, v4, &address.octets()),
-                    IpAddr::V6(address) => push(out, v6, &address.octets()),
-                }
-            }
-        });
-        nest(out, CTA_TUPLE_PROTO, |out| {
-            push(out, CTA_PROTO_NUM, &[tuple.protocol]);
-            push(out, CTA_PROTO_SRC_PORT, &tuple.source_port.to_be_bytes());
-            push(out, CTA_PROTO_DST_PORT, &tuple.destination_port.to_be_bytes());
-        });
-    });
-    if zone != 0 {
-        push(out, CTA_ZONE, &zone.to_be_bytes());
+    // struct nfgenmsg: family, version, resource.
+    let request = request.and(message_type(kind), flags, sequence, &[family as u8, 0, 0, 0]).nested(
+        CTA_TUPLE_ORIG,
+        |original| {
+            original
+                .nested(CTA_TUPLE_IP, |addresses| {
+                    let addresses = address(addresses, tuple.source, CTA_IP_V4_SRC, CTA_IP_V6_SRC);
+                    address(addresses, tuple.destination, CTA_IP_V4_DST, CTA_IP_V6_DST)
+                })
+                .nested(CTA_TUPLE_PROTO, |protocol| {
+                    protocol
+                        .attribute(CTA_PROTO_NUM, &[tuple.protocol])
+                        .attribute(CTA_PROTO_SRC_PORT, &tuple.source_port.to_be_bytes())
+                        .attribute(CTA_PROTO_DST_PORT, &tuple.destination_port.to_be_bytes())
+                })
+        },
+    );
+    if zone == 0 { request } else { request.attribute(CTA_ZONE, &zone.to_be_bytes()) }
+}
+
+fn address(request: Request, address: IpAddr, v4: u16, v6: u16) -> Request {
+    match address {
+        IpAddr::V4(address) => request.attribute(v4, &address.octets()),
+        IpAddr::V6(address) => request.attribute(v6, &address.octets()),
     }
-    more.iter().for_each(|(kind, value)| push(out, *kind, value));
-    let length = (out.len() - start) as u32;
-    out[start..start + size_of::<u32>()].copy_from_slice(&length.to_ne_bytes());
-}
-
-/// Appends an attribute, padded to four bytes (`struct nlattr`, include/uapi/linux/netlink.h).
-fn push(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    out.extend(((ATTRIBUTE_HEADER_BYTES + value.len()) as u16).to_ne_bytes());
-    out.extend(kind.to_ne_bytes());
-    out.extend(value);
-    out.resize(out.len().next_multiple_of(4), 0);
-}
-
-/// Appends an attribute with the attributes that `inside` appends.
-fn nest(out: &mut Vec<u8>, kind: u16, inside: impl FnOnce(&mut Vec<u8>)) {
-    let start = out.len();
-    push(out, kind | NLA_F_NESTED, &[]);
-    inside(out);
-    let length = (out.len() - start) as u16;
-    out[start..start + size_of::<u16>()].copy_from_slice(&length.to_ne_bytes());
 }
 
 /// The connection in a message; `None` if it isn't one of IPv4 or IPv6.
 fn entry(message: &Message<'_>) -> Option<Entry> {
-    if i32::from(message.kind()) != NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW {
+    if message.kind() != message_type(IPCTNL_MSG_CT_NEW) {
         return None;
     }
     let (mut original, mut reply, mut counters) = (None, None, [None; 2]);
@@ -341,12 +291,12 @@ fn entry(message: &Message<'_>) -> Option<Entry> {
             CTA_TUPLE_REPLY => reply = self::tuple(nla.value()),
             CTA_COUNTERS_ORIG => counters[0] = counter(nla.value()),
             CTA_COUNTERS_REPLY => counters[1] = counter(nla.value()),
-            CTA_ID => id = u32::from_ne_bytes(fixed(&nla)?),
-            CTA_STATUS => status = Status(u32::from_be_bytes(fixed(&nla)?)),
-            CTA_ZONE => zone = u16::from_be_bytes(fixed(&nla)?),
+            CTA_ID => id = u32::from_ne_bytes(nla.fixed()?),
+            CTA_STATUS => status = Status(u32::from_be_bytes(nla.fixed()?)),
+            CTA_ZONE => zone = u16::from_be_bytes(nla.fixed()?),
             CTA_PROTOINFO => tcp_state = self::tcp_state(nla.value()),
             CTA_HELP => helper = self::helper(nla.value()),
-            CTA_MARK => mark = u32::from_be_bytes(fixed(&nla)?),
+            CTA_MARK => mark = u32::from_be_bytes(nla.fixed()?),
             _ => {}
         }
     }
@@ -360,16 +310,16 @@ fn tuple(bytes: &[u8]) -> Option<Tuple> {
     for outer in attributes(bytes) {
         for inner in attributes(outer.value()) {
             match (outer.kind(), inner.kind()) {
-                (CTA_TUPLE_IP, CTA_IP_V4_SRC) => source = Some(Ipv4Addr::from(fixed(&inner)?).into()),
-                (CTA_TUPLE_IP, CTA_IP_V4_DST) => destination = Some(Ipv4Addr::from(fixed(&inner)?).into()),
-                (CTA_TUPLE_IP, CTA_IP_V6_SRC) => source = Some(Ipv6Addr::from(fixed::<16>(&inner)?).into()),
+                (CTA_TUPLE_IP, CTA_IP_V4_SRC) => source = Some(Ipv4Addr::from(inner.fixed()?).into()),
+                (CTA_TUPLE_IP, CTA_IP_V4_DST) => destination = Some(Ipv4Addr::from(inner.fixed()?).into()),
+                (CTA_TUPLE_IP, CTA_IP_V6_SRC) => source = Some(Ipv6Addr::from(inner.fixed::<16>()?).into()),
                 (CTA_TUPLE_IP, CTA_IP_V6_DST) => {
-                    destination = Some(Ipv6Addr::from(fixed::<16>(&inner)?).into());
+                    destination = Some(Ipv6Addr::from(inner.fixed::<16>()?).into());
                 }
-                (CTA_TUPLE_PROTO, CTA_PROTO_NUM) => protocol = Some(u8::from_be_bytes(fixed(&inner)?)),
-                (CTA_TUPLE_PROTO, CTA_PROTO_SRC_PORT) => source_port = u16::from_be_bytes(fixed(&inner)?),
+                (CTA_TUPLE_PROTO, CTA_PROTO_NUM) => protocol = Some(u8::from_be_bytes(inner.fixed()?)),
+                (CTA_TUPLE_PROTO, CTA_PROTO_SRC_PORT) => source_port = u16::from_be_bytes(inner.fixed()?),
                 (CTA_TUPLE_PROTO, CTA_PROTO_DST_PORT) => {
-                    destination_port = u16::from_be_bytes(fixed(&inner)?);
+                    destination_port = u16::from_be_bytes(inner.fixed()?);
                 }
                 _ => {}
             }
@@ -385,29 +335,23 @@ fn tuple(bytes: &[u8]) -> Option<Tuple> {
 }
 
 fn tcp_state(bytes: &[u8]) -> Option<TcpState> {
-    let tcp = attributes(bytes).find(|nla| nla.kind() == CTA_PROTOINFO_TCP)?;
-    let state = attributes(tcp.value()).find(|nla| nla.kind() == CTA_PROTOINFO_TCP_STATE)?;
-    Some(TcpState::new(u8::from_be_bytes(fixed(&state)?)))
+    let tcp = find(bytes, CTA_PROTOINFO_TCP)?;
+    let state = find(tcp.value(), CTA_PROTOINFO_TCP_STATE)?;
+    Some(TcpState::new(u8::from_be_bytes(state.fixed()?)))
 }
 
 fn helper(bytes: &[u8]) -> Option<String> {
-    let name = attributes(bytes).find(|nla| nla.kind() == CTA_HELP_NAME)?;
-    let name = name.value().split(|byte| *byte == 0).next().unwrap_or_default();
-    Some(String::from_utf8_lossy(name).into_owned())
+    Some(find(bytes, CTA_HELP_NAME)?.text_lossy())
 }
 
 fn counter(bytes: &[u8]) -> Option<Counter> {
     let mut counter = Counter::default();
     for nla in attributes(bytes) {
         match nla.kind() {
-            CTA_COUNTERS_PACKETS => counter.packets = u64::from_be_bytes(fixed(&nla)?),
-            CTA_COUNTERS_BYTES => counter.bytes = u64::from_be_bytes(fixed(&nla)?),
+            CTA_COUNTERS_PACKETS => counter.packets = u64::from_be_bytes(nla.fixed()?),
+            CTA_COUNTERS_BYTES => counter.bytes = u64::from_be_bytes(nla.fixed()?),
             _ => {}
         }
     }
     Some(counter)
-}
-
-fn fixed<const N: usize>(nla: &Attribute<'_>) -> Option<[u8; N]> {
-    nla.value().try_into().ok()
 }

@@ -129,9 +129,9 @@ impl KernelName {
 
 /// Reads everything. Fails only where links can't be listed: nothing is known without them.
 pub async fn gather(given: Given, kernel: &Kernel) -> Result<Facts, LinkError> {
-    let sockets = Links::open()?;
-    let links = sockets.list().await?;
-    let addresses = sockets.addresses().await?;
+    let mut sockets = Links::open()?;
+    let links = sockets.list()?;
+    let addresses = sockets.addresses()?;
     let Given { agent, unread, mut policy, ignores_known_bugs, without_ebpf, pin_path } = given;
     let own = Path::new("/proc/self/status");
     let name = KernelName::read();

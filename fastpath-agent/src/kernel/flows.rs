@@ -52,9 +52,9 @@ pub enum FlowsError {
 
 /// Reads what flows are judged by.
 pub async fn node() -> Result<Node, FlowsError> {
-    let links = Links::open()?;
-    let link_table: LinkTable = links.list().await?.into_iter().collect();
-    let addresses = links.addresses().await?;
+    let mut links = Links::open()?;
+    let link_table: LinkTable = links.list()?.into_iter().collect();
+    let addresses = links.addresses()?;
     let mut nft = Nft::open()?;
     let table = nft.observe()?.table;
     let left_out =

@@ -3,11 +3,12 @@
 
 use std::{collections::BTreeSet, io, net::IpAddr, os::fd::AsRawFd};
 
-use futures_util::{StreamExt, TryStreamExt, stream::Stream};
+use futures_util::{StreamExt, stream::Stream};
+use mnl::Bus;
 use nix::sys::socket::{setsockopt, sockopt};
 use rtnetlink::{
     MulticastGroup,
-    packet_core::NetlinkPayload,
+    packet_core::{NetlinkPayload, Parseable},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         address::{AddressAttribute, AddressMessage},
@@ -15,6 +16,11 @@ use rtnetlink::{
     },
 };
 
+use super::{
+    LinkSource,
+    netlink::{Families, Message, Socket},
+    rtnetlink::list,
+};
 use crate::core::{
     link::table::LinkEvent,
     model::{IfIndex, IfName, Link, OperState},
@@ -22,6 +28,8 @@ use crate::core::{
 
 /// Receive buffer for notifications, in bytes: about 2,000 of them at 2 KiB each.
 const RECEIVE_BUFFER: usize = 4 << 20;
+const RTM_GETLINK: u16 = 18;
+const RTM_GETADDR: u16 = 22;
 
 /// Reading links failed.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +39,7 @@ pub enum LinkError {
     Open(#[source] io::Error),
     /// The list of links couldn't be read.
     #[error("cannot list the network interfaces: {0}")]
-    Dump(#[source] rtnetlink::Error),
+    Dump(#[source] io::Error),
     /// Other notifications of rtnetlink can't be received.
     #[error("cannot listen to changes of policy rules and settings: {0}")]
     Listen(#[source] io::Error),
@@ -42,7 +50,7 @@ pub enum LinkError {
 
 /// Access to the links of the namespace that it was opened in.
 pub struct Links {
-    requests: rtnetlink::Handle,
+    requests: Socket,
     events: Box<dyn Stream<Item = LinkEvent> + Unpin>,
 }
 
@@ -55,43 +63,54 @@ impl Links {
         enlarge(&mut connection);
         tokio::spawn(connection);
         // Requests have a socket of their own: an overrun there must not look like an answer.
-        let (connection, requests, _) = rtnetlink::new_connection().map_err(LinkError::Open)?;
-        tokio::spawn(connection);
+        let requests = Socket::open_on(Bus::Route).map_err(LinkError::Open)?;
         let events = messages.filter_map(|(message, _)| std::future::ready(event(message.payload)));
         Ok(Self { requests, events: Box::new(events) })
     }
 
-    /// All links of this namespace.
-    pub async fn list(&self) -> Result<Vec<Link>, LinkError> {
-        let messages: Vec<LinkMessage> =
-            self.requests.link().get().execute().try_collect().await.map_err(LinkError::Dump)?;
-        Ok(messages.iter().filter_map(parse).collect())
+    /// All links of this namespace. Where they keep changing, what is missing is announced.
+    pub fn list(&mut self) -> Result<Vec<Link>, LinkError> {
+        // struct ifinfomsg
+        let listed =
+            list(&mut self.requests, RTM_GETLINK, Families::All, [0; 16], |message: &Message<'_>| {
+                parse(&LinkMessage::parse(message.payload()).ok()?)
+            });
+        Ok(listed.map_err(LinkError::Dump)?.passing())
     }
 
     /// All addresses of this node in this namespace.
-    pub async fn addresses(&self) -> Result<BTreeSet<IpAddr>, LinkError> {
-        let messages: Vec<AddressMessage> =
-            self.requests.address().get().execute().try_collect().await.map_err(LinkError::Dump)?;
-        // Where both are given, the other one is the peer's (include/uapi/linux/if_addr.h).
-        let own = |message: &AddressMessage| {
-            let find =
-                |pick: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(pick);
-            find(|a| if let AddressAttribute::Local(address) = a { Some(*address) } else { None }).or_else(
-                || find(|a| if let AddressAttribute::Address(address) = a { Some(*address) } else { None }),
-            )
-        };
-        Ok(messages.iter().filter_map(own).collect())
+    pub fn addresses(&mut self) -> Result<BTreeSet<IpAddr>, LinkError> {
+        // struct ifaddrmsg
+        let listed = list(&mut self.requests, RTM_GETADDR, Families::All, [0; 8], |message: &Message<'_>| {
+            own_address(&AddressMessage::parse(message.payload()).ok()?)
+        });
+        Ok(listed.map_err(LinkError::Dump)?.passing().into_iter().collect())
+    }
+}
+
+impl LinkSource for Links {
+    fn list(&mut self) -> Result<Vec<Link>, LinkError> {
+        self.list()
     }
 
-    /// The next change. Cancelling it loses nothing.
-    pub async fn next(&mut self) -> Result<LinkEvent, LinkError> {
+    fn addresses(&mut self) -> Result<BTreeSet<IpAddr>, LinkError> {
+        self.addresses()
+    }
+
+    async fn next(&mut self) -> Result<LinkEvent, LinkError> {
         self.events.next().await.ok_or(LinkError::Ended)
     }
 
-    /// A change that is there already, without waiting.
-    pub fn try_next(&mut self) -> Option<LinkEvent> {
+    fn try_next(&mut self) -> Option<LinkEvent> {
         futures_util::FutureExt::now_or_never(self.events.next()).flatten()
     }
+}
+
+/// Where both are given, the other one is the peer's (include/uapi/linux/if_addr.h).
+fn own_address(message: &AddressMessage) -> Option<IpAddr> {
+    let find = |pick: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(pick);
+    find(|a| if let AddressAttribute::Local(address) = a { Some(*address) } else { None })
+        .or_else(|| find(|a| if let AddressAttribute::Address(address) = a { Some(*address) } else { None }))
 }
 
 /// A larger buffer makes overruns rarer; without the capability for it the default has to do.

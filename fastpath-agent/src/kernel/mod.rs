@@ -1,8 +1,17 @@
 //! The only place with I/O and `unsafe`: nftables, links, conntrack, eBPF, probes; each behind a narrow trait.
 
-use crate::core::ruleset::{
-    observed::{Generation, Observed, ObservedSet},
-    plan::Op,
+use std::{collections::BTreeSet, io, net::IpAddr};
+
+use crate::core::{
+    forwarding::Announced,
+    link::table::LinkEvent,
+    model::Link,
+    policy::known::Known,
+    revalidate::{BaseChains, Notice},
+    ruleset::{
+        observed::{Generation, Observed, ObservedSet},
+        plan::Op,
+    },
 };
 
 pub mod alarm;
@@ -21,14 +30,13 @@ pub mod lock;
 pub mod memory;
 pub mod module_monitor;
 pub mod netconf;
-mod nfnetlink;
+mod netlink;
 pub mod nft;
 pub mod node_monitor;
 pub mod probe;
 pub mod route;
 pub mod route_rules;
 mod rtnetlink;
-mod socket_filter;
 pub mod surroundings;
 pub mod tap;
 pub mod why;
@@ -57,4 +65,44 @@ pub trait Ruleset {
     /// Applies `ops` in one transaction, provided that the ruleset is still at `expected`; all or nothing.
     /// Returns the generation after the commit. Anything above `expected + 1` says that others changed something too.
     fn commit(&mut self, ops: &[Op], expected: Generation) -> Result<Generation, nft::CommitError>;
+
+    /// The base chains of all tables of all families.
+    fn base_chains(&mut self) -> Result<BaseChains, nft::NftError>;
+}
+
+/// Hears of changes of the ruleset.
+pub trait RulesetMonitor {
+    /// The next one. Cancelling it loses nothing.
+    fn next(&mut self) -> impl Future<Output = Result<nft::Event, nft::NftError>>;
+
+    /// Calls `each` for all that others changed since the last call. The notices of a transaction are there when its
+    /// [`nft::Event::Generation`] is, and those of the next ones may be.
+    fn changes(&mut self, each: impl FnMut(&Notice<'_>)) -> Result<Result<(), nft::Lost>, nft::NftError>;
+}
+
+/// The links of a network namespace.
+pub trait LinkSource {
+    /// The next change. Cancelling it loses nothing.
+    fn next(&mut self) -> impl Future<Output = Result<LinkEvent, links::LinkError>>;
+
+    /// A change that is there already, without waiting.
+    fn try_next(&mut self) -> Option<LinkEvent>;
+
+    /// All links. Where they keep changing, what is missing is announced.
+    fn list(&mut self) -> Result<Vec<Link>, links::LinkError>;
+
+    /// All addresses of this node.
+    fn addresses(&mut self) -> Result<BTreeSet<IpAddr>, links::LinkError>;
+}
+
+/// What else decides over forwarded packets: what others have in the ruleset, policy rules, settings, programs.
+pub trait Neighbourhood {
+    /// Waits until something is announced, and gives all that waits. Cancelling it loses nothing.
+    fn next(&mut self) -> impl Future<Output = io::Result<Vec<node_monitor::NodeEvent>>>;
+
+    /// Settings of forwarding of all interfaces.
+    fn settings(&mut self) -> io::Result<Vec<Announced>>;
+
+    /// What brings up to date what is known, on any thread.
+    fn reader(&self) -> fn(&mut Known, &surroundings::Ask) -> surroundings::Report;
 }

@@ -14,7 +14,7 @@ use nix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::socket_filter::{attach, statement};
+use super::netlink::filter::{attach, statement};
 
 /// The kernel's own events, not those that udev hands on.
 const KERNEL_EVENTS: u32 = 1;

@@ -2,9 +2,11 @@
 
 use std::io;
 
+use mnl::Bus;
+
 use super::{
-    nfnetlink::{attributes, u32_at},
-    rtnetlink::dump,
+    netlink::{Socket, attributes, u32_at},
+    rtnetlink::list_ip,
 };
 use crate::core::forwarding::{Announced, Setting};
 
@@ -20,13 +22,10 @@ const NETCONFA_IGNORE_ROUTES_WITH_LINKDOWN: u16 = 6;
 
 /// All settings of both families.
 pub fn settings() -> io::Result<Vec<Announced>> {
-    let mut found = Vec::new();
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        let header = [family as u8, 0, 0, 0];
-        let parsed = dump(RTM_GETNETCONF, &header, |message| Some(parse(message.kind(), message.payload())))?;
-        found.extend(parsed.into_iter().flatten());
-    }
-    Ok(found)
+    let mut socket = Socket::open_on(Bus::Route)?;
+    list_ip(&mut socket, RTM_GETNETCONF, [0; NETCONF_HEADER], |message| {
+        parse(message.kind(), message.payload())
+    })
 }
 
 /// What a message says of the settings that matter.

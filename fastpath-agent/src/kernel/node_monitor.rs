@@ -8,11 +8,12 @@ use mnl::Bus;
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
+    Neighbourhood,
     netconf::{self, RTM_DELNETCONF, RTM_NEWNETCONF},
-    nfnetlink::{Attribute, Message, Socket, attributes, u32_at},
-    socket_filter::statement,
+    netlink::{Attribute, Message, Socket, attributes, filter::statement, u32_at},
+    surroundings::{self, Ask, Report},
 };
-use crate::core::{forwarding::Announced, model::IfIndex};
+use crate::core::{forwarding::Announced, model::IfIndex, policy::known::Known};
 
 // Groups and messages, include/uapi/linux/rtnetlink.h.
 const RTNLGRP_TC: u32 = 4;
@@ -70,9 +71,10 @@ impl NodeMonitor {
         // SAFETY: the socket owns its descriptor and keeps it open until it is dropped.
         Ok(Self(unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?))
     }
+}
 
-    /// Waits until something is announced, and gives all that waits. Safe to cancel: nothing is lost.
-    pub async fn next(&mut self) -> io::Result<Vec<NodeEvent>> {
+impl Neighbourhood for NodeMonitor {
+    async fn next(&mut self) -> io::Result<Vec<NodeEvent>> {
         loop {
             let mut ready = self.0.readable_mut().await?;
             match ready.try_io(|socket| receive(socket.get_mut())) {
@@ -80,6 +82,14 @@ impl NodeMonitor {
                 Ok(result) => return result,
             }
         }
+    }
+
+    fn settings(&mut self) -> io::Result<Vec<Announced>> {
+        netconf::settings()
+    }
+
+    fn reader(&self) -> fn(&mut Known, &Ask) -> Report {
+        surroundings::read
     }
 }
 

@@ -6,10 +6,11 @@ use std::{
 };
 
 use ipnet::IpNet;
+use mnl::Bus;
 
 use super::{
-    nfnetlink::{Attribute, attributes},
-    rtnetlink::dump,
+    netlink::{Attribute, Socket, attributes},
+    rtnetlink::list_ip,
 };
 use crate::core::{
     model::IfName,
@@ -40,16 +41,12 @@ const FRA_DPORT_MASK: u16 = 29;
 
 /// Reads them.
 pub fn read() -> io::Result<RouteRules> {
-    let mut rules = Vec::new();
     let mut by_mark = false;
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        let mut header = [0; RULE_HEADER];
-        header[0] = family as u8;
-        rules.extend(dump(RTM_GETRULE, &header, |message| {
-            by_mark |= selects_by_mark(message.payload());
-            parse(message.kind(), message.payload())
-        })?);
-    }
+    let mut socket = Socket::open_on(Bus::Route)?;
+    let mut rules = list_ip(&mut socket, RTM_GETRULE, [0; RULE_HEADER], |message| {
+        by_mark |= selects_by_mark(message.payload());
+        parse(message.kind(), message.payload())
+    })?;
     rules.sort();
     rules.dedup();
     Ok(RouteRules { unguessed: rules, by_mark })

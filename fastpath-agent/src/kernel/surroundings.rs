@@ -129,15 +129,8 @@ fn read_expiries(known: &mut Known, ask: &Ask, report: &mut Report) {
     let is_old = |set: &SetKey| parts.all || parts.tables.contains(&set.0) || parts.sets.contains(set);
     let to_read: Vec<SetKey> =
         asked.into_iter().filter(|set| is_old(set) || !known.expiries.contains_key(set)).collect();
-    if to_read.is_empty() {
-        return;
-    }
-    let mut nft = Nft::open();
     for (number, set) in to_read.into_iter().enumerate() {
-        let expiries = match &mut nft {
-            Ok(nft) if number < MOST_SETS => nft.expiries(&set.0, &set.1, *started),
-            _ => Ok(None),
-        };
+        let expiries = if number < MOST_SETS { Nft::expiries(&set.0, &set.1, *started) } else { Ok(None) };
         let expiries = expiries.unwrap_or_else(|error| {
             report
                 .failures

@@ -11,7 +11,7 @@ use std::{
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt};
 
-use super::socket_filter::{attach, statement};
+use super::netlink::filter::{attach, statement};
 use crate::core::flow::connection::Tuple;
 
 /// Where a filter finds what isn't in the packet (include/uapi/linux/filter.h): `SKF_AD_OFF` with its protocol, and with

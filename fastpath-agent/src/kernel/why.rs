@@ -94,9 +94,8 @@ pub enum WhyError {
 /// Reads everything about a flow. Takes about a second.
 /// `agent` are the running agent's flags; `None` if none runs.
 pub async fn gather(spec: &FlowSpec, pin_path: &Path, agent: Option<Flags<'_>>) -> Result<Facts, WhyError> {
-    let links = Links::open()?;
-    let (link_table, addresses): (LinkTable, _) =
-        (links.list().await?.into_iter().collect(), links.addresses().await?);
+    let mut links = Links::open()?;
+    let (link_table, addresses): (LinkTable, _) = (links.list()?.into_iter().collect(), links.addresses()?);
     let mut eyes = Eyes::open(pin_path)?;
     let began = Instant::now();
     let mut first = eyes.look(spec)?;

@@ -6,11 +6,9 @@ use std::{
 };
 
 use ipnet::IpNet;
-use libc::{NLM_F_DUMP, NLM_F_REQUEST};
 use mnl::Bus;
-use netlink_packet_core::NetlinkHeader;
 
-use super::nfnetlink::{HEADER_BYTES, Message, Socket, attributes, u32_at};
+use super::netlink::{Dump, Message, Socket, attributes, has_none, settle, u32_at};
 use crate::core::flow::connection::Tuple;
 
 // include/uapi/linux/xfrm.h
@@ -25,6 +23,8 @@ const ACTION: usize = 161;
 const XFRM_POLICY_ALLOW: u8 = 0;
 const XFRMA_TMPL: u16 = 5;
 const XFRMA_IF_ID: u16 = 31;
+/// How often they are read again after a change in the midst of it.
+const ATTEMPTS: u32 = 4;
 
 /// Which packets a policy is for (struct xfrm_selector).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,19 +43,15 @@ struct Selector {
 pub fn policies(tuples: &[Tuple]) -> io::Result<Vec<String>> {
     let mut socket = match Socket::open_on(Bus::Xfrm) {
         // A kernel without IPsec.
-        Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => return Ok(Vec::new()),
+        Err(error) if has_none(&error) => return Ok(Vec::new()),
         socket => socket?,
     };
-    let mut message = vec![0; HEADER_BYTES + POLICY_ID_BYTES];
-    let mut header = NetlinkHeader::default();
-    header.length = message.len() as u32;
-    header.message_type = XFRM_MSG_GETPOLICY;
-    header.flags = (NLM_F_REQUEST | NLM_F_DUMP) as u16;
-    header.sequence_number = socket.reserve_sequence(1);
-    netlink_packet_core::Emitable::emit(&header, &mut message[..HEADER_BYTES]);
-    let mut found = Vec::new();
-    socket.request(&message, |message| found.extend(policy(message, tuples)))?;
-    Ok(found)
+    // Which family is asked for stands in the selector, and the kernel lists all (xfrm_dump_policy).
+    let found = settle(ATTEMPTS, || {
+        let dump = Dump::without_family(XFRM_MSG_GETPOLICY, &[0; POLICY_ID_BYTES]);
+        socket.dump(dump, Vec::new(), |found, message| found.extend(policy(message, tuples)))
+    });
+    Ok(found?.passing())
 }
 
 fn policy(message: &Message<'_>, tuples: &[Tuple]) -> Option<String> {
@@ -118,7 +114,7 @@ impl Selector {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::netlink::Request, *};
 
     fn message(change: impl FnOnce(&mut [u8])) -> Vec<u8> {
         let mut payload = vec![0; POLICY_BYTES];
@@ -131,11 +127,7 @@ mod tests {
         // One template of 64 bytes.
         payload.extend([68, 0, XFRMA_TMPL as u8, 0]);
         payload.extend([0; 64]);
-        let mut message = vec![0; HEADER_BYTES];
-        message[0..4].copy_from_slice(&((HEADER_BYTES + payload.len()) as u32).to_ne_bytes());
-        message[4..6].copy_from_slice(&XFRM_MSG_NEWPOLICY.to_ne_bytes());
-        message.extend(payload);
-        message
+        payload
     }
 
     fn tuple(source: &str, destination: &str) -> Tuple {
@@ -149,7 +141,8 @@ mod tests {
     }
 
     fn found(change: impl FnOnce(&mut [u8]), tuple: Tuple) -> Option<String> {
-        policy(&Message::new(&message(change)), &[tuple])
+        let request = Request::new(XFRM_MSG_NEWPOLICY, 0, &message(change));
+        policy(&Message::new(request.bytes()), &[tuple])
     }
 
     #[test]

@@ -66,7 +66,7 @@ pub async fn report(args: &DoctorArgs, own: Rules, hostname: String) -> Result<R
     flags.rules.heed(&KernelName::read().names());
     let (counter, ipsec) = (kernel.flowtable_counter.is_supported(), kernel.rt_ipsec.is_supported());
     let mut policy = flags.rules.policy(counter, ipsec);
-    let links = Links::open()?.list().await?.into_iter().collect();
+    let links = Links::open()?.list()?.into_iter().collect();
     policy.surroundings = read_once(&links, &flags.pin_path).0.surroundings(&flags.rules.ignored);
     let rules = Bypassed::of(policy.surroundings.rules.clone());
     let given = Given {

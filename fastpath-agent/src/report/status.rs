@@ -112,7 +112,7 @@ pub struct Interface {
 
 /// Asks the kernel.
 pub async fn gather(node: String, pin_path: &Path) -> Result<Status, LinkError> {
-    let links = Links::open()?.list().await?;
+    let links = Links::open()?.list()?;
     let observed = Nft::open().and_then(|mut nft| nft.observe());
     let table = observed.as_ref().ok().and_then(|o| o.table.as_ref());
     let all: LinkTable = links.iter().cloned().collect();

@@ -78,8 +78,7 @@ impl Crowd {
 /// Attaches to both ends of the way, with room for so many directions.
 fn attach(max_flows: u32) -> Programs {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let links =
-        runtime.block_on(async { Links::open().expect("rtnetlink").list().await.expect("the links") });
+    let links = runtime.block_on(async { Links::open().expect("rtnetlink").list().expect("the links") });
     let pin_path = Path::new("/sys/fs/bpf/fastpath").to_owned();
     let mut programs =
         load(&LoadConfig { pin_path, max_flows, threshold: 0, hook: Hook::Tc, chatter: Chatter::Silent })

@@ -27,7 +27,7 @@ use fastpath_agent::{
         surroundings::{RouteRule, Surroundings},
     },
     kernel::{
-        Ruleset,
+        Ruleset, RulesetMonitor,
         nft::{CommitError, Event, Lost, Monitor, Nft},
         probe::{self, Support},
     },

@@ -281,9 +281,11 @@ impl Others {
     }
 }
 
-pub(super) fn family_name(family: u8) -> &'static str {
+/// Name of a family (`NFPROTO_*`), as nft writes it.
+pub fn family_name(family: u8) -> &'static str {
     match family {
         2 => "ip",
+        3 => "arp",
         5 => "netdev",
         7 => "bridge",
         10 => "ip6",

@@ -3,25 +3,24 @@
 use std::io;
 
 use fastpath_common::{PROGRAM_ETHERNET, PROGRAM_L3};
-use rtnetlink::{
-    packet_core::{
-        NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload, NlasIterator,
-    },
-    packet_route::{
-        RouteNetlinkMessage,
-        tc::{TcHandle, TcHeader, TcMessage},
-    },
-    sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
+use mnl::Bus;
+use rtnetlink::packet_route::tc::TcHandle;
+
+use crate::{
+    core::model::IfIndex,
+    kernel::netlink::{Dump, Families, Message, Socket, attribute::find, settle, u32_at},
 };
 
-use crate::core::model::IfIndex;
-
-const NLMSG_ALIGN: usize = 4;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
 const RTM_NEWTFILTER: u16 = 44;
-/// Length of struct tcmsg.
+const RTM_GETTFILTER: u16 = 46;
+/// Length of struct tcmsg: family, three bytes of padding, then index, handle, parent and info, each 32 bits.
 const TC_HEADER: usize = 20;
+const TC_INDEX: usize = 4;
+const TC_HANDLE: usize = 8;
+const TC_PARENT: usize = 12;
+const TC_INFO: usize = 16;
+/// How often they are read again after a change in the midst of it.
+const ATTEMPTS: u32 = 8;
 const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
 const TCA_BPF_NAME: u16 = 7;
@@ -57,84 +56,48 @@ pub(super) fn all_filters(index: IfIndex) -> io::Result<Vec<Filter>> {
 }
 
 fn dump<T>(index: IfIndex, parse: fn(&[u8]) -> Option<T>) -> io::Result<Vec<T>> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    socket.send(&dump_request(index), 0)?;
-    let mut found = Vec::new();
-    loop {
-        let (datagram, _) = socket.recv_from_full()?;
-        let mut rest = datagram.as_slice();
-        while !rest.is_empty() {
-            let message =
-                NetlinkBuffer::new_checked(rest).map_err(|e| io::Error::other(format!("rtnetlink: {e}")))?;
-            let payload = message.payload();
-            match message.message_type() {
-                NLMSG_DONE => return Ok(found),
-                NLMSG_ERROR => return errno(payload).map(|()| found),
-                RTM_NEWTFILTER => found.extend(parse(payload)),
-                _ => {}
+    let parent = u32::from(TcHandle::CLSACT.major) << 16 | u32::from(TcHandle::MIN_INGRESS);
+    let mut header = [0; TC_HEADER];
+    header[TC_INDEX..TC_HANDLE].copy_from_slice(&index.0.to_ne_bytes());
+    header[TC_PARENT..TC_INFO].copy_from_slice(&parent.to_ne_bytes());
+    let mut socket = Socket::open_on(Bus::Route)?;
+    let listed = settle(ATTEMPTS, || {
+        let filters = Dump::new(RTM_GETTFILTER, Families::All, header);
+        socket.dump(filters, Vec::new(), |found, message: &Message<'_>| {
+            if message.kind() == RTM_NEWTFILTER {
+                found.extend(parse(message.payload()));
             }
-            let length = (message.length() as usize).next_multiple_of(NLMSG_ALIGN);
-            rest = rest.get(length..).unwrap_or_default();
+        })
+    });
+    match listed {
+        // A device that is gone, or has no such hook, has no filters.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::EINVAL | libc::ENOENT)) => {
+            Ok(Vec::new())
         }
-    }
-}
-
-fn dump_request(index: IfIndex) -> Vec<u8> {
-    let parent = TcHandle { major: TcHandle::CLSACT.major, minor: TcHandle::MIN_INGRESS };
-    let header = TcHeader { index: index.0 as i32, parent, ..TcHeader::default() };
-    let mut message = NetlinkMessage::new(
-        NetlinkHeader::default(),
-        NetlinkPayload::from(RouteNetlinkMessage::GetTrafficFilter(TcMessage::from_parts(
-            header,
-            Vec::new(),
-        ))),
-    );
-    message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    bytes
-}
-
-/// The errno of an NLMSG_ERROR; a device that is gone, or has no such hook, has no filters.
-fn errno(payload: &[u8]) -> io::Result<()> {
-    let code = payload.first_chunk::<4>().map_or(0, |bytes| -i32::from_ne_bytes(*bytes));
-    match code {
-        0 | libc::ENODEV | libc::EINVAL | libc::ENOENT => Ok(()),
-        code => Err(io::Error::from_raw_os_error(code)),
+        // They follow each other in lists, of which none is left out for another's change.
+        listed => Ok(listed?.passing()),
     }
 }
 
 /// The filter if it is ours. Attributes are walked by hand: others' filters may be of kinds nobody here knows.
 fn parse(payload: &[u8]) -> Option<OurFilter> {
-    let header = TcHeader::parse(payload).ok()?;
-    let attributes = payload.get(TC_HEADER..)?;
-    let options = attribute(attributes, TCA_OPTIONS)?;
-    let name = attribute(&options, TCA_BPF_NAME)?;
-    let ours =
-        [PROGRAM_ETHERNET, PROGRAM_L3].iter().any(|ours| name.strip_suffix(&[0]) == Some(ours.as_bytes()));
-    ours.then(|| OurFilter {
-        priority: (header.info >> 16) as u16,
-        handle: u32::from(header.handle.major) << 16 | u32::from(header.handle.minor),
-    })
+    let options = find(payload.get(TC_HEADER..)?, TCA_OPTIONS)?;
+    let name = find(options.value(), TCA_BPF_NAME)?;
+    let ours = [PROGRAM_ETHERNET, PROGRAM_L3].iter().any(|ours| name.name() == ours.as_bytes());
+    ours.then(|| OurFilter { priority: priority(payload), handle: u32_at(payload, TC_HANDLE).unwrap_or(0) })
 }
 
 /// A filter as such; the kernel also lists the chains that filters hang on, without options.
 fn parse_any(payload: &[u8]) -> Option<Filter> {
-    let header = TcHeader::parse(payload).ok()?;
     let attributes = payload.get(TC_HEADER..)?;
-    let options = attribute(attributes, TCA_OPTIONS)?;
-    let text =
-        |bytes: Vec<u8>| String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(&bytes)).into_owned();
+    let options = find(attributes, TCA_OPTIONS)?;
     Some(Filter {
-        priority: (header.info >> 16) as u16,
-        kind: attribute(attributes, TCA_KIND).map(text)?,
-        program: attribute(&options, TCA_BPF_NAME).map(text),
+        priority: priority(payload),
+        kind: find(attributes, TCA_KIND)?.text_lossy(),
+        program: find(options.value(), TCA_BPF_NAME).map(|name| name.text_lossy()),
     })
 }
 
-fn attribute(attributes: &[u8], kind: u16) -> Option<Vec<u8>> {
-    NlasIterator::new(attributes).map_while(Result::ok).find(|a| a.kind() == kind).map(|a| a.value().to_vec())
+fn priority(payload: &[u8]) -> u16 {
+    (u32_at(payload, TC_INFO).unwrap_or(0) >> 16) as u16
 }

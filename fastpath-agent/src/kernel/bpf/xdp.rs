@@ -8,14 +8,7 @@ use std::{
 };
 
 use aya::programs::links::{FdLink, PinnedLink};
-use rtnetlink::{
-    packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload},
-    packet_route::{
-        RouteNetlinkMessage,
-        link::{LinkAttribute, LinkMessage, LinkXdp},
-    },
-    sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
-};
+use mnl::Bus;
 
 use super::{
     BpfError,
@@ -24,11 +17,24 @@ use super::{
     load::{LINKS, is_absent},
     sys,
 };
-use crate::core::model::IfIndex;
+use crate::{
+    core::model::IfIndex,
+    kernel::netlink::{Message, Request, Socket, attribute::find, attributes, u32_at},
+};
 
 /// `XDP_FLAGS_*` of include/uapi/linux/if_link.h.
 const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+
+// include/uapi/linux/rtnetlink.h and if_link.h
+const RTM_GETLINK: u16 = 18;
+/// Length of struct ifinfomsg, and where it has the index.
+const LINK_HEADER: usize = 16;
+const LINK_INDEX: usize = 4;
+const IFLA_XDP: u16 = 43;
+const IFLA_XDP_PROG_ID: u16 = 4;
+const IFLA_XDP_DRV_PROG_ID: u16 = 5;
+const IFLA_XDP_SKB_PROG_ID: u16 = 6;
 
 /// Where in the kernel an XDP program runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,35 +118,19 @@ pub(super) fn is_attached(pin: &Path, index: IfIndex) -> io::Result<bool> {
 
 /// Ids of the XDP programs at an interface: none, one, or one for each mode.
 pub(super) fn program_ids(index: IfIndex) -> io::Result<Vec<u32>> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    let mut link = LinkMessage::default();
-    link.header.index = index.0;
-    let mut request = NetlinkMessage::new(
-        NetlinkHeader::default(),
-        NetlinkPayload::from(RouteNetlinkMessage::GetLink(link)),
-    );
-    request.header.flags = NLM_F_REQUEST;
-    request.finalize();
-    let mut bytes = vec![0; request.buffer_len()];
-    request.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
-    let (datagram, _) = socket.recv_from_full()?;
-    let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&datagram).map_err(io::Error::other)?;
-    let attributes = match answer.payload {
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => link.attributes,
-        NetlinkPayload::Error(e) => return Err(e.to_io()),
-        _ => Vec::new(),
-    };
-    let ids = attributes.into_iter().flat_map(|attribute| match attribute {
-        LinkAttribute::Xdp(about) => about,
-        _ => Vec::new(),
-    });
-    Ok(ids
-        .filter_map(|about| match about {
-            LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) => Some(id),
-            _ => None,
-        })
-        .collect())
+    let mut header = [0; LINK_HEADER];
+    header[LINK_INDEX..LINK_INDEX + size_of::<u32>()].copy_from_slice(&index.0.to_ne_bytes());
+    let mut ids = Vec::new();
+    let request = Request::new(RTM_GETLINK, libc::NLM_F_ACK, &header);
+    Socket::open_on(Bus::Route)?.request(request, |message| ids.extend(ids_in(message)))?;
+    Ok(ids)
+}
+
+fn ids_in(message: &Message<'_>) -> Vec<u32> {
+    let about = message.payload().get(LINK_HEADER..).and_then(|link| find(link, IFLA_XDP));
+    let Some(about) = about else { return Vec::new() };
+    attributes(about.value())
+        .filter(|nla| matches!(nla.kind(), IFLA_XDP_PROG_ID | IFLA_XDP_DRV_PROG_ID | IFLA_XDP_SKB_PROG_ID))
+        .filter_map(|nla| u32_at(nla.value(), 0))
+        .collect()
 }

@@ -178,11 +178,11 @@ async fn set_up(handle: &Handle, device: &str, net: u8, host: u8) -> Result<(), 
 
 /// Until both of the router's links are up, as the ruleset wants them.
 async fn wait_for_carrier() -> Result<(), CanaryError> {
-    let links = Links::open()?;
+    let mut links = Links::open()?;
     let began = Instant::now();
     loop {
         let up = |link: &crate::core::model::Link| !link.loopback && link.oper_state == OperState::Up;
-        if links.list().await?.iter().filter(|link| up(link)).count() == 2 {
+        if links.list()?.iter().filter(|link| up(link)).count() == 2 {
             return Ok(());
         }
         if began.elapsed() > CARRIER_LIMIT {

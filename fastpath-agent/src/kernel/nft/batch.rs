@@ -23,7 +23,7 @@ use crate::{
             sets::{Key, OwnSet},
         },
     },
-    kernel::nfnetlink::Refusal,
+    kernel::netlink::Refusal,
 };
 
 /// Messages of enum nf_tables_msg_types that libc lacks.
@@ -304,7 +304,7 @@ fn devices(names: &[IfName]) -> Flowtable {
 }
 
 /// No elements of a set yet.
-pub(super) fn elements(set: OwnSet) -> Elements {
+fn elements(set: OwnSet) -> Elements {
     Elements::new().set_str(sys::NFTNL_SET_TABLE, TABLE).set_str(sys::NFTNL_SET_NAME, &set.name())
 }
 

@@ -1,28 +1,10 @@
 //! Elements of sets in the kernel's messages, without a copy. libnftnl would allocate for each of them.
 
+use super::nfta;
 use crate::{
     core::ruleset::observed::Counter,
-    kernel::nfnetlink::{Message, attributes},
+    kernel::netlink::{Message, attribute::find, attributes},
 };
-
-/// Numbers of attributes (include/uapi/linux/netfilter/nf_tables.h).
-mod nfta {
-    pub(super) const SET_ELEM_LIST_ELEMENTS: u16 = 3;
-    pub(super) const LIST_ELEM: u16 = 1;
-    pub(super) const SET_ELEM_KEY: u16 = 1;
-    pub(super) const SET_ELEM_DATA: u16 = 2;
-    pub(super) const SET_ELEM_FLAGS: u16 = 3;
-    pub(super) const SET_ELEM_EXPIRATION: u16 = 5;
-    pub(super) const SET_ELEM_EXPR: u16 = 7;
-    pub(super) const DATA_VALUE: u16 = 1;
-    pub(super) const EXPR_NAME: u16 = 1;
-    pub(super) const EXPR_DATA: u16 = 2;
-    pub(super) const COUNTER_BYTES: u16 = 1;
-    pub(super) const COUNTER_PACKETS: u16 = 2;
-}
-
-/// `NFT_SET_ELEM_INTERVAL_END`, in the last byte of the flags.
-const INTERVAL_END: u8 = 1;
 
 /// An element of a set.
 #[derive(Clone, Copy, Debug, Default)]
@@ -52,15 +34,16 @@ pub(super) fn of<'a>(message: &Message<'a>) -> impl Iterator<Item = Element<'a>>
 fn element(bytes: &[u8]) -> Element<'_> {
     let mut element = Element::default();
     for nla in attributes(bytes) {
-        let (kind, value) = (nla.kind(), nla.value());
-        match kind {
-            nfta::SET_ELEM_KEY => element.key = find(value, nfta::DATA_VALUE).unwrap_or_default(),
-            nfta::SET_ELEM_FLAGS => {
-                element.ends = value.last().is_some_and(|flags| flags & INTERVAL_END != 0)
+        match nla.kind() {
+            nfta::SET_ELEM_KEY => {
+                element.key = find(nla.value(), nfta::DATA_VALUE).map_or(&[], |key| key.value());
             }
-            nfta::SET_ELEM_DATA => element.data = Some(value),
-            nfta::SET_ELEM_EXPIRATION => element.expires_ms = number(value),
-            nfta::SET_ELEM_EXPR => element.counter = counter(value),
+            nfta::SET_ELEM_FLAGS => {
+                element.ends = nla.be32().is_some_and(|flags| flags & nfta::SET_ELEM_INTERVAL_END != 0);
+            }
+            nfta::SET_ELEM_DATA => element.data = Some(nla.value()),
+            nfta::SET_ELEM_EXPIRATION => element.expires_ms = nla.fixed().map(u64::from_be_bytes),
+            nfta::SET_ELEM_EXPR => element.counter = counter(nla.value()),
             _ => {}
         }
     }
@@ -68,18 +51,10 @@ fn element(bytes: &[u8]) -> Element<'_> {
 }
 
 fn counter(instruction: &[u8]) -> Option<Counter> {
-    if find(instruction, nfta::EXPR_NAME)? != b"counter\0" {
+    if find(instruction, nfta::EXPR_NAME)?.name() != b"counter" {
         return None;
     }
-    let data = find(instruction, nfta::EXPR_DATA)?;
-    let value = |kind| find(data, kind).and_then(number);
+    let data = find(instruction, nfta::EXPR_DATA)?.value();
+    let value = |kind| find(data, kind)?.fixed().map(u64::from_be_bytes);
     Some(Counter { packets: value(nfta::COUNTER_PACKETS)?, bytes: value(nfta::COUNTER_BYTES)? })
-}
-
-fn find(bytes: &[u8], kind: u16) -> Option<&[u8]> {
-    attributes(bytes).find(|nla| nla.kind() == kind).map(|nla| nla.value())
-}
-
-fn number(bytes: &[u8]) -> Option<u64> {
-    Some(u64::from_be_bytes(bytes.try_into().ok()?))
 }

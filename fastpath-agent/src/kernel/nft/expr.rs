@@ -336,7 +336,7 @@ mod tests {
             rule::{self, Input, Traced},
         },
         kernel::{
-            nfnetlink::Message,
+            netlink::Message,
             nft::{
                 marker,
                 object::{Object, Rule, Scratch},

@@ -1,16 +1,14 @@
 //! Reads the meter: which eligible flows still have packets on the forward path, and since when not.
 
-use libc::{NLM_F_ACK, NLM_F_DUMP};
+use std::io;
 
-use super::{
-    Nft, NftError,
-    batch::elements,
-    element,
-    object::{Element, Scratch},
-};
+use super::{Nft, NftError, element, elements_of, get, nfta};
 use crate::{
-    core::ruleset::{observed::Counter, sets::OwnSet},
-    kernel::nfnetlink::Message,
+    core::{
+        model::TABLE,
+        ruleset::{observed::Counter, sets::OwnSet},
+    },
+    kernel::netlink::Message,
 };
 
 /// What the meter has of one flow.
@@ -29,15 +27,16 @@ impl Nft {
     /// Calls `each` for every flow in the meter, as the kernel lists them. What changes meanwhile may come twice or
     /// not at all. Without our table there is none.
     pub fn slow_paths(&mut self, mut each: impl FnMut(SlowPath)) -> Result<(), NftError> {
-        let read = |message: &Message<'_>| element::of(message).filter_map(slow_path).for_each(&mut each);
-        self.get_elements(OwnSet::SlowPath, NLM_F_DUMP, None, read)
+        self.elements(OwnSet::SlowPath, |message| {
+            element::of(message).filter_map(slow_path).for_each(&mut each);
+        })
     }
 
     /// What the meter has of the flow with this conntrack id (the bytes of `CTA_ID`); `None` if it has had no packet
     /// on the forward path for a minute.
     pub fn slow_path_of(&mut self, ct_id: u32) -> Result<Option<SlowPath>, NftError> {
         let mut found = None;
-        self.get_elements(OwnSet::SlowPath, NLM_F_ACK, Some(ct_id), |message| {
+        self.element(OwnSet::SlowPath, ct_id, |message| {
             found = element::of(message).find_map(slow_path);
         })?;
         Ok(found)
@@ -46,7 +45,7 @@ impl Nft {
     /// Whether the connection with this id is in a set of such ids.
     pub fn has_listed(&mut self, set: OwnSet, ct_id: u32) -> Result<bool, NftError> {
         let mut found = false;
-        self.get_elements(set, NLM_F_ACK, Some(ct_id), |message| {
+        self.element(set, ct_id, |message| {
             found |= element::of(message).next().is_some();
         })?;
         Ok(found)
@@ -55,30 +54,42 @@ impl Nft {
     /// Whether a set has elements. Without the set it has none.
     pub fn has_any(&mut self, set: OwnSet) -> Result<bool, NftError> {
         let mut any = false;
-        self.get_elements(set, NLM_F_DUMP, None, |message| any |= element::of(message).next().is_some())?;
+        self.elements(set, |message| any |= element::of(message).next().is_some())?;
         Ok(any)
     }
 
-    pub(super) fn get_elements(
+    /// All elements of one of our sets. What changes meanwhile may come twice or not at all.
+    pub(super) fn elements(
         &mut self,
         set: OwnSet,
-        flags: i32,
-        key: Option<u32>,
-        each: impl FnMut(&Message<'_>),
+        mut each: impl FnMut(&Message<'_>),
     ) -> Result<(), NftError> {
-        let sequence = self.socket.reserve_sequence(1);
-        let mut request = elements(set);
-        if let Some(key) = key {
-            request = request.push(Element::with_key(&key.to_ne_bytes()));
-        }
-        let mut scratch = Scratch::new();
-        let message = scratch.message(libc::NFT_MSG_GETSETELEM, flags, sequence, &request);
-        match self.socket.request(message, each) {
-            // No table, no set, or no such element.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-            Err(error) => Err(NftError::new("reading", "the elements of a set", error)),
-            Ok(_) => Ok(()),
-        }
+        let listed = self.socket.dump(elements_of(set), (), |(), message| each(message));
+        or_absent(listed.map(|dumped| dumped.passing()))
+    }
+
+    /// The element with this key, if there is one.
+    fn element(&mut self, set: OwnSet, key: u32, each: impl FnMut(&Message<'_>)) -> Result<(), NftError> {
+        let request = get(libc::NFT_MSG_GETSETELEM)
+            .name(nfta::TABLE, TABLE)
+            .name(nfta::SECOND_NAME, &set.name())
+            .nested(nfta::SET_ELEM_LIST_ELEMENTS, |list| {
+                list.nested(nfta::LIST_ELEM, |element| {
+                    element.nested(nfta::SET_ELEM_KEY, |value| {
+                        value.attribute(nfta::DATA_VALUE, &key.to_ne_bytes())
+                    })
+                })
+            });
+        or_absent(self.socket.request(request, each))
+    }
+}
+
+/// No table, no set, or no such element is nothing.
+fn or_absent(result: io::Result<()>) -> Result<(), NftError> {
+    match result {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Err(error) => Err(NftError::new("reading", "the elements of a set", error)),
+        Ok(()) => Ok(()),
     }
 }
 

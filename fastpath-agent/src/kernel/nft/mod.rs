@@ -5,27 +5,33 @@
 use std::io;
 
 use crate::{
-    core::ruleset::{
-        observed::{Generation, Observed},
-        plan::Op,
+    core::{
+        model::TABLE,
+        revalidate::BaseChains,
+        ruleset::{
+            observed::{Generation, Observed},
+            plan::Op,
+            sets::OwnSet,
+        },
     },
-    kernel::{Ruleset, Unread, nfnetlink::Socket},
+    kernel::{
+        Ruleset, Unread,
+        netlink::{Dump, Families, Request, Socket},
+    },
 };
 
 mod batch;
-mod dump;
 mod element;
 mod error;
 mod expr;
 mod marker;
 mod meter;
 mod monitor;
+mod nfta;
 mod notice;
 mod object;
+mod observe;
 mod others;
-mod others_sets;
-mod search;
-mod survey;
 mod traces;
 pub(super) mod trial;
 
@@ -63,7 +69,7 @@ impl Nft {
         })?;
         let mut nft = Self { socket };
         // Says early that there is no nf_tables. And dumps use large buffers only after a first `recvmsg` with one.
-        dump::generation(&mut nft.socket)?;
+        observe::generation(&mut nft.socket)?;
         Ok(nft)
     }
 
@@ -75,11 +81,11 @@ impl Nft {
 
 impl Ruleset for Nft {
     fn observe(&mut self) -> Result<Observed, NftError> {
-        dump::observe(&mut self.socket, Unread::Known(&[]))
+        observe::observe(&mut self.socket, Unread::Known(&[]))
     }
 
     fn observe_but(&mut self, unread: Unread<'_>) -> Result<Observed, NftError> {
-        dump::observe(&mut self.socket, unread)
+        observe::observe(&mut self.socket, unread)
     }
 
     fn commit(&mut self, ops: &[Op], expected: Generation) -> Result<Generation, CommitError> {
@@ -110,8 +116,38 @@ impl Ruleset for Nft {
             rejections.sort_by_key(|rejection| rejection.index);
             return Err(CommitError::Rejected(rejections));
         }
-        Ok(dump::generation(&mut self.socket)?)
+        Ok(observe::generation(&mut self.socket)?)
     }
+
+    fn base_chains(&mut self) -> Result<BaseChains, NftError> {
+        self.read_base_chains()
+    }
+}
+
+/// `nlmsg_type` of a message of nf_tables (enum nf_tables_msg_types).
+fn message_type(kind: i32) -> u16 {
+    (libc::NFNL_SUBSYS_NFTABLES << 8 | kind) as u16
+}
+
+/// A list of objects of a kind (`NFT_MSG_GET*`).
+fn list(kind: i32, families: Families) -> Dump {
+    // struct nfgenmsg: family, version, resource.
+    Dump::new(message_type(kind), families, [0; 4])
+}
+
+/// A list of objects in our table, where the kernel filters by that.
+fn list_own(kind: i32) -> Dump {
+    list(kind, Families::One(libc::NFPROTO_INET as u8)).named(nfta::TABLE, TABLE)
+}
+
+/// The elements of one of our sets.
+fn elements_of(set: OwnSet) -> Dump {
+    list_own(libc::NFT_MSG_GETSETELEM).named(nfta::SECOND_NAME, &set.name())
+}
+
+/// A request for one object of family inet.
+fn get(kind: i32) -> Request {
+    Request::new(message_type(kind), libc::NLM_F_ACK, &[libc::NFPROTO_INET as u8, 0, 0, 0])
 }
 
 fn no_nf_tables() -> NftError {

@@ -6,15 +6,14 @@ use std::{io, os::fd::AsRawFd};
 
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{Nft, NftError, dump::parse_generation, notice};
+use super::{Nft, NftError, message_type, nfta, notice, observe::parse_generation};
 use crate::{
     core::{revalidate::Notice, ruleset::observed::Generation},
-    kernel::nfnetlink::{Message, Socket},
+    kernel::{
+        RulesetMonitor,
+        netlink::{Message, Socket},
+    },
 };
-
-/// `NFTA_GEN_PROC_PID` and `NFTA_GEN_PROC_NAME` (enum nft_gen_attributes).
-const NFTA_GEN_PROC_PID: u16 = 2;
-const NFTA_GEN_PROC_NAME: u16 = 3;
 
 const OBJECT: &str = "the nftables ruleset";
 
@@ -54,7 +53,7 @@ impl Monitor {
     /// before all of its changes; so read (again) when told of a generation even if its number is known, unless
     /// it was made by one's own commit.
     ///
-    /// [`changes`](Self::changes) leaves out those that `own` makes.
+    /// [`changes`](RulesetMonitor::changes) leaves out those that `own` makes.
     pub fn open(own: &Nft) -> Result<Self, NftError> {
         let failed = |error| NftError::new("listening to changes of", OBJECT, error);
         let groups = 1 << (libc::NFNLGRP_NFTABLES - 1);
@@ -64,10 +63,10 @@ impl Monitor {
         let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
         Ok(Self { socket: socket.map_err(|error| failed(error.into()))?, details, own: own.port() })
     }
+}
 
-    /// Calls `each` for all that others changed since the last call. The notices of a transaction are there when its
-    /// [`Event::Generation`] is (nf_tables_commit sends them first), and those of the next ones may be.
-    pub fn changes(&mut self, mut each: impl FnMut(&Notice<'_>)) -> Result<Result<(), Lost>, NftError> {
+impl RulesetMonitor for Monitor {
+    fn changes(&mut self, mut each: impl FnMut(&Notice<'_>)) -> Result<Result<(), Lost>, NftError> {
         let mut lost = false;
         loop {
             let own = self.own;
@@ -87,8 +86,7 @@ impl Monitor {
         }
     }
 
-    /// The next event. Safe to cancel: nothing is lost.
-    pub async fn next(&mut self) -> Result<Event, NftError> {
+    async fn next(&mut self) -> Result<Event, NftError> {
         loop {
             let mut ready = self
                 .socket
@@ -124,23 +122,16 @@ fn receive(socket: &mut Socket) -> io::Result<Option<Event>> {
     }
 }
 
-fn new_generation() -> u16 {
-    (libc::NFNL_SUBSYS_NFTABLES << 8 | libc::NFT_MSG_NEWGEN) as u16
-}
-
 fn parse(message: &Message<'_>) -> Option<Event> {
-    if message.kind() != new_generation() {
+    if message.kind() != message_type(libc::NFT_MSG_NEWGEN) {
         return None;
     }
     let generation = parse_generation(message)?;
     let (mut process, mut name) = (None, None);
     for nla in message.attributes() {
         match nla.kind() {
-            NFTA_GEN_PROC_PID => process = nla.value().try_into().ok().map(u32::from_be_bytes),
-            NFTA_GEN_PROC_NAME => {
-                let text = nla.value().split(|byte| *byte == 0).next().unwrap_or_default();
-                name = Some(String::from_utf8_lossy(text).into_owned());
-            }
+            nfta::GEN_PROC_PID => process = nla.be32(),
+            nfta::GEN_PROC_NAME => name = Some(nla.text_lossy()),
             _ => {}
         }
     }
@@ -154,7 +145,7 @@ fn new_generations(wanted: bool) -> [libc::sock_filter; 4] {
     const TYPE_OFFSET: u32 = 4;
     let instruction = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
     // The load is big-endian, the header isn't.
-    let kind = u32::from(u16::from_be_bytes(new_generation().to_ne_bytes()));
+    let kind = u32::from(u16::from_be_bytes(message_type(libc::NFT_MSG_NEWGEN).to_ne_bytes()));
     let verdict = |pass| if pass { u32::MAX } else { 0 };
     [
         instruction(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, 0, 0, TYPE_OFFSET),

@@ -1,22 +1,10 @@
 //! What the kernel's notifications (and its list of chains) say was changed: only names and hooks are read, in place.
 
+use super::nfta;
 use crate::{
     core::revalidate::{Hook, Notice, Subject},
-    kernel::nfnetlink::{Attribute, Message, attributes},
+    kernel::netlink::{Attribute, Message, attributes},
 };
-
-// Attributes, include/uapi/linux/netfilter/nf_tables.h. The name of the table is the first of all kinds of objects.
-const TABLE_NAME: u16 = 1;
-const NFTA_CHAIN_NAME: u16 = 3;
-const NFTA_CHAIN_HOOK: u16 = 4;
-const NFTA_CHAIN_TYPE: u16 = 7;
-/// Of rules the chain, of elements the set.
-const SECOND_NAME: u16 = 2;
-const NFTA_OBJECT_TYPE: u16 = 3;
-/// `NFT_OBJECT_CT_TIMEOUT`.
-const CT_TIMEOUT: u32 = 7;
-const NFTA_HOOK_HOOKNUM: u16 = 1;
-const NFTA_HOOK_PRIORITY: u16 = 2;
 
 /// The object in a message; `None` if there is none.
 pub(super) fn parse<'a>(message: &Message<'a>) -> Option<Notice<'a>> {
@@ -28,11 +16,11 @@ pub(super) fn parse<'a>(message: &Message<'a>) -> Option<Notice<'a>> {
     let (mut chain, mut second, mut chain_type, mut hook) = (None, None, "", None);
     for nla in message.attributes() {
         match nla.kind() {
-            TABLE_NAME => table = text(&nla),
-            SECOND_NAME => second = Some(nla),
-            NFTA_CHAIN_NAME => chain = Some(nla),
-            NFTA_CHAIN_HOOK => hook = Some(nla),
-            NFTA_CHAIN_TYPE => chain_type = text(&nla).unwrap_or_default(),
+            nfta::TABLE => table = text(&nla),
+            nfta::SECOND_NAME => second = Some(nla),
+            nfta::CHAIN_NAME => chain = Some(nla),
+            nfta::CHAIN_HOOK => hook = Some(nla),
+            nfta::CHAIN_TYPE => chain_type = text(&nla).unwrap_or_default(),
             _ => {}
         }
     }
@@ -57,10 +45,9 @@ pub(super) fn parse<'a>(message: &Message<'a>) -> Option<Notice<'a>> {
 fn hook<'a>(kind: &'a str, nla: &Attribute<'a>) -> Option<Hook<'a>> {
     let (mut number, mut priority) = (None, 0);
     for nla in attributes(nla.value()) {
-        let value = || Some(u32::from_be_bytes(nla.value().try_into().ok()?));
         match nla.kind() {
-            NFTA_HOOK_HOOKNUM => number = value(),
-            NFTA_HOOK_PRIORITY => priority = value()?.cast_signed(),
+            nfta::HOOK_HOOKNUM => number = nla.be32(),
+            nfta::HOOK_PRIORITY => priority = nla.be32()?.cast_signed(),
             _ => {}
         }
     }
@@ -69,12 +56,13 @@ fn hook<'a>(kind: &'a str, nla: &Attribute<'a>) -> Option<Hook<'a>> {
 
 /// Whether an object is a timeout for connections.
 pub(super) fn is_timeout(object: &Message<'_>) -> bool {
-    let of_type =
-        |nla: Attribute<'_>| nla.kind() == NFTA_OBJECT_TYPE && *nla.value() == CT_TIMEOUT.to_be_bytes();
+    let of_type = |nla: Attribute<'_>| {
+        nla.kind() == nfta::OBJECT_TYPE && *nla.value() == nfta::CT_TIMEOUT.to_be_bytes()
+    };
     object.attributes().any(of_type)
 }
 
 /// A name, without its closing NUL. Names that aren't UTF-8 nobody's tools can write.
 fn text<'a>(nla: &Attribute<'a>) -> Option<&'a str> {
-    str::from_utf8(nla.value().split(|byte| *byte == 0).next()?).ok()
+    str::from_utf8(nla.name()).ok()
 }

@@ -13,7 +13,7 @@ use std::{
 use libc::nlmsghdr;
 use nftnl_sys as sys;
 
-use super::super::nfnetlink::Message;
+use super::super::netlink::Message;
 use crate::core::model::IfName;
 
 /// Largest message that libnftnl writes: an attribute's length has 16 bits, and element lists are one attribute
@@ -43,19 +43,7 @@ impl Scratch {
 
     /// A whole nf_tables message of the inet family.
     pub(super) fn message(&mut self, kind: i32, flags: i32, sequence: u32, payload: &dyn Payload) -> &[u8] {
-        self.message_of(libc::NFPROTO_INET, kind, flags, sequence, payload)
-    }
-
-    /// A whole nf_tables message of any family (`NFPROTO_UNSPEC` asks a dump for all of them).
-    pub(super) fn message_of(
-        &mut self,
-        family: i32,
-        kind: i32,
-        flags: i32,
-        sequence: u32,
-        payload: &dyn Payload,
-    ) -> &[u8] {
-        let family = family as u16;
+        let family = libc::NFPROTO_INET as u16;
         // SAFETY: the buffer is aligned for a header and has room for MESSAGE_BYTES.
         let header = unsafe {
             let buffer = self.0.as_mut_ptr().cast::<c_char>();

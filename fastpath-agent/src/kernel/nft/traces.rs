@@ -13,7 +13,7 @@ impl Nft {
     /// meanwhile may come twice or not at all. Without our table there is none.
     pub fn traces(&mut self, mut each: impl FnMut(u32, Trace)) -> Result<(), NftError> {
         for direction in Direction::ALL {
-            self.get_elements(OwnSet::Seen(direction), libc::NLM_F_DUMP, None, |message| {
+            self.elements(OwnSet::Seen(direction), |message| {
                 element::of(message)
                     .filter_map(|element| trace(direction, &element))
                     .for_each(|(id, trace)| each(id, trace));

@@ -7,12 +7,12 @@ use std::{
 };
 
 /// An instruction that doesn't jump.
-pub(super) fn statement(code: u32, k: u32) -> libc::sock_filter {
+pub(in crate::kernel) fn statement(code: u32, k: u32) -> libc::sock_filter {
     libc::sock_filter { code: code as u16, jt: 0, jf: 0, k }
 }
 
 /// From now on the socket only gets what the program accepts.
-pub(super) fn attach(socket: &impl AsFd, program: &[libc::sock_filter]) -> io::Result<()> {
+pub(in crate::kernel) fn attach(socket: &impl AsFd, program: &[libc::sock_filter]) -> io::Result<()> {
     let program = libc::sock_fprog {
         len: u16::try_from(program.len()).map_err(io::Error::other)?,
         filter: program.as_ptr().cast_mut(),

@@ -4,13 +4,10 @@
 
 use std::{collections::BTreeSet, io, mem};
 
-use super::{
-    Ruleset,
-    nft::{CommitError, NftError, Rejection},
-};
 use crate::core::{
     flow::one_way::Answer,
     model::{FLOWTABLE, IfName},
+    revalidate::BaseChains,
     ruleset::{
         chain::OwnChain,
         exclude::Keys,
@@ -23,6 +20,10 @@ use crate::core::{
         rule::Rule,
         sets::{OwnSet, SetShape},
     },
+};
+use crate::kernel::{
+    Ruleset,
+    nft::{CommitError, NftError, Rejection},
 };
 
 /// The fake.
@@ -85,6 +86,19 @@ impl FakeRuleset {
         for flowtable in self.table.iter_mut().flat_map(|t| t.flowtables.iter_mut()) {
             if let Some(devices) = flowtable.devices.as_mut() {
                 devices.remove(name);
+            }
+        }
+    }
+
+    /// A device has another name: flowtables know their devices, whatever they are called.
+    pub fn rename_device(&mut self, before: &IfName, now: &IfName) {
+        self.devices.remove(before);
+        self.devices.insert(now.clone());
+        for flowtable in self.table.iter_mut().flat_map(|t| t.flowtables.iter_mut()) {
+            if let Some(devices) = flowtable.devices.as_mut()
+                && devices.remove(before)
+            {
+                devices.insert(now.clone());
             }
         }
     }
@@ -341,5 +355,9 @@ impl Ruleset for FakeRuleset {
         self.generation += 1;
         self.commits.push(ops.to_vec());
         Ok(Generation(self.generation))
+    }
+
+    fn base_chains(&mut self) -> Result<BaseChains, NftError> {
+        Ok(BaseChains::default())
     }
 }

@@ -2,14 +2,13 @@
 
 use std::{collections::BTreeSet, io};
 
-use libc::{NLM_F_ACK, NLM_F_DUMP};
 use nftnl_sys as sys;
 
 use super::{
     NftError,
-    batch::{FLOWTABLE_COUNTER, FLOWTABLE_HW_OFFLOAD, NFT_MSG_GETFLOWTABLE, elements},
-    element, expr, marker,
-    object::{Chain, Flowtable, Object, Payload, Rule, Scratch, Set, Table},
+    batch::{FLOWTABLE_COUNTER, FLOWTABLE_HW_OFFLOAD, NFT_MSG_GETFLOWTABLE},
+    element, elements_of as elements, expr, get, list_own, marker, nfta,
+    object::{Chain, Flowtable, Object, Rule, Set, Table},
 };
 use crate::{
     core::{
@@ -25,18 +24,16 @@ use crate::{
     },
     kernel::{
         Unread,
-        nfnetlink::{Completion, Message, Socket},
+        netlink::{Dump, Message, Socket},
     },
 };
 
 /// How often the ruleset may change under us before we give up.
 const ATTEMPTS: u32 = 16;
-/// `NFTA_GEN_ID` (enum nft_gen_attributes).
-pub(super) const NFTA_GEN_ID: u16 = 1;
 
 /// Reads all of our table, again when the ruleset changed meanwhile.
 pub(super) fn observe(socket: &mut Socket, unread: Unread<'_>) -> Result<Observed, NftError> {
-    let mut reader = Reader { socket, scratch: Scratch::new(), interrupted: false };
+    let mut reader = Reader { socket, interrupted: false };
     let mut before = reader.generation()?;
     for _ in 0..ATTEMPTS {
         reader.interrupted = false;
@@ -53,41 +50,30 @@ pub(super) fn observe(socket: &mut Socket, unread: Unread<'_>) -> Result<Observe
 
 /// The ruleset's current generation.
 pub(super) fn generation(socket: &mut Socket) -> Result<Generation, NftError> {
-    Reader { socket, scratch: Scratch::new(), interrupted: false }.generation()
+    Reader { socket, interrupted: false }.generation()
 }
 
 /// The generation in an `NFT_MSG_NEWGEN`.
 pub(super) fn parse_generation(message: &Message<'_>) -> Option<Generation> {
-    let nla = message.attributes().find(|nla| nla.kind() == NFTA_GEN_ID)?;
-    Some(Generation(u32::from_be_bytes(nla.value().try_into().ok()?)))
+    message.attributes().find(|nla| nla.kind() == nfta::GEN_ID)?.be32().map(Generation)
 }
 
 struct Reader<'s> {
     socket: &'s mut Socket,
-    scratch: Scratch,
     /// A dump ran into a change.
     interrupted: bool,
 }
 
 impl Reader<'_> {
-    fn get(
-        &mut self,
-        kind: i32,
-        flags: i32,
-        payload: &dyn Payload,
-        each: impl FnMut(&Message<'_>),
-    ) -> io::Result<()> {
-        let sequence = self.socket.reserve_sequence(1);
-        let request = self.scratch.message(kind, flags, sequence, payload);
-        self.interrupted |= self.socket.request(request, each)? == Completion::Interrupted;
-        Ok(())
+    fn list<T>(&mut self, dump: Dump, into: T, each: impl FnMut(&mut T, &Message<'_>)) -> io::Result<T> {
+        Ok(self.socket.dump(dump, into, each)?.noting(&mut self.interrupted))
     }
 
     fn generation(&mut self) -> Result<Generation, NftError> {
         const OPERATION: &str = "reading the generation of";
         const OBJECT: &str = "the nftables ruleset";
         let mut generation = None;
-        let result = self.get(libc::NFT_MSG_GETGEN, NLM_F_ACK, &(), |message| {
+        let result = self.socket.request(get(libc::NFT_MSG_GETGEN), |message| {
             generation = parse_generation(message);
         });
         match result {
@@ -102,8 +88,8 @@ impl Reader<'_> {
 
     fn table(&mut self, unread: Unread<'_>) -> Result<Option<ObservedTable>, NftError> {
         let mut owner = None;
-        let request = Table::new().set_str(sys::NFTNL_TABLE_NAME, TABLE);
-        let result = self.get(libc::NFT_MSG_GETTABLE, NLM_F_ACK, &request, |message| {
+        let request = get(libc::NFT_MSG_GETTABLE).name(nfta::TABLE, TABLE);
+        let result = self.socket.request(request, |message| {
             let (table, _) = Table::parse(message);
             owner = Some(marker::owner(table.get(sys::NFTNL_TABLE_USERDATA).unwrap_or_default()));
         });
@@ -123,19 +109,19 @@ impl Reader<'_> {
     }
 
     fn flowtables(&mut self) -> io::Result<Vec<ObservedFlowtable>> {
-        let mut flowtables = Vec::new();
-        let request = Flowtable::new().set_str(sys::NFTNL_FLOWTABLE_TABLE, TABLE);
-        match self.get(NFT_MSG_GETFLOWTABLE, NLM_F_DUMP, &request, |m| flowtables.extend(flowtable(m))) {
+        let request = list_own(NFT_MSG_GETFLOWTABLE);
+        let mut flowtables = match self.list(request, Vec::new(), |found, m| found.extend(flowtable(m))) {
             // A kernel without flowtables has none.
-            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(flowtables),
-            result => result?,
-        }
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(Vec::new()),
+            flowtables => flowtables?,
+        };
         if flowtables.iter().all(|flowtable| flowtable.name != FLOWTABLE) {
             // A flowtable that doesn't fit one datagram ends the dump without a word (nf_tables_dump_flowtable);
             // asked for by name, the kernel says something else than that it doesn't exist.
-            let request = request.set_str(sys::NFTNL_FLOWTABLE_NAME, FLOWTABLE);
+            let request =
+                get(NFT_MSG_GETFLOWTABLE).name(nfta::TABLE, TABLE).name(nfta::SECOND_NAME, FLOWTABLE);
             let mut found = None;
-            match self.get(NFT_MSG_GETFLOWTABLE, NLM_F_ACK, &request, |m| found = flowtable(m)) {
+            match self.socket.request(request, |m| found = flowtable(m)) {
                 Ok(()) => flowtables.extend(found),
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
                 Err(_) => flowtables.push(unreadable(FLOWTABLE.to_owned())),
@@ -145,29 +131,25 @@ impl Reader<'_> {
     }
 
     fn chains(&mut self) -> io::Result<Vec<ObservedChain>> {
-        let mut chains = Vec::new();
         // The kernel doesn't filter chains by table.
-        self.get(libc::NFT_MSG_GETCHAIN, NLM_F_DUMP, &(), |message| {
+        let chains = self.list(list_own(libc::NFT_MSG_GETCHAIN), Vec::new(), |chains, message| {
             let (chain, _) = Chain::parse(message);
             if chain.get_str(sys::NFTNL_CHAIN_TABLE).as_deref() == Some(TABLE) {
                 chains.extend(observed_chain(&chain));
             }
         })?;
-        let request = Rule::new().set_str(sys::NFTNL_RULE_TABLE, TABLE);
-        self.get(libc::NFT_MSG_GETRULE, NLM_F_DUMP, &request, |message| {
+        self.list(list_own(libc::NFT_MSG_GETRULE), chains, |chains, message| {
             let (rule, complete) = Rule::parse(message);
             let name = rule.get_str(sys::NFTNL_RULE_CHAIN);
             if let Some(chain) = chains.iter_mut().find(|chain| Some(&chain.name) == name.as_ref()) {
                 chain.rules.extend(observed_rule(&rule, complete));
             }
-        })?;
-        Ok(chains)
+        })
     }
 
     fn sets(&mut self, unread: Unread<'_>) -> io::Result<Vec<ObservedSet>> {
-        let mut sets = Vec::new();
-        let request = Set::new().set_str(sys::NFTNL_SET_TABLE, TABLE);
-        self.get(libc::NFT_MSG_GETSET, NLM_F_DUMP, &request, |message| sets.extend(observed_set(message)))?;
+        let request = list_own(libc::NFT_MSG_GETSET);
+        let mut sets = self.list(request, Vec::new(), |sets, message| sets.extend(observed_set(message)))?;
         for set in &mut sets {
             let Some(own) = OwnSet::named(&set.name).filter(|own| own.fits(&set.shape, 0)) else { continue };
             match own {
@@ -194,13 +176,9 @@ impl Reader<'_> {
         }
         Ok(sets)
     }
-}
 
-impl Reader<'_> {
     fn keys(&mut self, set: OwnSet, mut each: impl FnMut(&[u8])) -> io::Result<()> {
-        self.get(libc::NFT_MSG_GETSETELEM, NLM_F_DUMP, &elements(set), |message| {
-            element::of(message).for_each(|element| each(element.key));
-        })
+        self.list(elements(set), (), |(), message| element::of(message).for_each(|element| each(element.key)))
     }
 }
 

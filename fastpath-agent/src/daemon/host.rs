@@ -1,0 +1,147 @@
+//! What the loop stands on: facilities of the kernel, each behind a trait, and what people tell it. [`Linux`] is the real one;
+//! tests have a script.
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::warn;
+
+use super::{crossings::Crossings, watch};
+use crate::{
+    cli::EbpfMode,
+    config::Config,
+    kernel::{
+        LinkSource, Neighbourhood, Ruleset, RulesetMonitor,
+        bpf::{self, Chatter, FlowEyes, Hook, LoadConfig},
+        links::Links,
+        memory,
+        module_monitor::ModuleMonitor,
+        nft::{Monitor, Nft},
+        node_monitor::NodeMonitor,
+    },
+};
+
+/// A node.
+pub trait Host {
+    /// Its ruleset.
+    type Ruleset: Ruleset;
+    /// Announcements of it.
+    type Monitor: RulesetMonitor;
+    /// Its links.
+    type Links: LinkSource;
+    /// What else decides over packets.
+    type Neighbourhood: Neighbourhood;
+    /// What the agent is told.
+    type Orders: Orders;
+
+    /// Loads the programs; `None` if that isn't wanted or doesn't work (which is said).
+    fn programs(&self, config: &Config) -> Option<Box<dyn FlowEyes>>;
+
+    /// What becomes of flows that cross the threshold; `None` if they can't be followed (which is said).
+    fn crossings(&self, config: &Config) -> Option<Crossings>;
+
+    /// Says which kernel modules are loaded; `None` if it can't be listened to.
+    fn modules(&self) -> Option<ModuleMonitor>;
+
+    /// Gives back memory that only starting took. With `code`, that of code too.
+    fn give_back(&self, code: bool);
+}
+
+/// What people, or the service manager, tell the agent.
+pub trait Orders {
+    /// The next order. Cancelling it loses nothing.
+    fn next(&mut self) -> impl Future<Output = Order>;
+}
+
+/// An order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// To end, by the signal of this name.
+    Stop(&'static str),
+    /// To read the file of exclusions again.
+    Reload,
+}
+
+/// Signals.
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    /// From here on they end nothing by themselves.
+    pub fn open() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+impl Orders for Signals {
+    async fn next(&mut self) -> Order {
+        tokio::select! {
+            biased;
+            _ = self.terminate.recv() => Order::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Order::Stop("SIGINT"),
+            _ = self.hangup.recv() => Order::Reload,
+        }
+    }
+}
+
+/// The node that the agent runs on.
+pub struct Linux;
+
+impl Host for Linux {
+    type Ruleset = Nft;
+    type Monitor = Monitor;
+    type Links = Links;
+    type Neighbourhood = NodeMonitor;
+    type Orders = Signals;
+
+    fn programs(&self, config: &Config) -> Option<Box<dyn FlowEyes>> {
+        let hook = match config.ebpf {
+            EbpfMode::Off => {
+                watch::remove_leftovers(config);
+                return None;
+            }
+            EbpfMode::Tc => Hook::Tc,
+            EbpfMode::Xdp => Hook::Xdp,
+            EbpfMode::XdpGeneric => Hook::XdpGeneric,
+        };
+        let load = LoadConfig {
+            pin_path: config.pin_path.clone(),
+            max_flows: config.max_flows,
+            // Nobody would read the signals otherwise.
+            threshold: if Crossings::wanted(config) { config.rules.threshold } else { 0 },
+            hook,
+            chatter: match config.verbosity {
+                ..7 => Chatter::Silent,
+                7 => Chatter::Flows,
+                8.. => Chatter::Packets,
+            },
+        };
+        let mut eyes = bpf::load(&load).inspect_err(|error| warn!("flows are not watched: {error}")).ok()?;
+        if let Some(log) = eyes.take_log() {
+            tokio::spawn(log.follow());
+        }
+        Some(Box::new(eyes))
+    }
+
+    fn crossings(&self, config: &Config) -> Option<Crossings> {
+        Crossings::open(config)
+    }
+
+    fn modules(&self) -> Option<ModuleMonitor> {
+        ModuleMonitor::open()
+            .inspect_err(|error| tracing::debug!(%error, "kernel modules that are loaded aren't heard of"))
+            .ok()
+    }
+
+    fn give_back(&self, code: bool) {
+        memory::give_back();
+        if code {
+            memory::drop_code();
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! The loop against a node in memory: whatever happens there, in whatever order and between whichever two calls, the node ends as
+//! it should be, and within a second where it is announced and the kernel takes what it is given.
+
+use std::{future::Future, pin::pin};
+
+use clap::Parser;
+use proptest::{collection::vec, prelude::*, sample::Index};
+use tokio::{sync::mpsc, time::sleep};
+
+use super::*;
+use crate::{
+    cli::Cli,
+    core::{
+        model::{IfIndex, IfName, Link, OperState, test_link},
+        policy::known::Known,
+        ruleset::{diff::ForeignTable, observed::Owner},
+    },
+    daemon::{
+        host::Order,
+        reconcile::{Reconciler, Report},
+        revalidate::Revalidation,
+    },
+    kernel::{
+        bpf::FlowEyes,
+        fake::{FakeRuleset, Fault, Node, World},
+        module_monitor::ModuleMonitor,
+        node_monitor::NodeEvent,
+    },
+};
+
+impl Host for Node {
+    type Ruleset = Self;
+    type Monitor = Self;
+    type Links = Self;
+    type Neighbourhood = Self;
+    type Orders = mpsc::UnboundedReceiver<Order>;
+
+    fn programs(&self, _: &Config) -> Option<Box<dyn FlowEyes>> {
+        Some(Box::new(self.clone()))
+    }
+
+    fn crossings(&self, _: &Config) -> Option<Crossings> {
+        None
+    }
+
+    fn modules(&self) -> Option<ModuleMonitor> {
+        None
+    }
+
+    fn give_back(&self, _: bool) {}
+}
+
+impl Orders for mpsc::UnboundedReceiver<Order> {
+    async fn next(&mut self) -> Order {
+        match self.recv().await {
+            Some(order) => order,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Something that happens on the node.
+#[derive(Clone, Debug)]
+enum Step {
+    /// A link comes, or is replaced by another of that index.
+    LinkComes(u8),
+    LinkGoes(Index),
+    LinkRenamed(Index, u8),
+    LinkDown(Index, bool),
+    LinkEnslaved(Index, Index),
+    TableDeleted,
+    RulesDeleted,
+    DeviceTakenOut,
+    OthersCommit,
+    ProgramsDetached(Index, bool),
+    LinksLost,
+    RulesetLost,
+    NodeLost,
+    PolicyRules,
+    Reload,
+    Fails(Fault),
+    /// This happens between the next reading of the ruleset and its transaction.
+    BeforeCommit(Box<Step>),
+    Rest(u16),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let fault =
+        prop_oneof![Just(Fault::Observe), Just(Fault::Commit), Just(Fault::Beaten), Just(Fault::Attach)];
+    let simple = prop_oneof![
+        4 => (0..12u8).prop_map(Step::LinkComes),
+        2 => any::<Index>().prop_map(Step::LinkGoes),
+        2 => (any::<Index>(), 0..12u8).prop_map(|(which, name)| Step::LinkRenamed(which, name)),
+        2 => (any::<Index>(), any::<bool>()).prop_map(|(which, down)| Step::LinkDown(which, down)),
+        1 => any::<(Index, Index)>().prop_map(|(port, master)| Step::LinkEnslaved(port, master)),
+        2 => Just(Step::TableDeleted),
+        1 => Just(Step::RulesDeleted),
+        1 => Just(Step::DeviceTakenOut),
+        2 => Just(Step::OthersCommit),
+        2 => any::<(Index, bool)>().prop_map(|(which, announced)| Step::ProgramsDetached(which, announced)),
+        1 => Just(Step::LinksLost),
+        1 => Just(Step::RulesetLost),
+        1 => Just(Step::NodeLost),
+        1 => Just(Step::PolicyRules),
+    ];
+    prop_oneof![
+        12 => simple.clone(),
+        1 => Just(Step::Reload),
+        2 => fault.prop_map(Step::Fails),
+        3 => simple.prop_map(|step| Step::BeforeCommit(Box::new(step))),
+        4 => prop_oneof![0..3u16, 0..400u16].prop_map(Step::Rest),
+    ]
+}
+
+fn name(number: u8) -> IfName {
+    IfName::new(&format!("eth{number}")).expect("a name")
+}
+
+fn link(index: u8) -> Link {
+    Link { index: IfIndex(u32::from(index) + 2), ..test_link(&format!("eth{index}")) }
+}
+
+impl Step {
+    /// Does it to the node.
+    fn happens(self, world: &mut World) {
+        let one = |world: &World, which: Index| {
+            let links: Vec<Link> = world.links.values().cloned().collect();
+            (!links.is_empty()).then(|| which.get(&links).clone())
+        };
+        match self {
+            Self::LinkComes(number) => {
+                // No two links have the same name.
+                let link = link(number);
+                if world.links.values().all(|other| other.name != link.name || other.index == link.index) {
+                    world.set_link(link);
+                }
+            }
+            Self::LinkGoes(which) => {
+                if let Some(link) = one(world, which) {
+                    world.remove_link(link.index);
+                }
+            }
+            Self::LinkRenamed(which, number) => {
+                let name = name(number);
+                if let Some(link) = one(world, which)
+                    && world.links.values().all(|other| other.name != name)
+                {
+                    world.set_link(Link { name, ..link });
+                }
+            }
+            Self::LinkDown(which, down) => {
+                if let Some(link) = one(world, which) {
+                    let oper_state = if down { OperState::Down } else { OperState::Up };
+                    world.set_link(Link { admin_up: !down, oper_state, ..link });
+                }
+            }
+            Self::LinkEnslaved(port, master) => {
+                if let Some((port, master)) = one(world, port).zip(one(world, master))
+                    && port.index != master.index
+                    && master.master.is_none()
+                {
+                    world.set_link(Link { master: Some(master.index), ..port });
+                }
+            }
+            Self::TableDeleted => world.commit(|table| *table = None),
+            Self::RulesDeleted => world.commit(|table| {
+                table.iter_mut().flat_map(|table| &mut table.chains).for_each(|chain| chain.rules.clear());
+            }),
+            Self::DeviceTakenOut => world.commit(|table| {
+                let flowtables = table.iter_mut().flat_map(|table| &mut table.flowtables);
+                flowtables.flat_map(|flowtable| &mut flowtable.devices).for_each(|devices| {
+                    devices.pop_first();
+                });
+            }),
+            Self::OthersCommit => world.commit(|_| {}),
+            Self::ProgramsDetached(which, announced) => {
+                if let Some(link) = one(world, which) {
+                    world.detach(link.index, announced);
+                }
+            }
+            Self::LinksLost => world.lose_links(),
+            Self::RulesetLost => world.lose_ruleset(),
+            Self::NodeLost => world.announce(NodeEvent::Overrun),
+            Self::PolicyRules => world.announce(NodeEvent::RouteRules),
+            Self::Fails(fault) => world.faults.push_back(fault),
+            Self::BeforeCommit(step) => world.before_commit.push_back(Box::new(|world| step.happens(world))),
+            Self::Reload | Self::Rest(_) => unreachable!("the driver does it"),
+        }
+    }
+
+    /// Whether someone makes work of ours undone: the agent answers that ever more slowly.
+    fn undoes(&self) -> bool {
+        match self {
+            Self::TableDeleted | Self::RulesDeleted | Self::DeviceTakenOut => true,
+            Self::BeforeCommit(step) => step.undoes(),
+            _ => false,
+        }
+    }
+}
+
+fn config() -> Config {
+    let cli = Cli::try_parse_from(["fastpath-agent", "--metrics-bind-address="]).expect("flags");
+    Config::new(&cli.run, "node".to_owned()).expect("a configuration")
+}
+
+fn agent(node: &Node) -> Agent<Node> {
+    let config = config();
+    let mut ruleset = node.clone();
+    let revalidation = Revalidation::start(&config, &mut ruleset);
+    let reconciler = Reconciler::new(ruleset, config.rules.policy(true, true), ForeignTable::Refuse);
+    let offload = Offload { monitor: node.clone(), revalidation, reconciler, bug: None };
+    Agent::new(node.clone(), config, node.clone(), Some(offload), Some(node.clone())).expect("an agent")
+}
+
+/// Runs the loop while `story` happens, in time that passes when nobody has anything to do.
+fn run<F: Future<Output = ()>>(node: &Node, story: impl FnOnce(mpsc::UnboundedSender<Order>) -> F) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+    runtime.expect("a runtime").block_on(async {
+        let (order, orders) = mpsc::unbounded_channel();
+        let mut agent = agent(node);
+        let stop = order.clone();
+        let story = pin!(async {
+            story(order).await;
+            let _ = stop.send(Order::Stop("SIGTERM"));
+            std::future::pending::<()>().await;
+        });
+        tokio::select! {
+            result = agent.serve(orders) => result.expect("the loop goes on until it is told to stop"),
+            () = story => unreachable!("it waits for the end"),
+        }
+        assert_eq!(agent.ready(), Ok(()));
+    });
+}
+
+async fn happen(node: &Node, orders: &mpsc::UnboundedSender<Order>, step: Step) {
+    match step {
+        Step::Rest(ms) => sleep(Duration::from_millis(ms.into())).await,
+        Step::Reload => orders.send(Order::Reload).expect("the agent listens"),
+        step => node.with(|world| step.happens(world)),
+    }
+}
+
+/// What isn't as it should be; `None` if everything is.
+fn amiss(node: &Node) -> Option<String> {
+    let rules = config().rules;
+    node.with(|world| {
+        let links: LinkTable = world.links.values().cloned().collect();
+        // What an agent that knows nothing would still do.
+        let ruleset: FakeRuleset = world.ruleset.clone();
+        let commits = ruleset.commits.len();
+        let mut fresh = Reconciler::new(ruleset, rules.policy(true, true), ForeignTable::Refuse);
+        fresh.surrounded_by(Known::default().surroundings(&rules.ignored));
+        let report = fresh.reconcile(Trigger::Start, &links).expect("a report");
+        let Report { standing: Standing::Right, commits: 0, .. } = report else {
+            let ops = fresh.into_ruleset().commits.split_off(commits);
+            return Some(format!("{report:?}: it would {ops:?}"));
+        };
+        let managed: BTreeSet<IfIndex> = links
+            .iter()
+            .filter(|link| rules.selection.reject(link).is_none())
+            .map(|link| link.index)
+            .collect();
+        let watched = crate::core::link::watch::watched(links.iter(), &managed);
+        (world.attached != watched).then(|| format!("programs on {:?}, not on {watched:?}", world.attached))
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Also what isn't announced, and after whatever failed: two rounds of the safety net, and the longest wait between tries.
+    #[test]
+    fn the_node_ends_as_it_should_be(steps in vec(step(), 0..40)) {
+        let node = Node::new((0..4).map(link));
+        run(&node, async |orders| {
+            for step in steps {
+                happen(&node, &orders, step).await;
+            }
+            node.with(World::settle);
+            sleep(Duration::from_secs(150)).await;
+            assert_eq!(amiss(&node), None);
+        });
+    }
+
+    /// What is announced is answered within a second, as long as nothing fails and nobody undoes our work again and again.
+    #[test]
+    fn what_is_announced_is_answered_within_a_second(steps in vec(step(), 0..25)) {
+        let unannounced = |step: &Step| matches!(step, Step::ProgramsDetached(_, false) | Step::Fails(_));
+        let mut undone = 0;
+        let steps = steps.into_iter().filter(|step| {
+            undone += u32::from(step.undoes());
+            let inner = if let Step::BeforeCommit(inner) = step { inner } else { step };
+            !unannounced(inner) && (!step.undoes() || undone < 4)
+        });
+        let steps: Vec<Step> = steps.collect();
+        let node = Node::new((0..4).map(link));
+        run(&node, async |orders| {
+            for step in steps {
+                happen(&node, &orders, step).await;
+            }
+            node.with(World::settle);
+            sleep(Duration::from_secs(1)).await;
+            assert_eq!(amiss(&node), None);
+        });
+    }
+}
+
+/// A table that is deleted comes back within a second, whichever of the loop's first turns it falls into.
+#[test]
+fn a_table_that_is_deleted_at_any_moment_is_back() {
+    for turn in 0..60 {
+        let node = Node::new((0..20).map(link));
+        run(&node, async |_| {
+            for _ in 0..turn {
+                tokio::task::yield_now().await;
+            }
+            node.with(|world| world.commit(|table| *table = None));
+            sleep(Duration::from_secs(1)).await;
+            assert_eq!(amiss(&node), None, "turn {turn}");
+        });
+    }
+}
+
+/// A table of our name that another program made stays, and the agent says so.
+#[test]
+fn a_foreign_table_stays() {
+    let node = Node::new((0..2).map(link));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+    runtime.expect("a runtime").block_on(async {
+        let (order, orders) = mpsc::unbounded_channel();
+        let mut agent = agent(&node);
+        let story = async {
+            sleep(Duration::from_secs(1)).await;
+            node.with(|world| {
+                world.commit(|table| {
+                    let table = table.as_mut().expect("ours");
+                    table.owner = Owner::Foreign;
+                    table.flowtables.clear();
+                    table.chains.clear();
+                    table.sets.clear();
+                })
+            });
+            sleep(Duration::from_secs(130)).await;
+            let _ = order.send(Order::Stop("SIGTERM"));
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            result = agent.serve(orders) => result.expect("the loop goes on"),
+            () = story => unreachable!("it waits for the end"),
+        }
+        assert_eq!(agent.ready(), Err(NotReady::Foreign));
+        let owner = node.with(|world| world.ruleset.table.as_ref().map(|table| table.owner.clone()));
+        assert_eq!(owner, Some(Owner::Foreign));
+    });
+}

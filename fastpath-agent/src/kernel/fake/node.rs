@@ -1,0 +1,315 @@
+//! All that the agent's loop stands on, as a script: ruleset, links, programs and announcements, changed by a test while the loop
+//! runs, also in the middle of a transaction. Announcements are queued as the kernel does it, the agent's own among them.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    io,
+    net::IpAddr,
+    rc::Rc,
+};
+
+use fastpath_common::{FlowKey, Signal};
+use tokio::sync::Notify;
+
+use super::FakeRuleset;
+use crate::{
+    core::{
+        forwarding::Announced,
+        link::table::LinkEvent,
+        model::{IfIndex, Link, TABLE},
+        policy::known::Known,
+        revalidate::{BaseChains, Notice, Subject},
+        ruleset::{
+            observed::{Generation, Observed, ObservedTable},
+            plan::Op,
+        },
+    },
+    kernel::{
+        LinkSource, Neighbourhood, Ruleset, RulesetMonitor,
+        bpf::{Attachment, BpfError, FlowEyes, Mechanism},
+        links::LinkError,
+        nft::{CommitError, Event, Lost, NftError},
+        node_monitor::NodeEvent,
+        surroundings::{Ask, Report},
+    },
+};
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The ruleset can't be read.
+    Observe,
+    /// A transaction fails.
+    Commit,
+    /// Somebody else's transaction comes between reading and committing.
+    Beaten,
+    /// The kernel takes no program on a link.
+    Attach,
+}
+
+/// What there is on the node.
+pub struct World {
+    /// The ruleset.
+    pub ruleset: FakeRuleset,
+    /// The links.
+    pub links: BTreeMap<IfIndex, Link>,
+    /// Links with programs.
+    pub attached: BTreeSet<IfIndex>,
+    /// What goes wrong with the next calls, in this order for each kind.
+    pub faults: VecDeque<Fault>,
+    /// What happens between the next reading of the ruleset and the transaction that comes of it.
+    pub before_commit: VecDeque<Box<dyn FnOnce(&mut World)>>,
+    generations: VecDeque<Event>,
+    /// Of others' transactions: whether our table was changed.
+    notices: Vec<bool>,
+    notices_lost: bool,
+    link_events: VecDeque<LinkEvent>,
+    node_events: VecDeque<NodeEvent>,
+    news: Rc<Notify>,
+}
+
+impl World {
+    /// Somebody changes our table, or something else in the ruleset.
+    pub fn commit(&mut self, change: impl FnOnce(&mut Option<ObservedTable>)) {
+        let before = self.ruleset.table.clone();
+        self.ruleset.disturb(change);
+        self.notices.push(before != self.ruleset.table);
+        self.committed();
+    }
+
+    fn committed(&mut self) {
+        let generation = Generation(self.ruleset.generation);
+        self.generations.push_back(Event::Generation { generation, process: None, name: None });
+        self.news.notify_waiters();
+    }
+
+    /// A link comes, or changes.
+    pub fn set_link(&mut self, link: Link) {
+        if let Some(before) = self.links.get(&link.index) {
+            self.ruleset.rename_device(&before.name, &link.name);
+        }
+        self.ruleset.devices.insert(link.name.clone());
+        self.links.insert(link.index, link.clone());
+        self.announce_link(LinkEvent::Changed(link));
+    }
+
+    /// A link goes, with its programs.
+    pub fn remove_link(&mut self, index: IfIndex) {
+        let Some(link) = self.links.remove(&index) else { return };
+        self.ruleset.remove_device(&link.name);
+        self.attached.remove(&index);
+        self.announce_link(LinkEvent::Gone(index));
+    }
+
+    fn announce_link(&mut self, event: LinkEvent) {
+        self.link_events.push_back(event);
+        self.news.notify_waiters();
+    }
+
+    /// Something else is announced.
+    pub fn announce(&mut self, event: NodeEvent) {
+        self.node_events.push_back(event);
+        self.news.notify_waiters();
+    }
+
+    /// All announcements of links that wait are lost.
+    pub fn lose_links(&mut self) {
+        self.link_events.clear();
+        self.announce_link(LinkEvent::Overrun);
+    }
+
+    /// The same of the ruleset.
+    pub fn lose_ruleset(&mut self) {
+        self.generations.clear();
+        self.notices.clear();
+        self.notices_lost = true;
+        self.generations.push_back(Event::Overrun);
+        self.news.notify_waiters();
+    }
+
+    /// Programs are detached from a link; this is announced, if they are of traffic control.
+    pub fn detach(&mut self, index: IfIndex, announced: bool) {
+        if self.attached.remove(&index) && announced {
+            self.announce(NodeEvent::TrafficControl(Some(index)));
+        }
+    }
+
+    /// From now on nothing goes wrong, and nothing happens by itself.
+    pub fn settle(&mut self) {
+        self.faults.clear();
+        self.before_commit.clear();
+    }
+
+    /// Whether this is what goes wrong next.
+    fn fails(&mut self, fault: Fault) -> bool {
+        match self.faults.iter().position(|next| *next == fault) {
+            Some(at) => self.faults.remove(at).is_some(),
+            None => false,
+        }
+    }
+}
+
+/// A handle on the node; all of them are on the same one.
+#[derive(Clone)]
+pub struct Node(Rc<RefCell<World>>);
+
+impl Node {
+    /// A node with these links and nothing else.
+    pub fn new(links: impl IntoIterator<Item = Link>) -> Self {
+        let links: BTreeMap<IfIndex, Link> = links.into_iter().map(|link| (link.index, link)).collect();
+        Self(Rc::new(RefCell::new(World {
+            ruleset: FakeRuleset::new(links.values().map(|link| link.name.clone())),
+            links,
+            attached: BTreeSet::new(),
+            faults: VecDeque::new(),
+            before_commit: VecDeque::new(),
+            generations: VecDeque::new(),
+            notices: Vec::new(),
+            notices_lost: false,
+            link_events: VecDeque::new(),
+            node_events: VecDeque::new(),
+            news: Rc::new(Notify::new()),
+        })))
+    }
+
+    /// Does something to it, or looks at it.
+    pub fn with<T>(&self, act: impl FnOnce(&mut World) -> T) -> T {
+        act(&mut self.0.borrow_mut())
+    }
+
+    /// Waits until there is something of a kind.
+    async fn wait<T>(&self, take: impl Fn(&mut World) -> Option<T>) -> T {
+        let news = self.with(|world| Rc::clone(&world.news));
+        loop {
+            if let Some(found) = self.with(|world| take(world)) {
+                return found;
+            }
+            news.notified().await;
+        }
+    }
+}
+
+fn io_error(errno: i32) -> NftError {
+    NftError::Io { operation: "fake", object: "ruleset", source: io::Error::from_raw_os_error(errno) }
+}
+
+impl Ruleset for Node {
+    fn observe(&mut self) -> Result<Observed, NftError> {
+        self.with(|world| {
+            if world.fails(Fault::Observe) { Err(io_error(libc::EAGAIN)) } else { world.ruleset.observe() }
+        })
+    }
+
+    fn commit(&mut self, ops: &[Op], expected: Generation) -> Result<Generation, CommitError> {
+        self.with(|world| {
+            if ops.is_empty() {
+                return Ok(expected);
+            }
+            if world.fails(Fault::Beaten) {
+                world.commit(|_| {});
+            }
+            if let Some(happens) = world.before_commit.pop_front() {
+                happens(world);
+            }
+            if world.fails(Fault::Commit) {
+                return Err(CommitError::Io(io_error(libc::ENOMEM)));
+            }
+            let generation = world.ruleset.commit(ops, expected)?;
+            world.committed();
+            Ok(generation)
+        })
+    }
+
+    fn base_chains(&mut self) -> Result<BaseChains, NftError> {
+        Ok(BaseChains::default())
+    }
+}
+
+impl RulesetMonitor for Node {
+    async fn next(&mut self) -> Result<Event, NftError> {
+        Ok(self.wait(|world| world.generations.pop_front()).await)
+    }
+
+    fn changes(&mut self, mut each: impl FnMut(&Notice<'_>)) -> Result<Result<(), Lost>, NftError> {
+        let (notices, lost) =
+            self.with(|world| (std::mem::take(&mut world.notices), std::mem::take(&mut world.notices_lost)));
+        for ours in notices {
+            let table = if ours { TABLE } else { "firewall" };
+            each(&Notice { family: libc::NFPROTO_INET as u8, table, subject: Subject::Other });
+        }
+        Ok(if lost { Err(Lost) } else { Ok(()) })
+    }
+}
+
+impl LinkSource for Node {
+    async fn next(&mut self) -> Result<LinkEvent, LinkError> {
+        Ok(self.wait(|world| world.link_events.pop_front()).await)
+    }
+
+    fn try_next(&mut self) -> Option<LinkEvent> {
+        self.with(|world| world.link_events.pop_front())
+    }
+
+    fn list(&mut self) -> Result<Vec<Link>, LinkError> {
+        Ok(self.with(|world| world.links.values().cloned().collect()))
+    }
+
+    fn addresses(&mut self) -> Result<BTreeSet<IpAddr>, LinkError> {
+        Ok(BTreeSet::new())
+    }
+}
+
+impl Neighbourhood for Node {
+    async fn next(&mut self) -> io::Result<Vec<NodeEvent>> {
+        Ok(vec![self.wait(|world| world.node_events.pop_front()).await])
+    }
+
+    fn settings(&mut self) -> io::Result<Vec<Announced>> {
+        Ok(Vec::new())
+    }
+
+    fn reader(&self) -> fn(&mut Known, &Ask) -> Report {
+        |_, _| Report::default()
+    }
+}
+
+impl FlowEyes for Node {
+    fn attach(&mut self, link: &Link) -> Result<Attachment, BpfError> {
+        self.with(|world| {
+            if world.fails(Fault::Attach) {
+                return Err(BpfError::BadObject("fake".to_owned()));
+            }
+            if world.links.contains_key(&link.index) {
+                world.attached.insert(link.index);
+            }
+            Ok(attachment(link))
+        })
+    }
+
+    fn detach(&mut self, index: IfIndex) -> Result<(), BpfError> {
+        self.with(|world| world.attached.remove(&index));
+        Ok(())
+    }
+
+    fn attachments(&self) -> Result<Vec<Attachment>, BpfError> {
+        Ok(Vec::new())
+    }
+
+    fn attachments_on(&self, link: &Link) -> Result<Vec<Attachment>, BpfError> {
+        let is_there = self.with(|world| world.attached.contains(&link.index));
+        Ok(is_there.then(|| attachment(link)).into_iter().collect())
+    }
+
+    fn set_threshold(&mut self, _: u32) -> Result<(), BpfError> {
+        Ok(())
+    }
+
+    fn mark(&mut self, _: &FlowKey, _: Signal, _: Signal) -> Result<bool, BpfError> {
+        Ok(false)
+    }
+}
+
+fn attachment(link: &Link) -> Attachment {
+    Attachment { index: link.index, name: link.name.clone(), mechanism: Mechanism::Tcx, without_xdp: None }
+}
