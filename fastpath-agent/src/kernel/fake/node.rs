@@ -48,6 +48,9 @@ pub enum Fault {
     Attach,
 }
 
+/// What happens to the node.
+type Happening = Box<dyn FnOnce(&mut World)>;
+
 /// What there is on the node.
 pub struct World {
     /// The ruleset.
@@ -59,7 +62,7 @@ pub struct World {
     /// What goes wrong with the next calls, in this order for each kind.
     pub faults: VecDeque<Fault>,
     /// What happens between the next reading of the ruleset and the transaction that comes of it.
-    pub before_commit: VecDeque<Box<dyn FnOnce(&mut World)>>,
+    pub before_commit: VecDeque<Happening>,
     generations: VecDeque<Event>,
     /// Of others' transactions: whether our table was changed.
     notices: Vec<bool>,
