@@ -6,11 +6,12 @@ use std::{io, ops::Range};
 
 use libc::{NLM_F_APPEND, NLM_F_CREATE};
 use netlink_packet_core::NlaBuffer;
+use nftnl::{ChainType, Hook, MsgType, NlMsg, Policy, ProtoFamily};
 use nftnl_sys as sys;
 
 use super::{
     Rejection, expr, marker,
-    object::{Chain, Element, Elements, Flowtable, Object, Payload, Rule, Scratch, Set, Table},
+    object::{Element, Elements, Flowtable, Object, Payload, Rule, Scratch, Set, Table, c_string},
 };
 use crate::{
     core::{
@@ -84,14 +85,24 @@ impl Batch {
         self.messages.push((index, start..self.bytes.len()));
     }
 
+    /// Adds a message of the nftnl crate. The kernel acknowledges it, too.
+    pub(super) fn push_object(&mut self, index: usize, object: &dyn NlMsg, kind: MsgType) {
+        let sequence = self.first + 1 + self.messages.len() as u32;
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(self.scratch.crate_message(sequence, object, kind));
+        self.messages.push((index, start..self.bytes.len()));
+    }
+
     /// Adds one operation. On error it holds an instruction that can't be written.
     pub(super) fn add(&mut self, index: usize, op: &Op) -> Result<(), Rejection> {
         match op {
             Op::AddTable => {
-                let payload = table().set(sys::NFTNL_TABLE_USERDATA, &marker::table(TABLE_COMMENT));
+                let payload = Table::new()
+                    .set_str(sys::NFTNL_TABLE_NAME, TABLE)
+                    .set(sys::NFTNL_TABLE_USERDATA, &marker::table(TABLE_COMMENT));
                 self.push(index, libc::NFT_MSG_NEWTABLE, NLM_F_CREATE, &payload);
             }
-            Op::DeleteTable => self.push(index, libc::NFT_MSG_DELTABLE, 0, &table()),
+            Op::DeleteTable => self.push_object(index, &table(), MsgType::Del),
             Op::AddFlowtable { priority, counter, hw_offload } => {
                 let flags =
                     u32::from(*counter) * FLOWTABLE_COUNTER + u32::from(*hw_offload) * FLOWTABLE_HW_OFFLOAD;
@@ -114,17 +125,19 @@ impl Batch {
             }
             Op::DeleteSet(set) => self.push(index, libc::NFT_MSG_DELSET, 0, &named_set(*set)),
             Op::AddBaseChain { chain, priority } => {
-                let payload = self::chain(*chain)
-                    .set_str(sys::NFTNL_CHAIN_TYPE, "filter")
-                    .set_u32(sys::NFTNL_CHAIN_HOOKNUM, chain.hook().unwrap_or_default())
-                    .set_u32(sys::NFTNL_CHAIN_PRIO, priority.cast_unsigned())
-                    .set_u32(sys::NFTNL_CHAIN_POLICY, libc::NF_ACCEPT as u32);
-                self.push(index, libc::NFT_MSG_NEWCHAIN, NLM_F_CREATE, &payload);
+                let table = table();
+                let mut message = self::chain(*chain, &table);
+                message.set_type(ChainType::Filter);
+                message.set_hook(hook(*chain), *priority);
+                message.set_policy(Policy::Accept);
+                self.push_object(index, &message, MsgType::Add);
             }
             Op::AddChain(chain) => {
-                self.push(index, libc::NFT_MSG_NEWCHAIN, NLM_F_CREATE, &self::chain(*chain));
+                self.push_object(index, &self::chain(*chain, &table()), MsgType::Add);
             }
-            Op::DeleteChain(chain) => self.push(index, libc::NFT_MSG_DELCHAIN, 0, &self::chain(*chain)),
+            Op::DeleteChain(chain) => {
+                self.push_object(index, &self::chain(*chain, &table()), MsgType::Del);
+            }
             Op::AddRule { chain, exprs } => {
                 let mut payload = rule(*chain).set(sys::NFTNL_RULE_USERDATA, &marker::rule());
                 for instruction in exprs {
@@ -138,8 +151,11 @@ impl Batch {
                 self.push(index, libc::NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, &payload);
             }
             Op::DeleteRule { chain, handle } => {
-                let payload = rule(*chain).set(sys::NFTNL_RULE_HANDLE, &handle.to_ne_bytes());
-                self.push(index, libc::NFT_MSG_DELRULE, 0, &payload);
+                let table = table();
+                let chain = self::chain(*chain, &table);
+                let mut rule = nftnl::Rule::new(&chain);
+                rule.set_handle(*handle);
+                self.push_object(index, &rule, MsgType::Del);
             }
             Op::AddDevices(names) => {
                 if !names.is_empty() {
@@ -254,12 +270,17 @@ fn message_count(op: &Op) -> usize {
     }
 }
 
-fn table() -> Table {
-    Table::new().set_str(sys::NFTNL_TABLE_NAME, TABLE)
+fn table() -> nftnl::Table {
+    nftnl::Table::new(c_string(TABLE), ProtoFamily::Inet)
 }
 
-fn chain(chain: OwnChain) -> Chain {
-    Chain::new().set_str(sys::NFTNL_CHAIN_TABLE, TABLE).set_str(sys::NFTNL_CHAIN_NAME, chain.name())
+fn chain(chain: OwnChain, table: &nftnl::Table) -> nftnl::Chain<'_> {
+    nftnl::Chain::new(c_string(chain.name()), table)
+}
+
+fn hook(chain: OwnChain) -> Hook {
+    let postrouting = chain.hook() == Some(Hook::PostRouting as u32);
+    if postrouting { Hook::PostRouting } else { Hook::Forward }
 }
 
 fn rule(chain: OwnChain) -> Rule {

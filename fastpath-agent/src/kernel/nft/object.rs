@@ -1,7 +1,8 @@
-//! Safe handles on libnftnl's objects: set and get attributes, write into a message, read from one.
+//! Safe handles on libnftnl's objects for what the nftnl crate lacks: reading objects, user data of tables, rules and sets (our
+//! mark of ownership), flowtables, sets of any shape, expressions such as `flow_offload` and `dynset`, batches that hold at one
+//! generation. Messages that the crate can write are its own ([`Scratch::crate_message`]).
 //!
-//! Attributes are typed by libnftnl only in its headers: each has one type, and the methods here check lengths
-//! on reading. What the attributes mean is not decided here.
+//! Attributes are typed by libnftnl only in its headers: the methods here check lengths on reading.
 #![expect(unsafe_code, reason = "libnftnl is a C library")]
 
 use std::{
@@ -11,14 +12,12 @@ use std::{
 };
 
 use libc::nlmsghdr;
+use nftnl::{MsgType, NlMsg, nft_nlmsg_maxsize};
 use nftnl_sys as sys;
 
 use super::super::netlink::Message;
 use crate::core::model::IfName;
 
-/// Largest message that libnftnl writes: an attribute's length has 16 bits, and element lists are one attribute
-/// (and headers and names stand before it).
-const MESSAGE_BYTES: usize = 0x1_0000 + 4096;
 /// Longest value in a register (`NFT_DATA_VALUE_MAXLEN`); libnftnl doesn't check it.
 pub(super) const MAX_DATA_BYTES: usize = 64;
 
@@ -27,7 +26,7 @@ pub(super) trait Payload {
     /// Writes the attributes.
     ///
     /// # Safety
-    /// `header` is a finished message header with [`MESSAGE_BYTES`] of room.
+    /// `header` is a finished message header with [`nft_nlmsg_maxsize`] bytes of room.
     unsafe fn write(&self, header: *mut nlmsghdr);
 }
 
@@ -38,13 +37,13 @@ impl Scratch {
     pub(super) fn new() -> Self {
         // SAFETY: nlmsghdr is plain integers.
         let zero: nlmsghdr = unsafe { std::mem::zeroed() };
-        Self(vec![zero; MESSAGE_BYTES.div_ceil(size_of::<nlmsghdr>())])
+        Self(vec![zero; (nft_nlmsg_maxsize() as usize).div_ceil(size_of::<nlmsghdr>())])
     }
 
     /// A whole nf_tables message of the inet family.
     pub(super) fn message(&mut self, kind: i32, flags: i32, sequence: u32, payload: &dyn Payload) -> &[u8] {
         let family = libc::NFPROTO_INET as u16;
-        // SAFETY: the buffer is aligned for a header and has room for MESSAGE_BYTES.
+        // SAFETY: the buffer is aligned for a header and has room for the largest message.
         let header = unsafe {
             let buffer = self.0.as_mut_ptr().cast::<c_char>();
             let header = sys::nftnl_nlmsg_build_hdr(buffer, kind as u16, family, flags as u16, sequence);
@@ -52,6 +51,14 @@ impl Scratch {
             header
         };
         self.written(header)
+    }
+
+    /// A message of the nftnl crate.
+    pub(super) fn crate_message(&mut self, sequence: u32, message: &dyn NlMsg, kind: MsgType) -> &[u8] {
+        let buffer = self.0.as_mut_ptr();
+        // SAFETY: the buffer has room for the largest message.
+        unsafe { message.write(buffer.cast(), sequence, kind) };
+        self.written(buffer)
     }
 
     /// The message that begins a batch, which the kernel accepts at `generation` only (if there is one).
@@ -438,7 +445,7 @@ impl ExprRef<'_> {
     }
 }
 
-fn c_string(text: impl Into<Vec<u8>>) -> CString {
+pub(super) fn c_string(text: impl Into<Vec<u8>>) -> CString {
     CString::new(text).expect("names of kernel objects hold no NUL")
 }
 

@@ -5,13 +5,14 @@
 use std::io;
 
 use libc::NLM_F_CREATE;
+use nftnl::{Chain, MsgType, ProtoFamily, Table};
 use nftnl_sys as sys;
 
 use super::{
     Nft, NftError,
     batch::{Batch, FLOWTABLE_COUNTER, NFT_MSG_NEWFLOWTABLE},
     expr,
-    object::{Chain, ExprObject, Flowtable, Object, Rule, Table},
+    object::{ExprObject, Flowtable, Object, Rule, c_string},
 };
 use crate::core::{
     model::IfName,
@@ -66,10 +67,9 @@ impl Nft {
         let most = 3 + trials.len();
         let first = self.socket.reserve_sequence(u32::try_from(most).expect("a few trials"));
         let mut batch = Batch::begin(first, None);
-        let table = Table::new().set_str(sys::NFTNL_TABLE_NAME, NAME);
-        batch.push(0, libc::NFT_MSG_NEWTABLE, NLM_F_CREATE, &table);
-        let chain = Chain::new().set_str(sys::NFTNL_CHAIN_TABLE, NAME).set_str(sys::NFTNL_CHAIN_NAME, NAME);
-        batch.push(1, libc::NFT_MSG_NEWCHAIN, NLM_F_CREATE, &chain);
+        let table = Table::new(c_string(NAME), ProtoFamily::Inet);
+        batch.push_object(0, &table, MsgType::Add);
+        batch.push_object(1, &Chain::new(c_string(NAME), &table), MsgType::Add);
         for (number, trial) in trials.iter().enumerate() {
             trial.push(2 + number, &mut batch);
         }
@@ -143,8 +143,7 @@ impl Nft {
     pub(in crate::kernel) fn try_device(&mut self, name: &IfName) -> Result<Option<io::Error>, NftError> {
         let first = self.socket.reserve_sequence(4);
         let mut batch = Batch::begin(first, None);
-        let table = Table::new().set_str(sys::NFTNL_TABLE_NAME, NAME);
-        batch.push(0, libc::NFT_MSG_NEWTABLE, NLM_F_CREATE, &table);
+        batch.push_object(0, &Table::new(c_string(NAME), ProtoFamily::Inet), MsgType::Add);
         let flowtable = Flowtable::new()
             .set_str(sys::NFTNL_FLOWTABLE_TABLE, NAME)
             .set_str(sys::NFTNL_FLOWTABLE_NAME, NAME)
