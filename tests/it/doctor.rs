@@ -312,6 +312,31 @@ fn no_bpf_file_system() {
     assert!(examined.fault("bpffs", None).2.contains("mount -t bpf bpf /sys/fs/bpf"));
 }
 
+/// Rules mark packets, and traffic control gives marked ones a class of their own: offloaded packets don't pass the rules.
+#[test]
+fn marks_that_traffic_control_asks_for() {
+    let (topology, _agent) = node_with_agent(&[]);
+    let node = &topology.node;
+    node.nft(
+        "table inet qos {
+            chain forward {
+                type filter hook forward priority mangle
+                udp dport 5060 meta mark set 7
+            }
+        }",
+    );
+    let examined = examine(node, &["--no-canary"]);
+    assert_eq!(examined.wrong(), [""; 0], "nobody asks for the mark");
+    assert!(examined.report.to_string().contains("only log or mark"), "{:#}", examined.report);
+    node.output("tc", &["qdisc", "add", "dev", "s0", "root", "handle", "1:", "prio"]);
+    let filter = ["filter", "add", "dev", "s0", "parent", "1:", "protocol", "all", "handle", "7"];
+    node.output("tc", &[&filter[..], &["fw", "classid", "1:1"]].concat());
+    let examined = examine(node, &["--no-canary"]);
+    let wrong = examined.wrong();
+    assert!(wrong.len() == 1 && wrong[0].starts_with("amber rules inet qos forward handle"), "{wrong:?}");
+    assert!(examined.report.to_string().contains("fw at s0"), "{:#}", examined.report);
+}
+
 #[test]
 fn programs_of_others_at_ingress() {
     let (topology, _agent) = node_with_agent(&[]);

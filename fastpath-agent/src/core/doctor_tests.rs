@@ -96,6 +96,7 @@ fn good() -> Facts {
             maps: Some(MapFacts { counted: 1_000_000, max_flows: 65536, ..MapFacts::default() }),
         }),
         at_ingress: Ok(Default::default()),
+        mark_filters: Ok(Vec::new()),
         hardware: Default::default(),
     };
     install(&mut facts);
@@ -342,6 +343,8 @@ fn what_is_wrong_with_the_network_is_found() {
         (|f| program(f, true), &[(Amber, "ebpf-order/eth0")]),
         (|f| program(f, false), &[(Amber, "ebpf-order/eth0")]),
         (|f| f.at_ingress = Err("EPERM".to_owned()), &[(Amber, "ebpf-order")]),
+        (|f| f.mark_filters = Err("EPERM".to_owned()), &[(Amber, "rules")]),
+        (|f| f.mark_filters = Ok(vec!["fw at eth0".to_owned()]), &[]),
         (|f| f.ebpf = Err("EPERM".to_owned()), &[(Amber, "ebpf")]),
         (|f| f.ebpf.as_mut().unwrap().maps = None, &[(Amber, "ebpf")]),
         (|f| f.ebpf.as_mut().unwrap().attached.clear(), &[(Amber, "ebpf")]),

@@ -170,6 +170,7 @@ pub async fn gather(given: Given, kernel: &Kernel) -> Result<Facts, LinkError> {
         bpffs: bpf::on_bpffs(&pin_path).map_err(|error| error.to_string()),
         ebpf: ebpf(&pin_path),
         at_ingress: at_ingress(&links, &policy.selection),
+        mark_filters: mark_filters(&links, &policy.selection),
         hardware: hardware(&links),
         pin_path: pin_path.display().to_string(),
         links,
@@ -269,6 +270,15 @@ fn at_ingress(links: &[Link], selection: &Selection) -> Reading<BTreeMap<IfIndex
         if !programs.is_empty() {
             found.insert(link.index, programs);
         }
+    }
+    Ok(found)
+}
+
+fn mark_filters(links: &[Link], selection: &Selection) -> Reading<Vec<String>> {
+    let mut found = Vec::new();
+    for link in links.iter().filter(|link| selection.reject(link).is_none()) {
+        let filters = bpf::filters_by_mark(link.index).map_err(|error| format!("{}: {error}", link.name))?;
+        found.extend(filters.into_iter().map(|kind| format!("{kind} at {}", link.name)));
     }
     Ok(found)
 }

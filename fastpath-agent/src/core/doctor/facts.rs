@@ -52,6 +52,8 @@ pub struct Facts {
     pub ebpf: Reading<EbpfFacts>,
     /// Programs of others at ingress, by interface; interfaces without one are left out.
     pub at_ingress: Reading<BTreeMap<IfIndex, Vec<IngressProgram>>>,
+    /// Filters of traffic control at egress of interfaces that ask for packets' marks: kind and interface, in words.
+    pub mark_filters: Reading<Vec<String>>,
     /// Interfaces whose driver has `hw-tc-offload`, and whether it is on.
     pub hardware: BTreeMap<IfName, bool>,
 }

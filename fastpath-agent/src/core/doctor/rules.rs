@@ -21,7 +21,33 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
     } else if decisive().count() > SHOWN {
         findings.push(Finding::green(CHECK, format!("{rest} more; `fastpath-agent status -o json` has all")));
     }
+    findings.extend(shaping(facts));
     findings
+}
+
+/// Rules that mark packets for traffic control: offloaded packets don't pass them, and are shaped as unmarked ones.
+fn shaping(facts: &Facts) -> Vec<Finding> {
+    let filters = match &facts.mark_filters {
+        Ok(filters) if filters.is_empty() => return Vec::new(),
+        Ok(filters) => filters.join(", "),
+        Err(why) => {
+            let why = format!("filters of traffic control can't be looked at: {why}");
+            return vec![Finding::amber(CHECK, why, "run doctor as root")];
+        }
+    };
+    let marks = |rule: &&Concern| {
+        rule.class == Class::NotDecisive
+            && matches!(&*rule.cause.detail, "meta mark" | "MARK" | "CONNMARK" | "meta")
+    };
+    let finding = |rule: &Concern| {
+        let found = format!(
+            "marks packets, and traffic control asks for marks ({filters}): offloaded packets carry none, and are shaped as such"
+        );
+        let remedy =
+            "mark in a netdev chain at ingress, which offloaded packets pass, or exclude those flows";
+        Finding::amber(CHECK, found, remedy).about(rule.to_string())
+    };
+    facts.policy.surroundings.rules.iter().filter(marks).map(finding).collect()
 }
 
 fn finding(rule: &Concern) -> Finding {

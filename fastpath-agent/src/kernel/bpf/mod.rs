@@ -31,7 +31,7 @@ pub use self::{
     event_stream::EventStream,
     load::{load, on_bpffs},
     maps::{Events, Pinned, Reading},
-    others::{at_ingress, is_inspected},
+    others::{at_ingress, filters_by_mark, is_inspected},
     program_log::{Chatter, ProgramLog},
     sweep::Sweep,
 };

@@ -15,7 +15,7 @@ use super::{
     error::{link_io, program_io},
     load::is_absent,
     sys,
-    tc::{Filter, all_filters},
+    tc::{self, Filter, all_filters},
     xdp::program_ids,
 };
 use crate::core::{doctor::facts::IngressProgram, model::IfIndex};
@@ -49,6 +49,11 @@ pub fn at_ingress(index: IfIndex) -> io::Result<Vec<IngressProgram>> {
         see(&mut found, &mut ours_seen, "tc filter", name);
     }
     Ok(found)
+}
+
+/// Filters of traffic control that ask for the marks of packets that leave by an interface, each once. None if it is gone.
+pub fn filters_by_mark(index: IfIndex) -> io::Result<BTreeSet<String>> {
+    Ok(tc::filters_by_mark(index)?.into_iter().collect())
 }
 
 /// Whether there is any program or filter of others at ingress of an interface. Ours are told by their pins, since to ask

@@ -24,6 +24,9 @@ const ATTEMPTS: u32 = 8;
 const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
 const TCA_BPF_NAME: u16 = 7;
+const TCA_U32_MARK: u16 = 10;
+/// The root qdisc of a device, for a dump (`tc_dump_tfilter`, net/sched/cls_api.c).
+const ROOT: u32 = 0;
 
 /// One of our filters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,16 +50,26 @@ pub(super) struct Filter {
 
 /// Our filters at ingress of a device: bpf filters with a program's name. None if the device is gone.
 pub(super) fn our_filters(index: IfIndex) -> io::Result<Vec<OurFilter>> {
-    dump(index, parse)
+    dump(index, clsact(TcHandle::MIN_INGRESS), parse)
 }
 
 /// All filters at ingress of a device, in the kernel's order. None if the device is gone.
 pub(super) fn all_filters(index: IfIndex) -> io::Result<Vec<Filter>> {
-    dump(index, parse_any)
+    dump(index, clsact(TcHandle::MIN_INGRESS), parse_any)
 }
 
-fn dump<T>(index: IfIndex, parse: fn(&[u8]) -> Option<T>) -> io::Result<Vec<T>> {
-    let parent = u32::from(TcHandle::CLSACT.major) << 16 | u32::from(TcHandle::MIN_INGRESS);
+/// Kinds of filters at egress of a device that ask for packets' marks: at its root qdisc and at clsact. None if the device is gone.
+pub(super) fn filters_by_mark(index: IfIndex) -> io::Result<Vec<String>> {
+    let mut found = dump(index, ROOT, parse_by_mark)?;
+    found.extend(dump(index, clsact(TcHandle::MIN_EGRESS), parse_by_mark)?);
+    Ok(found)
+}
+
+fn clsact(minor: u16) -> u32 {
+    u32::from(TcHandle::CLSACT.major) << 16 | u32::from(minor)
+}
+
+fn dump<T>(index: IfIndex, parent: u32, parse: fn(&[u8]) -> Option<T>) -> io::Result<Vec<T>> {
     let mut header = [0; TC_HEADER];
     header[TC_INDEX..TC_HANDLE].copy_from_slice(&index.0.to_ne_bytes());
     header[TC_PARENT..TC_INFO].copy_from_slice(&parent.to_ne_bytes());
@@ -96,6 +109,18 @@ fn parse_any(payload: &[u8]) -> Option<Filter> {
         kind: find(attributes, TCA_KIND)?.text_lossy(),
         program: find(options.value(), TCA_BPF_NAME).map(|name| name.text_lossy()),
     })
+}
+
+/// A filter's kind if it asks for marks: `fw`, and `u32` with one.
+fn parse_by_mark(payload: &[u8]) -> Option<String> {
+    let attributes = payload.get(TC_HEADER..)?;
+    let kind = find(attributes, TCA_KIND)?.text_lossy();
+    let by_mark = match kind.as_str() {
+        "fw" => true,
+        "u32" => find(find(attributes, TCA_OPTIONS)?.value(), TCA_U32_MARK).is_some(),
+        _ => false,
+    };
+    by_mark.then_some(kind)
 }
 
 fn priority(payload: &[u8]) -> u16 {
