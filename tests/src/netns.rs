@@ -42,8 +42,15 @@ impl Netns {
 
     /// The namespace of process 1, where settings are that all namespaces share.
     pub fn of_process_1() -> Self {
-        let file = File::open("/proc/1/ns/net").expect("root, to see process 1's namespace");
-        Self { name: "of process 1", file: Arc::new(file) }
+        Self::of_process("of process 1", 1)
+    }
+
+    /// The namespace of a process. It stays while the process or the returned value does.
+    #[track_caller]
+    pub fn of_process(name: &'static str, pid: u32) -> Self {
+        let path = format!("/proc/{pid}/ns/net");
+        let file = File::open(&path).unwrap_or_else(|error| panic!("root, to see {path}: {error}"));
+        Self { name, file: Arc::new(file) }
     }
 
     /// What the namespace is in its topology.

@@ -9,6 +9,9 @@ use serde_json::Value;
 
 use crate::{netns::Netns, topology::Topology, traffic::Flow};
 
+/// Name of the table that counts, family inet.
+pub const TABLE: &str = "path-probe";
+
 /// Ports whose flows are counted.
 pub const PORTS: std::ops::RangeInclusive<u16> = 7001..=7012;
 
@@ -23,7 +26,7 @@ pub fn install(node: &Netns, more: &str) {
     let ports: Vec<String> = PORTS.map(|port| port.to_string()).collect();
     let ports = ports.join(", ");
     node.nft(&format!(
-        "table inet path-probe {{
+        "table inet {TABLE} {{
             set original {{ type inet_service; counter; elements = {{ {ports} }} }}
             set reply {{ type inet_service; counter; elements = {{ {ports} }} }}
             chain late {{
@@ -89,7 +92,7 @@ pub fn forwarded(node: &Netns, port: u16) -> Forwarded {
 /// The same for each of [`PORTS`].
 #[track_caller]
 pub fn all_forwarded(node: &Netns) -> BTreeMap<u16, Forwarded> {
-    let listing = node.output("nft", &["-j", "list", "table", "inet", "path-probe"]);
+    let listing = node.output("nft", &["-j", "list", "table", "inet", TABLE]);
     let listing: Value = serde_json::from_str(&listing).expect("nft prints JSON");
     let mut all: BTreeMap<u16, Forwarded> = PORTS.map(|port| (port, Forwarded::default())).collect();
     for object in listing["nftables"].as_array().into_iter().flatten() {

@@ -10,6 +10,7 @@ mod document;
 mod documented;
 mod draw;
 mod ebpf;
+mod field;
 mod guest;
 mod image;
 mod links;

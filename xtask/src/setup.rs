@@ -14,10 +14,10 @@ use anyhow::{Context, Result, bail};
 use crate::{
     cargo_tool,
     guest::{
+        debian,
         initramfs::{find_bpftool, find_program},
         kernels::{self, Wanted},
     },
-    package::root,
     process, progress, prometheus,
     toolchain::{self, Compiler, Origin},
     workspace,
@@ -40,6 +40,8 @@ pub(crate) enum Need<'a> {
     Package,
     /// Try it in a guest with systemd.
     PackageTrial,
+    /// Try the agent beside real software.
+    FieldTrial,
 }
 
 /// How to see that a package is there, without asking the distribution.
@@ -107,6 +109,9 @@ const FOR_PACKAGE: &[Package] =
 const FOR_PACKAGE_TRIAL: &[Package] =
     &[Package("cpio", None, Program("cpio")), Package("mmdebstrap", None, Program("mmdebstrap"))];
 
+const FOR_FIELD_TRIAL: &[Package] =
+    &[Package("e2fsprogs", None, Program("mke2fs")), Package("mmdebstrap", None, Program("mmdebstrap"))];
+
 /// Debian 12's compiler for eBPF programs and what bpf-linker needs to be built for it.
 const DEBIAN_COMPILER: &[&str] = &[
     "rustc-web",
@@ -159,13 +164,17 @@ struct Missing {
     prometheus: bool,
     cargo_deb: bool,
     /// The small system that the package is tried in.
-    root: bool,
+    small_system: bool,
+    /// The one with the software of the field.
+    field_system: bool,
     kernels: Vec<Wanted>,
 }
 
 /// Installs what any command needs.
 pub(crate) fn everything() -> Result<()> {
-    let kernels = kernels::all()?;
+    // Not of the field tier, which takes a system of some gigabytes.
+    let mut kernels = kernels::all()?;
+    kernels.retain(|kernel| !kernel.is_for_field_only());
     ensure(&[Need::Build, Need::Lint, Need::Host, Need::Guest(&kernels), Need::Package, Need::PackageTrial])
 }
 
@@ -219,8 +228,11 @@ pub(crate) fn ensure(needs: &[Need<'_>]) -> Result<()> {
     if missing.cargo_deb {
         cargo_tool::DEB.install()?;
     }
-    if missing.root {
-        root::make()?;
+    if missing.small_system {
+        debian::SMALL.make()?;
+    }
+    if missing.field_system {
+        debian::FIELD.make()?;
     }
     if !missing.kernels.is_empty() {
         download_kernels(&missing.kernels, distribution)?;
@@ -245,7 +257,8 @@ impl Missing {
             deny: false,
             prometheus: false,
             cargo_deb: false,
-            root: false,
+            small_system: false,
+            field_system: false,
             kernels: Vec::new(),
         };
         for need in needs {
@@ -271,9 +284,15 @@ impl Missing {
                     missing.cargo_deb = !cargo_tool::DEB.installed()?;
                 }
                 Need::PackageTrial => {
-                    missing.root = root::cached()?.is_none();
-                    if missing.root {
+                    missing.small_system = debian::SMALL.cached()?.is_none();
+                    if missing.small_system {
                         tables.push(FOR_PACKAGE_TRIAL);
+                    }
+                }
+                Need::FieldTrial => {
+                    missing.field_system = debian::FIELD.cached()?.is_none();
+                    if missing.field_system {
+                        tables.push(FOR_FIELD_TRIAL);
                     }
                 }
                 Need::Guest(wanted) => {
@@ -304,7 +323,8 @@ impl Missing {
             && !self.deny
             && !self.prometheus
             && !self.cargo_deb
-            && !self.root
+            && !self.small_system
+            && !self.field_system
             && self.kernels.is_empty()
     }
 
@@ -334,9 +354,15 @@ impl Missing {
         if self.cargo_deb {
             eprintln!("  {}", cargo_tool::DEB.described());
         }
-        if self.root {
+        if self.small_system {
             eprintln!(
                 "  a small system with systemd for the test guest, from the distribution's packages (about a minute)"
+            );
+        }
+        if self.field_system {
+            eprintln!(
+                "  a system with firewalls, container engines and tunnels for the test guest, from the distribution's \
+                 packages (some minutes, 2 GB of disk)"
             );
         }
         if self.linker {

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use crate::{
     bench,
     build::{self, Binaries},
+    field,
     guest::{fleet, kernels, verdict},
     image, lint,
     package::trial,
@@ -24,7 +25,7 @@ use crate::{
 /// What `cargo xtask test` was asked for.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Which kinds of tests to run; all but `package` and `twin` if none is named. Repeatable.
+    /// Which kinds of tests to run; all but `package`, `twin` and `field` if none is named. Repeatable.
     #[arg(long, value_enum)]
     tier: Vec<Tier>,
     /// Which guest kernels (see tests/kernels.toml); all if none is named. Repeatable.
@@ -59,15 +60,20 @@ enum Tier {
     Bench,
     /// Random operations on two nodes alike in the guest, one of which has the agent. Only if it is named.
     Twin,
+    /// The agent beside real software, on Debian with systemd. Only if it is named: it takes minutes, and a system of its own.
+    Field,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let has = |tier| options.tier.is_empty() || options.tier.contains(&tier);
     let package = options.tier.contains(&Tier::Package);
     let twin = options.tier.contains(&Tier::Twin);
+    let field = options.tier.contains(&Tier::Field);
     let wanted = kernels::wanted(&options.kernel)?;
+    let full = if field { field::kernels(&wanted)? } else { Vec::new() };
     // Those with tests of their own as well.
     let mut guests = if options.kernel.is_empty() { kernels::all()? } else { wanted.clone() };
+    guests.retain(|kernel| !kernel.is_for_field_only());
     let mut needs = vec![Need::Build];
     if has(Tier::Lint) {
         needs.push(Need::Lint);
@@ -82,6 +88,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if package {
         needs.extend([Need::Package, Need::PackageTrial]);
+    }
+    if field {
+        needs.extend([Need::Guest(&full), Need::Package, Need::FieldTrial]);
     }
     setup::ensure(&needs)?;
 
@@ -125,6 +134,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if twin {
         counts.add(&twin::run(&options.twin, &wanted, &build::with_program("twin")?)?);
     }
+    if field {
+        counts.add(&field::run(&full, &build::with_program("field")?, &options.filter, options.kvm)?);
+    }
     if bench {
         // Of those that are there already, since others would be built with other features.
         let binaries = binaries.map_or_else(|| build::with_program("bench"), Ok)?;
@@ -143,7 +155,7 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
-    fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;

@@ -13,13 +13,13 @@ use std::{
 use fastpath_tests::{
     netns::Netns,
     path::STRAYS,
+    service::{self, AGENT as SERVICE, run, said},
     table,
     topology::{Family, Layout, Topology},
     traffic::{Flow, Proto},
     wait_until,
 };
 
-const SERVICE: &str = "fastpath-agent.service";
 const PORT: u16 = 7001;
 const PINS: &str = "/sys/fs/bpf/fastpath";
 const CONFIG: &str = "/etc/fastpath/agent.toml";
@@ -54,7 +54,7 @@ fn main() {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         hook(panic);
-        println!("{}\n{}", said("systemctl", &["status", "--full", "--no-pager", SERVICE]), journal());
+        println!("{}", service::described(SERVICE));
     }));
     let topology = Topology::build_around(Netns::of_process_1(), Layout::default());
     let mut trial = Trial { topology, old, new, flow: None };
@@ -301,18 +301,8 @@ impl Trial {
     }
 }
 
-/// Runs a command that must succeed, and gives what it prints.
-#[track_caller]
-fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output();
-    let output = output.unwrap_or_else(|error| panic!("cannot run {program}: {error}"));
-    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{program} {arguments:?}: {}\n{stdout}{stderr}", output.status);
-    stdout.into_owned()
-}
-
 fn property(name: &str) -> String {
-    said("systemctl", &["show", "--value", "-p", name, SERVICE]).trim().to_owned()
+    service::property(SERVICE, name)
 }
 
 fn main_pid() -> String {
@@ -329,12 +319,5 @@ fn unit_file() -> String {
 
 /// What the service and systemd said about it.
 fn journal() -> String {
-    said("journalctl", &["--no-pager", "-o", "cat", "-u", SERVICE])
-}
-
-/// What a command prints, whatever becomes of it.
-fn said(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output();
-    output
-        .map_or_else(|error| error.to_string(), |output| String::from_utf8_lossy(&output.stdout).into_owned())
+    service::journal(SERVICE)
 }

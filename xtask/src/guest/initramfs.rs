@@ -48,9 +48,19 @@ const ALIASES: &[(&str, &str)] = &[
 /// What container runtimes allow by default.
 const SECCOMP_PROFILE: &str = "/usr/share/containers/seccomp.json";
 
-/// Directories of modules of which the guest gets everything; what they need from elsewhere comes along.
-const MODULES: &[&str] =
-    &["kernel/net", "kernel/crypto", "kernel/lib", "kernel/arch/x86/crypto", "kernel/drivers/net"];
+/// Modules, and directories of which the guest gets everything; what they need from elsewhere comes along.
+const MODULES: &[&str] = &[
+    "kernel/net",
+    "kernel/crypto",
+    "kernel/lib",
+    "kernel/arch/x86/crypto",
+    "kernel/drivers/net",
+    // A disk, and containers' file systems on it.
+    "kernel/drivers/block/virtio_blk.ko",
+    "kernel/drivers/virtio",
+    "kernel/fs/ext4",
+    "kernel/fs/overlayfs",
+];
 /// Of those, what no emulated machine has a use for.
 const NOT_MODULES: &[&str] =
     &["kernel/drivers/net/ethernet", "kernel/drivers/net/wireless", "kernel/net/wireless"];
@@ -309,7 +319,9 @@ fn add_modules(base: &mut Archive, kernel: &Kernel, scratch: &Path) -> Result<()
     )?;
     // Keep what is wanted and what that needs: "kernel/net/a.ko: kernel/net/b.ko kernel/lib/c.ko", dependencies complete.
     let dependencies = fs::read_to_string(tree.join("modules.dep"))?;
-    let below = |module: &str, list: &[&str]| list.iter().any(|dir| module.starts_with(&format!("{dir}/")));
+    let below = |module: &str, list: &[&str]| {
+        list.iter().any(|path| module == *path || module.starts_with(&format!("{path}/")))
+    };
     let mut keep = HashSet::new();
     for line in dependencies.lines() {
         let (module, needs) = line.split_once(':').unwrap_or((line, ""));

@@ -17,6 +17,9 @@ struct File {
     kernel: Vec<Wanted>,
 }
 
+/// In place of the names of tests: a kernel of the field tier.
+const FIELD: &str = "field::";
+
 /// A kernel that the tests want.
 #[derive(Deserialize, Clone)]
 pub(crate) struct Wanted {
@@ -30,6 +33,11 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
+    /// Whether only trials of the field tier run on it.
+    pub(crate) fn is_for_field_only(&self) -> bool {
+        self.only == [FIELD]
+    }
+
     /// Whether a test runs on this kernel, of `all` that there are.
     pub(crate) fn runs(&self, test: &str, all: &[Self]) -> bool {
         let named = |kernel: &Self| kernel.only.iter().any(|prefix| test.starts_with(prefix));

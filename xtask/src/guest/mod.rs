@@ -1,10 +1,12 @@
 //! The test guest: kernels, its initramfs, QEMU, and what comes back from it; and `cargo xtask guest`, which keeps one
 //! open or runs one command in it.
 
+pub(crate) mod debian;
 pub(crate) mod fleet;
 pub(crate) mod initramfs;
 pub(crate) mod kernels;
 pub(crate) mod qemu;
+pub(crate) mod systemd;
 pub(crate) mod verdict;
 
 use std::{

@@ -68,6 +68,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) processor: Processor,
     pub(crate) cpus: u32,
     pub(crate) memory_mib: u32,
+    /// A file that is the guest's disk; what the guest writes is gone with it.
+    pub(crate) disk: Option<&'a Path>,
     /// Where QEMU listens for commands of its monitor.
     pub(crate) monitor: Option<PathBuf>,
     /// One more word for the command in the initramfs, so that several guests can share one.
@@ -77,7 +79,17 @@ pub(crate) struct Machine<'a> {
 impl<'a> Machine<'a> {
     /// One CPU and the usual memory, and nothing out of the ordinary.
     pub(crate) fn new(kernel: &'a Kernel, initramfs: &'a Path, log: PathBuf, processor: Processor) -> Self {
-        Self { kernel, initramfs, log, processor, cpus: 1, memory_mib: MEMORY_MIB, monitor: None, word: None }
+        Self {
+            kernel,
+            initramfs,
+            log,
+            processor,
+            cpus: 1,
+            memory_mib: MEMORY_MIB,
+            disk: None,
+            monitor: None,
+            word: None,
+        }
     }
 
     /// QEMU with the port to PID 1 on its stdin and stdout, and the console on its stderr.
@@ -112,6 +124,10 @@ impl<'a> Machine<'a> {
         command.args(["-smp", &self.cpus.to_string(), "-m", &format!("{}M", self.memory_mib)]);
         command.args(["-chardev", "file,id=console,path=/dev/fd/2,append=on", "-serial", "chardev:console"]);
         command.args(["-chardev", "stdio,id=port,signal=off", "-serial", "chardev:port"]);
+        if let Some(disk) = self.disk {
+            let disk = disk.display();
+            command.args(["-drive", &format!("file={disk},format=raw,if=virtio,snapshot=on")]);
+        }
         if let Some(socket) = &self.monitor {
             command.arg("-monitor").arg(format!("unix:{},server=on,wait=off", socket.display()));
         }

@@ -1,7 +1,6 @@
 //! `cargo xtask package`: the agent, its man pages, completions, unit and configuration as a Debian package. What is in
 //! it is said in fastpath-agent/Cargo.toml.
 
-pub(crate) mod root;
 pub(crate) mod trial;
 
 use std::{

@@ -5,39 +5,22 @@ use std::{path::PathBuf, thread, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::{build, directory, root};
+use super::{build, directory};
 use crate::{
     build::Binaries,
     guest::{
+        debian,
         initramfs::{self, Archive},
         kernels::{self, Kernel, Wanted},
         new_log,
         qemu::{Machine, Processor},
+        systemd,
         verdict::End,
     },
 };
 
 /// For all that is tried. With twenty programs that wanted the same two processors, half of it took five minutes.
 const LIMIT: Duration = Duration::from_secs(900);
-
-/// A service that does what PID 1 of the other guests does: obeys the host over the second serial port.
-const UNIT: &str = "[Unit]
-Description=What the host asks for
-After=basic.target
-[Service]
-ExecStart=/usr/bin/bash /job/serve
-";
-
-/// Answers as `init` does.
-const SERVE: &str = "stty -F /dev/ttyS1 115200 raw -echo
-exec </dev/ttyS1 >/dev/ttyS1 2>&1
-echo @@READY
-/job/package /job/old.deb /job/new.deb 2>&1 | sed -u 's/^/| /'
-echo \"@@END exit ${PIPESTATUS[0]} $SECONDS\"
-";
-
-/// Units that only cost time: consoles that nobody looks at.
-const MASKED: &[&str] = &["getty.target", "serial-getty@ttyS0.service", "getty-static.service"];
 
 /// A package and the one that it is upgraded to, of the same agent.
 struct Packages {
@@ -72,7 +55,11 @@ fn run_on(wanted: &Wanted, binaries: &Binaries, packages: &Packages, kvm: bool) 
     let mut guest = machine.boot()?;
     println!("package {}: systemd is up after {:.1} s", kernel.name, guest.booted_in().as_secs_f64());
     let broken = |reason| anyhow!("package {}: {reason}; see {}", kernel.name, machine.log.display());
-    let (end, took) = guest.job(LIMIT, |line| println!("package {}: {line}", kernel.name)).map_err(broken)?;
+    let (end, took) = guest
+        .run("/job/package /job/old.deb /job/new.deb", LIMIT, |line| {
+            println!("package {}: {line}", kernel.name);
+        })
+        .map_err(broken)?;
     if end != End::Exit(0) {
         bail!("package {}: FAILED: {end}; see {}", kernel.name, machine.log.display());
     }
@@ -84,22 +71,14 @@ fn run_on(wanted: &Wanted, binaries: &Binaries, packages: &Packages, kvm: bool) 
 fn file_system(kernel: &Kernel, binaries: &Binaries, packages: &Packages) -> Result<PathBuf> {
     let own = crate::guest::directory().join(format!("{}-package", kernel.name));
     let base = initramfs::base(kernel, &crate::guest::directory().join(&kernel.name))?;
-    let system = root::cached()?.context("set-up has made the small system")?;
+    let system = debian::SMALL.cached()?.context("set-up has made the small system")?;
     let trial = binaries.get("package").context("cargo built no program that tries the package")?;
     let mut ours = Archive::default();
-    ours.link("init", "/usr/lib/systemd/systemd");
+    ours.link("init", &format!("/{}", systemd::INIT));
     ours.program("job/package", trial)?;
-    ours.text("job/serve", SERVE);
     ours.file("job/old.deb", &packages.old)?;
     ours.file("job/new.deb", &packages.new)?;
-    // The one that mmdebstrap leaves there forbids to start services.
-    ours.text("usr/sbin/policy-rc.d", "#!/bin/sh\nexit 0\n");
-    let units = "etc/systemd/system";
-    ours.text(&format!("{units}/job.service"), UNIT);
-    ours.link(&format!("{units}/multi-user.target.wants/job.service"), "../job.service");
-    for name in MASKED {
-        ours.link(&format!("{units}/{name}"), "/dev/null");
-    }
+    systemd::add(&mut ours, "");
     std::fs::create_dir_all(&own).with_context(|| format!("cannot make {}", own.display()))?;
     let (archive, whole) = (own.join("ours.cpio"), own.join("initramfs.cpio"));
     ours.write(&archive)?;

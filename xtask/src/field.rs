@@ -1,0 +1,153 @@
+//! `cargo xtask test --tier=field`: the agent beside real software, on a Debian system with systemd and Debian's full kernels. What a
+//! trial does is in tests/src/field; here is how the guest comes about, and which trials it runs.
+
+use std::{path::PathBuf, process::Command, thread, time::Duration};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    build::Binaries,
+    guest::{
+        debian, directory,
+        initramfs::{self, Archive},
+        kernels::{self, Kernel, Wanted},
+        new_log,
+        qemu::{Guest, Machine, Processor},
+        systemd,
+        verdict::{self, End, Verdict},
+    },
+    package, process,
+    test::Counts,
+};
+
+/// For one trial, which starts its software three times.
+const LIMIT: Duration = Duration::from_secs(1200);
+
+/// Docker, Suricata and libvirt in one system, one after the other.
+const MEMORY_MIB: u32 = 3072;
+
+/// What makes the disk the system's root. The kernel's modules stay where the kernel unpacked them.
+const INIT: &str = "#!/bin/bash
+set -e
+export PATH=/usr/sbin:/usr/bin
+mkdir -p /proc /sys /dev /system
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+modprobe -a virtio_pci virtio_blk ext4
+until [ -b /dev/vda ]; do sleep 0.1; done
+mount -t ext4 -o noatime /dev/vda /system
+cp -a /over/. /system/
+mkdir -p /system/job /system/usr/lib/modules
+mount --bind /job /system/job
+mount --bind /usr/lib/modules /system/usr/lib/modules
+for name in dev sys proc; do mount -n --move /$name /system/$name; done
+cd /system
+mount -n --move . /
+exec chroot . /";
+
+/// The kernels of these names with all their drivers: `6.12-full` for `6.12`.
+pub(crate) fn kernels(wanted: &[Wanted]) -> Result<Vec<Wanted>> {
+    let full = |name: &str| if name.ends_with("-full") { name.to_owned() } else { format!("{name}-full") };
+    kernels::wanted(&wanted.iter().map(|kernel| full(&kernel.name)).collect::<Vec<_>>())
+}
+
+/// Runs the trials whose names have `filter` in them, on each kernel one after the other in one boot.
+pub(crate) fn run(wanted: &[Wanted], binaries: &Binaries, filter: &str, kvm: bool) -> Result<Counts> {
+    let list = process::output(Command::new(&binaries["field"]).arg("--list"))?;
+    let trials: Vec<_> = list.lines().filter(|name| name.contains(filter)).collect();
+    let agent = &binaries["fastpath-agent"];
+    let package = package::build(agent, "guest", 1, &package::directory().join("guest"))?;
+    let results: Vec<_> = thread::scope(|scope| {
+        let run = |kernel| {
+            let (package, trials) = (&package, &trials);
+            scope.spawn(move || run_on(kernel, binaries, package, trials, kvm))
+        };
+        let guests: Vec<_> = wanted.iter().map(run).collect();
+        guests.into_iter().map(|guest| guest.join()).collect()
+    });
+    let mut counts = Counts::default();
+    for result in results {
+        counts.add(&result.unwrap_or_else(|payload| std::panic::resume_unwind(payload))?);
+    }
+    Ok(counts)
+}
+
+fn run_on(
+    wanted: &Wanted,
+    binaries: &Binaries,
+    package: &std::path::Path,
+    trials: &[&str],
+    kvm: bool,
+) -> Result<Counts> {
+    let kernel = kernels::cached(wanted)?.context("set-up has fetched the kernel")?;
+    let initramfs = file_system(&kernel, binaries, package)?;
+    let disk = debian::FIELD.cached()?.context("set-up has made the system")?;
+    let log = new_log(&format!("{}-field.log", kernel.name))?;
+    let machine = Machine {
+        memory_mib: MEMORY_MIB,
+        disk: Some(&disk),
+        // Its clock stands still while it has no processor of this machine's: no trial fails because this one is busy.
+        ..Machine::new(
+            &kernel,
+            &initramfs,
+            log,
+            if kvm { Processor::Kvm } else { Processor::Counted { seed: 1 } },
+        )
+    };
+    let mut counts = Counts::default();
+    let mut idle: Option<Guest> = None;
+    for trial in trials {
+        let mut guest = match idle.take() {
+            Some(guest) => guest,
+            None => {
+                let guest = machine.boot()?;
+                println!(
+                    "field {}: systemd is up after {:.1} s",
+                    kernel.name,
+                    guest.booted_in().as_secs_f64()
+                );
+                guest
+            }
+        };
+        let mut output = Vec::new();
+        let began = std::time::Instant::now();
+        let end = guest.run(&format!("/job/field {trial}"), LIMIT, |line| {
+            println!("  {} {trial}: {line}", kernel.name);
+            output.push(line.to_owned());
+        });
+        let verdict = match end {
+            Ok((End::Exit(0), _)) => Verdict::Passed,
+            Ok((end, _)) => Verdict::Failed(end.to_string()),
+            Err(broken) => Verdict::Failed(broken),
+        };
+        counts.count(&verdict);
+        let none = std::iter::empty(); // it was printed as it came
+        print!(
+            "{}",
+            verdict::shown(&verdict, &kernel.name, &format!("field {trial}"), began.elapsed(), none)
+        );
+        match verdict {
+            Verdict::Passed => idle = Some(guest),
+            // What a failed trial leaves behind is no other trial's matter.
+            _ => println!("  guest's log: {}", machine.log.display()),
+        }
+    }
+    Ok(counts)
+}
+
+/// Tools and modules as in the other guests, to get to the disk, and what is laid over the disk's files.
+fn file_system(kernel: &Kernel, binaries: &Binaries, package: &std::path::Path) -> Result<PathBuf> {
+    let own = directory().join(format!("{}-field", kernel.name));
+    let base = initramfs::base(kernel, &directory().join(&kernel.name))?;
+    let mut ours = Archive::default();
+    ours.text("init", format!("{INIT}{}\n", systemd::INIT));
+    ours.program("job/field", &binaries["field"])?;
+    ours.file("job/fastpath-agent.deb", package)?;
+    systemd::add(&mut ours, "over/");
+    std::fs::create_dir_all(&own).with_context(|| format!("cannot make {}", own.display()))?;
+    let (archive, whole) = (own.join("ours.cpio"), own.join("initramfs.cpio"));
+    ours.write(&archive)?;
+    initramfs::concatenate(&[&base, &archive], &whole)?;
+    Ok(whole)
+}

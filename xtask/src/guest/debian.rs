@@ -1,0 +1,117 @@
+//! Debian systems that guests boot, of the release that this machine has: made once with mmdebstrap, kept in the user's
+//! cache, never installed. What is in one is said here, not what is done with it.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{progress, setup, workspace};
+
+/// What nobody reads in a guest.
+const LEFT_OUT: &[&str] =
+    &["/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/zoneinfo/*", "/usr/share/i18n/*"];
+
+/// A system.
+pub(crate) struct System {
+    /// Behind the release's name, in the cache.
+    suffix: &'static str,
+    /// Packages beyond what is essential.
+    packages: &'static str,
+    /// Whether some of them are in the release's backports only.
+    backports: bool,
+    /// Packs the system in directory `$1` into the file `$2`.
+    pack: &'static str,
+}
+
+/// A small system, as an archive that a kernel unpacks: PID 1, what maintainer scripts call, and what the agent's package
+/// depends on.
+pub(crate) const SMALL: System = System {
+    suffix: ".cpio",
+    packages: "systemd,systemd-sysv,init-system-helpers,kmod,libmnl0,libnftnl11",
+    backports: false,
+    pack: "cd \"$1\" && rm -rf var/cache/apt var/lib/apt/lists && find . -xdev | cpio --quiet -o -H newc -F \"$2\"",
+};
+
+/// A system with the software that the agent works beside, as a disk. No service starts by itself: a trial starts its own.
+pub(crate) const FIELD: System = System {
+    suffix: "-field.ext4",
+    packages: "systemd,systemd-sysv,init-system-helpers,kmod,udev,dbus,libmnl0,libnftnl11,\
+               iproute2,nftables,iptables,ipset,conntrack,bpftool,ethtool,procps,iputils-ping,socat,tcpdump,apparmor,\
+               docker.io,containerd,containernetworking-plugins,podman,netavark,aardvark-dns,\
+               firewalld,ufw,suricata,libhtp2/bookworm-backports,keepalived,ipvsadm,strongswan-swanctl,charon-systemd,ppp,pppoe,wireguard-tools,openvpn,fail2ban,\
+               openvswitch-switch,libvirt-daemon-system,libvirt-clients,dnsmasq-base,frr,network-manager",
+    backports: true,
+    // Without what is mounted in it meanwhile.
+    pack: "rm -rf \"$1\"/var/cache/apt/* \"$1\"/var/lib/apt/lists/* \"$1\"/etc/systemd/system/*.wants \"$1\"/etc/rc?.d/S* && \
+           unshare --mount sh -c 'mount --bind \"$1\" /mnt && mke2fs -q -t ext4 -d /mnt \"$2\" 4G' sh \"$1\" \"$2\"",
+};
+
+impl System {
+    /// Where it is, made of `codename`'s packages.
+    fn path(&self, codename: &str) -> Result<PathBuf> {
+        Ok(workspace::cache()?.join("roots").join(format!("{codename}{}", self.suffix)))
+    }
+
+    /// What it is made of, so that a change is seen.
+    fn recipe(&self) -> String {
+        format!("{}\n{}\n{}\n", self.packages, self.pack, LEFT_OUT.join(" "))
+    }
+
+    /// Its file, if it is in the cache and made as it would be now.
+    pub(crate) fn cached(&self) -> Result<Option<PathBuf>> {
+        let path = self.path(&codename()?)?;
+        let same = fs::read_to_string(path.with_extension("recipe")).is_ok_and(|old| old == self.recipe());
+        Ok(Some(path).filter(|path| same && path.exists()))
+    }
+
+    /// Makes it.
+    pub(crate) fn make(&self) -> Result<()> {
+        let codename = codename()?;
+        if self.backports && codename != "bookworm" {
+            bail!(
+                "the field tier's system is made of Debian 12's packages, and this machine's apt has {codename}'s"
+            );
+        }
+        let path = self.path(&codename)?;
+        let directory = path.parent().context("a file in the cache has a directory")?;
+        fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        // Renamed at the end, so that half of one is never taken for it.
+        let scratch = path.with_extension(format!("new-{}", std::process::id()));
+        // With apt's own rights mmdebstrap needs no tricks.
+        let mut command = setup::as_root("mmdebstrap")?.context(
+            "making a Debian system needs root, and sudo wants a password here: run `sudo -v` first",
+        )?;
+        command.args(["--quiet", "--variant=essential", &format!("--include={}", self.packages)]);
+        for left_out in LEFT_OUT {
+            command.arg(format!("--dpkgopt=path-exclude={left_out}"));
+        }
+        if self.backports {
+            // From the same archive as the release.
+            command.arg(format!(
+                "--setup-hook=cd \"$1\"/etc/apt && \
+                 sed -n 's/ {codename} main$/ {codename}-backports main/p' sources.list > sources.list.d/backports.list"
+            ));
+        }
+        let scratch_name = scratch.display();
+        let pack = format!("set -- \"$1\" '{scratch_name}' && {} && chmod a+r '{scratch_name}'", self.pack);
+        // The system itself is thrown away: the file is what is wanted.
+        command.arg(format!("--customize-hook={pack}")).args([&codename, "/dev/null"]);
+        let label = format!("making a {codename} system for the guest");
+        let made = progress::step(&label, &mut command);
+        let result = made.and_then(|()| {
+            fs::rename(&scratch, &path)?;
+            Ok(fs::write(path.with_extension("recipe"), self.recipe())?)
+        });
+        if result.is_err() {
+            let _ = fs::remove_file(&scratch);
+        }
+        result
+    }
+}
+
+/// What the release of this machine is called, as in `bookworm`.
+fn codename() -> Result<String> {
+    let text = fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
+    let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    Ok(name.context("/etc/os-release names no VERSION_CODENAME")?.trim_matches('"').to_owned())
+}
