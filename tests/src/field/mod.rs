@@ -7,8 +7,13 @@ mod container;
 mod docker;
 mod hours;
 mod node;
+mod openvswitch;
+mod podman;
 mod portal;
+mod pppoe;
 mod surroundings;
+mod ufw;
+mod wireguard;
 
 use std::time::Instant;
 
@@ -31,7 +36,16 @@ pub struct Trial {
 }
 
 /// In the order in which they run in one boot.
-pub const TRIALS: &[Trial] = &[docker::TRIAL, portal::TRIAL, hours::TRIAL];
+pub const TRIALS: &[Trial] = &[
+    wireguard::TRIAL,
+    openvswitch::TRIAL,
+    ufw::TRIAL,
+    pppoe::TRIAL,
+    podman::TRIAL,
+    portal::TRIAL,
+    hours::TRIAL,
+    docker::TRIAL,
+];
 
 /// Whether the agent is there, and since when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +83,8 @@ pub fn run(trial: &Trial) {
         assert_eq!(seen, *reference, "{order:?} isn't what it was without the agent");
     }
     node.topology.node.output("nft", &["delete", "table", "inet", path::TABLE]);
+    // Daemons that are slow to end may hold client and server.
+    node.topology.node.ip("link delete c0\nlink delete s0\n");
 }
 
 /// Installs the package, once in a boot, and leaves the service stopped and nothing of it in the kernel.

@@ -6,8 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde_json::Value;
+
 use super::{Order, surroundings::Surroundings};
 use crate::{
+    agent,
     netns::Netns,
     path::{self, Measured},
     service, table,
@@ -106,10 +109,27 @@ impl Node {
         flow
     }
 
+    /// What `doctor` finds beside the software: nothing may be broken.
+    #[track_caller]
+    fn examine(&self) {
+        let output = agent::run(&self.topology.node, &["doctor", "--no-canary", "-o", "json"]);
+        let text = String::from_utf8_lossy(&output.stdout);
+        let report: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"));
+        for finding in report["findings"].as_array().into_iter().flatten() {
+            let [level, check, found] =
+                ["level", "check", "found"].map(|name| finding[name].as_str().unwrap_or("?"));
+            if level != "green" {
+                println!("  {:?}: doctor: {level} {check}: {found}", self.order);
+            }
+            assert_ne!(level, "red", "{finding:#}");
+        }
+    }
+
     /// Stops the agent and cleans up after it. The flow goes on meanwhile, and takes the forward path then; nothing of others' may change.
     #[track_caller]
     pub fn agent_goes(&mut self, mut flow: Flow) {
         if self.with_agent() {
+            self.examine();
             let before = Surroundings::read();
             let background = flow.in_background_every(Duration::from_millis(20));
             service::run("systemctl", &["stop", service::AGENT]);
@@ -177,13 +197,17 @@ impl Node {
         self.note(what, "arrives");
     }
 
-    /// Shows that the agent, if it is there, leaves a flow on the normal path for this reason.
+    /// Shows that the agent, if it is there, leaves a flow on the normal path for this reason, which is seen while packets come.
     #[track_caller]
-    pub fn reason(&self, what: &str, flow: &Flow, reason: &str) {
-        if self.with_agent() {
-            why::assert_reason(&self.topology, flow.port(), reason);
-            println!("  {:?}: {what}: on the normal path, since: {reason}", self.order);
+    pub fn reason(&self, what: &str, flow: Flow, reason: &str) -> Flow {
+        if !self.with_agent() {
+            return flow;
         }
+        let port = flow.port();
+        let background = flow.in_background_every(Duration::from_millis(20));
+        why::assert_reason(&self.topology, port, reason);
+        println!("  {:?}: {what}: on the normal path, since: {reason}", self.order);
+        background.stop_intact().0
     }
 
     /// Sends until a measurement is as wanted, or it takes too long; gives the last one.
