@@ -5,7 +5,9 @@
 
 mod container;
 mod docker;
+mod firewalld;
 mod hours;
+mod ipvs;
 mod node;
 mod openvswitch;
 mod podman;
@@ -37,12 +39,14 @@ pub struct Trial {
 
 /// In the order in which they run in one boot.
 pub const TRIALS: &[Trial] = &[
+    ipvs::TRIAL,
+    portal::TRIAL,
     wireguard::TRIAL,
     openvswitch::TRIAL,
     ufw::TRIAL,
     pppoe::TRIAL,
     podman::TRIAL,
-    portal::TRIAL,
+    firewalld::TRIAL,
     hours::TRIAL,
     docker::TRIAL,
 ];
