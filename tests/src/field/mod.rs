@@ -3,11 +3,14 @@
 //!
 //! A trial is run three times: without the agent, with the software first, with the agent first. What it notes must be the same.
 
+mod cni;
 mod container;
 mod docker;
 mod firewalld;
 mod hours;
 mod ipvs;
+mod libvirt;
+mod networkd;
 mod node;
 mod openvswitch;
 mod podman;
@@ -40,6 +43,8 @@ pub struct Trial {
 /// In the order in which they run in one boot.
 pub const TRIALS: &[Trial] = &[
     ipvs::TRIAL,
+    cni::TRIAL,
+    networkd::TRIAL,
     portal::TRIAL,
     wireguard::TRIAL,
     openvswitch::TRIAL,
@@ -47,6 +52,7 @@ pub const TRIALS: &[Trial] = &[
     pppoe::TRIAL,
     podman::TRIAL,
     firewalld::TRIAL,
+    libvirt::TRIAL,
     hours::TRIAL,
     docker::TRIAL,
 ];
