@@ -11,11 +11,13 @@ mod hours;
 mod ipvs;
 mod libvirt;
 mod networkd;
+mod networkmanager;
 mod node;
 mod openvswitch;
 mod podman;
 mod portal;
 mod pppoe;
+mod suricata;
 mod surroundings;
 mod ufw;
 mod wireguard;
@@ -45,6 +47,8 @@ pub const TRIALS: &[Trial] = &[
     ipvs::TRIAL,
     cni::TRIAL,
     networkd::TRIAL,
+    networkmanager::TRIAL,
+    suricata::TRIAL,
     portal::TRIAL,
     wireguard::TRIAL,
     openvswitch::TRIAL,
