@@ -44,21 +44,21 @@ pub struct Trial {
 
 /// In the order in which they run in one boot.
 pub const TRIALS: &[Trial] = &[
-    ipvs::TRIAL,
+    docker::TRIAL,
+    podman::TRIAL,
     cni::TRIAL,
+    libvirt::TRIAL,
+    firewalld::TRIAL,
+    ufw::TRIAL,
+    portal::TRIAL,
+    hours::TRIAL,
+    suricata::TRIAL,
+    ipvs::TRIAL,
+    wireguard::TRIAL,
+    pppoe::TRIAL,
+    openvswitch::TRIAL,
     networkd::TRIAL,
     networkmanager::TRIAL,
-    suricata::TRIAL,
-    portal::TRIAL,
-    wireguard::TRIAL,
-    openvswitch::TRIAL,
-    ufw::TRIAL,
-    pppoe::TRIAL,
-    podman::TRIAL,
-    firewalld::TRIAL,
-    libvirt::TRIAL,
-    hours::TRIAL,
-    docker::TRIAL,
 ];
 
 /// Whether the agent is there, and since when.

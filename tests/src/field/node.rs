@@ -184,7 +184,7 @@ impl Node {
         assert_eq!(flow.rounds(50), 50, "{what}: {flow:?} loses packets");
         self.topology.assert_forwarded(flow);
         if self.with_agent() {
-            let answer = why::assert_reason(&self.topology, flow.port(), reason);
+            let answer = self.assert_reason(&flow.words(), reason);
             assert!(answer.to_string().contains(named), "{what}: no {named:?} in {answer:#}");
         }
         self.note(what, "arrives");
@@ -203,11 +203,20 @@ impl Node {
         if !self.with_agent() {
             return flow;
         }
-        let port = flow.port();
+        let words = flow.words();
         let background = flow.in_background_every(Duration::from_millis(20));
-        why::assert_reason(&self.topology, port, reason);
+        self.assert_reason(&words, reason);
         println!("  {:?}: {what}: on the normal path, since: {reason}", self.order);
         background.stop_intact().0
+    }
+
+    /// Asks why, by the flow's own ends: an earlier flow to its port may still be known.
+    #[track_caller]
+    fn assert_reason(&self, words: &[String; 3], reason: &str) -> Value {
+        let answer = why::ask(&self.topology.node, words);
+        assert_eq!(answer["verdict"]["accelerated"], "no", "{answer:#}");
+        assert_eq!(answer["verdict"]["reason"], reason, "{answer:#}");
+        answer
     }
 
     /// Sends until a measurement is as wanted, or it takes too long; gives the last one.
@@ -228,10 +237,8 @@ impl Node {
     fn why(&self, flow: &Flow) -> String {
         let lines = self.topology.conntrack(flow.port());
         let listing = table::listing(&self.topology.node).unwrap_or_default();
-        let why = match lines.len() {
-            1 => why::ask(&self.topology.node, &why::asked(&self.topology, flow.port())).to_string(),
-            number => format!("{number} flows to that port"),
-        };
+        let [protocol, from, to] = flow.words();
+        let why = service::said("fastpath-agent", &["why", &protocol, &from, &to]);
         format!("{}\n{why}\n{}\n{listing}", lines.join("\n"), service::said("fastpath-agent", &["status"]))
     }
 
