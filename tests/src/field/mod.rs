@@ -17,6 +17,7 @@ mod openvswitch;
 mod podman;
 mod portal;
 mod pppoe;
+mod strongswan;
 mod suricata;
 mod surroundings;
 mod ufw;
@@ -55,6 +56,7 @@ pub const TRIALS: &[Trial] = &[
     suricata::TRIAL,
     ipvs::TRIAL,
     wireguard::TRIAL,
+    strongswan::TRIAL,
     pppoe::TRIAL,
     openvswitch::TRIAL,
     networkd::TRIAL,
