@@ -19,7 +19,7 @@ pub struct FlowCounters {
     /// When the last of them was seen, in ns.
     pub last_seen_ns: u64,
     /// All that was seen of its packets so far, or-ed: TCP flags in the low byte ([`FlowCounters::TCP_FLAGS`]), above it
-    /// [`FlowCounters::IPV4_OPTIONS`] and [`FlowCounters::FIRST_FRAGMENT`].
+    /// [`FlowCounters::IPV4_OPTIONS`], [`FlowCounters::FIRST_FRAGMENT`] and [`FlowCounters::WENT_OVER`].
     pub flags: u64,
     /// Whether the crossing of the threshold was signalled, see [`Signal`].
     pub signal: u64,
@@ -41,6 +41,8 @@ impl FlowCounters {
     pub const IPV4_OPTIONS: u64 = 0x100;
     /// In [`FlowCounters::flags`]: a packet was the first of several fragments. They never take the fast path.
     pub const FIRST_FRAGMENT: u64 = 0x200;
+    /// In [`FlowCounters::flags`]: the kernel has put the flow into a flowtable, at some time.
+    pub const WENT_OVER: u64 = 0x400;
 }
 
 /// Values of [`FlowCounters::signal`].
@@ -49,7 +51,7 @@ impl FlowCounters {
 pub enum Signal {
     /// Not signalled: at or below the threshold, or events are off.
     None = 0,
-    /// An event was sent.
+    /// An event was sent, or none is needed: the flow was seen to go over.
     Sent = 1,
     /// The ring buffer was full: no event will come, a sweep of the map finds the flow.
     Lost = 2,
@@ -92,11 +94,14 @@ pub struct PacketStats {
     pub events_sent: u64,
     /// Crossings of the threshold for which the ring buffer had no room.
     pub events_lost: u64,
+    /// Connections that were seen to go into the flowtable, each once for as long as it is in the map.
+    pub went_over: u64,
 }
 
 assert_layout!(
-    PacketStats, 136, counted @ 0, not_ip @ 16, malformed @ 32, later_fragment @ 48, other_protocol @ 64,
+    PacketStats, 144, counted @ 0, not_ip @ 16, malformed @ 32, later_fragment @ 48, other_protocol @ 64,
     too_many_headers @ 80, no_room @ 96, flows_entered @ 112, events_sent @ 120, events_lost @ 128,
+    went_over @ 136,
 );
 
 /// What the agent tells the programs.

@@ -35,6 +35,16 @@ pub struct Mark {
 
 assert_layout!(Mark, 56, key @ 0, from @ 40, to @ 48);
 
+/// Asks [`PROGRAM_ASK`](crate::PROGRAM_ASK) about so many keys, which lie one behind the other.
+pub struct Ask;
+
+impl Ask {
+    /// At most, one for each bit of the answer.
+    pub const KEYS: usize = u32::BITS as usize;
+    /// As [`Mark::OFFSET`].
+    pub const OFFSET: usize = Mark::OFFSET;
+}
+
 impl Mark {
     /// Where it begins in the packet that the program is run with: behind an Ethernet header of zeros.
     pub const OFFSET: usize = 14;

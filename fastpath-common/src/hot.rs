@@ -83,8 +83,9 @@ impl MatchWords {
     /// Which of [`HOT_SLOTS`] is theirs.
     #[inline(always)]
     pub fn slot(&self) -> u32 {
-        // Fibonacci hashing: the upper bits of the product depend on all of the factor's.
-        let product = (self.addresses ^ self.rest).wrapping_mul(0x7e37_79b1);
+        // Fibonacci hashing: the upper bits of the product depend on all of the factor's. A factor of 32 bits is an instruction
+        // less, and too short: clients' ports come one after the other, and shared a slot then.
+        let product = (self.addresses ^ self.rest).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         (product >> (u64::BITS - HOT_SLOTS.trailing_zeros())) as u32
     }
 }

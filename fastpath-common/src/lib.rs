@@ -9,15 +9,17 @@ pub mod event;
 pub mod flow_key;
 pub mod hot;
 pub mod limits;
+pub mod probe;
 
 pub use counters::{Config, FlowCounters, NoXdp, PacketStats, Signal, Tally};
-pub use event::{FlowEvent, Mark};
+pub use event::{Ask, FlowEvent, Mark};
 pub use flow_key::{Family, FlowKey};
 pub use hot::{HotFlow, MatchWords};
+pub use probe::Probe;
 
 /// Version of everything in this crate that the kernel side and the agent must agree on. It is the first field of
 /// the pinned [`Config`]; count it up with every change of a shared type or of what a field means.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Program for devices with an Ethernet header.
 pub const PROGRAM_ETHERNET: &str = "fastpath_tc";
@@ -26,6 +28,11 @@ pub const PROGRAM_L3: &str = "fastpath_tc_l3";
 /// Program that is never attached: the agent runs it (`BPF_PROG_TEST_RUN`) with a [`Mark`], since only programs can change
 /// one field of a map's element without losing counts of the others. Returns 1 if it did.
 pub const PROGRAM_MARK: &str = "fastpath_mark";
+/// Program that is never attached: the agent runs it with the keys of an [`Ask`]. Returns a bit for each: whether its flow was
+/// seen to go into the flowtable.
+pub const PROGRAM_ASK: &str = "fastpath_ask";
+/// Program that the kernel runs when a flow goes into a flowtable (a kprobe): notes in the flows map that it did.
+pub const PROGRAM_ADDED: &str = "fastpath_added";
 /// Program for devices with an Ethernet header, at XDP.
 pub const PROGRAM_XDP: &str = "fastpath_xdp";
 /// Program at XDP that counts nothing.
@@ -41,6 +48,8 @@ pub const MAP_CONFIG: &str = "fastpath_config";
 pub const MAP_HOT: &str = "fastpath_hot";
 /// Ring buffer of [`FlowEvent`].
 pub const MAP_EVENTS: &str = "fastpath_events";
+/// Array with one element: [`Probe`]. The only map that isn't pinned: it is the running agent's.
+pub const MAP_PROBE: &str = "fastpath_probe";
 /// Hash: interface index (`u32`) → [`NoXdp`].
 pub const MAP_NO_XDP: &str = "fastpath_no_xdp";
 
@@ -58,7 +67,7 @@ pub(crate) use assert_layout;
 #[cfg(feature = "user")]
 #[expect(unsafe_code, reason = "aya reads and writes these types as plain bytes")]
 mod pod {
-    use super::{Config, FlowCounters, FlowEvent, FlowKey, HotFlow, Mark, NoXdp, PacketStats};
+    use super::{Config, FlowCounters, FlowEvent, FlowKey, HotFlow, Mark, NoXdp, PacketStats, Probe};
 
     // SAFETY: repr(C), integers only, no padding (the layouts are asserted): any bytes are a value.
     unsafe impl aya::Pod for FlowKey {}
@@ -76,4 +85,6 @@ mod pod {
     unsafe impl aya::Pod for NoXdp {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Mark {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Probe {}
 }

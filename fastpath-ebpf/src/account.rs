@@ -9,7 +9,7 @@ use aya_ebpf::{
     cty::c_long,
     helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns},
 };
-use fastpath_common::{FlowCounters, FlowEvent, FlowKey, HotFlow, MatchWords, PacketStats, Signal, Tally};
+use fastpath_common::{FlowCounters, FlowEvent, FlowKey, HotFlow, MatchWords, PacketStats, Signal};
 
 use crate::{
     atomic,
@@ -56,7 +56,7 @@ pub fn uncounted(ctx: &impl Frame, reason: &Uncounted) {
 
 /// This CPU's.
 #[inline(always)]
-fn stats<'a>() -> Option<&'a mut PacketStats> {
+pub fn stats<'a>() -> Option<&'a mut PacketStats> {
     // SAFETY: the element of this CPU; programs on one CPU don't interrupt each other (softirqs are off).
     STATS.get_ptr_mut(0).map(|stats| unsafe { &mut *stats })
 }
@@ -79,30 +79,30 @@ pub fn flow<const MAY_BE_HOT: bool>(ctx: &impl Frame, packet: &Packet) {
     if let Some(Slot { mine: true, hot, .. }) = &mut slot {
         amount = amount.and(begin_move(hot));
     }
-    let (again_in_this_tick, room) = match FLOWS.get_ptr_mut(packet.key()) {
+    let (hot, room) = match FLOWS.get_ptr_mut(packet.key()) {
         Some(counters) => {
             // SAFETY: a map value that the verifier has checked.
             let last_tick = unsafe { (*counters).last_tick };
             let packets = add(counters, &amount, now, stats);
             (last_tick == now.tick as u32, signal(counters, packet.key(), packets, now, ifindex, stats))
         }
-        None => {
-            insert(packet.key(), &amount, now, ifindex, stats);
-            (false, 0)
-        }
+        // One packet is seldom all.
+        None => (insert(packet.key(), &amount, now, ifindex, stats), room(amount.packets)),
     };
     let Some(slot) = slot else { return };
     if slot.mine {
         let closed = if slot.begun { HotFlow::CLOSED } else { 0 };
         end_move(slot.hot, now.tick | closed, room);
-    } else if again_in_this_tick {
+    } else if hot {
         let pending = begin_move(slot.hot);
         if pending.packets > 0 {
             match FLOWS.get_ptr_mut(&slot.hot.key) {
                 Some(counters) => {
                     add(counters, &pending, now, stats);
                 }
-                None => insert(&slot.hot.key, &pending, now, ifindex, stats),
+                None => {
+                    insert(&slot.hot.key, &pending, now, ifindex, stats);
+                }
             }
         }
         slot.hot.key = *packet.key();
@@ -150,7 +150,7 @@ impl Amount {
 
 /// Word by word: comparing arrays would become a call, and with calls old verifiers take a hundred times as long.
 #[inline(always)]
-fn same(key: &FlowKey, words: &[u64; 5]) -> bool {
+pub fn same(key: &FlowKey, words: &[u64; 5]) -> bool {
     let [a, b, c, d, e] = key.words();
     a == words[0] && b == words[1] && c == words[2] && d == words[3] && e == words[4]
 }
@@ -200,9 +200,18 @@ fn add(counters: *mut FlowCounters, amount: &Amount, now: Now, stats: &mut Packe
     }
 }
 
-/// Enters a new flow.
+/// How many packets more of a flow may come that hasn't signalled, before it has to be asked whether it crosses.
 #[inline(always)]
-fn insert(key: &FlowKey, amount: &Amount, now: Now, ifindex: u32, stats: &mut PacketStats) {
+fn room(packets: u64) -> u64 {
+    match CONFIG.get(0) {
+        Some(config) if config.threshold > 0 => u64::from(config.threshold).saturating_sub(packets),
+        _ => HotFlow::NO_LIMIT,
+    }
+}
+
+/// Enters a new flow; false if there was no room for it.
+#[inline(always)]
+fn insert(key: &FlowKey, amount: &Amount, now: Now, ifindex: u32, stats: &mut PacketStats) -> bool {
     let new = FlowCounters {
         packets: amount.packets,
         segments: amount.segments,
@@ -214,30 +223,32 @@ fn insert(key: &FlowKey, amount: &Amount, now: Now, ifindex: u32, stats: &mut Pa
         ifindex,
         last_tick: now.tick as u32,
     };
-    let tally = match FLOWS.insert(key, &new, u64::from(BPF_NOEXIST)) {
+    match FLOWS.insert(key, &new, u64::from(BPF_NOEXIST)) {
         Ok(()) => {
             stats.flows_entered += 1;
             say::flow(Fate::Entered, key, amount.packets);
-            &mut stats.counted
         }
         // Another CPU was faster with the same flow.
         Err(e) if c_long::from(e) == EXISTS => match FLOWS.get_ptr_mut(key) {
             Some(counters) => {
                 add(counters, amount, now, stats);
-                return;
+                return true;
             }
-            None => no_room(key, amount, stats),
+            None => return no_room(key, amount, stats),
         },
-        Err(_) => no_room(key, amount, stats),
-    };
-    tally.packets += amount.packets;
-    tally.bytes += amount.bytes;
+        Err(_) => return no_room(key, amount, stats),
+    }
+    stats.counted.packets += amount.packets;
+    stats.counted.bytes += amount.bytes;
+    true
 }
 
 #[inline(always)]
-fn no_room<'a>(key: &FlowKey, amount: &Amount, stats: &'a mut PacketStats) -> &'a mut Tally {
+fn no_room(key: &FlowKey, amount: &Amount, stats: &mut PacketStats) -> bool {
     say::flow(Fate::NoRoom, key, amount.packets);
-    &mut stats.no_room
+    stats.no_room.packets += amount.packets;
+    stats.no_room.bytes += amount.bytes;
+    false
 }
 
 /// Sends the event of a flow that hasn't had one, if it is above the threshold. Returns how many packets more may come

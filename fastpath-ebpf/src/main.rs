@@ -5,6 +5,8 @@
 #![feature(asm_experimental_arch)]
 
 mod account;
+mod added;
+mod ask;
 mod atomic;
 mod frame;
 mod hot;
@@ -16,10 +18,12 @@ mod say;
 
 use aya_ebpf::{
     bindings::{TC_ACT_UNSPEC, xdp_action},
-    macros::{classifier, xdp},
-    programs::{TcContext, XdpContext},
+    macros::{classifier, kprobe, xdp},
+    programs::{ProbeContext, TcContext, XdpContext},
 };
-use fastpath_common::{PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK, PROGRAM_XDP, PROGRAM_XDP_IDLE};
+use fastpath_common::{
+    PROGRAM_ADDED, PROGRAM_ASK, PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK, PROGRAM_XDP, PROGRAM_XDP_IDLE,
+};
 
 use crate::{
     frame::Frame,
@@ -81,11 +85,26 @@ fn fastpath_mark(ctx: TcContext) -> i32 {
     mark::mark(&ctx).into()
 }
 
+/// Never attached.
+#[classifier]
+fn fastpath_ask(ctx: TcContext) -> i32 {
+    ask::ask(&ctx) as i32
+}
+
+/// At the beginning of `flow_offload_add`, on whatever flowtable of this machine.
+#[kprobe]
+fn fastpath_added(ctx: ProbeContext) -> u32 {
+    let _ = added::note(&ctx);
+    0
+}
+
 /// The agent finds the programs by their names.
 const _: () = {
     assert!(matches!(PROGRAM_ETHERNET.as_bytes(), b"fastpath_tc"));
     assert!(matches!(PROGRAM_L3.as_bytes(), b"fastpath_tc_l3"));
     assert!(matches!(PROGRAM_MARK.as_bytes(), b"fastpath_mark"));
+    assert!(matches!(PROGRAM_ASK.as_bytes(), b"fastpath_ask"));
+    assert!(matches!(PROGRAM_ADDED.as_bytes(), b"fastpath_added"));
     assert!(matches!(PROGRAM_XDP.as_bytes(), b"fastpath_xdp"));
     assert!(matches!(PROGRAM_XDP_IDLE.as_bytes(), b"fastpath_idle"));
 };

@@ -5,7 +5,7 @@ use aya_ebpf::{
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
-use fastpath_common::{Config, FlowCounters, FlowEvent, FlowKey, HotFlow, NoXdp, PacketStats, limits};
+use fastpath_common::{Config, FlowCounters, FlowEvent, FlowKey, HotFlow, NoXdp, PacketStats, Probe, limits};
 
 /// One entry for each direction of a flow. The agent sets the size when it loads the programs.
 #[btf_map(name = "fastpath_flows")]
@@ -26,6 +26,10 @@ pub static EVENTS: RingBuf<FlowEvent, { limits::EVENT_RING_BYTES as usize }> = R
 /// A slot is chosen by the flow's key; a CPU uses its own.
 #[btf_map(name = "fastpath_hot")]
 pub static HOT: PerCpuArray<HotFlow, { limits::HOT_SLOTS as usize }> = PerCpuArray::new();
+
+/// One element.
+#[btf_map(name = "fastpath_probe")]
+pub static PROBE: Array<Probe, 1> = Array::new();
 
 /// Where TC stands in for XDP; for who asks, the programs don't.
 #[btf_map(name = "fastpath_no_xdp")]

@@ -29,7 +29,7 @@ struct Follow {
 impl Follow {
     /// From the moment that it hears everything.
     #[track_caller]
-    fn start(node: &Netns) -> Self {
+    fn start(node: &Netns, agent: &Agent) -> Self {
         let socket = std::path::Path::new("/run/fastpath/events.sock");
         wait_until("the agent's socket", LIMIT, || socket.exists());
         let mut command = agent::command(&["flows", "--follow", "-o", "json"]);
@@ -48,6 +48,8 @@ impl Follow {
             let sockets = node.run(|| std::fs::read_to_string("/proc/thread-self/net/unix")).expect("procfs");
             sockets.lines().filter(|line| line.ends_with("/run/fastpath/events.sock")).count() >= 2
         });
+        // It has noticed: from then on it has offloaded flows signal too.
+        agent.wait_until_idle();
         Self { child, records }
     }
 
@@ -85,7 +87,7 @@ fn offloaded_flows_are_told_once_with_nat_or_without() {
         let node = &topology.node;
         let agent = Agent::start_with(node, &[]);
         agent::wait_for_programs(node, &["c0", "s0"]);
-        let follow = Follow::start(node);
+        let follow = Follow::start(node, &agent);
         for (port, proto, family) in [
             (7001, Proto::Udp, Family::V4),
             (7002, Proto::Tcp, Family::V4),
@@ -115,7 +117,7 @@ fn what_is_not_offloaded_is_told_with_its_cause() {
     );
     let agent = Agent::start_with(node, &[]);
     agent::wait_for_programs(node, &["c0", "s0"]);
-    let follow = Follow::start(node);
+    let follow = Follow::start(node, &agent);
 
     let mut one_way = topology.open(Proto::Udp, Family::V4, 7001);
     for _ in 0..30 {
@@ -155,7 +157,7 @@ fn a_flow_through_an_interface_that_is_left_out_is_told_with_its_cause() {
     let node = &topology.node;
     let agent = Agent::start_with(node, &["--exclude-interfaces=s0"]);
     agent::wait_for_programs(node, &["c0"]);
-    let follow = Follow::start(node);
+    let follow = Follow::start(node, &agent);
     let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
     assert_eq!(flow.rounds(60), 60);
     let record = follow.only(7001);

@@ -1,6 +1,6 @@
 //! What the metrics say of offloaded flows, held against what was sent, what conntrack has and what was forwarded.
 
-use std::{collections::BTreeMap, thread, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, thread, time::Duration};
 
 use fastpath_tests::{
     agent::{self, Agent},
@@ -267,5 +267,46 @@ fn ready_is_when_the_ruleset_stands() {
         Page::read(&topology).get("fastpath_ruleset_repairs_total") == 1
     });
     assert_eq!(status().expect("an answer"), (200, "ok\n".to_owned()));
+    agent.stop();
+}
+
+/// Nobody has to look them up: the programs see the kernel take them. Which they don't where it has no probes.
+#[test]
+fn flows_that_go_over_by_themselves_are_counted_without_a_signal() {
+    let topology = Topology::build(Layout { nat: Nat::Masquerade, ..Layout::default() });
+    let agent = start(&topology, &[]);
+    let _flows =
+        [(Proto::Udp, Family::V4, 7001), (Proto::Tcp, Family::V4, 7002), (Proto::Tcp, Family::V6, 7003)]
+            .map(|(proto, family, port)| send(&topology, proto, family, port, 100));
+    let page = Page::read(&topology);
+    assert_eq!(page.get("fastpath_flows_offloaded_total"), 3);
+    assert_eq!(page.get("fastpath_flows_crossed_total"), 3);
+    assert_eq!(page.get("fastpath_signals_sent_total"), 0);
+    agent.stop();
+}
+
+/// A router in a namespace beside, with the same addresses and ports.
+#[test]
+fn what_goes_over_in_another_namespace_is_not_taken_for_ours() {
+    let [ours, others] = [Topology::routed(), Topology::routed()];
+    let agent = start(&ours, &["--exclude=port/7001"]);
+    others.node.nft(&reference::kindnet(&["c0", "s0"]));
+    let [mut here, mut there] = [&ours, &others].map(|topology| {
+        let (client, server) = (topology.client(), topology.server());
+        let from = SocketAddr::new(client.address(Family::V4), 40_000);
+        let to = topology.server_at(Family::V4, 7001);
+        Flow::open_from(Proto::Udp, &client.ns, from, &server.ns, to, to)
+    });
+    // It is in the map by then.
+    assert_eq!(here.rounds(5), 5);
+    assert_eq!(there.rounds(100), 100);
+    assert!(table::offered(&others.node) > 0, "offloaded there");
+    assert_eq!(here.rounds(50), 50);
+    wait_until("its fate", Duration::from_secs(5), || {
+        Page::read(&ours).get("fastpath_flows_crossed_total") == 1
+    });
+    let page = Page::read(&ours);
+    assert_eq!(page.get("fastpath_flows_offloaded_total"), 0);
+    assert_eq!(page.sum("fastpath_flows_not_offloaded_total"), 1, "{:#?}", page.0);
     agent.stop();
 }

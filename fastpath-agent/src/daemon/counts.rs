@@ -46,3 +46,14 @@ impl Reconciles {
         self.commits += u64::from(report.commits);
     }
 }
+
+/// Connections that crossed the threshold, and what became of them; counted while somebody may ask for metrics.
+#[derive(Clone, Debug, Default)]
+pub struct Crossed {
+    /// All.
+    pub crossed: u64,
+    /// Those that were offloaded.
+    pub offloaded: u64,
+    /// The others, by the name of the cause.
+    pub not_offloaded: BTreeMap<&'static str, u64>,
+}

@@ -2,7 +2,7 @@
 //! who reads along hears of it. Decides nothing about flows: that is `core`'s.
 
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{HashSet, VecDeque},
     path::PathBuf,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -12,15 +12,17 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{Level, debug, enabled, info, trace, warn};
 
 use super::{
+    counts::Crossed,
     old::{Found, Search},
     readers::Readers,
+    unclear::{all, unclear},
 };
 use crate::{
     config::Config,
     core::flow::{
         Cause, Flow, Node, State,
         assist::{Assist, Next, Wanted},
-        connection::{Entry, Tuple},
+        connection::{Entry, TcpState, Tuple},
         crossing::{self, Settled},
         one_way::{self, Streams},
         record::{Event, FlowRecord},
@@ -38,7 +40,7 @@ use crate::{
 /// Signals handled at a time, so that a burst doesn't hold up links and ruleset.
 const SLICE: usize = 256;
 /// Least time from one look into the ring to the next: under load signals come in batches, which cost much less.
-const GAP: Duration = Duration::from_millis(5);
+const GAP: Duration = Duration::from_millis(20);
 /// For how long what flows are judged by is as good as new.
 const NODE_AGE: Duration = Duration::from_millis(200);
 /// Signals after which it is worth while to give memory back.
@@ -78,18 +80,11 @@ pub struct Crossings {
     blind: bool,
     /// Where offloaded flows are marked, if somebody wants to know.
     marks: Option<Marks>,
-    counts: Counts,
-}
-
-/// Connections that crossed the threshold, and what became of them; counted while somebody may ask for metrics.
-#[derive(Clone, Debug, Default)]
-pub struct Counts {
-    /// All.
-    pub crossed: u64,
-    /// Those that were offloaded.
-    pub offloaded: u64,
-    /// The others, by the name of the cause.
-    pub not_offloaded: BTreeMap<&'static str, u64>,
+    counts: Crossed,
+    /// Connections that the programs had seen go into the flowtable before this agent counted.
+    went_over: u64,
+    /// Whether the programs are to signal every crossing, and whether they do.
+    tells_all: Option<bool>,
 }
 
 impl Crossings {
@@ -134,18 +129,27 @@ impl Crossings {
             to_help: Vec::new(),
             blind: false,
             marks: None,
-            counts: Counts::default(),
+            counts: Crossed::default(),
+            went_over: 0,
+            tells_all: None,
         })
     }
 
     /// From now on crossings are counted, and offloaded flows marked.
     pub fn count(&mut self, marks: Marks) {
         self.marks = Some(marks);
+        self.went_over = self.pinned.went_over().unwrap_or_default();
     }
 
-    /// What was counted.
-    pub fn counts(&self) -> &Counts {
-        &self.counts
+    /// What was counted here, and by the programs of flows that went over.
+    pub fn counts(&self) -> Crossed {
+        let went_over = self.pinned.went_over().map_or(0, |all| all.saturating_sub(self.went_over));
+        let Crossed { crossed, offloaded, ref not_offloaded } = self.counts;
+        Crossed {
+            crossed: crossed + went_over,
+            offloaded: offloaded + went_over,
+            not_offloaded: not_offloaded.clone(),
+        }
     }
 
     /// Connections that were offloaded with our help.
@@ -161,6 +165,9 @@ impl Crossings {
     /// Waits until there is something to do. Safe to cancel.
     pub async fn ready(crossings: &mut Option<Self>) {
         let Some(this) = crossings else { return std::future::pending().await };
+        if this.tells_all.is_none() {
+            return;
+        }
         let room = this.followed.room() >= SLICE;
         if room && (this.sweep.is_some() || !this.found.is_empty() || !this.to_look_up.is_empty()) {
             return;
@@ -177,6 +184,7 @@ impl Crossings {
                 this.old = found.unwrap_or_default();
                 None
             }
+            () = Readers::changed(&mut this.readers) => None,
             () = sleep_until(due.unwrap_or(look)), if due.is_some() => None,
             failed = async { sleep_until(look).await; this.events.readable().await.err() }, if room => failed,
         };
@@ -205,6 +213,7 @@ impl Crossings {
     /// Handles a slice of what is there.
     pub fn handle(&mut self, eyes: &mut dyn FlowEyes) {
         self.node.now_ns = monotonic_ns();
+        self.tell_all(eyes);
         self.look_again();
         self.look_at_assisted(eyes);
         self.look_at_streams(eyes);
@@ -229,12 +238,35 @@ impl Crossings {
         let events = self.events.take(SLICE);
         self.next_look = Instant::now() + if events.len() < SLICE { GAP } else { Duration::ZERO };
         if !events.is_empty() {
-            self.signalled(events.iter().map(|event| Tuple::from_flow_key(&event.key)));
+            let tuples = if self.publishes() { all(&events) } else { unclear(&events, eyes) };
+            self.handled += events.len() - tuples.len();
+            self.signalled(tuples.into_iter());
             // The ring is empty now.
             if events.len() < SLICE {
                 self.look_for_lost();
             }
         }
+    }
+
+    /// Whether somebody wants to hear of each flow.
+    fn publishes(&self) -> bool {
+        self.readers.as_ref().is_some_and(Readers::any) || enabled!(Level::TRACE)
+    }
+
+    /// Has the programs signal flows that go over too, if somebody wants to hear of them.
+    fn tell_all(&mut self, eyes: &mut dyn FlowEyes) {
+        let all = Some(self.publishes());
+        if self.tells_all != all {
+            self.tells_all = all;
+            if let Err(error) = eyes.tell_all(all == Some(true)) {
+                debug!(%error, "offloaded flows can't be followed");
+            }
+        }
+    }
+
+    /// Whether it is known without asking conntrack that the flow of this direction is offloaded, and counted as such.
+    fn has_gone_over(&self, key: &FlowKey) -> bool {
+        self.pinned.has_gone_over(key).unwrap_or(false)
     }
 
     /// Begins a sweep of the map if signals were lost since the last one began.
@@ -469,7 +501,7 @@ impl Crossings {
     fn settled(&mut self, settled: Settled) {
         let publishes = self.readers.as_ref().is_some_and(Readers::any);
         let counted = self.count_settled(&settled);
-        if counted && !publishes && !enabled!(Level::TRACE) {
+        if counted && !self.publishes() {
             return;
         }
         let flow = self.flow(settled);
@@ -496,13 +528,28 @@ impl Crossings {
 
     /// Counts it; false if it takes a closer look to tell why it isn't offloaded.
     fn count_settled(&mut self, settled: &Settled) -> bool {
+        let by_programs = match settled {
+            Settled::Connection(Entry { original, reply, .. })
+            | Settled::Ended(Entry { original, reply, .. }) => {
+                [original, reply].iter().filter_map(|t| t.flow_key()).any(|key| self.has_gone_over(&key))
+            }
+            Settled::Unknown(_) => false,
+        };
         let Some(marks) = &mut self.marks else { return true };
+        if by_programs {
+            return true;
+        }
         self.counts.crossed += 1;
         match settled {
             Settled::Connection(entry) if entry.status.offloaded() => {
                 self.counts.offloaded += 1;
                 marks.mark(&entry.original);
                 marks.mark(&entry.reply);
+                true
+            }
+            // As it would be judged, but for what has no end.
+            Settled::Connection(Entry { tcp_state: Some(TcpState::Closing), .. }) => {
+                *self.counts.not_offloaded.entry(ENDED).or_default() += 1;
                 true
             }
             Settled::Connection(_) => false,

@@ -9,7 +9,7 @@ use std::{
 
 use tracing::debug;
 
-use super::{Agent, Crossings, crossings::Counts, host::Host, reconcile::Standing, rules};
+use super::{Agent, Crossings, counts::Crossed, host::Host, reconcile::Standing, rules};
 use crate::{
     core::{flow::Node, ruleset::desired},
     kernel::{LinkSource, flows::tick_ns},
@@ -54,8 +54,8 @@ impl<H: Host> Agent<H> {
     fn counted(&self) -> metrics::Agent {
         let offload = self.offload.as_ref();
         let reconciler = offload.map(|o| &o.reconciler);
-        let Counts { crossed, offloaded, not_offloaded } =
-            self.crossings.as_ref().map(|c| c.counts().clone()).unwrap_or_default();
+        let Crossed { crossed, offloaded, not_offloaded } =
+            self.crossings.as_ref().map(Crossings::counts).unwrap_or_default();
         metrics::Agent {
             started_unix: self.started_unix,
             release: self.release.clone(),

@@ -43,6 +43,7 @@ pub mod serve;
 pub mod supervisor;
 pub mod surroundings;
 mod turns;
+mod unclear;
 pub mod watch;
 
 #[cfg(test)]

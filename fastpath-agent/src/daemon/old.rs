@@ -56,9 +56,11 @@ fn search(
 ) -> Result<(), Box<dyn std::error::Error>> {
     let pinned = Pinned::open(pin_path)?;
     let reading = pinned.reading()?;
+    let threshold = u64::from(pinned.config()?.threshold);
+    // A direction is also taken for signalled when its flow went into the flowtable before it crossed.
     let crossed = |tuple: &Tuple| {
         let counted = tuple.flow_key().and_then(|key| reading.flow(&key).ok().flatten());
-        counted.is_some_and(|counted| counted.signal == Signal::Sent as u64)
+        counted.is_some_and(|c| c.signal == Signal::Sent as u64 && c.packets > threshold)
     };
     let (mut chunk, mut connections) = (Vec::with_capacity(CHUNK), 0_u64);
     Conntrack::open()?.dump(|entry| {

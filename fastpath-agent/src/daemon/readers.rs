@@ -11,6 +11,7 @@ use tokio::{
         self,
         error::{RecvError, TryRecvError},
     },
+    sync::watch,
     task::{JoinHandle, JoinSet},
 };
 use tracing::{debug, warn};
@@ -32,6 +33,8 @@ const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
 /// The socket, and everybody who is connected to it.
 pub struct Readers {
     records: broadcast::Sender<Bytes>,
+    /// Whether anybody reads.
+    any: watch::Receiver<bool>,
     task: JoinHandle<()>,
     /// Removed last.
     _socket: EventSocket,
@@ -44,8 +47,17 @@ impl Readers {
         let failed = |source| SocketError::Io { operation: "listen in", path: run_dir.to_owned(), source };
         let listener = socket.listener.try_clone().and_then(UnixListener::from_std).map_err(failed)?;
         let (records, _) = broadcast::channel(BACKLOG);
-        let task = tokio::spawn(accept(listener, records.clone()));
-        Ok(Self { records, task, _socket: socket })
+        let (told, any) = watch::channel(false);
+        let task = tokio::spawn(accept(listener, records.clone(), told));
+        Ok(Self { records, any, task, _socket: socket })
+    }
+
+    /// Waits until somebody begins to read, or nobody reads any more. Safe to cancel.
+    pub async fn changed(readers: &mut Option<Self>) {
+        let Some(Self { any, .. }) = readers else { return std::future::pending().await };
+        if any.changed().await.is_err() {
+            std::future::pending().await
+        }
     }
 
     /// Whether anybody reads.
@@ -72,11 +84,16 @@ fn line(event: &Event) -> Bytes {
     line.into()
 }
 
-async fn accept(listener: UnixListener, records: broadcast::Sender<Bytes>) {
+async fn accept(listener: UnixListener, records: broadcast::Sender<Bytes>, told: watch::Sender<bool>) {
     // Readers go with this task.
     let mut readers = JoinSet::new();
     loop {
-        match listener.accept().await {
+        told.send_if_modified(|any| std::mem::replace(any, !readers.is_empty()) == readers.is_empty());
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = readers.join_next() => continue,
+        };
+        match accepted {
             Ok(_) if records.receiver_count() >= MOST_READERS => {
                 warn!(readers = MOST_READERS, "one more wants to follow the flows: refused");
             }
@@ -88,7 +105,6 @@ async fn accept(listener: UnixListener, records: broadcast::Sender<Bytes>) {
                 tokio::time::sleep(ACCEPT_AGAIN).await;
             }
         }
-        while readers.try_join_next().is_some() {}
     }
 }
 

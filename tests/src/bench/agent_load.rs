@@ -16,6 +16,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde_json::Value;
+
 use super::{
     agent_rows::{ms, resident_mb},
     node::{Ends, Node, Rules},
@@ -63,11 +65,16 @@ fn ports(flows: u32) -> (u16, u16) {
 
 /// A node with a running agent, and as many flows, which are still to come.
 fn node_for_flows(flows: u32, threshold: u32) -> (Node, packets::Setup, Stream) {
+    node_with_rules(Rules::OursEbpf, flows, threshold)
+}
+
+/// The same with anybody's rules.
+fn node_with_rules(rules: Rules, flows: u32, threshold: u32) -> (Node, packets::Setup, Stream) {
     let setup = packets::Setup { ports: ports(flows), ..packets::Setup::PLAIN };
     packets::allow_connections(4 * u64::from(flows));
     let mut node = Node::build(Base::Nat, Ends::Drop);
     let forth = setup.forth(&node);
-    node.load(Rules::OursEbpf, threshold, &[]);
+    node.load(rules, threshold, &[]);
     (node, setup, forth)
 }
 
@@ -103,6 +110,31 @@ pub(super) fn crossings(load: Load) -> f64 {
         Load::Cpu => (agent.cpu_time() - cpu).as_secs_f64() / took.as_secs_f64() * 100.0,
         Load::WakeUps => (agent.wake_ups() - wake_ups) as f64 / took.as_secs_f64(),
     }
+}
+
+/// What a packet takes with which its flow crosses and is offloaded, with all that follows from it: from the packet generator
+/// to the last word of the agent, if there is one. Some thousand flows at a time, one after the other.
+pub(super) fn crossing(rules: Rules) -> Vec<f64> {
+    let (node, setup, forth) = node_with_rules(rules, 30_000, 1);
+    let client = &node.topology.client().ns;
+    let cpu = || node.agent.as_ref().map_or(Duration::ZERO, agent::Agent::cpu_time);
+    let parts = packets::Setup::parts(&forth).into_iter().map(|part| {
+        setup.rounds(&node, &part, 1);
+        let sent = part.send(client, part.flows()) * part.flows() as f64;
+        // While it lasts, what the agent does is in it.
+        let before = cpu();
+        node.settle();
+        (sent + (cpu() - before).as_nanos() as f64) / part.flows() as f64
+    });
+    let values = parts.collect();
+    let (offloaded, flows) = (offloaded(&node), forth.flows());
+    assert!(offloaded > flows * 9 / 10, "{offloaded} of {flows} flows have been offloaded");
+    if node.agent.is_some() {
+        let status = agent::output(&node.topology.node, &["status", "-o", "json"]);
+        let status: Value = serde_json::from_str(&status).expect("the agent prints JSON");
+        assert_eq!(status["ebpf"]["maps"]["events_lost"], 0, "signals that were lost");
+    }
+    values
 }
 
 /// Flows that were offloaded, by the counter of the rule.

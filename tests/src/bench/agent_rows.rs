@@ -55,6 +55,8 @@ pub enum Task {
     Wakeups(usize),
     /// While 10,000 flows a second cross the threshold.
     Crossings(Load),
+    /// What a crossing takes in all.
+    Crossing(Rules),
     /// `fastpath-agent flows` with so many.
     Flows(u32, Listing),
 }
@@ -79,6 +81,7 @@ impl Task {
             Self::Crossings(Load::Memory) => format!("agent/{crossings}-crossings-a-second/memory"),
             Self::Crossings(Load::Cpu) => format!("agent/{crossings}-crossings-a-second/cpu"),
             Self::Crossings(Load::WakeUps) => format!("agent/{crossings}-crossings-a-second/wake-ups"),
+            Self::Crossing(rules) => format!("crossing/{}", rules.name()),
             Self::Flows(flows, Listing::Time) => format!("agent/list-{flows}-flows/time"),
             Self::Flows(flows, Listing::Memory) => format!("agent/list-{flows}-flows/memory"),
         };
@@ -110,6 +113,7 @@ impl Task {
                 };
                 (unit, vec![agent_load::crossings(load)])
             }
+            Self::Crossing(rules) => ("instructions/crossing", agent_load::crossing(rules)),
             Self::Flows(flows, what) => {
                 let unit = match what {
                     Listing::Time => MS,
@@ -307,6 +311,8 @@ fn wakeups(interfaces: usize) -> f64 {
 
 pub(super) fn rows() -> Vec<Row> {
     [
+        Task::Crossing(Rules::Alone),
+        Task::Crossing(Rules::OursEbpf),
         Task::Start(2, "tc"),
         Task::Start(10, "tc"),
         Task::Start(100, "tc"),

@@ -123,16 +123,13 @@ impl Setup {
 
 pub(super) fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
-    for rounds in [0, 7, 22, 500] {
-        let variants = [
-            (Rules::None, 0),
-            (Rules::Kindnet, 20),
-            (Rules::Alone, 20),
-            (Rules::OursEbpf, 20),
-            (Rules::OursEbpf, 6),
-            (Rules::OursEbpf, 1),
-        ];
-        rows.extend(variants.map(|(rules, threshold)| Setup { rounds, rules, threshold }.row()));
+    let compared = [(Rules::None, 0), (Rules::Kindnet, 20), (Rules::Alone, 20), (Rules::OursEbpf, 20)];
+    let lower = [(Rules::OursEbpf, 6), (Rules::OursEbpf, 1)];
+    for rounds in [0, 3, 7, 22, 100, 500] {
+        // Those two are for the length from which on a connection gains.
+        let lower = if matches!(rounds, 3 | 100) { &[][..] } else { &lower };
+        let variants = compared.iter().chain(lower);
+        rows.extend(variants.map(|&(rules, threshold)| Setup { rounds, rules, threshold }.row()));
     }
     rows
 }

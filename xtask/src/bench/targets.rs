@@ -64,6 +64,60 @@ const TARGETS: &[Target] = &[
         at_most: &[("6.1", 0.5), ("6.12", 0.5)],
     },
     Target {
+        what: "a connection of 0 rounds, all sight on, against kindnet's rules",
+        quantity: Ratio("tcp4-0-rounds/ours-ebpf-threshold-20", "tcp4-0-rounds/kindnet-threshold-20"),
+        unit: "times",
+        at_most: &[("6.1", 1.01), ("6.12", 1.01)],
+    },
+    Target {
+        what: "a connection of 3 rounds, all sight on, against kindnet's rules",
+        quantity: Ratio("tcp4-3-rounds/ours-ebpf-threshold-20", "tcp4-3-rounds/kindnet-threshold-20"),
+        unit: "times",
+        at_most: &[("6.1", 1.01), ("6.12", 1.01)],
+    },
+    Target {
+        what: "a connection of 7 rounds, all sight on, against kindnet's rules",
+        quantity: Ratio("tcp4-7-rounds/ours-ebpf-threshold-20", "tcp4-7-rounds/kindnet-threshold-20"),
+        unit: "times",
+        at_most: &[("6.1", 1.01), ("6.12", 1.01)],
+    },
+    Target {
+        what: "a connection of 22 rounds, all sight on, against kindnet's rules",
+        quantity: Ratio("tcp4-22-rounds/ours-ebpf-threshold-20", "tcp4-22-rounds/kindnet-threshold-20"),
+        unit: "times",
+        at_most: &[("6.1", 1.01), ("6.12", 1.01)],
+    },
+    Target {
+        what: "a connection of 100 rounds, all sight on, against kindnet's rules",
+        quantity: Ratio("tcp4-100-rounds/ours-ebpf-threshold-20", "tcp4-100-rounds/kindnet-threshold-20"),
+        unit: "times",
+        at_most: &[("6.1", 1.01), ("6.12", 1.01)],
+    },
+    Target {
+        what: "a connection of 22 rounds against no fast path",
+        quantity: Ratio("tcp4-22-rounds/ours-ebpf-threshold-20", "tcp4-22-rounds/no-fastpath"),
+        unit: "times",
+        at_most: &[("6.1", 0.97), ("6.12", 0.97)],
+    },
+    Target {
+        what: "the agent while 10,000 flows a second cross the threshold",
+        quantity: Row("agent/10000-crossings-a-second/cpu"),
+        unit: "% of a processor",
+        at_most: &[("6.1", 3.0), ("6.12", 3.0)],
+    },
+    Target {
+        what: "a crossing in all, over the rules alone",
+        quantity: Over("crossing/ours-ebpf", "crossing/rules-alone"),
+        unit: "instructions/crossing",
+        at_most: &[("6.1", 4_000.0), ("6.12", 4_000.0)],
+    },
+    Target {
+        what: "`flows -o json` of 100,000 flows, on the guest's clock",
+        quantity: Row("agent/list-100000-flows/time"),
+        unit: "ms",
+        at_most: &[("6.1", 1_000.0), ("6.12", 1_000.0)],
+    },
+    Target {
         what: "link-up to flowtable with 100 interfaces, median, on the guest's clock",
         quantity: Row("agent/link-up-100-interfaces"),
         unit: "ms",
@@ -125,7 +179,7 @@ impl Outcome {
 
     /// Value and limit as text.
     pub(crate) fn numbers(&self) -> (String, String) {
-        let text = |value: f64| if self.unit == "times" { format!("{value:.2}") } else { number(value) };
+        let text = |value: f64| if self.unit == "times" { format!("{value:.3}") } else { number(value) };
         (text(self.value), text(self.at_most))
     }
 }

@@ -191,6 +191,11 @@ impl Flow {
         matches!(self.state, State::Offloaded | State::HwOffloaded)
     }
 
+    /// Whether it was seen to go into the flowtable, at some time.
+    pub fn went_over(&self) -> bool {
+        self.seen.iter().flatten().any(|counted| counted.flags & FlowCounters::WENT_OVER != 0)
+    }
+
     /// Whether it is offloaded, and its packets take the forward path all the same.
     pub fn slow(&self) -> bool {
         self.path.accelerated == Some(false)

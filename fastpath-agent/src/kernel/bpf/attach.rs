@@ -18,12 +18,14 @@ use aya::{
     },
 };
 use fastpath_common::{
-    FlowKey, Mark, NoXdp, PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK, PROGRAM_XDP, PROGRAM_XDP_IDLE, Signal,
+    Ask, FlowKey, Mark, NoXdp, PROGRAM_ASK, PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK, PROGRAM_XDP,
+    PROGRAM_XDP_IDLE, Signal,
 };
 use nix::net::if_::if_indextoname;
 
 use super::{
     Attachment, BpfError, FlowEyes, Hook, Mechanism, ProgramLog, WithoutXdp,
+    added::Added,
     error::{link_io, pin_io, program_io},
     load::{LINKS, classifier, is_absent, xdp_program},
     maps, sys,
@@ -40,19 +42,27 @@ const HANDLE: TcHandle = TcHandle::new(0x5fa, 0x57a7);
 /// Priorities to try in turn: one may be in use by another kind of filter.
 const PRIORITIES: std::ops::RangeInclusive<u16> = 1..=8;
 
-/// The loaded programs. Dropping them detaches nothing.
+/// The loaded programs. Dropping them detaches nothing from interfaces.
 pub struct Programs {
     object: Ebpf,
     pin_path: PathBuf,
     hook: Hook,
     /// Whether the kernel may have TCX; false after it has refused once.
     tcx: bool,
+    /// Absent where the kernel doesn't let us see flows go into the flowtable.
+    added: Option<Added>,
     log: Option<ProgramLog>,
 }
 
 impl Programs {
-    pub(super) fn new(object: Ebpf, pin_path: PathBuf, hook: Hook, log: Option<ProgramLog>) -> Self {
-        Self { object, pin_path, hook, tcx: true, log }
+    pub(super) fn new(
+        object: Ebpf,
+        pin_path: PathBuf,
+        hook: Hook,
+        added: Option<Added>,
+        log: Option<ProgramLog>,
+    ) -> Self {
+        Self { object, pin_path, hook, tcx: true, added, log }
     }
 
     /// What the programs say; `None` if they say nothing, or somebody has it already.
@@ -124,6 +134,22 @@ impl FlowEyes for Programs {
         let program = classifier(&mut self.object, PROGRAM_MARK)?;
         let run = program.test_run(TestRunOptions { data_in: Some(&frame), ..TestRunOptions::new() });
         run.map(|run| run.return_value == 1).map_err(|e| BpfError::io("mark a flow", program_io(e)))
+    }
+
+    fn went_over(&mut self, keys: &[FlowKey]) -> Result<Vec<bool>, BpfError> {
+        let mut answers = Vec::with_capacity(keys.len());
+        for keys in keys.chunks(Ask::KEYS) {
+            let frame = maps::ask_frame(keys);
+            let program = classifier(&mut self.object, PROGRAM_ASK)?;
+            let run = program.test_run(TestRunOptions { data_in: Some(&frame), ..TestRunOptions::new() });
+            let bits = run.map_err(|e| BpfError::io("ask about flows", program_io(e)))?.return_value;
+            answers.extend((0..keys.len()).map(|place| bits >> place & 1 != 0));
+        }
+        Ok(answers)
+    }
+
+    fn tell_all(&mut self, all: bool) -> Result<(), BpfError> {
+        self.added.as_mut().map_or(Ok(()), |added| added.tell_all(all))
     }
 }
 

@@ -9,12 +9,12 @@ use aya::{
 };
 use fastpath_common::{
     ABI_VERSION, Config, FlowCounters, FlowKey, HotFlow, MAP_CONFIG, MAP_EVENTS, MAP_FLOWS, MAP_HOT,
-    MAP_NO_XDP, MAP_STATS, NoXdp, PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK, PROGRAM_XDP, PROGRAM_XDP_IDLE,
-    PacketStats, limits,
+    MAP_NO_XDP, MAP_STATS, NoXdp, PROGRAM_ASK, PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK, PROGRAM_XDP,
+    PROGRAM_XDP_IDLE, PacketStats, limits,
 };
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::{BpfError, Chatter, Hook, LoadConfig, ProgramLog, Programs, maps};
+use super::{BpfError, Chatter, Hook, LoadConfig, ProgramLog, Programs, added::Added, maps};
 
 /// What build.rs found; empty if the agent was built without.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fastpath-ebpf.o"));
@@ -73,7 +73,7 @@ fn load_object(config: &LoadConfig, takes_over: bool) -> Result<Programs, BpfErr
     };
     let mut object = loader.load(bytes).map_err(BpfError::object)?;
     maps::write_config(&config.pin_path, Config { abi_version: ABI_VERSION, threshold: config.threshold })?;
-    for name in [PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK] {
+    for name in [PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK, PROGRAM_ASK] {
         classifier(&mut object, name)?.load().map_err(|e| BpfError::program(name, e))?;
     }
     if config.hook != Hook::Tc
@@ -81,9 +81,14 @@ fn load_object(config: &LoadConfig, takes_over: bool) -> Result<Programs, BpfErr
     {
         tracing::warn!("flows are watched with TC instead of XDP: {error}");
     }
+    let added = Added::attach(&mut object)
+        .inspect_err(
+            |error| tracing::debug!(%error, "conntrack is asked about each flow that crosses the threshold"),
+        )
+        .ok();
     tracing::info!(pin_path = %config.pin_path.display(), max_flows = config.max_flows, takes_over, "eBPF programs loaded");
     let log = if config.chatter == Chatter::Silent { None } else { Some(ProgramLog::new(&mut object)?) };
-    Ok(Programs::new(object, config.pin_path.clone(), config.hook, log))
+    Ok(Programs::new(object, config.pin_path.clone(), config.hook, added, log))
 }
 
 /// Needs Linux 5.18 (frames larger than a page).

@@ -9,7 +9,7 @@ use std::{
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
 use fastpath_common::{
-    ABI_VERSION, Config, FlowCounters, FlowEvent, FlowKey, HotFlow, MAP_CONFIG, MAP_EVENTS, MAP_FLOWS,
+    ABI_VERSION, Ask, Config, FlowCounters, FlowEvent, FlowKey, HotFlow, MAP_CONFIG, MAP_EVENTS, MAP_FLOWS,
     MAP_HOT, MAP_NO_XDP, MAP_STATS, Mark, MatchWords, NoXdp, PacketStats, Tally, limits::HOT_SLOTS,
 };
 
@@ -133,6 +133,21 @@ impl Pinned {
         Ok(per_cpu.iter().map(|cpu| cpu.events_lost).sum())
     }
 
+    /// Connections that were seen to go into the flowtable so far.
+    pub fn went_over(&self) -> Result<u64, BpfError> {
+        let per_cpu = self.stats.get(&0, 0).map_err(|e| BpfError::map("read the statistics map", e))?;
+        Ok(per_cpu.iter().map(|cpu| cpu.went_over).sum())
+    }
+
+    /// Whether a direction's flow was seen to go into the flowtable, at some time.
+    pub fn has_gone_over(&self, key: &FlowKey) -> Result<bool, BpfError> {
+        match self.flows.get(key, 0) {
+            Ok(counters) => Ok(counters.flags & FlowCounters::WENT_OVER != 0),
+            Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(false),
+            Err(e) => Err(BpfError::map("read the flows map", e)),
+        }
+    }
+
     /// What the programs are told.
     pub fn config(&self) -> Result<Config, BpfError> {
         read_config(&self.path)
@@ -251,6 +266,7 @@ fn add(a: &PacketStats, b: &PacketStats) -> PacketStats {
         flows_entered: a.flows_entered + b.flows_entered,
         events_sent: a.events_sent + b.events_sent,
         events_lost: a.events_lost + b.events_lost,
+        went_over: a.went_over + b.went_over,
     }
 }
 
@@ -281,6 +297,13 @@ pub(super) fn mark_frame(mark: &Mark) -> [u8; Mark::OFFSET + size_of::<Mark>()] 
     let mut frame = [0; Mark::OFFSET + size_of::<Mark>()];
     // SAFETY: there are as many bytes behind the offset; a Mark has no padding (Pod).
     unsafe { frame.as_mut_ptr().add(Mark::OFFSET).cast::<Mark>().write_unaligned(*mark) };
+    frame
+}
+
+/// The packet that the program [`PROGRAM_ASK`](fastpath_common::PROGRAM_ASK) is run with.
+pub(super) fn ask_frame(keys: &[FlowKey]) -> Vec<u8> {
+    let mut frame = vec![0; Ask::OFFSET];
+    frame.extend(keys.iter().flat_map(|key| key.words()).flat_map(u64::to_ne_bytes));
     frame
 }
 

@@ -4,11 +4,13 @@
 //! link for each interface, named by interface index; where the kernel has no TCX, a clsact filter with the program's name.
 //! All of them outlive the agent: packets are counted without it, and the next one takes over.
 
+mod added;
 mod attach;
 mod cleanup;
 mod denied;
 mod error;
 mod event_stream;
+mod layout;
 mod load;
 mod maps;
 mod others;
@@ -57,6 +59,12 @@ pub trait FlowEyes {
     /// Changes what is noted of the signal of one direction of a flow, in one instant; false if that wasn't `from`, or
     /// the direction isn't in the map.
     fn mark(&mut self, key: &FlowKey, from: Signal, to: Signal) -> Result<bool, BpfError>;
+
+    /// Which of these flows were seen to go into the flowtable, at some time. Many at once take little more than one.
+    fn went_over(&mut self, keys: &[FlowKey]) -> Result<Vec<bool>, BpfError>;
+
+    /// Whether crossings are to be signalled of flows too that were seen to go into the flowtable.
+    fn tell_all(&mut self, all: bool) -> Result<(), BpfError>;
 }
 
 /// How to load the programs.
