@@ -19,7 +19,8 @@ pub struct FlowCounters {
     /// When the last of them was seen, in ns.
     pub last_seen_ns: u64,
     /// All that was seen of its packets so far, or-ed: TCP flags in the low byte ([`FlowCounters::TCP_FLAGS`]), above it
-    /// [`FlowCounters::IPV4_OPTIONS`], [`FlowCounters::FIRST_FRAGMENT`] and [`FlowCounters::WENT_OVER`].
+    /// [`FlowCounters::IPV4_OPTIONS`], [`FlowCounters::FIRST_FRAGMENT`], [`FlowCounters::WENT_OVER`] and
+    /// [`FlowCounters::ARMED`].
     pub flags: u64,
     /// Whether the crossing of the threshold was signalled, see [`Signal`].
     pub signal: u64,
@@ -43,6 +44,8 @@ impl FlowCounters {
     pub const FIRST_FRAGMENT: u64 = 0x200;
     /// In [`FlowCounters::flags`]: the kernel has put the flow into a flowtable, at some time.
     pub const WENT_OVER: u64 = 0x400;
+    /// In [`FlowCounters::flags`]: the agent wants to hear of it again since, so it isn't known any more that nothing is left to do.
+    pub const ARMED: u64 = 0x800;
 }
 
 /// Values of [`FlowCounters::signal`].

@@ -74,8 +74,12 @@ fn direction(at: u64, tell_all: u32) -> Option<bool> {
     let counters = FLOWS.get_ptr_mut(key)?;
     // SAFETY: a map value that the verifier has checked, aligned; changed atomically.
     unsafe {
-        let before = (*counters).flags & FlowCounters::WENT_OVER != 0;
+        let flags = (*counters).flags;
+        let before = flags & FlowCounters::WENT_OVER != 0;
         atomic::or(&raw mut (*counters).flags, FlowCounters::WENT_OVER);
+        if flags & FlowCounters::ARMED != 0 {
+            atomic::and(&raw mut (*counters).flags, !FlowCounters::ARMED);
+        }
         if tell_all == 0 {
             if (*counters).signal != Signal::Sent as u64 {
                 atomic::swap(&raw mut (*counters).signal, Signal::Sent as u64);

@@ -1,4 +1,5 @@
-//! Tells the agent of many flows at once whether they were seen to go into the flowtable. Sees no packets, changes nothing.
+//! Tells the agent of many flows at once whether they were seen to go into the flowtable, since the agent last wanted to hear of
+//! them. Sees no packets, changes nothing.
 
 use aya_ebpf::programs::TcContext;
 use fastpath_common::{Ask, FlowCounters, FlowKey};
@@ -13,7 +14,9 @@ pub fn ask(ctx: &TcContext) -> u32 {
         let Ok(key) = ctx.load::<FlowKey>(Ask::OFFSET + place * size_of::<FlowKey>()) else { break };
         if let Some(counters) = FLOWS.get_ptr(key) {
             // SAFETY: a map value that the verifier has checked.
-            let went_over = unsafe { (*counters).flags } & FlowCounters::WENT_OVER != 0;
+            let flags = unsafe { (*counters).flags };
+            let went_over =
+                flags & (FlowCounters::WENT_OVER | FlowCounters::ARMED) == FlowCounters::WENT_OVER;
             answers |= u32::from(went_over) << place;
         }
     }

@@ -37,6 +37,16 @@ pub unsafe fn or(target: *mut u64, value: u64) {
     unsafe { asm!("lock *(u64 *)({t} + 0) |= {v}", v = in(reg) value, t = in(reg) target) }
 }
 
+/// Ands `value` to `*target`.
+///
+/// # Safety
+/// As [`fetch_add`].
+#[inline(always)]
+pub unsafe fn and(target: *mut u64, value: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { asm!("lock *(u64 *)({t} + 0) &= {v}", v = in(reg) value, t = in(reg) target) }
+}
+
 /// Stores `value` to `*target` and returns what was there before.
 ///
 /// # Safety

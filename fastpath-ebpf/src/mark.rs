@@ -1,7 +1,7 @@
 //! Changes what is noted of a flow's signal, on the agent's request. Sees no packets.
 
 use aya_ebpf::programs::TcContext;
-use fastpath_common::Mark;
+use fastpath_common::{FlowCounters, Mark, Signal};
 
 use crate::{atomic, maps::FLOWS};
 
@@ -13,6 +13,12 @@ pub fn mark(ctx: &TcContext) -> bool {
     let Some(counters) = FLOWS.get_ptr_mut(mark.key) else { return false };
     // SAFETY: a map value that the verifier has checked, aligned; changed atomically.
     unsafe {
-        (*counters).signal == mark.from && atomic::swap(&raw mut (*counters).signal, mark.to) == mark.from
+        if (*counters).signal != mark.from {
+            return false;
+        }
+        if mark.to == Signal::None as u64 {
+            atomic::or(&raw mut (*counters).flags, FlowCounters::ARMED);
+        }
+        atomic::swap(&raw mut (*counters).signal, mark.to) == mark.from
     }
 }
