@@ -2,6 +2,7 @@
 
 use std::{
     net::UdpSocket,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -15,6 +16,8 @@ use crate::{
 
 pub(super) const TRIAL: Trial = Trial { name: "suricata", packages: &["suricata"], run: trial };
 
+/// What `--enforce-within` promises.
+const ENFORCED: Duration = Duration::from_millis(1500);
 /// In the 40th message of a flow, which is long enough past any threshold.
 const AT: usize = 40;
 
@@ -50,6 +53,8 @@ fn trial(node: &mut Node) {
 
     // Only some flows to it, as those who count on speed set it up.
     sh("iptables -D FORWARD 1; iptables -I FORWARD -p udp --dport 7003 -j NFQUEUE");
+    // So long it may take until that is enforced: the second change is read a while after the first one.
+    thread::sleep(ENFORCED);
     let mut udp = node.open(Udp, &client, &server, "10.2.0.2:7003", "10.2.0.2:7003");
     node.slow("UDP by a queue for its port", &mut udp, "every-packet", "NFQUEUE");
     drop(udp);
