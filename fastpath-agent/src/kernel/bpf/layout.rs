@@ -134,10 +134,11 @@ impl<'b> Types<'b> {
     /// Without the zero at its end.
     fn string(&self, mut at: u32) -> Option<&'b [u8]> {
         for section in &self.sections {
-            if let Some(string) = section.strings.get(at as usize..) {
-                return string.split(|byte| *byte == 0).next();
+            let length = section.strings.len() as u32;
+            if at < length {
+                return section.strings[at as usize..].split(|byte| *byte == 0).next();
             }
-            at -= section.strings.len() as u32;
+            at -= length;
         }
         None
     }
