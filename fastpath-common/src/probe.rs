@@ -12,7 +12,7 @@ pub const PROBED_FUNCTION: &str = "flow_offload_add";
 pub struct Probe {
     /// Number of the network namespace (the inode of `/proc/self/ns/net`); 0: nothing is noted.
     pub netns: u32,
-    /// Not 0: somebody wants to hear of every crossing, so those of offloaded flows are signalled too.
+    /// Not 0: crossings of offloaded flows are signalled too.
     pub tell_all: u32,
     /// `flow_offload.ct`.
     pub connection: u32,

@@ -10,6 +10,7 @@ use fastpath_tests::{
     topology::{Family, Layout, Topology},
     traffic::{Flow, Proto},
 };
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 const FLOWS: &str = "/sys/fs/bpf/fastpath/fastpath_flows";
@@ -168,6 +169,22 @@ fn another_size_of_the_flow_map_begins_anew() {
         agent.stop();
     }
     assert_eq!(counted(node, None, Some(7001)), 5);
+}
+
+/// A link goes and another one has its name and index before the agent gets to read of either: it looks as if nothing had been, and
+/// has no programs.
+#[test]
+fn another_link_of_the_same_index() {
+    let topology = Topology::routed();
+    let node = &topology.node;
+    node.ip("link add d0 index 77 type dummy\nlink set d0 address 02:00:00:00:00:77 up\n");
+    let agent = Agent::start_with(node, &[]);
+    agent::wait_for_programs(node, &["c0", "d0", "s0"]);
+    agent.signal(Signal::SIGSTOP);
+    node.ip("link del d0\nlink add d0 index 77 type dummy\nlink set d0 address 02:00:00:00:00:77 up\n");
+    agent.signal(Signal::SIGCONT);
+    // Long before the safety net.
+    agent::wait_for_programs(node, &["c0", "d0", "s0"]);
 }
 
 /// What the kernel announces is seen at once: a clsact qdisc that goes, and another change of traffic control there after a

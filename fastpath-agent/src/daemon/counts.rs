@@ -47,7 +47,7 @@ impl Reconciles {
     }
 }
 
-/// Connections that crossed the threshold, and what became of them; counted while somebody may ask for metrics.
+/// Connections that crossed the threshold, and what became of them; counted while metrics are served.
 #[derive(Clone, Debug, Default)]
 pub struct Crossed {
     /// All.

@@ -248,12 +248,12 @@ impl Crossings {
         }
     }
 
-    /// Whether somebody wants to hear of each flow.
+    /// Whether each flow is to be told of.
     fn publishes(&self) -> bool {
         self.readers.as_ref().is_some_and(Readers::any) || enabled!(Level::TRACE)
     }
 
-    /// Has the programs signal flows that go over too, if somebody wants to hear of them.
+    /// Has the programs signal flows that go over too, if they are to be told of.
     fn tell_all(&mut self, eyes: &mut dyn FlowEyes) {
         let all = Some(self.publishes());
         if self.tells_all != all {

@@ -188,7 +188,7 @@ impl Step {
         }
     }
 
-    /// Whether someone makes work of ours undone: the agent answers that ever more slowly.
+    /// Whether it undoes the agent's work, which is answered ever more slowly.
     fn undoes(&self) -> bool {
         match self {
             Self::TableDeleted | Self::RulesDeleted | Self::DeviceTakenOut => true,
@@ -282,7 +282,7 @@ proptest! {
         });
     }
 
-    /// What is announced is answered within a second, as long as nothing fails and nobody undoes our work again and again.
+    /// What is announced is answered within a second, as long as nothing fails and nothing undoes the agent's work again and again.
     #[test]
     fn what_is_announced_is_answered_within_a_second(steps in vec(step(), 0..25)) {
         let unannounced = |step: &Step| matches!(step, Step::ProgramsDetached(_, false) | Step::Fails(_));

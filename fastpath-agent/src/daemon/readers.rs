@@ -52,7 +52,7 @@ impl Readers {
         Ok(Self { records, any, task, _socket: socket })
     }
 
-    /// Waits until somebody begins to read, or nobody reads any more. Safe to cancel.
+    /// Waits until the first reader comes or the last one goes. Safe to cancel.
     pub async fn changed(readers: &mut Option<Self>) {
         let Some(Self { any, .. }) = readers else { return std::future::pending().await };
         if any.changed().await.is_err() {

@@ -73,8 +73,8 @@ impl Watch {
         }
     }
 
-    /// Takes note of one change of the links. A link that goes takes its programs along, even if it is back already: one that was
-    /// in another network namespace has the same index.
+    /// Takes note of one change of the links. A link that goes takes its programs along, even if another one has its index
+    /// already.
     pub fn link_changed(&mut self, change: &LinkChange) {
         let index = match change {
             LinkChange::Appeared(index) => *index,

@@ -58,6 +58,6 @@ fn evening(node: &mut Node, by: &str, udp: &mut Flow) {
     node.fast(&format!("{by}: UDP by day"), udp);
     node.change_due(&format!("{by}: the hour strikes"), udp, Duration::from_secs(4), || set("20:59:56"));
     node.change_due(&format!("{by}: the hour is over"), udp, Duration::ZERO, || set("23:00:01"));
-    node.change(&format!("{by}: somebody sets the clock to the hour"), udp, || set("21:30:00"));
-    node.change(&format!("{by}: somebody sets the clock to the day"), udp, || set("12:00:00"));
+    node.change(&format!("{by}: the clock is set to the hour"), udp, || set("21:30:00"));
+    node.change(&format!("{by}: the clock is set to the day"), udp, || set("12:00:00"));
 }
