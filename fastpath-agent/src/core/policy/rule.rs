@@ -204,6 +204,11 @@ impl Rule {
 }
 
 impl Rule {
+    /// The same, without what packets meet that it sends on to other chains.
+    pub fn without_leads(self) -> Self {
+        Self { leads: Box::default(), ..self }
+    }
+
     /// The chains that packets of established connections go to by it.
     pub fn leads_to(&self) -> impl Iterator<Item = &str> {
         let reached = self.established != Established::None;

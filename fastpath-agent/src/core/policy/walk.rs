@@ -43,34 +43,48 @@ impl Way {
     }
 }
 
-/// Forgets conditions of jumps that lead to no rule for which they matter: a table may have a great many of those.
+/// Where rules lead is only asked of those on the way to a rule that wants every packet: the others' leads are forgotten.
 pub fn forget_leads(chains: &mut BTreeMap<String, Chain>) {
-    let matters = |rule: &Rule| rule.traits.as_ref().is_some_and(|traits| traits.may_want_packets());
-    let mut wanted: BTreeSet<String> = BTreeSet::new();
-    let has_some = chains.iter().filter(|(_, chain)| chain.rules.iter().any(matters));
-    let mut to_do: Vec<String> = has_some.map(|(name, _)| name.clone()).collect();
-    if to_do.is_empty() {
-        return chains
-            .values_mut()
-            .flat_map(|chain| &mut chain.rules)
-            .for_each(|rule| rule.leads = Box::default());
-    }
-    let mut led_from: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for (name, chain) in &*chains {
-        for to in chain.rules.iter().flat_map(Rule::leads_to) {
-            led_from.entry(to).or_default().insert(name);
-        }
-    }
-    while let Some(chain) = to_do.pop() {
-        let from = led_from.get(chain.as_str()).into_iter().flatten();
-        to_do.extend(from.map(|name| (*name).to_owned()).filter(|name| !wanted.contains(name)));
-        wanted.insert(chain);
-    }
+    let wanted = on_the_way(chains);
     for rule in chains.values_mut().flat_map(|chain| &mut chain.rules) {
         if !rule.leads.iter().any(|lead| wanted.contains(&*lead.to)) {
             rule.leads = Box::default();
         }
     }
+}
+
+/// The chains whose rules lead to, or towards, a rule that wants every packet.
+pub fn leading(chains: &BTreeMap<String, Chain>) -> BTreeSet<String> {
+    let wanted = on_the_way(chains);
+    let leads = |chain: &Chain| chain.rules.iter().flat_map(Rule::leads_to).any(|to| wanted.contains(to));
+    chains
+        .iter()
+        .filter(|(_, chain)| !wanted.is_empty() && leads(chain))
+        .map(|(name, _)| name.clone())
+        .collect()
+}
+
+/// The chains that have such a rule, and those that lead to them.
+fn on_the_way(chains: &BTreeMap<String, Chain>) -> BTreeSet<String> {
+    let matters = |rule: &Rule| rule.traits.as_ref().is_some_and(|traits| traits.may_want_packets());
+    let has_some = chains.iter().filter(|(_, chain)| chain.rules.iter().any(matters));
+    let mut to_do: Vec<&str> = has_some.map(|(name, _)| name.as_str()).collect();
+    let mut wanted = BTreeSet::new();
+    if to_do.is_empty() {
+        return wanted;
+    }
+    let mut led_from: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (name, chain) in chains {
+        for to in chain.rules.iter().flat_map(Rule::leads_to) {
+            led_from.entry(to).or_default().insert(name);
+        }
+    }
+    while let Some(chain) = to_do.pop() {
+        let from = led_from.get(chain).into_iter().flatten();
+        to_do.extend(from.copied().filter(|name| !wanted.contains(*name)));
+        wanted.insert(chain.to_owned());
+    }
+    wanted
 }
 
 /// Goes through a table.

@@ -8,7 +8,7 @@ use crate::{
         lookups::Elements,
         others::{Chain, Others, TableKey},
         rule::Rule,
-        walk::forget_leads,
+        walk::{forget_leads, leading},
     },
     kernel::netlink::{Dump, Families, Message},
 };
@@ -92,11 +92,20 @@ impl Nft {
         let mut sets = Sets::default();
         while let Some(name) = to_read.pop() {
             let Some(chain) = chains.get_mut(&name).filter(|_| read.insert(name.clone())) else { continue };
+            // What packets meet that a rule sends on is most of what is known of it, and is seldom asked for.
+            chain.rules = self.list(rules_of(table, &name), interrupted, |rules: &mut Vec<_>, message| {
+                rules.extend(decode::rule(message, &mut sets.filled).map(Rule::without_leads));
+            })?;
+            chain.rules.shrink_to_fit();
+            self.look_up(table, chain, &mut sets, &mut elements, interrupted)?;
+            to_read.extend(chain.rules.iter().flat_map(Rule::leads_to).map(str::to_owned));
+        }
+        for name in leading(chains) {
+            let Some(chain) = chains.get_mut(&name) else { continue };
             chain.rules = self.list(rules_of(table, &name), interrupted, |rules: &mut Vec<_>, message| {
                 rules.extend(decode::rule(message, &mut sets.filled));
             })?;
             self.look_up(table, chain, &mut sets, &mut elements, interrupted)?;
-            to_read.extend(chain.rules.iter().flat_map(Rule::leads_to).map(str::to_owned));
         }
         self.resolve_sets(table, chains, &read, sets, interrupted)?;
         forget_leads(chains);
