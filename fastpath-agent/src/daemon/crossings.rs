@@ -3,17 +3,18 @@
 
 use std::{
     collections::{HashSet, VecDeque},
-    path::PathBuf,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use fastpath_common::{FlowCounters, FlowKey, Signal};
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
 use tracing::{Level, debug, enabled, info, trace, warn};
 
 use super::{
     counts::Crossed,
-    old::{Found, Search},
     readers::Readers,
     unclear::{all, unclear},
 };
@@ -29,9 +30,8 @@ use crate::{
         traffic::Marks,
     },
     kernel::{
-        bpf::{BpfError, EventStream, FlowEyes, Pinned, Sweep},
-        conntrack::Conntrack,
-        flows::monotonic_ns,
+        bpf::{BpfError, FlowEyes},
+        flow_source::{Crossed as Old, FlowSource},
         memory,
     },
     report::metrics::{BELOW_THRESHOLD, ENDED},
@@ -47,10 +47,8 @@ const NODE_AGE: Duration = Duration::from_millis(200);
 const BURST: usize = 10_000;
 
 /// The flows that cross.
-pub struct Crossings {
-    events: EventStream,
-    pinned: Pinned,
-    conntrack: Conntrack,
+pub struct Crossings<S> {
+    source: S,
     followed: crossing::Crossings,
     readers: Option<Readers>,
     /// Absent if it isn't wanted.
@@ -60,17 +58,16 @@ pub struct Crossings {
     node: Node,
     node_read: Option<Instant>,
     started: Instant,
-    pin_path: PathBuf,
     /// When the ring may be looked into again.
     next_look: Instant,
     /// Signals that had been lost when the last sweep began.
     swept: u64,
-    sweep: Option<Sweep>,
+    sweeping: bool,
     /// Swept up and not handled yet.
     found: Vec<FlowKey>,
     /// Connections that crossed earlier: where they come from, and those that wait to be handled.
-    search: Option<Search>,
-    old: Vec<Found>,
+    search: Option<mpsc::Receiver<Vec<Old>>>,
+    old: Vec<Old>,
     /// Signals handled since memory was given back last.
     handled: usize,
     /// Streams that may go one way, and those of them that are to be helped now.
@@ -87,29 +84,19 @@ pub struct Crossings {
     tells_all: Option<bool>,
 }
 
-impl Crossings {
-    /// Whether flows are to be followed.
-    pub fn wanted(config: &Config) -> bool {
-        config.rules.threshold != 0 && !config.once
-    }
+/// Whether flows are to be followed.
+pub fn wanted(config: &Config) -> bool {
+    config.rules.threshold != 0 && !config.once
+}
 
-    /// Opens ring, conntrack and socket; `None` if flows can't be followed (which is said).
-    pub fn open(config: &Config) -> Option<Self> {
-        let failed =
-            |error: &dyn std::error::Error| warn!(%error, "flows that cross the threshold are not followed");
-        let events = EventStream::open(&config.pin_path).inspect_err(|e| failed(e)).ok()?;
-        let pinned = Pinned::open(&config.pin_path).inspect_err(|e| failed(e)).ok()?;
-        let conntrack = Conntrack::open().inspect_err(|e| failed(e)).ok()?;
-        let readers = Readers::open(&config.run_dir)
-            .inspect_err(|error| warn!("`fastpath-agent flows --follow` has nothing to read: {error}"))
-            .ok();
+impl<S: FlowSource> Crossings<S> {
+    /// Begins to follow flows, and to tell `readers` of them.
+    pub fn new(config: &Config, source: S, readers: Option<Readers>) -> Self {
         // Of a flow whose first direction is still in the map, the second one is known when it crosses too.
         let remembered = config.max_flows as usize / 2;
         let now = Instant::now();
-        Some(Self {
-            events,
-            pinned,
-            conntrack,
+        Self {
+            source,
             followed: crossing::Crossings::new(remembered),
             readers,
             assist: config.assist.then(Assist::default),
@@ -118,9 +105,8 @@ impl Crossings {
             node_read: None,
             started: now,
             next_look: now,
-            pin_path: config.pin_path.clone(),
             swept: 0,
-            sweep: None,
+            sweeping: false,
             found: Vec::new(),
             search: None,
             old: Vec::new(),
@@ -132,18 +118,18 @@ impl Crossings {
             counts: Crossed::default(),
             went_over: 0,
             tells_all: None,
-        })
+        }
     }
 
     /// From now on crossings are counted, and offloaded flows marked.
     pub fn count(&mut self, marks: Marks) {
         self.marks = Some(marks);
-        self.went_over = self.pinned.went_over().unwrap_or_default();
+        self.went_over = self.source.went_over().unwrap_or_default();
     }
 
     /// What was counted here, and by the programs of flows that went over.
     pub fn counts(&self) -> Crossed {
-        let went_over = self.pinned.went_over().map_or(0, |all| all.saturating_sub(self.went_over));
+        let went_over = self.source.went_over().map_or(0, |all| all.saturating_sub(self.went_over));
         let Crossed { crossed, offloaded, ref not_offloaded } = self.counts;
         Crossed {
             crossed: crossed + went_over,
@@ -169,7 +155,7 @@ impl Crossings {
             return;
         }
         let room = this.followed.room() >= SLICE;
-        if room && (this.sweep.is_some() || !this.found.is_empty() || !this.to_look_up.is_empty()) {
+        if room && (this.sweeping || !this.found.is_empty() || !this.to_look_up.is_empty()) {
             return;
         }
         let due =
@@ -177,7 +163,7 @@ impl Crossings {
         let due = due.into_iter().flatten().min().map(|due| this.started + Duration::from_millis(due));
         let look = this.next_look;
         let failed = tokio::select! {
-            found = async { this.search.as_mut().expect("there is one").next().await }, if this.search.is_some() => {
+            found = async { this.search.as_mut().expect("there is one").recv().await }, if this.search.is_some() => {
                 if found.is_none() {
                     this.search = None;
                 }
@@ -186,7 +172,7 @@ impl Crossings {
             }
             () = Readers::changed(&mut this.readers) => None,
             () = sleep_until(due.unwrap_or(look)), if due.is_some() => None,
-            failed = async { sleep_until(look).await; this.events.readable().await.err() }, if room => failed,
+            failed = async { sleep_until(look).await; this.source.signalled().await.err() }, if room => failed,
         };
         if let Some(error) = failed {
             warn!(%error, "flows that cross the threshold are not followed any more");
@@ -212,13 +198,13 @@ impl Crossings {
 
     /// Handles a slice of what is there.
     pub fn handle(&mut self, eyes: &mut dyn FlowEyes) {
-        self.node.now_ns = monotonic_ns();
+        self.node.now_ns = self.source.now_ns();
         self.tell_all(eyes);
         self.look_again();
         self.look_at_assisted(eyes);
         self.look_at_streams(eyes);
         self.look_at_old(eyes);
-        if self.handled >= BURST && self.followed.due_ms().is_none() && self.sweep.is_none() {
+        if self.handled >= BURST && self.followed.due_ms().is_none() && !self.sweeping {
             self.followed.shrink();
             memory::give_back();
             self.handled = 0;
@@ -233,9 +219,9 @@ impl Crossings {
         }
         if let Err(error) = self.sweep(eyes) {
             warn!(%error, "signals that were lost are looked for again in a minute");
-            self.sweep = None;
+            self.sweeping = false;
         }
-        let events = self.events.take(SLICE);
+        let events = self.source.take(SLICE);
         self.next_look = Instant::now() + if events.len() < SLICE { GAP } else { Duration::ZERO };
         if !events.is_empty() {
             let tuples = if self.publishes() { all(&events) } else { unclear(&events, eyes) };
@@ -266,36 +252,38 @@ impl Crossings {
 
     /// Whether it is known without asking conntrack that the flow of this direction is offloaded, and counted as such.
     fn has_gone_over(&self, key: &FlowKey) -> bool {
-        self.pinned.has_gone_over(key).unwrap_or(false)
+        self.source.has_gone_over(key).unwrap_or(false)
     }
 
     /// Begins a sweep of the map if signals were lost since the last one began.
     pub fn look_for_lost(&mut self) {
-        if self.sweep.is_some() {
+        if self.sweeping {
             return;
         }
-        let begun = self.pinned.events_lost().and_then(|lost| {
+        let begun = self.source.lost().and_then(|lost| {
             if lost == self.swept {
-                return Ok(None);
+                return Ok(false);
             }
-            let sweep = Sweep::begin(&self.pin_path)?;
+            self.source.begin_sweep()?;
             info!(
                 lost = lost.wrapping_sub(self.swept),
                 "crossings didn't fit the ring of events: looking for them in the map"
             );
             self.swept = lost;
-            Ok(Some(sweep))
+            Ok(true)
         });
         match begun {
-            Ok(sweep) => self.sweep = sweep,
+            Ok(begun) => self.sweeping = begun,
             Err(error) => debug!(%error, "it can't be told whether signals were lost"),
         }
     }
 
     /// The next piece of the map.
     fn sweep(&mut self, eyes: &mut dyn FlowEyes) -> Result<(), BpfError> {
-        let Some(sweep) = &mut self.sweep else { return Ok(()) };
-        match sweep.step()? {
+        if !self.sweeping {
+            return Ok(());
+        }
+        match self.source.sweep()? {
             Some(lost) => {
                 for key in lost {
                     // From now on it is as if the event had come.
@@ -305,7 +293,7 @@ impl Crossings {
                 }
             }
             None => {
-                self.sweep = None;
+                self.sweeping = false;
                 // Some may have been lost behind its back.
                 self.look_for_lost();
             }
@@ -366,11 +354,13 @@ impl Crossings {
     fn consider(&mut self, entry: Option<&Entry>) {
         let now = self.now_ms();
         let Some(entry) = entry.filter(|e| e.counters.is_none() && !e.status.offloaded()) else { return };
-        if !self.helps() {
-            return;
-        }
+        let helps = self.helps();
         let Ok(seen) = self.counted(entry) else { return };
         let Some(assist) = &mut self.assist else { return };
+        if !helps {
+            // Its turn comes when the rules stand.
+            return assist.remember(entry.original);
+        }
         assist.consider(&Flow::settled(entry.clone(), seen, &self.node), &self.node, now);
     }
 
@@ -413,17 +403,25 @@ impl Crossings {
         }
     }
 
+    /// The rules stand that didn't, or were made anew: the set of assisted connections and the flowtable may be empty.
+    pub fn offloads_again(&mut self) {
+        if let Some(assist) = &mut self.assist {
+            assist.tell_again();
+        }
+        self.emptied();
+    }
+
     /// An earlier agent may have left connections without help that have crossed already: they signal again.
     pub fn arm_old(&mut self) {
         if self.assist.is_some() {
-            self.search = Search::begin(self.pin_path.clone());
+            self.search = self.source.crossed_before();
         }
     }
 
     fn look_at_old(&mut self, eyes: &mut dyn FlowEyes) {
         let now = self.now_ms();
         let Some(assist) = &mut self.assist else { return };
-        for Found { entry, crossed: [original, reply] } in self.old.drain(..) {
+        for Old { entry, directions: [original, reply] } in self.old.drain(..) {
             if original != reply {
                 self.streams.consider(&entry, now);
             }
@@ -473,16 +471,9 @@ impl Crossings {
         }
     }
 
-    /// The set of assisted connections was lost.
-    pub fn assist_again(&mut self) {
-        if let Some(assist) = &mut self.assist {
-            assist.tell_again();
-        }
-    }
-
     /// Asks conntrack; what can't be asked isn't found.
     fn look_up(&mut self, tuples: &[Tuple]) -> Vec<Option<Entry>> {
-        match self.conntrack.get_all(tuples, 0) {
+        match self.source.connections(tuples) {
             Ok(entries) => {
                 self.blind = false;
                 entries
@@ -576,7 +567,7 @@ impl Crossings {
     }
 
     fn counted_one(&self, tuple: &Tuple) -> Result<Option<FlowCounters>, BpfError> {
-        tuple.flow_key().map(|key| self.pinned.flow(&key)).transpose().map(Option::flatten)
+        tuple.flow_key().map(|key| self.source.counted(&key)).transpose().map(Option::flatten)
     }
 
     fn now_ms(&self) -> u64 {

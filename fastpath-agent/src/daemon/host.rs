@@ -4,13 +4,18 @@
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::warn;
 
-use super::{crossings::Crossings, watch};
+use super::{
+    crossings::{self, Crossings},
+    readers::Readers,
+    watch,
+};
 use crate::{
     cli::EbpfMode,
     config::Config,
     kernel::{
         LinkSource, Neighbourhood, Ruleset, RulesetMonitor,
         bpf::{self, Chatter, FlowEyes, Hook, LoadConfig},
+        flow_source::{FlowSource, Flows},
         links::Links,
         memory,
         module_monitor::ModuleMonitor,
@@ -29,6 +34,8 @@ pub trait Host {
     type Links: LinkSource;
     /// What else decides over packets.
     type Neighbourhood: Neighbourhood;
+    /// Its flows.
+    type Flows: FlowSource;
     /// What the agent is told.
     type Orders: Orders;
 
@@ -36,7 +43,7 @@ pub trait Host {
     fn programs(&self, config: &Config) -> Option<Box<dyn FlowEyes>>;
 
     /// What becomes of flows that cross the threshold; `None` if they can't be followed (which is said).
-    fn crossings(&self, config: &Config) -> Option<Crossings>;
+    fn crossings(&self, config: &Config) -> Option<Crossings<Self::Flows>>;
 
     /// Says which kernel modules are loaded; `None` if it can't be listened to.
     fn modules(&self) -> Option<ModuleMonitor>;
@@ -97,6 +104,7 @@ impl Host for Linux {
     type Monitor = Monitor;
     type Links = Links;
     type Neighbourhood = NodeMonitor;
+    type Flows = Flows;
     type Orders = Signals;
 
     fn programs(&self, config: &Config) -> Option<Box<dyn FlowEyes>> {
@@ -113,7 +121,7 @@ impl Host for Linux {
             pin_path: config.pin_path.clone(),
             max_flows: config.max_flows,
             // Nobody would read the signals otherwise.
-            threshold: if Crossings::wanted(config) { config.rules.threshold } else { 0 },
+            threshold: if crossings::wanted(config) { config.rules.threshold } else { 0 },
             hook,
             chatter: match config.verbosity {
                 ..7 => Chatter::Silent,
@@ -128,8 +136,14 @@ impl Host for Linux {
         Some(Box::new(eyes))
     }
 
-    fn crossings(&self, config: &Config) -> Option<Crossings> {
-        Crossings::open(config)
+    fn crossings(&self, config: &Config) -> Option<Crossings<Flows>> {
+        let flows = Flows::open(&config.pin_path)
+            .inspect_err(|error| warn!(%error, "flows that cross the threshold are not followed"))
+            .ok()?;
+        let readers = Readers::open(&config.run_dir)
+            .inspect_err(|error| warn!("`fastpath-agent flows --follow` has nothing to read: {error}"))
+            .ok();
+        Some(Crossings::new(config, flows, readers))
     }
 
     fn modules(&self) -> Option<ModuleMonitor> {

@@ -12,7 +12,6 @@ use crate::{
     cli::Cli,
     core::{
         model::{IfIndex, IfName, Link, OperState, test_link},
-        policy::known::Known,
         ruleset::{diff::ForeignTable, observed::Owner},
     },
     daemon::{
@@ -22,7 +21,7 @@ use crate::{
     },
     kernel::{
         bpf::FlowEyes,
-        fake::{FakeRuleset, Fault, Node, World},
+        fake::{Connection, FakeRuleset, Fault, Node, World, nothing_of_others},
         module_monitor::ModuleMonitor,
         node_monitor::NodeEvent,
     },
@@ -33,14 +32,15 @@ impl Host for Node {
     type Monitor = Self;
     type Links = Self;
     type Neighbourhood = Self;
+    type Flows = Self;
     type Orders = mpsc::UnboundedReceiver<Order>;
 
     fn programs(&self, _: &Config) -> Option<Box<dyn FlowEyes>> {
         Some(Box::new(self.clone()))
     }
 
-    fn crossings(&self, _: &Config) -> Option<Crossings> {
-        None
+    fn crossings(&self, config: &Config) -> Option<Crossings<Self>> {
+        Some(Crossings::new(config, self.clone(), None))
     }
 
     fn modules(&self) -> Option<ModuleMonitor> {
@@ -77,6 +77,10 @@ enum Step {
     RulesetLost,
     NodeLost,
     PolicyRules,
+    /// A connection that is older than the rules, between two links.
+    OldConnection(u16, Index, Index),
+    /// There is room for so many signals of flows.
+    SignalRoom(usize),
     Reload,
     Fails(Fault),
     /// This happens between the next reading of the ruleset and its transaction.
@@ -102,6 +106,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::RulesetLost),
         1 => Just(Step::NodeLost),
         1 => Just(Step::PolicyRules),
+        3 => (0..8u16, any::<Index>(), any::<Index>()).prop_map(|(id, one, other)| Step::OldConnection(id, one, other)),
+        1 => (0..4usize).prop_map(Step::SignalRoom),
     ];
     prop_oneof![
         12 => simple.clone(),
@@ -182,6 +188,14 @@ impl Step {
             Self::RulesetLost => world.lose_ruleset(),
             Self::NodeLost => world.announce(NodeEvent::Overrun),
             Self::PolicyRules => world.announce(NodeEvent::RouteRules),
+            Self::OldConnection(id, here, there) => {
+                if let Some((here, there)) = one(world, here).zip(one(world, there))
+                    && here.index != there.index
+                {
+                    world.connect(Connection::between(id, [here.index, there.index]));
+                }
+            }
+            Self::SignalRoom(signals) => world.make_room(signals),
             Self::Fails(fault) => world.faults.push_back(fault),
             Self::BeforeCommit(step) => world.before_commit.push_back(Box::new(|world| step.happens(world))),
             Self::Reload | Self::Rest(_) => unreachable!("the driver does it"),
@@ -227,9 +241,20 @@ fn run<F: Future<Output = ()>>(node: &Node, story: impl FnOnce(mpsc::UnboundedSe
         tokio::select! {
             result = agent.serve(orders) => result.expect("the loop goes on until it is told to stop"),
             () = story => unreachable!("it waits for the end"),
+            () = traffic(node) => unreachable!("it never ends"),
         }
         assert_eq!(agent.ready(), Ok(()));
     });
+}
+
+/// Packets of all connections.
+async fn traffic(node: &Node) {
+    let threshold = config().rules.threshold;
+    loop {
+        node.with(|world| world.packets(threshold));
+        let ms = if node.with(|world| world.settled) { 1000 } else { 20 };
+        sleep(Duration::from_millis(ms)).await;
+    }
 }
 
 async fn happen(node: &Node, orders: &mpsc::UnboundedSender<Order>, step: Step) {
@@ -249,7 +274,7 @@ fn amiss(node: &Node) -> Option<String> {
         let ruleset: FakeRuleset = world.ruleset.clone();
         let commits = ruleset.commits.len();
         let mut fresh = Reconciler::new(ruleset, rules.policy(true, true), ForeignTable::Refuse);
-        fresh.surrounded_by(Known::default().surroundings(&rules.ignored));
+        fresh.surrounded_by(nothing_of_others().surroundings(&rules.ignored));
         let report = fresh.reconcile(Trigger::Start, &links).expect("a report");
         let Report { standing: Standing::Right, commits: 0, .. } = report else {
             let ops = fresh.into_ruleset().commits.split_off(commits);
@@ -261,7 +286,15 @@ fn amiss(node: &Node) -> Option<String> {
             .map(|link| link.index)
             .collect();
         let watched = crate::core::link::watch::watched(links.iter(), &managed);
-        (world.attached != watched).then(|| format!("programs on {:?}, not on {watched:?}", world.attached))
+        if world.attached != watched {
+            return Some(format!("programs on {:?}, not on {watched:?}", world.attached));
+        }
+        let devices = fresh.offloads().map(|(_, devices)| devices.collect()).unwrap_or_default();
+        let accelerated = links.with_ports(&devices);
+        let slow = world.connections().iter().filter(|connection| !connection.is_offloaded());
+        let left: Vec<_> =
+            slow.filter(|slow| slow.links().iter().all(|link| accelerated.contains(link))).collect();
+        (!left.is_empty()).then(|| format!("not offloaded: {left:?}"))
     })
 }
 
@@ -285,7 +318,8 @@ proptest! {
     /// What is announced is answered within a second, as long as nothing fails and nothing undoes the agent's work again and again.
     #[test]
     fn what_is_announced_is_answered_within_a_second(steps in vec(step(), 0..25)) {
-        let unannounced = |step: &Step| matches!(step, Step::ProgramsDetached(_, false) | Step::Fails(_));
+        let unannounced =
+            |step: &Step| matches!(step, Step::ProgramsDetached(_, false) | Step::Fails(_) | Step::OldConnection(..));
         let mut undone = 0;
         let steps = steps.into_iter().filter(|step| {
             undone += u32::from(step.undoes());
@@ -352,4 +386,25 @@ fn a_foreign_table_stays() {
         let owner = node.with(|world| world.ruleset.table.as_ref().map(|table| table.owner.clone()));
         assert_eq!(owner, Some(Owner::Foreign));
     });
+}
+
+/// A connection without counters is offloaded with the agent's help, and again when the table was deleted: before it crossed, in the
+/// moment when it is helped, with a link that comes as well, and after.
+#[test]
+fn an_old_connection_is_offloaded_again() {
+    for (ms, with_link) in (380..480).step_by(5).chain([2000]).flat_map(|ms| [(ms, false), (ms, true)]) {
+        let node = Node::new((0..4).map(link));
+        node.with(|world| world.connect(Connection::between(0, [IfIndex(2), IfIndex(3)])));
+        run(&node, async |_| {
+            sleep(Duration::from_millis(ms)).await;
+            node.with(|world| {
+                world.commit(|table| *table = None);
+                if with_link {
+                    world.set_link(link(4));
+                }
+            });
+            sleep(Duration::from_secs(4)).await;
+            assert_eq!(amiss(&node), None, "{ms} ms, {with_link}");
+        });
+    }
 }

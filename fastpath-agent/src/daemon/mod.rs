@@ -31,7 +31,6 @@ pub mod crossings;
 pub mod host;
 pub mod measure;
 mod offload;
-mod old;
 mod one_way;
 pub mod readers;
 pub mod ready;
@@ -161,7 +160,7 @@ struct Agent<H: Host> {
     unwatched: bool,
     /// Until every link that was there at the start is watched.
     starting: bool,
-    crossings: Option<Crossings>,
+    crossings: Option<Crossings<H::Flows>>,
     /// Absent if nobody is to be answered.
     server: Option<Server>,
     /// Reads the kernel for them.
@@ -246,7 +245,9 @@ impl<H: Host> Agent<H> {
                         self.distrust()?;
                         if let Some(crossings) = &mut self.crossings {
                             crossings.look_for_lost();
-                            crossings.look_at_helped();
+                            if self.offload.as_ref().is_some_and(|offload| offload.reconciler.offloads().is_some()) {
+                                crossings.look_at_helped();
+                            }
                         }
                     }
                     self.reconcile(trigger)?;
@@ -273,7 +274,7 @@ impl<H: Host> Agent<H> {
         let Some(watch) = &mut self.watch else { return };
         watch.take_over(&self.links);
         self.crossings = Some(&self.config)
-            .filter(|config| Crossings::wanted(config))
+            .filter(|config| crossings::wanted(config))
             .and_then(|config| self.host.crossings(config));
         if let Some(crossings) = &mut self.crossings {
             crossings.look_for_lost();
@@ -478,8 +479,9 @@ impl<H: Host> Agent<H> {
             if let Some(crossings) = &mut self.crossings {
                 crossings.postpone(&offload.reconciler.take_postponed());
             }
-            if let (Outcome::Repaired, Some(crossings)) = (outcome, &mut self.crossings) {
-                crossings.assist_again();
+            let anew = offload.reconciler.take_anew();
+            if let Some(crossings) = self.crossings.as_mut().filter(|_| anew) {
+                crossings.offloads_again();
             }
         }
         if outcome != Outcome::Failed {

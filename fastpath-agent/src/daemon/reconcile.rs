@@ -25,6 +25,7 @@ use crate::{
             exclude::Exclusions,
             observed::{Generation, Observed, ObservedSet},
             plan::{Op, Plan},
+            sets::OwnSet,
         },
         surroundings::{Surroundings, Translates},
     },
@@ -85,6 +86,10 @@ pub struct Reconciler<R> {
     assisted: Vec<u32>,
     /// Those that there was no room for, since they were last asked for.
     postponed: Vec<u32>,
+    /// The set of assisted connections stands.
+    assists: bool,
+    /// See [`Self::take_anew`].
+    anew: bool,
     /// Offers to the flowtable when it was last emptied, as long as the rules that count them stand.
     offers_when_emptied: Option<u64>,
 }
@@ -107,6 +112,8 @@ impl<R: Ruleset> Reconciler<R> {
             foreign_objects: Vec::new(),
             assisted: Vec::new(),
             postponed: Vec::new(),
+            assists: false,
+            anew: false,
             offers_when_emptied: None,
         }
     }
@@ -233,7 +240,7 @@ impl<R: Ruleset> Reconciler<R> {
         Some((self.policy.threshold, table.devices.keys().copied()))
     }
 
-    /// Whether connections are assisted from the next reconcile on, and which it adds to those that are.
+    /// Whether connections are assisted from now on, and which are added to those that are.
     pub fn assist(&mut self, wanted: Wanted) {
         if self.policy.assist != wanted.rule {
             self.policy.assist = wanted.rule;
@@ -245,6 +252,11 @@ impl<R: Ruleset> Reconciler<R> {
     /// Conntrack ids that there was no room for: they wait their turn.
     pub fn take_postponed(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.postponed)
+    }
+
+    /// Whether since this was last asked the rules came to stand, or were made anew without the flows that they had.
+    pub fn take_anew(&mut self) -> bool {
+        std::mem::take(&mut self.anew)
     }
 
     /// Leaves these traces in the table, if that is right. Nothing is lost if it isn't, or changes meanwhile.
@@ -358,6 +370,11 @@ impl<R: Ruleset> Reconciler<R> {
                         );
                     }
                     self.assisted.clear();
+                    self.anew |= ops.iter().any(|op| match op {
+                        Op::AddSet(OwnSet::Assist) => self.assists,
+                        op => matches!(op, Op::AddFlowtable { .. }),
+                    });
+                    self.assists = self.policy.assist;
                     self.known.clear();
                     self.offers_when_emptied = None;
                     if follows {
@@ -419,15 +436,16 @@ impl<R: Ruleset> Reconciler<R> {
     fn stands(&mut self, standing: Standing, outcome: Outcome, commits: u32) -> Report {
         let before = self.standing.replace(standing);
         if before != Some(standing) {
+            if standing == Standing::Right {
+                (self.failure, self.anew) = (None, true);
+            }
             match standing {
                 Standing::Right if self.policy.threshold == 0 => {
-                    self.failure = None;
                     info!("ruleset verified: threshold 0, nothing is offloaded");
                 }
                 Standing::Right => {
-                    self.failure = None;
                     let devices =
-                        self.achieved.as_ref().and_then(|d| d.as_ref()).map_or(0, |t| t.devices.len());
+                        self.achieved.iter().flatten().map(|table| table.devices.len()).sum::<usize>();
                     info!(
                         threshold = self.policy.threshold,
                         devices, "ruleset verified: flows are offloaded by table inet {TABLE}"
@@ -447,8 +465,7 @@ impl<R: Ruleset> Reconciler<R> {
         Report { outcome, standing, commits }
     }
 
-    /// Says once what others have put into our table. True if refused interfaces are worth another try since that
-    /// changed: one of those things may have held the device.
+    /// Says once what others have put into our table. True if that changed: it may have held a refused interface.
     fn note_foreign_objects(&mut self, observed: &Observed) -> bool {
         let found = observed.table.as_ref().map(diff::foreign_objects).unwrap_or_default();
         if found == self.foreign_objects {

@@ -23,6 +23,7 @@ pub mod event_socket;
 pub mod facts;
 #[cfg(test)]
 pub mod fake;
+pub mod flow_source;
 pub mod flows;
 pub mod ipvs;
 pub mod links;
@@ -33,6 +34,7 @@ pub mod netconf;
 mod netlink;
 pub mod nft;
 pub mod node_monitor;
+mod old_connections;
 pub mod probe;
 pub mod route;
 pub mod route_rules;

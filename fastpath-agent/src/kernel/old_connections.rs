@@ -1,59 +1,43 @@
-//! Finds on another thread which connections crossed the threshold before anybody followed them: conntrack may have many, and the
+//! Finds on another thread which connections crossed the threshold before anything followed them: conntrack may have many, and the
 //! loop is never away for long. Decides nothing about them.
 
-use std::{path::PathBuf, thread};
+use std::{
+    path::{Path, PathBuf},
+    thread,
+};
 
 use fastpath_common::Signal;
 use tokio::sync::mpsc;
 use tracing::debug;
 
-use crate::{
-    core::flow::connection::{Entry, Tuple},
-    kernel::{bpf::Pinned, conntrack::Conntrack, memory},
+use super::{
+    bpf::Pinned,
+    conntrack::Conntrack,
+    flow_source::{Crossed, SourceError},
+    memory,
 };
+use crate::core::flow::connection::Tuple;
 
 /// Connections that are handed over at once, and how often before the thread waits.
 const CHUNK: usize = 128;
 const CHUNKS_AHEAD: usize = 2;
 
-/// One that was found.
-pub(super) struct Found {
-    pub(super) entry: Entry,
-    /// Whether the original and the reply direction have signalled.
-    pub(super) crossed: [bool; 2],
+/// Begins a search, which ends soon after the receiver is dropped. `None` if there is no thread to be had, which is said.
+pub(super) fn search(pin_path: PathBuf) -> Option<mpsc::Receiver<Vec<Crossed>>> {
+    let (chunks, receiver) = mpsc::channel(CHUNKS_AHEAD);
+    let search = move || {
+        if let Err(error) = hand_over(&pin_path, &chunks) {
+            debug!(%error, "connections that crossed before the start aren't assisted");
+        }
+        memory::give_back();
+        memory::drop_code();
+    };
+    let spawned = thread::Builder::new().name("old connections".to_owned()).spawn(search);
+    spawned.inspect_err(|error| debug!(%error, "connections that crossed before aren't assisted")).ok()?;
+    Some(receiver)
 }
 
-/// A search that is under way. It ends soon after this is dropped.
-pub(super) struct Search(mpsc::Receiver<Vec<Found>>);
-
-impl Search {
-    /// Begins one. `None` if there is no thread to be had, which is said.
-    pub(super) fn begin(pin_path: PathBuf) -> Option<Self> {
-        let (chunks, receiver) = mpsc::channel(CHUNKS_AHEAD);
-        let search = move || {
-            if let Err(error) = search(&pin_path, &chunks) {
-                debug!(%error, "connections that crossed before the start aren't assisted");
-            }
-            memory::give_back();
-            memory::drop_code();
-        };
-        let spawned = thread::Builder::new().name("old connections".to_owned()).spawn(search);
-        spawned
-            .inspect_err(|error| debug!(%error, "connections that crossed before aren't assisted"))
-            .ok()?;
-        Some(Self(receiver))
-    }
-
-    /// Waits for the next ones; `None` when there are no more. Safe to cancel.
-    pub(super) async fn next(&mut self) -> Option<Vec<Found>> {
-        self.0.recv().await
-    }
-}
-
-fn search(
-    pin_path: &std::path::Path,
-    chunks: &mpsc::Sender<Vec<Found>>,
-) -> Result<(), Box<dyn std::error::Error>> {
+fn hand_over(pin_path: &Path, chunks: &mpsc::Sender<Vec<Crossed>>) -> Result<(), SourceError> {
     let pinned = Pinned::open(pin_path)?;
     let reading = pinned.reading()?;
     let threshold = u64::from(pinned.config()?.threshold);
@@ -68,9 +52,9 @@ fn search(
             return;
         }
         connections += 1;
-        let crossed = [&entry.original, &entry.reply].map(crossed);
-        if crossed != [false; 2] || entry.counters.is_none() && entry.status.offloaded() {
-            chunk.push(Found { entry, crossed });
+        let directions = [&entry.original, &entry.reply].map(crossed);
+        if directions != [false; 2] || entry.counters.is_none() && entry.status.offloaded() {
+            chunk.push(Crossed { entry, directions });
         }
         if chunk.len() == CHUNK {
             // Fails once nobody listens any more.

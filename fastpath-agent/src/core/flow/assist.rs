@@ -9,7 +9,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::{
-    Flow, Node,
+    Cause, Flow, Node,
     connection::{Entry, Tuple},
 };
 
@@ -47,7 +47,7 @@ pub struct Assist {
     listed: HashMap<Tuple, Listed>,
     /// Listed since they were last asked for.
     new: Vec<u32>,
-    /// Were offloaded with our help, or will have their turn.
+    /// Were offloaded with our help, or may be later.
     helped: VecDeque<Tuple>,
     /// Since when how many were listed.
     in_time: (u64, usize),
@@ -81,7 +81,13 @@ pub struct Wanted {
 impl Assist {
     /// A flow that has crossed, or that was armed: lists it if that is all it needs.
     pub fn consider(&mut self, flow: &Flow, node: &Node, now_ms: u64) {
-        let Some(entry) = flow.entry.as_ref().filter(|_| flow.only_uncounted(node)) else { return };
+        let Some((entry, cause)) = flow.entry.as_ref().zip(flow.uncounted(node)) else { return };
+        match cause {
+            Cause::Unknown | Cause::NotWatched => {}
+            // Not for ever.
+            Cause::Interface(_) | Cause::EveryPacket(_) => return self.remember(entry.original),
+            _ => return,
+        }
         if self.listed.get(&entry.original).is_some_and(|listed| listed.id == entry.id) {
             return;
         }

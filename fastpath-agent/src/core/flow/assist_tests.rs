@@ -8,7 +8,7 @@ use crate::core::{
         Node,
         connection::{Status, TcpState, UDP},
     },
-    model::IfIndex,
+    model::{IfIndex, IfName},
     ruleset::observed::Counter,
 };
 
@@ -76,12 +76,15 @@ fn only_what_the_rule_would_take_but_for_the_counter_is_helped() {
         consider(&mut assist, entry.clone(), 0);
         assert_eq!(assist.take_wanted(), None, "{entry:?}");
     }
-    // By an interface that isn't managed; without a rule; of this node.
-    let nodes = [
-        Node { managed: [IfIndex(2)].into(), ..node() },
-        Node { threshold: None, ..node() },
-        Node { addresses: [entry(1).reply.source].into(), ..node() },
-    ];
+    // By an interface that isn't managed, which it may be later.
+    let names = [(IfIndex(3), IfName::new("eth1").unwrap())].into();
+    let other = Node { managed: [IfIndex(2)].into(), names, ..node() };
+    let mut assist = Assist::default();
+    assist.consider(&Flow::settled(entry(1), flow(entry(1)).seen, &other), &other, 0);
+    assert_eq!((assist.take_wanted(), assist.take_helped()), (None, vec![entry(1).original]));
+    // Without a rule; of this node.
+    let nodes =
+        [Node { threshold: None, ..node() }, Node { addresses: [entry(1).reply.source].into(), ..node() }];
     for other in nodes {
         let mut assist = Assist::default();
         let flow = Flow::settled(entry(1), flow(entry(1)).seen, &other);

@@ -178,12 +178,11 @@ impl Flow {
         self
     }
 
-    /// Whether nothing keeps it from being offloaded but that conntrack doesn't count its packets.
-    pub fn only_uncounted(&self, node: &Node) -> bool {
-        let Some(entry) = &self.entry else { return false };
+    /// What keeps it from being offloaded besides that conntrack doesn't count its packets; `None` if conntrack does.
+    pub fn uncounted(&self, node: &Node) -> Option<Cause> {
+        let entry = self.entry.as_ref().filter(|_| self.state == State::Stalled(Cause::NotCounted))?;
         let counted = Entry { counters: Some(Default::default()), ..entry.clone() };
-        self.state == State::Stalled(Cause::NotCounted)
-            && matches!(stalled(&counted, &self.seen, node), Cause::Unknown | Cause::NotWatched)
+        Some(stalled(&counted, &self.seen, node))
     }
 
     /// Whether conntrack calls it offloaded, to hardware or not.
@@ -294,11 +293,12 @@ fn stalled(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node) -> Caus
     if entry.counters.is_none() {
         return Cause::NotCounted;
     }
-    let stranger = seen.iter().flatten().map(|c| IfIndex(c.ifindex)).find(|i| !node.managed.contains(i));
+    // Where its first packets came in. One that has gone since isn't what keeps others on the normal path.
+    let interfaces = seen.iter().flatten().map(|counted| IfIndex(counted.ifindex));
+    let stranger =
+        interfaces.filter(|index| !node.managed.contains(index)).find_map(|index| node.names.get(&index));
     match stranger {
-        Some(index) => {
-            Cause::Interface(node.names.get(&index).map_or(index.to_string(), ToString::to_string))
-        }
+        Some(name) => Cause::Interface(name.to_string()),
         None if let Some(rule) = node.left_out.by(entry) => Cause::EveryPacket(rule.to_owned()),
         None if seen[0].is_some() != seen[1].is_some() => Cause::NotWatched,
         None => Cause::Unknown,

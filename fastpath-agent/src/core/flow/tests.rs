@@ -86,6 +86,8 @@ fn every_state_and_every_cause_has_its_flow() {
         (Entry { counters: None, ..entry() }, both, stalled(Cause::NotCounted)),
         (Entry { reply: tuple("10.1.0.1", "10.1.0.2"), ..entry() }, both, stalled(Cause::Local)),
         (entry(), [seen(2), seen(9)], stalled(Cause::Interface("wan".to_owned()))),
+        // An interface that has gone.
+        (entry(), [seen(2), seen(77)], stalled(Cause::Unknown)),
         (entry(), [seen(2), None], stalled(Cause::NotWatched)),
         (entry(), both, stalled(Cause::Unknown)),
         (
@@ -104,7 +106,7 @@ fn every_state_and_every_cause_has_its_flow() {
     assert_eq!(state(entry(), both, &node), excluded);
     // Nor is it helped.
     let old = Flow::settled(Entry { counters: None, ..entry() }, both, &node);
-    assert_eq!((old.only_uncounted(&node), old.state), (false, excluded));
+    assert_eq!((old.uncounted(&node), old.state), (None, excluded));
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! A node in memory, for tests of the core and of the daemon. What it says about the real kernel is shown by the tests that run
 //! on one.
 
+mod flows;
 mod node;
 mod ruleset;
 
-pub use node::{Fault, Node, World};
+pub use flows::Connection;
+pub use node::{Fault, Node, World, nothing_of_others};
 pub use ruleset::FakeRuleset;

@@ -7,12 +7,13 @@ use std::{
     io,
     net::IpAddr,
     rc::Rc,
+    sync::Arc,
 };
 
 use fastpath_common::{FlowKey, Signal};
 use tokio::sync::Notify;
 
-use super::FakeRuleset;
+use super::{FakeRuleset, flows::Flows};
 use crate::{
     core::{
         forwarding::Announced,
@@ -24,6 +25,7 @@ use crate::{
             observed::{Generation, Observed, ObservedTable},
             plan::Op,
         },
+        surroundings::RouteRules,
     },
     kernel::{
         LinkSource, Neighbourhood, Ruleset, RulesetMonitor,
@@ -61,6 +63,8 @@ pub struct World {
     pub attached: BTreeSet<IfIndex>,
     /// What goes wrong with the next calls, in this order for each kind.
     pub faults: VecDeque<Fault>,
+    /// Nothing happens by itself any more.
+    pub settled: bool,
     /// What happens between the next reading of the ruleset and the transaction that comes of it.
     pub before_commit: VecDeque<Happening>,
     generations: VecDeque<Event>,
@@ -69,7 +73,8 @@ pub struct World {
     notices_lost: bool,
     link_events: VecDeque<LinkEvent>,
     node_events: VecDeque<NodeEvent>,
-    news: Rc<Notify>,
+    pub(super) flows: Flows,
+    pub(super) news: Rc<Notify>,
 }
 
 impl World {
@@ -78,6 +83,10 @@ impl World {
         let before = self.ruleset.table.clone();
         self.ruleset.disturb(change);
         self.notices.push(before != self.ruleset.table);
+        if self.ruleset.table.is_none() {
+            self.torn_down();
+        }
+        self.forget_assisted();
         self.committed();
     }
 
@@ -140,6 +149,8 @@ impl World {
 
     /// From now on nothing goes wrong, and nothing happens by itself.
     pub fn settle(&mut self) {
+        self.settled = true;
+        self.make_room(usize::MAX);
         self.faults.clear();
         self.before_commit.clear();
     }
@@ -166,12 +177,14 @@ impl Node {
             links,
             attached: BTreeSet::new(),
             faults: VecDeque::new(),
+            settled: false,
             before_commit: VecDeque::new(),
             generations: VecDeque::new(),
             notices: Vec::new(),
             notices_lost: false,
             link_events: VecDeque::new(),
             node_events: VecDeque::new(),
+            flows: Flows::default(),
             news: Rc::new(Notify::new()),
         })))
     }
@@ -182,7 +195,7 @@ impl Node {
     }
 
     /// Waits until there is something of a kind.
-    async fn wait<T>(&self, take: impl Fn(&mut World) -> Option<T>) -> T {
+    pub(super) async fn wait<T>(&self, take: impl Fn(&mut World) -> Option<T>) -> T {
         let news = self.with(|world| Rc::clone(&world.news));
         loop {
             if let Some(found) = self.with(|world| take(world)) {
@@ -190,6 +203,16 @@ impl Node {
             }
             news.notified().await;
         }
+    }
+}
+
+/// What is read where others have nothing.
+pub fn nothing_of_others() -> Known {
+    Known {
+        tables: Some(Arc::default()),
+        legacy: Some(BTreeSet::new()),
+        route_rules: Some(RouteRules::default()),
+        ..Known::default()
     }
 }
 
@@ -219,6 +242,7 @@ impl Ruleset for Node {
                 return Err(CommitError::Io(io_error(libc::ENOMEM)));
             }
             let generation = world.ruleset.commit(ops, expected)?;
+            world.committed_ops(ops);
             world.committed();
             Ok(generation)
         })
@@ -273,7 +297,10 @@ impl Neighbourhood for Node {
     }
 
     fn reader(&self) -> fn(&mut Known, &Ask) -> Report {
-        |_, _| Report::default()
+        |known, _| {
+            *known = nothing_of_others();
+            Report::default()
+        }
     }
 }
 
@@ -308,8 +335,8 @@ impl FlowEyes for Node {
         Ok(())
     }
 
-    fn mark(&mut self, _: &FlowKey, _: Signal, _: Signal) -> Result<bool, BpfError> {
-        Ok(false)
+    fn mark(&mut self, key: &FlowKey, from: Signal, to: Signal) -> Result<bool, BpfError> {
+        Ok(self.with(|world| world.mark(key, from, to)))
     }
 
     fn went_over(&mut self, keys: &[FlowKey]) -> Result<Vec<bool>, BpfError> {

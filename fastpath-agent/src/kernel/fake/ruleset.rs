@@ -103,6 +103,21 @@ impl FakeRuleset {
         }
     }
 
+    /// A rule offers a flow to the flowtable.
+    pub fn count_offer(&mut self) {
+        let rules =
+            self.table.iter_mut().flat_map(|table| &mut table.chains).flat_map(|chain| &mut chain.rules);
+        rules.filter_map(|rule| rule.counter.as_mut()).for_each(|counter| counter.packets += 1);
+    }
+
+    /// Whether there is a rule that offers connections which are listed.
+    pub fn assists(&self) -> bool {
+        let set = OwnSet::Assist.name();
+        let rules = self.table.iter().flat_map(|table| &table.chains).flat_map(|chain| &chain.rules);
+        let mut asked = rules.flat_map(|rule| &rule.exprs).filter_map(referent);
+        asked.any(|name| name == set)
+    }
+
     fn apply(&self, table: &mut Option<ObservedTable>, op: &Op, handle: u64) -> Result<(), i32> {
         if *op == Op::AddTable {
             if table.is_some() {
