@@ -12,5 +12,6 @@ mod harness;
 mod logs;
 mod metrics;
 mod nft;
+mod node_monitor;
 mod others;
 mod service_manager;
