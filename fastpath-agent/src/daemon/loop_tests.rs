@@ -21,7 +21,7 @@ use crate::{
     },
     kernel::{
         bpf::FlowEyes,
-        fake::{Connection, FakeRuleset, Fault, Node, World, nothing_of_others},
+        fake::{Connection, FakeRuleset, Fault, Moment, Node, World, nothing_of_others},
         module_monitor::ModuleMonitor,
         node_monitor::NodeEvent,
     },
@@ -83,14 +83,15 @@ enum Step {
     SignalRoom(usize),
     Reload,
     Fails(Fault),
-    /// This happens between the next reading of the ruleset and its transaction.
-    BeforeCommit(Box<Step>),
+    /// This happens at the next such moment.
+    At(Moment, Box<Step>),
     Rest(u16),
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let fault =
         prop_oneof![Just(Fault::Observe), Just(Fault::Commit), Just(Fault::Beaten), Just(Fault::Attach)];
+    let moment = prop_oneof![Just(Moment::BeforeCommit), Just(Moment::AfterCommit), Just(Moment::Attaching)];
     let simple = prop_oneof![
         4 => (0..12u8).prop_map(Step::LinkComes),
         2 => any::<Index>().prop_map(Step::LinkGoes),
@@ -113,7 +114,7 @@ fn step() -> impl Strategy<Value = Step> {
         12 => simple.clone(),
         1 => Just(Step::Reload),
         2 => fault.prop_map(Step::Fails),
-        3 => simple.prop_map(|step| Step::BeforeCommit(Box::new(step))),
+        3 => (moment, simple).prop_map(|(moment, step)| Step::At(moment, Box::new(step))),
         4 => prop_oneof![0..3u16, 0..400u16].prop_map(Step::Rest),
     ]
 }
@@ -197,7 +198,7 @@ impl Step {
             }
             Self::SignalRoom(signals) => world.make_room(signals),
             Self::Fails(fault) => world.faults.push_back(fault),
-            Self::BeforeCommit(step) => world.before_commit.push_back(Box::new(|world| step.happens(world))),
+            Self::At(moment, step) => world.at.push_back((moment, Box::new(|world| step.happens(world)))),
             Self::Reload | Self::Rest(_) => unreachable!("the driver does it"),
         }
     }
@@ -206,7 +207,7 @@ impl Step {
     fn undoes(&self) -> bool {
         match self {
             Self::TableDeleted | Self::RulesDeleted | Self::DeviceTakenOut => true,
-            Self::BeforeCommit(step) => step.undoes(),
+            Self::At(_, step) => step.undoes(),
             _ => false,
         }
     }
@@ -323,7 +324,7 @@ proptest! {
         let mut undone = 0;
         let steps = steps.into_iter().filter(|step| {
             undone += u32::from(step.undoes());
-            let inner = if let Step::BeforeCommit(inner) = step { inner } else { step };
+            let inner = if let Step::At(_, inner) = step { inner } else { step };
             !unannounced(inner) && (!step.undoes() || undone < 4)
         });
         let steps: Vec<Step> = steps.collect();

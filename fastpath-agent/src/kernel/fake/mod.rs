@@ -6,5 +6,5 @@ mod node;
 mod ruleset;
 
 pub use flows::Connection;
-pub use node::{Fault, Node, World, nothing_of_others};
+pub use node::{Fault, Moment, Node, World, nothing_of_others};
 pub use ruleset::FakeRuleset;

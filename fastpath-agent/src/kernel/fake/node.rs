@@ -50,6 +50,17 @@ pub enum Fault {
     Attach,
 }
 
+/// A point in the agent's work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// Between reading the ruleset and the transaction that comes of it.
+    BeforeCommit,
+    /// Between a transaction and its announcement.
+    AfterCommit,
+    /// While programs are attached.
+    Attaching,
+}
+
 /// What happens to the node.
 type Happening = Box<dyn FnOnce(&mut World)>;
 
@@ -65,8 +76,8 @@ pub struct World {
     pub faults: VecDeque<Fault>,
     /// Nothing happens by itself any more.
     pub settled: bool,
-    /// What happens between the next reading of the ruleset and the transaction that comes of it.
-    pub before_commit: VecDeque<Happening>,
+    /// What happens at the next of such moments, one each time.
+    pub at: VecDeque<(Moment, Happening)>,
     generations: VecDeque<Event>,
     /// Of others' transactions: whether our table was changed.
     notices: Vec<bool>,
@@ -152,7 +163,16 @@ impl World {
         self.settled = true;
         self.make_room(usize::MAX);
         self.faults.clear();
-        self.before_commit.clear();
+        self.at.clear();
+    }
+
+    /// What happens at this moment.
+    fn comes(&mut self, moment: Moment) {
+        if let Some(at) = self.at.iter().position(|(next, _)| *next == moment)
+            && let Some((_, happens)) = self.at.remove(at)
+        {
+            happens(self);
+        }
     }
 
     /// Whether this is what goes wrong next.
@@ -178,7 +198,7 @@ impl Node {
             attached: BTreeSet::new(),
             faults: VecDeque::new(),
             settled: false,
-            before_commit: VecDeque::new(),
+            at: VecDeque::new(),
             generations: VecDeque::new(),
             notices: Vec::new(),
             notices_lost: false,
@@ -235,15 +255,14 @@ impl Ruleset for Node {
             if world.fails(Fault::Beaten) {
                 world.commit(|_| {});
             }
-            if let Some(happens) = world.before_commit.pop_front() {
-                happens(world);
-            }
+            world.comes(Moment::BeforeCommit);
             if world.fails(Fault::Commit) {
                 return Err(CommitError::Io(io_error(libc::ENOMEM)));
             }
             let generation = world.ruleset.commit(ops, expected)?;
             world.committed_ops(ops);
             world.committed();
+            world.comes(Moment::AfterCommit);
             Ok(generation)
         })
     }
@@ -307,6 +326,7 @@ impl Neighbourhood for Node {
 impl FlowEyes for Node {
     fn attach(&mut self, link: &Link) -> Result<Attachment, BpfError> {
         self.with(|world| {
+            world.comes(Moment::Attaching);
             if world.fails(Fault::Attach) {
                 return Err(BpfError::BadObject("fake".to_owned()));
             }
