@@ -356,6 +356,24 @@ fn a_table_that_is_deleted_at_any_moment_is_back() {
     }
 }
 
+/// Also at each moment of a reconcile that comes of something else.
+#[test]
+fn a_table_that_is_deleted_in_the_midst_of_work_is_back() {
+    for moment in [Moment::BeforeCommit, Moment::AfterCommit, Moment::Attaching] {
+        let node = Node::new((0..4).map(link));
+        run(&node, async |_| {
+            sleep(Duration::from_millis(100)).await;
+            node.with(|world| {
+                world.at.push_back((moment, Box::new(|world| world.commit(|table| *table = None))));
+                world.set_link(link(4));
+            });
+            sleep(Duration::from_secs(1)).await;
+            assert!(node.with(|world| world.at.is_empty()), "{moment:?} didn't come");
+            assert_eq!(amiss(&node), None, "{moment:?}");
+        });
+    }
+}
+
 /// A table of our name that another program made stays, and the agent says so.
 #[test]
 fn a_foreign_table_stays() {
