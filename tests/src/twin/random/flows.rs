@@ -13,9 +13,13 @@ use nix::{
     sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage},
 };
 
-use super::super::{case::Ends, free_port};
+use super::{
+    super::{case::Ends, free_port},
+    told::{Sent, Told},
+};
 use crate::{
     duplex::{Duplex, Tally},
+    netns::Netns,
     path::PORTS,
     topology::{Family, Topology},
     traffic::{self, Direction, Flow, Proto},
@@ -110,6 +114,8 @@ impl fmt::Display for Spec {
 /// A flow in both worlds, or none where it couldn't be opened.
 struct Pair {
     flows: [Duplex; 2],
+    /// The client's port.
+    source: u16,
     /// Operations that it has seen.
     age: usize,
 }
@@ -142,15 +148,15 @@ impl Flows {
             if self.slots[at].is_none() {
                 let source = free_port();
                 let begin = |world| Opening::begin(world, *spec, at, source, self.service);
-                under_way.push((at, worlds.each_ref().map(begin)));
+                under_way.push((at, source, worlds.each_ref().map(begin)));
             }
         }
         let limit = Instant::now() + OPENING;
-        for (at, opening) in under_way {
+        for (at, source, opening) in under_way {
             match opening.map(|opening| opening.end(limit)) {
                 [Some(with), Some(without)] => {
                     let flows = [with, without].map(|flow| flow.into_duplex().impatient());
-                    self.slots[at] = Some(Pair { flows, age: 0 });
+                    self.slots[at] = Some(Pair { flows, source, age: 0 });
                     fresh[at] = true;
                 }
                 [None, None] => {}
@@ -239,6 +245,29 @@ impl Flows {
             }
         }
         Ok(arriving)
+    }
+
+    /// Shows that what the agent says of flows is so. `counts` if programs are wherever they should be.
+    pub(super) fn tools_are_true(&mut self, node: &Netns, counts: bool) -> Result<(), String> {
+        let mut untrue = self.untrue(node, counts);
+        if !untrue.is_empty() {
+            // Flows may have been judged anew in the midst of it.
+            untrue = self.untrue(node, counts);
+        }
+        if untrue.is_empty() { Ok(()) } else { Err(untrue.join("\n")) }
+    }
+
+    fn untrue(&mut self, node: &Netns, counts: bool) -> Vec<String> {
+        let Some(before) = Told::ask(node) else { return Vec::new() };
+        let judged = self.window();
+        let Some(after) = Told::ask(node) else { return Vec::new() };
+        let flows = judged.into_iter().zip(&self.slots).zip(&SPECS);
+        let untrue = flows.filter_map(|((judged, pair), spec)| {
+            let (pair, Judged { tcp, worlds: [tallies, _], .. }) = (pair.as_ref()?, judged?);
+            let sent = Sent { from: pair.source, port: pair.flows[0].port(), datagrams: !tcp, tallies };
+            Some(format!("{spec}: {}", after.untrue(&before, &sent, counts)?))
+        });
+        untrue.collect()
     }
 
     fn window(&mut self) -> [Option<Judged>; SPECS.len()] {

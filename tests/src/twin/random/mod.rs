@@ -24,6 +24,7 @@ mod firewall;
 mod flows;
 mod network;
 mod operation;
+mod told;
 
 pub use firewall::{Chain, Hook, Match, TableFamily, Target, Verdict, Xtables, XtablesChain};
 pub use network::{Bridging, Ipvs, Tunnel};
@@ -282,6 +283,8 @@ struct Run<'a> {
     agent: Option<Agent>,
     /// The next agent has other flags than the first one.
     upgraded: bool,
+    /// Something of the agent's was damaged, which it may find out late.
+    damaged: bool,
     /// Lines of agents that have ended.
     log: Vec<String>,
     summary: Summary,
@@ -314,7 +317,17 @@ impl<'a> Run<'a> {
         });
         let flows = flows::Flows::new(sequence.nat == Nat::Service || sequence.ipvs);
         let (log, summary) = (Vec::new(), Summary::default());
-        Self { sequence, worlds, flows, with_agent, agent: None, upgraded: false, log, summary }
+        Self {
+            sequence,
+            worlds,
+            flows,
+            with_agent,
+            agent: None,
+            upgraded: false,
+            damaged: false,
+            log,
+            summary,
+        }
     }
 
     fn launch(&self) -> Option<Agent> {
@@ -363,6 +376,7 @@ impl<'a> Run<'a> {
 
     fn perform_on_agent(&mut self, operation: AgentOperation) -> Result<(), String> {
         let node = &self.worlds[0].node;
+        self.damaged |= operation.damages();
         match operation {
             AgentOperation::Killed | AgentOperation::Stopped | AgentOperation::Upgraded => {
                 self.upgraded ^= operation == AgentOperation::Upgraded;
@@ -418,6 +432,9 @@ impl<'a> Run<'a> {
         }
         self.summary.offloaded += offloaded;
         check::table_is_right(&self.worlds[0].node)?;
+        if self.sequence.programs {
+            self.flows.tools_are_true(&self.worlds[0].node, !self.damaged)?;
+        }
         let log: Vec<String> = self.log.iter().cloned().chain(agent.log()).collect();
         check::log_is_short(&log, self.summary.operations)
     }

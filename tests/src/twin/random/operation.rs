@@ -203,6 +203,17 @@ choices! {
 }
 
 impl AgentOperation {
+    /// Whether programs or maps go, which the agent may find out only with its safety net.
+    pub(super) fn damages(self) -> bool {
+        use AgentOperation::{
+            BpffsUnmounted, CleanedUp, ClsactDeleted, PinsDeleted, PinsUnmounted, ProgramsDetached,
+        };
+        matches!(
+            self,
+            CleanedUp | PinsDeleted | PinsUnmounted | BpffsUnmounted | ProgramsDetached | ClsactDeleted
+        )
+    }
+
     /// Whether the agent has to make its table anew: it does so ever more slowly if that goes on.
     pub(super) fn harms_the_table(self) -> bool {
         matches!(self, Self::TableDeleted | Self::TableFlushed | Self::CleanedUp)
