@@ -247,27 +247,24 @@ impl Flows {
         Ok(arriving)
     }
 
-    /// Shows that what the agent says of flows is so. `counts` if programs are wherever they should be.
-    pub(super) fn tools_are_true(&mut self, node: &Netns, counts: bool) -> Result<(), String> {
-        let mut untrue = self.untrue(node, counts);
-        if !untrue.is_empty() {
-            // Flows may have been judged anew in the midst of it.
-            untrue = self.untrue(node, counts);
-        }
-        if untrue.is_empty() { Ok(()) } else { Err(untrue.join("\n")) }
+    /// Shows that what the agent says of flows is so, and says of how many it does. `counts` if programs are wherever they should be.
+    pub(super) fn tools_are_true(&mut self, node: &Netns, counts: bool) -> Result<usize, String> {
+        // Flows may be judged anew in the midst of it.
+        self.told(node, counts).or_else(|_| self.told(node, counts))
     }
 
-    fn untrue(&mut self, node: &Netns, counts: bool) -> Vec<String> {
-        let Some(before) = Told::ask(node) else { return Vec::new() };
+    fn told(&mut self, node: &Netns, counts: bool) -> Result<usize, String> {
+        let Some(before) = Told::ask(node) else { return Ok(0) };
         let judged = self.window();
-        let Some(after) = Told::ask(node) else { return Vec::new() };
+        let Some(after) = Told::ask(node) else { return Ok(0) };
         let flows = judged.into_iter().zip(&self.slots).zip(&SPECS);
-        let untrue = flows.filter_map(|((judged, pair), spec)| {
+        let told = flows.filter_map(|((judged, pair), spec)| {
             let (pair, Judged { tcp, worlds: [tallies, _], .. }) = (pair.as_ref()?, judged?);
             let sent = Sent { from: pair.source, port: pair.flows[0].port(), datagrams: !tcp, tallies };
-            Some(format!("{spec}: {}", after.untrue(&before, &sent, counts)?))
+            Some(after.is_so(&before, &sent, counts)?.map_err(|untrue| format!("{spec}: {untrue}")))
         });
-        untrue.collect()
+        let told: Result<Vec<()>, String> = told.collect();
+        told.map(|told| told.len())
     }
 
     fn window(&mut self) -> [Option<Judged>; SPECS.len()] {

@@ -96,6 +96,8 @@ pub struct Summary {
     pub arrived: usize,
     /// How many connections were offloaded when they were.
     pub offloaded: usize,
+    /// How often a tool said something of a flow that could be compared.
+    pub told: usize,
     /// How many operations the node or a pod refused, in whole or in part.
     pub refused: usize,
 }
@@ -433,7 +435,7 @@ impl<'a> Run<'a> {
         self.summary.offloaded += offloaded;
         check::table_is_right(&self.worlds[0].node)?;
         if self.sequence.programs {
-            self.flows.tools_are_true(&self.worlds[0].node, !self.damaged)?;
+            self.summary.told += self.flows.tools_are_true(&self.worlds[0].node, !self.damaged)?;
         }
         let log: Vec<String> = self.log.iter().cloned().chain(agent.log()).collect();
         check::log_is_short(&log, self.summary.operations)
@@ -442,10 +444,10 @@ impl<'a> Run<'a> {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { operations, flows, arrived, offloaded, refused } = self;
+        let Self { operations, flows, arrived, offloaded, told, refused } = self;
         write!(
             f,
-            "{operations} times judged, {arrived} of {flows} flows arrived, {offloaded} connections offloaded, {refused} operations refused"
+            "{operations} times judged, {arrived} of {flows} flows arrived, {offloaded} connections offloaded, {told} told of, {refused} operations refused"
         )
     }
 }

@@ -56,9 +56,9 @@ impl Told {
         self.flows.get(&(sent.from.into(), sent.port.into()))
     }
 
-    /// What isn't so of what is said now, `before` having been asked before the messages were sent. `counts` if programs are
-    /// wherever they should be.
-    pub(super) fn untrue(&self, before: &Self, sent: &Sent, counts: bool) -> Option<String> {
+    /// Whether what is said now is so, and if not why; `None` if nothing is said. `before` was asked before the messages were sent.
+    /// `counts` if programs are wherever they should be.
+    pub(super) fn is_so(&self, before: &Self, sent: &Sent, counts: bool) -> Option<Result<(), String>> {
         let total = |tally: fn(&Tally) -> usize| sent.tallies.iter().map(tally).sum::<usize>() as u64;
         let (all, arrived) = (total(|tally| tally.sent), total(|tally| tally.arrived));
         let forwarded = |told: &Self| told.forwarded.get(&sent.port).map_or(0, |forwarded| forwarded.total());
@@ -72,11 +72,11 @@ impl Told {
             _ => {
                 let counted = self.counted(sent)?.checked_sub(before.counted(sent)?)?;
                 if !counts || !sent.datagrams || (arrived..=all).contains(&counted) {
-                    return None;
+                    return Some(Ok(()));
                 }
                 format!("{counted} packets were counted")
             }
         };
-        Some(format!("{said}, while {all} messages were sent and {arrived} arrived: {flow}"))
+        Some(Err(format!("{said}, while {all} messages were sent and {arrived} arrived: {flow}")))
     }
 }
