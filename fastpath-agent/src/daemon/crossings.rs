@@ -2,7 +2,8 @@
 //! who reads along hears of it. Decides nothing about flows: that is `core`'s.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{BTreeSet, HashSet, VecDeque},
+    net::IpAddr,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -13,6 +14,10 @@ use tokio::{
 };
 use tracing::{Level, debug, enabled, info, trace, warn};
 
+mod assistance;
+
+use assistance::arm;
+
 use super::{
     counts::Crossed,
     readers::Readers,
@@ -22,7 +27,7 @@ use crate::{
     config::Config,
     core::flow::{
         Cause, Flow, Node, State,
-        assist::{Assist, Next, Wanted},
+        assist::Assist,
         connection::{Entry, TcpState, Tuple},
         crossing::{self, Settled},
         one_way::{self, Streams},
@@ -60,8 +65,8 @@ pub struct Crossings<S> {
     started: Instant,
     /// When the ring may be looked into again.
     next_look: Instant,
-    /// Signals that had been lost when the last sweep began.
-    swept: u64,
+    /// Signals that had been lost when the last sweep began, unless it failed.
+    swept: Option<u64>,
     sweeping: bool,
     /// Swept up and not handled yet.
     found: Vec<FlowKey>,
@@ -105,7 +110,7 @@ impl<S: FlowSource> Crossings<S> {
             node_read: None,
             started: now,
             next_look: now,
-            swept: 0,
+            swept: Some(0),
             sweeping: false,
             found: Vec::new(),
             search: None,
@@ -190,6 +195,11 @@ impl<S: FlowSource> Crossings<S> {
         self.node_read = None;
     }
 
+    /// Addresses of this node, as far as they are known.
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.node.addresses.clone()
+    }
+
     /// Takes what flows are judged by from now on.
     pub fn judge_by(&mut self, node: Node) {
         self.node = node;
@@ -218,8 +228,8 @@ impl<S: FlowSource> Crossings<S> {
             return self.signalled(found.iter().map(Tuple::from_flow_key));
         }
         if let Err(error) = self.sweep(eyes) {
-            warn!(%error, "signals that were lost are looked for again in a minute");
-            self.sweeping = false;
+            warn!(%error, "signals that were lost are looked for again");
+            (self.sweeping, self.swept) = (false, None);
         }
         let events = self.source.take(SLICE);
         self.next_look = Instant::now() + if events.len() < SLICE { GAP } else { Duration::ZERO };
@@ -261,15 +271,15 @@ impl<S: FlowSource> Crossings<S> {
             return;
         }
         let begun = self.source.lost().and_then(|lost| {
-            if lost == self.swept {
+            if self.swept == Some(lost) {
                 return Ok(false);
             }
             self.source.begin_sweep()?;
             info!(
-                lost = lost.wrapping_sub(self.swept),
+                lost = lost.wrapping_sub(self.swept.unwrap_or_default()),
                 "crossings didn't fit the ring of events: looking for them in the map"
             );
-            self.swept = lost;
+            self.swept = Some(lost);
             Ok(true)
         });
         match begun {
@@ -313,7 +323,8 @@ impl<S: FlowSource> Crossings<S> {
 
     /// Returns both directions of the connections that were found.
     fn first_look(&mut self, tuples: &[Tuple]) -> HashSet<Tuple> {
-        let entries = self.look_up(tuples);
+        // Where conntrack can't be asked, the second look asks again.
+        let entries = self.look_up(tuples).unwrap_or_else(|| vec![None; tuples.len()]);
         let found = entries.iter().flatten().flat_map(|entry| [entry.original, entry.reply]).collect();
         let now = self.now_ms();
         for (tuple, entry) in tuples.iter().zip(entries) {
@@ -331,7 +342,11 @@ impl<S: FlowSource> Crossings<S> {
         if waiting.is_empty() {
             return;
         }
-        let entries = self.look_up(&waiting.iter().map(|waiting| waiting.tuple).collect::<Vec<_>>());
+        let tuples: Vec<Tuple> = waiting.iter().map(|waiting| waiting.tuple).collect();
+        let entries = self.look_up(&tuples).unwrap_or_else(|| {
+            self.assist.iter_mut().for_each(|assist| assist.later(tuples.iter().copied()));
+            vec![None; tuples.len()]
+        });
         for (waiting, entry) in waiting.into_iter().zip(entries) {
             self.consider(entry.as_ref());
             if let Some(settled) = self.followed.looked_again(waiting, entry) {
@@ -345,97 +360,6 @@ impl<S: FlowSource> Crossings<S> {
         }
     }
 
-    /// Whether connections are helped. Without the agent's rule nothing would come of it.
-    fn helps(&self) -> bool {
-        self.assist.is_some() && self.node.threshold.is_some()
-    }
-
-    /// Helps a connection that the rule never takes.
-    fn consider(&mut self, entry: Option<&Entry>) {
-        let now = self.now_ms();
-        let Some(entry) = entry.filter(|e| e.counters.is_none() && !e.status.offloaded()) else { return };
-        let helps = self.helps();
-        let Ok(seen) = self.counted(entry) else { return };
-        let Some(assist) = &mut self.assist else { return };
-        if !helps {
-            // Its turn comes when the rules stand.
-            return assist.remember(entry.original);
-        }
-        assist.consider(&Flow::settled(entry.clone(), seen, &self.node), &self.node, now);
-    }
-
-    /// Looks what became of connections that were helped.
-    fn look_at_assisted(&mut self, eyes: &mut dyn FlowEyes) {
-        let now = self.now_ms();
-        let Some(assist) = &mut self.assist else { return };
-        if self.to_look_up.is_empty() {
-            self.to_look_up = assist.take_due(now);
-        }
-        let rest = self.to_look_up.split_off(SLICE.min(self.to_look_up.len()));
-        let tuples = std::mem::replace(&mut self.to_look_up, rest);
-        if tuples.is_empty() {
-            return;
-        }
-        let entries = self.look_up(&tuples);
-        for (tuple, entry) in tuples.iter().zip(&entries) {
-            let seen = entry.as_ref().map_or(Ok([None; 2]), |entry| self.counted(entry)).unwrap_or_default();
-            let packets = seen.iter().flatten().map(|counted| counted.packets).sum();
-            let next = self.assist.as_mut().map(|a| a.looked(tuple, entry.as_ref(), packets, now));
-            if let (Some(Next::Arm), Some(entry)) = (next, entry) {
-                arm(eyes, entry);
-            }
-        }
-    }
-
-    /// Connections that were helped and may not be offloaded any more are to be found out.
-    pub fn look_at_helped(&mut self) {
-        if let Some(assist) = &mut self.assist {
-            self.to_look_up.extend(assist.take_helped());
-        }
-    }
-
-    /// The flowtable was emptied. Allowed flows come back by themselves, but for those that only come with our help.
-    pub fn emptied(&mut self) {
-        let now = self.now_ms();
-        if let Some(assist) = &mut self.assist {
-            assist.emptied(now);
-            self.streams.emptied(now);
-        }
-    }
-
-    /// The rules stand that didn't, or were made anew: the set of assisted connections and the flowtable may be empty.
-    pub fn offloads_again(&mut self) {
-        if let Some(assist) = &mut self.assist {
-            assist.tell_again();
-        }
-        self.emptied();
-    }
-
-    /// An earlier agent may have left connections without help that have crossed already: they signal again.
-    pub fn arm_old(&mut self) {
-        if self.assist.is_some() {
-            self.search = self.source.crossed_before();
-        }
-    }
-
-    fn look_at_old(&mut self, eyes: &mut dyn FlowEyes) {
-        let now = self.now_ms();
-        let Some(assist) = &mut self.assist else { return };
-        for Old { entry, directions: [original, reply] } in self.old.drain(..) {
-            if original != reply {
-                self.streams.consider(&entry, now);
-            }
-            if entry.counters.is_some() {
-                continue;
-            }
-            if entry.status.offloaded() {
-                assist.remember(entry.original);
-            } else {
-                arm(eyes, &entry);
-            }
-        }
-    }
-
     /// Looks what became of streams that may go one way.
     fn look_at_streams(&mut self, eyes: &mut dyn FlowEyes) {
         let now = self.now_ms();
@@ -443,7 +367,7 @@ impl<S: FlowSource> Crossings<S> {
         if tuples.is_empty() {
             return;
         }
-        let entries = self.look_up(&tuples);
+        let Some(entries) = self.look_up(&tuples) else { return self.streams.later(&tuples, now) };
         for (tuple, entry) in tuples.iter().zip(entries) {
             match (self.streams.looked(tuple, entry.as_ref(), now), entry) {
                 (one_way::Next::Help, entry) => self.to_help.extend(entry),
@@ -458,32 +382,19 @@ impl<S: FlowSource> Crossings<S> {
         std::mem::take(&mut self.to_help)
     }
 
-    /// What the ruleset has to be told, if anything.
-    pub fn assistance(&mut self) -> Option<Wanted> {
-        self.assist.as_mut()?.take_wanted()
-    }
-
-    /// There was no room for these connections: they wait their turn.
-    pub fn postpone(&mut self, ids: &[u32]) {
-        if let (Some(assist), false) = (&mut self.assist, ids.is_empty()) {
-            debug!(connections = ids.len(), "no room to help more connections for the moment");
-            assist.postpone(ids);
-        }
-    }
-
-    /// Asks conntrack; what can't be asked isn't found.
-    fn look_up(&mut self, tuples: &[Tuple]) -> Vec<Option<Entry>> {
+    /// Asks conntrack; `None` if it can't be asked, which is said once.
+    fn look_up(&mut self, tuples: &[Tuple]) -> Option<Vec<Option<Entry>>> {
         match self.source.connections(tuples) {
             Ok(entries) => {
                 self.blind = false;
-                entries
+                Some(entries)
             }
             Err(error) => {
                 if !self.blind {
                     warn!(%error, "what becomes of flows that cross the threshold can't be told");
                 }
                 self.blind = true;
-                vec![None; tuples.len()]
+                None
             }
         }
     }
@@ -572,15 +483,6 @@ impl<S: FlowSource> Crossings<S> {
 
     fn now_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-}
-
-/// Has both directions signal their next packets.
-fn arm(eyes: &mut dyn FlowEyes, entry: &Entry) {
-    for key in [entry.original, entry.reply].iter().filter_map(Tuple::flow_key) {
-        if let Err(error) = eyes.mark(&key, Signal::Sent, Signal::None) {
-            debug!(%error, "a connection is not assisted any more");
-        }
     }
 }
 

@@ -88,9 +88,22 @@ enum Step {
     Rest(u16),
 }
 
+const FAULTS: [Fault; 11] = [
+    Fault::Observe,
+    Fault::Commit,
+    Fault::Beaten,
+    Fault::Attach,
+    Fault::Links,
+    Fault::Addresses,
+    Fault::Changes,
+    Fault::Chains,
+    Fault::Settings,
+    Fault::Conntrack,
+    Fault::Maps,
+];
+
 fn step() -> impl Strategy<Value = Step> {
-    let fault =
-        prop_oneof![Just(Fault::Observe), Just(Fault::Commit), Just(Fault::Beaten), Just(Fault::Attach)];
+    let fault = prop::sample::select(&FAULTS);
     let moment = prop_oneof![Just(Moment::BeforeCommit), Just(Moment::AfterCommit), Just(Moment::Attaching)];
     let simple = prop_oneof![
         4 => (0..12u8).prop_map(Step::LinkComes),

@@ -9,7 +9,7 @@ use crate::{
     config::Config,
     core::{
         flow::{Node, left_out::LeftOut},
-        link::table::{LinkEvent, LinkTable},
+        link::table::LinkTable,
         model::TABLE,
         pace::{Outcome, Pace, Trigger},
         revalidate::Touched,
@@ -29,6 +29,7 @@ pub mod cleanup;
 pub mod counts;
 pub mod crossings;
 pub mod host;
+mod links;
 pub mod measure;
 mod offload;
 mod one_way;
@@ -151,6 +152,8 @@ struct Agent<H: Host> {
     pace: Pace,
     links_source: H::Links,
     links: LinkTable,
+    /// Why they couldn't be read when they should have been, until they are.
+    links_unread: Option<String>,
     /// Absent where the kernel has no flowtable: then flows are only watched.
     offload: Option<Offload<H>>,
     /// Present with `offload`.
@@ -198,6 +201,7 @@ impl<H: Host> Agent<H> {
             pace: Pace::default(),
             links_source,
             links,
+            links_unread: None,
             offload,
             observer,
             watch: None,
@@ -302,36 +306,6 @@ impl<H: Host> Agent<H> {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Takes an announcement and all that wait behind it.
-    fn link_event(&mut self, first: LinkEvent) -> Result<(), DaemonError> {
-        let mut next = Some(first);
-        let mut lost = false;
-        let mut changed = false;
-        while let Some(event) = next {
-            lost |= event == LinkEvent::Overrun;
-            self.link_announced(&event);
-            if let Some(change) = self.links.apply(event) {
-                changed = true;
-                self.link_surroundings(&change);
-                if let Some(offload) = &mut self.offload {
-                    offload.reconciler.link_changed(&change);
-                }
-                if let Some(watch) = &mut self.watch {
-                    watch.link_changed(&change);
-                }
-            }
-            next = self.links_source.try_next();
-        }
-        if lost {
-            self.overrun("links");
-            self.distrust()?;
-        }
-        if changed {
-            self.pace.trigger(Trigger::Links, self.now());
-        }
-        Ok(())
-    }
-
     /// Reads the file of exclusions again. What is wrong with it is said, and the old ones stay.
     fn reload(&mut self) {
         self.supervisor.reloading();
@@ -357,31 +331,14 @@ impl<H: Host> Agent<H> {
         }
     }
 
-    /// All that is believed of the node but for our table is observed again, and compared. What is found missing is put back.
-    fn distrust(&mut self) -> Result<(), DaemonError> {
-        self.reread_links()?;
-        self.distrust_surroundings()?;
-        self.verify_programs(self.links.iter().map(|link| link.index).collect::<Vec<_>>());
-        Ok(())
-    }
-
-    fn reread_links(&mut self) -> Result<(), DaemonError> {
-        let now = self.links_source.list()?.into_iter().collect();
-        let before = std::mem::replace(&mut self.links, now);
-        self.compare_links(&before);
-        if let Some(offload) = &mut self.offload {
-            offload.reconciler.links_read();
-        }
-        if let Some(watch) = &mut self.watch {
-            watch.links_read();
-        }
-        Ok(())
-    }
-
     async fn follow_crossings(&mut self) -> Result<(), DaemonError> {
         let (Some(crossings), Some(watch)) = (&mut self.crossings, &mut self.watch) else { return Ok(()) };
         if crossings.wants_node() {
-            let addresses = self.links_source.addresses()?;
+            // Those that were read before do where they can't be read now.
+            let addresses = self.links_source.addresses().unwrap_or_else(|error| {
+                debug!(%error, "addresses are as they were last read");
+                crossings.addresses()
+            });
             crossings
                 .judge_by(Node { addresses, ..judges(&self.links, self.offload.as_ref(), &self.config) });
         }
@@ -453,22 +410,10 @@ impl<H: Host> Agent<H> {
         Ok(())
     }
 
-    fn overrun(&mut self, source: &'static str) {
-        let overruns = &mut self.overruns[usize::from(source == "ruleset")];
-        *overruns += 1;
-        warn!(
-            source,
-            overruns = *overruns,
-            "the kernel's announcements came too fast: reading everything again"
-        );
-        // Whatever has the next reconcile run: another trigger may be due before this one.
-        if let Some(offload) = &mut self.offload {
-            offload.reconciler.distrust();
-        }
-        self.pace.trigger(Trigger::Overrun, self.now());
-    }
-
     fn reconcile(&mut self, trigger: Trigger) -> Result<(), DaemonError> {
+        if self.links_unread.is_some() {
+            self.reread_links();
+        }
         let mut outcome = Outcome::Done;
         if let Some(offload) = &mut self.offload {
             let begun = Instant::now();
@@ -491,6 +436,9 @@ impl<H: Host> Agent<H> {
             self.start_watching();
         }
         self.watch_links();
+        if self.links_unread.is_some() {
+            outcome = Outcome::Failed;
+        }
         self.pace.ran(outcome, self.now());
         let wait = self.pace.backing_off();
         if let (Some(wait), false) = (wait, self.backing_off) {

@@ -200,9 +200,10 @@ impl Revalidation {
             touched |= chains.note(notice);
             each(notice);
         };
-        match monitor.changes(note)? {
-            Ok(()) => Ok(touched),
-            Err(Lost) => self.lost(monitor, ruleset),
+        match monitor.changes(note) {
+            Ok(Ok(())) => Ok(touched),
+            Ok(Err(Lost)) => self.lost(monitor, ruleset),
+            Err(error) => self.unread(error, ruleset),
         }
     }
 
@@ -226,7 +227,21 @@ impl Revalidation {
         ruleset: &mut impl Ruleset,
     ) -> Result<Touched, NftError> {
         // What waits there is older than what is read now, or not; noted twice it does no harm.
-        let _ = monitor.changes(|_| {})?;
+        match monitor.changes(|_| {}) {
+            Ok(_) => {
+                self.chains = read_chains(ruleset);
+                Ok(Touched::EVERYTHING)
+            }
+            Err(error) => self.unread(error, ruleset),
+        }
+    }
+
+    /// What others changed can't be read: it may be anything.
+    fn unread(&mut self, error: NftError, ruleset: &mut impl Ruleset) -> Result<Touched, NftError> {
+        if error.is_final() {
+            return Err(error);
+        }
+        warn!(%error, "what others changed can't be read: everything is read again");
         self.chains = read_chains(ruleset);
         Ok(Touched::EVERYTHING)
     }

@@ -80,6 +80,7 @@ impl Watch {
             LinkChange::Appeared(index) => *index,
             LinkChange::Changed { before: link, .. } => link.index,
             LinkChange::Gone(link) => {
+                self.refused.remove(&link.index);
                 if self.attached.remove(&link.index) {
                     self.detach(link.index);
                 }
@@ -91,10 +92,13 @@ impl Watch {
         }
     }
 
-    /// All links were read again.
-    pub fn links_read(&mut self) {
+    /// All links were read again. One that has gone took its programs along, though nobody announced it.
+    pub fn links_read(&mut self, links: &LinkTable) {
         self.changed = None;
         self.refused.clear();
+        let (there, gone) = self.attached.iter().partition(|index| links.get(**index).is_some());
+        self.attached = there;
+        BTreeSet::into_iter(gone).for_each(|index| self.detach(index));
     }
 
     /// The programs.

@@ -136,6 +136,15 @@ impl Assist {
         self.helped.drain(..).collect()
     }
 
+    /// Those couldn't be looked at. One that is listed has its next look anyway.
+    pub fn later(&mut self, tuples: impl IntoIterator<Item = Tuple>) {
+        for tuple in tuples {
+            if !self.listed.contains_key(&tuple) {
+                self.remember(tuple);
+            }
+        }
+    }
+
     /// What a look found: the connection, and the packets of both directions counted so far.
     pub fn looked(&mut self, tuple: &Tuple, entry: Option<&Entry>, packets: u64, now_ms: u64) -> Next {
         let listed = self.listed.get(tuple);

@@ -127,6 +127,15 @@ impl Streams {
         if entry.status.offloaded() { Next::Nothing } else { Next::Help }
     }
 
+    /// Those couldn't be looked at: again later.
+    pub fn later(&mut self, tuples: &[Tuple], now_ms: u64) {
+        for tuple in tuples {
+            if let Some(stream) = self.0.get_mut(tuple) {
+                stream.due_ms = now_ms + LOOK_MAX_MS;
+            }
+        }
+    }
+
     /// The flowtable was emptied. The kernel takes its time to take marks away, so that several looks may be needed.
     pub fn emptied(&mut self, now_ms: u64) {
         for stream in self.0.values_mut() {

@@ -3,13 +3,14 @@
 
 use std::{
     collections::VecDeque,
+    io,
     net::{IpAddr, Ipv4Addr},
 };
 
 use fastpath_common::{FlowCounters, FlowEvent, FlowKey, Signal};
 use tokio::{sync::mpsc, time::Instant};
 
-use super::{Node, World};
+use super::{Fault, Node, World};
 use crate::{
     core::{
         flow::connection::{Entry, Status, Tuple, UDP},
@@ -202,6 +203,12 @@ fn now_ns() -> u64 {
     BEGUN.with(|begun| u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX))
 }
 
+impl Node {
+    fn maps(&self) -> Result<(), BpfError> {
+        self.refuses(Fault::Maps).map_or(Ok(()), |_| Err(BpfError::BadObject("fake".to_owned())))
+    }
+}
+
 impl FlowSource for Node {
     async fn signalled(&mut self) -> Result<(), BpfError> {
         self.wait(|world| (!world.flows.signals.is_empty()).then_some(())).await;
@@ -216,6 +223,7 @@ impl FlowSource for Node {
     }
 
     fn lost(&self) -> Result<u64, BpfError> {
+        self.maps()?;
         Ok(self.with(|world| world.flows.lost))
     }
 
@@ -230,6 +238,7 @@ impl FlowSource for Node {
     }
 
     fn sweep(&mut self) -> Result<Option<Vec<FlowKey>>, BpfError> {
+        self.maps()?;
         Ok(self.with(|world| {
             let sweep = world.flows.sweep.as_mut()?;
             let step: Vec<FlowKey> = sweep.drain(..sweep.len().min(2)).collect();
@@ -242,6 +251,7 @@ impl FlowSource for Node {
     }
 
     fn counted(&self, key: &FlowKey) -> Result<Option<FlowCounters>, BpfError> {
+        self.maps()?;
         Ok(self.with(|world| world.counted(key).copied()))
     }
 
@@ -254,6 +264,10 @@ impl FlowSource for Node {
     }
 
     fn connections(&mut self, tuples: &[Tuple]) -> Result<Vec<Option<Entry>>, ConntrackError> {
+        if let Some(errno) = self.refuses(Fault::Conntrack) {
+            let source = io::Error::from_raw_os_error(errno);
+            return Err(ConntrackError::Io { operation: "fake", source });
+        }
         Ok(self.with(|world| {
             let one = |tuple: &Tuple| {
                 let entries = world.flows.connections.iter().map(|connection| &connection.entry);

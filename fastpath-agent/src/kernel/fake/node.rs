@@ -48,6 +48,20 @@ pub enum Fault {
     Beaten,
     /// The kernel takes no program on a link.
     Attach,
+    /// Links can't be listed.
+    Links,
+    /// Addresses can't.
+    Addresses,
+    /// What others changed can't be read.
+    Changes,
+    /// Nor can all chains.
+    Chains,
+    /// Settings of forwarding can't be read.
+    Settings,
+    /// Conntrack can't be asked.
+    Conntrack,
+    /// The maps can't be read.
+    Maps,
 }
 
 /// A point in the agent's work.
@@ -214,6 +228,11 @@ impl Node {
         act(&mut self.0.borrow_mut())
     }
 
+    /// The errno of a call that this goes wrong with.
+    pub(super) fn refuses(&self, fault: Fault) -> Option<i32> {
+        self.with(|world| world.fails(fault)).then_some(libc::ENOMEM)
+    }
+
     /// Waits until there is something of a kind.
     pub(super) async fn wait<T>(&self, take: impl Fn(&mut World) -> Option<T>) -> T {
         let news = self.with(|world| Rc::clone(&world.news));
@@ -238,6 +257,10 @@ pub fn nothing_of_others() -> Known {
 
 fn io_error(errno: i32) -> NftError {
     NftError::Io { operation: "fake", object: "ruleset", source: io::Error::from_raw_os_error(errno) }
+}
+
+fn dump_error(errno: i32) -> LinkError {
+    LinkError::Dump(io::Error::from_raw_os_error(errno))
 }
 
 impl Ruleset for Node {
@@ -268,7 +291,7 @@ impl Ruleset for Node {
     }
 
     fn base_chains(&mut self) -> Result<BaseChains, NftError> {
-        Ok(BaseChains::default())
+        self.refuses(Fault::Chains).map_or_else(|| Ok(BaseChains::default()), |errno| Err(io_error(errno)))
     }
 }
 
@@ -278,6 +301,9 @@ impl RulesetMonitor for Node {
     }
 
     fn changes(&mut self, mut each: impl FnMut(&Notice<'_>)) -> Result<Result<(), Lost>, NftError> {
+        if let Some(errno) = self.refuses(Fault::Changes) {
+            return Err(io_error(errno));
+        }
         let (notices, lost) =
             self.with(|world| (std::mem::take(&mut world.notices), std::mem::take(&mut world.notices_lost)));
         for ours in notices {
@@ -298,11 +324,12 @@ impl LinkSource for Node {
     }
 
     fn list(&mut self) -> Result<Vec<Link>, LinkError> {
-        Ok(self.with(|world| world.links.values().cloned().collect()))
+        let links = || self.with(|world| world.links.values().cloned().collect());
+        self.refuses(Fault::Links).map_or_else(|| Ok(links()), |errno| Err(dump_error(errno)))
     }
 
     fn addresses(&mut self) -> Result<BTreeSet<IpAddr>, LinkError> {
-        Ok(BTreeSet::new())
+        self.refuses(Fault::Addresses).map_or_else(|| Ok(BTreeSet::new()), |errno| Err(dump_error(errno)))
     }
 }
 
@@ -312,7 +339,8 @@ impl Neighbourhood for Node {
     }
 
     fn settings(&mut self) -> io::Result<Vec<Announced>> {
-        Ok(Vec::new())
+        let refused = self.refuses(Fault::Settings);
+        refused.map_or_else(|| Ok(Vec::new()), |errno| Err(io::Error::from_raw_os_error(errno)))
     }
 
     fn reader(&self) -> fn(&mut Known, &Ask) -> Report {
@@ -330,9 +358,11 @@ impl FlowEyes for Node {
             if world.fails(Fault::Attach) {
                 return Err(BpfError::BadObject("fake".to_owned()));
             }
-            if world.links.contains_key(&link.index) {
-                world.attached.insert(link.index);
+            if !world.links.contains_key(&link.index) {
+                let source = io::Error::from_raw_os_error(libc::ENODEV);
+                return Err(BpfError::Io { operation: "fake".into(), source });
             }
+            world.attached.insert(link.index);
             Ok(attachment(link))
         })
     }
