@@ -3,6 +3,7 @@
 //!
 //! Most trials are run three times: without the agent, with the software first, with the agent first. What it notes must be the same.
 
+mod cards;
 mod cni;
 mod container;
 mod docker;
@@ -79,6 +80,9 @@ pub const TRIALS: &[Trial] = &[
     openvswitch::TRIAL,
     networkd::TRIAL,
     networkmanager::TRIAL,
+    cards::VIRTIO_NET,
+    cards::E1000E,
+    cards::VMXNET3,
 ];
 
 /// Whether the agent is there, and since when.
