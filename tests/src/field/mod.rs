@@ -8,6 +8,7 @@ mod cni;
 mod container;
 mod docker;
 mod firewalld;
+mod frr;
 mod hours;
 mod ipvs;
 mod libvirt;
@@ -80,6 +81,7 @@ pub const TRIALS: &[Trial] = &[
     openvswitch::TRIAL,
     networkd::TRIAL,
     networkmanager::TRIAL,
+    frr::TRIAL,
     cards::VIRTIO_NET,
     cards::E1000E,
     cards::VMXNET3,
