@@ -19,6 +19,7 @@ mod openvswitch;
 mod podman;
 mod portal;
 mod pppoe;
+mod quickstart;
 mod strongswan;
 mod suricata;
 mod surroundings;
@@ -82,6 +83,7 @@ pub const TRIALS: &[Trial] = &[
     networkd::TRIAL,
     networkmanager::TRIAL,
     frr::TRIAL,
+    quickstart::TRIAL,
     cards::VIRTIO_NET,
     cards::E1000E,
     cards::VMXNET3,
