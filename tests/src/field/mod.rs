@@ -19,6 +19,7 @@ mod openvswitch;
 mod podman;
 mod portal;
 mod pppoe;
+mod processors;
 mod quickstart;
 mod strongswan;
 mod suricata;
@@ -87,6 +88,7 @@ pub const TRIALS: &[Trial] = &[
     cards::VIRTIO_NET,
     cards::E1000E,
     cards::VMXNET3,
+    processors::TRIAL,
 ];
 
 /// Whether the agent is there, and since when.
