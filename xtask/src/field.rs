@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use crate::{
     build::Binaries,
     guest::{
-        debian, directory,
+        cards, debian, directory,
         initramfs::{self, Archive},
         kernels::{self, Kernel, Wanted},
         new_log,
@@ -45,6 +45,47 @@ for name in dev sys proc; do mount -n --move /$name /system/$name; done
 cd /system
 mount -n --move . /
 exec chroot . /";
+
+/// What a guest has beyond the usual.
+#[derive(Clone, Copy, PartialEq)]
+struct Boot {
+    cards: bool,
+    cpus: u32,
+}
+
+/// The trial that is run on few processors and on many.
+const PROCESSORS: (&str, [u32; 2]) = ("processors", [2, 64]);
+/// How many times of what it measures on few it may measure on many.
+const MOST_GROWTH: f64 = 2.0;
+
+/// The guests in which a trial is run. Linux 6.1 doesn't boot with several processors while its clock counts instructions.
+fn boots(trial: &str, kernel: &str) -> Vec<Boot> {
+    let has_several = !kernel.starts_with("6.1-");
+    let cards = cards::are_tried_by(trial);
+    let cpus = match trial {
+        _ if trial == PROCESSORS.0 && has_several => &PROCESSORS.1[..],
+        _ if trial == PROCESSORS.0 => &[],
+        // For drivers that have a queue for each.
+        _ if cards && has_several => &[2],
+        _ => &[1],
+    };
+    cpus.iter().map(|cpus| Boot { cards, cpus: *cpus }).collect()
+}
+
+/// What a trial has measured: `measured NAME NUMBER`.
+fn measured(line: &str) -> Option<(String, f64)> {
+    let (name, number) = line.strip_prefix("measured ")?.split_once(' ')?;
+    Some((name.to_owned(), number.parse().ok()?))
+}
+
+/// What grew too much from one guest to the next.
+fn growth(before: &[(String, f64)], after: &[(String, f64)]) -> Option<String> {
+    let pairs = before.iter().zip(after).map(|((name, before), (_, after))| (name, before, after));
+    let grown = pairs.filter(|(_, before, after)| **after > **before * MOST_GROWTH);
+    let grown: Vec<_> =
+        grown.map(|(name, before, after)| format!("{name}: {before}, then {after}")).collect();
+    (!grown.is_empty()).then(|| grown.join("; "))
+}
 
 /// The kernels of these names with all their drivers: `6.12-full` for `6.12`.
 pub(crate) fn kernels(wanted: &[Wanted]) -> Result<Vec<Wanted>> {
@@ -84,24 +125,31 @@ fn run_on(
     let initramfs = file_system(&kernel, binaries, package)?;
     let disk = debian::FIELD.cached()?.context("set-up has made the system")?;
     let log = new_log(&format!("{}-field.log", kernel.name))?;
-    let machine = Machine {
+    let monitor = directory().join(format!("{}-field.monitor", kernel.name));
+    let machine = |boot: Boot| Machine {
+        cpus: boot.cpus,
         memory_mib: MEMORY_MIB,
         disk: Some(&disk),
+        cards: boot.cards,
+        monitor: boot.cards.then(|| monitor.clone()),
         // Its clock stands still while it has no processor of this machine's: no trial fails because this one is busy.
         ..Machine::new(
             &kernel,
             &initramfs,
-            log,
+            log.clone(),
             if kvm { Processor::Kvm } else { Processor::Counted { seed: 1 } },
         )
     };
     let mut counts = Counts::default();
-    let mut idle: Option<Guest> = None;
-    for trial in trials {
+    let mut idle: Option<(Boot, Guest)> = None;
+    let mut before: Vec<(String, f64)> = Vec::new();
+    for (trial, boot) in
+        trials.iter().flat_map(|trial| boots(trial, &kernel.name).into_iter().map(move |boot| (trial, boot)))
+    {
         let mut guest = match idle.take() {
-            Some(guest) => guest,
-            None => {
-                let guest = machine.boot()?;
+            Some((same, guest)) if same == boot => guest,
+            _ => {
+                let guest = machine(boot).boot()?;
                 println!(
                     "field {}: systemd is up after {:.1} s",
                     kernel.name,
@@ -110,14 +158,16 @@ fn run_on(
                 guest
             }
         };
-        let mut output = Vec::new();
+        let mut after = Vec::new();
         let began = std::time::Instant::now();
         let end = guest.run(&format!("/job/field {trial}"), LIMIT, |line| {
             println!("  {} {trial}: {line}", kernel.name);
-            output.push(line.to_owned());
+            after.extend(measured(line));
         });
+        let grown = growth(&before, &after);
+        before = after;
         let verdict = match end {
-            Ok((End::Exit(0), _)) => Verdict::Passed,
+            Ok((End::Exit(0), _)) => grown.map_or(Verdict::Passed, Verdict::Failed),
             Ok((end, _)) => Verdict::Failed(end.to_string()),
             Err(broken) => Verdict::Failed(broken),
         };
@@ -128,9 +178,9 @@ fn run_on(
             verdict::shown(&verdict, &kernel.name, &format!("field {trial}"), began.elapsed(), none)
         );
         match verdict {
-            Verdict::Passed => idle = Some(guest),
+            Verdict::Passed => idle = Some((boot, guest)),
             // What a failed trial leaves behind is no other trial's matter.
-            _ => println!("  guest's log: {}", machine.log.display()),
+            _ => println!("  guest's log: {}", log.display()),
         }
     }
     Ok(counts)
@@ -144,10 +194,26 @@ fn file_system(kernel: &Kernel, binaries: &Binaries, package: &std::path::Path) 
     ours.text("init", format!("{INIT}{}\n", systemd::INIT));
     ours.program("job/field", &binaries["field"])?;
     ours.file("job/fastpath-agent.deb", package)?;
+    ours.text("over/etc/modprobe.d/cards.conf", cards::NOT_BY_THEMSELVES);
     systemd::add(&mut ours, "over/");
     std::fs::create_dir_all(&own).with_context(|| format!("cannot make {}", own.display()))?;
     let (archive, whole) = (own.join("ours.cpio"), own.join("initramfs.cpio"));
     ours.write(&archive)?;
     initramfs::concatenate(&[&base, &archive], &whole)?;
     Ok(whole)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_grows_too_much_is_named() {
+        let on =
+            |number: u32| vec![measured(&format!("measured kib-of-VmRSS {number}")).expect("a measurement")];
+        assert_eq!(growth(&on(5000), &on(10_000)), None);
+        assert_eq!(growth(&on(5000), &on(10_001)).as_deref(), Some("kib-of-VmRSS: 5000, then 10001"));
+        assert_eq!(growth(&[], &on(5000)), None);
+        assert_eq!(measured("measured nothing"), None);
+    }
 }

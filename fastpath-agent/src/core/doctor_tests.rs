@@ -335,6 +335,7 @@ fn what_is_wrong_with_the_network_is_found() {
         (
             |f| {
                 f.ipvs_services = 3;
+                f.links.push(Link { oper_state: OperState::Down, ..link(9, "kube-ipvs0") });
                 let table = OtherTable { family: "ip", name: "kube-proxy".to_owned() };
                 f.others.as_mut().unwrap().tables.insert(table);
             },
@@ -394,12 +395,26 @@ fn what_the_canary_says() {
 fn neighbours_are_named() {
     let mut facts = good();
     let others = facts.others.as_mut().unwrap();
-    others.chains.extend(["DOCKER-USER", "cali-FORWARD", "KUBE-SERVICES"].map(str::to_owned));
+    others.chains.extend(["DOCKER-USER", "cali-FORWARD", "CNI-DN-1", "KUBE-SERVICES"].map(str::to_owned));
     others.tables.insert(OtherTable { family: "inet", name: "firewalld".to_owned() });
-    let found = |check| {
-        let findings = examine(&facts, &Canary::NotWanted);
+    let found = |facts: &Facts, check| {
+        let findings = examine(facts, &Canary::NotWanted);
         findings.into_iter().find(|finding| finding.check == check).unwrap().found
     };
-    assert_eq!(found("other-owners"), "rules of Calico, firewalld, Docker are there, and stay as they are");
-    assert!(found("kube-proxy").starts_with("iptables mode"), "{}", found("kube-proxy"));
+    assert_eq!(
+        found(&facts, "other-owners"),
+        "rules of Calico, the CNI plugins, firewalld, Docker are there, and stay as they are"
+    );
+    let kube_proxy = |facts: &Facts, words| {
+        let found = found(facts, "kube-proxy");
+        assert!(found.starts_with(words), "{found}");
+    };
+    kube_proxy(&facts, "iptables mode");
+    facts.links.push(link(9, "kube-ipvs0"));
+    kube_proxy(&facts, "ipvs mode");
+    // keepalived has services of IPVS without kube-proxy.
+    facts.links.pop();
+    facts.others.as_mut().unwrap().chains.remove("KUBE-SERVICES");
+    facts.ipvs_services = 3;
+    kube_proxy(&facts, "no rules of kube-proxy; services of IPVS");
 }

@@ -9,7 +9,14 @@ use crate::{
     traffic::Proto::{Tcp, Udp},
 };
 
-pub(super) const TRIAL: Trial = Trial { name: "docker", packages: &["docker.io"], run: trial };
+pub(super) const TRIAL: Trial = Trial {
+    name: "docker",
+    packages: &["docker.io"],
+    again: &["systemctl reload docker", "docker network create brief && docker network rm brief"],
+    told: &[("doctor --no-canary", "rules of Docker are there"), ("status", "docker0")],
+    run: trial,
+    ..Trial::PLAIN
+};
 
 /// A container of network `inside`, at the same address and ports whatever its name.
 fn start(name: &str) {
@@ -90,6 +97,12 @@ fn trial(node: &mut Node) {
     drop(late);
     let mut flow = node.open(Udp, &client, &next, "10.1.0.1:7002", "0.0.0.0:7002");
     node.fast("the next container of that address", &mut flow);
+    // It ends its containers.
+    node.change("systemctl restart docker", &mut flow, || drop(sh("systemctl restart docker")));
+    run("docker", &["start", "next"]);
+    let next = namespace("next");
+    let mut flow = node.open(Udp, &client, &next, "10.1.0.1:7003", "0.0.0.0:7003");
+    node.fast("the container is started again", &mut flow);
 
     let out = node.open(Tcp, &next, &server, "10.2.0.2:7007", "10.2.0.2:7007");
     node.agent_goes(out);

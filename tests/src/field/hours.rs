@@ -11,7 +11,13 @@ use crate::{
     },
 };
 
-pub(super) const TRIAL: Trial = Trial { name: "hours", packages: &["nftables", "iptables"], run: trial };
+pub(super) const TRIAL: Trial = Trial {
+    name: "hours",
+    packages: &["nftables", "iptables"],
+    told: &[("doctor --no-canary", "time")],
+    run: trial,
+    ..Trial::PLAIN
+};
 
 const BY_NFTABLES: &str = "nft -f - <<'END'
 table inet hours {

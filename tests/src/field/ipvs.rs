@@ -6,7 +6,14 @@ use crate::{
     traffic::Proto::{Tcp, Udp},
 };
 
-pub(super) const TRIAL: Trial = Trial { name: "ipvs", packages: &["keepalived", "ipvsadm"], run: trial };
+pub(super) const TRIAL: Trial = Trial {
+    name: "ipvs",
+    packages: &["keepalived", "ipvsadm"],
+    again: &["systemctl reload keepalived", "systemctl restart keepalived"],
+    told: &[("doctor --no-canary", "services of IPVS stay on the normal path")],
+    run: trial,
+    ..Trial::PLAIN
+};
 
 fn configuration() -> String {
     let server = |protocol: &str, port: u16| {

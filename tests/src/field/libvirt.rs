@@ -7,7 +7,14 @@ use crate::{
     traffic::Proto::{Tcp, Udp},
 };
 
-pub(super) const TRIAL: Trial = Trial { name: "libvirt", packages: &["libvirt-daemon-system"], run: trial };
+pub(super) const TRIAL: Trial = Trial {
+    name: "libvirt",
+    packages: &["libvirt-daemon-system"],
+    again: &["systemctl restart libvirtd"],
+    told: &[("doctor --no-canary", "rules of libvirt are there"), ("status", "virbr0")],
+    run: trial,
+    ..Trial::PLAIN
+};
 
 /// A machine on the default network.
 fn machine(node: &Node) -> Netns {
@@ -19,6 +26,8 @@ fn machine(node: &Node) -> Netns {
     machine.ip(
         "link set eth0 up\naddress add 192.168.122.10/24 dev eth0\nroute add default via 192.168.122.1\n",
     );
+    // The bridge speaks STP: its ports learn for some seconds first.
+    sh("until grep -q 3 /sys/class/net/vnet0/brport/state; do sleep 0.1; done");
     machine
 }
 

@@ -1,12 +1,14 @@
 //! The agent beside real software: a Debian system with systemd is the node, packages of the distribution run on it in their
 //! default configuration, and the agent is the service of its own package. `cargo xtask test --tier=field` starts it.
 //!
-//! A trial is run three times: without the agent, with the software first, with the agent first. What it notes must be the same.
+//! Most trials are run three times: without the agent, with the software first, with the agent first. What it notes must be the same.
 
+mod cards;
 mod cni;
 mod container;
 mod docker;
 mod firewalld;
+mod frr;
 mod hours;
 mod ipvs;
 mod libvirt;
@@ -17,6 +19,8 @@ mod openvswitch;
 mod podman;
 mod portal;
 mod pppoe;
+mod processors;
+mod quickstart;
 mod strongswan;
 mod suricata;
 mod surroundings;
@@ -39,8 +43,26 @@ pub struct Trial {
     pub name: &'static str,
     /// The packages that it tries, whose versions are printed.
     pub packages: &'static [&'static str],
+    /// Commands that start the software again or have it read its configuration again. A flow must go on beside each.
+    pub again: &'static [&'static str],
+    /// What the agent says about the software that runs beside it: a command, and words that it must print.
+    pub told: &'static [(&'static str, &'static str)],
+    /// How often it is run, and how.
+    pub orders: &'static [Order],
     /// Starts the software, uses it, and takes it away again.
     pub run: fn(&mut Node),
+}
+
+impl Trial {
+    /// What most of them have in common.
+    const PLAIN: Self = Self {
+        name: "",
+        packages: &[],
+        again: &[],
+        told: &[],
+        orders: &[Order::Without, Order::SoftwareFirst, Order::AgentFirst],
+        run: |_| {},
+    };
 }
 
 /// In the order in which they run in one boot.
@@ -61,6 +83,12 @@ pub const TRIALS: &[Trial] = &[
     openvswitch::TRIAL,
     networkd::TRIAL,
     networkmanager::TRIAL,
+    frr::TRIAL,
+    quickstart::TRIAL,
+    cards::VIRTIO_NET,
+    cards::E1000E,
+    cards::VMXNET3,
+    processors::TRIAL,
 ];
 
 /// Whether the agent is there, and since when.
@@ -75,7 +103,7 @@ pub enum Order {
 }
 
 /// Runs a trial; panics when something isn't as it should be.
-pub fn run(trial: &Trial) {
+pub fn run(trial: &'static Trial) {
     install_agent();
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -86,9 +114,9 @@ pub fn run(trial: &Trial) {
         println!("{}", service::run("dpkg-query", &["-W", package]).trim());
     }
     let topology = Topology::build_around(Netns::of_process_1(), Layout::default());
-    let mut node = Node::new(topology);
+    let mut node = Node::new(topology, trial);
     let mut reference = None;
-    for order in [Order::Without, Order::SoftwareFirst, Order::AgentFirst] {
+    for &order in trial.orders {
         let began = Instant::now();
         node.reset(order);
         (trial.run)(&mut node);

@@ -6,7 +6,13 @@ use crate::{
     traffic::Proto::{Tcp, Udp},
 };
 
-pub(super) const TRIAL: Trial = Trial { name: "networkd", packages: &["systemd"], run: trial };
+pub(super) const TRIAL: Trial = Trial {
+    name: "networkd",
+    packages: &["systemd"],
+    again: &["networkctl reload", "systemctl restart systemd-networkd"],
+    run: trial,
+    ..Trial::PLAIN
+};
 
 fn trial(node: &mut Node) {
     let (client, server) = (node.client(), node.server());

@@ -6,7 +6,13 @@ use crate::{
     traffic::Proto::{Tcp, Udp},
 };
 
-pub(super) const TRIAL: Trial = Trial { name: "networkmanager", packages: &["network-manager"], run: trial };
+pub(super) const TRIAL: Trial = Trial {
+    name: "networkmanager",
+    packages: &["network-manager"],
+    again: &["nmcli general reload", "systemctl restart NetworkManager"],
+    run: trial,
+    ..Trial::PLAIN
+};
 
 fn trial(node: &mut Node) {
     let (client, server) = (node.client(), node.server());

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{Order, surroundings::Surroundings};
+use super::{Order, Trial, surroundings::Surroundings};
 use crate::{
     agent,
     netns::Netns,
@@ -16,11 +16,11 @@ use crate::{
     service, table,
     topology::Topology,
     traffic::{Flow, Proto},
-    why,
+    wait_until, why,
 };
 
 /// What the agent promises of changes that are announced, and of all others: 1.5 s, and the time that the emulator takes.
-const WITHIN: Duration = Duration::from_secs(2);
+pub(super) const WITHIN: Duration = Duration::from_secs(2);
 /// What an element's timeout may be off by, and a clock that is set to a whole second.
 const EARLY: Duration = Duration::from_secs(1);
 /// How long a flow is watched after a change.
@@ -36,17 +36,29 @@ const FAST_WITHIN: Duration = Duration::from_secs(15);
 /// Rounds of a measurement.
 const ROUNDS: usize = 100;
 
+/// Waits until the ruleset stays as it is: some software goes on with it after its command has ended.
+#[track_caller]
+fn wait_until_settled() {
+    let listing = || service::said("nft", &["--stateless", "list", "ruleset"]);
+    let mut last = String::new();
+    wait_until("the ruleset stays as it is", service::LIMIT, || {
+        thread::sleep(Duration::from_secs(1));
+        std::mem::replace(&mut last, listing()) == last
+    });
+}
+
 /// The node, its client and its server.
 pub struct Node {
     /// The node is the system itself; client and server hang on `c0` and `s0`.
     pub topology: Topology,
+    trial: &'static Trial,
     order: Order,
     seen: Vec<(String, String)>,
 }
 
 impl Node {
-    pub(super) fn new(topology: Topology) -> Self {
-        Self { topology, order: Order::Without, seen: Vec::new() }
+    pub(super) fn new(topology: Topology, trial: &'static Trial) -> Self {
+        Self { topology, trial, order: Order::Without, seen: Vec::new() }
     }
 
     /// Forgets what was seen.
@@ -109,9 +121,27 @@ impl Node {
         flow
     }
 
-    /// What `doctor` finds beside the software: nothing may be broken.
+    /// Has the software start again or read its configuration again, in each of its ways. The flow goes on, and is fast after it.
+    #[track_caller]
+    fn again(&mut self, mut flow: Flow) -> Flow {
+        for command in self.trial.again {
+            let background = flow.in_background_every(Duration::from_millis(20));
+            service::sh(command);
+            wait_until_settled();
+            flow = background.stop_intact().0;
+            self.count_again();
+            self.fast(&format!("TCP after {command}"), &mut flow);
+        }
+        flow
+    }
+
+    /// What the agent's commands say beside the software: what must be said is, and `doctor` finds nothing broken.
     #[track_caller]
     fn examine(&self) {
+        for (command, words) in self.trial.told {
+            let output = agent::output(&self.topology.node, &command.split(' ').collect::<Vec<_>>());
+            assert!(output.contains(words), "no {words:?} in what {command} says:\n{output}");
+        }
         let output = agent::run(&self.topology.node, &["doctor", "--no-canary", "-o", "json"]);
         let text = String::from_utf8_lossy(&output.stdout);
         let report: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"));
@@ -125,9 +155,10 @@ impl Node {
         }
     }
 
-    /// Stops the agent and cleans up after it. The flow goes on meanwhile, and takes the forward path then; nothing of others' may change.
+    /// Has the software start again, then stops the agent and cleans up after it. The flow goes on meanwhile, and takes the forward path then; nothing of others' may change.
     #[track_caller]
-    pub fn agent_goes(&mut self, mut flow: Flow) {
+    pub fn agent_goes(&mut self, flow: Flow) {
+        let mut flow = self.again(flow);
         if self.with_agent() {
             self.examine();
             let before = Surroundings::read();
@@ -292,6 +323,14 @@ impl Node {
         flow.set_patience(Duration::from_millis(500));
         let arrived = (0..3).any(|_| flow.rounds(1) == 1);
         self.note(what, if arrived { "arrives" } else { "doesn't arrive" });
+    }
+
+    /// Waits until a UDP flow arrives again, after its way was interrupted.
+    #[track_caller]
+    pub fn comes_back(&self, flow: &mut Flow) {
+        flow.set_patience(Duration::from_millis(200));
+        wait_until(&format!("{flow:?} comes back"), FAST_WITHIN, || flow.rounds(1) == 1);
+        flow.set_patience(PATIENCE);
     }
 
     /// Puts the counters in again, when the software took them away.

@@ -6,7 +6,14 @@ use crate::{
     traffic::Proto::{Tcp, Udp},
 };
 
-pub(super) const TRIAL: Trial = Trial { name: "openvswitch", packages: &["openvswitch-switch"], run: trial };
+pub(super) const TRIAL: Trial = Trial {
+    name: "openvswitch",
+    packages: &["openvswitch-switch"],
+    again: &["systemctl restart ovs-vswitchd"],
+    told: &[("status", "ovs0")],
+    run: trial,
+    ..Trial::PLAIN
+};
 
 fn trial(node: &mut Node) {
     let (client, server) = (node.client(), node.server());

@@ -7,7 +7,14 @@ use crate::{
     traffic::Proto::{Tcp, Udp},
 };
 
-pub(super) const TRIAL: Trial = Trial { name: "podman", packages: &["podman", "netavark"], run: trial };
+pub(super) const TRIAL: Trial = Trial {
+    name: "podman",
+    packages: &["podman", "netavark"],
+    again: &["podman network reload --all"],
+    told: &[("doctor --no-canary", "rules of netavark are there")],
+    run: trial,
+    ..Trial::PLAIN
+};
 
 fn start(name: &str) {
     // Its monitor must not keep this program's pipe open.

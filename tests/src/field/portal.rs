@@ -8,7 +8,7 @@ use crate::{
     traffic::Proto::{Tcp, Udp},
 };
 
-pub(super) const TRIAL: Trial = Trial { name: "portal", packages: &["nftables"], run: trial };
+pub(super) const TRIAL: Trial = Trial { name: "portal", packages: &["nftables"], run: trial, ..Trial::PLAIN };
 
 const RULES: &str = "nft -f - <<'END'
 table inet portal {

@@ -7,7 +7,13 @@ use crate::{
     traffic::Proto::{Tcp, Udp},
 };
 
-pub(super) const TRIAL: Trial = Trial { name: "pppoe", packages: &["ppp", "pppoe"], run: trial };
+pub(super) const TRIAL: Trial = Trial {
+    name: "pppoe",
+    packages: &["ppp", "pppoe"],
+    told: &[("status", "ppp0")],
+    run: trial,
+    ..Trial::PLAIN
+};
 
 /// The provider, which gives this address.
 fn serve(topology: &Topology, address: &str) {

@@ -7,7 +7,13 @@ use crate::{
     traffic::Proto::{Tcp, Udp},
 };
 
-pub(super) const TRIAL: Trial = Trial { name: "strongswan", packages: &["charon-systemd"], run: trial };
+pub(super) const TRIAL: Trial = Trial {
+    name: "strongswan",
+    packages: &["charon-systemd"],
+    again: &["swanctl --load-all"],
+    run: trial,
+    ..Trial::PLAIN
+};
 
 /// A connection as one of both ends has it: its own address and network, and the other's.
 fn connection(own: [&str; 2], other: [&str; 2]) -> String {

@@ -14,7 +14,13 @@ use crate::{
     wait_until,
 };
 
-pub(super) const TRIAL: Trial = Trial { name: "suricata", packages: &["suricata"], run: trial };
+pub(super) const TRIAL: Trial = Trial {
+    name: "suricata",
+    packages: &["suricata"],
+    told: &[("doctor --no-canary", "NFQUEUE")],
+    run: trial,
+    ..Trial::PLAIN
+};
 
 /// What `--enforce-within` promises.
 const ENFORCED: Duration = Duration::from_millis(1500);
@@ -40,11 +46,18 @@ fn start() {
     });
 }
 
+/// Changes what goes to Suricata, and waits as long as it may take until that is enforced: flows that begin meanwhile may be offloaded
+/// once more.
+fn queue(change: &str) {
+    sh(change);
+    thread::sleep(ENFORCED);
+}
+
 fn trial(node: &mut Node) {
     let (client, server) = (node.client(), node.server());
     node.software(|| {
         start();
-        sh("iptables -I FORWARD -j NFQUEUE");
+        queue("iptables -I FORWARD -j NFQUEUE");
     });
     let tcp = node.open(Tcp, &client, &server, "10.2.0.2:7001", "10.2.0.2:7001");
     let mut tcp = node.agent(tcp);
@@ -52,9 +65,7 @@ fn trial(node: &mut Node) {
     dropped(node, &client, &server, 7002);
 
     // Only some flows to it, as those who count on speed set it up.
-    sh("iptables -D FORWARD 1; iptables -I FORWARD -p udp --dport 7003 -j NFQUEUE");
-    // So long it may take until that is enforced: the second change is read a while after the first one.
-    thread::sleep(ENFORCED);
+    queue("iptables -D FORWARD 1; iptables -I FORWARD -p udp --dport 7003 -j NFQUEUE");
     let mut udp = node.open(Udp, &client, &server, "10.2.0.2:7003", "10.2.0.2:7003");
     node.slow("UDP by a queue for its port", &mut udp, "every-packet", "NFQUEUE");
     drop(udp);

@@ -7,7 +7,14 @@ use crate::{
     traffic::Proto::{Tcp, Udp},
 };
 
-pub(super) const TRIAL: Trial = Trial { name: "ufw", packages: &["ufw", "iptables"], run: trial };
+pub(super) const TRIAL: Trial = Trial {
+    name: "ufw",
+    packages: &["ufw", "iptables"],
+    again: &["ufw reload"],
+    told: &[("doctor --no-canary", "rules of ufw are there")],
+    run: trial,
+    ..Trial::PLAIN
+};
 
 fn trial(node: &mut Node) {
     let (client, server) = (node.client(), node.server());

@@ -6,7 +6,14 @@ use crate::{
     traffic::Proto::{Tcp, Udp},
 };
 
-pub(super) const TRIAL: Trial = Trial { name: "wireguard", packages: &["wireguard-tools"], run: trial };
+pub(super) const TRIAL: Trial = Trial {
+    name: "wireguard",
+    packages: &["wireguard-tools"],
+    again: &["wg syncconf wg0 <(wg-quick strip wg0)"],
+    told: &[("status", "wireguard")],
+    run: trial,
+    ..Trial::PLAIN
+};
 
 // Keys that protect nothing: thirty-two times 1 and 2, and the public ones that the programs reckon of them.
 const NODE_KEY: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use cpio::newc::{Builder, ModeFileType, trailer};
 
-use super::{RemoveLater, kernels::Kernel};
+use super::{RemoveLater, cards, kernels::Kernel};
 use crate::process;
 
 /// Programs that the guest gets from this machine. Not BusyBox: its applets run each other instead of the real
@@ -325,7 +325,7 @@ fn add_modules(base: &mut Archive, kernel: &Kernel, scratch: &Path) -> Result<()
     let mut keep = HashSet::new();
     for line in dependencies.lines() {
         let (module, needs) = line.split_once(':').unwrap_or((line, ""));
-        if below(module, MODULES) && !below(module, NOT_MODULES) {
+        if below(module, MODULES) && !below(module, NOT_MODULES) || below(module, cards::MODULES) {
             keep.insert(module);
             keep.extend(needs.split_whitespace());
         }

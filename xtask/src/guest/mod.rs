@@ -1,6 +1,7 @@
 //! The test guest: kernels, its initramfs, QEMU, and what comes back from it; and `cargo xtask guest`, which keeps one
 //! open or runs one command in it.
 
+pub(crate) mod cards;
 pub(crate) mod debian;
 pub(crate) mod fleet;
 pub(crate) mod initramfs;

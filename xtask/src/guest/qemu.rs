@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::{
-    MEMORY_MIB,
+    MEMORY_MIB, cards,
     kernels::Kernel,
     verdict::{self, End, Line},
 };
@@ -72,6 +72,9 @@ pub(crate) struct Machine<'a> {
     pub(crate) disk: Option<&'a Path>,
     /// Where QEMU listens for commands of its monitor.
     pub(crate) monitor: Option<PathBuf>,
+    /// Whether it has network cards, and the monitor for itself. Its clock doesn't pass over idle time then, since the cards' packets are
+    /// on their way meanwhile.
+    pub(crate) cards: bool,
     /// One more word for the command in the initramfs, so that several guests can share one.
     pub(crate) word: Option<&'a str>,
 }
@@ -88,6 +91,7 @@ impl<'a> Machine<'a> {
             memory_mib: MEMORY_MIB,
             disk: None,
             monitor: None,
+            cards: false,
             word: None,
         }
     }
@@ -113,7 +117,8 @@ impl<'a> Machine<'a> {
              norandmaps rdinit=/init fastpath.mode={mode}"
         );
         if let Processor::Counted { seed } = self.processor {
-            command.args(["-icount", "shift=0,sleep=off", "-rtc", "base=2026-01-01,clock=vm"]);
+            let sleep = if self.cards { "on" } else { "off" };
+            command.args(["-icount", &format!("shift=0,sleep={sleep}"), "-rtc", "base=2026-01-01,clock=vm"]);
             command.args(["-seed", &seed.to_string()]);
             // To learn how fast this timer runs takes 0.2 s of reading the clock, at which the emulator is slowest.
             append += " nolapic_timer";
@@ -128,7 +133,9 @@ impl<'a> Machine<'a> {
             let disk = disk.display();
             command.args(["-drive", &format!("file={disk},format=raw,if=virtio,snapshot=on")]);
         }
-        if let Some(socket) = &self.monitor {
+        if let Some(socket) = self.monitor.as_ref().filter(|_| self.cards) {
+            command.args(cards::arguments(socket));
+        } else if let Some(socket) = &self.monitor {
             command.arg("-monitor").arg(format!("unix:{},server=on,wait=off", socket.display()));
         }
         command.arg("-kernel").arg(&self.kernel.image).arg("-initrd").arg(self.initramfs);

@@ -189,7 +189,7 @@ fn others(facts: &Facts) -> Vec<Finding> {
     findings.push(match known(others).as_slice() {
         [] => Finding::green(
             "other-owners",
-            "none that doctor knows (kindnet, Calico, Cilium, firewalld, Docker, ufw)",
+            "none that doctor knows (kindnet, Calico, Cilium, CNI plugins, firewalld, Docker, netavark, libvirt, ufw)",
         ),
         names => Finding::green(
             "other-owners",
@@ -243,8 +243,11 @@ fn known(others: &Others) -> Vec<&'static str> {
         ("kube-network-policies", table(&["kube-network-policies"])),
         ("Calico", table(&["calico"]) || chain("cali-")),
         ("Cilium", chain("CILIUM_")),
+        ("the CNI plugins", chain("CNI-")),
         ("firewalld", table(&["firewalld"])),
         ("Docker", table(&["docker-bridges"]) || chain("DOCKER")),
+        ("netavark", chain("NETAVARK")),
+        ("libvirt", chain("LIBVIRT_")),
         ("ufw", chain("ufw-")),
     ];
     known.into_iter().filter_map(|(name, found)| found.then_some(name)).collect()
@@ -256,17 +259,23 @@ fn kube_proxy(facts: &Facts, others: &Others) -> Finding {
     if others.tables.iter().any(|table| table.name == "kube-proxy") {
         modes.push("nftables");
     }
-    if facts.ipvs_services > 0 {
+    // The services' addresses are on it in that mode. keepalived and others have services of IPVS too.
+    let in_ipvs_mode = facts.links.iter().any(|link| link.name.to_string() == "kube-ipvs0");
+    if in_ipvs_mode {
         modes.push("ipvs");
     }
     // In IPVS mode a few chains of that name are there as well.
-    if others.chains.contains("KUBE-SERVICES") && facts.ipvs_services == 0 {
+    if others.chains.contains("KUBE-SERVICES") && !in_ipvs_mode {
         modes.push("iptables");
     }
     match modes.as_slice() {
         [] if facts.legacy_tables.iter().any(|table| table == "nat") => Finding::green(
             CHECK,
             "can't be told: iptables-legacy has a nat table, which doctor can't look into; its connections are offloaded like others",
+        ),
+        [] if facts.ipvs_services > 0 => Finding::green(
+            CHECK,
+            "no rules of kube-proxy; services of IPVS stay on the normal path, since requests to them don't pass the forward path",
         ),
         [] => Finding::green(CHECK, "no rules of kube-proxy"),
         ["ipvs"] => Finding::green(
