@@ -387,6 +387,48 @@ fn a_table_that_is_deleted_in_the_midst_of_work_is_back() {
     }
 }
 
+/// Each call fails once, at each of its turns in a story that has a bit of everything.
+#[test]
+fn whichever_call_fails_once_the_node_ends_as_it_should_be() {
+    for fault in FAULTS {
+        for calls in 0.. {
+            let node = Node::new((0..4).map(link));
+            run(&node, async |orders| {
+                node.with(|world| {
+                    world.fails_after = Some((fault, calls, libc::EBUSY));
+                    world.connect(Connection::between(0, [IfIndex(2), IfIndex(3)]));
+                });
+                for happens in STORY {
+                    node.with(happens);
+                    sleep(Duration::from_millis(300)).await;
+                }
+                orders.send(Order::Reload).expect("the agent listens");
+                node.with(World::settle);
+                sleep(Duration::from_secs(130)).await;
+                assert_eq!(amiss(&node), None, "{fault:?} after {calls} calls");
+            });
+            if node.with(|world| world.fails_after.is_some()) {
+                assert!(calls > 0, "{fault:?} is never called");
+                break;
+            }
+        }
+    }
+}
+
+const STORY: [fn(&mut World); 11] = [
+    |world| world.set_link(link(5)),
+    |world| world.commit(|table| *table = None),
+    World::lose_links,
+    World::lose_ruleset,
+    |world| world.commit(|_| {}),
+    |world| world.make_room(0),
+    |world| world.connect(Connection::between(1, [IfIndex(4), IfIndex(5)])),
+    |world| world.announce(NodeEvent::Overrun),
+    |world| world.announce(NodeEvent::RouteRules),
+    |world| world.detach(IfIndex(2), true),
+    |world| world.remove_link(IfIndex(7)),
+];
+
 /// A table of our name that another program made stays, and the agent says so.
 #[test]
 fn a_foreign_table_stays() {

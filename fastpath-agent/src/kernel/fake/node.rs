@@ -88,6 +88,8 @@ pub struct World {
     pub attached: BTreeSet<IfIndex>,
     /// What goes wrong with the next calls, in this order for each kind.
     pub faults: VecDeque<Fault>,
+    /// This goes wrong after so many calls that go well, with this errno.
+    pub fails_after: Option<(Fault, usize, i32)>,
     /// Nothing happens by itself any more.
     pub settled: bool,
     /// What happens at the next of such moments, one each time.
@@ -189,12 +191,19 @@ impl World {
         }
     }
 
-    /// Whether this is what goes wrong next.
-    fn fails(&mut self, fault: Fault) -> bool {
-        match self.faults.iter().position(|next| *next == fault) {
-            Some(at) => self.faults.remove(at).is_some(),
-            None => false,
+    /// The errno of a call that this goes wrong with.
+    fn fails(&mut self, fault: Fault) -> Option<i32> {
+        match &mut self.fails_after {
+            Some((wanted, 0, errno)) if *wanted == fault => {
+                let errno = *errno;
+                self.fails_after = None;
+                return Some(errno);
+            }
+            Some((wanted, calls, _)) if *wanted == fault => *calls -= 1,
+            _ => {}
         }
+        let at = self.faults.iter().position(|next| *next == fault)?;
+        self.faults.remove(at).map(|_| libc::ENOMEM)
     }
 }
 
@@ -211,6 +220,7 @@ impl Node {
             links,
             attached: BTreeSet::new(),
             faults: VecDeque::new(),
+            fails_after: None,
             settled: false,
             at: VecDeque::new(),
             generations: VecDeque::new(),
@@ -230,7 +240,7 @@ impl Node {
 
     /// The errno of a call that this goes wrong with.
     pub(super) fn refuses(&self, fault: Fault) -> Option<i32> {
-        self.with(|world| world.fails(fault)).then_some(libc::ENOMEM)
+        self.with(|world| world.fails(fault))
     }
 
     /// Waits until there is something of a kind.
@@ -266,7 +276,7 @@ fn dump_error(errno: i32) -> LinkError {
 impl Ruleset for Node {
     fn observe(&mut self) -> Result<Observed, NftError> {
         self.with(|world| {
-            if world.fails(Fault::Observe) { Err(io_error(libc::EAGAIN)) } else { world.ruleset.observe() }
+            world.fails(Fault::Observe).map_or_else(|| world.ruleset.observe(), |errno| Err(io_error(errno)))
         })
     }
 
@@ -275,12 +285,12 @@ impl Ruleset for Node {
             if ops.is_empty() {
                 return Ok(expected);
             }
-            if world.fails(Fault::Beaten) {
+            if world.fails(Fault::Beaten).is_some() {
                 world.commit(|_| {});
             }
             world.comes(Moment::BeforeCommit);
-            if world.fails(Fault::Commit) {
-                return Err(CommitError::Io(io_error(libc::ENOMEM)));
+            if let Some(errno) = world.fails(Fault::Commit) {
+                return Err(CommitError::Io(io_error(errno)));
             }
             let generation = world.ruleset.commit(ops, expected)?;
             world.committed_ops(ops);
@@ -355,8 +365,9 @@ impl FlowEyes for Node {
     fn attach(&mut self, link: &Link) -> Result<Attachment, BpfError> {
         self.with(|world| {
             world.comes(Moment::Attaching);
-            if world.fails(Fault::Attach) {
-                return Err(BpfError::BadObject("fake".to_owned()));
+            if let Some(errno) = world.fails(Fault::Attach) {
+                let source = io::Error::from_raw_os_error(errno);
+                return Err(BpfError::Io { operation: "fake".into(), source });
             }
             if !world.links.contains_key(&link.index) {
                 let source = io::Error::from_raw_os_error(libc::ENODEV);
