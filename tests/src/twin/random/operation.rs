@@ -202,6 +202,10 @@ choices! {
     }
 }
 
+/// All tables go. Without any rule that asks for connections a node without the agent would stop to track them.
+const FLUSHED: &str = "flush ruleset; add table inet tracks; \
+     add chain inet tracks forward { type filter hook forward priority -400; }; add rule inet tracks forward ct state new";
+
 impl AgentOperation {
     /// Whether programs or maps go, which the agent may find out only with its safety net.
     pub(super) fn damages(self) -> bool {
@@ -281,7 +285,7 @@ impl Operation {
             Self::Rule(chain, matching, verdict) => chain.with_rule(*matching, *verdict),
             Self::DropPolicy(chain) => chain.with_policy("drop"),
             Self::Reloaded(chain, matching, verdict) => {
-                chain.with_rule(*matching, *verdict).replacen("nft '", "nft 'flush ruleset; ", 1)
+                chain.with_rule(*matching, *verdict).replacen("nft '", &format!("nft '{FLUSHED}; "), 1)
             }
             Self::Iptables(chain, matching, target, place) => {
                 format!("{} {}", chain.command(place.text()), target.words(*chain, *matching))
@@ -298,7 +302,7 @@ impl Operation {
                  nft delete table inet test-nat 2>/dev/null || true"
                     .to_owned()
             }
-            Self::FlushRuleset => "nft flush ruleset".to_owned(),
+            Self::FlushRuleset => format!("nft '{FLUSHED}'"),
             Self::Down(device) => format!("ip link set {} down", device.text()),
             Self::Flap(device) => format!("ip link set {} down; {}", device.text(), restored(*device)),
             Self::Mtu(device, mtu) => format!("ip link set {} mtu {mtu}", device.text()),
