@@ -281,6 +281,9 @@ impl<H: Host> Agent<H> {
             .filter(|config| crossings::wanted(config))
             .and_then(|config| self.host.crossings(config));
         if let Some(crossings) = &mut self.crossings {
+            if self.offload.is_none() {
+                crossings.help_nobody();
+            }
             crossings.look_for_lost();
             crossings.arm_old();
             if let Some(scraper) = &self.scraper {

@@ -24,10 +24,12 @@ impl<S: FlowSource> Crossings<S> {
     pub(super) fn consider(&mut self, entry: Option<&Entry>) {
         let now = self.now_ms();
         let Some(entry) = entry.filter(|e| e.counters.is_none() && !e.status.offloaded()) else { return };
-        let helps = self.helps();
-        let seen = self.counted(entry);
+        if self.assist.is_none() {
+            return;
+        }
+        let seen = if self.helps() { self.counted(entry).ok() } else { None };
         let Some(assist) = &mut self.assist else { return };
-        let Some(seen) = seen.ok().filter(|_| helps) else {
+        let Some(seen) = seen else {
             // Its turn comes when the rules stand, and the maps can be read.
             return assist.remember(entry.original);
         };
@@ -107,6 +109,11 @@ impl<S: FlowSource> Crossings<S> {
                 arm(eyes, &entry);
             }
         }
+    }
+
+    /// There are no rules that a connection could be helped by.
+    pub fn help_nobody(&mut self) {
+        self.assist = None;
     }
 
     /// What the ruleset has to be told, if anything.
