@@ -161,6 +161,31 @@ fn a_helped_connection_comes_back_after_the_flowtable_was_emptied() {
     }
 }
 
+/// What the programs know of it, where its first packets came in, is an interface that has gone since.
+#[test]
+fn an_old_connection_over_an_interface_that_was_made_anew() {
+    let topology = Topology::build(Layout { pods: 3, ..Layout::default() });
+    let node = &topology.node;
+    let mut old = topology.open_between(0, 2, Proto::Udp, Family::V4, 7001);
+    assert_eq!(old.rounds(2), 2);
+    let agent = Agent::start_with(node, &[]);
+    agent::wait_for_programs(node, &["c0", "s0", "p3"]);
+    assert_is_helped(&topology, &mut old);
+    wait_until("the rule gone again", LIMIT, || !assists(node));
+    node.ip("link delete p3\n");
+    topology.connect_again(2);
+    agent::wait_for_programs(node, &["c0", "s0", "p3"]);
+    wait_until("the flow on its way again", LIMIT, || old.rounds(1) == 1);
+    wait_until("the flowtable without it", LIMIT, || !topology.marked_offloaded(7001));
+    // Which doesn't wait for the safety net.
+    agent.signal(Signal::SIGHUP);
+    wait_until("the old connection offloaded again", LIMIT, || {
+        assert_eq!(old.rounds(1), 1);
+        topology.marked_offloaded(7001)
+    });
+    topology.assert_accelerated(&mut old);
+}
+
 /// Many flows to one port of the server.
 struct Crowd {
     clients: Vec<UdpSocket>,

@@ -65,8 +65,9 @@ pub struct Crossings<S> {
     started: Instant,
     /// When the ring may be looked into again.
     next_look: Instant,
-    /// Signals that had been lost when the last sweep began, unless it failed.
+    /// Signals that had been lost when the last sweep began; `None` if that is to be repeated.
     swept: Option<u64>,
+    sweep_failed: bool,
     sweeping: bool,
     /// Swept up and not handled yet.
     found: Vec<FlowKey>,
@@ -111,6 +112,7 @@ impl<S: FlowSource> Crossings<S> {
             started: now,
             next_look: now,
             swept: Some(0),
+            sweep_failed: false,
             sweeping: false,
             found: Vec::new(),
             search: None,
@@ -228,8 +230,8 @@ impl<S: FlowSource> Crossings<S> {
             return self.signalled(found.iter().map(Tuple::from_flow_key));
         }
         if let Err(error) = self.sweep(eyes) {
-            warn!(%error, "signals that were lost are looked for again");
-            (self.sweeping, self.swept) = (false, None);
+            warn!(%error, "signals that were lost are looked for again in a minute");
+            (self.sweeping, self.sweep_failed) = (false, true);
         }
         let events = self.source.take(SLICE);
         self.next_look = Instant::now() + if events.len() < SLICE { GAP } else { Duration::ZERO };
@@ -239,7 +241,7 @@ impl<S: FlowSource> Crossings<S> {
             self.signalled(tuples.into_iter());
             // The ring is empty now.
             if events.len() < SLICE {
-                self.look_for_lost();
+                self.sweep_if_lost();
             }
         }
     }
@@ -265,8 +267,15 @@ impl<S: FlowSource> Crossings<S> {
         self.source.has_gone_over(key).unwrap_or(false)
     }
 
-    /// Begins a sweep of the map if signals were lost since the last one began.
+    /// Begins a sweep of the map if signals were lost since the last one began, or that failed.
     pub fn look_for_lost(&mut self) {
+        if std::mem::take(&mut self.sweep_failed) {
+            self.swept = None;
+        }
+        self.sweep_if_lost();
+    }
+
+    fn sweep_if_lost(&mut self) {
         if self.sweeping {
             return;
         }
@@ -305,7 +314,7 @@ impl<S: FlowSource> Crossings<S> {
             None => {
                 self.sweeping = false;
                 // Some may have been lost behind its back.
-                self.look_for_lost();
+                self.sweep_if_lost();
             }
         }
         Ok(())
@@ -344,7 +353,7 @@ impl<S: FlowSource> Crossings<S> {
         }
         let tuples: Vec<Tuple> = waiting.iter().map(|waiting| waiting.tuple).collect();
         let entries = self.look_up(&tuples).unwrap_or_else(|| {
-            self.assist.iter_mut().for_each(|assist| assist.later(tuples.iter().copied()));
+            self.look_later(&tuples);
             vec![None; tuples.len()]
         });
         for (waiting, entry) in waiting.into_iter().zip(entries) {

@@ -47,8 +47,10 @@ pub struct Assist {
     listed: HashMap<Tuple, Listed>,
     /// Listed since they were last asked for.
     new: Vec<u32>,
-    /// Were offloaded with our help, or may be later.
+    /// Were offloaded with our help, or will have their turn.
     helped: VecDeque<Tuple>,
+    /// May be helped later, when others change what keeps them on the normal path: looked at with the safety net only.
+    later: VecDeque<Tuple>,
     /// Since when how many were listed.
     in_time: (u64, usize),
     look_at: Option<u64>,
@@ -85,7 +87,7 @@ impl Assist {
         match cause {
             Cause::Unknown | Cause::NotWatched => {}
             // Not for ever.
-            Cause::Interface(_) | Cause::EveryPacket(_) => return self.remember(entry.original),
+            Cause::Interface(_) | Cause::EveryPacket(_) => return self.later(entry.original),
             _ => return,
         }
         if self.listed.get(&entry.original).is_some_and(|listed| listed.id == entry.id) {
@@ -131,17 +133,15 @@ impl Assist {
         }
     }
 
-    /// Those that were helped before, all of them to be looked up.
+    /// Those that were helped before, or may be now, all of them to be looked up.
     pub fn take_helped(&mut self) -> Vec<Tuple> {
-        self.helped.drain(..).collect()
+        self.helped.drain(..).chain(self.later.drain(..)).collect()
     }
 
-    /// Those couldn't be looked at. One that is listed has its next look anyway.
-    pub fn later(&mut self, tuples: impl IntoIterator<Item = Tuple>) {
-        for tuple in tuples {
-            if !self.listed.contains_key(&tuple) {
-                self.remember(tuple);
-            }
+    /// This one can't be helped for now, or not be looked at. One that is listed has its next look anyway.
+    pub fn later(&mut self, tuple: Tuple) {
+        if !self.listed.contains_key(&tuple) {
+            keep(&mut self.later, tuple);
         }
     }
 
@@ -195,10 +195,7 @@ impl Assist {
 
     /// Takes note of a connection without counters that is offloaded.
     pub fn remember(&mut self, original: Tuple) {
-        if self.helped.len() == MOST_HELPED {
-            self.helped.pop_front();
-        }
-        self.helped.push_back(original);
+        keep(&mut self.helped, original);
     }
 
     /// What the ruleset has to be told since this was last asked, if anything.
@@ -216,6 +213,13 @@ impl Assist {
         self.new = self.listed.values().map(|listed| listed.id).collect();
         self.told = false;
     }
+}
+
+fn keep(kept: &mut VecDeque<Tuple>, tuple: Tuple) {
+    if kept.len() == MOST_HELPED {
+        kept.pop_front();
+    }
+    kept.push_back(tuple);
 }
 
 #[cfg(test)]

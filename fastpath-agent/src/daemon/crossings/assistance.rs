@@ -31,7 +31,7 @@ impl<S: FlowSource> Crossings<S> {
         let Some(assist) = &mut self.assist else { return };
         let Some(seen) = seen else {
             // Its turn comes when the rules stand, and the maps can be read.
-            return assist.remember(entry.original);
+            return assist.later(entry.original);
         };
         assist.consider(&Flow::settled(entry.clone(), seen, &self.node), &self.node, now);
     }
@@ -49,8 +49,7 @@ impl<S: FlowSource> Crossings<S> {
             return;
         }
         let Some(entries) = self.look_up(&tuples) else {
-            self.assist.iter_mut().for_each(|assist| assist.later(tuples.iter().copied()));
-            return;
+            return self.look_later(&tuples);
         };
         for (tuple, entry) in tuples.iter().zip(&entries) {
             let seen = entry.as_ref().map_or(Ok([None; 2]), |entry| self.counted(entry)).unwrap_or_default();
@@ -59,6 +58,13 @@ impl<S: FlowSource> Crossings<S> {
             if let (Some(Next::Arm), Some(entry)) = (next, entry) {
                 arm(eyes, entry);
             }
+        }
+    }
+
+    /// Those couldn't be looked at.
+    pub(super) fn look_later(&mut self, tuples: &[Tuple]) {
+        if let Some(assist) = &mut self.assist {
+            tuples.iter().for_each(|tuple| assist.later(*tuple));
         }
     }
 
