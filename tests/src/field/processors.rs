@@ -18,7 +18,7 @@ use crate::{
 pub(super) const TRIAL: Trial =
     Trial { name: "processors", orders: &[Order::AgentFirst], run: trial, ..Trial::PLAIN };
 
-/// Calls of `flows`, of which the fastest counts.
+/// Calls of `flows`. The fastest counts.
 const CALLS: usize = 5;
 
 /// What the tier reads: a name without spaces, and a number.
