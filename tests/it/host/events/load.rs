@@ -138,9 +138,9 @@ fn memory_and_wake_ups() {
         "with {} entries in the map: {own} kB of its own, {resident} kB resident, {woken} wake-ups in {seconds} s",
         2 * flows
     );
-    // The safety net's minute may end within. Where the kernel can have tables of iptables-legacy, there is a look a second, and
-    // for each tokio's timers wake two or three times.
+    // The safety net's minute may end within: a timer, for which tokio's wake two or three times, and what another thread has read.
+    // Where the kernel can have tables of iptables-legacy, there is a look a second as well.
     let looks = if may_have_legacy_tables() { 3 * u64::from(seconds) } else { 0 };
-    assert!(woken <= looks + 4, "{woken} wake-ups, {looks} of them for legacy tables");
+    assert!(woken <= looks + 6, "{woken} wake-ups, {looks} of them for legacy tables");
     assert!(own < 6 * 1024, "{own} kB");
 }
