@@ -136,8 +136,8 @@ The ruleset is compared with what the flags of the running agent want; where non
 /// Flags that decide what the ruleset looks like.
 #[derive(Clone, Debug, Args)]
 pub struct RuleArgs {
-    /// Offload a flow once more than this many of its packets were seen, both directions counted; 0 switches
-    /// offloading off
+    /// Offload a flow once more than this many of its packets were seen, both directions counted; `auto` takes what pays by the
+    /// lengths of this node's connections (docs/configuration.md#the-threshold-that-pays); 0 switches offloading off
     #[arg(
         long,
         value_name = "PACKETS",

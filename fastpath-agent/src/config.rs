@@ -12,6 +12,7 @@ use crate::{
         policy::ignore::Ignore,
         ruleset::{desired::Policy, diff::ForeignTable, exclude::Exclusions},
         surroundings::Surroundings,
+        threshold,
     },
 };
 
@@ -57,6 +58,8 @@ pub struct Config {
 pub struct Rules {
     /// See [`Policy::threshold`].
     pub threshold: u32,
+    /// Whether the agent is to find out which one pays.
+    pub threshold_auto: bool,
     /// See [`Policy::chain_priority`].
     pub chain_priority: i32,
     /// See [`Policy::flowtable_priority`].
@@ -163,16 +166,14 @@ impl TryFrom<&RuleArgs> for Rules {
                 })?;
             }
         }
+        let auto = args.fastpath_threshold.trim() == "auto";
         let exclude = ExcludeSource { entries: args.exclude.clone(), file: args.exclude_file.clone() };
         Ok(Self {
             exclusions: Arc::new(exclude.load()?),
             exclude,
             ignored: args.ignore_rule.iter().map(|text| Ignore::parse(text)).collect(),
-            threshold: number(
-                "fastpath-threshold",
-                &args.fastpath_threshold,
-                "a number of packets from 1 to 4294967295, or 0 to switch offloading off",
-            )?,
+            threshold_auto: auto,
+            threshold: if auto { threshold::DEFAULT } else { threshold(&args.fastpath_threshold)? },
             chain_priority: number(
                 "chain-priority",
                 &args.chain_priority,
@@ -214,8 +215,16 @@ impl Config {
             let allowed = format!("it takes {allowed}");
             return Err(BadValue { flag: "max-flows", value: args.max_flows.clone(), allowed });
         }
+        let rules = Rules::try_from(&args.rules)?;
+        if rules.threshold_auto && args.ebpf == EbpfMode::Off {
+            return Err(BadValue {
+                flag: "fastpath-threshold",
+                value: "auto".to_owned(),
+                allowed: "it goes by the flows that the programs see; take --ebpf=tc, or a number".to_owned(),
+            });
+        }
         Ok(Self {
-            rules: Rules::try_from(&args.rules)?,
+            rules,
             node: args.hostname_override.clone().filter(|name| !name.is_empty()).unwrap_or(hostname),
             ebpf: args.ebpf,
             max_flows,
@@ -233,6 +242,12 @@ impl Config {
             verbosity: number("v", &args.v, "a number from 0 to 255")?,
         })
     }
+}
+
+/// A threshold that the operator has chosen.
+fn threshold(value: &str) -> Result<u32, BadValue> {
+    let allowed = "a number of packets from 1 to 4294967295, `auto`, or 0 to switch offloading off";
+    number("fastpath-threshold", value, allowed)
 }
 
 /// Where to listen; `None` if it is empty.

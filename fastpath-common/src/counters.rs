@@ -115,9 +115,26 @@ pub struct Config {
     pub abi_version: u32,
     /// A direction of a flow is signalled with its packet number `threshold + 1`; 0: never.
     pub threshold: u32,
+    /// The greatest threshold that flows may have crossed which began before `changed_ns`; 0 if there was no other.
+    pub highest: u32,
+    /// Always 0.
+    pub reserved: u32,
+    /// When the threshold was last changed, in ns of `CLOCK_MONOTONIC`.
+    pub changed_ns: u64,
 }
 
-assert_layout!(Config, 8, abi_version @ 0, threshold @ 4);
+assert_layout!(Config, 24, abi_version @ 0, threshold @ 4, highest @ 8, reserved @ 12, changed_ns @ 16);
+
+impl Config {
+    /// The same with another threshold, from `now_ns` on.
+    #[must_use]
+    pub fn with_threshold(self, threshold: u32, now_ns: u64) -> Self {
+        if self.threshold == threshold || self.threshold == 0 {
+            return Self { threshold, ..self };
+        }
+        Self { threshold, highest: self.highest.max(self.threshold), changed_ns: now_ns, ..self }
+    }
+}
 
 /// Why an interface is watched with TC although XDP was asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,10 +1,13 @@
 //! A flow with exactly N packets is not offloaded, with N + 1 it is; conntrack counts both directions together.
 
+use std::time::Duration;
+
 use fastpath_tests::{
     agent::{self, Agent},
     table,
     topology::{Family, Topology},
     traffic::{Flow, Proto},
+    wait_until,
 };
 
 /// Sends exactly `count` datagrams, request and response in turn.
@@ -82,4 +85,55 @@ fn one_way_datagrams_are_not_established() {
     assert_eq!(topology.forwarded(7001).original, 60);
     assert!(flow.response() && flow.request());
     topology.assert_accelerated(&mut flow);
+}
+
+/// Connections that end after 12 rounds: to offload them after 20 packets doesn't pay, after 6 it does.
+#[test]
+fn chosen_by_the_lengths_of_connections() {
+    let topology = Topology::routed();
+    let node = &topology.node;
+    let agent = Agent::start_with(node, &[]);
+    let mut older = topology.open(Proto::Udp, Family::V4, 7001);
+    topology.assert_becomes_accelerated(&mut older);
+    for port in 10_000..11_000 {
+        let mut flow = topology.open(Proto::Tcp, Family::V4, port);
+        assert_eq!(flow.rounds(12), 12);
+        flow.close_gracefully();
+    }
+    let found = |check: &str| {
+        let report = agent::run(node, &["doctor", "--no-canary", "-o", "json"]).stdout;
+        let report: serde_json::Value = serde_json::from_slice(&report).expect("JSON");
+        let findings = report["findings"].as_array().expect("findings");
+        findings.iter().find(|finding| finding["check"] == check).cloned().unwrap_or_default()
+    };
+    let other = found("threshold");
+    assert_eq!(other["level"], "amber", "{other}");
+    assert!(other["found"].as_str().is_some_and(|found| found.contains("; 6 saves more work")), "{other}");
+    agent.stop();
+
+    let before = topology.forwarded(7001);
+    let mut agent = Agent::start_with(node, &["--fastpath-threshold=auto"]);
+    agent.wait_for("threshold changed", Duration::from_secs(10));
+    wait_until("the rules", Duration::from_secs(2), || {
+        table::listing(node).is_some_and(|listing| listing.contains("ct packets > 5 "))
+    });
+    topology.assert_accelerated(&mut older);
+    assert_eq!(topology.forwarded(7001), before, "{:#?}", agent.log());
+    exactly(&topology, 6, 7002);
+    assert_eq!(found("threshold")["level"], "green", "{}", found("threshold"));
+    assert_eq!(found("ruleset")["level"], "green", "{}", found("ruleset"));
+    let status = agent::output(node, &["status"]);
+    assert!(status.contains("flows of more than 6 packets are offloaded (auto, for "), "{status}");
+
+    // What is said of a flow that crossed at 20 is still true.
+    let flows: serde_json::Value =
+        serde_json::from_str(&agent::output(node, &["flows", "--port=7001", "-o", "json"])).expect("JSON");
+    let came_in: u64 = [0, 1].iter().filter_map(|end| flows[0]["ingress"][end]["packets"].as_u64()).sum();
+    assert_eq!(flows[0]["bypassed"], came_in - topology.forwarded(7001).total(), "{flows}");
+    agent.stop();
+
+    // The next agent goes on with it, and has nothing to change.
+    let agent = Agent::start_with(node, &["--fastpath-threshold=auto"]);
+    exactly(&topology, 6, 7003);
+    assert_eq!(agent.count("threshold changed"), 0, "{:#?}", agent.log());
 }

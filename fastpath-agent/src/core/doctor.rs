@@ -14,6 +14,7 @@ mod surroundings;
 #[cfg(test)]
 #[path = "doctor_tests.rs"]
 mod tests;
+mod threshold;
 
 use facts::{Canary, Facts};
 
@@ -78,6 +79,7 @@ impl Finding {
 pub fn examine(facts: &Facts, canary: &Canary) -> Vec<Finding> {
     let mut findings = host::findings(facts);
     findings.extend(network::findings(facts));
+    findings.extend(threshold::findings(facts));
     findings.extend(rules::findings(facts));
     findings.extend(surroundings::findings(facts));
     findings.extend(canary::findings(facts, canary));

@@ -19,6 +19,7 @@ use crate::{
             diff::{Decision, ForeignTable, diff},
             observed::{ObservedTable, Owner},
         },
+        threshold::Lengths,
     },
     kernel::{Ruleset, fake::FakeRuleset},
 };
@@ -63,6 +64,8 @@ fn good() -> Facts {
         capabilities: Ok(u64::MAX),
         policy: policy(&[]),
         ignores_known_bugs: false,
+        chooses_threshold: false,
+        lengths: Some(Lengths::default()),
         without_ebpf: false,
         sysctls: [
             ("net.ipv4.conf.all.forwarding", 1),
@@ -141,7 +144,7 @@ fn a_good_node_is_all_green() {
     for check in &checks {
         assert!(page.contains(&format!("| `{check}` |")), "{check} is not in docs/doctor.md");
     }
-    assert_eq!(checks.len(), 24, "{checks:?}");
+    assert_eq!(checks.len(), 25, "{checks:?}");
     assert_eq!(findings.iter().filter(|finding| finding.check == "interface").count(), 3);
 }
 
@@ -389,6 +392,44 @@ fn what_the_canary_says() {
     assert_eq!(wrong(&good(), &with(|f| f.error = Some("read-only".to_owned()))), about(Level::Amber));
     assert_eq!(wrong(&good(), &Canary::Failed("EPERM".to_owned())), [(Level::Amber, "canary".to_owned())]);
     assert_eq!(wrong(&good(), &Canary::NotWanted), []);
+}
+
+#[test]
+fn a_threshold_that_does_not_suit_is_told() {
+    let lives_on = |facts: &mut Facts| {
+        let mut lengths = Lengths::default();
+        (0..4000).for_each(|_| lengths.add(60));
+        facts.lengths = Some(lengths);
+    };
+    let found = |change: &dyn Fn(&mut Facts)| {
+        let mut facts = good();
+        change(&mut facts);
+        let findings = examine(&facts, &Canary::NotWanted);
+        findings.into_iter().find(|finding| finding.check == "threshold")
+    };
+    let few = found(&|_| {}).unwrap();
+    assert_eq!(few.found, "20: too few connections seen to tell whether another is better (0)");
+    let other = found(&lives_on).unwrap();
+    assert_eq!(
+        (other.level, other.found.as_str()),
+        (Level::Amber, "20: 82 % of the packets of 2000 connections come after it; 6 saves more work (94 %)")
+    );
+    assert!(other.remedy.unwrap().contains("--fastpath-threshold=6, or with auto"));
+    let left_to_it = found(&|facts| {
+        lives_on(facts);
+        facts.chooses_threshold = true;
+    });
+    assert_eq!(left_to_it.unwrap().level, Level::Green);
+    let suits = found(&|facts| {
+        lives_on(facts);
+        facts.policy.threshold = 6;
+    });
+    assert_eq!(
+        suits.unwrap().found,
+        "6: 94 % of the packets of 2000 connections come after it; no other would save much more work"
+    );
+    assert!(found(&|facts| facts.policy.threshold = 0).is_none(), "nothing is offloaded");
+    assert!(found(&|facts| facts.lengths = None).is_none(), "nothing is counted");
 }
 
 #[test]

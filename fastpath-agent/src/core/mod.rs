@@ -13,4 +13,5 @@ pub mod recurring;
 pub mod revalidate;
 pub mod ruleset;
 pub mod surroundings;
+pub mod threshold;
 pub mod why;

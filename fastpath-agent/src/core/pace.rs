@@ -18,6 +18,8 @@ pub enum Trigger {
     Overrun,
     /// Others have something else that our rules heed.
     Surroundings,
+    /// Flows are offloaded after another number of packets.
+    Threshold,
     /// Connections are to be assisted, or no more.
     Assist,
     /// The last attempt failed.
@@ -28,13 +30,14 @@ pub enum Trigger {
 
 impl Trigger {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Start,
         Self::Links,
         Self::Exclusions,
         Self::Ruleset,
         Self::Overrun,
         Self::Surroundings,
+        Self::Threshold,
         Self::Assist,
         Self::Retry,
         Self::SafetyNet,
@@ -50,6 +53,7 @@ impl fmt::Display for Trigger {
             Self::Ruleset => "ruleset",
             Self::Overrun => "overrun",
             Self::Surroundings => "surroundings",
+            Self::Threshold => "threshold",
             Self::Assist => "assist",
             Self::Retry => "retry",
             Self::SafetyNet => "safety-net",
@@ -104,7 +108,11 @@ impl Pace {
     pub fn trigger(&mut self, trigger: Trigger, now: u64) {
         let since = |gap: u64| self.last_run.map_or(now, |last| now.max(last + gap));
         let due = match trigger {
-            Trigger::Start | Trigger::Exclusions | Trigger::Surroundings | Trigger::SafetyNet => now,
+            Trigger::Start
+            | Trigger::Exclusions
+            | Trigger::Surroundings
+            | Trigger::Threshold
+            | Trigger::SafetyNet => now,
             Trigger::Links => since(LINKS_GAP_MS),
             Trigger::Ruleset | Trigger::Overrun => since(RULESET_GAP_MS).max(now + RULESET_DELAY_MS),
             Trigger::Assist => since(ASSIST_GAP_MS),

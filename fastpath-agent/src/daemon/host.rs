@@ -1,7 +1,12 @@
 //! What the loop stands on: facilities of the kernel, each behind a trait, and what people tell it. [`Linux`] is the real one;
 //! tests have a script.
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use std::{collections::BTreeSet, net::IpAddr};
+
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+};
 use tracing::warn;
 
 use super::{
@@ -12,10 +17,13 @@ use super::{
 use crate::{
     cli::EbpfMode,
     config::Config,
+    core::threshold::Lengths,
     kernel::{
         LinkSource, Neighbourhood, Ruleset, RulesetMonitor,
         bpf::{self, Chatter, FlowEyes, Hook, LoadConfig},
+        clock::monotonic_ns,
         flow_source::{FlowSource, Flows},
+        lengths,
         links::Links,
         memory,
         module_monitor::ModuleMonitor,
@@ -42,8 +50,14 @@ pub trait Host {
     /// Loads the programs; `None` if that isn't wanted or doesn't work (which is said).
     fn programs(&self, config: &Config) -> Option<Box<dyn FlowEyes>>;
 
+    /// Since when in ms the threshold stands that the programs have; `None` if it was never changed.
+    fn threshold_stands(&self, config: &Config) -> Option<u64>;
+
     /// What becomes of flows that cross the threshold; `None` if they can't be followed (which is said).
     fn crossings(&self, config: &Config) -> Option<Crossings<Self::Flows>>;
+
+    /// How many packets its flows had, those with one of `addresses` left out; comes when it is counted.
+    fn lengths(&self, config: &Config, addresses: BTreeSet<IpAddr>) -> oneshot::Receiver<Lengths>;
 
     /// Says which kernel modules are loaded; `None` if it can't be listened to.
     fn modules(&self) -> Option<ModuleMonitor>;
@@ -136,6 +150,11 @@ impl Host for Linux {
         Some(Box::new(eyes))
     }
 
+    fn threshold_stands(&self, config: &Config) -> Option<u64> {
+        let changed_ns = bpf::earlier_threshold(&config.pin_path).until_ns;
+        (changed_ns > 0).then(|| monotonic_ns().saturating_sub(changed_ns) / 1_000_000)
+    }
+
     fn crossings(&self, config: &Config) -> Option<Crossings<Flows>> {
         let flows = Flows::open(&config.pin_path)
             .inspect_err(|error| warn!(%error, "flows that cross the threshold are not followed"))
@@ -144,6 +163,10 @@ impl Host for Linux {
             .inspect_err(|error| warn!("`fastpath-agent flows --follow` has nothing to read: {error}"))
             .ok();
         Some(Crossings::new(config, flows, readers))
+    }
+
+    fn lengths(&self, config: &Config, addresses: BTreeSet<IpAddr>) -> oneshot::Receiver<Lengths> {
+        lengths::count(config.pin_path.clone(), addresses)
     }
 
     fn modules(&self) -> Option<ModuleMonitor> {

@@ -1,18 +1,25 @@
 //! The loop against a node in memory: whatever happens there, in whatever order and between whichever two calls, the node ends as
 //! it should be, and within a second where it is announced and the kernel takes what it is given.
 
-use std::{future::Future, pin::pin};
+use std::{collections::BTreeSet, future::Future, net::IpAddr, pin::pin};
 
 use clap::Parser;
 use proptest::{collection::vec, prelude::*, sample::Index};
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::sleep,
+};
 
 use super::*;
 use crate::{
     cli::Cli,
     core::{
         model::{IfIndex, IfName, Link, OperState, test_link},
-        ruleset::{diff::ForeignTable, observed::Owner},
+        ruleset::{
+            diff::ForeignTable,
+            observed::{ObservedTable, Owner},
+        },
+        threshold::Lengths,
     },
     daemon::{
         host::Order,
@@ -41,6 +48,16 @@ impl Host for Node {
 
     fn crossings(&self, config: &Config) -> Option<Crossings<Self>> {
         Some(Crossings::new(config, self.clone(), None))
+    }
+
+    fn threshold_stands(&self, _: &Config) -> Option<u64> {
+        None
+    }
+
+    fn lengths(&self, _: &Config, _: BTreeSet<IpAddr>) -> oneshot::Receiver<Lengths> {
+        let (answer, receiver) = oneshot::channel();
+        let _ = answer.send(self.with(|world| world.lengths.clone()));
+        receiver
     }
 
     fn modules(&self) -> Option<ModuleMonitor> {
@@ -227,12 +244,16 @@ impl Step {
 }
 
 fn config() -> Config {
-    let cli = Cli::try_parse_from(["fastpath-agent", "--metrics-bind-address="]).expect("flags");
+    config_with(&[])
+}
+
+fn config_with(flags: &[&str]) -> Config {
+    let words = [&["fastpath-agent", "--metrics-bind-address="], flags].concat();
+    let cli = Cli::try_parse_from(words).expect("flags");
     Config::new(&cli.run, "node".to_owned()).expect("a configuration")
 }
 
-fn agent(node: &Node) -> Agent<Node> {
-    let config = config();
+fn agent(node: &Node, config: Config) -> Agent<Node> {
     let mut ruleset = node.clone();
     let revalidation = Revalidation::start(&config, &mut ruleset);
     let reconciler = Reconciler::new(ruleset, config.rules.policy(true, true), ForeignTable::Refuse);
@@ -242,10 +263,18 @@ fn agent(node: &Node) -> Agent<Node> {
 
 /// Runs the loop while `story` happens, in time that passes when nobody has anything to do.
 fn run<F: Future<Output = ()>>(node: &Node, story: impl FnOnce(mpsc::UnboundedSender<Order>) -> F) {
+    run_with(node, config(), story);
+}
+
+fn run_with<F: Future<Output = ()>>(
+    node: &Node,
+    config: Config,
+    story: impl FnOnce(mpsc::UnboundedSender<Order>) -> F,
+) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
     runtime.expect("a runtime").block_on(async {
         let (order, orders) = mpsc::unbounded_channel();
-        let mut agent = agent(node);
+        let mut agent = agent(node, config);
         let stop = order.clone();
         let story = pin!(async {
             story(order).await;
@@ -436,7 +465,7 @@ fn a_foreign_table_stays() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
     runtime.expect("a runtime").block_on(async {
         let (order, orders) = mpsc::unbounded_channel();
-        let mut agent = agent(&node);
+        let mut agent = agent(&node, config());
         let story = async {
             sleep(Duration::from_secs(1)).await;
             node.with(|world| {
@@ -481,4 +510,33 @@ fn an_old_connection_is_offloaded_again() {
             assert_eq!(amiss(&node), None, "{ms} ms, {with_link}");
         });
     }
+}
+
+/// It follows soon after the start, and then no more often than promised.
+#[test]
+fn a_threshold_that_the_agent_chooses_follows_the_lengths_of_flows() {
+    let lengths = |of: &[(u64, u64)]| {
+        let mut lengths = Lengths::default();
+        of.iter().for_each(|(directions, packets)| (0..*directions).for_each(|_| lengths.add(*packets)));
+        lengths
+    };
+    let node = Node::new((0..4).map(link));
+    let standing = || node.with(|world| world.ruleset.table.as_ref().and_then(ObservedTable::threshold));
+    node.with(|world| world.lengths = lengths(&[(4000, 60)]));
+    run(&node, async |_| {
+        sleep(Duration::from_secs(900)).await;
+        assert_eq!(standing(), Some(20), "the operator has chosen it");
+    });
+    run_with(&node, config_with(&["--fastpath-threshold=auto"]), async |_| {
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(standing(), Some(6));
+        node.with(|world| world.lengths = lengths(&[(100_000, 8), (100, 1000)]));
+        sleep(Duration::from_secs(590)).await;
+        assert_eq!(standing(), Some(6), "changed twice in ten minutes");
+        sleep(Duration::from_secs(120)).await;
+        assert_eq!(standing(), Some(16));
+        node.with(|world| world.lengths = Lengths::default());
+        sleep(Duration::from_secs(1300)).await;
+        assert_eq!(standing(), Some(16), "nothing is known any more");
+    });
 }

@@ -12,7 +12,7 @@ use tracing::debug;
 use super::{Agent, Crossings, counts::Crossed, host::Host, reconcile::Standing, rules};
 use crate::{
     core::{flow::Node, ruleset::desired},
-    kernel::{LinkSource, flows::tick_ns},
+    kernel::{LinkSource, clock::tick_ns},
     report::metrics::{self, Metrics, scrape::Scraper},
 };
 

@@ -42,6 +42,7 @@ pub mod rules;
 pub mod serve;
 pub mod supervisor;
 pub mod surroundings;
+mod threshold;
 mod turns;
 mod unclear;
 pub mod watch;
@@ -60,6 +61,7 @@ use revalidate::Emptied;
 use serve::{Question, Server};
 use supervisor::Supervisor;
 use surroundings::{Observer, hear};
+use threshold::Chooser;
 use turns::Turns;
 use watch::Watch;
 
@@ -93,7 +95,7 @@ pub enum DaemonError {
 }
 
 /// Runs the agent until it is told to stop, or once.
-pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
+pub async fn run(mut config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
     // From here on SIGHUP doesn't end the agent.
     let orders = Signals::open().map_err(DaemonError::Signals)?;
     info!(node = config.node, kernel = kernel.release, "fastpath-agent {}", env!("CARGO_PKG_VERSION"));
@@ -103,6 +105,9 @@ pub async fn run(config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
         Some(address) => Server::open(address).await.inspect_err(|error| warn!("{error}")).ok(),
         None => None,
     };
+    if config.rules.threshold_auto {
+        config.rules.threshold = threshold::standing();
+    }
     // Subscribes first and reads then, so that nothing is missed in between.
     let links = Links::open()?;
     let offload = Offload::open(&config, kernel)?;
@@ -181,6 +186,8 @@ struct Agent<H: Host> {
     backing_off: bool,
     /// The next reconcile heeds something else of others than the last one.
     heeds_anew: bool,
+    /// Absent where the operator has chosen the threshold, or flows aren't watched.
+    chooser: Option<Chooser>,
 }
 
 impl<H: Host> Agent<H> {
@@ -218,6 +225,7 @@ impl<H: Host> Agent<H> {
             supervisor: Supervisor::from_environment(),
             backing_off: false,
             heeds_anew: false,
+            chooser: None,
             config,
         };
         agent.look_around();
@@ -247,6 +255,7 @@ impl<H: Host> Agent<H> {
                 () = sleep_until(self.started + Duration::from_millis(due)) => {
                     if trigger == Trigger::SafetyNet {
                         self.distrust()?;
+                        self.look_at_lengths();
                         if let Some(crossings) = &mut self.crossings {
                             crossings.look_for_lost();
                             if self.offload.as_ref().is_some_and(|offload| offload.reconciler.offloads().is_some()) {
@@ -263,6 +272,7 @@ impl<H: Host> Agent<H> {
                 event = self.links_source.next() => self.link_event(event?)?,
                 event = Offload::next(&mut self.offload) => self.ruleset_event(event?)?,
                 happened = Observer::next(&mut self.observer, self.started) => self.surroundings_event(happened)?,
+                lengths = Chooser::next(&mut self.chooser) => self.choose_threshold(lengths.as_ref())?,
                 () = Crossings::ready(&mut self.crossings) => self.follow_crossings().await?,
                 // Last: whatever else there is to do comes first.
                 () = tokio::task::yield_now(), if self.unwatched => self.watch_links(),
@@ -289,6 +299,11 @@ impl<H: Host> Agent<H> {
             if let Some(scraper) = &self.scraper {
                 crossings.count(scraper.marks());
             }
+        }
+        let offloads = self.offload.as_ref().is_some_and(|offload| offload.bug.is_none());
+        if self.config.rules.threshold_auto && offloads {
+            self.chooser = Some(Chooser::new(self.host.threshold_stands(&self.config), self.now()));
+            self.look_at_lengths();
         }
         // Most of what starting took: the kernel's types (BTF), above all. To attach to many links takes its time.
         self.host.give_back(false);
@@ -317,7 +332,9 @@ impl<H: Host> Agent<H> {
                 info!(exclusions = exclusions.len(), "exclusions read again");
                 self.config.rules.exclusions = Arc::new(exclusions);
                 if let Some(offload) = &mut self.offload {
-                    offload.reconciler.exclude(Arc::clone(&self.config.rules.exclusions));
+                    offload
+                        .reconciler
+                        .want(|policy| policy.exclusions = Arc::clone(&self.config.rules.exclusions));
                 }
                 // Old connections that were excluded may be helped now.
                 if let Some(crossings) = &mut self.crossings {

@@ -4,7 +4,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    sync::Arc,
 };
 
 use tracing::{debug, info, warn};
@@ -22,7 +21,6 @@ use crate::{
         ruleset::{
             desired::{self, Desired, DesiredTable, Policy},
             diff::{self, Decision, ForeignTable},
-            exclude::Exclusions,
             observed::{Generation, Observed, ObservedSet},
             plan::{Op, Plan},
             sets::OwnSet,
@@ -197,9 +195,9 @@ impl<R: Ruleset> Reconciler<R> {
         self.offers_when_emptied = None;
     }
 
-    /// From now on these flows are never offloaded, and no others.
-    pub fn exclude(&mut self, exclusions: Arc<Exclusions>) {
-        self.policy.exclusions = exclusions;
+    /// Changes what the table is to look like from the next reconcile on.
+    pub fn want(&mut self, change: impl FnOnce(&mut Policy)) {
+        change(&mut self.policy);
         self.changed = None;
     }
 

@@ -19,7 +19,7 @@ use nix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::flows::now_ns;
+use super::clock::now_ns;
 use crate::core::policy::moments::WallClock;
 
 /// As far ahead as a moment may be: a year.

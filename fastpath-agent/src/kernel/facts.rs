@@ -11,7 +11,7 @@ use std::{
 use super::{
     Ruleset, bpf,
     ethtool::Ethtool,
-    ipvs,
+    ipvs, lengths,
     links::{LinkError, Links},
     nft::Nft,
     probe::{Kernel, Support},
@@ -59,6 +59,8 @@ pub struct Given {
     pub policy: Policy,
     /// Offloading goes on whatever is known of the kernel.
     pub ignores_known_bugs: bool,
+    /// The threshold is the agent's choice.
+    pub chooses_threshold: bool,
     /// eBPF is switched off.
     pub without_ebpf: bool,
     /// Where maps are pinned.
@@ -132,7 +134,8 @@ pub async fn gather(given: Given, kernel: &Kernel) -> Result<Facts, LinkError> {
     let mut sockets = Links::open()?;
     let links = sockets.list()?;
     let addresses = sockets.addresses()?;
-    let Given { agent, unread, mut policy, ignores_known_bugs, without_ebpf, pin_path } = given;
+    let Given { agent, unread, mut policy, ignores_known_bugs, chooses_threshold, without_ebpf, pin_path } =
+        given;
     let own = Path::new("/proc/self/status");
     let name = KernelName::read();
     let mut nft = Nft::open();
@@ -140,6 +143,12 @@ pub async fn gather(given: Given, kernel: &Kernel) -> Result<Facts, LinkError> {
         nft.as_mut().map_err(|e| e.to_string()).and_then(|nft| nft.observe().map_err(|e| e.to_string()));
     if let (Some(Unread::Exclusions(_)), Ok(Observed { table: Some(table), .. })) = (&unread, &observed) {
         policy.exclusions = Arc::new(policy.exclusions.with_rules_of(table));
+    }
+    if chooses_threshold
+        && policy.threshold > 0
+        && let Ok(Observed { table: Some(table), .. }) = &observed
+    {
+        policy.threshold = table.threshold().unwrap_or(policy.threshold);
     }
     Ok(Facts {
         kernel: KernelFacts {
@@ -176,6 +185,8 @@ pub async fn gather(given: Given, kernel: &Kernel) -> Result<Facts, LinkError> {
         links,
         policy,
         ignores_known_bugs,
+        chooses_threshold,
+        lengths: lengths::read(&pin_path, &addresses).ok(),
         without_ebpf,
     })
 }

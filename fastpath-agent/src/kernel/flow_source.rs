@@ -10,8 +10,8 @@ use tokio::sync::mpsc;
 
 use super::{
     bpf::{BpfError, EventStream, Pinned, Sweep},
+    clock::monotonic_ns,
     conntrack::{Conntrack, ConntrackError},
-    flows::monotonic_ns,
     old_connections,
 };
 use crate::core::flow::connection::{Entry, Tuple};

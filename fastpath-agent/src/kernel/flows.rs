@@ -8,14 +8,12 @@ use std::{
 };
 
 use fastpath_common::{FlowCounters, FlowKey};
-use nix::{
-    sys::time::TimeSpec,
-    time::{ClockId, clock_getres, clock_gettime},
-};
+use nix::time::ClockId;
 
 use super::{
     Ruleset,
-    bpf::{BpfError, Pinned, Reading},
+    bpf::{self, BpfError, Pinned, Reading},
+    clock::{monotonic_ns, now_ns, tick_ns},
     conntrack::{Conntrack, ConntrackError},
     links::{LinkError, Links},
     nft::{Nft, NftError, Which},
@@ -50,8 +48,8 @@ pub enum FlowsError {
     Nft(#[from] NftError),
 }
 
-/// Reads what flows are judged by.
-pub async fn node() -> Result<Node, FlowsError> {
+/// Reads what flows are judged by; `pin_path` is where the maps are pinned, if they are.
+pub async fn node(pin_path: &Path) -> Result<Node, FlowsError> {
     let mut links = Links::open()?;
     let link_table: LinkTable = links.list()?.into_iter().collect();
     let addresses = links.addresses()?;
@@ -62,6 +60,7 @@ pub async fn node() -> Result<Node, FlowsError> {
     Ok(Node {
         left_out: Arc::new(left_out),
         threshold: table.as_ref().and_then(|t| t.threshold()),
+        earlier: bpf::earlier_threshold(pin_path),
         metered: table.as_ref().is_some_and(|t| t.metered()),
         exclusions: Arc::new(table.as_ref().map_or_else(Default::default, Exclusions::of_rules)),
         managed: table
@@ -87,25 +86,6 @@ fn left_out(nft: &mut Nft, table: &ObservedTable) -> Result<LeftOut, NftError> {
     Ok(LeftOut::new(&others.concerns(super::surroundings::ends_leave()), |conditions| {
         all || heeded.contains(conditions)
     }))
-}
-
-/// Resolution of the times of flows, in ns: the kernel's tick.
-pub fn tick_ns() -> u64 {
-    clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map_or(0, in_ns)
-}
-
-/// `CLOCK_MONOTONIC` in ns, the clock of the programs.
-pub fn monotonic_ns() -> u64 {
-    now_ns(ClockId::CLOCK_MONOTONIC)
-}
-
-/// A clock, in ns since its beginning.
-pub(super) fn now_ns(clock: ClockId) -> u64 {
-    clock_gettime(clock).map_or(0, in_ns)
-}
-
-fn in_ns(time: TimeSpec) -> u64 {
-    time.tv_sec().unsigned_abs() * 1_000_000_000 + time.tv_nsec().unsigned_abs()
 }
 
 /// Calls `each` for every flow: first those that conntrack knows, then what was counted and belongs to none of them.

@@ -17,6 +17,7 @@ use crate::core::{
 pub mod alarm;
 pub mod bpf;
 pub mod canary;
+pub mod clock;
 pub mod conntrack;
 mod ethtool;
 pub mod event_socket;
@@ -26,6 +27,7 @@ pub mod fake;
 pub mod flow_source;
 pub mod flows;
 pub mod ipvs;
+pub mod lengths;
 pub mod links;
 pub mod lock;
 pub mod memory;

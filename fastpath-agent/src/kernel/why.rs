@@ -9,8 +9,8 @@ use tokio::time::{Instant, sleep_until};
 use super::{
     Ruleset as _,
     bpf::{self, BpfError, Pinned},
+    clock::monotonic_ns,
     conntrack::{Conntrack, ConntrackError},
-    flows::monotonic_ns,
     ipvs,
     links::{LinkError, Links},
     nft::{Nft, NftError, SlowPath},
@@ -23,6 +23,7 @@ use super::{
 use crate::core::{
     doctor::facts::OtherFlowtable,
     flow::{
+        Earlier,
         connection::{Entry, TCP, Tuple},
         trace::Trace,
     },
@@ -107,6 +108,7 @@ pub async fn gather(spec: &FlowSpec, pin_path: &Path, agent: Option<Flags<'_>>) 
     }
 
     let mut ruleset = ruleset(&mut eyes.nft, first.entry.as_ref())?;
+    ruleset.earlier = bpf::earlier_threshold(pin_path);
     ruleset.managed = link_table.with_ports(&ruleset.managed);
     let notrack = if first.entry.is_none() { eyes.nft.search_rules()?.notrack } else { Vec::new() };
     let ipsec = match &first.entry {
@@ -348,6 +350,7 @@ fn ruleset(nft: &mut Nft, connection: Option<&Entry>) -> Result<Ruleset, NftErro
     };
     Ok(Ruleset {
         threshold: table.threshold(),
+        earlier: Earlier::default(),
         priority: table
             .chain(OwnChain::Base)
             .and_then(|chain| chain.hook.as_ref())

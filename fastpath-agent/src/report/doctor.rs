@@ -72,6 +72,7 @@ pub async fn report(args: &DoctorArgs, own: Rules, hostname: String) -> Result<R
     let given = Given {
         policy,
         ignores_known_bugs,
+        chooses_threshold: flags.rules.threshold_auto,
         without_ebpf: flags.without_ebpf,
         pin_path: flags.pin_path,
         unread: flags.unread,

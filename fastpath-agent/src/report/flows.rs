@@ -57,7 +57,7 @@ async fn show_once(args: &FlowsArgs, out: &mut dyn Write, before: &str) -> Resul
         Output::Text => Box::new(Table::default()),
         Output::Json => Box::new(Json::default()),
     };
-    let node = flows::node().await?;
+    let node = flows::node(&args.pin_path).await?;
     writer.begin(&mut out)?;
     let mut shown =
         Shown { node: &node, filter: filter(args), limit: args.limit.unwrap_or(usize::MAX), count: 0 };

@@ -1,10 +1,10 @@
 //! What is installed on this node, read from the kernel at the moment of asking; no running agent is needed.
 
-use std::{fmt, path::Path};
+use std::{fmt, path::Path, time::Duration};
 
 use serde::Serialize;
 
-use super::rules::Bypassed;
+use super::{doctor::running_config, rules::Bypassed};
 use crate::{
     core::{
         link::table::LinkTable,
@@ -16,9 +16,12 @@ use crate::{
             observed::{Counter, Observed, ObservedTable, Owner},
             sets::OwnSet,
         },
+        threshold::Advice,
     },
     kernel::{
-        Ruleset, bpf, conntrack,
+        Ruleset, bpf,
+        clock::monotonic_ns,
+        conntrack, lengths,
         links::{LinkError, Links},
         nft::Nft,
         probe::{self, Kernel},
@@ -73,6 +76,8 @@ pub struct Table {
     pub owner: Owner,
     /// Packets of both directions after which a flow is offloaded; none if our rule isn't there.
     pub threshold: Option<u32>,
+    /// Why it is this one; none if the operator has chosen it.
+    pub chosen: Option<Chosen>,
     /// Priority of the chain in the forward hook.
     pub chain_priority: Option<i32>,
     /// Offloads since the rule was installed, as its counter has them: packets that moved their flow to the flowtable.
@@ -87,6 +92,15 @@ pub struct Table {
     pub devices: Option<usize>,
     /// What is never offloaded.
     pub exclusions: Exclusions,
+}
+
+/// A threshold that the agent has chosen.
+#[derive(Debug, Serialize)]
+pub struct Chosen {
+    /// Since when it stands, in s; none if it is what the agent began with.
+    pub stands_seconds: Option<u64>,
+    /// What it is worth; none while too few connections were seen to tell.
+    pub advice: Option<Advice>,
 }
 
 /// What is never offloaded, as the kernel has it (excluded interfaces are simply not in the flowtable).
@@ -115,15 +129,29 @@ pub async fn gather(node: String, pin_path: &Path) -> Result<Status, LinkError> 
     let links = Links::open()?.list()?;
     let observed = Nft::open().and_then(|mut nft| nft.observe());
     let table = observed.as_ref().ok().and_then(|o| o.table.as_ref());
+    let chosen = table.and_then(|table| table.threshold()).and_then(|standing| chosen(standing, pin_path));
     let all: LinkTable = links.iter().cloned().collect();
     Ok(Status {
         node,
         rules: Bypassed::read(&all, pin_path),
         kernel: probe::probe(),
         interfaces: interfaces(links, table),
-        table: observed.map(|o: Observed| o.table.as_ref().map(summary)).into(),
+        table: observed
+            .map(|o: Observed| o.table.as_ref().map(|table| Table { chosen, ..summary(table) }))
+            .into(),
         conntrack: conntrack::summary().into(),
         ebpf: bpf::inspect(pin_path).into(),
+    })
+}
+
+/// Why the agent that runs here has chosen `standing`, if that was left to it.
+fn chosen(standing: u32, pin_path: &Path) -> Option<Chosen> {
+    running_config().filter(|config| config.rules.threshold_auto)?;
+    let addresses = Links::open().and_then(|mut links| links.addresses()).unwrap_or_default();
+    let changed_ns = bpf::earlier_threshold(pin_path).until_ns;
+    Some(Chosen {
+        stands_seconds: (changed_ns > 0).then(|| monotonic_ns().saturating_sub(changed_ns) / 1_000_000_000),
+        advice: lengths::read(pin_path, &addresses).ok().and_then(|lengths| lengths.advise(standing)),
     })
 }
 
@@ -132,6 +160,7 @@ fn summary(table: &ObservedTable) -> Table {
     Table {
         owner: table.owner.clone(),
         threshold: table.threshold(),
+        chosen: None,
         chain_priority: table.chain(OwnChain::Base).and_then(|c| c.hook.as_ref()).map(|h| h.priority),
         offloads: table.offloads(),
         untraced: table.untraced(),
@@ -255,6 +284,19 @@ impl fmt::Display for Exclusions {
     }
 }
 
+impl fmt::Display for Chosen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("auto")?;
+        if let Some(seconds) = self.stands_seconds {
+            write!(f, ", for {}", humantime::format_duration(Duration::from_secs(seconds)))?;
+        }
+        match &self.advice {
+            Some(advice) => write!(f, ": {advice}"),
+            None => f.write_str(": too few connections seen to choose another"),
+        }
+    }
+}
+
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.owner, self.threshold) {
@@ -265,6 +307,9 @@ impl fmt::Display for Table {
             (Owner::Ours, Some(threshold)) => {
                 write!(f, "flows of more than {threshold} packets are offloaded")?
             }
+        }
+        if let Some(chosen) = &self.chosen {
+            write!(f, " ({chosen})")?;
         }
         if let Some(offloads) = self.offloads {
             write!(f, ", {} so far", offloads.packets)?;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::core::{
     model::{IfIndex, IfName, Link},
     ruleset::{desired::Policy, observed::Observed},
+    threshold::Lengths,
 };
 
 /// A part that may not have been readable; then why, in one line.
@@ -24,6 +25,10 @@ pub struct Facts {
     pub policy: Policy,
     /// The agent's flags have it offload whatever is known of the kernel.
     pub ignores_known_bugs: bool,
+    /// The agent's flags leave the threshold to it.
+    pub chooses_threshold: bool,
+    /// How long this node's connections are; `None` where that can't be read.
+    pub lengths: Option<Lengths>,
     /// The agent's flags switch eBPF off.
     pub without_ebpf: bool,
     /// `/proc/sys` by dotted name; only those that exist.

@@ -36,7 +36,7 @@ use crate::core::{
 };
 
 /// TCP flags that end an offload (FIN, RST).
-const TCP_CLOSING_FLAGS: u64 = 1 | 4;
+pub const TCP_CLOSING_FLAGS: u64 = 1 | 4;
 /// A flow out of the flowtable without a packet for longer than this is idle. It left because it had none for as long as
 /// the kernel waits (30 s), or when the flowtable was emptied.
 const IDLE_NS: u64 = 1_000_000_000;
@@ -123,6 +123,8 @@ pub enum Cause {
 pub struct Node {
     /// Packets after which the rule offloads; `None` if there is no such rule.
     pub threshold: Option<u32>,
+    /// The one before.
+    pub earlier: Earlier,
     /// Whether a rule meters packets that could be offloaded and are on the forward path all the same.
     pub metered: bool,
     /// Flows that are never offloaded.
@@ -139,6 +141,32 @@ pub struct Node {
     pub now_ns: u64,
     /// Resolution of the times of flows, in ns: the kernel's tick.
     pub tick_ns: u64,
+}
+
+/// A threshold that doesn't stand any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Earlier {
+    /// The greatest that flows may have crossed which began before; 0 if there was none.
+    pub highest: u32,
+    /// Since when it doesn't stand, `CLOCK_MONOTONIC` in ns.
+    pub until_ns: u64,
+}
+
+impl Earlier {
+    /// Packets that a flow which began at `began_ns` may have had on the forward path until it was offloaded, the one that
+    /// offloaded it among them. `threshold` is the one that stands.
+    pub fn young_packets(&self, threshold: u32, began_ns: Option<u64>) -> u64 {
+        let is_older = began_ns.is_some_and(|began| began < self.until_ns);
+        u64::from(if is_older { threshold.max(self.highest) } else { threshold }) + 1
+    }
+}
+
+impl Node {
+    /// Packets that a flow may have had on the forward path until it was offloaded, the one that offloaded it among them; `None`
+    /// if nothing offloads.
+    fn young_packets(&self, seen: &[Option<FlowCounters>; 2]) -> Option<u64> {
+        Some(self.earlier.young_packets(self.threshold?, first_seen(seen)))
+    }
 }
 
 impl Flow {

@@ -52,15 +52,14 @@ impl Path {
             Metered::Nothing => Some(0),
             Metered::Packets { packets, .. } => Some(*packets),
         };
-        let (Some(slow), Some(threshold)) = (slow, node.threshold) else {
+        let (Some(slow), Some(young)) = (slow, node.young_packets(seen)) else {
             return Self { metered: slow, ..Self::default() };
         };
         if seen.iter().all(Option::is_none) {
             return Self { metered: Some(slow), ..Self::default() };
         }
         let came_in: u64 = seen.iter().flatten().map(|c| c.packets).sum();
-        // The packet that crosses the threshold is the one that offloads the flow.
-        let bypassed = came_in.saturating_sub(u64::from(threshold) + 1 + slow);
+        let bypassed = came_in.saturating_sub(young + slow);
         let accelerated = match *metered {
             Metered::Packets { from_ns, to_ns, .. } => {
                 // Within a tick there is no telling what came first, and the kernel's coarse clock may be one behind.
@@ -88,9 +87,30 @@ impl Path {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::flow::Earlier;
 
     const TICK: u64 = 4_000_000;
     const AT: u64 = 1000 * TICK;
+
+    #[test]
+    fn flows_from_before_a_change_of_the_threshold_may_have_had_more_young_packets() {
+        let changed = Earlier { highest: 40, until_ns: 2 * AT };
+        let bypassed = |began, earlier| {
+            let seen = [
+                Some(FlowCounters { packets: 100, first_seen_ns: began, ifindex: 2, ..Default::default() }),
+                None,
+            ];
+            Path::measure(&seen, &Metered::Nothing, &Node { earlier, ..node() }).bypassed
+        };
+        assert_eq!(bypassed(AT, Earlier::default()), Some(79));
+        assert_eq!(bypassed(AT, changed), Some(59));
+        assert_eq!(bypassed(2 * AT, changed), Some(79), "it began after the change");
+        assert_eq!(
+            bypassed(AT, Earlier { highest: 6, ..changed }),
+            Some(79),
+            "the one that stands is greater"
+        );
+    }
 
     fn node() -> Node {
         Node { threshold: Some(20), tick_ns: TICK, managed: [IfIndex(2)].into(), ..Node::default() }

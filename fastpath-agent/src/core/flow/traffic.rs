@@ -162,8 +162,8 @@ impl Adding<'_> {
             }
             // Conntrack has forgotten it: what it had before the threshold is all that can be told.
             (None, _) => {
-                let threshold = u64::from(self.node.threshold.unwrap_or(0));
-                Some(since.min(flow.packets().saturating_sub(threshold + 1)))
+                let young = self.node.young_packets(&flow.seen).unwrap_or(1);
+                Some(since.min(flow.packets().saturating_sub(young)))
             }
             (Some(_), None) => None,
         }

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::core::{
     flow::{
+        Earlier,
         connection::{Entry, Tuple},
         trace::Trace,
     },
@@ -126,6 +127,8 @@ pub struct Ruleset {
     pub owner: Option<Owner>,
     /// Packets after which our rule offloads; `None` without such a rule.
     pub threshold: Option<u32>,
+    /// The one before.
+    pub earlier: Earlier,
     /// Priority of our chain.
     pub priority: i32,
     /// Interfaces in the flowtable.
@@ -318,7 +321,8 @@ impl Facts {
     pub fn bypassed(&self) -> u64 {
         let all = self.directions.iter().filter_map(|d| d.counted).map(|c| c.packets).sum::<u64>();
         let all = if self.counting { all } else { self.packets() };
-        let young = u64::from(self.ruleset.threshold.unwrap_or(0)) + 1;
+        let began = self.directions.iter().filter_map(|d| d.counted).map(|c| c.first_seen_ns).min();
+        let young = self.ruleset.earlier.young_packets(self.ruleset.threshold.unwrap_or(0), began);
         all.saturating_sub(young + self.slow.map_or(0, |slow| slow.counter.packets))
     }
 

@@ -7,6 +7,7 @@ use fastpath_common::FlowCounters;
 use super::*;
 use crate::core::{
     flow::{
+        Earlier,
         connection::{Entry, Status, TCP, TcpState, Tuple, UDP},
         trace::Trace,
     },
@@ -82,6 +83,7 @@ fn facts() -> Facts {
         left: Some([5, 5]),
         ruleset: Ruleset {
             owner: Some(Owner::Ours),
+            earlier: Earlier::default(),
             threshold: Some(20),
             priority: 300,
             managed: [C0, S0].into(),

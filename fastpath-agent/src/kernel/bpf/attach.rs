@@ -125,8 +125,7 @@ impl FlowEyes for Programs {
     }
 
     fn set_threshold(&mut self, threshold: u32) -> Result<(), BpfError> {
-        let config = maps::read_config(&self.pin_path)?;
-        maps::write_config(&self.pin_path, fastpath_common::Config { threshold, ..config })
+        maps::write_threshold(&self.pin_path, threshold)
     }
 
     fn mark(&mut self, key: &FlowKey, from: Signal, to: Signal) -> Result<bool, BpfError> {

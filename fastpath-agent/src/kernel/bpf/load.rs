@@ -8,9 +8,9 @@ use aya::{
     programs::{Program, SchedClassifier, Xdp},
 };
 use fastpath_common::{
-    ABI_VERSION, Config, FlowCounters, FlowKey, HotFlow, MAP_CONFIG, MAP_EVENTS, MAP_FLOWS, MAP_HOT,
-    MAP_NO_XDP, MAP_STATS, NoXdp, PROGRAM_ASK, PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK, PROGRAM_XDP,
-    PROGRAM_XDP_IDLE, PacketStats, limits,
+    ABI_VERSION, FlowCounters, FlowKey, HotFlow, MAP_CONFIG, MAP_EVENTS, MAP_FLOWS, MAP_HOT, MAP_NO_XDP,
+    MAP_STATS, NoXdp, PROGRAM_ASK, PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK, PROGRAM_XDP, PROGRAM_XDP_IDLE,
+    PacketStats, limits,
 };
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
@@ -72,7 +72,7 @@ fn load_object(config: &LoadConfig, takes_over: bool) -> Result<Programs, BpfErr
         LOG_OBJECT
     };
     let mut object = loader.load(bytes).map_err(BpfError::object)?;
-    maps::write_config(&config.pin_path, Config { abi_version: ABI_VERSION, threshold: config.threshold })?;
+    maps::write_threshold(&config.pin_path, config.threshold)?;
     for name in [PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK, PROGRAM_ASK] {
         classifier(&mut object, name)?.load().map_err(|e| BpfError::program(name, e))?;
     }

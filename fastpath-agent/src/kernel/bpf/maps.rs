@@ -14,7 +14,10 @@ use fastpath_common::{
 };
 
 use super::{BpfError, error::map_io, sys};
-use crate::core::model::IfIndex;
+use crate::{
+    core::{flow::Earlier, model::IfIndex},
+    kernel::clock::monotonic_ns,
+};
 
 /// The maps in a pin directory, of this agent's ABI version.
 pub struct Pinned {
@@ -337,8 +340,16 @@ pub(super) fn read_config(pin_path: &Path) -> Result<Config, BpfError> {
     config.and_then(|c| c.get(&0, 0)).map_err(|e| BpfError::map("read the config map", e))
 }
 
-/// Sets the config map's element.
-pub(super) fn write_config(pin_path: &Path, value: Config) -> Result<(), BpfError> {
+/// The threshold that stood before the one that does, as far as flows may have crossed it; none where no maps are pinned.
+pub fn earlier_threshold(pin_path: &Path) -> Earlier {
+    let config = read_config(pin_path).unwrap_or_default();
+    Earlier { highest: config.highest, until_ns: config.changed_ns }
+}
+
+/// Sets the threshold in the config map, of this version from now on.
+pub(super) fn write_threshold(pin_path: &Path, threshold: u32) -> Result<(), BpfError> {
+    let before = read_config(pin_path)?;
+    let value = Config { abi_version: ABI_VERSION, ..before.with_threshold(threshold, monotonic_ns()) };
     let config = Array::<_, Config>::try_from(Map::Array(pinned(pin_path, MAP_CONFIG)?));
     config.and_then(|mut c| c.set(0, value, 0)).map_err(|e| BpfError::map("write the config map", e))
 }

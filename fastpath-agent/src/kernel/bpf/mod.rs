@@ -32,7 +32,7 @@ pub use self::{
     error::BpfError,
     event_stream::EventStream,
     load::{load, on_bpffs},
-    maps::{Events, Pinned, Reading},
+    maps::{Events, Pinned, Reading, earlier_threshold},
     others::{at_ingress, filters_by_mark, is_inspected},
     program_log::{Chatter, ProgramLog},
     sweep::Sweep,

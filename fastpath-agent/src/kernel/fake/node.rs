@@ -26,6 +26,7 @@ use crate::{
             plan::Op,
         },
         surroundings::RouteRules,
+        threshold::Lengths,
     },
     kernel::{
         LinkSource, Neighbourhood, Ruleset, RulesetMonitor,
@@ -90,6 +91,8 @@ pub struct World {
     pub faults: VecDeque<Fault>,
     /// This goes wrong after so many calls that go well, with this errno.
     pub fails_after: Option<(Fault, usize, i32)>,
+    /// How many packets its flows had.
+    pub lengths: Lengths,
     /// Nothing happens by itself any more.
     pub settled: bool,
     /// What happens at the next of such moments, one each time.
@@ -216,6 +219,7 @@ impl Node {
     pub fn new(links: impl IntoIterator<Item = Link>) -> Self {
         let links: BTreeMap<IfIndex, Link> = links.into_iter().map(|link| (link.index, link)).collect();
         Self(Rc::new(RefCell::new(World {
+            lengths: Lengths::default(),
             ruleset: FakeRuleset::new(links.values().map(|link| link.name.clone())),
             links,
             attached: BTreeSet::new(),

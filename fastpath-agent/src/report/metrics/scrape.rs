@@ -18,8 +18,9 @@ use crate::{
     },
     kernel::{
         Ruleset, Unread,
-        bpf::{BpfError, Pinned},
-        flows::{FlowsError, for_each_metered, monotonic_ns},
+        bpf::{self, BpfError, Pinned},
+        clock::monotonic_ns,
+        flows::{FlowsError, for_each_metered},
         memory,
         nft::Nft,
     },
@@ -97,6 +98,7 @@ impl Scraper {
         kernel: &mut Kernel,
     ) -> Result<FlowSums, FlowsError> {
         node.now_ns = monotonic_ns();
+        node.earlier = bpf::earlier_threshold(&self.pin_path);
         let mut sums = FlowSums::default();
         let mut adding = traffic.begin(&node, marked);
         let read = for_each_metered(&self.pin_path, &node, Adding::wants_metered, |flow, metered| {

@@ -116,7 +116,7 @@ type Reading = Pin<Box<dyn Future<Output = Outcome>>>;
 
 /// One reading. The flows are read on another thread, so that keys are answered meanwhile.
 async fn read(mut rates: Rates, pin_path: PathBuf, wanted: Wanted) -> Outcome {
-    let node = match flows::node().await {
+    let node = match flows::node(&pin_path).await {
         Ok(node) => node,
         Err(error) => return Ok((rates, Err(error))),
     };

@@ -18,7 +18,7 @@ use fastpath_agent::{
         cleanup, inspect, is_inspected, load,
     },
 };
-use fastpath_common::{ABI_VERSION, Tally};
+use fastpath_common::{ABI_VERSION, Config, Tally};
 use fastpath_tests::{emulated, netns::Netns};
 use nix::libc;
 
@@ -334,8 +334,8 @@ fn maps_of_another_size_or_version_are_replaced() {
     // As an agent of another version would have left it.
     let config = pin_path.join("fastpath_config");
     let config = config.to_str().unwrap();
-    pair.node
-        .output("bpftool", &words(&format!("map update pinned {config} key 0 0 0 0 value 7 0 0 0 0 0 0 0")));
+    let value = format!("7{}", " 0".repeat(size_of::<Config>() - 1));
+    pair.node.output("bpftool", &words(&format!("map update pinned {config} key 0 0 0 0 value {value}")));
     let error = Pinned::open(&pin_path).err().expect("another version's maps aren't read");
     assert!(matches!(error, BpfError::AbiMismatch { found: 7, expected: ABI_VERSION, .. }), "{error:?}");
     attach(&pair, &mut pair.load(0, 2048));

@@ -1,0 +1,107 @@
+//! `--fastpath-threshold=auto`: looks now and then how long this node's flows are, and takes the threshold that pays.
+
+use tokio::sync::oneshot;
+use tracing::{debug, info};
+
+use super::{Agent, DaemonError, host::Host, offload::Offload};
+use crate::{
+    core::{
+        pace::Trigger,
+        ruleset::observed::Owner,
+        threshold::{Advice, DEFAULT, LADDER, Lengths},
+    },
+    kernel::{LinkSource, Ruleset, nft::Nft},
+};
+
+/// Least time from one change to the next, and from one look to the next.
+const EVERY_MS: u64 = 600_000;
+
+/// When it looks.
+pub(super) struct Chooser {
+    due_ms: u64,
+    counting: Option<oneshot::Receiver<Lengths>>,
+}
+
+impl Chooser {
+    /// Looks for the first time once the threshold has stood for long enough: `stands_ms` until now.
+    pub(super) fn new(stands_ms: Option<u64>, now_ms: u64) -> Self {
+        let wait = stands_ms.map_or(0, |stands| EVERY_MS.saturating_sub(stands));
+        Self { due_ms: now_ms.saturating_add(wait), counting: None }
+    }
+
+    /// What was counted; never without a look. `None` if it failed. Cancelling it loses nothing.
+    pub(super) async fn next(chooser: &mut Option<Self>) -> Option<Lengths> {
+        let counting = chooser.as_mut().and_then(|chooser| chooser.counting.as_mut());
+        let Some(counting) = counting else { return std::future::pending().await };
+        let lengths = counting.await.ok();
+        if let Some(chooser) = chooser {
+            chooser.counting = None;
+        }
+        lengths
+    }
+}
+
+/// The threshold to begin with: the one that an earlier agent chose, if its rules still stand.
+pub(super) fn standing() -> u32 {
+    let table = Nft::open().and_then(|mut nft| nft.observe()).ok().and_then(|observed| observed.table);
+    let ours = table.filter(|table| table.owner == Owner::Ours);
+    ours.and_then(|table| table.threshold()).filter(|chosen| LADDER.contains(chosen)).unwrap_or(DEFAULT)
+}
+
+impl<H: Host> Agent<H> {
+    /// Begins a look if one is due.
+    pub(super) fn look_at_lengths(&mut self) {
+        let now = self.now();
+        let Some(chooser) = self.chooser.as_mut().filter(|chooser| now >= chooser.due_ms) else { return };
+        match self.links_source.addresses() {
+            Ok(addresses) => {
+                chooser.due_ms = now + EVERY_MS;
+                chooser.counting = Some(self.host.lengths(&self.config, addresses));
+            }
+            Err(error) => debug!(%error, "the lengths of flows aren't looked at yet"),
+        }
+    }
+
+    /// Takes another threshold, if the lengths are for one.
+    pub(super) fn choose_threshold(&mut self, lengths: Option<&Lengths>) -> Result<(), DaemonError> {
+        let standing = self.config.rules.threshold;
+        let Some(advice) = lengths.and_then(|lengths| lengths.advise(standing)) else { return Ok(()) };
+        debug!(?advice, "looked at the lengths of flows");
+        if !advice.is_to_change() {
+            return Ok(());
+        }
+        let Advice { connections, now, best } = advice;
+        info!(
+            from = now.threshold,
+            to = best.threshold,
+            connections,
+            fast_percent_before = now.fast_percent,
+            fast_percent = best.fast_percent,
+            "threshold changed, by the lengths of this node's connections"
+        );
+        let threshold = best.threshold;
+        self.config.rules.threshold = threshold;
+        // What the programs signal has to be what the rules offload: those follow first where more flows are offloaded.
+        if threshold > standing {
+            self.signal_after(threshold);
+        }
+        if let Some(Offload { reconciler, .. }) = &mut self.offload {
+            reconciler.want(|policy| policy.threshold = threshold);
+        }
+        self.reconcile(Trigger::Threshold)?;
+        if threshold < standing {
+            self.signal_after(threshold);
+        }
+        if let Some(crossings) = &mut self.crossings {
+            crossings.judge_anew();
+        }
+        Ok(())
+    }
+
+    fn signal_after(&mut self, threshold: u32) {
+        let Some(watch) = &mut self.watch else { return };
+        if let Err(error) = watch.eyes().set_threshold(threshold) {
+            debug!(%error, "flows are signalled as before");
+        }
+    }
+}
