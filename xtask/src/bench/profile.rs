@@ -30,10 +30,25 @@ use crate::{
 
 /// From the guest's start to the end of the profile, on the guest's clock.
 const LIMIT: Duration = Duration::from_secs(600);
-/// Packets before those that are looked at: the first come while the emulator and the guest still settle.
-const WARM_UP: u64 = 50;
-/// Packets that are looked at.
-const PACKETS: u64 = 300;
+/// How many packets, or whole connections, of a row are looked at.
+#[derive(Clone, Copy)]
+struct Span {
+    /// Those that come first, while the emulator and the guest still settle.
+    warm_up: u64,
+    looked_at: u64,
+}
+
+impl Span {
+    /// A connection has as many instructions as a hundred packets.
+    fn of(row: &str) -> Self {
+        if row.contains("-rounds/") {
+            Self { warm_up: 10, looked_at: 30 }
+        } else {
+            Self { warm_up: 50, looked_at: 300 }
+        }
+    }
+}
+
 /// Functions with less than this are put together, in instructions a packet.
 const LEAST: f64 = 40.0;
 
@@ -74,14 +89,14 @@ fn measure(wanted: &Wanted, binaries: &Binaries, row: &str, seed: u32) -> Result
         monitor: Some(monitor.clone()),
         ..Machine::new(&kernel, &initramfs, log, Processor::Counted { seed })
     };
-    let mut result = None;
+    let (span, mut result) = (Span::of(row), None);
     let ended = machine.boot()?.job(LIMIT, |line| {
         if let Some((address, name)) = line.strip_prefix("@@SYMBOL ").and_then(|line| line.split_once(' ')) {
             if let Ok(address) = u64::from_str_radix(address, 16) {
                 symbols.add(address, name);
             }
         } else if let Some(once) = line.strip_prefix("@@PROFILE ") {
-            result = Some(executed(&monitor, &trace, symbols.complete(), once));
+            result = Some(executed(&monitor, &trace, symbols.complete(), once, span));
         } else {
             eprintln!("      {line}");
         }
@@ -90,10 +105,10 @@ fn measure(wanted: &Wanted, binaries: &Binaries, row: &str, seed: u32) -> Result
         bail!("the guest didn't come to send packets: {ended:?}; see {}", machine.log.display());
     };
     symbols.remember(&kernel.release)?;
-    Ok(profile(symbols.complete(), &counts?))
+    Ok(profile(symbols.complete(), &counts?, span.looked_at))
 }
 
-/// How often each instruction was executed while [`PACKETS`] were sent, by its address. Ends the guest.
+/// How often each instruction was executed while those of `span` were sent, by its address. Ends the guest.
 ///
 /// `once` is the function that is called once for each.
 fn executed(
@@ -101,6 +116,7 @@ fn executed(
     trace: &Path,
     symbols: &BTreeMap<u64, String>,
     once: &str,
+    span: Span,
 ) -> Result<HashMap<u64, u64>> {
     let sends = symbols.iter().find(|(_, name)| *name == once).with_context(|| format!("no {once}"))?.0;
     let mut monitor = UnixStream::connect(monitor).context("cannot connect to QEMU's monitor")?;
@@ -117,11 +133,11 @@ fn executed(
     for line in lines.split(b'\n') {
         let Some(address) = address(&String::from_utf8_lossy(&line?)) else { continue };
         packets += u64::from(address == *sends);
-        if packets > WARM_UP + PACKETS {
+        if packets > span.warm_up + span.looked_at {
             writeln!(monitor, "quit")?;
             return Ok(counts);
         }
-        if packets > WARM_UP {
+        if packets > span.warm_up {
             *counts.entry(address).or_insert(0) += 1;
         }
     }
@@ -135,7 +151,7 @@ fn address(line: &str) -> Option<u64> {
 }
 
 /// Instructions by function. Names come from the nearest symbol below.
-fn profile(symbols: &BTreeMap<u64, String>, counts: &HashMap<u64, u64>) -> Profile {
+fn profile(symbols: &BTreeMap<u64, String>, counts: &HashMap<u64, u64>, times: u64) -> Profile {
     let mut functions: BTreeMap<String, (f64, f64)> = BTreeMap::new();
     for (&address, &count) in counts {
         // The upper half of the addresses is the kernel's.
@@ -149,7 +165,7 @@ fn profile(symbols: &BTreeMap<u64, String>, counts: &HashMap<u64, u64>) -> Profi
         function.1 += calls as f64;
     }
     for function in functions.values_mut() {
-        *function = (function.0 / PACKETS as f64, function.1 / PACKETS as f64);
+        *function = (function.0 / times as f64, function.1 / times as f64);
     }
     Profile { functions }
 }
