@@ -6,7 +6,7 @@ use anyhow::{Result, anyhow};
 use plotters::{prelude::*, style::text_anchor::HPos};
 
 use super::report::{Report, number};
-use crate::draw::{FAINT, SERIES, step, write};
+use crate::draw::{Drawn, FAINT, SERIES, step, write};
 
 const WIDTH: u32 = 900;
 const LABELS: i32 = 300;
@@ -35,6 +35,36 @@ pub(super) const PACKETS: &[Bar] = &[
     Bar { label: "offloaded, Fastpath", row: "udp4-64/offloaded/ours-ebpf" },
 ];
 
+/// What a user gains: two bars of one kernel, without what the sender and the receiver take.
+pub(super) fn gain(report: &Report, kernel: &str, path: &Path) -> Result<()> {
+    let row =
+        |name| report.value(kernel, name).ok_or_else(|| anyhow!("the report has no row {name} of {kernel}"));
+    let floor = row("udp4-64/floor")?;
+    let (without, with) = (row("udp4-64/no-fastpath")? - floor, row("udp4-64/offloaded/ours-ebpf")? - floor);
+    let less = format!("{} % less", number((1.0 - with / without) * 100.0));
+    const HEIGHT: i32 = 190;
+    let root = SVGBackend::new(path, (WIDTH, HEIGHT as u32)).into_drawing_area();
+    let draw = || -> Drawn {
+        root.fill(&WHITE)?;
+        write(&root, "What a packet costs the node", (20, 16), 20, HPos::Left)?;
+        let unit = format!("instructions of the kernel, Linux {kernel}; less is better");
+        write(&root, &unit, (20, 46), 14, HPos::Left)?;
+        let bars = [
+            ("without Fastpath", without, SERIES[2], number(without)),
+            ("with Fastpath, offloaded", with, SERIES[0], format!("{}, {less}", number(with))),
+        ];
+        for (place, (label, value, colour, said)) in bars.into_iter().enumerate() {
+            let top = 80 + 50 * place as i32;
+            let end = LABELS - 60 + (value / without * f64::from(WIDTH as i32 - LABELS - VALUES)) as i32;
+            write(&root, label, (LABELS - 70, top + 9), 16, HPos::Right)?;
+            root.draw(&Rectangle::new([(LABELS - 60, top), (end, top + 36)], colour.filled()))?;
+            write(&root, &said, (end + 8, top + 9), 16, HPos::Left)?;
+        }
+        root.present()
+    };
+    draw().map_err(|error| anyhow!("cannot draw {}: {error}", path.display()))
+}
+
 /// A bar for each row and kernel, the shorter the better.
 pub(super) fn bars(report: &Report, title: &str, unit: &str, bars: &[Bar], path: &Path) -> Result<()> {
     let kernels: Vec<&str> = report.kernels.keys().rev().map(String::as_str).collect();
@@ -46,7 +76,7 @@ pub(super) fn bars(report: &Report, title: &str, unit: &str, bars: &[Bar], path:
     let step = step(most, 8);
     let scale = f64::from(WIDTH as i32 - LABELS - VALUES) / most;
     let x = |value: f64| LABELS + (value * scale) as i32;
-    let draw = || -> Result<(), DrawingAreaErrorKind<std::io::Error>> {
+    let draw = || -> Drawn {
         root.fill(&WHITE)?;
         write(&root, title, (20, 16), 20, HPos::Left)?;
         write(&root, unit, (20, 46), 14, HPos::Left)?;

@@ -24,6 +24,7 @@ pub(super) fn render(report: &Report) -> Result<()> {
         chart::PACKETS,
         &docs.join("bench-packets.svg"),
     )?;
+    chart::gain(report, "6.12", &docs.join("gain.svg"))?;
     let mut images = String::new();
     for (title, things, curves, file) in [
         ("What the agent takes by the number of interfaces", "interfaces", curves::LINKS, "bench-links.svg"),
