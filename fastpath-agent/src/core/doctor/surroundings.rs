@@ -55,20 +55,16 @@ fn ingress(facts: &Facts) -> Option<Finding> {
     let flowtable =
         table.and_then(|table| table.flowtables.iter().find(|flowtable| flowtable.name == FLOWTABLE));
     let ours = flowtable.map_or(facts.policy.flowtable_priority, |flowtable| flowtable.priority);
-    let passed: Vec<&str> = others
-        .ingress
-        .iter()
-        .filter(|chain| chain.priority >= ours)
-        .map(|chain| chain.place.as_str())
-        .collect();
+    let places = |behind: bool| -> Vec<&str> {
+        let wanted = others.ingress.iter().filter(|chain| behind == (chain.priority >= ours));
+        wanted.map(|chain| chain.place.as_str()).collect()
+    };
+    let passed = places(true);
     Some(match (others.ingress.as_slice(), passed.as_slice()) {
         ([], _) => Finding::green(CHECK, "none"),
         ([..], []) => Finding::green(
             CHECK,
-            format!(
-                "{} of others, all before the flowtable: offloaded packets pass them too",
-                others.ingress.len()
-            ),
+            format!("before the flowtable, so offloaded packets pass them too: {}", some(places(false))),
         ),
         _ => Finding::amber(
             CHECK,
