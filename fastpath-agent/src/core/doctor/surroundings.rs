@@ -15,6 +15,7 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![route_rules(facts)];
     findings.extend(postrouting(facts));
     findings.extend(ingress(facts));
+    findings.push(ipsec(facts));
     findings.push(timeouts(facts));
     findings.push(saved(facts));
     findings
@@ -34,6 +35,19 @@ fn route_rules(facts: &Facts) -> Finding {
             some(rules)
         ),
     )
+}
+
+/// Policies without an interface, which the flowtable would pass by.
+fn ipsec(facts: &Facts) -> Finding {
+    const CHECK: &str = "ipsec-policies";
+    match &facts.ipsec {
+        Err(why) => Finding::amber(CHECK, format!("can't be read: {why}"), "run doctor with CAP_NET_ADMIN"),
+        Ok(policies) if policies.is_empty() => Finding::green(CHECK, "none for forwarded packets"),
+        Ok(policies) => Finding::green(
+            CHECK,
+            format!("flows that one of these applies to stay on the normal path: {}", some(policies)),
+        ),
+    }
 }
 
 fn postrouting(facts: &Facts) -> Option<Finding> {
