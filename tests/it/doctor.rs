@@ -274,6 +274,15 @@ fn chains_at_ingress_and_timeouts_of_others() {
     );
     let examined = examine(&topology.node, &["--no-canary"]);
     assert_eq!(examined.wrong(), ["amber ingress-chains", "amber flow-timeouts"]);
+    let (_, found, _) = examined.fault("ingress-chains", None);
+    assert!(found.contains("netdev edge in on c0 (priority 10)"), "{found}");
+    // Before the flowtable: told all the same.
+    let (topology, _agent) = node_with_agent(&[]);
+    topology.node.nft("table netdev edge { chain in { type filter hook ingress device c0 priority 10; }; }");
+    let examined = examine(&topology.node, &["--no-canary"]);
+    assert_eq!(examined.wrong(), Vec::<String>::new());
+    let text = examined.report.to_string();
+    assert!(text.contains("offloaded packets pass them too: netdev edge in on c0 (priority 10)"), "{text}");
 }
 
 /// As root, but without some capabilities.

@@ -3,7 +3,7 @@
 
 use std::{path::PathBuf, process::Command, thread, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::{
     build::Binaries,
@@ -86,16 +86,46 @@ fn growth(before: &[(String, f64)], after: &[(String, f64)]) -> Option<String> {
     (!grown.is_empty()).then(|| grown.join("; "))
 }
 
-/// The kernels of these names with all their drivers: `6.12-full` for `6.12`.
-pub(crate) fn kernels(wanted: &[Wanted]) -> Result<Vec<Wanted>> {
-    let full = |name: &str| if name.ends_with("-full") { name.to_owned() } else { format!("{name}-full") };
-    kernels::wanted(&wanted.iter().map(|kernel| full(&kernel.name)).collect::<Vec<_>>())
+/// Which trials are run.
+#[derive(Clone, Copy)]
+pub(crate) enum Part<'a> {
+    /// What fits in four minutes, on one kernel: what runs if no tier is named.
+    Usual,
+    /// Those that have this in their names, on all kernels that are wanted.
+    Named(&'a str),
 }
 
-/// Runs the trials whose names have `filter` in them, on each kernel one after the other in one boot.
-pub(crate) fn run(wanted: &[Wanted], binaries: &Binaries, filter: &str, kvm: bool) -> Result<Counts> {
+/// The usual trials, and their kernel.
+const USUAL: ([&str; 2], &str) = (["docker", "cni"], "6.12");
+
+impl Part<'_> {
+    /// The kernels of these names with all their drivers: `6.12-full` for `6.12`.
+    pub(crate) fn kernels(self, wanted: &[Wanted]) -> Result<Vec<Wanted>> {
+        let full =
+            |name: &str| if name.ends_with("-full") { name.to_owned() } else { format!("{name}-full") };
+        let names = wanted.iter().map(|kernel| full(&kernel.name));
+        let is_in = |name: &String| matches!(self, Self::Named(_)) || *name == full(USUAL.1);
+        match names.filter(is_in).collect::<Vec<_>>() {
+            none if none.is_empty() => Ok(Vec::new()),
+            names => kernels::wanted(&names),
+        }
+    }
+
+    fn has(self, trial: &str) -> bool {
+        match self {
+            Self::Usual => USUAL.0.contains(&trial),
+            Self::Named(filter) => trial.contains(filter),
+        }
+    }
+}
+
+/// Runs these trials, on each kernel one after the other in one boot.
+pub(crate) fn run(wanted: &[Wanted], binaries: &Binaries, part: Part<'_>, kvm: bool) -> Result<Counts> {
     let list = process::output(Command::new(&binaries["field"]).arg("--list"))?;
-    let trials: Vec<_> = list.lines().filter(|name| name.contains(filter)).collect();
+    let trials: Vec<_> = list.lines().filter(|name| part.has(name)).collect();
+    if matches!(part, Part::Usual) && trials.len() != USUAL.0.len() {
+        bail!("of the trials {} there are only {}", USUAL.0.join(", "), trials.join(", "));
+    }
     let agent = &binaries["fastpath-agent"];
     let package = package::build(agent, "guest", 1, &package::directory().join("guest"))?;
     let results: Vec<_> = thread::scope(|scope| {
@@ -205,6 +235,19 @@ fn file_system(kernel: &Kernel, binaries: &Binaries, package: &std::path::Path) 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_usual_part_has_one_kernel_or_none() {
+        let names = |part: Part<'_>, wanted: &[&str]| {
+            let wanted: Vec<_> = wanted.iter().map(|&name| name.to_owned()).collect();
+            let kernels = part.kernels(&kernels::wanted(&wanted).expect("kernels")).expect("kernels");
+            kernels.into_iter().map(|kernel| kernel.name).collect::<Vec<_>>()
+        };
+        assert_eq!(names(Part::Usual, &[]), ["6.12-full"]);
+        assert!(names(Part::Usual, &["6.1"]).is_empty());
+        assert_eq!(names(Part::Named("docker"), &[]), ["6.1-full", "6.12-full"]);
+        assert!(Part::Usual.has("cni") && !Part::Usual.has("podman"));
+    }
 
     #[test]
     fn what_grows_too_much_is_named() {

@@ -172,10 +172,14 @@ struct Missing {
 
 /// Installs what any command needs.
 pub(crate) fn everything() -> Result<()> {
-    // Not of the field tier, which takes a system of some gigabytes.
     let mut kernels = kernels::all()?;
     kernels.retain(|kernel| !kernel.is_for_field_only());
-    ensure(&[Need::Build, Need::Lint, Need::Host, Need::Guest(&kernels), Need::Package, Need::PackageTrial])
+    let mut needs =
+        vec![Need::Build, Need::Lint, Need::Host, Need::Guest(&kernels), Need::Package, Need::PackageTrial];
+    if debian::FIELD.hindrance()?.is_none() {
+        needs.push(Need::FieldTrial);
+    }
+    ensure(&needs)
 }
 
 /// Installs what `needs` demands and isn't there, or says what to do about it.

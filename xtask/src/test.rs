@@ -14,7 +14,7 @@ use crate::{
     bench,
     build::{self, Binaries},
     field,
-    guest::{fleet, kernels, verdict},
+    guest::{debian, fleet, kernels, verdict},
     image, lint,
     package::trial,
     process, prometheus,
@@ -25,7 +25,8 @@ use crate::{
 /// What `cargo xtask test` was asked for.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Which kinds of tests to run; all but `package`, `twin` and `field` if none is named. Repeatable.
+    /// Which kinds of tests to run. If none is named: all but `package` and `twin`, and of `field` the part that takes four minutes.
+    /// Repeatable.
     #[arg(long, value_enum)]
     tier: Vec<Tier>,
     /// Which guest kernels (see tests/kernels.toml); all if none is named. Repeatable.
@@ -60,17 +61,34 @@ enum Tier {
     Bench,
     /// Random operations on two nodes alike in the guest, one of which has the agent. Only if it is named.
     Twin,
-    /// The agent beside real software, on Debian with systemd. Only if it is named: it takes minutes, and a system of its own.
+    /// The agent beside real software, on Debian 12 with systemd. Only Docker and the CNI plugins, on 6.12, if no tier is named.
     Field,
+}
+
+impl Options {
+    /// The trials of the field that were asked for. The usual ones are left out where their system can't be made, and that is said.
+    fn field(&self) -> Result<Option<field::Part<'_>>> {
+        if self.tier.contains(&Tier::Field) {
+            return Ok(Some(field::Part::Named(&self.filter)));
+        }
+        if !self.tier.is_empty() || !self.filter.is_empty() {
+            return Ok(None);
+        }
+        if let Some(reason) = debian::FIELD.hindrance()? {
+            println!("n/a     field: {reason}");
+            return Ok(None);
+        }
+        Ok(Some(field::Part::Usual))
+    }
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let has = |tier| options.tier.is_empty() || options.tier.contains(&tier);
     let package = options.tier.contains(&Tier::Package);
     let twin = options.tier.contains(&Tier::Twin);
-    let field = options.tier.contains(&Tier::Field);
     let wanted = kernels::wanted(&options.kernel)?;
-    let full = if field { field::kernels(&wanted)? } else { Vec::new() };
+    let field = options.field()?;
+    let full = field.map_or(Ok(Vec::new()), |part| part.kernels(&wanted))?;
     // Those with tests of their own as well.
     let mut guests = if options.kernel.is_empty() { kernels::all()? } else { wanted.clone() };
     guests.retain(|kernel| !kernel.is_for_field_only());
@@ -89,7 +107,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if package {
         needs.extend([Need::Package, Need::PackageTrial]);
     }
-    if field {
+    if !full.is_empty() {
         needs.extend([Need::Guest(&full), Need::Package, Need::FieldTrial]);
     }
     setup::ensure(&needs)?;
@@ -134,12 +152,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if twin {
         counts.add(&twin::run(&options.twin, &wanted, &build::with_program("twin")?)?);
     }
-    if field {
-        counts.add(&field::run(&full, &build::with_program("field")?, &options.filter, options.kvm)?);
+    // Those that are there already, since others would be built with other features.
+    let with = |program| binaries.clone().map_or_else(|| build::with_program(program), Ok);
+    if let Some(part) = field.filter(|_| !full.is_empty()) {
+        counts.add(&field::run(&full, &with("field")?, part, options.kvm)?);
     }
     if bench {
-        // Of those that are there already, since others would be built with other features.
-        let binaries = binaries.map_or_else(|| build::with_program("bench"), Ok)?;
+        let binaries = with("bench")?;
         counts.check(bench::check(&options.kernel, &binaries));
     }
     let only_lint = options.tier.iter().all(|tier| *tier == Tier::Lint) && !options.tier.is_empty();

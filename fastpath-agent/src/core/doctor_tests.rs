@@ -90,6 +90,7 @@ fn good() -> Facts {
         others: Ok(Others::default()),
         ipvs_services: 0,
         timeouts: Ok(Vec::new()),
+        ipsec: Ok(Vec::new()),
         saved: Vec::new(),
         legacy_tables: Vec::new(),
         bpffs: Ok(true),
@@ -303,6 +304,8 @@ fn what_is_wrong_with_the_network_is_found() {
             &[(Amber, "ingress-chains")],
         ),
         (|f| f.timeouts = Ok(vec!["long in table voip".to_owned()]), &[(Amber, "flow-timeouts")]),
+        (|f| f.ipsec = Err("EPERM".to_owned()), &[(Amber, "ipsec-policies")]),
+        (|f| f.ipsec = Ok(vec!["fwd 10.1.0.0/24 > 10.2.0.0/24".to_owned()]), &[]),
         (|f| f.saved = vec!["/etc/nftables.conf".to_owned()], &[(Amber, "saved-ruleset")]),
         // An interface that the kernel refuses has a line of its own; the rest of the ruleset is right.
         (

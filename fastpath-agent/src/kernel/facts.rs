@@ -15,6 +15,7 @@ use super::{
     links::{LinkError, Links},
     nft::Nft,
     probe::{Kernel, Support},
+    xfrm,
 };
 use crate::core::{
     doctor::facts::{
@@ -174,6 +175,7 @@ pub async fn gather(given: Given, kernel: &Kernel) -> Result<Facts, LinkError> {
             .as_mut()
             .map_err(|e| e.to_string())
             .and_then(|nft| nft.timeouts().map_err(|e| e.to_string())),
+        ipsec: xfrm::all_policies().map_err(|error| error.to_string()),
         saved: saved_rulesets(),
         legacy_tables: lines("/proc/self/net/ip_tables_names"),
         bpffs: bpf::on_bpffs(&pin_path).map_err(|error| error.to_string()),

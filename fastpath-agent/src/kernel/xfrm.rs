@@ -41,6 +41,15 @@ struct Selector {
 /// Policies that demand IPsec for (or forbid) packets with one of these tuples, in words. `tuples` are those before and
 /// after NAT. Policies of xfrm interfaces are left out: what goes through such an interface may be accelerated.
 pub fn policies(tuples: &[Tuple]) -> io::Result<Vec<String>> {
+    read(&|selector| tuples.iter().any(|tuple| selector.matches(tuple)))
+}
+
+/// All of them, for whatever packets they are.
+pub fn all_policies() -> io::Result<Vec<String>> {
+    read(&|_| true)
+}
+
+fn read(wanted: &dyn Fn(&Selector) -> bool) -> io::Result<Vec<String>> {
     let mut socket = match Socket::open_on(Bus::Xfrm) {
         // A kernel without IPsec.
         Err(error) if has_none(&error) => return Ok(Vec::new()),
@@ -49,12 +58,12 @@ pub fn policies(tuples: &[Tuple]) -> io::Result<Vec<String>> {
     // Which family is asked for stands in the selector, and the kernel lists all (xfrm_dump_policy).
     let found = settle(ATTEMPTS, || {
         let dump = Dump::without_family(XFRM_MSG_GETPOLICY, &[0; POLICY_ID_BYTES]);
-        socket.dump(dump, Vec::new(), |found, message| found.extend(policy(message, tuples)))
+        socket.dump(dump, Vec::new(), |found, message| found.extend(policy(message, wanted)))
     });
     Ok(found?.passing())
 }
 
-fn policy(message: &Message<'_>, tuples: &[Tuple]) -> Option<String> {
+fn policy(message: &Message<'_>, wanted: &dyn Fn(&Selector) -> bool) -> Option<String> {
     let payload = message.payload();
     if message.kind() != XFRM_MSG_NEWPOLICY || payload.len() < POLICY_BYTES {
         return None;
@@ -75,8 +84,8 @@ fn policy(message: &Message<'_>, tuples: &[Tuple]) -> Option<String> {
             _ => {}
         }
     }
-    let applies = tuples.iter().any(|tuple| selector.matches(tuple));
-    (demands && applies).then(|| format!("{direction} {} > {}", selector.source, selector.destination))
+    (demands && wanted(&selector))
+        .then(|| format!("{direction} {} > {}", selector.source, selector.destination))
 }
 
 impl Selector {
@@ -142,7 +151,7 @@ mod tests {
 
     fn found(change: impl FnOnce(&mut [u8]), tuple: Tuple) -> Option<String> {
         let request = Request::new(XFRM_MSG_NEWPOLICY, 0, &message(change));
-        policy(&Message::new(request.bytes()), &[tuple])
+        policy(&Message::new(request.bytes()), &|selector| selector.matches(&tuple))
     }
 
     #[test]

@@ -13,7 +13,17 @@ use crate::{
     },
 };
 
-pub(super) const TRIAL: Trial = Trial { name: "frr", packages: &["frr"], run: trial, ..Trial::PLAIN };
+pub(super) const TRIAL: Trial = Trial {
+    name: "frr",
+    packages: &["frr"],
+    told: &[
+        ("doctor --no-canary", "s0: managed (veth, MTU 1500)"),
+        ("doctor --no-canary", "s1: managed (veth, MTU 1500)"),
+        ("doctor --no-canary", "none that the kernel leaves out when it offloads a flow"),
+    ],
+    run: trial,
+    ..Trial::PLAIN
+};
 
 /// Rounds of which each has its packet on the other link once a flow has moved.
 const ROUNDS: usize = 20;
@@ -125,6 +135,7 @@ fn trial(node: &mut Node) {
     node.change("its daemons stop", &mut udp, || {
         sh("systemctl stop frr; while ip route show proto ospf | grep -q .; do sleep 0.05; done");
     });
+    node.told("its daemons stop", &udp, "no-route");
     service::start("frr");
     wait_for_link(&router, 0);
     node.comes_back(&mut udp);
@@ -133,6 +144,7 @@ fn trial(node: &mut Node) {
         sh("vtysh -N router -c 'configure terminal' -c 'interface lo' -c 'no ip ospf area 0'
             while ip route show proto ospf | grep -q 10.99.0.2; do sleep 0.05; done");
     });
+    node.told("the route is withdrawn", &udp, "no-route");
     sh("vtysh -N router -c 'configure terminal' -c 'interface lo' -c 'ip ospf area 0'");
     wait_for_link(&router, 0);
     let tcp = node.open(Tcp, &client, &router, "10.99.0.2:7003", "10.99.0.2:7003");

@@ -10,6 +10,7 @@ pub(super) const TRIAL: Trial = Trial {
     name: "networkd",
     packages: &["systemd"],
     again: &["networkctl reload", "systemctl restart systemd-networkd"],
+    told: &[("doctor --no-canary", "s0: managed (veth, MTU 1500)")],
     run: trial,
     ..Trial::PLAIN
 };
@@ -43,10 +44,12 @@ END");
         sh("sed -i '/^.Route./,$d' /etc/systemd/network/50-field.network; networkctl reload
             while ip route show 10.99.0.0/24 | grep -q 10.2.0.2; do sleep 0.05; done");
     });
+    node.told("its route is taken out", &udp, "no-route");
     drop(tcp);
     let mut udp = node.open(Udp, &client, &server, "10.2.0.2:7003", "10.2.0.2:7003");
     node.fast("UDP to the link", &mut udp);
     node.change("networkctl down", &mut udp, || drop(run("networkctl", &["down", "s0"])));
+    node.told("networkctl down", &udp, "no-route");
     run("networkctl", &["up", "s0"]);
     sh("until ip -4 address show dev s0 | grep -q 10.2.0.1; do sleep 0.2; done");
     let tcp = node.open(Tcp, &client, &server, "10.2.0.2:7004", "10.2.0.2:7004");

@@ -10,6 +10,7 @@ pub(super) const TRIAL: Trial = Trial {
     name: "networkmanager",
     packages: &["network-manager"],
     again: &["nmcli general reload", "systemctl restart NetworkManager"],
+    told: &[("doctor --no-canary", "s0: managed (veth, MTU 1500)")],
     run: trial,
     ..Trial::PLAIN
 };
@@ -32,6 +33,7 @@ fn trial(node: &mut Node) {
     node.fast("UDP after that", &mut udp);
     drop(tcp);
     node.change("nmcli connection down", &mut udp, || drop(run("nmcli", &["connection", "down", "field"])));
+    node.told("nmcli connection down", &udp, "no-route");
     run("nmcli", &["connection", "up", "field"]);
     let tcp = node.open(Tcp, &client, &server, "10.2.0.2:7003", "10.2.0.2:7003");
     let mut tcp = tcp;

@@ -135,6 +135,16 @@ impl Node {
         flow
     }
 
+    /// Has `why` say that a flow is accelerated, while packets of it come.
+    #[track_caller]
+    fn accelerated(&self, flow: Flow) -> Flow {
+        let words = flow.words();
+        let background = flow.in_background_every(Duration::from_millis(20));
+        let answer = why::ask(&self.topology.node, &words);
+        assert_eq!(answer["verdict"]["accelerated"], "yes", "{answer:#}");
+        background.stop_intact().0
+    }
+
     /// What the agent's commands say beside the software: what must be said is, and `doctor` finds nothing broken.
     #[track_caller]
     fn examine(&self) {
@@ -159,7 +169,9 @@ impl Node {
     #[track_caller]
     pub fn agent_goes(&mut self, flow: Flow) {
         let mut flow = self.again(flow);
+        self.fast("TCP in the end", &mut flow);
         if self.with_agent() {
+            flow = self.accelerated(flow);
             self.examine();
             let before = Surroundings::read();
             let background = flow.in_background_every(Duration::from_millis(20));
@@ -239,6 +251,15 @@ impl Node {
         self.assert_reason(&words, reason);
         println!("  {:?}: {what}: on the normal path, since: {reason}", self.order);
         background.stop_intact().0
+    }
+
+    /// Has `why` say, if the agent is there, that a flow which has stopped is slow for this reason.
+    #[track_caller]
+    pub fn told(&self, what: &str, flow: &Flow, reason: &str) {
+        if self.with_agent() {
+            self.assert_reason(&flow.words(), reason);
+            println!("  {:?}: {what}: why says: {reason}", self.order);
+        }
     }
 
     /// Asks why, by the flow's own ends: an earlier flow to its port may still be known.

@@ -10,7 +10,7 @@ use crate::{
 pub(super) const TRIAL: Trial = Trial {
     name: "podman",
     packages: &["podman", "netavark"],
-    again: &["podman network reload --all"],
+    again: &["podman network reload --all", "systemctl restart podman.socket podman.service"],
     told: &[("doctor --no-canary", "rules of netavark are there")],
     run: trial,
     ..Trial::PLAIN

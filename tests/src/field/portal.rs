@@ -1,4 +1,4 @@
-//! A captive portal as routers have it: who is in the set may pass, for a while.
+//! A captive portal as routers have it: who is in the set may pass, for a while. A chain at ingress looks at all packets.
 
 use std::time::Duration;
 
@@ -8,7 +8,20 @@ use crate::{
     traffic::Proto::{Tcp, Udp},
 };
 
-pub(super) const TRIAL: Trial = Trial { name: "portal", packages: &["nftables"], run: trial, ..Trial::PLAIN };
+pub(super) const TRIAL: Trial = Trial {
+    name: "portal",
+    packages: &["nftables"],
+    told: &[
+        ("doctor --no-canary", "offloaded packets pass them too: netdev portal in on c0"),
+        (
+            "doctor --no-canary",
+            "set auth: changes by itself, so offloaded flows are judged anew when an element",
+        ),
+        ("status", "set auth; when an element runs out"),
+    ],
+    run: trial,
+    ..Trial::PLAIN
+};
 
 const RULES: &str = "nft -f - <<'END'
 table inet portal {
@@ -17,6 +30,12 @@ table inet portal {
         type filter hook forward priority filter; policy accept
         iifname c0 ip saddr @auth accept
         iifname c0 drop
+    }
+}
+table netdev portal {
+    chain in {
+        type filter hook ingress device c0 priority filter; policy accept
+        ip saddr 10.1.0.66 counter drop
     }
 }
 END
@@ -49,5 +68,5 @@ fn trial(node: &mut Node) {
     let mut tcp = node.open(Tcp, &client, &server, "10.2.0.2:7003", "10.2.0.2:7003");
     node.fast("TCP after that", &mut tcp);
     node.agent_goes(tcp);
-    sh("nft delete table inet portal");
+    sh("nft 'delete table inet portal; delete table netdev portal'");
 }

@@ -10,7 +10,15 @@ use crate::{
 pub(super) const TRIAL: Trial = Trial {
     name: "strongswan",
     packages: &["charon-systemd"],
-    again: &["swanctl --load-all"],
+    again: &[
+        "swanctl --load-all",
+        "swanctl --reload-settings",
+        "systemctl restart strongswan; swanctl --initiate --child net",
+    ],
+    told: &[
+        ("doctor --no-canary", "flows that one of these applies to stay on the normal path: "),
+        ("doctor --no-canary", "fwd 10.98.0.0/24 > 10.1.0.0/24"),
+    ],
     run: trial,
     ..Trial::PLAIN
 };
@@ -59,9 +67,9 @@ fn trial(node: &mut Node) {
     let plain = node.open(Tcp, &client, &server, "10.2.0.2:7005", "10.2.0.2:7005");
     let mut plain = node.agent(plain);
     let mut tcp = node.open(Tcp, &client, &server, "10.98.0.2:7001", "10.98.0.2:7001");
-    node.slow("TCP through the tunnel", &mut tcp, "ipsec", "");
+    node.slow("TCP through the tunnel", &mut tcp, "ipsec", "out 10.1.0.0/24 > 10.98.0.0/24");
     let mut udp = node.open(Udp, &client, &server, "10.98.0.2:7002", "10.98.0.2:7002");
-    node.slow("UDP through the tunnel", &mut udp, "ipsec", "");
+    node.slow("UDP through the tunnel", &mut udp, "ipsec", "out 10.1.0.0/24 > 10.98.0.0/24");
     node.fast("TCP beside the tunnel", &mut plain);
     node.change("swanctl --terminate", &mut udp, || {
         run("swanctl", &["--terminate", "--ike", "field"]);
@@ -69,7 +77,19 @@ fn trial(node: &mut Node) {
     node.change("swanctl --initiate", &mut udp, || {
         run("swanctl", &["--initiate", "--child", "net"]);
     });
-    node.slow("UDP through the next tunnel", &mut udp, "ipsec", "");
+    node.slow("UDP through the next tunnel", &mut udp, "ipsec", "out 10.1.0.0/24 > 10.98.0.0/24");
+    node.change("swanctl --reload-settings", &mut udp, || drop(run("swanctl", &["--reload-settings"])));
+    // Its configuration doesn't dial by itself.
+    node.change("systemctl restart strongswan", &mut udp, || drop(sh("systemctl restart strongswan")));
+    node.change("swanctl --initiate after the restart", &mut udp, || {
+        run("swanctl", &["--initiate", "--child", "net"]);
+    });
+    node.slow(
+        "UDP through the tunnel after the restart",
+        &mut udp,
+        "ipsec",
+        "out 10.1.0.0/24 > 10.98.0.0/24",
+    );
     node.agent_goes(plain);
     sh(
         "systemctl stop strongswan; kill $(cat /run/gateway/pid); sleep 1; rm -rf /run/gateway /etc/swanctl/conf.d/field.conf",

@@ -9,7 +9,7 @@ use crate::{
 pub(super) const TRIAL: Trial = Trial {
     name: "wireguard",
     packages: &["wireguard-tools"],
-    again: &["wg syncconf wg0 <(wg-quick strip wg0)"],
+    again: &["wg syncconf wg0 <(wg-quick strip wg0)", "systemctl restart wg-quick@wg0"],
     told: &[("status", "wireguard")],
     run: trial,
     ..Trial::PLAIN

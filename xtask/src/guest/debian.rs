@@ -64,13 +64,21 @@ impl System {
         Ok(Some(path).filter(|path| same && path.exists()))
     }
 
+    /// Why it can't be made on this machine.
+    pub(crate) fn hindrance(&self) -> Result<Option<String>> {
+        let codename = codename()?;
+        Ok((self.backports && codename != "bookworm").then(|| {
+            format!(
+                "the field tier's system is made of Debian 12's packages, and this machine's apt has {codename}'s"
+            )
+        }))
+    }
+
     /// Makes it.
     pub(crate) fn make(&self) -> Result<()> {
         let codename = codename()?;
-        if self.backports && codename != "bookworm" {
-            bail!(
-                "the field tier's system is made of Debian 12's packages, and this machine's apt has {codename}'s"
-            );
+        if let Some(reason) = self.hindrance()? {
+            bail!("{reason}");
         }
         let path = self.path(&codename)?;
         let directory = path.parent().context("a file in the cache has a directory")?;

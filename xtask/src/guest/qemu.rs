@@ -100,7 +100,11 @@ impl<'a> Machine<'a> {
     fn command(&self, mode: &str) -> Command {
         // Should this program be killed, its guests go with it.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64", "-no-user-config", "-nodefaults"]);
+        command.args(["--pdeathsig", "KILL", "--"]);
+        if self.cards {
+            command.args(cards::surroundings());
+        }
+        command.args(["qemu-system-x86_64", "-no-user-config", "-nodefaults"]);
         let (acceleration, cpu) = match self.processor {
             Processor::Emulated => ("tcg,thread=multi", EMULATED),
             Processor::Counted { .. } => ("tcg", EMULATED),

@@ -47,6 +47,8 @@ pub struct Facts {
     pub legacy_tables: Vec<String>,
     /// Objects that give flows timeouts of their own: `ct timeout` of nftables, and `nfct timeout`.
     pub timeouts: Reading<Vec<String>>,
+    /// IPsec policies that demand IPsec for forwarded packets, or forbid them, but those of xfrm interfaces: in words.
+    pub ipsec: Reading<Vec<String>>,
     /// Files loaded at boot that have a table of our name in them.
     pub saved: Vec<String>,
     /// The pin directory is, or would be, on a bpf file system.

@@ -15,6 +15,7 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
     let mut findings = vec![route_rules(facts)];
     findings.extend(postrouting(facts));
     findings.extend(ingress(facts));
+    findings.push(ipsec(facts));
     findings.push(timeouts(facts));
     findings.push(saved(facts));
     findings
@@ -36,6 +37,19 @@ fn route_rules(facts: &Facts) -> Finding {
     )
 }
 
+/// Policies without an interface, which the flowtable would pass by.
+fn ipsec(facts: &Facts) -> Finding {
+    const CHECK: &str = "ipsec-policies";
+    match &facts.ipsec {
+        Err(why) => Finding::amber(CHECK, format!("can't be read: {why}"), "run doctor with CAP_NET_ADMIN"),
+        Ok(policies) if policies.is_empty() => Finding::green(CHECK, "none for forwarded packets"),
+        Ok(policies) => Finding::green(
+            CHECK,
+            format!("flows that one of these applies to stay on the normal path: {}", some(policies)),
+        ),
+    }
+}
+
 fn postrouting(facts: &Facts) -> Option<Finding> {
     let priority = facts.policy.surroundings.denying_postrouting?;
     Some(Finding::green(
@@ -55,20 +69,16 @@ fn ingress(facts: &Facts) -> Option<Finding> {
     let flowtable =
         table.and_then(|table| table.flowtables.iter().find(|flowtable| flowtable.name == FLOWTABLE));
     let ours = flowtable.map_or(facts.policy.flowtable_priority, |flowtable| flowtable.priority);
-    let passed: Vec<&str> = others
-        .ingress
-        .iter()
-        .filter(|chain| chain.priority >= ours)
-        .map(|chain| chain.place.as_str())
-        .collect();
+    let places = |behind: bool| -> Vec<&str> {
+        let wanted = others.ingress.iter().filter(|chain| behind == (chain.priority >= ours));
+        wanted.map(|chain| chain.place.as_str()).collect()
+    };
+    let passed = places(true);
     Some(match (others.ingress.as_slice(), passed.as_slice()) {
         ([], _) => Finding::green(CHECK, "none"),
         ([..], []) => Finding::green(
             CHECK,
-            format!(
-                "{} of others, all before the flowtable: offloaded packets pass them too",
-                others.ingress.len()
-            ),
+            format!("before the flowtable, so offloaded packets pass them too: {}", some(places(false))),
         ),
         _ => Finding::amber(
             CHECK,
