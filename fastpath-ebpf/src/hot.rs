@@ -29,20 +29,17 @@ pub enum Counted {
 /// Counts the packet if it belongs to a flow that is hot on this CPU in this tick.
 #[inline(always)]
 pub fn count(ctx: &impl Frame) -> Counted {
-    // SAFETY: no preconditions. A load, once the kernel has inlined it.
-    let tick = unsafe { bpf_jiffies64() };
     let data = ctx.data();
     match plain::family(data, ctx.data_end()) {
-        Some(Family::V4) => count_as::<V4>(ctx, data, tick),
-        Some(Family::V6) => count_as::<V6>(ctx, data, tick),
+        Some(Family::V4) => count_as::<V4>(ctx, data),
+        Some(Family::V6) => count_as::<V6>(ctx, data),
         None => Counted::Not(None),
     }
 }
 
 #[inline(always)]
-fn count_as<P: Plain>(ctx: &impl Frame, data: usize, tick: u64) -> Counted {
-    let words = P::words(data);
-    if let Some(slot) = current(&words, tick)
+fn count_as<P: Plain>(ctx: &impl Frame, data: usize) -> Counted {
+    if let Some(slot) = current(&P::words(data))
         && let Some(bytes) = P::bytes(ctx, data)
         && P::is_of(data, &slot.key)
     {
@@ -56,15 +53,20 @@ fn count_as<P: Plain>(ctx: &impl Frame, data: usize, tick: u64) -> Counted {
         }
         return Counted::Short;
     }
-    // Asked for again: kept from above, it would have to be saved and restored around the look-up.
-    Counted::Not(P::bytes(ctx, data).and_then(|bytes| P::packet(data, &words, bytes)))
+    // Read again: kept from above, they would have to be saved and restored around the look-up.
+    Counted::Not(P::bytes(ctx, data).and_then(|bytes| P::packet(data, &P::words(data), bytes)))
 }
 
 /// The slot, if these words are in it, it is this tick's, and it has room.
 #[inline(always)]
-fn current<'a>(words: &MatchWords, tick: u64) -> Option<&'a mut HotFlow> {
+fn current<'a>(words: &MatchWords) -> Option<&'a mut HotFlow> {
     let slot = HOT.get_ptr_mut(words.slot())?;
     // SAFETY: the element of this CPU; programs on one CPU don't interrupt each other (softirqs are off).
     let slot = unsafe { &mut *slot };
-    (slot.tick == tick && slot.words == *words && slot.packets < slot.room).then_some(slot)
+    if slot.words != *words {
+        return None;
+    }
+    // SAFETY: no preconditions. A load, once the kernel has inlined it; here, since nothing else has to be kept around it.
+    let tick = unsafe { bpf_jiffies64() };
+    (slot.tick == tick && slot.packets < slot.room).then_some(slot)
 }

@@ -285,7 +285,15 @@ impl<H: Host> Agent<H> {
         self.watch = self.host.programs(&self.config).map(|eyes| Watch::new(eyes, &self.config));
         self.scraper = (self.server.as_ref())
             .map(|_| Arc::new(Scraper::new(self.config.pin_path.clone(), self.watch.is_some())));
-        let Some(watch) = &mut self.watch else { return };
+        let Some(watch) = &mut self.watch else {
+            if self.config.rules.threshold_auto {
+                warn!(
+                    "the threshold stays {}: auto goes by flows that are watched",
+                    self.config.rules.threshold
+                );
+            }
+            return;
+        };
         watch.take_over(&self.links);
         self.crossings = Some(&self.config)
             .filter(|config| crossings::wanted(config))

@@ -10,7 +10,7 @@ use std::{
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
 use fastpath_common::{
     ABI_VERSION, Ask, Config, FlowCounters, FlowEvent, FlowKey, HotFlow, MAP_CONFIG, MAP_EVENTS, MAP_FLOWS,
-    MAP_HOT, MAP_NO_XDP, MAP_STATS, Mark, MatchWords, NoXdp, PacketStats, Tally, limits::HOT_SLOTS,
+    MAP_HOT, MAP_NO_XDP, MAP_STATS, Mark, MatchWords, NoXdp, PacketStats, Tally,
 };
 
 use super::{BpfError, error::map_io, sys};
@@ -26,10 +26,15 @@ pub struct Pinned {
     /// The same map: of `flows`, aya doesn't hand out the descriptor.
     flows_data: MapData,
     hot: PerCpuArray<MapData, HotFlow>,
+    /// Likewise.
+    hot_data: MapData,
     stats: PerCpuArray<MapData, PacketStats>,
 }
 
 impl Pinned {
+    /// With 64 CPUs 213 KB.
+    const SLOTS_AT_ONCE: usize = 32;
+
     /// Opens the maps in `pin_path`.
     pub fn open(pin_path: &Path) -> Result<Self, BpfError> {
         let found = abi_version(pin_path)?;
@@ -45,6 +50,7 @@ impl Pinned {
             hot: Map::PerCpuArray(pinned(pin_path, MAP_HOT)?)
                 .try_into()
                 .map_err(|e| BpfError::map("open the map of hot flows", e))?,
+            hot_data: pinned(pin_path, MAP_HOT)?,
             stats: Map::PerCpuArray(pinned(pin_path, MAP_STATS)?)
                 .try_into()
                 .map_err(|e| BpfError::map("open the statistics map", e))?,
@@ -54,9 +60,9 @@ impl Pinned {
     /// Begins to read many flows.
     pub fn reading(&self) -> Result<Reading<'_>, BpfError> {
         let mut hot = HashSet::new();
-        for index in 0..HOT_SLOTS {
-            hot.extend(self.hot_slots(index)?.iter().filter(|slot| slot.packets > 0).map(|slot| slot.key));
-        }
+        self.each_hot(|slot| {
+            hot.insert(slot.key);
+        })?;
         Ok(Reading { pinned: self, hot })
     }
 
@@ -99,6 +105,23 @@ impl Pinned {
         }
     }
 
+    /// Calls `each` for the slots of all CPUs that have counted something. There may be many CPUs, and nearly all slots are empty.
+    fn each_hot(&self, mut each: impl FnMut(&HotFlow)) -> Result<(), BpfError> {
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| BpfError::io("count the CPUs", error))?;
+        let mut keys = [0_u32; Self::SLOTS_AT_ONCE];
+        let mut slots = vec![HotFlow::default(); Self::SLOTS_AT_ONCE * cpus];
+        let mut at = None;
+        loop {
+            let (read, next) = sys::lookup_batch(self.hot_data.fd().as_fd(), at, &mut keys, &mut slots, cpus)
+                .map_err(|error| BpfError::io("read the map of hot flows", error))?;
+            slots[..read * cpus].iter().filter(|slot| slot.packets > 0).for_each(&mut each);
+            match next {
+                Some(next) => at = Some(next),
+                None => return Ok(()),
+            }
+        }
+    }
+
     /// A slot of every CPU.
     fn hot_slots(&self, slot: u32) -> Result<PerCpuValues<HotFlow>, BpfError> {
         self.hot.get(&slot, 0).map_err(|e| BpfError::map("read the map of hot flows", e))
@@ -121,12 +144,10 @@ impl Pinned {
     pub fn stats(&self) -> Result<PacketStats, BpfError> {
         let per_cpu = self.stats.get(&0, 0).map_err(|e| BpfError::map("read the statistics map", e))?;
         let mut sum = per_cpu.iter().fold(PacketStats::default(), |sum, cpu| add(&sum, cpu));
-        for index in 0..HOT_SLOTS {
-            for slot in self.hot_slots(index)?.iter() {
-                sum.counted.packets += slot.packets;
-                sum.counted.bytes += slot.bytes;
-            }
-        }
+        self.each_hot(|slot| {
+            sum.counted.packets += slot.packets;
+            sum.counted.bytes += slot.bytes;
+        })?;
         Ok(sum)
     }
 
@@ -235,7 +256,7 @@ impl<'m> Batches<'m> {
     /// The next entries, at least one; `None` after the last.
     fn next_batch(&mut self) -> Result<Option<Entries<'_>>, BpfError> {
         while !self.ended {
-            match sys::lookup_batch(self.map.fd().as_fd(), self.at, &mut self.keys, &mut self.values) {
+            match sys::lookup_batch(self.map.fd().as_fd(), self.at, &mut self.keys, &mut self.values, 1) {
                 Ok((read, next)) => {
                     (self.at, self.ended) = (next, next.is_none());
                     if read > 0 {

@@ -34,7 +34,7 @@ impl Sweep {
     /// The directions in the next piece of the map whose signal was lost; `None` after the last piece.
     pub fn step(&mut self) -> Result<Option<Vec<FlowKey>>, BpfError> {
         while !self.ended {
-            match sys::lookup_batch(self.map.fd().as_fd(), self.at, &mut self.keys, &mut self.values) {
+            match sys::lookup_batch(self.map.fd().as_fd(), self.at, &mut self.keys, &mut self.values, 1) {
                 Ok((read, next)) => {
                     (self.at, self.ended) = (next, next.is_none());
                     let entries = self.keys[..read].iter().zip(&self.values[..read]);

@@ -146,8 +146,9 @@ struct BatchAttr {
     flags: u64,
 }
 
-/// Reads the next entries of a hash map, whole buckets of it, as many as there is room for. Gives how many, and where
-/// to go on; `None` at the map's end. `ENOSPC`: the next bucket has more than there is room for.
+/// Reads the next entries of a map, as many as there is room for: of a hash map whole buckets, of an array one after the other.
+/// `per_key` is how many values an entry has: in a per-CPU map as many as there are possible CPUs. Gives how many entries, and
+/// where to go on; `None` at the map's end. `ENOSPC`: the next bucket has more than there is room for.
 ///
 /// Without changes meanwhile every entry comes once; an entry that stays in the map comes once in any case (Linux 5.6).
 pub(super) fn lookup_batch<K: Pod, V: Pod>(
@@ -155,6 +156,7 @@ pub(super) fn lookup_batch<K: Pod, V: Pod>(
     from: Option<Bucket>,
     keys: &mut [K],
     values: &mut [V],
+    per_key: usize,
 ) -> io::Result<(usize, Option<Bucket>)> {
     let mut next: Bucket = 0;
     let mut attr = BatchAttr {
@@ -162,12 +164,12 @@ pub(super) fn lookup_batch<K: Pod, V: Pod>(
         out_batch: &raw mut next as u64,
         keys: keys.as_mut_ptr() as u64,
         values: values.as_mut_ptr() as u64,
-        count: keys.len().min(values.len()).try_into().unwrap_or(u32::MAX),
+        count: keys.len().min(values.len() / per_key).try_into().unwrap_or(u32::MAX),
         map_fd: map.as_raw_fd() as u32,
         ..BatchAttr::default()
     };
     // SAFETY: the attribute and all that it points to live until the call returns. The kernel writes at most `count`
-    // keys and values, of the sizes that the map has, which the caller has compared with those of K and V (Pod: any
+    // keys and `per_key` values for each, of the sizes that the map has, which the caller has compared with those of K and V (Pod: any
     // bytes are a value).
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut attr, size_of::<BatchAttr>()) };
