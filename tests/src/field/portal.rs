@@ -24,6 +24,7 @@ pub(super) const TRIAL: Trial = Trial {
     ..Trial::PLAIN
 };
 
+// Before Linux 6.6 the agent's own filter may have the first priority, which no filter of another protocol gets then.
 const RULES: &str = "nft -f - <<'END'
 table inet portal {
     set auth { type ipv4_addr; flags timeout; }
@@ -42,7 +43,7 @@ table netdev portal {
 END
 nft 'add element inet portal auth { 10.1.0.2 timeout 1h }'
 tc qdisc replace dev s0 clsact
-tc filter add dev s0 ingress protocol ip prio 1 u32 match u32 0 0 police rate 10gbit burst 10m conform-exceed drop";
+tc filter add dev s0 ingress protocol ip prio 10 u32 match u32 0 0 police rate 10gbit burst 10m conform-exceed drop";
 
 /// Admits the client anew, for so long.
 fn admit(time: &str) {
