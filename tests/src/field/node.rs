@@ -155,7 +155,9 @@ impl Node {
         let output = agent::run(&self.topology.node, &["doctor", "--no-canary", "-o", "json"]);
         let text = String::from_utf8_lossy(&output.stdout);
         let report: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"));
-        for finding in report["findings"].as_array().into_iter().flatten() {
+        let findings = report["findings"].as_array().expect("a list");
+        for (number, finding) in findings.iter().enumerate() {
+            assert!(!findings[..number].contains(finding), "doctor says it twice: {finding:#}");
             let [level, check, found] =
                 ["level", "check", "found"].map(|name| finding[name].as_str().unwrap_or("?"));
             if level != "green" {

@@ -1,4 +1,4 @@
-//! A captive portal as routers have it: who is in the set may pass, for a while. A chain at ingress looks at all packets.
+//! A captive portal as routers have it: who is in the set may pass, for a while. A chain and a filter at ingress look at all packets.
 
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ pub(super) const TRIAL: Trial = Trial {
     name: "portal",
     packages: &["nftables"],
     told: &[
+        ("doctor --no-canary", "tc filter u32 runs"),
         ("doctor --no-canary", "offloaded packets pass them too: netdev portal in on c0"),
         (
             "doctor --no-canary",
@@ -23,6 +24,7 @@ pub(super) const TRIAL: Trial = Trial {
     ..Trial::PLAIN
 };
 
+// Before Linux 6.6 the agent's own filter may have the first priority, which no filter of another protocol gets then.
 const RULES: &str = "nft -f - <<'END'
 table inet portal {
     set auth { type ipv4_addr; flags timeout; }
@@ -39,7 +41,9 @@ table netdev portal {
     }
 }
 END
-nft 'add element inet portal auth { 10.1.0.2 timeout 1h }'";
+nft 'add element inet portal auth { 10.1.0.2 timeout 1h }'
+tc qdisc replace dev s0 clsact
+tc filter add dev s0 ingress protocol ip prio 10 u32 match u32 0 0 police rate 10gbit burst 10m conform-exceed drop";
 
 /// Admits the client anew, for so long.
 fn admit(time: &str) {
@@ -68,5 +72,5 @@ fn trial(node: &mut Node) {
     let mut tcp = node.open(Tcp, &client, &server, "10.2.0.2:7003", "10.2.0.2:7003");
     node.fast("TCP after that", &mut tcp);
     node.agent_goes(tcp);
-    sh("nft 'delete table inet portal; delete table netdev portal'");
+    sh("nft 'delete table inet portal; delete table netdev portal'; tc qdisc delete dev s0 clsact");
 }

@@ -46,7 +46,10 @@ pub fn at_ingress(index: IfIndex) -> io::Result<Vec<IngressProgram>> {
     }
     for filter in all_filters(index)? {
         let name = filter.program.unwrap_or(filter.kind);
-        see(&mut found, &mut ours_seen, "tc filter", name);
+        // Of u32 the kernel lists tables as well as what is in them.
+        if !found.iter().any(|seen| seen.kind == "tc filter" && seen.name == name) {
+            see(&mut found, &mut ours_seen, "tc filter", name);
+        }
     }
     Ok(found)
 }
