@@ -107,12 +107,13 @@ impl Agent {
         self.wait_for("ruleset verified", START_LIMIT);
     }
 
-    /// Waits until the programs are loaded, or the agent has said that they can't be.
+    /// Waits until the programs are on all links, or the agent has said that they can't be. Before Linux 6.6 a link may lose packets
+    /// while it gets its first.
     #[track_caller]
     pub fn wait_for_programs(&mut self) {
         wait_until("the programs", START_LIMIT, || {
             assert!(self.is_running(), "{}", self.log().join("\n"));
-            self.count("eBPF programs loaded") + self.count("flows are not watched") > 0
+            self.count("flows are watched") + self.count("flows are not watched") > 0
         });
     }
 

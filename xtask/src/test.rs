@@ -66,8 +66,8 @@ enum Tier {
 }
 
 impl Options {
-    /// The trials of the field that were asked for. The usual ones are left out where their system can't be made, and that is said.
-    fn field(&self) -> Result<Option<field::Part<'_>>> {
+    /// The trials of the field that were asked for. The usual ones are skipped where their system can't be made.
+    fn field(&self, counts: &mut Counts) -> Result<Option<field::Part<'_>>> {
         if self.tier.contains(&Tier::Field) {
             return Ok(Some(field::Part::Named(&self.filter)));
         }
@@ -75,7 +75,8 @@ impl Options {
             return Ok(None);
         }
         if let Some(reason) = debian::FIELD.hindrance()? {
-            println!("n/a     field: {reason}");
+            println!("skipped field: {reason}");
+            counts.skipped += 1;
             return Ok(None);
         }
         Ok(Some(field::Part::Usual))
@@ -87,7 +88,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let package = options.tier.contains(&Tier::Package);
     let twin = options.tier.contains(&Tier::Twin);
     let wanted = kernels::wanted(&options.kernel)?;
-    let field = options.field()?;
+    let mut counts = Counts::default();
+    let field = options.field(&mut counts)?;
     let full = field.map_or(Ok(Vec::new()), |part| part.kernels(&wanted))?;
     // Those with tests of their own as well.
     let mut guests = if options.kernel.is_empty() { kernels::all()? } else { wanted.clone() };
@@ -113,7 +115,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     setup::ensure(&needs)?;
 
     let limit = Duration::from_secs(options.time_limit);
-    let mut counts = Counts::default();
     if has(Tier::Lint) {
         counts.require(lint::run());
     }

@@ -145,7 +145,7 @@ fn a_good_node_is_all_green() {
     for check in &checks {
         assert!(page.contains(&format!("| `{check}` |")), "{check} is not in docs/doctor.md");
     }
-    assert_eq!(checks.len(), 25, "{checks:?}");
+    assert_eq!(checks.len(), 26, "{checks:?}");
     assert_eq!(findings.iter().filter(|finding| finding.check == "interface").count(), 3);
 }
 

@@ -13,8 +13,8 @@ pub const LADDER: [u32; 16] = [6, 8, 10, 13, 16, 20, 25, 32, 40, 50, 64, 80, 100
 pub const DEFAULT: u32 = 20;
 
 /// Packets that have to follow on the fast path before a TCP connection has earned what offloading it costs: to put it into
-/// the flowtable, and to take it out at its end. Between 7 and 12 (docs/benchmark.md).
-const PAYS_AFTER: u64 = 12;
+/// the flowtable, and to take it out at its end. Between 5 and 8 (docs/configuration.md has the reckoning).
+const PAYS_AFTER: u64 = 8;
 /// Connections below which nothing is said.
 const ENOUGH: u64 = 1000;
 /// Another threshold has to save the work of this share of all packets.
@@ -181,9 +181,9 @@ mod tests {
 
     #[test]
     fn connections_that_end_just_past_a_threshold_raise_it() {
-        // 16 packets: offloaded after 6 they have 9 left, too few to pay for it.
-        let advice = lengths(&[(100_000, 8), (100, 1000)]).advise(6).unwrap();
-        assert_eq!(advice.best.threshold, 16);
+        // 12 packets: offloaded after 6 they have 5 left, too few to pay for it.
+        let advice = lengths(&[(100_000, 6), (100, 1000)]).advise(6).unwrap();
+        assert_eq!(advice.best.threshold, 13);
         assert!(advice.is_to_change());
     }
 

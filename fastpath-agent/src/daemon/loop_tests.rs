@@ -530,13 +530,13 @@ fn a_threshold_that_the_agent_chooses_follows_the_lengths_of_flows() {
     run_with(&node, config_with(&["--fastpath-threshold=auto"]), async |_| {
         sleep(Duration::from_secs(1)).await;
         assert_eq!(standing(), Some(6));
-        node.with(|world| world.lengths = lengths(&[(100_000, 8), (100, 1000)]));
+        node.with(|world| world.lengths = lengths(&[(100_000, 6), (100, 1000)]));
         sleep(Duration::from_secs(590)).await;
         assert_eq!(standing(), Some(6), "changed twice in ten minutes");
         sleep(Duration::from_secs(120)).await;
-        assert_eq!(standing(), Some(16));
+        assert_eq!(standing(), Some(13));
         node.with(|world| world.lengths = Lengths::default());
         sleep(Duration::from_secs(1300)).await;
-        assert_eq!(standing(), Some(16), "nothing is known any more");
+        assert_eq!(standing(), Some(13), "nothing is known any more");
     });
 }

@@ -323,6 +323,9 @@ impl<H: Host> Agent<H> {
         }
         if self.starting && !self.unwatched {
             self.starting = false;
+            if let Some(watch) = &self.watch {
+                info!(interfaces = watch.attached(), "flows are watched");
+            }
             self.host.give_back(true);
         }
     }

@@ -233,7 +233,9 @@ fn many_rules_are_read_fast() {
         let others = read_here();
         (processor_time() - begun, others)
     };
-    let (took, others) = node.run(timed);
+    // The least of some: what else this machine does takes its share of the processor's caches.
+    let ((took, others), more) = node.run(|| (timed(), [timed().0, timed().0]));
+    let took = more.into_iter().fold(took, Duration::min);
     println!("{services} services in {took:?}");
     let table = &others.0[&(2, "t".to_owned())];
     assert_eq!(table.values().map(|chain| chain.rules.len()).sum::<usize>(), 10 * services);
