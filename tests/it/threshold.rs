@@ -107,6 +107,7 @@ fn chosen_by_the_lengths_of_connections() {
         findings.iter().find(|finding| finding["check"] == check).cloned().unwrap_or_default()
     };
     let other = found("threshold");
+    println!("{other}");
     assert_eq!(other["level"], "amber", "{other}");
     assert!(other["found"].as_str().is_some_and(|found| found.contains("; 6 saves more work")), "{other}");
     agent.stop();

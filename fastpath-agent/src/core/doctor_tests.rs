@@ -411,11 +411,14 @@ fn a_threshold_that_does_not_suit_is_told() {
         findings.into_iter().find(|finding| finding.check == "threshold")
     };
     let few = found(&|_| {}).unwrap();
-    assert_eq!(few.found, "20: too few connections seen to tell whether another is better (0)");
+    assert_eq!(few.found, "20: too few flows seen to tell whether another is better (0 directions)");
     let other = found(&lives_on).unwrap();
     assert_eq!(
         (other.level, other.found.as_str()),
-        (Level::Amber, "20: 82 % of the packets of 2000 connections come after it; 6 saves more work (94 %)")
+        (
+            Level::Amber,
+            "20: 82 % of the packets of 4000 counted directions come after it; 6 saves more work (94 %)"
+        )
     );
     assert!(other.remedy.unwrap().contains("--fastpath-threshold=6, or with auto"));
     let left_to_it = found(&|facts| {
@@ -429,7 +432,7 @@ fn a_threshold_that_does_not_suit_is_told() {
     });
     assert_eq!(
         suits.unwrap().found,
-        "6: 94 % of the packets of 2000 connections come after it; no other would save much more work"
+        "6: 94 % of the packets of 4000 counted directions come after it; no other would save much more work"
     );
     assert!(found(&|facts| facts.policy.threshold = 0).is_none(), "nothing is offloaded");
     assert!(found(&|facts| facts.lengths = None).is_none(), "nothing is counted");

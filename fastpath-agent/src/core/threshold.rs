@@ -15,8 +15,8 @@ pub const DEFAULT: u32 = 20;
 /// Packets that have to follow on the fast path before a TCP connection has earned what offloading it costs: to put it into
 /// the flowtable, and to take it out at its end. Between 5 and 8 (docs/configuration.md has the reckoning).
 const PAYS_AFTER: u64 = 8;
-/// Connections below which nothing is said.
-const ENOUGH: u64 = 1000;
+/// Directions of flows below which nothing is said.
+const ENOUGH: u64 = 2000;
 /// Another threshold has to save the work of this share of all packets.
 const WORTH_PERCENT: u64 = 5;
 /// Lengths up to which each is counted by itself: no threshold is greater.
@@ -48,12 +48,12 @@ pub struct Worth {
     saved: i64,
 }
 
-/// What the lengths say of the threshold that stands.
+/// What the lengths say of the threshold in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Advice {
-    /// Connections that were counted.
-    pub connections: u64,
-    /// The threshold that stands.
+    /// Directions of flows that were counted. Of a masqueraded connection it is one: its answers come to this node's own address.
+    pub directions: u64,
+    /// The threshold in force.
     pub now: Worth,
     /// The one that saves most; the same if no other saves that much more.
     pub best: Worth,
@@ -84,9 +84,9 @@ impl Lengths {
         }
     }
 
-    /// Connections counted.
-    pub fn connections(&self) -> u64 {
-        self.above(0).directions / 2
+    /// Directions of flows counted.
+    pub fn directions(&self) -> u64 {
+        self.above(0).directions
     }
 
     /// What is above a threshold.
@@ -112,10 +112,10 @@ impl Lengths {
         }
     }
 
-    /// Whether another threshold than `now` would save more; `None` while too few connections were seen to tell.
+    /// Whether another threshold than `now` would save more; `None` while too few flows were seen to tell.
     pub fn advise(&self, now: u32) -> Option<Advice> {
-        let connections = self.connections();
-        if connections < ENOUGH {
+        let directions = self.directions();
+        if directions < ENOUGH {
             return None;
         }
         let now = self.worth(now);
@@ -129,7 +129,7 @@ impl Lengths {
         if best.saved.saturating_sub(now.saved) < worth.max(1) {
             best = now;
         }
-        Some(Advice { connections, now, best })
+        Some(Advice { directions, now, best })
     }
 }
 
@@ -140,11 +140,11 @@ impl Advice {
     }
 }
 
-/// What the threshold that stands is worth.
+/// What the threshold in force is worth.
 impl fmt::Display for Advice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { connections, now, .. } = self;
-        write!(f, "{} % of the packets of {connections} connections come after it", now.fast_percent)
+        let Self { directions, now, .. } = self;
+        write!(f, "{} % of the packets of {directions} counted directions come after it", now.fast_percent)
     }
 }
 
@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn few_connections_say_nothing() {
         assert_eq!(lengths(&[(999, 500)]).advise(20), None);
-        assert_eq!(lengths(&[(1000, 500)]).advise(20).map(|advice| advice.connections), Some(1000));
+        assert_eq!(lengths(&[(1000, 500)]).advise(20).map(|advice| advice.directions), Some(2000));
     }
 
     #[test]

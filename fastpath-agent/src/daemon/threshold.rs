@@ -70,11 +70,11 @@ impl<H: Host> Agent<H> {
         if !advice.is_to_change() {
             return Ok(());
         }
-        let Advice { connections, now, best } = advice;
+        let Advice { directions, now, best } = advice;
         info!(
             from = now.threshold,
             to = best.threshold,
-            connections,
+            directions,
             fast_percent_before = now.fast_percent,
             fast_percent = best.fast_percent,
             "threshold changed, by the lengths of this node's connections"

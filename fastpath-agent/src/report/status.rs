@@ -99,7 +99,7 @@ pub struct Table {
 pub struct Chosen {
     /// Since when it stands, in s; none if it is what the agent began with.
     pub stands_seconds: Option<u64>,
-    /// What it is worth; none while too few connections were seen to tell.
+    /// What it is worth; none while too few flows were seen to tell.
     pub advice: Option<Advice>,
 }
 
@@ -292,7 +292,7 @@ impl fmt::Display for Chosen {
         }
         match &self.advice {
             Some(advice) => write!(f, ": {advice}"),
-            None => f.write_str(": too few connections seen to choose another"),
+            None => f.write_str(": too few flows seen to choose another"),
         }
     }
 }

@@ -9,8 +9,9 @@ pub(super) fn findings(facts: &Facts) -> Option<Finding> {
     let standing = facts.policy.threshold;
     let lengths = facts.lengths.as_ref().filter(|_| standing > 0)?;
     let Some(advice) = lengths.advise(standing) else {
-        let few = lengths.connections();
-        let found = format!("{standing}: too few connections seen to tell whether another is better ({few})");
+        let few = lengths.directions();
+        let found =
+            format!("{standing}: too few flows seen to tell whether another is better ({few} directions)");
         return Some(Finding::green(CHECK, found));
     };
     if !advice.is_to_change() {

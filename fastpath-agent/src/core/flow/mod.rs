@@ -154,7 +154,7 @@ pub struct Earlier {
 
 impl Earlier {
     /// Packets that a flow which began at `began_ns` may have had on the forward path until it was offloaded, the one that
-    /// offloaded it among them. `threshold` is the one that stands.
+    /// offloaded it among them. `threshold` is the one in force.
     pub fn young_packets(&self, threshold: u32, began_ns: Option<u64>) -> u64 {
         let is_older = began_ns.is_some_and(|began| began < self.until_ns);
         u64::from(if is_older { threshold.max(self.highest) } else { threshold }) + 1

@@ -105,11 +105,7 @@ mod tests {
         assert_eq!(bypassed(AT, Earlier::default()), Some(79));
         assert_eq!(bypassed(AT, changed), Some(59));
         assert_eq!(bypassed(2 * AT, changed), Some(79), "it began after the change");
-        assert_eq!(
-            bypassed(AT, Earlier { highest: 6, ..changed }),
-            Some(79),
-            "the one that stands is greater"
-        );
+        assert_eq!(bypassed(AT, Earlier { highest: 6, ..changed }), Some(79), "the one in force is greater");
     }
 
     fn node() -> Node {
