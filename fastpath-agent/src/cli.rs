@@ -256,6 +256,10 @@ pub struct RunArgs {
     /// Remove ruleset, programs and pinned maps when the agent is told to stop
     #[arg(long, env = "FASTPATH_CLEANUP_ON_EXIT", value_parser = BoolishValueParser::new())]
     pub cleanup_on_exit: bool,
+    /// Give up all privileges that a running agent doesn't need: capabilities but CAP_NET_ADMIN, most system calls, files of
+    /// others. Off for debugging
+    #[arg(long, value_name = "MODE", default_value = "on", env = "FASTPATH_SANDBOX")]
+    pub sandbox: OnOff,
     /// How much to log: 0-1 changes of state, 2-4 also plans, 5 and more also flows, 7 and more what the eBPF programs
     /// do with single packets (for debugging: they get slower)
     #[arg(long, value_name = "N", default_value = "0", env = "FASTPATH_V", allow_hyphen_values = true)]

@@ -47,6 +47,8 @@ pub struct Config {
     pub once: bool,
     /// Remove everything at exit.
     pub cleanup_on_exit: bool,
+    /// Whether the agent gives up what it doesn't need once it runs.
+    pub sandbox: OnOff,
     /// Verbosity, as in klog.
     pub verbosity: u8,
     /// What the log looks like.
@@ -238,6 +240,7 @@ impl Config {
             enforce_within_ms: enforce_within_ms(&args.enforce_within)?,
             once: args.once,
             cleanup_on_exit: args.cleanup_on_exit,
+            sandbox: args.sandbox,
             log_format: args.log_format,
             verbosity: number("v", &args.v, "a number from 0 to 255")?,
         })

@@ -127,3 +127,15 @@ pub(crate) fn pppoe(session: u16, peer: [u8; 6], device: &str) -> io::Result<[Ow
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
+
+/// Maps a page that can be executed.
+pub fn map_executable() -> io::Result<()> {
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping, at an address of the kernel's choice, concerns no memory that is in use.
+    let address = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) };
+    if address == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: nothing points into it.
+    check(unsafe { libc::munmap(address, 4096) }).map(drop)
+}

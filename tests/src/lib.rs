@@ -31,6 +31,8 @@ pub mod why;
 
 use std::time::{Duration, Instant};
 
+pub use kernel::map_executable;
+
 /// Whether this is the test guest, whose emulated processor is many times slower.
 #[must_use]
 pub fn emulated() -> bool {

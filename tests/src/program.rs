@@ -1,6 +1,6 @@
 //! Small eBPF programs of somebody else's, pinned for `tc` and `ip` to attach.
 
-use std::path::PathBuf;
+use std::{io, os::fd::OwnedFd, path::PathBuf};
 
 use crate::kernel;
 
@@ -57,14 +57,18 @@ impl Drop for Pin {
     }
 }
 
+/// Loads a program.
+pub fn load(kind: Kind, instructions: &[u64]) -> io::Result<OwnedFd> {
+    kernel::load(kind as u32, "stranger", instructions)
+}
+
 /// Loads a program and pins it on `/sys/fs/bpf`.
 #[track_caller]
 pub fn pin(kind: Kind, instructions: &[u64]) -> Pin {
     static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let path = PathBuf::from(format!("/sys/fs/bpf/stranger-{}-{number}", std::process::id()));
-    let program = kernel::load(kind as u32, "stranger", instructions)
-        .unwrap_or_else(|error| panic!("load {kind:?}: {error}"));
+    let program = load(kind, instructions).unwrap_or_else(|error| panic!("load {kind:?}: {error}"));
     kernel::pin(&program, &path).unwrap_or_else(|error| panic!("pin {}: {error}", path.display()));
     Pin(path)
 }

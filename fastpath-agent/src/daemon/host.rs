@@ -12,7 +12,7 @@ use tracing::warn;
 use super::{
     crossings::{self, Crossings},
     readers::Readers,
-    watch,
+    sandbox, watch,
 };
 use crate::{
     cli::EbpfMode,
@@ -61,6 +61,9 @@ pub trait Host {
 
     /// Says which kernel modules are loaded; `None` if it can't be listened to.
     fn modules(&self) -> Option<ModuleMonitor>;
+
+    /// Gives up the privileges that only starting took.
+    fn confine(&self, config: &Config);
 
     /// Gives back memory that only starting took. With `code`, that of code too.
     fn give_back(&self, code: bool);
@@ -173,6 +176,10 @@ impl Host for Linux {
         ModuleMonitor::open()
             .inspect_err(|error| tracing::debug!(%error, "kernel modules that are loaded aren't heard of"))
             .ok()
+    }
+
+    fn confine(&self, config: &Config) {
+        sandbox::when_started(config);
     }
 
     fn give_back(&self, code: bool) {

@@ -64,6 +64,8 @@ impl Host for Node {
         None
     }
 
+    fn confine(&self, _: &Config) {}
+
     fn give_back(&self, _: bool) {}
 }
 

@@ -39,6 +39,7 @@ pub mod reconcile;
 pub mod revalidate;
 pub mod revoke;
 pub mod rules;
+mod sandbox;
 pub mod serve;
 pub mod supervisor;
 pub mod surroundings;
@@ -108,6 +109,7 @@ pub async fn run(mut config: Config, kernel: &Kernel) -> Result<(), DaemonError>
     if config.rules.threshold_auto {
         config.rules.threshold = threshold::standing();
     }
+    sandbox::before_start(&config);
     // Subscribes first and reads then, so that nothing is missed in between.
     let links = Links::open()?;
     let offload = Offload::open(&config, kernel)?;
@@ -280,8 +282,17 @@ impl<H: Host> Agent<H> {
         }
     }
 
-    /// Loads the programs, which takes longer than all else: the rules are in place before.
+    /// Loads the programs, which takes longer than all else: the rules are in place before. Then nothing is left to do that
+    /// takes more than `CAP_NET_ADMIN`.
     fn start_watching(&mut self) {
+        self.load_programs();
+        self.host.confine(&self.config);
+        self.follow_flows();
+        // Most of what starting took: the kernel's types (BTF), above all. To attach to many links takes its time.
+        self.host.give_back(false);
+    }
+
+    fn load_programs(&mut self) {
         self.watch = self.host.programs(&self.config).map(|eyes| Watch::new(eyes, &self.config));
         self.scraper = (self.server.as_ref())
             .map(|_| Arc::new(Scraper::new(self.config.pin_path.clone(), self.watch.is_some())));
@@ -298,6 +309,9 @@ impl<H: Host> Agent<H> {
         self.crossings = Some(&self.config)
             .filter(|config| crossings::wanted(config))
             .and_then(|config| self.host.crossings(config));
+    }
+
+    fn follow_flows(&mut self) {
         if let Some(crossings) = &mut self.crossings {
             if self.offload.is_none() {
                 crossings.help_nobody();
@@ -309,12 +323,10 @@ impl<H: Host> Agent<H> {
             }
         }
         let offloads = self.offload.as_ref().is_some_and(|offload| offload.bug.is_none());
-        if self.config.rules.threshold_auto && offloads {
+        if self.config.rules.threshold_auto && offloads && self.watch.is_some() {
             self.chooser = Some(Chooser::new(self.host.threshold_stands(&self.config), self.now()));
             self.look_at_lengths();
         }
-        // Most of what starting took: the kernel's types (BTF), above all. To attach to many links takes its time.
-        self.host.give_back(false);
     }
 
     fn watch_links(&mut self) {

@@ -30,9 +30,10 @@ pub(super) struct Ethtool {
 }
 
 impl Ethtool {
-    /// In the calling thread's network namespace.
+    /// In the calling thread's network namespace. A socket of any family will do (`sock_do_ioctl`, net/socket.c); a running agent
+    /// may make no other than these and netlink.
     pub(super) fn open() -> io::Result<Self> {
-        let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+        let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
         Ok(Self { socket, feature: None })
     }
 

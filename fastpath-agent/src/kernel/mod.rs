@@ -18,6 +18,7 @@ pub mod alarm;
 pub mod bpf;
 pub mod canary;
 pub mod clock;
+pub mod confine;
 pub mod conntrack;
 mod ethtool;
 pub mod event_socket;

@@ -14,4 +14,5 @@ mod metrics;
 mod nft;
 mod node_monitor;
 mod others;
+mod sandbox;
 mod service_manager;
