@@ -19,6 +19,7 @@ mod foreign;
 mod here;
 mod host;
 mod interfaces;
+mod memory;
 mod metrics;
 mod mtu;
 mod offload_chain;

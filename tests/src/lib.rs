@@ -13,6 +13,7 @@ pub mod field;
 pub mod http;
 mod kernel;
 pub mod link_up;
+pub mod memory_limit;
 pub mod monitor;
 pub mod netns;
 pub mod path;

@@ -6,6 +6,7 @@ pub mod flow;
 pub mod forwarding;
 pub mod known_bugs;
 pub mod link;
+pub mod memory_budget;
 pub mod model;
 pub mod pace;
 pub mod policy;

@@ -103,7 +103,12 @@ pub async fn run(mut config: Config, kernel: &Kernel) -> Result<(), DaemonError>
     let _lock = Lock::take()?;
     let server = match config.metrics_bind_address.filter(|_| !config.once) {
         // Acceleration is worth more than its numbers.
-        Some(address) => Server::open(address).await.inspect_err(|error| warn!("{error}")).ok(),
+        Some(address) => {
+            if !address.ip().is_loopback() && supervisor::by_systemd() {
+                info!(%address, "metrics for other hosts: the service's unit needs IPAddressAllow= for them");
+            }
+            Server::open(address).await.inspect_err(|error| warn!("{error}")).ok()
+        }
         None => None,
     };
     if config.rules.threshold_auto {

@@ -18,10 +18,15 @@ pub struct Supervisor {
     status: String,
 }
 
+/// Whether this process is a service of systemd's that is to tell how it does.
+pub(super) fn by_systemd() -> bool {
+    env::var_os("NOTIFY_SOCKET").is_some_and(|socket| !socket.is_empty())
+}
+
 impl Supervisor {
     /// As the environment says: `NOTIFY_SOCKET`, `WATCHDOG_USEC`, `WATCHDOG_PID`.
     pub fn from_environment() -> Self {
-        let listens = env::var_os("NOTIFY_SOCKET").is_some_and(|socket| !socket.is_empty());
+        let listens = by_systemd();
         Self::new(listens, sd_notify::watchdog_enabled().filter(|_| listens))
     }
 

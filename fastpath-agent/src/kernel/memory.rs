@@ -1,7 +1,7 @@
 //! The agent's own memory, and what else it uses.
 #![expect(unsafe_code, reason = "glibc's allocator and madvise(2) have no safe interface")]
 
-use std::fs;
+use std::{fs, path::Path};
 
 use nix::unistd::{SysconfVar, sysconf};
 
@@ -26,6 +26,33 @@ pub fn usage() -> Option<Usage> {
         cpu_seconds: (field(14)? + field(15)?) as f64 / constant(SysconfVar::CLK_TCK)? as f64,
         resident_bytes: field(24)? * constant(SysconfVar::PAGE_SIZE)?,
     })
+}
+
+/// The least of the limits that this process's memory has by control groups, in bytes; `None` where there is none.
+///
+/// Both versions: `memory.max` (Documentation/admin-guide/cgroup-v2.rst) and `memory.limit_in_bytes` (cgroup-v1/memory.rst), of its own
+/// group and those above. In a container the groups above its own aren't seen, and its path may be that on the host.
+pub fn limit() -> Option<u64> {
+    limit_below(Path::new("/sys/fs/cgroup"), &fs::read_to_string("/proc/self/cgroup").ok()?)
+}
+
+/// `groups` is a `/proc/PID/cgroup` (cgroups(7)).
+fn limit_below(mounted: &Path, groups: &str) -> Option<u64> {
+    let limits = groups.lines().flat_map(|line| {
+        let (controllers, path) =
+            line.split_once(':').and_then(|(_, rest)| rest.split_once(':')).unwrap_or_default();
+        let (root, file) = match controllers {
+            "" => (mounted.to_owned(), "memory.max"),
+            "memory" => (mounted.join("memory"), "memory.limit_in_bytes"),
+            _ => return Vec::new(),
+        };
+        let own = Path::new(path.trim_start_matches('/'));
+        own.ancestors().filter_map(|group| fs::read_to_string(root.join(group).join(file)).ok()).collect()
+    });
+    // Without a limit there is a word, or as many pages as a signed number can have.
+    let numbers =
+        limits.filter_map(|text| text.trim().parse().ok()).filter(|limit| *limit < i64::MAX as u64 / 2);
+    numbers.min()
 }
 
 /// Gives memory that isn't used any more back to the kernel. The allocator by itself keeps most of what a burst has taken:
@@ -62,5 +89,36 @@ pub fn drop_code() {
         // SAFETY: a mapping of a file that can't be written to while it runs, and that itself never was written to: its
         // pages come back as they were.
         unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_of_control_groups() {
+        let mounted = tempfile::tempdir().unwrap();
+        let group = |path: &str, file: &str, limit: &str| {
+            let directory = mounted.path().join(path);
+            fs::create_dir_all(&directory).unwrap();
+            fs::write(directory.join(file), limit).unwrap();
+        };
+        let limit = |groups| limit_below(mounted.path(), groups);
+        assert_eq!(limit("0::/a.slice/b.service\n"), None);
+        group("a.slice/b.service", "memory.max", "max\n");
+        assert_eq!(limit("0::/a.slice/b.service\n"), None);
+        group("a.slice", "memory.max", "1048576\n");
+        assert_eq!(limit("0::/a.slice/b.service\n"), Some(1 << 20));
+        group("a.slice/b.service", "memory.max", "4096\n");
+        assert_eq!(limit("0::/a.slice/b.service\n"), Some(4096));
+        // In a container: as the host calls it, while the root of what is mounted is its own.
+        group("", "memory.max", "8192\n");
+        assert_eq!(limit("0::/elsewhere\n"), Some(8192));
+        assert_eq!(limit("0::/\n"), Some(8192));
+        group("memory/pod", "memory.limit_in_bytes", "2048\n");
+        group("memory", "memory.limit_in_bytes", "9223372036854771712\n");
+        assert_eq!(limit("5:cpu:/\n4:memory:/pod\n"), Some(2048));
+        assert_eq!(limit("4:memory:/\n"), None);
     }
 }

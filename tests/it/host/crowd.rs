@@ -16,19 +16,25 @@ const FIRST_DESTINATION_PORT: u16 = 61_000;
 const CLIENT: [u8; 4] = [10, 1, 0, 2];
 const SERVER: [u8; 4] = [10, 2, 0, 2];
 
-/// A node with many flows in conntrack and in the pinned maps, where its subcommands look for them.
+/// A node with many flows in conntrack.
 pub(crate) struct Crowd {
     pub(crate) topology: Topology,
     client: RawSocket,
     server: RawSocket,
-    _programs: Programs,
 }
 
 impl Crowd {
-    /// Makes `flows` UDP flows, each with one packet in either direction.
-    pub(crate) fn new(flows: u32) -> Self {
-        assert!(flows as usize <= 2 * SOURCE_PORTS.len());
-        let topology = Topology::routed();
+    /// Makes `flows` UDP flows, each with one packet in either direction, which are in the pinned maps, too, where subcommands look
+    /// for them.
+    pub(crate) fn new(flows: u32) -> (Self, Programs) {
+        let crowd = Self::to_come(Topology::routed());
+        let programs = crowd.topology.node.run(|| attach(4 * flows));
+        crowd.send_each(flows);
+        (crowd, programs)
+    }
+
+    /// A node that lives as long as its flows, which are still to come.
+    pub(crate) fn to_come(topology: Topology) -> Self {
         let node = &topology.node;
         // Frames are addressed as `frames::ethernet` does it, and nothing but them is on the way.
         node.ip("link set c0 address 02:00:00:00:00:02
@@ -42,17 +48,19 @@ impl Crowd {
         for timeout in ["udp_timeout", "udp_timeout_stream"] {
             node.sysctl(&format!("net/netfilter/nf_conntrack_{timeout}"), "600");
         }
-        let programs = node.run(|| attach(4 * flows));
-        let crowd = Self {
+        Self {
             client: RawSocket::open(&topology.client().ns, "eth0"),
             server: RawSocket::open(&topology.server().ns, "eth0"),
             topology,
-            _programs: programs,
-        };
-        for number in 0..flows {
-            crowd.send(number, 1);
         }
-        crowd
+    }
+
+    /// Sends a packet of each flow in either direction.
+    pub(crate) fn send_each(&self, flows: u32) {
+        assert!(flows as usize <= 2 * SOURCE_PORTS.len());
+        for number in 0..flows {
+            self.send(number, 1);
+        }
     }
 
     /// Sends so many more packets of a flow, in either direction.

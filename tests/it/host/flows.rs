@@ -66,7 +66,7 @@ fn json(run: &Run) -> Vec<Value> {
 fn a_hundred_thousand_flows_are_listed_in_a_second() {
     // On an emulated processor time says nothing, and a small number shows the rest.
     let flows = if emulated() { 2_000 } else { FLOWS };
-    let crowd = Crowd::new(flows);
+    let (crowd, _programs) = Crowd::new(flows);
     let node = &crowd.topology.node;
     let timed = |flags: &[&str]| {
         // The best of three: others use the processor's caches and memory too.
@@ -199,7 +199,7 @@ fn a_hundred_thousand_flows_are_watched() {
         println!("SKIP-KERNEL: about time on a processor that isn't emulated; the guest has top::");
         return;
     }
-    let crowd = Crowd::new(FLOWS);
+    let (crowd, _programs) = Crowd::new(FLOWS);
     let node = &crowd.topology.node;
     let agent = agent::binary();
     let ends =

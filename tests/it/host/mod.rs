@@ -2,7 +2,7 @@
 
 mod config_file;
 mod conntrack;
-mod crowd;
+pub(crate) mod crowd;
 mod doctor;
 pub(crate) mod ebpf;
 mod errors;

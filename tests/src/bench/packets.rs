@@ -365,7 +365,7 @@ fn refill_slabs(ns: &Netns) {
 }
 
 /// Conntrack takes so many connections, and has buckets for them. For all namespaces.
-pub(super) fn allow_connections(count: u64) {
+pub fn allow_connections(count: u64) {
     let ns = Netns::of_process_1();
     ns.output("modprobe", &["nf_conntrack"]);
     ns.sysctl("net/netfilter/nf_conntrack_buckets", &count.to_string());

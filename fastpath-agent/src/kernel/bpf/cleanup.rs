@@ -149,8 +149,14 @@ fn pinned_links(links: &Path) -> Result<Vec<(IfIndex, PathBuf)>, BpfError> {
     Ok(found)
 }
 
+/// Whatever forbids it, an empty directory may stay: a service's own view of the file system has it mounted, for one.
 fn remove_if_empty(directory: &Path) -> Result<(), BpfError> {
+    use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem, ResourceBusy};
     match fs::remove_dir(directory) {
+        Err(e) if matches!(e.kind(), PermissionDenied | ReadOnlyFilesystem | ResourceBusy) => {
+            tracing::debug!(directory = %directory.display(), error = %e, "an empty directory stays");
+            Ok(())
+        }
         Err(e) if !is_absent(&e) && e.kind() != io::ErrorKind::DirectoryNotEmpty => {
             Err(BpfError::io(format!("remove {}", directory.display()), e))
         }

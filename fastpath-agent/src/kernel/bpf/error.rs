@@ -63,6 +63,18 @@ pub enum BpfError {
         /// The last lines of the verifier's log.
         log: String,
     },
+    /// There is no memory for them.
+    #[error(
+        "the memory limit of {} MiB is too low for eBPF: raise it to {} MiB or more, or run with --ebpf=off",
+        limit >> 20,
+        mib(*needed)
+    )]
+    MemoryLimit {
+        /// In bytes.
+        limit: u64,
+        /// For the smallest map, in bytes.
+        needed: u64,
+    },
     /// A map couldn't be made.
     #[error("cannot create the map {map}: {source}; if memory is short, choose a smaller --max-flows")]
     CreateMap {
@@ -235,4 +247,9 @@ pub(super) fn pin_io(error: PinError) -> io::Error {
         PinError::SyscallError(error) => error.io_error,
         error => io::Error::other(chain(&error)),
     }
+}
+
+/// Mebibytes that hold so many bytes.
+pub(super) fn mib(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
 }

@@ -10,11 +10,17 @@ use aya::{
 use fastpath_common::{
     ABI_VERSION, FlowCounters, FlowKey, HotFlow, MAP_CONFIG, MAP_EVENTS, MAP_FLOWS, MAP_HOT, MAP_NO_XDP,
     MAP_STATS, NoXdp, PROGRAM_ASK, PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK, PROGRAM_XDP, PROGRAM_XDP_IDLE,
-    PacketStats, limits,
+    PacketStats,
+    limits::{self, MIN_FLOWS},
 };
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::{BpfError, Chatter, Hook, LoadConfig, ProgramLog, Programs, added::Added, maps};
+use crate::{
+    core::memory_budget::{self, Room},
+    kernel::memory,
+};
+
+use super::{BpfError, Chatter, Hook, LoadConfig, ProgramLog, Programs, added::Added, error::mib, maps};
 
 /// What build.rs found; empty if the agent was built without.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fastpath-ebpf.o"));
@@ -39,6 +45,7 @@ pub fn load(config: &LoadConfig) -> Result<Programs, BpfError> {
     require_bpffs(&config.pin_path)?;
     fs::create_dir_all(&links).map_err(|e| BpfError::io(format!("create {}", links.display()), e))?;
 
+    let config = &within_limit(config)?;
     let takes_over = fits(config);
     if !takes_over {
         let found = MapInfo::from_pin(config.pin_path.join(MAP_FLOWS)).map(|info| info.max_entries());
@@ -56,6 +63,32 @@ pub fn load(config: &LoadConfig) -> Result<Programs, BpfError> {
             tracing::debug!(%error, "maps of a failed attempt stay pinned");
         }
     })
+}
+
+/// What there is memory for. Maps that are there already take none.
+fn within_limit(config: &LoadConfig) -> Result<LoadConfig, BpfError> {
+    let mut config = config.clone();
+    let Some(limit) = memory::limit() else { return Ok(config) };
+    let cpus = aya::util::nr_cpus().map_err(|(_, error)| BpfError::io("count the CPUs", error))? as u32;
+    match memory_budget::room(limit, cpus, config.max_flows) {
+        Room::All => {}
+        Room::None => {
+            let needed = memory_budget::needed(cpus, MIN_FLOWS);
+            return Err(BpfError::MemoryLimit { limit, needed });
+        }
+        Room::Fewer(_) if fits(&config) => {}
+        Room::Fewer(flows) => {
+            let needed = mib(memory_budget::needed(cpus, config.max_flows));
+            tracing::warn!(
+                max_flows = config.max_flows,
+                has_room_for = flows,
+                "the memory limit of {} MiB is too low to watch so many flows: raise it to {needed} MiB, or lower --max-flows",
+                limit >> 20
+            );
+            config.max_flows = flows;
+        }
+    }
+    Ok(config)
 }
 
 fn load_object(config: &LoadConfig, takes_over: bool) -> Result<Programs, BpfError> {

@@ -32,7 +32,7 @@ use crate::{
         LinkSource, Neighbourhood, Ruleset, RulesetMonitor,
         bpf::{Attachment, BpfError, FlowEyes, Mechanism},
         links::LinkError,
-        nft::{CommitError, Event, Lost, NftError},
+        nft::{CommitError, Event, Lost, NftError, Rejection},
         node_monitor::NodeEvent,
         surroundings::{Ask, Report},
     },
@@ -45,10 +45,20 @@ pub enum Fault {
     Observe,
     /// A transaction fails.
     Commit,
+    /// The kernel refuses its first operation.
+    RefusedFirst,
+    /// The kernel refuses its last operation.
+    RefusedLast,
     /// Somebody else's transaction comes between reading and committing.
     Beaten,
     /// The kernel takes no program on a link.
     Attach,
+    /// Nor does it take one away.
+    Detach,
+    /// It can't be told where programs are.
+    Attachments,
+    /// Programs can't be run, or told anything.
+    Programs,
     /// Links can't be listed.
     Links,
     /// Addresses can't.
@@ -242,6 +252,11 @@ impl Node {
         act(&mut self.0.borrow_mut())
     }
 
+    /// Fails if this goes wrong with the programs and maps.
+    fn works(&self, fault: Fault) -> Result<(), BpfError> {
+        self.refuses(fault).map_or(Ok(()), |errno| Err(bpf_error(errno)))
+    }
+
     /// The errno of a call that this goes wrong with.
     pub(super) fn refuses(&self, fault: Fault) -> Option<i32> {
         self.with(|world| world.fails(fault))
@@ -273,6 +288,10 @@ fn io_error(errno: i32) -> NftError {
     NftError::Io { operation: "fake", object: "ruleset", source: io::Error::from_raw_os_error(errno) }
 }
 
+fn bpf_error(errno: i32) -> BpfError {
+    BpfError::Io { operation: "fake".into(), source: io::Error::from_raw_os_error(errno) }
+}
+
 fn dump_error(errno: i32) -> LinkError {
     LinkError::Dump(io::Error::from_raw_os_error(errno))
 }
@@ -295,6 +314,13 @@ impl Ruleset for Node {
             world.comes(Moment::BeforeCommit);
             if let Some(errno) = world.fails(Fault::Commit) {
                 return Err(CommitError::Io(io_error(errno)));
+            }
+            for (fault, index) in [(Fault::RefusedFirst, 0), (Fault::RefusedLast, ops.len() - 1)] {
+                if let Some(errno) = world.fails(fault) {
+                    let source = io::Error::from_raw_os_error(errno);
+                    let rejection = Rejection { index, source, message: None, device: None };
+                    return Err(CommitError::Rejected(vec![rejection]));
+                }
             }
             let generation = world.ruleset.commit(ops, expected)?;
             world.committed_ops(ops);
@@ -367,15 +393,11 @@ impl Neighbourhood for Node {
 
 impl FlowEyes for Node {
     fn attach(&mut self, link: &Link) -> Result<Attachment, BpfError> {
+        self.with(|world| world.comes(Moment::Attaching));
+        self.works(Fault::Attach)?;
         self.with(|world| {
-            world.comes(Moment::Attaching);
-            if let Some(errno) = world.fails(Fault::Attach) {
-                let source = io::Error::from_raw_os_error(errno);
-                return Err(BpfError::Io { operation: "fake".into(), source });
-            }
             if !world.links.contains_key(&link.index) {
-                let source = io::Error::from_raw_os_error(libc::ENODEV);
-                return Err(BpfError::Io { operation: "fake".into(), source });
+                return Err(bpf_error(libc::ENODEV));
             }
             world.attached.insert(link.index);
             Ok(attachment(link))
@@ -383,33 +405,37 @@ impl FlowEyes for Node {
     }
 
     fn detach(&mut self, index: IfIndex) -> Result<(), BpfError> {
+        self.works(Fault::Detach)?;
         self.with(|world| world.attached.remove(&index));
         Ok(())
     }
 
     fn attachments(&self) -> Result<Vec<Attachment>, BpfError> {
-        Ok(Vec::new())
+        self.works(Fault::Attachments).map(|()| Vec::new())
     }
 
     fn attachments_on(&self, link: &Link) -> Result<Vec<Attachment>, BpfError> {
+        self.works(Fault::Attachments)?;
         let is_there = self.with(|world| world.attached.contains(&link.index));
         Ok(is_there.then(|| attachment(link)).into_iter().collect())
     }
 
     fn set_threshold(&mut self, _: u32) -> Result<(), BpfError> {
-        Ok(())
+        self.works(Fault::Programs)
     }
 
     fn mark(&mut self, key: &FlowKey, from: Signal, to: Signal) -> Result<bool, BpfError> {
+        self.works(Fault::Programs)?;
         Ok(self.with(|world| world.mark(key, from, to)))
     }
 
     fn went_over(&mut self, keys: &[FlowKey]) -> Result<Vec<bool>, BpfError> {
+        self.works(Fault::Programs)?;
         Ok(vec![false; keys.len()])
     }
 
     fn tell_all(&mut self, _: bool) -> Result<(), BpfError> {
-        Ok(())
+        self.works(Fault::Programs)
     }
 }
 
