@@ -13,6 +13,7 @@ mod ebpf;
 mod errors;
 mod exclude;
 mod fate;
+mod faults;
 mod flow_path;
 mod flows;
 mod foreign;

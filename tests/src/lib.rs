@@ -9,6 +9,7 @@ pub mod bench;
 pub mod dashboard;
 pub mod document;
 pub mod duplex;
+pub mod faults;
 pub mod field;
 pub mod http;
 mod kernel;
