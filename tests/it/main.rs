@@ -35,6 +35,7 @@ mod restart;
 mod ruleset;
 mod scale;
 mod service_manager;
+mod soak;
 mod stalled;
 mod streams;
 mod surroundings;

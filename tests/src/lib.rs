@@ -23,6 +23,7 @@ pub mod prometheus;
 pub mod reference;
 pub mod service;
 pub mod service_manager;
+pub mod soak;
 pub mod table;
 pub mod terminal;
 pub mod topology;

@@ -1,6 +1,9 @@
 //! What goes wrong around the agent, and the agent itself killed: offloaded flows go on, and what it holds doesn't grow. Some rounds
 //! of each here; `cargo xtask test --tier=faults` runs as many as are worth it.
 
+mod churn;
+mod flush;
+mod kills;
 mod log_reader;
 mod metrics_clients;
 mod overrun;
