@@ -2,11 +2,15 @@
 //! of each here; `cargo xtask test --tier=faults` runs as many as are worth it.
 
 mod churn;
+mod conntrack;
 mod flush;
 mod kills;
 mod log_reader;
+mod maps;
 mod metrics_clients;
+mod namespaces;
 mod overrun;
+mod surroundings;
 
 use std::time::Duration;
 
