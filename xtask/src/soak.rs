@@ -48,6 +48,14 @@ struct Sample {
 }
 
 impl Sample {
+    fn resident_mib(&self) -> f64 {
+        self.resident_mib
+    }
+
+    fn descriptors(&self) -> f64 {
+        self.descriptors
+    }
+
     fn parse(line: &str) -> Option<Self> {
         let mut fields = line.split(',');
         let mut next = || fields.next()?.parse::<f64>().ok();
@@ -112,9 +120,9 @@ fn draw(samples: &[Sample], title: &str, path: &Path) -> Result<()> {
     let height = TOP + 2 * (PANEL + 50);
     let root = SVGBackend::new(path, (WIDTH as u32, height as u32)).into_drawing_area();
     let x = |minute: f64| LEFT + (minute / last * f64::from(WIDTH - LEFT - RIGHT)) as i32;
-    let panels: [(&str, fn(&Sample) -> f64); 2] = [
-        ("resident memory of the agent, MiB", |sample| sample.resident_mib),
-        ("its descriptors", |sample| sample.descriptors),
+    let panels = [
+        ("resident memory of the agent, MiB", Sample::resident_mib as fn(&Sample) -> f64),
+        ("its descriptors", Sample::descriptors),
     ];
     let all = || -> Drawn {
         root.fill(&WHITE)?;
