@@ -57,31 +57,3 @@ pub fn growth(samples: &[Sample]) -> Result<(i64, i64), String> {
     }
     Ok((memory_then as i64 - memory as i64, descriptors_then as i64 - descriptors as i64))
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn samples(grows_by: impl Fn(u64) -> (u64, usize)) -> Vec<Sample> {
-        let sample = |number: u64| {
-            let (memory, descriptors) = grows_by(number);
-            Sample {
-                second: number as f64,
-                agent: 1,
-                resident_kib: 9000 + memory,
-                descriptors: 30 + descriptors,
-                connections: number,
-            }
-        };
-        (0..30).map(sample).collect()
-    }
-
-    #[test]
-    fn growth_is_told_from_coming_and_going() {
-        assert_eq!(growth(&samples(|_| (0, 0))), Ok((0, 0)));
-        assert_eq!(growth(&samples(|number| (number % 5 * 50, number as usize % 3))), Ok((0, 0)));
-        assert!(growth(&samples(|number| (number * 60, 0))).is_err());
-        assert!(growth(&samples(|number| (0, number as usize / 5))).is_err());
-        assert!(growth(&samples(|_| (0, 0))[..2]).is_err());
-    }
-}
