@@ -86,7 +86,7 @@ fn assert_not_waited_for(
     let filled = fill(filler);
     assert!(filled > 1000, "{filled} bytes fitted in");
     assert_goes_on(&topology, &["d0", "d1"]);
-    // Somebody reads again.
+    // It is read again.
     let mut reader = io::BufReader::new(reader);
     let mut junk = vec![0; filled];
     let (before, text) = thread::scope(|scope| {
