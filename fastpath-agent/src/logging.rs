@@ -1,13 +1,29 @@
-//! Where the agent's log goes and what a line of it looks like. Decides nothing about what is said.
+//! Where the agent's log goes and what a line of it looks like. Decides nothing about what is said, and waits for nobody who
+//! reads it.
 
-use std::io::{self, IsTerminal};
+use std::{
+    io::{self, IsTerminal, Write},
+    sync::Mutex,
+};
 
 use nix::sys::stat::fstat;
 use tracing_subscriber::{
-    Layer, filter::LevelFilter, fmt, layer::SubscriberExt, registry, util::SubscriberInitExt,
+    Layer,
+    filter::LevelFilter,
+    fmt::{
+        self,
+        format::Writer,
+        time::{FormatTime, SystemTime},
+    },
+    layer::SubscriberExt,
+    registry,
+    util::SubscriberInitExt,
 };
 
-use crate::cli::LogFormat;
+use crate::{
+    cli::LogFormat,
+    kernel::log_output::{LogOutput, unwaiting},
+};
 
 /// Before the names of our fields in the journal.
 const FIELD_PREFIX: &str = "FASTPATH";
@@ -34,11 +50,14 @@ fn layer<S>(format: LogFormat) -> Result<Box<dyn Layer<S> + Send + Sync>, LogErr
 where
     S: tracing::Subscriber + for<'a> registry::LookupSpan<'a>,
 {
-    let text =
-        || fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).with_target(false);
+    let to = |lost_line| {
+        let output = Mutex::new(LogOutput::stderr(lost_line));
+        fmt::layer().with_writer(output).with_ansi(io::stderr().is_terminal()).with_target(false)
+    };
+    let text = || to(lost_as_text);
     Ok(match format {
         LogFormat::Text => text().boxed(),
-        LogFormat::Json => text().json().flatten_event(true).with_span_list(false).boxed(),
+        LogFormat::Json => to(lost_as_json).json().flatten_event(true).with_span_list(false).boxed(),
         LogFormat::Journald => journal().map_err(LogError)?.boxed(),
         LogFormat::Auto if is_journal(std::env::var("JOURNAL_STREAM").ok().as_deref()) => match journal() {
             Ok(journal) => journal.boxed(),
@@ -50,10 +69,33 @@ where
 }
 
 fn journal() -> io::Result<tracing_journald::Layer> {
-    let layer = tracing_journald::layer()?;
+    let layer = unwaiting(tracing_journald::layer)?;
     Ok(layer
         .with_field_prefix(Some(FIELD_PREFIX.to_owned()))
         .with_syslog_identifier("fastpath-agent".to_owned()))
+}
+
+const LOST: &str = "lines of the log are missing here: they came faster than they were read";
+
+fn now() -> String {
+    let mut now = String::new();
+    // A clock that can't be read is no reason to say nothing.
+    let _ = SystemTime.format_time(&mut Writer::new(&mut now));
+    now
+}
+
+fn lost_as_text(lines: u64) -> String {
+    format!("{}  WARN {LOST} lines={lines}\n", now())
+}
+
+fn lost_as_json(lines: u64) -> String {
+    let object = serde_json::json!({ "timestamp": now(), "level": "WARN", "message": LOST, "lines": lines });
+    format!("{object}\n")
+}
+
+/// A last line, beside the log.
+pub fn say(line: &str) {
+    let _ = LogOutput::stderr(lost_as_text).write_all(line.as_bytes());
 }
 
 /// Whether systemd has connected our standard error to its journal: it says which file that is (systemd.exec(5)), and a

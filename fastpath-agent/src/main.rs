@@ -68,10 +68,9 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            match error.downcast_ref().and_then(|bad| invocation.place(bad)) {
-                Some(place) => eprintln!("error: {place}: {}", one_line(&error)),
-                None => eprintln!("error: {}", one_line(&error)),
-            }
+            let place = error.downcast_ref().and_then(|bad| invocation.place(bad));
+            let place = place.map(|place| format!("{place}: ")).unwrap_or_default();
+            logging::say(&format!("error: {place}{}\n", one_line(&error)));
             if error.is::<BadValue>() || error.is::<BadFlow>() {
                 eprintln!("\nFor more information, try '--help'.");
                 return ExitCode::from(EX_USAGE);

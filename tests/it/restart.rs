@@ -1,4 +1,4 @@
-//! The agent stops, is killed, starts again: what is right is left alone, and offloaded flows don't notice.
+//! The agent stops and starts again: what is right is left alone, and offloaded flows don't notice. `faults::kills` has it killed.
 
 use std::{thread, time::Duration};
 
@@ -11,61 +11,6 @@ use fastpath_tests::{
     wait_until,
 };
 use nix::sys::signal::Signal;
-
-/// Kills an agent after each of these times from its start: before, during and after its first reconcile.
-fn moments() -> impl Iterator<Item = Duration> {
-    [1, 3, 8, 15, 25, 40, 60, 90, 130, 200, 300, 450].into_iter().map(Duration::from_millis)
-}
-
-#[test]
-fn killed_in_a_loop_under_traffic() {
-    let topology = Topology::routed();
-    let node = &topology.node;
-    Agent::start(node, &[]).kill();
-    let listing = table::listing(node);
-    let mut flow = topology.open(Proto::Tcp, Family::V4, 7001);
-    topology.assert_becomes_accelerated(&mut flow);
-    let before = topology.forwarded(7001);
-    let background = flow.in_background();
-    let mut monitor = Monitor::start(node);
-    for moment in moments() {
-        let agent = Agent::spawn(node, &mut agent::command(&["--ebpf=off"]));
-        thread::sleep(moment);
-        agent.kill();
-    }
-    let _agent = Agent::start(node, &[]);
-    assert_eq!(monitor.commits_of_agent(), 0, "{:#?}", monitor.lines());
-    let (mut flow, report) = background.stop_intact();
-    assert_eq!(topology.forwarded(7001), before, "packets took the forward path, of {report:?}");
-    topology.assert_accelerated(&mut flow);
-    assert_eq!(table::listing(node), listing);
-}
-
-#[test]
-fn killed_while_it_installs() {
-    let topology = Topology::routed();
-    let node = &topology.node;
-    Agent::start(node, &[]).kill();
-    let whole = table::listing(node);
-    let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
-    for moment in moments() {
-        node.nft("delete table inet kindnet-fastpath");
-        let agent = Agent::spawn(node, &mut agent::command(&["--ebpf=off"]));
-        thread::sleep(moment);
-        agent.kill();
-        let left = table::listing(node);
-        assert!(left.is_none() || left == whole, "half a table after {moment:?}:\n{left:?}");
-        assert_eq!(flow.rounds(3), 3);
-        if left.is_none() {
-            // For the next round's deletion.
-            node.nft("add table inet kindnet-fastpath");
-        }
-    }
-    node.nft("delete table inet kindnet-fastpath");
-    let _agent = Agent::start(node, &[]);
-    assert_eq!(table::listing(node), whole);
-    topology.assert_becomes_accelerated(&mut flow);
-}
 
 #[test]
 fn with_nothing_to_change_nothing_is_written() {

@@ -21,6 +21,7 @@ mod progress;
 mod prometheus;
 mod run;
 mod setup;
+mod soak;
 mod test;
 mod toolchain;
 mod twin;

@@ -5,7 +5,7 @@ use std::{
     io::{BufRead, BufReader},
     path::Path,
     process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, bail};
@@ -14,18 +14,23 @@ use crate::{
     bench,
     build::{self, Binaries},
     field,
-    guest::{debian, fleet, kernels, verdict},
+    guest::{
+        debian,
+        fleet::{self, How},
+        kernels, newest, verdict,
+    },
     image, lint,
     package::trial,
     process, prometheus,
     setup::{self, Need},
-    twin, workspace,
+    soak, twin, workspace,
 };
 
 /// What `cargo xtask test` was asked for.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Which kinds of tests to run. If none is named: all but `package` and `twin`, and of `field` the part that takes four minutes.
+    /// Which kinds of tests to run. If none is named: all but `package`, `twin`, `faults` and `soak`, and of `field` the part that takes four
+    /// minutes.
     /// Repeatable.
     #[arg(long, value_enum)]
     tier: Vec<Tier>,
@@ -38,9 +43,12 @@ pub(crate) struct Options {
     /// Run guests with KVM instead of software emulation.
     #[arg(long)]
     kvm: bool,
-    /// Seconds that a test may take in the guest or on this kernel.
-    #[arg(long, default_value_t = 60)]
-    time_limit: u64,
+    /// Seconds that a test may take in the guest or on this kernel; 60 if nothing is said, 3600 in the tier of faults.
+    #[arg(long)]
+    time_limit: Option<u64>,
+    /// Tier soak: draw what the agent took, as docs/soak.svg.
+    #[arg(long)]
+    save: bool,
     #[command(flatten)]
     twin: twin::Range,
 }
@@ -61,11 +69,21 @@ enum Tier {
     Bench,
     /// Random operations on two nodes alike in the guest, one of which has the agent. Only if it is named.
     Twin,
+    /// What goes wrong around the agent, on the guest's kernels, as often as is worth it: minutes to an hour. Only if it is named; of
+    /// each fault the guest tier has some rounds.
+    Faults,
+    /// Minutes in which pods, connections, rules and agents come and go, in one guest (6.12 if none is named). Only if it is named.
+    Soak,
     /// The agent beside real software, on Debian 12 with systemd. Only Docker and the CNI plugins, on 6.12, if no tier is named.
     Field,
 }
 
 impl Options {
+    /// The seed for tests that draw something, as a variable of their environment.
+    fn seed(&self, otherwise: Option<u64>) -> Vec<String> {
+        self.twin.seed.or(otherwise).map(|seed| format!("FASTPATH_SEED={seed}")).into_iter().collect()
+    }
+
     /// The trials of the field that were asked for. The usual ones are skipped where their system can't be made.
     fn field(&self, counts: &mut Counts) -> Result<Option<field::Part<'_>>> {
         if self.tier.contains(&Tier::Field) {
@@ -87,6 +105,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let has = |tier| options.tier.is_empty() || options.tier.contains(&tier);
     let package = options.tier.contains(&Tier::Package);
     let twin = options.tier.contains(&Tier::Twin);
+    let faults = options.tier.contains(&Tier::Faults);
+    let soak = options.tier.contains(&Tier::Soak);
     let wanted = kernels::wanted(&options.kernel)?;
     let mut counts = Counts::default();
     let field = options.field(&mut counts)?;
@@ -103,7 +123,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if has(Tier::Guest) && options.filter.is_empty() {
         needs.push(Need::Guest(&guests));
-    } else if has(Tier::Guest) || has(Tier::Bench) || package || twin {
+    } else if has(Tier::Guest) || has(Tier::Bench) || package || twin || faults || soak {
         needs.push(Need::Guest(&wanted));
     }
     if package {
@@ -114,7 +134,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     setup::ensure(&needs)?;
 
-    let limit = Duration::from_secs(options.time_limit);
+    let limit = Duration::from_secs(options.time_limit.unwrap_or(60));
     if has(Tier::Lint) {
         counts.require(lint::run());
     }
@@ -122,7 +142,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         counts.add(&unit_tests(&options.filter)?);
     }
     let bench = has(Tier::Bench) && options.filter.is_empty();
-    let binaries = match has(Tier::Host) || has(Tier::Guest) {
+    let binaries = match has(Tier::Host) || has(Tier::Guest) || faults {
         true => Some(build::for_tests()?),
         false => None,
     };
@@ -141,7 +161,17 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             let all = kernels::all()?;
             guests.retain(|kernel| there.names.iter().any(|name| kernel.runs(name, &all)));
             setup::ensure(&[Need::Guest(&guests)])?;
-            counts.add(&fleet::run(&guests, binaries, &image, &there, limit, options.kvm)?);
+            let how = How { limit, variables: options.seed(None), kvm: options.kvm, told: false };
+            counts.add(&fleet::run(&guests, binaries, &image, &there, &how)?);
+        }
+        if faults {
+            let image = image::for_tests(binaries)?;
+            let faults = tests.filtered(|name| name.starts_with(FAULTS));
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.as_secs());
+            let variables = [options.seed(Some(now)), vec!["FASTPATH_FAULTS=full".to_owned()]].concat();
+            let limit = Duration::from_secs(options.time_limit.unwrap_or(3600));
+            let how = How { limit, variables, kvm: options.kvm, told: true };
+            counts.add(&fleet::run(&wanted, binaries, &image, &faults, &how)?);
         }
     }
     // Without a filter, since they have no single tests.
@@ -152,6 +182,18 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if twin {
         counts.add(&twin::run(&options.twin, &wanted, &build::with_program("twin")?)?);
+    }
+    if soak {
+        let wanted = if options.kernel.is_empty() { vec![newest(None)?] } else { wanted.clone() };
+        let asked = soak::Asked {
+            minutes: options.twin.minutes.unwrap_or(10),
+            seed: options.twin.seed,
+            save: options.save,
+        };
+        let binaries = build::with_program("soak")?;
+        for wanted in &wanted {
+            counts.check(soak::run(&asked, wanted, &binaries));
+        }
     }
     // Those that are there already, since others would be built with other features.
     let with = |program| binaries.clone().map_or_else(|| build::with_program(program), Ok);
@@ -277,6 +319,9 @@ fn summary(line: &str) -> Option<Counts> {
 
 /// Tests below this need programs that the guest hasn't, and nothing of the kernel that differs there.
 const ONLY_HERE: &str = "here::";
+
+/// What goes wrong around the agent.
+const FAULTS: &str = "faults::";
 
 /// Each test by itself on this kernel, as root, in fresh namespaces, so that neither it nor what it leaves behind
 /// touches this machine.

@@ -34,12 +34,12 @@ pub(crate) struct Range {
     /// Tier twin: how many seeds; one if --seed is given, else 20.
     #[arg(long)]
     seeds: Option<u64>,
-    /// Tier twin: go on for so long instead.
+    /// Tier twin: go on for so long instead. Soak: minutes of the guest's; else 10.
     #[arg(long, conflicts_with = "seeds")]
-    minutes: Option<u64>,
-    /// Tier twin: the first seed, to run it again; else one that depends on the time.
+    pub(crate) minutes: Option<u64>,
+    /// Tier twin: the first seed, to run it again; else one that depends on the time. Faults, soak: the seed of what is drawn.
     #[arg(long)]
-    seed: Option<u64>,
+    pub(crate) seed: Option<u64>,
     /// Tier twin: without the agent on either node, where nothing may differ.
     #[arg(long)]
     without_agent: bool,

@@ -1,7 +1,16 @@
 //! The HTTP port: `/healthz`, `/readyz` and `/metrics`. Knows nothing itself: every answer is asked of the loop that
 //! reconciles, so that an answer proves that the loop is alive. Nobody is served fast, nobody is waited for.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
 
 use http_body_util::Full;
 use hyper::{
@@ -14,8 +23,8 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc, oneshot},
-    task::{JoinHandle, JoinSet},
+    sync::{Notify, mpsc, oneshot},
+    task::{AbortHandle, JoinHandle, JoinSet, yield_now},
     time::{sleep, timeout},
 };
 use tracing::{debug, warn};
@@ -23,7 +32,7 @@ use tracing::{debug, warn};
 use super::{measure::Asked, ready::NotReady};
 use crate::report::metrics::{self, Format};
 
-/// Connections at a time; others wait in the kernel's queue.
+/// Connections at a time. When one more comes, one that takes long goes.
 const MOST_CONNECTIONS: usize = 16;
 /// How long a connection may take, from its first byte to the last of the answer.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(60);
@@ -90,33 +99,97 @@ impl Drop for Server {
 
 async fn accept(listener: TcpListener, ask: mpsc::Sender<Question>) {
     // Connections go with this task.
-    let mut connections = JoinSet::new();
-    let places = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let mut connections = Connections::default();
     loop {
-        // Never closed.
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let ask = ask.clone();
-                connections.spawn(async move {
-                    serve(stream, ask).await;
-                    drop(place);
-                });
+                connections.make_room().await;
+                connections.add(stream, ask.clone());
+                // It gets to read what has come already, before the next one may want its place.
+                yield_now().await;
             }
             Err(error) => {
                 warn!(%error, "nobody can read the metrics for the moment");
                 sleep(ACCEPT_AGAIN).await;
             }
         }
-        while connections.try_join_next().is_some() {}
+    }
+}
+
+/// How far a connection is.
+struct Stage {
+    now: AtomicU8,
+    /// Told when it has an answer.
+    answered: Arc<Notify>,
+}
+
+impl Stage {
+    /// It hasn't said yet what it wants.
+    const ASKING: u8 = 0;
+    /// It is being answered.
+    const WAITING: u8 = 1;
+    /// It has an answer to read.
+    const READING: u8 = 2;
+
+    fn set(&self, stage: u8) {
+        self.now.store(stage, Ordering::Relaxed);
+        if stage == Self::READING {
+            self.answered.notify_one();
+        }
+    }
+
+    fn is(&self, stage: u8) -> bool {
+        self.now.load(Ordering::Relaxed) == stage
+    }
+}
+
+/// Those that are open, the oldest one first.
+#[derive(Default)]
+struct Connections {
+    tasks: JoinSet<()>,
+    open: VecDeque<(AbortHandle, Arc<Stage>)>,
+    answered: Arc<Notify>,
+}
+
+impl Connections {
+    fn add(&mut self, stream: TcpStream, ask: mpsc::Sender<Question>) {
+        let stage = Stage { now: AtomicU8::new(Stage::ASKING), answered: Arc::clone(&self.answered) };
+        let stage = Arc::new(stage);
+        let task = self.tasks.spawn(serve(stream, ask, Arc::clone(&stage)));
+        self.open.push_back((task, stage));
+    }
+
+    /// Sees to it that there is room for one more. Whoever has taken longest to ask, or to read, makes room; those that are being
+    /// answered are waited for.
+    async fn make_room(&mut self) {
+        while self.tasks.try_join_next().is_some() {}
+        self.open.retain(|(task, _)| !task.is_finished());
+        while self.open.len() >= MOST_CONNECTIONS {
+            let slow = self.open.iter().position(|(_, stage)| !stage.is(Stage::WAITING));
+            if let Some((task, _)) = slow.and_then(|slow| self.open.remove(slow)) {
+                debug!("a reader of the metrics makes room for others");
+                task.abort();
+            } else {
+                tokio::select! {
+                    _ = self.tasks.join_next() => {}
+                    () = self.answered.notified() => {}
+                }
+                self.open.retain(|(task, _)| !task.is_finished());
+            }
+        }
     }
 }
 
 /// One request and its answer: whoever comes once a quarter of a minute needs no connection in between.
-async fn serve(stream: TcpStream, ask: mpsc::Sender<Question>) {
+async fn serve(stream: TcpStream, ask: mpsc::Sender<Question>, stage: Arc<Stage>) {
     let answer = service_fn(|request| {
-        let ask = ask.clone();
-        async move { Ok::<_, Infallible>(answer(&request, &ask).await) }
+        let (ask, stage) = (ask.clone(), Arc::clone(&stage));
+        async move {
+            stage.set(Stage::WAITING);
+            let answer = answer(&request, &ask).await;
+            stage.set(Stage::READING);
+            Ok::<_, Infallible>(answer)
+        }
     });
     let connection = http1::Builder::new()
         .keep_alive(false)

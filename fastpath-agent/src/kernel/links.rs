@@ -1,14 +1,24 @@
 //! Links of this network namespace over rtnetlink: all of them once, then every change as the kernel announces it.
 //! Decides nothing about them.
 
-use std::{collections::BTreeSet, io, net::IpAddr, os::fd::AsRawFd};
+use std::{
+    collections::BTreeSet,
+    future::poll_fn,
+    io,
+    net::IpAddr,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    task::{Context, Poll},
+};
 
-use futures_util::{StreamExt, stream::Stream};
+use futures_util::stream::Stream;
 use mnl::Bus;
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{setsockopt, sockopt},
+};
 use rtnetlink::{
     MulticastGroup,
-    packet_core::{NetlinkPayload, Parseable},
+    packet_core::{NetlinkMessage, NetlinkPayload, Parseable},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         address::{AddressAttribute, AddressMessage},
@@ -51,7 +61,11 @@ pub enum LinkError {
 /// Access to the links of the namespace that it was opened in.
 pub struct Links {
     requests: Socket,
-    events: Box<dyn Stream<Item = LinkEvent> + Unpin>,
+    messages: Box<dyn Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + Unpin>,
+    /// Where the messages come from.
+    socket: OwnedFd,
+    /// Whether some were lost, of which nobody has heard yet.
+    lost: bool,
 }
 
 impl Links {
@@ -60,12 +74,32 @@ impl Links {
     pub fn open() -> Result<Self, LinkError> {
         let (mut connection, _, messages) =
             rtnetlink::new_multicast_connection(&[MulticastGroup::Link]).map_err(LinkError::Open)?;
-        enlarge(&mut connection);
+        let socket = enlarge(&mut connection).map_err(LinkError::Open)?;
         tokio::spawn(connection);
         // Requests have a socket of their own: an overrun there must not look like an answer.
         let requests = Socket::open_on(Bus::Route).map_err(LinkError::Open)?;
-        let events = messages.filter_map(|(message, _)| std::future::ready(event(message.payload)));
-        Ok(Self { requests, events: Box::new(events) })
+        let messages = futures_util::StreamExt::map(messages, |(message, _)| message);
+        Ok(Self { requests, messages: Box::new(messages), socket, lost: false })
+    }
+
+    /// The next event. Of an overrun is told when all that the socket holds was taken from it: until then the kernel goes on
+    /// dropping announcements, without a further error (`netlink_overrun`, net/netlink/af_netlink.c).
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<LinkEvent, LinkError>> {
+        loop {
+            if self.lost && is_empty(&self.socket) {
+                self.lost = false;
+                return Poll::Ready(Ok(LinkEvent::Overrun));
+            }
+            match Stream::poll_next(std::pin::Pin::new(&mut self.messages), cx) {
+                Poll::Ready(Some(message)) => match event(message.payload) {
+                    Some(LinkEvent::Overrun) => self.lost = true,
+                    Some(event) => return Poll::Ready(Ok(event)),
+                    None => {}
+                },
+                Poll::Ready(None) => return Poll::Ready(Err(LinkError::Ended)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
     }
 
     /// All links of this namespace. Where they keep changing, what is missing is announced.
@@ -98,11 +132,11 @@ impl LinkSource for Links {
     }
 
     async fn next(&mut self) -> Result<LinkEvent, LinkError> {
-        self.events.next().await.ok_or(LinkError::Ended)
+        poll_fn(|cx| self.poll_next(cx)).await
     }
 
     fn try_next(&mut self) -> Option<LinkEvent> {
-        futures_util::FutureExt::now_or_never(self.events.next()).flatten()
+        futures_util::FutureExt::now_or_never(self.next()).and_then(Result::ok)
     }
 }
 
@@ -113,8 +147,14 @@ fn own_address(message: &AddressMessage) -> Option<IpAddr> {
         .or_else(|| find(|a| if let AddressAttribute::Address(address) = a { Some(*address) } else { None }))
 }
 
-/// A larger buffer makes overruns rarer; without the capability for it the default has to do.
-fn enlarge(connection: &mut rtnetlink::proto::Connection<RouteNetlinkMessage>) {
+/// Whether nothing waits in a socket.
+fn is_empty(socket: &OwnedFd) -> bool {
+    let mut asked = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+    poll(&mut asked, PollTimeout::ZERO).is_ok_and(|ready| ready == 0)
+}
+
+/// A larger buffer makes overruns rarer; without the capability for it the default has to do. Gives another descriptor of the socket.
+fn enlarge(connection: &mut rtnetlink::proto::Connection<RouteNetlinkMessage>) -> io::Result<OwnedFd> {
     let fd = connection.socket_mut().as_raw_fd();
     // SAFETY: the descriptor belongs to `connection`, which outlives this call.
     #[expect(unsafe_code, reason = "rtnetlink lends its socket as a raw descriptor only")]
@@ -122,6 +162,7 @@ fn enlarge(connection: &mut rtnetlink::proto::Connection<RouteNetlinkMessage>) {
     if setsockopt(&fd, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
         let _ = setsockopt(&fd, sockopt::RcvBuf, &RECEIVE_BUFFER);
     }
+    fd.try_clone_to_owned()
 }
 
 fn event(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<LinkEvent> {

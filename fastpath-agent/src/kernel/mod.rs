@@ -31,6 +31,7 @@ pub mod ipvs;
 pub mod lengths;
 pub mod links;
 pub mod lock;
+pub mod log_output;
 pub mod memory;
 pub mod module_monitor;
 pub mod netconf;

@@ -98,7 +98,10 @@ const AT_A_TIME: usize = 256;
 
 fn receive(socket: &mut Socket) -> io::Result<Vec<NodeEvent>> {
     let mut events = Vec::new();
-    for _ in 0..AT_A_TIME {
+    let (mut taken, mut lost) = (0, false);
+    // While it is full the kernel goes on dropping, without a further error: what is lost is known once it is empty.
+    while lost || taken < AT_A_TIME {
+        taken += 1;
         match socket.next_notification(|message| {
             if let Some(event) = parse(message)
                 && events.last() != Some(&event)
@@ -107,11 +110,14 @@ fn receive(socket: &mut Socket) -> io::Result<Vec<NodeEvent>> {
             }
         }) {
             Ok(true) => {}
-            Ok(false) if events.is_empty() => return Err(io::ErrorKind::WouldBlock.into()),
+            Ok(false) if events.is_empty() && !lost => return Err(io::ErrorKind::WouldBlock.into()),
             Ok(false) => break,
-            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => events.push(NodeEvent::Overrun),
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => lost = true,
             Err(error) => return Err(error),
         }
+    }
+    if lost {
+        events.push(NodeEvent::Overrun);
     }
     Ok(events)
 }

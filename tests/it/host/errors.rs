@@ -83,7 +83,7 @@ fn without_cap_net_admin() {
 }
 
 /// Whichever this kernel is: with a flowtable the ruleset is installed; without one that is said in one line, and the
-/// agent goes on. `errors::no_flowtable_module` takes the flowtable away from a kernel that has it.
+/// agent goes on. `faults::surroundings::a_module_is_missing` takes the flowtable away from a kernel that has it.
 #[test]
 fn a_flowtable_is_used_or_missed_as_nft_has_it() {
     let topology = Topology::routed();

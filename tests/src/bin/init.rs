@@ -136,8 +136,8 @@ fn shell() -> Result<()> {
     Ok(())
 }
 
-/// Runs the command in `/job/arguments`, or, if there is none, obeys the host until it says `exit`: `test SECONDS NAME` runs
-/// that one test of the `it` binary, `run SECONDS PROGRAM ARGUMENTS…` another program.
+/// Runs the command in `/job/arguments`, or, if there is none, obeys the host until it says `exit`: `test SECONDS NAME VARIABLE=VALUE…`
+/// runs that one test of the `it` binary, `run SECONDS PROGRAM ARGUMENTS…` another program.
 ///
 /// The command doesn't wait for a word of the host, which would come at another moment of the guest's time in each run.
 /// Each line that the job prints comes back behind `| `, and at the end `@@END WORD NUMBER SECONDS`.
@@ -158,7 +158,11 @@ fn serve() -> Result<()> {
         let mut words = request.split(' ');
         match (words.next(), words.next().and_then(|n| n.parse().ok()), words.next()) {
             (Some("exit"), ..) => return Ok(()),
-            (Some("test"), Some(limit), Some(name)) => run(test_command(name), limit, &mut port)?,
+            (Some("test"), Some(limit), Some(name)) => {
+                let mut command = test_command(name);
+                command.envs(words.filter_map(|word| word.split_once('=')));
+                run(command, limit, &mut port)?;
+            }
             (Some("run"), Some(limit), Some(program)) => {
                 let mut command = isolated_command(program);
                 command.args(words);

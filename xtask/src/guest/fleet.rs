@@ -28,6 +28,18 @@ use crate::{
 /// More guests for one kernel would cost more in booting than they save.
 const MOST_GUESTS: usize = 4;
 
+/// How tests are run.
+pub(crate) struct How {
+    /// How long one may take, by the guest's clock.
+    pub(crate) limit: Duration,
+    /// Variables of their environment.
+    pub(crate) variables: Vec<String>,
+    /// Virtualised instead of emulated.
+    pub(crate) kvm: bool,
+    /// Whether what they print is shown also if they pass.
+    pub(crate) told: bool,
+}
+
 /// The tests of one kernel.
 struct Job {
     kernel: Kernel,
@@ -40,8 +52,7 @@ pub(crate) fn run(
     binaries: &Binaries,
     image: &Path,
     tests: &List,
-    limit: Duration,
-    kvm: bool,
+    how: &How,
 ) -> Result<Counts> {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let guests = (processors / wanted.len().max(1)).clamp(1, MOST_GUESTS).min(tests.names.len());
@@ -60,7 +71,7 @@ pub(crate) fn run(
     }
     // Its clock stands still while the guest has no processor of this machine's, and waiting takes no time: how busy this machine is
     // makes no test fail, and none takes longer than what it computes.
-    let processor = if kvm { Processor::Kvm } else { Processor::Counted { seed: 1 } };
+    let processor = if how.kvm { Processor::Kvm } else { Processor::Counted { seed: 1 } };
     let results = Mutex::new(Counts { skipped: tests.ignored * jobs.len(), ..Counts::default() });
     let mut machines = Vec::new();
     for job in &jobs {
@@ -72,20 +83,23 @@ pub(crate) fn run(
     }
     thread::scope(|scope| {
         for (machine, job) in &machines {
-            scope.spawn(|| work(machine, job, limit, &results));
+            scope.spawn(|| work(machine, job, how, &results));
         }
     });
     Ok(results.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Takes tests from the queue until it is empty.
-fn work(machine: &Machine<'_>, job: &Job, limit: Duration, results: &Mutex<Counts>) {
+fn work(machine: &Machine<'_>, job: &Job, how: &How, results: &Mutex<Counts>) {
     let report = |verdict: &Verdict, name: &str, took: Duration, output: &[String]| {
         let lines = output.iter().map(String::as_str);
         let text = verdict::shown(verdict, &job.kernel.name, name, took, lines);
         let mut counts = lock(results); // also keeps the guests' reports apart
         counts.count(verdict);
         print!("{text}");
+        if how.told && matches!(verdict, Verdict::Passed) {
+            verdict::told(output.iter().map(String::as_str)).for_each(|line| println!("        {line}"));
+        }
         if matches!(verdict, Verdict::Failed(_)) {
             println!("  guest's log: {}", relative(&machine.log));
         }
@@ -108,7 +122,7 @@ fn work(machine: &Machine<'_>, job: &Job, limit: Duration, results: &Mutex<Count
         let mut output = Vec::new();
         // Of our time: how long it takes by the guest's clock, says nothing of how long anybody waits for it.
         let began = Instant::now();
-        match guest.test(&name, limit, |line| output.push(line.to_owned())) {
+        match guest.test(&name, &how.variables, how.limit, |line| output.push(line.to_owned())) {
             Ok((end, _)) => {
                 let verdict = verdict::judge(end, output.iter().map(String::as_str));
                 report(&verdict, &name, began.elapsed(), &output);

@@ -225,14 +225,16 @@ impl Guest {
         self.booted_in
     }
 
-    /// Runs one test of the `it` binary.
+    /// Runs one test of the `it` binary, with these variables (`NAME=VALUE`, without spaces) in its environment.
     pub(crate) fn test(
         &mut self,
         name: &str,
+        variables: &[String],
         limit: Duration,
         on_line: impl FnMut(&str),
     ) -> Result<(End, Duration), Broken> {
-        self.request(&format!("test {} {name}", limit.as_secs()), limit, on_line)
+        let words = [&[name.to_owned()], variables].concat().join(" ");
+        self.request(&format!("test {} {words}", limit.as_secs()), limit, on_line)
     }
 
     /// Runs a program of the guest's, by its path and arguments, none of which has a space in it.

@@ -113,6 +113,15 @@ pub(crate) fn judge<'a>(end: End, output: impl IntoIterator<Item = &'a str>) -> 
     }
 }
 
+/// What a test printed itself, without what libtest says of it.
+pub(crate) fn told<'a>(output: impl Iterator<Item = &'a str>) -> impl Iterator<Item = &'a str> {
+    let of_libtest =
+        |line: &str| ["running ", "test result: ", "ok"].iter().any(|word| line.starts_with(word));
+    output
+        .map(|line| line.split_once(" ... ").map_or(line, |(_, said)| said).trim())
+        .filter(move |line| !line.is_empty() && !of_libtest(line))
+}
+
 /// The report on a test: one line, and what it printed if it failed.
 pub(crate) fn shown<'a>(
     verdict: &Verdict,

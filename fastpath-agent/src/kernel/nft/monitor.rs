@@ -117,7 +117,11 @@ fn receive(socket: &mut Socket) -> io::Result<Option<Event>> {
     match socket.next_notification(|message| event = parse(message)) {
         Ok(true) => Ok(event),
         Ok(false) => Err(io::ErrorKind::WouldBlock.into()),
-        Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(Some(Event::Overrun)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+            // While it is full the kernel goes on dropping, without a further error.
+            while socket.next_notification(|_| {})? {}
+            Ok(Some(Event::Overrun))
+        }
         Err(error) => Err(error),
     }
 }
