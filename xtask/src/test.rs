@@ -13,13 +13,13 @@ use anyhow::{Context, Result, bail};
 use crate::{
     bench,
     build::{self, Binaries},
-    field,
+    field, fuzz,
     guest::{debian, fleet, kernels, verdict},
-    image, lint,
+    image, lint, miri,
     package::trial,
     process, prometheus,
     setup::{self, Need},
-    twin, workspace,
+    toolchain, twin, workspace,
 };
 
 /// What `cargo xtask test` was asked for.
@@ -51,6 +51,8 @@ enum Tier {
     Lint,
     /// Unit and property tests.
     Unit,
+    /// Fuzz targets, and unit tests under Miri.
+    Fuzz,
     /// Tests in namespaces of this kernel, as root.
     Host,
     /// Tests on the guest's kernels.
@@ -98,6 +100,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if has(Tier::Lint) {
         needs.push(Need::Lint);
     }
+    if has(Tier::Fuzz) {
+        needs.push(Need::Fuzz);
+    }
     if has(Tier::Host) {
         needs.push(Need::Host);
     }
@@ -120,6 +125,20 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if has(Tier::Unit) {
         counts.add(&unit_tests(&options.filter)?);
+    }
+    if has(Tier::Fuzz) {
+        match toolchain::nightly() {
+            Ok(_) => {
+                counts.add(&fuzz::run(options.twin.minutes, &options.filter)?);
+                if "miri".contains(&options.filter) {
+                    counts.check(miri::run());
+                }
+            }
+            Err(error) => {
+                println!("skipped fuzz: {error:#}");
+                counts.skipped += 1;
+            }
+        }
     }
     let bench = has(Tier::Bench) && options.filter.is_empty();
     let binaries = match has(Tier::Host) || has(Tier::Guest) {
@@ -190,7 +209,7 @@ impl Counts {
     }
 
     /// Something that counts as one test.
-    fn check(&mut self, result: Result<()>) {
+    pub(crate) fn check(&mut self, result: Result<()>) {
         match result {
             Ok(()) => self.passed += 1,
             Err(error) => self.require(Err(error)),

@@ -34,9 +34,9 @@ pub(crate) struct Range {
     /// Tier twin: how many seeds; one if --seed is given, else 20.
     #[arg(long)]
     seeds: Option<u64>,
-    /// Tier twin: go on for so long instead.
+    /// Tier twin: go on for so long instead. Tier fuzz: so long in all, shared out over the targets; else 45 seconds.
     #[arg(long, conflicts_with = "seeds")]
-    minutes: Option<u64>,
+    pub(crate) minutes: Option<u64>,
     /// Tier twin: the first seed, to run it again; else one that depends on the time.
     #[arg(long)]
     seed: Option<u64>,

@@ -13,7 +13,8 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
     sync::{Semaphore, mpsc, oneshot},
     task::{JoinHandle, JoinSet},
     time::{sleep, timeout},
@@ -113,7 +114,7 @@ async fn accept(listener: TcpListener, ask: mpsc::Sender<Question>) {
 }
 
 /// One request and its answer: whoever comes once a quarter of a minute needs no connection in between.
-async fn serve(stream: TcpStream, ask: mpsc::Sender<Question>) {
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, ask: mpsc::Sender<Question>) {
     let answer = service_fn(|request| {
         let ask = ask.clone();
         async move { Ok::<_, Infallible>(answer(&request, &ask).await) }
@@ -200,9 +201,49 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     response
 }
 
+/// For fuzzing: what a connection that sends these bytes gets back. The loop behind it answers at once, and has no metrics.
+#[cfg(any(fuzzing, test))]
+pub fn exchange(request: &[u8]) -> Vec<u8> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    const ROOM: usize = 64 * 1024;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    runtime.block_on(async {
+        let (mut client, server) = tokio::io::duplex(ROOM);
+        let (ask, mut questions) = mpsc::channel(MOST_QUESTIONS);
+        tokio::spawn(serve(server, ask));
+        tokio::spawn(async move {
+            while let Some(question) = questions.recv().await {
+                match question {
+                    Question::Alive(answer) => drop(answer.send(())),
+                    Question::Ready(answer) => drop(answer.send(Ok(()))),
+                    Question::Metrics(answer) => drop(answer.send(None)),
+                }
+            }
+        });
+        // The server may be gone before it has read all of it. It answers before it hears that no more comes.
+        let _ = client.write_all(&request[..request.len().min(ROOM)]).await;
+        for _ in 0..16 {
+            tokio::task::yield_now().await;
+        }
+        let _ = client.shutdown().await;
+        let mut answer = Vec::new();
+        let _ = client.read_to_end(&mut answer).await;
+        answer
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_in_bytes_is_answered_in_bytes() {
+        let ask = |request: &[u8]| String::from_utf8(exchange(request)).expect("text");
+        assert!(ask(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").starts_with("HTTP/1.1 200 OK\r\n"));
+        assert!(ask(b"PUT /metrics HTTP/1.1\r\nHost: a\r\n\r\n").starts_with("HTTP/1.1 405 "));
+        assert_eq!(ask(b"GET /hea"), "");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_loop_that_does_not_answer_is_neither_alive_nor_ready() {

@@ -123,6 +123,12 @@ fn parse_by_mark(payload: &[u8]) -> Option<String> {
     by_mark.then_some(kind)
 }
 
+/// Reads any message.
+#[cfg(any(fuzzing, test))]
+pub(super) fn fuzz(payload: &[u8]) {
+    drop((parse(payload), parse_any(payload), parse_by_mark(payload)));
+}
+
 fn priority(payload: &[u8]) -> u16 {
     (u32_at(payload, TC_INFO).unwrap_or(0) >> 16) as u16
 }

@@ -93,7 +93,7 @@ fn or_absent(result: io::Result<()>) -> Result<(), NftError> {
     }
 }
 
-fn slow_path(element: element::Element<'_>) -> Option<SlowPath> {
+pub(super) fn slow_path(element: element::Element<'_>) -> Option<SlowPath> {
     let idle_ms = OwnSet::SlowPath.shape().timeout_ms.saturating_sub(element.expires_ms?);
     Some(SlowPath {
         ct_id: u32::from_ne_bytes(element.key.try_into().ok()?),

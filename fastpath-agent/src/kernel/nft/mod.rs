@@ -24,6 +24,9 @@ mod batch;
 mod element;
 mod error;
 mod expr;
+#[cfg(any(fuzzing, test))]
+pub(super) mod fuzz;
+mod instruction;
 mod marker;
 mod meter;
 mod monitor;

@@ -122,7 +122,7 @@ fn receive(socket: &mut Socket) -> io::Result<Option<Event>> {
     }
 }
 
-fn parse(message: &Message<'_>) -> Option<Event> {
+pub(super) fn parse(message: &Message<'_>) -> Option<Event> {
     if message.kind() != message_type(libc::NFT_MSG_NEWGEN) {
         return None;
     }

@@ -14,6 +14,8 @@ use crate::{
 };
 
 mod decode;
+#[cfg(any(fuzzing, test))]
+pub(super) mod fuzz;
 mod search;
 mod sets;
 mod survey;

@@ -49,7 +49,7 @@ impl Nft {
     }
 }
 
-fn rule(message: &Message<'_>, found: &mut Found) {
+pub(super) fn rule(message: &Message<'_>, found: &mut Found) {
     let (mut table, mut chain, mut list) = ("", "", &[][..]);
     for nla in message.attributes() {
         match nla.kind() {

@@ -141,7 +141,7 @@ fn with_traits(chains: &BTreeMap<String, Chain>) -> impl Iterator<Item = &Traits
     chains.values().flat_map(|chain| &chain.rules).filter_map(|rule| rule.traits.as_deref())
 }
 
-fn set(message: &Message<'_>) -> Option<(String, Set)> {
+pub(super) fn set(message: &Message<'_>) -> Option<(String, Set)> {
     let (mut name, mut kind, mut intervals) = (None, SetKind::Static, false);
     for nla in message.attributes() {
         match nla.kind() {

@@ -131,13 +131,13 @@ impl Nft {
 }
 
 /// The table in, or of, an object, unless it is the one of our name.
-fn not_ours(message: &Message<'_>) -> Option<OtherTable> {
+pub(super) fn not_ours(message: &Message<'_>) -> Option<OtherTable> {
     let family = message.family()?;
     let name = message.attributes().find(|nla| nla.kind() == nfta::TABLE)?.text_lossy();
     (family != INET || name != TABLE).then(|| OtherTable { family: family_name(family), name })
 }
 
-fn flowtable(message: &Message<'_>) -> Option<OtherFlowtable> {
+pub(super) fn flowtable(message: &Message<'_>) -> Option<OtherFlowtable> {
     let find_in = |kind| message.attributes().find(|nla| nla.kind() == kind);
     let name = find_in(nfta::SECOND_NAME)?.text_lossy();
     let hook = find_in(nfta::FLOWTABLE_HOOK);
