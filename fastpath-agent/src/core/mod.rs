@@ -9,6 +9,7 @@ pub mod link;
 pub mod model;
 pub mod pace;
 pub mod policy;
+pub mod printable;
 pub mod recurring;
 pub mod revalidate;
 pub mod ruleset;

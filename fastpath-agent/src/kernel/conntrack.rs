@@ -353,7 +353,7 @@ fn tcp_state(bytes: &[u8]) -> Option<TcpState> {
 }
 
 fn helper(bytes: &[u8]) -> Option<String> {
-    Some(find(bytes, CTA_HELP_NAME)?.text_lossy())
+    Some(find(bytes, CTA_HELP_NAME)?.string())
 }
 
 fn counter(bytes: &[u8]) -> Option<Counter> {

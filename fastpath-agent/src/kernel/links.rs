@@ -192,7 +192,7 @@ fn link(message: &Message<'_>) -> Option<Link> {
             IFLA_LINK_NETNSID => elsewhere = true,
             IFLA_ADDRESS => address = nla.fixed(),
             IFLA_MASTER => master = number(&nla).map(IfIndex),
-            IFLA_LINKINFO => kind = find(nla.value(), IFLA_INFO_KIND).map(|kind| kind.text_lossy()),
+            IFLA_LINKINFO => kind = find(nla.value(), IFLA_INFO_KIND).map(|kind| kind.string()),
             _ => {}
         }
     }

@@ -36,9 +36,9 @@ impl Selection {
     pub fn reject(&self, link: &Link) -> Option<Unmanaged> {
         if link.loopback {
             Some(Unmanaged::Loopback)
-        } else if self.exclude.is_match(link.name.as_str()) {
+        } else if self.exclude.is_match(link.name.as_text()) {
             Some(Unmanaged::Excluded)
-        } else if self.include.as_ref().is_some_and(|include| !include.is_match(link.name.as_str())) {
+        } else if self.include.as_ref().is_some_and(|include| !include.is_match(link.name.as_text())) {
             Some(Unmanaged::NotIncluded)
         } else {
             Unmanaged::of_state(link)

@@ -116,7 +116,7 @@ impl Refusal {
             };
             for nla in attributes(payload.get(4 + refused.next_multiple_of(4)..).unwrap_or_default()) {
                 match nla.kind() {
-                    MSG => refusal.message = Some(nla.text_lossy()),
+                    MSG => refusal.message = Some(nla.string()),
                     OFFS => refusal.offset = u32_at(nla.value(), 0).map(|offset| offset as usize),
                     _ => {}
                 }

@@ -18,7 +18,7 @@ use crate::{
 
 /// The instruction in an element of a rule's list.
 pub(super) fn decode(element: &[u8]) -> Expr {
-    let name = find(element, nfta::EXPR_NAME).map(|name| name.text_lossy()).unwrap_or_default();
+    let name = find(element, nfta::EXPR_NAME).map(|name| name.string()).unwrap_or_default();
     known(&name, Data::of(element)).unwrap_or(Expr::Other { name })
 }
 

@@ -72,7 +72,7 @@ impl Nft {
     fn element(&mut self, set: OwnSet, key: u32, each: impl FnMut(&Message<'_>)) -> Result<(), NftError> {
         let request = get(libc::NFT_MSG_GETSETELEM)
             .name(nfta::TABLE, TABLE)
-            .name(nfta::SECOND_NAME, &set.name())
+            .name(nfta::SECOND_NAME, set.name().as_bytes())
             .nested(nfta::SET_ELEM_LIST_ELEMENTS, |list| {
                 list.nested(nfta::LIST_ELEM, |element| {
                     element.nested(nfta::SET_ELEM_KEY, |value| {

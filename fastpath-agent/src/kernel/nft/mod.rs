@@ -30,6 +30,7 @@ mod instruction;
 mod marker;
 mod meter;
 mod monitor;
+mod names;
 mod nfta;
 mod notice;
 mod object;
