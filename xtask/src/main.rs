@@ -26,6 +26,7 @@ mod setup;
 mod test;
 mod toolchain;
 mod twin;
+mod unsafe_code;
 mod workspace;
 
 use std::process::ExitCode;

@@ -29,6 +29,8 @@ pub(crate) fn run() -> Result<()> {
     let mut command = compiler.command(compiler.sysroot.join("bin/cargo-miri"))?;
     command.args(["miri", "test", "--quiet", "--package", "fastpath-agent", "--lib", "--"]).args(MODULES);
     command
+        // Miri is a compiler of its own.
+        .env_remove("RUSTC")
         .env("CARGO_TARGET_DIR", workspace::target().join("miri"))
         // Seeds are files; so few cases, since each takes a thousand times as long.
         .env("MIRIFLAGS", "-Zmiri-disable-isolation")
