@@ -110,9 +110,14 @@ mod tests {
         for file in files {
             println!("{}", file.display());
             let bytes = fs::read(file).unwrap();
+            // Miri takes a thousand times as long.
+            if cfg!(miri) && bytes.len() > 400 {
+                continue;
+            }
             read(&bytes);
             // Cut short anywhere.
-            (0..bytes.len()).step_by(7).for_each(|length| read(&bytes[..length]));
+            let step = if cfg!(miri) { 101 } else { 7 };
+            (0..bytes.len()).step_by(step).for_each(|length| read(&bytes[..length]));
         }
     }
 

@@ -95,7 +95,7 @@ fn add_table(node: &Netns) {
     let hook = list(4, &[number(1, 2), number(2, 0)]);
     let batch = [
         message(0x10, 0, 0, 10, &[]),
-        new(0, &[table.clone()]),
+        new(0, std::slice::from_ref(&table)),
         new(3, &[table.clone(), named(3, CHAIN), hook, named(7, b"filter")]),
         new(3, &[table.clone(), named(3, LED_TO)]),
         rule(CHAIN, &[limit.clone(), jump]),
