@@ -70,6 +70,11 @@ impl IfName {
         self.bytes.as_deref().unwrap_or(self.shown.as_bytes())
     }
 
+    /// Whether the kernel's name is text (UTF-8).
+    pub fn is_text(&self) -> bool {
+        str::from_utf8(self.as_bytes()).is_ok()
+    }
+
     /// The name as the kernel has it, if that is text; for what takes nothing else, and for patterns that people write. One that
     /// isn't is as it is shown, and not the name of any interface.
     pub fn as_text(&self) -> &str {
