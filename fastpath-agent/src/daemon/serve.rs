@@ -30,6 +30,8 @@ const MOST_CONNECTIONS: usize = 16;
 const CONNECTION_LIMIT: Duration = Duration::from_secs(60);
 /// How long somebody may take to say what is wanted.
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+/// Bytes that a connection's request may take; by itself hyper would hold 400 KB for each.
+const MOST_BYTES: usize = 16 * 1024;
 /// How long the loop may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// Wait after a connection that couldn't be accepted (no descriptors left).
@@ -123,6 +125,7 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, ask: mpsc::Sender<Qu
         .keep_alive(false)
         .timer(TokioTimer::new())
         .header_read_timeout(REQUEST_LIMIT)
+        .max_buf_size(MOST_BYTES)
         .serve_connection(TokioIo::new(stream), answer);
     match timeout(CONNECTION_LIMIT, connection).await {
         Ok(Ok(())) => {}
@@ -243,6 +246,8 @@ mod tests {
         assert!(ask(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").starts_with("HTTP/1.1 200 OK\r\n"));
         assert!(ask(b"PUT /metrics HTTP/1.1\r\nHost: a\r\n\r\n").starts_with("HTTP/1.1 405 "));
         assert_eq!(ask(b"GET /hea"), "");
+        let long = [b"GET /healthz HTTP/1.1\r\nX: ", &[b'x'; 2 * MOST_BYTES][..], b"\r\n\r\n"].concat();
+        assert!(ask(&long).starts_with("HTTP/1.1 431 "), "{}", ask(&long));
     }
 
     #[tokio::test(start_paused = true)]
