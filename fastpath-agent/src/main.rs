@@ -17,6 +17,7 @@ use fastpath_agent::{
     core::{
         doctor::Level,
         link::table::LinkTable,
+        printable::printable,
         ruleset::desired::{self, Policy},
         why::{BadFlow, FlowSpec},
     },
@@ -199,7 +200,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 fn hostname() -> String {
     nix::unistd::gethostname()
-        .map(|name| name.to_string_lossy().into_owned())
+        .map(|name| printable(name.as_encoded_bytes()).into_owned())
         .unwrap_or_else(|_| "localhost".to_owned())
 }
 

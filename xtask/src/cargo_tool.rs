@@ -22,6 +22,9 @@ pub(crate) const DENY: CargoTool = CargoTool { name: "cargo-deny", release: "0.2
 pub(crate) const DEB: CargoTool =
     CargoTool { name: "cargo-deb", release: "3.8.0", arguments: &["--no-default-features"] };
 
+/// Builds fuzz targets.
+pub(crate) const FUZZ: CargoTool = CargoTool { name: "cargo-fuzz", release: "0.13.2", arguments: &[] };
+
 impl CargoTool {
     fn root(&self) -> Result<PathBuf> {
         Ok(workspace::cache()?.join(self.name))

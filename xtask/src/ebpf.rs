@@ -1,6 +1,6 @@
 //! Builds the eBPF objects with a compiler that has its library source.
 
-use std::{env, fs, path::PathBuf, process::Command};
+use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result};
 
@@ -74,13 +74,7 @@ fn cargo(subcommand: &str) -> Result<Command> {
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         .env("CARGO_TARGET_DIR", target())
         .current_dir(workspace::root());
-    // What the calling cargo and rustup say to their children is about another compiler.
-    for (name, _) in env::vars_os() {
-        let name = name.to_string_lossy();
-        if matches!(&*name, "RUSTUP_TOOLCHAIN" | "RUSTDOC" | "LD_LIBRARY_PATH" | "RUSTC_WRAPPER") {
-            command.env_remove(&*name);
-        }
-    }
+    toolchain::without_callers(&mut command);
     command.env("CARGO", compiler.sysroot.join("bin/cargo"));
     Ok(command)
 }

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{cargo_tool, ebpf, links, process, workspace};
+use crate::{cargo_tool, ebpf, links, process, unsafe_code::Census, workspace};
 
 /// Put together, so that this file keeps its own rule.
 const UNSAFE: &str = concat!("un", "safe");
@@ -62,10 +62,20 @@ fn cargo(arguments: &[&str]) -> Command {
 fn rules() -> Result<()> {
     let root = workspace::root();
     let mut broken = Vec::new();
+    let mut census = Census::default();
     for path in tracked_files(&root)? {
         let Ok(text) = fs::read_to_string(root.join(&path)) else { continue }; // not text, or deleted and not yet committed
         broken.extend(rules_for(&path, &text));
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            let without = census.add(&path, &text).into_iter();
+            broken.extend(
+                without.map(|line| format!("{}:{line}: no `// SAFETY:` with a reason above", path.display())),
+            );
+        }
     }
+    let stated = root.join("xtask").join(format!("{UNSAFE}.txt"));
+    let stated = fs::read_to_string(&stated).with_context(|| format!("cannot read {}", stated.display()))?;
+    broken.extend(census.differences(&stated)?);
     if broken.is_empty() { Ok(()) } else { bail!("\n  {}", broken.join("\n  ")) }
 }
 

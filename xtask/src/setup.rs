@@ -1,21 +1,22 @@
 //! Finds what a command needs and this machine lacks, and installs it: packages of the distribution, a compiler for
 //! eBPF programs with bpf-linker, kernels for the test guest. With nothing missing it says nothing and starts nothing.
 
-use std::{
-    env,
-    ffi::OsStr,
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{env, ffi::OsStr, fs, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result, bail};
+
+mod packages;
+
+use packages::{
+    DEBIAN_CLIPPY, DEBIAN_COMPILER, FOR_BUILD, FOR_FIELD_TRIAL, FOR_GUESTS, FOR_PACKAGE, FOR_PACKAGE_TRIAL,
+    FOR_TESTS, Package,
+};
 
 use crate::{
     cargo_tool,
     guest::{
         debian,
-        initramfs::{find_bpftool, find_program},
+        initramfs::find_program,
         kernels::{self, Wanted},
     },
     process, progress, prometheus,
@@ -30,6 +31,8 @@ pub(crate) enum Need<'a> {
     Build,
     /// Check format and run clippy.
     Lint,
+    /// Run fuzz targets and Miri.
+    Fuzz,
     /// Run tests in namespaces of this kernel.
     Host,
     /// Ask a Prometheus.
@@ -43,90 +46,6 @@ pub(crate) enum Need<'a> {
     /// Try the agent beside real software.
     FieldTrial,
 }
-
-/// How to see that a package is there, without asking the distribution.
-enum Probe {
-    Program(&'static str),
-    File(&'static str),
-    Bpftool,
-}
-use Probe::{Bpftool, File, Program};
-
-impl Probe {
-    fn found(&self) -> bool {
-        match self {
-            Program(name) => find_program(name).is_some(),
-            File(path) => Path::new(path).exists(),
-            Bpftool => find_bpftool().is_some(),
-        }
-    }
-}
-
-/// A package by its name in Debian, and in Ubuntu where that differs.
-struct Package(&'static str, Option<&'static str>, Probe);
-
-const FOR_BUILD: &[Package] = &[
-    Package("g++", None, Program("g++")),
-    Package("pkg-config", None, Program("pkg-config")),
-    Package("libmnl-dev", None, File("/usr/include/libmnl/libmnl.h")),
-    Package("libnftnl-dev", None, File("/usr/include/libnftnl/table.h")),
-];
-
-/// What tests use, in the guest and out of it.
-const FOR_TESTS: &[Package] = &[
-    Package("apparmor", None, Program("apparmor_parser")),
-    Package("bpftool", Some("linux-tools-generic"), Bpftool),
-    Package("conntrack", None, Program("conntrack")),
-    Package("crun", None, Program("crun")),
-    Package("ethtool", None, Program("ethtool")),
-    Package("golang-github-containers-common", None, File("/usr/share/containers/seccomp.json")),
-    Package("iperf3", None, Program("iperf3")),
-    Package("iproute2", None, Program("ip")),
-    Package("ipset", None, Program("ipset")),
-    Package("iptables", None, Program("xtables-nft-multi")),
-    Package("iputils-ping", None, Program("ping")),
-    Package("ipvsadm", None, Program("ipvsadm")),
-    Package("jq", None, Program("jq")),
-    Package("mawk", None, Program("mawk")),
-    Package("nftables", None, Program("nft")),
-    Package("procps", None, Program("ps")),
-    Package("skopeo", None, Program("skopeo")),
-    Package("socat", None, Program("socat")),
-    Package("tcpdump", None, Program("tcpdump")),
-    Package("tmux", None, Program("tmux")),
-    Package("wireguard-tools", None, Program("wg")),
-];
-
-const FOR_GUESTS: &[Package] = &[
-    Package("kmod", None, Program("depmod")),
-    Package("qemu-system-x86", None, Program("qemu-system-x86_64")),
-    Package("xz-utils", None, Program("xz")),
-];
-
-const FOR_PACKAGE: &[Package] =
-    &[Package("dpkg-dev", None, Program("dpkg-shlibdeps")), Package("xz-utils", None, Program("xz"))];
-
-const FOR_PACKAGE_TRIAL: &[Package] =
-    &[Package("cpio", None, Program("cpio")), Package("mmdebstrap", None, Program("mmdebstrap"))];
-
-const FOR_FIELD_TRIAL: &[Package] =
-    &[Package("e2fsprogs", None, Program("mke2fs")), Package("mmdebstrap", None, Program("mmdebstrap"))];
-
-/// Debian 12's compiler for eBPF programs and what bpf-linker needs to be built for it.
-const DEBIAN_COMPILER: &[&str] = &[
-    "rustc-web",
-    "cargo-web",
-    "rust-web-src",
-    DEBIAN_CLIPPY,
-    "llvm-22-dev",
-    "libpolly-22-dev",
-    "libzstd-dev",
-    "zlib1g-dev",
-    "libxml2-dev",
-];
-
-/// Clippy for that compiler.
-const DEBIAN_CLIPPY: &str = "rust-web-clippy";
 
 /// The distributions that are known; on others the user is told what to install.
 #[derive(Clone, Copy, PartialEq)]
@@ -161,6 +80,9 @@ struct Missing {
     ebpf_clippy: bool,
     linker: bool,
     deny: bool,
+    fuzz: bool,
+    /// Miri, where there is a nightly for it.
+    miri: bool,
     prometheus: bool,
     cargo_deb: bool,
     /// The small system that the package is tried in.
@@ -174,8 +96,15 @@ struct Missing {
 pub(crate) fn everything() -> Result<()> {
     let mut kernels = kernels::all()?;
     kernels.retain(|kernel| !kernel.is_for_field_only());
-    let mut needs =
-        vec![Need::Build, Need::Lint, Need::Host, Need::Guest(&kernels), Need::Package, Need::PackageTrial];
+    let mut needs = vec![
+        Need::Build,
+        Need::Lint,
+        Need::Fuzz,
+        Need::Host,
+        Need::Guest(&kernels),
+        Need::Package,
+        Need::PackageTrial,
+    ];
     if debian::FIELD.hindrance()?.is_none() {
         needs.push(Need::FieldTrial);
     }
@@ -226,6 +155,12 @@ pub(crate) fn ensure(needs: &[Need<'_>]) -> Result<()> {
     if missing.deny {
         cargo_tool::DENY.install()?;
     }
+    if missing.fuzz && toolchain::nightly().is_ok() {
+        cargo_tool::FUZZ.install()?;
+    }
+    if missing.miri {
+        add_miri()?;
+    }
     if missing.prometheus {
         download_prometheus()?;
     }
@@ -259,6 +194,8 @@ impl Missing {
             ebpf_clippy: false,
             linker: false,
             deny: false,
+            fuzz: false,
+            miri: false,
             prometheus: false,
             cargo_deb: false,
             small_system: false,
@@ -277,6 +214,14 @@ impl Missing {
                     missing.checkers = !has_checkers();
                     missing.ebpf_clippy = toolchain::compiler().is_some_and(|found| !found.has_clippy());
                     missing.deny = !cargo_tool::DENY.installed()?;
+                }
+                Need::Fuzz => {
+                    // Debian's compiler can do neither, which is said where they are run.
+                    let compiler = toolchain::compiler();
+                    let nightly = compiler.as_ref().filter(|found| found.origin == Origin::Rustup);
+                    missing.fuzz =
+                        (compiler.is_none() || nightly.is_some()) && !cargo_tool::FUZZ.installed()?;
+                    missing.miri = nightly.is_some_and(|nightly| !nightly.has_miri());
                 }
                 Need::Host => {
                     tables.push(FOR_TESTS);
@@ -325,6 +270,8 @@ impl Missing {
             && !self.ebpf_clippy
             && !self.linker
             && !self.deny
+            && !self.fuzz
+            && !self.miri
             && !self.prometheus
             && !self.cargo_deb
             && !self.small_system
@@ -351,6 +298,12 @@ impl Missing {
         }
         if self.deny {
             eprintln!("  {}", cargo_tool::DENY.described());
+        }
+        if self.fuzz {
+            eprintln!("  {}", cargo_tool::FUZZ.described());
+        }
+        if self.miri {
+            eprintln!("  miri for the nightly");
         }
         if self.prometheus {
             eprintln!("  prometheus for tests, downloaded and not installed (40 MB)");
@@ -397,6 +350,14 @@ fn clippy_for_ebpf() -> Result<Option<&'static str>> {
     Ok(None)
 }
 
+fn add_miri() -> Result<()> {
+    let compiler = toolchain::nightly()?;
+    let name = compiler.sysroot.file_name().context("a toolchain's directory has a name")?;
+    let mut add = Command::new("rustup");
+    add.args(["component", "add", "miri", "--toolchain"]).arg(name);
+    progress::step("adding miri", &mut add)
+}
+
 /// Tries to get the pinned nightly from rustup; whether there is a usable compiler now. Existing toolchains and rustup
 /// itself are left as they are.
 fn install_nightly() -> Result<bool> {
@@ -405,7 +366,7 @@ fn install_nightly() -> Result<bool> {
     }
     let mut command = Command::new("rustup");
     command.args(["toolchain", "install", toolchain::PINNED_NIGHTLY, "--profile", "minimal"]);
-    command.args(["--component", "rust-src,clippy", "--no-self-update"]);
+    command.args(["--component", "rust-src,clippy,miri", "--no-self-update"]);
     if let Err(error) = progress::step(&format!("installing {}", toolchain::PINNED_NIGHTLY), &mut command) {
         eprintln!("  not available: {}", error.to_string().lines().last().unwrap_or_default());
         return Ok(false);

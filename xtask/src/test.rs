@@ -13,17 +13,17 @@ use anyhow::{Context, Result, bail};
 use crate::{
     bench,
     build::{self, Binaries},
-    field,
+    field, fuzz,
     guest::{
         debian,
         fleet::{self, How},
         kernels, newest, verdict,
     },
-    image, lint,
+    image, lint, miri,
     package::trial,
     process, prometheus,
     setup::{self, Need},
-    soak, twin, workspace,
+    soak, toolchain, twin, workspace,
 };
 
 /// What `cargo xtask test` was asked for.
@@ -59,6 +59,8 @@ enum Tier {
     Lint,
     /// Unit and property tests.
     Unit,
+    /// Fuzz targets, and unit tests under Miri.
+    Fuzz,
     /// Tests in namespaces of this kernel, as root.
     Host,
     /// Tests on the guest's kernels.
@@ -118,7 +120,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if has(Tier::Lint) {
         needs.push(Need::Lint);
     }
-    if has(Tier::Host) {
+    if has(Tier::Fuzz) {
+        needs.push(Need::Fuzz);
+    }
+    if has(Tier::Host) || has(Tier::Fuzz) && options.twin.minutes.is_some() {
         needs.push(Need::Host);
     }
     if has(Tier::Guest) && options.filter.is_empty() {
@@ -141,16 +146,37 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if has(Tier::Unit) {
         counts.add(&unit_tests(&options.filter)?);
     }
+    if has(Tier::Fuzz) {
+        match toolchain::nightly() {
+            Ok(_) => {
+                counts.add(&fuzz::run(options.twin.minutes, &options.filter)?);
+                if "miri".contains(&options.filter) {
+                    counts.check(miri::run());
+                }
+            }
+            Err(error) => {
+                println!("skipped fuzz: {error:#}");
+                counts.skipped += 1;
+            }
+        }
+    }
     let bench = has(Tier::Bench) && options.filter.is_empty();
-    let binaries = match has(Tier::Host) || has(Tier::Guest) || faults {
+    // By hand only: the host tier draws some in any case.
+    let frames = options.twin.minutes.filter(|_| has(Tier::Fuzz) && FRAMES_TESTS.contains(&options.filter));
+    let binaries = match has(Tier::Host) || has(Tier::Guest) || faults || frames.is_some() {
         true => Some(build::for_tests()?),
         false => None,
     };
     if let Some(binaries) = &binaries {
+        if let Some(minutes) = frames {
+            let tests = List::of(&binaries["it"], FRAMES_TESTS)?;
+            let limit = Duration::from_secs(60 + 600 * minutes);
+            counts.add(&host_tests(binaries, &tests, limit, Some(minutes * FRAMES_A_MINUTE))?);
+        }
         let tests = List::of(&binaries["it"], &options.filter)?;
         if has(Tier::Host) {
             let here = tests.filtered(|name| name.starts_with("host::") || name.starts_with(ONLY_HERE));
-            counts.add(&host_tests(binaries, &here, limit)?);
+            counts.add(&host_tests(binaries, &here, limit, None)?);
         }
         if has(Tier::Guest) {
             let image = image::for_tests(binaries)?;
@@ -232,7 +258,7 @@ impl Counts {
     }
 
     /// Something that counts as one test.
-    fn check(&mut self, result: Result<()>) {
+    pub(crate) fn check(&mut self, result: Result<()>) {
         match result {
             Ok(()) => self.passed += 1,
             Err(error) => self.require(Err(error)),
@@ -317,6 +343,10 @@ fn summary(line: &str) -> Option<Counts> {
     Some(Counts { passed: count("passed"), failed: count("failed"), skipped: count("ignored") })
 }
 
+/// Tests that draw frames for the eBPF programs, and how many for each minute of `--tier=fuzz --minutes`.
+const FRAMES_TESTS: &str = "host::ebpf::parser::agrees";
+const FRAMES_A_MINUTE: u64 = 50_000;
+
 /// Tests below this need programs that the guest hasn't, and nothing of the kernel that differs there.
 const ONLY_HERE: &str = "here::";
 
@@ -325,7 +355,9 @@ const FAULTS: &str = "faults::";
 
 /// Each test by itself on this kernel, as root, in fresh namespaces, so that neither it nor what it leaves behind
 /// touches this machine.
-fn host_tests(binaries: &Binaries, tests: &List, limit: Duration) -> Result<Counts> {
+///
+/// `frames`: so many go through the eBPF programs in each test that draws them, and its output is shown.
+fn host_tests(binaries: &Binaries, tests: &List, limit: Duration, frames: Option<u64>) -> Result<Counts> {
     let mut counts = Counts::default();
     for name in &tests.names {
         let mut command = setup::as_root("env")?.context(
@@ -334,6 +366,7 @@ fn host_tests(binaries: &Binaries, tests: &List, limit: Duration) -> Result<Coun
         )?;
         command.arg(format!("FASTPATH_AGENT={}", binaries["fastpath-agent"].display()));
         command.arg(format!("FASTPATH_PROMETHEUS={}", prometheus::directory()?.display()));
+        command.args(frames.map(|frames| format!("FASTPATH_FRAMES={frames}")));
         // With `unshare` all processes of its namespace are killed.
         command.args(["timeout", "--foreground", "--signal=KILL", &limit.as_secs().to_string()]);
         command.args(["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]);
@@ -352,6 +385,11 @@ fn host_tests(binaries: &Binaries, tests: &List, limit: Duration) -> Result<Coun
         let verdict = verdict::judge(end, text.lines());
         counts.count(&verdict);
         print!("{}", verdict::shown(&verdict, "host", name, began.elapsed(), text.lines()));
+        if frames.is_some() {
+            text.lines()
+                .filter(|line| line.contains("frames at "))
+                .for_each(|line| println!("        {line}"));
+        }
     }
     Ok(counts)
 }

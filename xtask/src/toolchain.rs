@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::workspace;
 
@@ -38,6 +38,23 @@ pub(crate) enum Origin {
 /// The compiler to use, if there is one: a nightly of rustup, else Debian's.
 pub(crate) fn compiler() -> Option<Compiler> {
     rustup_nightlies().into_iter().find_map(rustup_compiler).or_else(debian_compiler)
+}
+
+/// The nightly of rustup, for what only a nightly has: sanitizers and Miri. Without one an error that says so, in one line.
+pub(crate) fn nightly() -> Result<Compiler> {
+    match compiler() {
+        Some(found) if found.origin == Origin::Rustup => Ok(found),
+        _ => bail!(
+            "fuzzing and Miri take a nightly of rustup's ({PINNED_NIGHTLY}); Debian's compiler has neither"
+        ),
+    }
+}
+
+/// What the calling cargo and rustup say to their children is about another compiler.
+pub(crate) fn without_callers(command: &mut Command) {
+    for name in ["RUSTUP_TOOLCHAIN", "RUSTDOC", "LD_LIBRARY_PATH", "RUSTC_WRAPPER"] {
+        command.env_remove(name);
+    }
 }
 
 /// Directories of rustup's plain nightly and of the pinned one.
@@ -88,6 +105,24 @@ impl Compiler {
     /// Whether clippy is there for it.
     pub(crate) fn has_clippy(&self) -> bool {
         self.sysroot.join("bin/cargo-clippy").exists()
+    }
+
+    /// Whether Miri is there for it.
+    pub(crate) fn has_miri(&self) -> bool {
+        self.sysroot.join("bin/cargo-miri").exists()
+    }
+
+    /// A program of its own, run with its own cargo and compiler.
+    pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Result<Command> {
+        let mut path = vec![self.sysroot.join("bin")];
+        path.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
+        let mut command = Command::new(program);
+        without_callers(&mut command);
+        command
+            .env("PATH", env::join_paths(path)?)
+            .env("RUSTC", self.sysroot.join("bin/rustc"))
+            .env("CARGO", self.sysroot.join("bin/cargo"));
+        Ok(command)
     }
 
     /// Where this compiler's bpf-linker is installed: linked to its LLVM.

@@ -34,7 +34,8 @@ pub(crate) struct Range {
     /// Tier twin: how many seeds; one if --seed is given, else 20.
     #[arg(long)]
     seeds: Option<u64>,
-    /// Tier twin: go on for so long instead. Soak: minutes of the guest's; else 10.
+    /// Tier twin: go on for so long instead. Soak: minutes of the guest's; else 10. Fuzz: so long in all, shared out over the targets; else 45
+    /// seconds.
     #[arg(long, conflicts_with = "seeds")]
     pub(crate) minutes: Option<u64>,
     /// Tier twin: the first seed, to run it again; else one that depends on the time. Faults, soak: the seed of what is drawn.

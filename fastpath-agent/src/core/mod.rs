@@ -10,6 +10,7 @@ pub mod memory_budget;
 pub mod model;
 pub mod pace;
 pub mod policy;
+pub mod printable;
 pub mod recurring;
 pub mod revalidate;
 pub mod ruleset;

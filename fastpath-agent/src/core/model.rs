@@ -1,8 +1,10 @@
 //! Links and the names of everything that the agent owns.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use serde::Serialize;
+
+use super::printable::printable;
 
 /// Name of the table, family inet.
 pub const TABLE: &str = "kindnet-fastpath";
@@ -28,12 +30,13 @@ impl fmt::Display for IfIndex {
     }
 }
 
-/// Name of a network interface: 1 to 15 bytes (`IFNAMSIZ` less the closing NUL), nearly always text.
+/// Name of a network interface: 1 to 15 bytes (`IFNAMSIZ` less the closing NUL), nearly always text. Shown and written as JSON it is
+/// [`printable`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IfName {
-    /// To be shown.
-    text: String,
-    /// What the kernel has, where that is no text (UTF-8).
+    /// To be shown. Different for different names.
+    shown: String,
+    /// What the kernel has, where that is something else.
     bytes: Option<Box<[u8]>>,
 }
 
@@ -51,32 +54,43 @@ impl IfName {
             && name != b"."
             && name != b".."
             && !name.iter().any(|b| *b == b'/' || *b == b':' || *b == 0 || b.is_ascii_whitespace());
-        valid.then(|| match str::from_utf8(name) {
-            Ok(text) => Self { text: text.to_owned(), bytes: None },
-            Err(_) => Self { text: name.escape_ascii().to_string(), bytes: Some(name.into()) },
+        valid.then(|| match printable(name) {
+            Cow::Borrowed(shown) => Self { shown: shown.to_owned(), bytes: None },
+            Cow::Owned(shown) => Self { shown, bytes: Some(name.into()) },
         })
     }
 
-    /// The name; where it is no text, with `\x..` for what isn't ASCII.
+    /// The name as it is shown.
     pub fn as_str(&self) -> &str {
-        &self.text
+        &self.shown
     }
 
     /// The name as the kernel has it.
     pub fn as_bytes(&self) -> &[u8] {
-        self.bytes.as_deref().unwrap_or(self.text.as_bytes())
+        self.bytes.as_deref().unwrap_or(self.shown.as_bytes())
+    }
+
+    /// Whether the kernel's name is text (UTF-8).
+    pub fn is_text(&self) -> bool {
+        str::from_utf8(self.as_bytes()).is_ok()
+    }
+
+    /// The name as the kernel has it, if that is text; for what takes nothing else, and for patterns that people write. One that
+    /// isn't is as it is shown, and not the name of any interface.
+    pub fn as_text(&self) -> &str {
+        str::from_utf8(self.as_bytes()).unwrap_or(&self.shown)
     }
 }
 
 impl Serialize for IfName {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.text)
+        serializer.serialize_str(&self.shown)
     }
 }
 
 impl fmt::Display for IfName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.pad(&self.shown)
     }
 }
 
@@ -147,6 +161,9 @@ mod tests {
         let odd = IfName::from_bytes(b"p\xff\xfe").unwrap();
         assert_eq!((odd.as_str(), odd.as_bytes()), (r"p\xff\xfe", &b"p\xff\xfe"[..]));
         assert_ne!(Some(odd), IfName::new(r"p\xff\xfe"), "another interface may have that name");
+        let clear = IfName::new("\x1b[2J").unwrap();
+        assert_eq!((clear.to_string().as_str(), clear.as_text()), (r"\x1b[2J", "\x1b[2J"));
+        assert_eq!(serde_json::to_string(&clear).unwrap(), r#""\\x1b[2J""#);
         assert_eq!(IfName::new("eth0"), IfName::from_bytes(b"eth0"));
         assert_eq!(IfName::new("grün").unwrap().as_bytes(), "grün".as_bytes());
         for bad in ["", ".", "..", "a/b", "a:b", "a b", "sixteen-bytes-xx"] {

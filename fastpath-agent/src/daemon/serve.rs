@@ -22,6 +22,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{Notify, mpsc, oneshot},
     task::{AbortHandle, JoinHandle, JoinSet, yield_now},
@@ -38,6 +39,8 @@ const MOST_CONNECTIONS: usize = 16;
 const CONNECTION_LIMIT: Duration = Duration::from_secs(60);
 /// How long somebody may take to say what is wanted.
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+/// Bytes that a connection's request may take; by itself hyper would hold 400 KB for each.
+const MOST_BYTES: usize = 16 * 1024;
 /// How long the loop may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// Wait after a connection that couldn't be accepted (no descriptors left).
@@ -117,15 +120,15 @@ async fn accept(listener: TcpListener, ask: mpsc::Sender<Question>) {
 }
 
 /// How far a connection is.
+#[derive(Default)]
 struct Stage {
+    /// 0 until it has said what it wants.
     now: AtomicU8,
     /// Told when it has an answer.
     answered: Arc<Notify>,
 }
 
 impl Stage {
-    /// It hasn't said yet what it wants.
-    const ASKING: u8 = 0;
     /// It is being answered.
     const WAITING: u8 = 1;
     /// It has an answer to read.
@@ -153,8 +156,7 @@ struct Connections {
 
 impl Connections {
     fn add(&mut self, stream: TcpStream, ask: mpsc::Sender<Question>) {
-        let stage = Stage { now: AtomicU8::new(Stage::ASKING), answered: Arc::clone(&self.answered) };
-        let stage = Arc::new(stage);
+        let stage = Arc::new(Stage { answered: Arc::clone(&self.answered), ..Stage::default() });
         let task = self.tasks.spawn(serve(stream, ask, Arc::clone(&stage)));
         self.open.push_back((task, stage));
     }
@@ -181,7 +183,7 @@ impl Connections {
 }
 
 /// One request and its answer: whoever comes once a quarter of a minute needs no connection in between.
-async fn serve(stream: TcpStream, ask: mpsc::Sender<Question>, stage: Arc<Stage>) {
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, ask: mpsc::Sender<Question>, stage: Arc<Stage>) {
     let answer = service_fn(|request| {
         let (ask, stage) = (ask.clone(), Arc::clone(&stage));
         async move {
@@ -195,6 +197,7 @@ async fn serve(stream: TcpStream, ask: mpsc::Sender<Question>, stage: Arc<Stage>
         .keep_alive(false)
         .timer(TokioTimer::new())
         .header_read_timeout(REQUEST_LIMIT)
+        .max_buf_size(MOST_BYTES)
         .serve_connection(TokioIo::new(stream), answer);
     match timeout(CONNECTION_LIMIT, connection).await {
         Ok(Ok(())) => {}
@@ -273,9 +276,51 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     response
 }
 
+/// For fuzzing: what a connection that sends these bytes gets back. The loop behind it answers at once, and has no metrics.
+#[cfg(any(fuzzing, test))]
+pub fn exchange(request: &[u8]) -> Vec<u8> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    const ROOM: usize = 64 * 1024;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    runtime.block_on(async {
+        let (mut client, server) = tokio::io::duplex(ROOM);
+        let (ask, mut questions) = mpsc::channel(MOST_QUESTIONS);
+        tokio::spawn(serve(server, ask, Arc::default()));
+        tokio::spawn(async move {
+            while let Some(question) = questions.recv().await {
+                match question {
+                    Question::Alive(answer) => drop(answer.send(())),
+                    Question::Ready(answer) => drop(answer.send(Ok(()))),
+                    Question::Metrics(answer) => drop(answer.send(None)),
+                }
+            }
+        });
+        // The server may be gone before it has read all of it. It answers before it hears that no more comes.
+        let _ = client.write_all(&request[..request.len().min(ROOM)]).await;
+        for _ in 0..16 {
+            tokio::task::yield_now().await;
+        }
+        let _ = client.shutdown().await;
+        let mut answer = Vec::new();
+        let _ = client.read_to_end(&mut answer).await;
+        answer
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_request_in_bytes_is_answered_in_bytes() {
+        let ask = |request: &[u8]| String::from_utf8(exchange(request)).expect("text");
+        assert!(ask(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n").starts_with("HTTP/1.1 200 OK\r\n"));
+        assert!(ask(b"PUT /metrics HTTP/1.1\r\nHost: a\r\n\r\n").starts_with("HTTP/1.1 405 "));
+        assert_eq!(ask(b"GET /hea"), "");
+        let long = [b"GET /healthz HTTP/1.1\r\nX: ", &[b'x'; 2 * MOST_BYTES][..], b"\r\n\r\n"].concat();
+        assert!(ask(&long).starts_with("HTTP/1.1 431 "), "{}", ask(&long));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_loop_that_does_not_answer_is_neither_alive_nor_ready() {

@@ -277,8 +277,20 @@ fn address(request: Request, address: IpAddr, v4: u16, v6: u16) -> Request {
     }
 }
 
+/// The question for one connection.
+#[cfg(any(fuzzing, test))]
+pub(super) fn question(tuple: &Tuple, zone: u16) -> Request {
+    about(Request::with_capacity(0), IPCTNL_MSG_CT_GET, 0, 1, tuple, zone)
+}
+
+/// The tuple that such a question has.
+#[cfg(any(fuzzing, test))]
+pub(super) fn original(message: &Message<'_>) -> Option<Tuple> {
+    tuple(message.attributes().find(|nla| nla.kind() == CTA_TUPLE_ORIG)?.value())
+}
+
 /// The connection in a message; `None` if it isn't one of IPv4 or IPv6.
-fn entry(message: &Message<'_>) -> Option<Entry> {
+pub(super) fn entry(message: &Message<'_>) -> Option<Entry> {
     if message.kind() != message_type(IPCTNL_MSG_CT_NEW) {
         return None;
     }
@@ -341,7 +353,7 @@ fn tcp_state(bytes: &[u8]) -> Option<TcpState> {
 }
 
 fn helper(bytes: &[u8]) -> Option<String> {
-    Some(find(bytes, CTA_HELP_NAME)?.text_lossy())
+    Some(find(bytes, CTA_HELP_NAME)?.string())
 }
 
 fn counter(bytes: &[u8]) -> Option<Counter> {

@@ -81,8 +81,8 @@ impl Ethtool {
     fn ask(&self, device: &IfName, request: &mut [u32]) -> io::Result<()> {
         // SAFETY: all zero is a valid ifreq.
         let mut ifreq: libc::ifreq = unsafe { std::mem::zeroed() };
-        for (to, from) in ifreq.ifr_name.iter_mut().zip(device.as_str().bytes()) {
-            *to = from as libc::c_char;
+        for (to, from) in ifreq.ifr_name.iter_mut().zip(device.as_bytes().iter()) {
+            *to = from.cast_signed();
         }
         ifreq.ifr_ifru.ifru_data = request.as_mut_ptr().cast();
         // SAFETY: the name is NUL-terminated (at most 15 bytes), and `request` is as long as its header says.

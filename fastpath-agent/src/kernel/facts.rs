@@ -2,8 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
     fs, io,
     net::IpAddr,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -224,11 +226,16 @@ fn sysctls(links: &[Link]) -> BTreeMap<String, i64> {
     .iter()
     .map(|name| (format!("net.netfilter.{name}"), Path::new("/proc/sys/net/netfilter").join(name)))
     .collect();
-    let scopes = ["all", "default"].into_iter().chain(links.iter().map(|link| link.name.as_str()));
-    for scope in scopes {
+    let scopes = ["all", "default"].map(|scope| (scope, scope.as_bytes())).into_iter();
+    let scopes = scopes.chain(links.iter().map(|link| (link.name.as_str(), link.name.as_bytes())));
+    for (scope, directory) in scopes {
         for (family, setting) in [("ipv4", "forwarding"), ("ipv4", "rp_filter"), ("ipv6", "forwarding")] {
             // The name of an interface may have dots in it; a path doesn't mind.
-            let path = Path::new("/proc/sys/net").join(family).join("conf").join(scope).join(setting);
+            let path = Path::new("/proc/sys/net")
+                .join(family)
+                .join("conf")
+                .join(OsStr::from_bytes(directory))
+                .join(setting);
             names.push((format!("net.{family}.conf.{scope}.{setting}"), path));
         }
     }

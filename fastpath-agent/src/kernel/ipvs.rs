@@ -30,12 +30,12 @@ fn table() -> String {
     fs::read_to_string("/proc/thread-self/net/ip_vs").unwrap_or_default()
 }
 
-fn count(table: &str) -> usize {
+pub(super) fn count(table: &str) -> usize {
     table.lines().filter(|line| SERVICES.iter().any(|start| line.starts_with(start))).count()
 }
 
 /// Address and port, both in hexadecimal: `TCP  0A600001:01BB rr`, `TCP  [fd00:0096::0001]:01BB rr`.
-fn service(line: &str, protocol: &str) -> Option<(IpAddr, u16)> {
+pub(super) fn service(line: &str, protocol: &str) -> Option<(IpAddr, u16)> {
     let mut words = line.split_whitespace();
     let end = (words.next()? == protocol).then(|| words.next()).flatten()?;
     let (address, port) = end.rsplit_once(':')?;

@@ -27,6 +27,8 @@ pub mod facts;
 pub mod fake;
 pub mod flow_source;
 pub mod flows;
+#[cfg(any(fuzzing, test))]
+pub mod fuzz;
 pub mod ipvs;
 pub mod lengths;
 pub mod links;

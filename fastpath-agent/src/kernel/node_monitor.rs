@@ -122,7 +122,7 @@ fn receive(socket: &mut Socket) -> io::Result<Vec<NodeEvent>> {
     Ok(events)
 }
 
-fn parse(message: &Message<'_>) -> Option<NodeEvent> {
+pub(super) fn parse(message: &Message<'_>) -> Option<NodeEvent> {
     match message.kind() {
         RTM_NEWRULE | RTM_DELRULE => Some(NodeEvent::RouteRules),
         RTM_NEWROUTE if !is_near(message) => Some(NodeEvent::Routes),

@@ -45,22 +45,7 @@ impl Routes {
     pub async fn dead_neighbours(&self, addresses: &[IpAddr]) -> Vec<(IpAddr, IfIndex)> {
         let messages: Vec<NeighbourMessage> =
             self.0.neighbours().get().execute().try_collect().await.unwrap_or_default();
-        let dead = |message: &NeighbourMessage| {
-            if !matches!(message.header.state, NeighbourState::Incomplete | NeighbourState::Failed) {
-                return None;
-            }
-            let address = message.attributes.iter().find_map(|attribute| match attribute {
-                NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
-                    Some(IpAddr::V4(*address))
-                }
-                NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
-                    Some(IpAddr::V6(*address))
-                }
-                _ => None,
-            })?;
-            addresses.contains(&address).then_some((address, IfIndex(message.header.ifindex)))
-        };
-        messages.iter().filter_map(dead).collect()
+        messages.iter().filter_map(dead).filter(|(address, _)| addresses.contains(address)).collect()
     }
 
     /// Which way a packet takes that comes in on `input` with the source and ports of `tuple`, and goes to `destination`
@@ -85,6 +70,30 @@ impl Routes {
     async fn get(&self, message: RouteMessage) -> Result<Option<RouteMessage>, Error> {
         self.0.route().get(message).execute().try_next().await
     }
+}
+
+/// Reads any reply.
+#[cfg(any(fuzzing, test))]
+pub(super) fn fuzz(payload: &[u8]) {
+    use rtnetlink::packet_core::Parseable;
+
+    if let Ok(reply) = RouteMessage::parse(payload) {
+        let _ = route(&reply, &LinkTable::default());
+    }
+    let _ = NeighbourMessage::parse(payload).as_ref().map(dead);
+}
+
+/// The next hop that doesn't answer, and the interface that it is looked for on.
+fn dead(message: &NeighbourMessage) -> Option<(IpAddr, IfIndex)> {
+    if !matches!(message.header.state, NeighbourState::Incomplete | NeighbourState::Failed) {
+        return None;
+    }
+    let address = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
+        _ => None,
+    })?;
+    Some((address, IfIndex(message.header.ifindex)))
 }
 
 fn request(destination: IpAddr) -> RouteMessage {

@@ -110,6 +110,13 @@ fn parse(kind: u16, payload: &[u8]) -> Option<RouteRule> {
     unguessed.then_some(rule)
 }
 
+/// Reads any message.
+#[cfg(any(fuzzing, test))]
+pub(super) fn fuzz(message: &super::netlink::Message<'_>) {
+    let _ = selects_by_mark(message.payload());
+    drop(parse(message.kind(), message.payload()));
+}
+
 fn prefix(nla: &Attribute<'_>, length: u8) -> Option<IpNet> {
     let address = match *nla.value() {
         [a, b, c, d] => IpAddr::V4(Ipv4Addr::new(a, b, c, d)),

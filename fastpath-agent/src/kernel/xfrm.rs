@@ -28,7 +28,7 @@ const ATTEMPTS: u32 = 4;
 
 /// Which packets a policy is for (struct xfrm_selector).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Selector {
+pub(super) struct Selector {
     source: IpNet,
     destination: IpNet,
     /// Number and mask.
@@ -63,7 +63,7 @@ fn read(wanted: &dyn Fn(&Selector) -> bool) -> io::Result<Vec<String>> {
     Ok(found?.passing())
 }
 
-fn policy(message: &Message<'_>, wanted: &dyn Fn(&Selector) -> bool) -> Option<String> {
+pub(super) fn policy(message: &Message<'_>, wanted: &dyn Fn(&Selector) -> bool) -> Option<String> {
     let payload = message.payload();
     if message.kind() != XFRM_MSG_NEWPOLICY || payload.len() < POLICY_BYTES {
         return None;

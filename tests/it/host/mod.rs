@@ -11,6 +11,7 @@ mod flows;
 mod harness;
 mod logs;
 mod metrics;
+mod names;
 mod nft;
 mod node_monitor;
 mod others;

@@ -193,9 +193,15 @@ pub fn protocol_name(protocol: u8) -> String {
     }
 }
 
+/// Whether packets of the protocol have ports: TCP, UDP, SCTP, DCCP, UDP-Lite.
+pub fn has_ports(protocol: u8) -> bool {
+    matches!(protocol, TCP | UDP | 132 | 33 | 136)
+}
+
 impl fmt::Display for Tuple {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let end = |address: IpAddr, port: u16| match address {
+            _ if !has_ports(self.protocol) => address.to_string(),
             IpAddr::V4(address) => format!("{address}:{port}"),
             IpAddr::V6(address) => format!("[{address}]:{port}"),
         };

@@ -49,7 +49,9 @@ impl Filter {
             && self.admits_ends(original, reply)
             && any(
                 self.interfaces.is_empty(),
-                interfaces.any(|name| self.interfaces.iter().any(|wanted| wanted.as_str() == name)),
+                interfaces.any(|name| {
+                    self.interfaces.iter().any(|wanted| [wanted.as_str(), wanted.as_text()].contains(&name))
+                }),
             )
     }
 

@@ -36,9 +36,9 @@ impl Selection {
     pub fn reject(&self, link: &Link) -> Option<Unmanaged> {
         if link.loopback {
             Some(Unmanaged::Loopback)
-        } else if self.exclude.is_match(link.name.as_str()) {
+        } else if self.exclude.is_match(link.name.as_text()) {
             Some(Unmanaged::Excluded)
-        } else if self.include.as_ref().is_some_and(|include| !include.is_match(link.name.as_str())) {
+        } else if self.include.as_ref().is_some_and(|include| !include.is_match(link.name.as_text())) {
             Some(Unmanaged::NotIncluded)
         } else {
             Unmanaged::of_state(link)
@@ -83,10 +83,13 @@ impl Unmanaged {
         } else if !link.admin_up || link.oper_state == OperState::Down {
             Some(Self::Down)
         } else {
-            None
+            // In a flowtable it would keep everybody's `nft -j list ruleset` from working.
+            (!link.name.is_text()).then(|| Self::Refused { error: NO_TEXT.to_owned() })
         }
     }
 }
+
+const NO_TEXT: &str = "its name is no text (UTF-8), which nft can't list; rename it";
 
 /// What [`Unmanaged::name`] returns; after that, reasons that aren't the link's own: its bridge is managed instead, there is
 /// no flowtable of ours.
@@ -127,7 +130,7 @@ impl fmt::Display for Unmanaged {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::model::test_link as link;
+    use crate::core::model::{IfName, test_link as link};
 
     fn selection(include: &[&str], exclude: &[&str]) -> Selection {
         let owned = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
@@ -142,6 +145,10 @@ mod tests {
         );
         let cases = [
             (link("eth0"), None),
+            (
+                Link { name: IfName::from_bytes(b"p\xff").unwrap(), ..link("eth0") },
+                Some(Unmanaged::Refused { error: NO_TEXT.to_owned() }),
+            ),
             (Link { loopback: true, ..link("lo") }, Some(Unmanaged::Loopback)),
             (Link { admin_up: false, ..link("eth0") }, Some(Unmanaged::Down)),
             (Link { oper_state: OperState::Down, ..link("eth0") }, Some(Unmanaged::Down)),

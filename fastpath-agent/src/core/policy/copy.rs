@@ -75,7 +75,7 @@ impl Copier {
                 };
                 let same = match base {
                     PayloadBase::Link => false,
-                    PayloadBase::Transport => offset + length <= 4,
+                    PayloadBase::Transport => offset.checked_add(length).is_some_and(|last| last <= 4),
                     PayloadBase::Network => self.is_same(offset, length),
                 };
                 self.load(register, Expr::Payload { base, offset, len: length, dreg: register }, same);
@@ -167,7 +167,9 @@ impl Copier {
     /// Whether these bytes of the network header are the same in every packet of one direction, and as the forward hook
     /// sees them: addresses, and the protocol of IPv4.
     fn is_same(&self, offset: u32, length: u32) -> bool {
-        let within = |first: u32, end: u32| offset >= first && offset + length <= end;
+        let within = |first: u32, end: u32| {
+            offset >= first && offset.checked_add(length).is_some_and(|last| last <= end)
+        };
         match self.family {
             Some(IPV4) => within(9, 10) || within(12, 20),
             Some(IPV6) => within(8, 40),

@@ -5,6 +5,8 @@ use super::{
     traits::{CHANGING, EVERY_PACKET, PASSIVE},
 };
 
+use crate::core::printable::means;
+
 /// Which rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ignore {
@@ -65,12 +67,12 @@ impl Ignore {
             Self::All => true,
             Self::Word(word) => rule.cause.word == word || rule.class.name() == word,
             Self::Chain { family, table, chain } => {
-                (rule.family, &rule.table, &rule.chain) == (family.as_str(), table, chain)
+                rule.family == family && means(table, &rule.table) && means(chain, &rule.chain)
             }
             Self::Handle { family, table, handle } => {
-                (rule.family, &rule.table, rule.handle) == (family.as_str(), table, *handle)
+                (rule.family, rule.handle) == (family.as_str(), *handle) && means(table, &rule.table)
             }
-            Self::Comment(comment) => rule.comment.as_deref() == Some(comment),
+            Self::Comment(comment) => rule.comment.as_deref().is_some_and(|shown| means(comment, shown)),
         }
     }
 }

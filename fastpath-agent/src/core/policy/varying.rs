@@ -254,7 +254,8 @@ fn bits(mask: &[u8]) -> u32 {
 
 /// What of a header isn't the same in all packets of one direction, with nft's name for it; `None` if nothing is.
 fn payload(family: Option<u8>, base: u32, offset: u32, length: u32) -> Option<(Field, &'static str)> {
-    let within = |first: u32, end: u32| offset >= first && offset + length <= end;
+    let within =
+        |first: u32, end: u32| offset >= first && offset.checked_add(length).is_some_and(|last| last <= end);
     match (base, family) {
         (LINK, _) => None,
         (TRANSPORT, _) if within(0, 4) => None,

@@ -199,7 +199,7 @@ impl Exclusions {
 
     /// Whether flows by this interface stay on the normal path.
     pub fn has_interface(&self, name: &IfName) -> bool {
-        self.interface_globs.is_match(name.as_str())
+        self.interface_globs.is_match(name.as_text())
     }
 
     /// Some interfaces are named.

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::core::flow::connection::{TCP, Tuple, UDP};
+use crate::core::flow::connection::{TCP, Tuple, UDP, has_ports};
 
 /// Protocols that are known by name, and their numbers (IANA).
 const PROTOCOLS: [(&str, u8); 9] = [
@@ -16,8 +16,6 @@ const PROTOCOLS: [(&str, u8); 9] = [
     ("dccp", 33),
     ("udplite", 136),
 ];
-/// Those of them whose packets have ports.
-const WITH_PORTS: [u8; 5] = [TCP, UDP, 132, 33, 136];
 
 /// A flow that somebody asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +68,7 @@ fn protocol(word: &str) -> Option<u8> {
 }
 
 fn end(word: &str, protocol: u8) -> Result<(IpAddr, u16), BadFlow> {
-    if WITH_PORTS.contains(&protocol) {
+    if has_ports(protocol) {
         let end: SocketAddr = word.parse().map_err(|_| BadFlow::End(word.to_owned()))?;
         Ok((end.ip(), end.port()))
     } else {

@@ -227,7 +227,7 @@ fn link_pin(pin_path: &Path, index: IfIndex) -> PathBuf {
 pub(super) fn current_name(index: IfIndex) -> io::Result<IfName> {
     // nix (0.31) takes if_indextoname's null pointer for success, and the name is empty then.
     let name = if_indextoname(index.0)?;
-    name.to_str().ok().and_then(IfName::new).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+    IfName::from_bytes(name.to_bytes()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
 }
 
 /// What a kernel before 6.6 says to `BPF_LINK_CREATE` with `BPF_TCX_INGRESS`, or one without `CONFIG_NET_XGRESS`.
@@ -241,7 +241,7 @@ fn attach_tcx(program: &mut SchedClassifier, pin: &Path, index: IfIndex, name: &
     }
     let id = program
         .attach_with_options(
-            name.as_str(),
+            name.as_text(),
             TcAttachType::Ingress,
             TcAttachOptions::TcxOrder(LinkOrder::first()),
         )
@@ -289,7 +289,7 @@ fn attach_clsact(program: &mut SchedClassifier, index: IfIndex, name: &IfName) -
         }
         return Ok(filter.priority);
     }
-    match tc::qdisc_add_clsact(name.as_str()) {
+    match tc::qdisc_add_clsact(name.as_text()) {
         Err(tc::TcError::NetlinkError(e)) if e.raw_os_error() == Some(libc::EEXIST) => {}
         result => result.map_err(|e| program_io(e.into()))?,
     }
@@ -297,7 +297,7 @@ fn attach_clsact(program: &mut SchedClassifier, index: IfIndex, name: &IfName) -
     for priority in PRIORITIES {
         let options = NlOptions { priority, handle: HANDLE, classid: None };
         let attached = program.attach_with_options(
-            name.as_str(),
+            name.as_text(),
             TcAttachType::Ingress,
             TcAttachOptions::Netlink(options),
         );
@@ -318,7 +318,7 @@ fn keep(program: &mut SchedClassifier, id: tc::SchedClassifierLinkId) -> io::Res
 }
 
 fn attached_filter(name: &IfName, priority: u16, handle: TcHandle) -> io::Result<SchedClassifierLink> {
-    SchedClassifierLink::attached(name.as_str(), TcAttachType::Ingress, priority, handle, None)
+    SchedClassifierLink::attached(name.as_text(), TcAttachType::Ingress, priority, handle, None)
 }
 
 /// Detaches the link that is pinned there, at once, and removes the pin; true if there was one.

@@ -23,7 +23,7 @@ pub(super) fn of_this_kernel() -> io::Result<Option<Probe>> {
     Ok(layout(&base, &module))
 }
 
-fn layout(base: &[u8], module: &[u8]) -> Option<Probe> {
+pub(super) fn layout(base: &[u8], module: &[u8]) -> Option<Probe> {
     let types = Types::new(base, module)?;
     let tuple = |member| types.offset("flow_offload_tuple", member);
     let fits = tuple("src_port")? == Probe::PORTS

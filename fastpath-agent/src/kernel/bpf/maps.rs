@@ -7,7 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
+use aya::{
+    Pod,
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf},
+};
 use fastpath_common::{
     ABI_VERSION, Ask, Config, FlowCounters, FlowEvent, FlowKey, HotFlow, MAP_CONFIG, MAP_EVENTS, MAP_FLOWS,
     MAP_HOT, MAP_NO_XDP, MAP_STATS, Mark, MatchWords, NoXdp, PacketStats, Tally,
@@ -94,10 +97,7 @@ impl Pinned {
             });
             if settled {
                 for slot in hot.iter().filter(|slot| slot.key == *key) {
-                    counters.packets += slot.packets;
-                    counters.segments += slot.packets + slot.extra_segments;
-                    counters.bytes += slot.bytes;
-                    counters.flags |= slot.flags;
+                    add_hot(&mut counters, slot);
                 }
                 return Ok(Some(counters));
             }
@@ -277,8 +277,20 @@ impl<'m> Batches<'m> {
     }
 }
 
-fn add(a: &PacketStats, b: &PacketStats) -> PacketStats {
-    let tally = |a: Tally, b: Tally| Tally { packets: a.packets + b.packets, bytes: a.bytes + b.bytes };
+/// Adds what a CPU holds of a flow to what the flows map has. Sums wrap, as the programs' do: maps hold what any earlier
+/// program left there.
+pub(in crate::kernel) fn add_hot(counters: &mut FlowCounters, slot: &HotFlow) {
+    let add = |to: &mut u64, more: u64| *to = to.wrapping_add(more);
+    add(&mut counters.packets, slot.packets);
+    add(&mut counters.segments, slot.packets.wrapping_add(slot.extra_segments));
+    add(&mut counters.bytes, slot.bytes);
+    counters.flags |= slot.flags;
+}
+
+pub(in crate::kernel) fn add(a: &PacketStats, b: &PacketStats) -> PacketStats {
+    let sum = u64::wrapping_add;
+    let tally =
+        |a: Tally, b: Tally| Tally { packets: sum(a.packets, b.packets), bytes: sum(a.bytes, b.bytes) };
     PacketStats {
         counted: tally(a.counted, b.counted),
         not_ip: tally(a.not_ip, b.not_ip),
@@ -287,10 +299,10 @@ fn add(a: &PacketStats, b: &PacketStats) -> PacketStats {
         other_protocol: tally(a.other_protocol, b.other_protocol),
         too_many_headers: tally(a.too_many_headers, b.too_many_headers),
         no_room: tally(a.no_room, b.no_room),
-        flows_entered: a.flows_entered + b.flows_entered,
-        events_sent: a.events_sent + b.events_sent,
-        events_lost: a.events_lost + b.events_lost,
-        went_over: a.went_over + b.went_over,
+        flows_entered: sum(a.flows_entered, b.flows_entered),
+        events_sent: sum(a.events_sent, b.events_sent),
+        events_lost: sum(a.events_lost, b.events_lost),
+        went_over: sum(a.went_over, b.went_over),
     }
 }
 
@@ -307,13 +319,17 @@ impl Events {
     /// The next event, without waiting. Once the descriptor is readable: drain until `None`, then wait again.
     pub fn next_event(&mut self) -> Option<FlowEvent> {
         loop {
-            let item = self.0.next()?;
-            if item.len() >= size_of::<FlowEvent>() {
-                // SAFETY: long enough, and any bytes are a FlowEvent (Pod).
-                return Some(unsafe { item.as_ptr().cast::<FlowEvent>().read_unaligned() });
+            if let Some(event) = plain(&self.0.next()?) {
+                return Some(event);
             }
         }
     }
+}
+
+/// The value at the beginning of what the kernel gave; `None` if that is too short, as another version's may be.
+pub(in crate::kernel) fn plain<T: Pod>(bytes: &[u8]) -> Option<T> {
+    // SAFETY: long enough, and any bytes are a T (Pod).
+    (bytes.len() >= size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
 /// The packet that the program [`PROGRAM_MARK`](fastpath_common::PROGRAM_MARK) is run with.

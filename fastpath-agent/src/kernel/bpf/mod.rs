@@ -25,6 +25,8 @@ use std::{fmt, io, path::PathBuf};
 use fastpath_common::{FlowKey, NoXdp, Signal};
 use serde::Serialize;
 
+#[cfg(any(fuzzing, test))]
+pub(super) use self::maps::{add, add_hot, plain};
 pub use self::{
     attach::Programs,
     cleanup::{CleanupReport, Inspection, cleanup, inspect},
@@ -38,6 +40,19 @@ pub use self::{
     sweep::Sweep,
 };
 use crate::core::model::{IfIndex, IfName, Link};
+
+/// Reads any message of traffic control or of a link with programs.
+#[cfg(any(fuzzing, test))]
+pub(super) fn fuzz_link(message: &super::netlink::Message<'_>) {
+    tc::fuzz(message.payload());
+    drop(xdp::ids_in(message));
+}
+
+/// Reads any description of types.
+#[cfg(any(fuzzing, test))]
+pub(super) fn fuzz_types(base: &[u8], module: &[u8]) {
+    let _ = layout::layout(base, module);
+}
 
 /// The programs on the interfaces of this namespace.
 pub trait FlowEyes {

@@ -32,7 +32,7 @@ pub fn at_ingress(index: IfIndex) -> io::Result<Vec<IngressProgram>> {
     for id in BTreeSet::from_iter(program_ids(index)?) {
         see(&mut found, &mut ours_seen, "XDP", program_name(id)?);
     }
-    match SchedClassifier::query_tcx(name.as_str(), TcAttachType::Ingress).map_err(program_io) {
+    match SchedClassifier::query_tcx(name.as_text(), TcAttachType::Ingress).map_err(program_io) {
         Ok((_, programs)) => {
             for program in programs {
                 let name = program.name_as_str().filter(|name| !name.is_empty());

@@ -106,21 +106,27 @@ fn parse_any(payload: &[u8]) -> Option<Filter> {
     let options = find(attributes, TCA_OPTIONS)?;
     Some(Filter {
         priority: priority(payload),
-        kind: find(attributes, TCA_KIND)?.text_lossy(),
-        program: find(options.value(), TCA_BPF_NAME).map(|name| name.text_lossy()),
+        kind: find(attributes, TCA_KIND)?.string(),
+        program: find(options.value(), TCA_BPF_NAME).map(|name| name.string()),
     })
 }
 
 /// A filter's kind if it asks for marks: `fw`, and `u32` with one.
 fn parse_by_mark(payload: &[u8]) -> Option<String> {
     let attributes = payload.get(TC_HEADER..)?;
-    let kind = find(attributes, TCA_KIND)?.text_lossy();
+    let kind = find(attributes, TCA_KIND)?.string();
     let by_mark = match kind.as_str() {
         "fw" => true,
         "u32" => find(find(attributes, TCA_OPTIONS)?.value(), TCA_U32_MARK).is_some(),
         _ => false,
     };
     by_mark.then_some(kind)
+}
+
+/// Reads any message.
+#[cfg(any(fuzzing, test))]
+pub(super) fn fuzz(payload: &[u8]) {
+    drop((parse(payload), parse_any(payload), parse_by_mark(payload)));
 }
 
 fn priority(payload: &[u8]) -> u16 {

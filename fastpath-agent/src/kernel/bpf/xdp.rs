@@ -126,7 +126,7 @@ pub(super) fn program_ids(index: IfIndex) -> io::Result<Vec<u32>> {
     Ok(ids)
 }
 
-fn ids_in(message: &Message<'_>) -> Vec<u32> {
+pub(super) fn ids_in(message: &Message<'_>) -> Vec<u32> {
     let about = message.payload().get(LINK_HEADER..).and_then(|link| find(link, IFLA_XDP));
     let Some(about) = about else { return Vec::new() };
     attributes(about.value())

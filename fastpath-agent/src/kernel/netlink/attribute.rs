@@ -1,6 +1,10 @@
 //! Attributes of netlink messages, read without a copy.
 
+use std::borrow::Cow;
+
 use netlink_packet_core::NLA_TYPE_MASK;
+
+use crate::core::printable::printable;
 
 /// An attribute (`struct nlattr`, include/uapi/linux/netlink.h).
 #[derive(Clone, Copy)]
@@ -35,14 +39,14 @@ impl<'a> Attribute<'a> {
         self.value.split(|byte| *byte == 0).next().unwrap_or_default()
     }
 
-    /// The same as text; a name that isn't UTF-8 is `?`, which nobody calls anything.
-    pub(in crate::kernel) fn text(&self) -> &'a str {
-        str::from_utf8(self.name()).unwrap_or("?")
+    /// The same as printable text, which is another one for each name.
+    pub(in crate::kernel) fn text(&self) -> Cow<'a, str> {
+        printable(self.name())
     }
 
-    /// The same for people, with replacement characters.
-    pub(in crate::kernel) fn text_lossy(&self) -> String {
-        String::from_utf8_lossy(self.name()).into_owned()
+    /// The same, owned.
+    pub(in crate::kernel) fn string(&self) -> String {
+        self.text().into_owned()
     }
 }
 
@@ -87,18 +91,18 @@ mod tests {
 
     #[test]
     fn names_end_at_their_nul() {
-        let name = |bytes: &[u8]| Attribute { kind: 0, value: bytes }.text().to_owned();
+        let name = |bytes: &[u8]| Attribute { kind: 0, value: bytes }.string();
         assert_eq!(name(b"filter\0"), "filter");
         assert_eq!(name(b"filter"), "filter");
         assert_eq!(name(b"\0filter"), "");
-        assert_eq!(name(b"\xff\0"), "?");
+        assert_eq!(name(b"\xff\0"), r"\xff");
     }
 
     proptest! {
         #[test]
         fn any_bytes_are_read(bytes: Vec<u8>) {
             for nla in attributes(&bytes) {
-                let _ = (nla.kind(), nla.be32(), nla.text(), nla.text_lossy());
+                let _ = (nla.kind(), nla.be32(), nla.text(), nla.string());
                 attributes(nla.value()).for_each(drop);
             }
         }

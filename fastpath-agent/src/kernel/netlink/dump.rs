@@ -6,6 +6,7 @@ use std::io;
 use libc::NLM_F_DUMP;
 
 use super::Request;
+use crate::core::printable;
 
 /// Whose objects are listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,9 +48,10 @@ impl Dump {
         Self(self.0.attribute(kind, value))
     }
 
-    /// Only those in, or with, the object of this name.
+    /// Only those in, or with, the object of this name, as it is shown.
     pub(in crate::kernel) fn named(self, kind: u16, name: &str) -> Self {
-        Self(self.0.name(kind, name))
+        let name = printable::name(name).unwrap_or(name.as_bytes().into());
+        Self(self.0.name(kind, &name))
     }
 }
 

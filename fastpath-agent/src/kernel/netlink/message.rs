@@ -1,5 +1,7 @@
 //! Netlink messages as received, and what a refusal says.
 
+use std::io;
+
 use super::attribute::{Attribute, attributes, u32_at};
 
 /// Header of a netlink message (`struct nlmsghdr`).
@@ -7,13 +9,30 @@ pub(in crate::kernel) const HEADER_BYTES: usize = 16;
 /// Header of a netfilter message (`struct nfgenmsg`) behind [`HEADER_BYTES`].
 const FAMILY_HEADER_BYTES: usize = 4;
 
+/// The messages of a datagram, up to the first that isn't whole. (The iterator of the mnl crate panics where the last
+/// message lacks its padding.)
+pub(in crate::kernel) fn messages(mut datagram: &[u8]) -> impl Iterator<Item = io::Result<Message<'_>>> {
+    std::iter::from_fn(move || {
+        if datagram.len() < HEADER_BYTES {
+            return None;
+        }
+        let length = u32_at(datagram, 0)? as usize;
+        let Some(bytes) = datagram.get(..length).filter(|bytes| bytes.len() >= HEADER_BYTES) else {
+            datagram = &[];
+            return Some(Err(io::ErrorKind::InvalidData.into()));
+        };
+        datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(Ok(Message::new(bytes)))
+    })
+}
+
 /// A netlink message as received, whole.
 pub(in crate::kernel) struct Message<'a> {
     bytes: &'a [u8],
 }
 
 impl<'a> Message<'a> {
-    /// A message that is whole and aligned for `struct nlmsghdr`.
+    /// A message that is whole.
     pub(in crate::kernel) fn new(bytes: &'a [u8]) -> Self {
         debug_assert_eq!(u32_at(bytes, 0).map(|length| length as usize), Some(bytes.len()));
         Self { bytes }
@@ -58,7 +77,8 @@ impl<'a> Message<'a> {
         attributes(self.payload().get(FAMILY_HEADER_BYTES..).unwrap_or_default())
     }
 
-    /// The whole message; its address is aligned for `struct nlmsghdr`, its length is `nlmsg_len`.
+    /// The whole message.
+    #[cfg(any(fuzzing, test))]
     pub(in crate::kernel) fn bytes(&self) -> &'a [u8] {
         self.bytes
     }
@@ -78,7 +98,7 @@ pub(in crate::kernel) struct Refusal {
 
 impl Refusal {
     /// Reads an `NLMSG_ERROR`; `None` if it is an acknowledgement.
-    pub(super) fn parse(message: &Message<'_>) -> Option<Self> {
+    pub(in crate::kernel) fn parse(message: &Message<'_>) -> Option<Self> {
         // enum nlmsgerr_attrs, include/uapi/linux/netlink.h
         const MSG: u16 = 1;
         const OFFS: u16 = 2;
@@ -96,12 +116,58 @@ impl Refusal {
             };
             for nla in attributes(payload.get(4 + refused.next_multiple_of(4)..).unwrap_or_default()) {
                 match nla.kind() {
-                    MSG => refusal.message = Some(nla.text_lossy()),
+                    MSG => refusal.message = Some(nla.string()),
                     OFFS => refusal.offset = u32_at(nla.value(), 0).map(|offset| offset as usize),
                     _ => {}
                 }
             }
         }
         Some(refusal)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(length: u32, payload: &[u8]) -> Vec<u8> {
+        let kind = 18_u32;
+        [length.to_ne_bytes(), kind.to_ne_bytes(), [0; 4], [0; 4]]
+            .concat()
+            .into_iter()
+            .chain(payload.iter().copied())
+            .collect()
+    }
+
+    fn lengths(datagram: &[u8]) -> Vec<Result<usize, io::ErrorKind>> {
+        let length =
+            |message: io::Result<Message<'_>>| message.map(|m| m.payload().len()).map_err(|e| e.kind());
+        messages(datagram).map(length).collect()
+    }
+
+    #[test]
+    fn messages_lie_one_behind_the_other() {
+        let two = [message(20, &[1, 2, 3, 4]), message(16, &[])].concat();
+        assert_eq!(lengths(&two), [Ok(4), Ok(0)]);
+        let padded = [message(17, &[1, 0, 0, 0]), message(16, &[])].concat();
+        assert_eq!(lengths(&padded), [Ok(1), Ok(0)]);
+    }
+
+    #[test]
+    fn the_last_one_may_lack_its_padding() {
+        assert_eq!(lengths(&message(17, &[1])), [Ok(1)]);
+    }
+
+    #[test]
+    fn one_that_is_not_whole_ends_them() {
+        let bad = Err(io::ErrorKind::InvalidData);
+        for length in [0, 15, 21, u32::MAX] {
+            assert_eq!(
+                lengths(&[message(16, &[]), message(length, &[0; 4])].concat()),
+                [Ok(0), bad],
+                "{length}"
+            );
+        }
+        assert_eq!(lengths(&[0; 15]), []);
     }
 }

@@ -11,6 +11,6 @@ mod socket;
 
 pub(super) use attribute::{Attribute, attributes, u32_at};
 pub(super) use dump::{Dump, Dumped, Families, has_none, settle};
-pub(super) use message::{HEADER_BYTES, Message, Refusal};
+pub(super) use message::{HEADER_BYTES, Message, Refusal, messages};
 pub(super) use request::Request;
 pub(super) use socket::Socket;

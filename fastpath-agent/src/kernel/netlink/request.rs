@@ -50,8 +50,8 @@ impl Request {
     }
 
     /// Appends a name, with a closing NUL.
-    pub(in crate::kernel) fn name(self, kind: u16, name: &str) -> Self {
-        self.attribute(kind, &[name.as_bytes(), &[0]].concat())
+    pub(in crate::kernel) fn name(self, kind: u16, name: impl AsRef<[u8]>) -> Self {
+        self.attribute(kind, &[name.as_ref(), &[0]].concat())
     }
 
     /// Appends an attribute that holds the attributes that `inside` appends.

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use mnl::{Bus, NlMessages};
+use mnl::Bus;
 use nix::{
     fcntl::{FcntlArg, FdFlag, OFlag, fcntl},
     sys::{
@@ -17,7 +17,7 @@ use nix::{
     },
 };
 
-use super::{Dump, Dumped, Message, Refusal, Request, attribute::u32_at, filter};
+use super::{Dump, Dumped, Message, Refusal, Request, attribute::u32_at, filter, messages};
 
 /// Size of the receive buffer in user space. Also what a dump may put into one datagram: the kernel allocates
 /// as much as the largest `recvmsg` so far asked for, up to 32 KiB (`netlink_dump`, net/netlink/af_netlink.c).
@@ -186,8 +186,8 @@ impl Socket {
         let mut interrupted = false;
         loop {
             let received = self.receive(MsgFlags::empty())?;
-            for message in NlMessages::new(received) {
-                let message = Message::new(message?);
+            for message in messages(received) {
+                let message = message?;
                 if message.sequence() != sequence {
                     continue; // an answer that an earlier request gave up waiting for
                 }
@@ -231,8 +231,8 @@ impl Socket {
             let Some(received) = self.try_receive()? else {
                 return Err(io::Error::from_raw_os_error(libc::ENOBUFS));
             };
-            for message in NlMessages::new(received) {
-                let message = Message::new(message?);
+            for message in messages(received) {
+                let message = message?;
                 let place = message.sequence().wrapping_sub(first) as usize;
                 if place >= count {
                     continue; // an answer that an earlier request gave up waiting for
@@ -255,8 +255,8 @@ impl Socket {
     pub(in crate::kernel) fn refusals(&mut self) -> io::Result<Vec<Refusal>> {
         let mut refusals = Vec::new();
         while let Some(received) = self.try_receive()? {
-            for message in NlMessages::new(received) {
-                let message = Message::new(message?);
+            for message in messages(received) {
+                let message = message?;
                 if i32::from(message.kind()) == libc::NLMSG_ERROR {
                     refusals.extend(Refusal::parse(&message));
                 }
@@ -271,8 +271,8 @@ impl Socket {
         mut each: impl FnMut(&Message<'_>),
     ) -> io::Result<bool> {
         let Some(received) = self.try_receive()? else { return Ok(false) };
-        for message in NlMessages::new(received) {
-            each(&Message::new(message?));
+        for message in messages(received) {
+            each(&message?);
         }
         Ok(true)
     }

@@ -1,61 +1,53 @@
-//! [`Expr`] to and from libnftnl's expressions. What `encode` makes and the kernel gives back, `decode` turns into
-//! the same [`Expr`]; anything that would lose a detail on the way becomes [`Expr::Other`].
+//! [`Expr`] made into libnftnl's expressions. What `encode` makes and the kernel gives back, `instruction::decode` turns into the
+//! same [`Expr`].
 //!
 //! Registers are numbered as the kernel gives them back: 1 to 4 (`NFT_REG_1`…) where a value begins at 16 bytes.
 
 use nftnl_sys::{
     NFTNL_EXPR_BITWISE_DREG as BITWISE_DREG, NFTNL_EXPR_BITWISE_LEN as BITWISE_LEN,
-    NFTNL_EXPR_BITWISE_MASK as BITWISE_MASK, NFTNL_EXPR_BITWISE_OP as BITWISE_OP,
-    NFTNL_EXPR_BITWISE_SREG as BITWISE_SREG, NFTNL_EXPR_BITWISE_XOR as BITWISE_XOR,
-    NFTNL_EXPR_BYTEORDER_DREG as BYTEORDER_DREG, NFTNL_EXPR_BYTEORDER_LEN as BYTEORDER_LEN,
-    NFTNL_EXPR_BYTEORDER_OP as BYTEORDER_OP, NFTNL_EXPR_BYTEORDER_SIZE as BYTEORDER_SIZE,
-    NFTNL_EXPR_BYTEORDER_SREG as BYTEORDER_SREG, NFTNL_EXPR_CMP_DATA as CMP_DATA,
-    NFTNL_EXPR_CMP_OP as CMP_OP, NFTNL_EXPR_CMP_SREG as CMP_SREG, NFTNL_EXPR_CT_DIR as CT_DIR,
-    NFTNL_EXPR_CT_DREG as CT_DREG, NFTNL_EXPR_CT_KEY as CT_KEY, NFTNL_EXPR_CTR_BYTES as CTR_BYTES,
-    NFTNL_EXPR_CTR_PACKETS as CTR_PACKETS, NFTNL_EXPR_DYNSET_EXPR as DYNSET_EXPR,
-    NFTNL_EXPR_DYNSET_FLAGS as DYNSET_FLAGS, NFTNL_EXPR_DYNSET_OP as DYNSET_OP,
-    NFTNL_EXPR_DYNSET_SET_NAME as DYNSET_SET_NAME, NFTNL_EXPR_DYNSET_SREG_DATA as DYNSET_SREG_DATA,
-    NFTNL_EXPR_DYNSET_SREG_KEY as DYNSET_SREG_KEY, NFTNL_EXPR_DYNSET_TIMEOUT as DYNSET_TIMEOUT,
+    NFTNL_EXPR_BITWISE_MASK as BITWISE_MASK, NFTNL_EXPR_BITWISE_SREG as BITWISE_SREG,
+    NFTNL_EXPR_BITWISE_XOR as BITWISE_XOR, NFTNL_EXPR_BYTEORDER_DREG as BYTEORDER_DREG,
+    NFTNL_EXPR_BYTEORDER_LEN as BYTEORDER_LEN, NFTNL_EXPR_BYTEORDER_OP as BYTEORDER_OP,
+    NFTNL_EXPR_BYTEORDER_SIZE as BYTEORDER_SIZE, NFTNL_EXPR_BYTEORDER_SREG as BYTEORDER_SREG,
+    NFTNL_EXPR_CMP_DATA as CMP_DATA, NFTNL_EXPR_CMP_OP as CMP_OP, NFTNL_EXPR_CMP_SREG as CMP_SREG,
+    NFTNL_EXPR_CT_DIR as CT_DIR, NFTNL_EXPR_CT_DREG as CT_DREG, NFTNL_EXPR_CT_KEY as CT_KEY,
+    NFTNL_EXPR_CTR_BYTES as CTR_BYTES, NFTNL_EXPR_CTR_PACKETS as CTR_PACKETS,
+    NFTNL_EXPR_DYNSET_EXPR as DYNSET_EXPR, NFTNL_EXPR_DYNSET_OP as DYNSET_OP,
+    NFTNL_EXPR_DYNSET_SET_NAME as DYNSET_SET_NAME, NFTNL_EXPR_DYNSET_SREG_KEY as DYNSET_SREG_KEY,
     NFTNL_EXPR_FIB_DREG as FIB_DREG, NFTNL_EXPR_FIB_FLAGS as FIB_FLAGS, NFTNL_EXPR_FIB_RESULT as FIB_RESULT,
     NFTNL_EXPR_FLOW_TABLE_NAME as FLOW_TABLE_NAME, NFTNL_EXPR_IMM_CHAIN as IMM_CHAIN,
     NFTNL_EXPR_IMM_DREG as IMM_DREG, NFTNL_EXPR_IMM_VERDICT as IMM_VERDICT,
-    NFTNL_EXPR_LOOKUP_DREG as LOOKUP_DREG, NFTNL_EXPR_LOOKUP_FLAGS as LOOKUP_FLAGS,
-    NFTNL_EXPR_LOOKUP_SET as LOOKUP_SET, NFTNL_EXPR_LOOKUP_SREG as LOOKUP_SREG,
-    NFTNL_EXPR_META_DREG as META_DREG, NFTNL_EXPR_META_KEY as META_KEY,
-    NFTNL_EXPR_PAYLOAD_BASE as PAYLOAD_BASE, NFTNL_EXPR_PAYLOAD_DREG as PAYLOAD_DREG,
-    NFTNL_EXPR_PAYLOAD_LEN as PAYLOAD_LEN, NFTNL_EXPR_PAYLOAD_OFFSET as PAYLOAD_OFFSET,
-    NFTNL_EXPR_RT_DREG as RT_DREG, NFTNL_EXPR_RT_KEY as RT_KEY,
+    NFTNL_EXPR_LOOKUP_FLAGS as LOOKUP_FLAGS, NFTNL_EXPR_LOOKUP_SET as LOOKUP_SET,
+    NFTNL_EXPR_LOOKUP_SREG as LOOKUP_SREG, NFTNL_EXPR_META_DREG as META_DREG,
+    NFTNL_EXPR_META_KEY as META_KEY, NFTNL_EXPR_PAYLOAD_BASE as PAYLOAD_BASE,
+    NFTNL_EXPR_PAYLOAD_DREG as PAYLOAD_DREG, NFTNL_EXPR_PAYLOAD_LEN as PAYLOAD_LEN,
+    NFTNL_EXPR_PAYLOAD_OFFSET as PAYLOAD_OFFSET, NFTNL_EXPR_RT_DREG as RT_DREG, NFTNL_EXPR_RT_KEY as RT_KEY,
 };
 
-use super::object::{ExprObject, ExprRef, MAX_DATA_BYTES};
-use crate::core::ruleset::{
-    expr::{CmpOp, CtKey, Direction, Expr, MetaKey, PayloadBase, RtKey, TuplePart},
-    observed::Counter,
-};
+use super::object::{ExprObject, MAX_DATA_BYTES};
+use crate::core::ruleset::expr::{CmpOp, CtKey, Direction, Expr, MetaKey, PayloadBase, RtKey, TuplePart};
 
-/// Name of every instruction (`NFTNL_EXPR_NAME`, libnftnl's expr.h).
-pub(super) const NAME: u32 = 0;
 /// `NFT_CT_ID` (enum nft_ct_keys), younger than libc's list.
 const NFT_CT_ID: u32 = 23;
 /// `NFT_RT_XFRM` (enum nft_rt_keys).
-const NFT_RT_XFRM: u32 = 4;
+pub(super) const NFT_RT_XFRM: u32 = 4;
 /// `NFT_BYTEORDER_HTON` (enum nft_byteorder_ops).
-const HTON: u32 = 1;
+pub(super) const HTON: u32 = 1;
 /// `NFT_DYNSET_OP_UPDATE` (enum nft_dynset_ops).
-const DYNSET_OP_UPDATE: u32 = 1;
+pub(super) const DYNSET_OP_UPDATE: u32 = 1;
 /// `NFT_DYNSET_F_EXPR` (enum nft_dynset_flags): instructions come in a list, also if there is one. The kernel sets it
 /// where there are several.
-const DYNSET_F_EXPR: u32 = 2;
+pub(super) const DYNSET_F_EXPR: u32 = 2;
 /// `NFTA_FIB_F_SADDR`, `_MARK`, `_IIF` and `_PRESENT` (enum nft_fib_flags).
-const FIB_ROUTE_BACK: u32 = 1 | 1 << 2 | 1 << 3 | 1 << 5;
+pub(super) const FIB_ROUTE_BACK: u32 = 1 | 1 << 2 | 1 << 3 | 1 << 5;
 /// `NFT_FIB_RESULT_OIF` (enum nft_fib_result).
-const FIB_RESULT_OIF: u32 = 1;
+pub(super) const FIB_RESULT_OIF: u32 = 1;
 /// `NFT_META_SDIF` (enum nft_meta_keys), younger than libc's list.
 const NFT_META_SDIF: u32 = 33;
 /// `NFT_LOOKUP_F_INV` (enum nft_lookup_flags).
-const LOOKUP_F_INV: u32 = 1;
+pub(super) const LOOKUP_F_INV: u32 = 1;
 /// `NFT_REG_VERDICT`.
-const VERDICT: u32 = 0;
+pub(super) const VERDICT: u32 = 0;
 
 /// The instruction for libnftnl; `None` for what it cannot write: [`Expr::Other`] and over-long data.
 pub(super) fn encode(expr: &Expr) -> Option<ExprObject> {
@@ -132,93 +124,6 @@ pub(super) fn encode(expr: &Expr) -> Option<ExprObject> {
     })
 }
 
-/// The instruction as data.
-pub(super) fn decode(expr: &ExprRef<'_>) -> Expr {
-    let name = expr.get_str(NAME).unwrap_or_default();
-    known(&name, expr).unwrap_or(Expr::Other { name })
-}
-
-/// Value of the instruction's counter, if it is one.
-pub(super) fn counter(expr: &ExprRef<'_>) -> Option<Counter> {
-    (expr.get_str(NAME)? == "counter")
-        .then(|| Some(Counter { packets: expr.get_u64(CTR_PACKETS)?, bytes: expr.get_u64(CTR_BYTES)? }))
-        .flatten()
-}
-
-fn known(name: &str, expr: &ExprRef<'_>) -> Option<Expr> {
-    Some(match name {
-        // A source register makes it a `ct … set`.
-        "ct" if expr.has(CT_DREG) => Expr::Ct { key: ct_key(expr)?, dreg: expr.get_u32(CT_DREG)? },
-        "byteorder" if expr.get_u32(BYTEORDER_OP) == Some(HTON) => Expr::HostToNet {
-            reg: same(expr.get_u32(BYTEORDER_SREG)?, expr.get_u32(BYTEORDER_DREG)?)?,
-            size: expr.get_u32(BYTEORDER_SIZE)?,
-            len: expr.get_u32(BYTEORDER_LEN)?,
-        },
-        "cmp" => Expr::Cmp {
-            sreg: expr.get_u32(CMP_SREG)?,
-            op: cmp_ops().nth(expr.get_u32(CMP_OP)? as usize)?,
-            data: expr.get(CMP_DATA)?.to_vec(),
-        },
-        // Operation 0 is mask and xor, the others are shifts; kernels before 5.6 don't say.
-        "bitwise" if expr.get_u32(BITWISE_OP).unwrap_or(0) == 0 => Expr::Bitwise {
-            reg: same(expr.get_u32(BITWISE_SREG)?, expr.get_u32(BITWISE_DREG)?)?,
-            mask: expr.get(BITWISE_MASK)?.to_vec(),
-            xor: expr.get(BITWISE_XOR)?.to_vec(),
-        },
-        "meta" if expr.has(META_DREG) => {
-            Expr::Meta { key: meta_key(expr.get_u32(META_KEY)?), dreg: expr.get_u32(META_DREG)? }
-        }
-        // A source register makes it write.
-        "payload" if expr.has(PAYLOAD_DREG) => Expr::Payload {
-            base: payload_bases().nth(expr.get_u32(PAYLOAD_BASE)? as usize)?,
-            offset: expr.get_u32(PAYLOAD_OFFSET)?,
-            len: expr.get_u32(PAYLOAD_LEN)?,
-            dreg: expr.get_u32(PAYLOAD_DREG)?,
-        },
-        "fib"
-            if (expr.get_u32(FIB_FLAGS), expr.get_u32(FIB_RESULT))
-                == (Some(FIB_ROUTE_BACK), Some(FIB_RESULT_OIF)) =>
-        {
-            Expr::RouteBack { dreg: expr.get_u32(FIB_DREG)? }
-        }
-        "rt" => Expr::Rt {
-            key: match expr.get_u32(RT_KEY)? {
-                NFT_RT_XFRM => RtKey::Ipsec,
-                key => RtKey::Other(key),
-            },
-            dreg: expr.get_u32(RT_DREG)?,
-        },
-        // A destination makes it a map's.
-        "lookup" if !expr.has(LOOKUP_DREG) => Expr::Lookup {
-            set: expr.get_str(LOOKUP_SET)?,
-            sreg: expr.get_u32(LOOKUP_SREG)?,
-            inverted: match expr.get_u32(LOOKUP_FLAGS).unwrap_or(0) {
-                0 => false,
-                LOOKUP_F_INV => true,
-                _ => return None,
-            },
-        },
-        "dynset" if is_update(expr) => {
-            let (set, sreg) = (expr.get_str(DYNSET_SET_NAME)?, expr.get_u32(DYNSET_SREG_KEY)?);
-            match expr.nested().as_slice() {
-                [] => Expr::Update { set, sreg },
-                [name] if name == "counter" => Expr::UpdateCounter { set, sreg },
-                _ => return None,
-            }
-        }
-        "immediate" if expr.get_u32(IMM_DREG) == Some(VERDICT) => {
-            match (expr.get_u32(IMM_VERDICT)?.cast_signed(), expr.get_str(IMM_CHAIN)) {
-                (libc::NFT_RETURN, None) => Expr::Return,
-                (libc::NFT_GOTO, Some(chain)) => Expr::Goto { chain },
-                _ => return None,
-            }
-        }
-        "flow_offload" => Expr::FlowAdd { flowtable: expr.get_str(FLOW_TABLE_NAME)? },
-        "counter" => Expr::Counter,
-        _ => return None,
-    })
-}
-
 /// Number of the key (enum nft_ct_keys), and of the direction if it has one.
 fn ct_number(key: CtKey) -> (u32, Option<u8>) {
     match key {
@@ -251,8 +156,8 @@ fn direction_number(direction: Direction) -> u8 {
     }
 }
 
-fn ct_key(expr: &ExprRef<'_>) -> Option<CtKey> {
-    let number = expr.get_u32(CT_KEY)?;
+/// The key of this number, of a direction where there is one.
+pub(super) fn ct_key(number: u32, direction: Option<u8>) -> Option<CtKey> {
     let parts = [
         TuplePart::SourceV4,
         TuplePart::DestinationV4,
@@ -261,10 +166,9 @@ fn ct_key(expr: &ExprRef<'_>) -> Option<CtKey> {
         TuplePart::SourcePort,
         TuplePart::DestinationPort,
     ];
-    if expr.has(CT_DIR) {
-        let [direction] = expr.get(CT_DIR)? else { return None };
+    if let Some(direction) = direction {
         let directions = [Direction::Original, Direction::Reply];
-        let direction = directions.into_iter().find(|d| direction_number(*d) == *direction)?;
+        let direction = directions.into_iter().find(|d| direction_number(*d) == direction)?;
         let part = parts.into_iter().find(|part| tuple_part_number(*part) == number)?;
         return Some(CtKey::Tuple(direction, part));
     }
@@ -287,7 +191,7 @@ fn meta_number(key: MetaKey) -> u32 {
     number.cast_unsigned()
 }
 
-fn meta_key(number: u32) -> MetaKey {
+pub(super) fn meta_key(number: u32) -> MetaKey {
     let known = [
         MetaKey::InIfIndex,
         MetaKey::OutIfIndex,
@@ -301,16 +205,8 @@ fn meta_key(number: u32) -> MetaKey {
 }
 
 /// In the order of enum nft_payload_bases.
-fn payload_bases() -> impl Iterator<Item = PayloadBase> {
+pub(super) fn payload_bases() -> impl Iterator<Item = PayloadBase> {
     [PayloadBase::Link, PayloadBase::Network, PayloadBase::Transport].into_iter()
-}
-
-/// `update` with the set's own timeout.
-fn is_update(expr: &ExprRef<'_>) -> bool {
-    expr.get_u32(DYNSET_OP) == Some(DYNSET_OP_UPDATE)
-        && !expr.has(DYNSET_SREG_DATA)
-        && expr.get_u64(DYNSET_TIMEOUT).unwrap_or(0) == 0
-        && expr.get_u32(DYNSET_FLAGS).unwrap_or(0) & !DYNSET_F_EXPR == 0
 }
 
 fn verdict(code: i32) -> Option<ExprObject> {
@@ -318,12 +214,8 @@ fn verdict(code: i32) -> Option<ExprObject> {
 }
 
 /// In the order of enum nft_cmp_ops.
-fn cmp_ops() -> impl Iterator<Item = CmpOp> {
+pub(super) fn cmp_ops() -> impl Iterator<Item = CmpOp> {
     [CmpOp::Eq, CmpOp::Neq, CmpOp::Lt, CmpOp::Lte, CmpOp::Gt, CmpOp::Gte].into_iter()
-}
-
-fn same(source: u32, destination: u32) -> Option<u32> {
-    (source == destination).then_some(source)
 }
 
 #[cfg(test)]
@@ -336,28 +228,35 @@ mod tests {
             rule::{self, Input, Traced},
         },
         kernel::{
-            netlink::Message,
+            netlink::{Message, attributes},
             nft::{
-                marker,
+                instruction, marker, nfta,
                 object::{Object, Rule, Scratch},
             },
         },
     };
-    use nftnl_sys::NFTNL_RULE_USERDATA;
+    use nftnl_sys::{
+        NFTNL_EXPR_BITWISE_OP as BITWISE_OP, NFTNL_EXPR_DYNSET_TIMEOUT as DYNSET_TIMEOUT, NFTNL_RULE_USERDATA,
+    };
 
     /// Through a message of libnftnl and back.
     fn round_trip(exprs: &[Expr]) -> Vec<Expr> {
         let rule = exprs.iter().fold(Rule::new().set(NFTNL_RULE_USERDATA, &marker::rule()), |rule, expr| {
             rule.push(encode(expr).expect("an instruction of ours"))
         });
+        decoded(&rule)
+    }
+
+    /// As it goes to the kernel, and comes back.
+    fn decoded(rule: &Rule) -> Vec<Expr> {
         let mut scratch = Scratch::new();
-        let message = scratch.message(libc::NFT_MSG_NEWRULE, 0, 1, &rule);
-        let (rule, complete) = Rule::parse(&Message::new(message));
-        assert!(complete);
-        assert_eq!(marker::owner(rule.get(NFTNL_RULE_USERDATA).expect("user data")), Owner::Ours);
-        let mut exprs = Vec::new();
-        rule.for_each_expr(|expr| exprs.push(decode(&expr)));
-        exprs
+        let message = Message::new(scratch.message(libc::NFT_MSG_NEWRULE, 0, 1, rule));
+        if let Some(userdata) = message.attributes().find(|nla| nla.kind() == nfta::RULE_USERDATA) {
+            assert_eq!(marker::owner(userdata.value()), Owner::Ours);
+        }
+        let list =
+            message.attributes().find(|nla| nla.kind() == nfta::RULE_EXPRESSIONS).expect("instructions");
+        attributes(list.value()).map(|nla| instruction::decode(nla.value())).collect()
     }
 
     fn seen(traced: Traced) -> rule::Rule {
@@ -437,10 +336,7 @@ mod tests {
     #[test]
     fn a_detail_that_expr_cannot_hold_makes_another_instruction_of_it() {
         let other = |object: ExprObject| {
-            let rule = Rule::new().push(object);
-            let mut exprs = Vec::new();
-            rule.for_each_expr(|expr| exprs.push(decode(&expr)));
-            matches!(exprs.as_slice(), [Expr::Other { .. }])
+            matches!(decoded(&Rule::new().push(object)).as_slice(), [Expr::Other { .. }])
         };
         let new = |expr: Expr| encode(&expr).expect("an instruction of ours");
         assert!(other(new(Expr::Ct { key: CtKey::Packets, dreg: 1 }).set(CT_DIR, &[0])));

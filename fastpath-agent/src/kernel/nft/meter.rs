@@ -72,7 +72,7 @@ impl Nft {
     fn element(&mut self, set: OwnSet, key: u32, each: impl FnMut(&Message<'_>)) -> Result<(), NftError> {
         let request = get(libc::NFT_MSG_GETSETELEM)
             .name(nfta::TABLE, TABLE)
-            .name(nfta::SECOND_NAME, &set.name())
+            .name(nfta::SECOND_NAME, set.name().as_bytes())
             .nested(nfta::SET_ELEM_LIST_ELEMENTS, |list| {
                 list.nested(nfta::LIST_ELEM, |element| {
                     element.nested(nfta::SET_ELEM_KEY, |value| {
@@ -93,7 +93,7 @@ fn or_absent(result: io::Result<()>) -> Result<(), NftError> {
     }
 }
 
-fn slow_path(element: element::Element<'_>) -> Option<SlowPath> {
+pub(super) fn slow_path(element: element::Element<'_>) -> Option<SlowPath> {
     let idle_ms = OwnSet::SlowPath.shape().timeout_ms.saturating_sub(element.expires_ms?);
     Some(SlowPath {
         ct_id: u32::from_ne_bytes(element.key.try_into().ok()?),

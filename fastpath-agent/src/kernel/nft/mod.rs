@@ -1,4 +1,4 @@
-//! nftables over nfnetlink, with libnftnl and libmnl: reads our table, applies plans, hears of changes.
+//! nftables over nfnetlink: reads our table and others' in place, applies plans (written with libnftnl), hears of changes.
 //!
 //! Touches no table but ours, and takes no decisions: what is to be done comes as a plan.
 
@@ -24,9 +24,13 @@ mod batch;
 mod element;
 mod error;
 mod expr;
+#[cfg(any(fuzzing, test))]
+pub(super) mod fuzz;
+mod instruction;
 mod marker;
 mod meter;
 mod monitor;
+mod names;
 mod nfta;
 mod notice;
 mod object;

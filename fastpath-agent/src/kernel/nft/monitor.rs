@@ -6,7 +6,7 @@ use std::{io, os::fd::AsRawFd};
 
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{Nft, NftError, message_type, nfta, notice, observe::parse_generation};
+use super::{Nft, NftError, message_type, names::Names, nfta, notice, observe::parse_generation};
 use crate::{
     core::{revalidate::Notice, ruleset::observed::Generation},
     kernel::{
@@ -71,8 +71,9 @@ impl RulesetMonitor for Monitor {
         loop {
             let own = self.own;
             let heard = self.details.next_notification(|message| {
+                let names = Names::default();
                 if message.port() != own
-                    && let Some(notice) = notice::parse(message)
+                    && let Some(notice) = notice::parse(message, &names)
                 {
                     each(&notice);
                 }
@@ -126,7 +127,7 @@ fn receive(socket: &mut Socket) -> io::Result<Option<Event>> {
     }
 }
 
-fn parse(message: &Message<'_>) -> Option<Event> {
+pub(super) fn parse(message: &Message<'_>) -> Option<Event> {
     if message.kind() != message_type(libc::NFT_MSG_NEWGEN) {
         return None;
     }
@@ -135,7 +136,7 @@ fn parse(message: &Message<'_>) -> Option<Event> {
     for nla in message.attributes() {
         match nla.kind() {
             nfta::GEN_PROC_PID => process = nla.be32(),
-            nfta::GEN_PROC_NAME => name = Some(nla.text_lossy()),
+            nfta::GEN_PROC_NAME => name = Some(nla.string()),
             _ => {}
         }
     }

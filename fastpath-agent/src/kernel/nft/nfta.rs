@@ -6,6 +6,8 @@ pub(super) const TABLE: u16 = 1;
 /// Of rules the chain, of elements the set, of flowtables and other objects their own name.
 pub(super) const SECOND_NAME: u16 = 2;
 
+pub(super) const TABLE_USERDATA: u16 = 6;
+
 pub(super) const CHAIN_NAME: u16 = 3;
 pub(super) const CHAIN_HOOK: u16 = 4;
 pub(super) const CHAIN_POLICY: u16 = 5;
@@ -19,6 +21,8 @@ pub(super) const DEVICE_PREFIX: u16 = 2;
 
 pub(super) const FLOWTABLE_HOOK: u16 = 3;
 pub(super) const FLOWTABLE_HOOK_DEVS: u16 = 3;
+pub(super) const FLOWTABLE_HOOK_PRIORITY: u16 = 2;
+pub(super) const FLOWTABLE_FLAGS: u16 = 7;
 
 pub(super) const RULE_HANDLE: u16 = 3;
 pub(super) const RULE_EXPRESSIONS: u16 = 4;
@@ -26,6 +30,12 @@ pub(super) const RULE_USERDATA: u16 = 7;
 
 pub(super) const SET_NAME: u16 = 2;
 pub(super) const SET_FLAGS: u16 = 3;
+pub(super) const SET_KEY_TYPE: u16 = 4;
+pub(super) const SET_KEY_LEN: u16 = 5;
+pub(super) const SET_DESCRIPTION: u16 = 9;
+pub(super) const SET_DESCRIPTION_SIZE: u16 = 1;
+pub(super) const SET_TIMEOUT: u16 = 11;
+pub(super) const SET_HANDLE: u16 = 16;
 pub(super) const SET_EXPR: u16 = 17;
 pub(super) const SET_EXPRESSIONS: u16 = 18;
 /// `NFT_SET_INTERVAL` and `NFT_SET_CONCAT` (enum nft_set_flags).
@@ -67,15 +77,25 @@ pub(super) const LOOKUP_SREG: u16 = 2;
 pub(super) const LOOKUP_DREG: u16 = 3;
 pub(super) const LOOKUP_FLAGS: u16 = 5;
 pub(super) const DYNSET_SET_NAME: u16 = 1;
+pub(super) const DYNSET_OP: u16 = 3;
+pub(super) const DYNSET_SREG_KEY: u16 = 4;
+pub(super) const DYNSET_SREG_DATA: u16 = 5;
+pub(super) const DYNSET_TIMEOUT: u16 = 6;
+pub(super) const DYNSET_FLAGS: u16 = 9;
 pub(super) const DYNSET_EXPR: u16 = 7;
 pub(super) const DYNSET_EXPRESSIONS: u16 = 10;
 pub(super) const OBJREF_IMM_TYPE: u16 = 1;
 pub(super) const CT_DREG: u16 = 1;
 pub(super) const CT_KEY: u16 = 2;
+pub(super) const CT_DIRECTION: u16 = 3;
 pub(super) const CT_SREG: u16 = 4;
 pub(super) const META_DREG: u16 = 1;
 pub(super) const META_KEY: u16 = 2;
 pub(super) const META_SREG: u16 = 3;
+pub(super) const FIB_DREG: u16 = 1;
+pub(super) const FIB_RESULT: u16 = 2;
+pub(super) const FIB_FLAGS: u16 = 3;
+pub(super) const RT_DREG: u16 = 1;
 pub(super) const RT_KEY: u16 = 2;
 pub(super) const PAYLOAD_DREG: u16 = 1;
 pub(super) const PAYLOAD_BASE: u16 = 2;
@@ -89,6 +109,7 @@ pub(super) const BITWISE_SREG: u16 = 1;
 pub(super) const BITWISE_DREG: u16 = 2;
 pub(super) const BITWISE_MASK: u16 = 4;
 pub(super) const BITWISE_XOR: u16 = 5;
+pub(super) const BITWISE_OP: u16 = 6;
 pub(super) const CMP_SREG: u16 = 1;
 pub(super) const CMP_OP: u16 = 2;
 pub(super) const CMP_DATA: u16 = 3;
@@ -97,6 +118,7 @@ pub(super) const RANGE_FROM: u16 = 3;
 pub(super) const RANGE_TO: u16 = 4;
 pub(super) const BYTEORDER_SREG: u16 = 1;
 pub(super) const BYTEORDER_DREG: u16 = 2;
+pub(super) const BYTEORDER_OP: u16 = 3;
 pub(super) const BYTEORDER_LEN: u16 = 4;
 pub(super) const BYTEORDER_SIZE: u16 = 5;
 pub(super) const COUNTER_BYTES: u16 = 1;

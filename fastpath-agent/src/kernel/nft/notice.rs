@@ -1,13 +1,14 @@
 //! What the kernel's notifications (and its list of chains) say was changed: only names and hooks are read, in place.
 
-use super::nfta;
+use super::{names::Names, nfta};
 use crate::{
     core::revalidate::{Hook, Notice, Subject},
     kernel::netlink::{Attribute, Message, attributes},
 };
 
 /// The object in a message; `None` if there is none.
-pub(super) fn parse<'a>(message: &Message<'a>) -> Option<Notice<'a>> {
+pub(super) fn parse<'a>(message: &Message<'a>, names: &'a Names) -> Option<Notice<'a>> {
+    let text = |nla: &Attribute<'a>| names.of(nla);
     let kind = i32::from(message.kind());
     if kind >> 8 != libc::NFNL_SUBSYS_NFTABLES {
         return None;
@@ -16,11 +17,11 @@ pub(super) fn parse<'a>(message: &Message<'a>) -> Option<Notice<'a>> {
     let (mut chain, mut second, mut chain_type, mut hook) = (None, None, "", None);
     for nla in message.attributes() {
         match nla.kind() {
-            nfta::TABLE => table = text(&nla),
+            nfta::TABLE => table = Some(text(&nla)),
             nfta::SECOND_NAME => second = Some(nla),
             nfta::CHAIN_NAME => chain = Some(nla),
             nfta::CHAIN_HOOK => hook = Some(nla),
-            nfta::CHAIN_TYPE => chain_type = text(&nla).unwrap_or_default(),
+            nfta::CHAIN_TYPE => chain_type = text(&nla),
             _ => {}
         }
     }
@@ -29,11 +30,11 @@ pub(super) fn parse<'a>(message: &Message<'a>) -> Option<Notice<'a>> {
         libc::NFT_MSG_DELTABLE => Subject::Table { gone: true },
         libc::NFT_MSG_NEWCHAIN => {
             let hook = hook.and_then(|nla| self::hook(chain_type, &nla));
-            Subject::Chain { name: text(&chain?)?, hook, gone: false }
+            Subject::Chain { name: text(&chain?), hook, gone: false }
         }
-        libc::NFT_MSG_DELCHAIN => Subject::Chain { name: text(&chain?)?, hook: None, gone: true },
-        libc::NFT_MSG_NEWRULE | libc::NFT_MSG_DELRULE => Subject::Rule { chain: text(&second?)? },
-        libc::NFT_MSG_NEWSETELEM | libc::NFT_MSG_DELSETELEM => Subject::Elements { set: text(&second?)? },
+        libc::NFT_MSG_DELCHAIN => Subject::Chain { name: text(&chain?), hook: None, gone: true },
+        libc::NFT_MSG_NEWRULE | libc::NFT_MSG_DELRULE => Subject::Rule { chain: text(&second?) },
+        libc::NFT_MSG_NEWSETELEM | libc::NFT_MSG_DELSETELEM => Subject::Elements { set: text(&second?) },
         libc::NFT_MSG_NEWGEN => return None,
         libc::NFT_MSG_NEWOBJ if is_timeout(message) => Subject::Timeout,
         // Sets, other objects, flowtables, and what later kernels may have.
@@ -60,9 +61,4 @@ pub(super) fn is_timeout(object: &Message<'_>) -> bool {
         nla.kind() == nfta::OBJECT_TYPE && *nla.value() == nfta::CT_TIMEOUT.to_be_bytes()
     };
     object.attributes().any(of_type)
-}
-
-/// A name, without its closing NUL. Names that aren't UTF-8 nobody's tools can write.
-fn text<'a>(nla: &Attribute<'a>) -> Option<&'a str> {
-    str::from_utf8(nla.name()).ok()
 }

@@ -1,13 +1,12 @@
-//! Safe handles on libnftnl's objects for what the nftnl crate lacks: reading objects, user data of tables, rules and sets (our
+//! Safe handles on libnftnl's objects for what the nftnl crate lacks in writing them: user data of tables, rules and sets (our
 //! mark of ownership), flowtables, sets of any shape, expressions such as `flow_offload` and `dynset`, batches that hold at one
 //! generation. Messages that the crate can write are its own ([`Scratch::crate_message`]).
 //!
-//! Attributes are typed by libnftnl only in its headers: the methods here check lengths on reading.
+//! Reads nothing: libnftnl ends the process where a message isn't as it expects it, and takes names for C strings.
 #![expect(unsafe_code, reason = "libnftnl is a C library")]
 
 use std::{
-    collections::BTreeSet,
-    ffi::{CStr, CString, c_char, c_void},
+    ffi::{CString, c_char},
     ptr::{self, NonNull},
 };
 
@@ -15,7 +14,6 @@ use libc::nlmsghdr;
 use nftnl::{MsgType, NlMsg, nft_nlmsg_maxsize};
 use nftnl_sys as sys;
 
-use super::super::netlink::Message;
 use crate::core::model::IfName;
 
 /// Longest value in a register (`NFT_DATA_VALUE_MAXLEN`); libnftnl doesn't check it.
@@ -99,16 +97,7 @@ impl Payload for () {
 pub(super) trait Object: Sized {
     fn new() -> Self;
 
-    /// Reads a message of this kind of object. On failure (something in it that libnftnl doesn't know, told by
-    /// the bool) the attributes that come before it are there all the same.
-    fn parse(message: &Message<'_>) -> (Self, bool);
-
     fn set(self, attribute: u32, data: &[u8]) -> Self;
-
-    fn get(&self, attribute: u32) -> Option<&[u8]>;
-
-    /// Strings are apart from `get`, which doesn't give all of them their length.
-    fn get_str(&self, attribute: u32) -> Option<String>;
 
     fn set_u32(self, attribute: u32, value: u32) -> Self {
         self.set(attribute, &value.to_ne_bytes())
@@ -117,19 +106,11 @@ pub(super) trait Object: Sized {
     fn set_str(self, attribute: u32, value: &str) -> Self {
         self.set(attribute, c_string(value).as_bytes_with_nul())
     }
-
-    fn get_u32(&self, attribute: u32) -> Option<u32> {
-        Some(u32::from_ne_bytes(self.get(attribute)?.try_into().ok()?))
-    }
-
-    fn get_u64(&self, attribute: u32) -> Option<u64> {
-        Some(u64::from_ne_bytes(self.get(attribute)?.try_into().ok()?))
-    }
 }
 
 macro_rules! object {
     ($(#[$doc:meta])* $name:ident = $type:ident {
-        $alloc:ident, $free:ident, $set:ident, $get:path, $get_str:ident, $build:ident, $parse:ident $(,)?
+        $alloc:ident, $free:ident, $set:ident, $build:ident $(,)?
     }) => {
         $(#[$doc])*
         pub(super) struct $name(NonNull<sys::$type>);
@@ -140,13 +121,6 @@ macro_rules! object {
                 Self(NonNull::new(unsafe { sys::$alloc() }).expect("out of memory"))
             }
 
-            fn parse(message: &Message<'_>) -> (Self, bool) {
-                let object = Self::new();
-                // SAFETY: the message is whole and aligned, the object is ours.
-                let result = unsafe { sys::$parse(message.bytes().as_ptr().cast(), object.0.as_ptr()) };
-                (object, result >= 0)
-            }
-
             fn set(self, attribute: u32, data: &[u8]) -> Self {
                 // SAFETY: libnftnl copies `data`.
                 let result = unsafe {
@@ -154,20 +128,6 @@ macro_rules! object {
                 };
                 assert!(result >= 0, "out of memory");
                 self
-            }
-
-            fn get(&self, attribute: u32) -> Option<&[u8]> {
-                let mut length = 0;
-                // SAFETY: returns NULL or `length` bytes that live as long as the object doesn't change.
-                unsafe {
-                    let data = $get(self.0.as_ptr(), attribute as u16, &raw mut length);
-                    (!data.is_null()).then(|| std::slice::from_raw_parts(data.cast(), length as usize))
-                }
-            }
-
-            fn get_str(&self, attribute: u32) -> Option<String> {
-                // SAFETY: returns NULL or a string that lives as long as the object doesn't change.
-                unsafe { owned_string(sys::$get_str(self.0.as_ptr(), attribute as u16)) }
             }
         }
 
@@ -190,61 +150,38 @@ macro_rules! object {
 object!(
     /// A table.
     Table = nftnl_table {
-        nftnl_table_alloc, nftnl_table_free, nftnl_table_set_data, sys::nftnl_table_get_data, nftnl_table_get_str,
-        nftnl_table_nlmsg_build_payload, nftnl_table_nlmsg_parse,
-    }
-);
-object!(
-    /// A chain.
-    Chain = nftnl_chain {
-        nftnl_chain_alloc, nftnl_chain_free, nftnl_chain_set_data, sys::nftnl_chain_get_data, nftnl_chain_get_str,
-        nftnl_chain_nlmsg_build_payload, nftnl_chain_nlmsg_parse,
+        nftnl_table_alloc, nftnl_table_free, nftnl_table_set_data,
+        nftnl_table_nlmsg_build_payload,
     }
 );
 object!(
     /// A rule.
     Rule = nftnl_rule {
-        nftnl_rule_alloc, nftnl_rule_free, nftnl_rule_set_data, sys::nftnl_rule_get_data, nftnl_rule_get_str,
-        nftnl_rule_nlmsg_build_payload, nftnl_rule_nlmsg_parse,
+        nftnl_rule_alloc, nftnl_rule_free, nftnl_rule_set_data,
+        nftnl_rule_nlmsg_build_payload,
     }
 );
 object!(
     /// A flowtable.
     Flowtable = nftnl_flowtable {
-        nftnl_flowtable_alloc, nftnl_flowtable_free, nftnl_flowtable_set_data, flowtable_get_data,
-        nftnl_flowtable_get_str, nftnl_flowtable_nlmsg_build_payload, nftnl_flowtable_nlmsg_parse,
+        nftnl_flowtable_alloc, nftnl_flowtable_free, nftnl_flowtable_set_data,
+        nftnl_flowtable_nlmsg_build_payload,
     }
 );
 object!(
     /// A set without its elements.
     Set = nftnl_set {
-        nftnl_set_alloc, nftnl_set_free, nftnl_set_set_data, sys::nftnl_set_get_data, nftnl_set_get_str,
-        nftnl_set_nlmsg_build_payload, nftnl_set_nlmsg_parse,
+        nftnl_set_alloc, nftnl_set_free, nftnl_set_set_data,
+        nftnl_set_nlmsg_build_payload,
     }
 );
 object!(
     /// Elements of a set.
     Elements = nftnl_set {
-        nftnl_set_alloc, nftnl_set_free, nftnl_set_set_data, sys::nftnl_set_get_data, nftnl_set_get_str,
-        nftnl_set_elems_nlmsg_build_payload, nftnl_set_elems_nlmsg_parse,
+        nftnl_set_alloc, nftnl_set_free, nftnl_set_set_data,
+        nftnl_set_elems_nlmsg_build_payload,
     }
 );
-
-/// Stands in for `nftnl_flowtable_get_data`, which libnftnl 1.2.4 declares but doesn't export.
-///
-/// # Safety
-/// `flowtable` is one; `attribute` is a u32 or an i32.
-unsafe fn flowtable_get_data(
-    flowtable: *const sys::nftnl_flowtable,
-    attribute: u16,
-    length: *mut u32,
-) -> *const c_void {
-    // SAFETY: the caller vouches for both pointers.
-    unsafe {
-        *length = size_of::<u32>() as u32;
-        sys::nftnl_flowtable_get(flowtable, attribute)
-    }
-}
 
 impl Rule {
     /// Appends an instruction.
@@ -253,18 +190,6 @@ impl Rule {
         unsafe { sys::nftnl_rule_add_expr(self.0.as_ptr(), expr.0.as_ptr()) };
         std::mem::forget(expr);
         self
-    }
-
-    /// Calls `each` for every instruction in order.
-    pub(super) fn for_each_expr(&self, mut each: impl FnMut(ExprRef<'_>)) {
-        // SAFETY: the iterator and the instructions live no longer than the rule, which doesn't change meanwhile.
-        unsafe {
-            let iterator = NonNull::new(sys::nftnl_expr_iter_create(self.0.as_ptr())).expect("out of memory");
-            while let Some(expr) = NonNull::new(sys::nftnl_expr_iter_next(iterator.as_ptr())) {
-                each(ExprRef(expr, std::marker::PhantomData));
-            }
-            sys::nftnl_expr_iter_destroy(iterator.as_ptr());
-        }
     }
 }
 
@@ -284,21 +209,6 @@ impl Flowtable {
         };
         assert!(result >= 0, "out of memory");
         self
-    }
-
-    /// The device names.
-    pub(super) fn devices(&self) -> BTreeSet<IfName> {
-        let mut names = BTreeSet::new();
-        // SAFETY: NULL or an array of strings that ends with NULL and lives as long as the flowtable.
-        unsafe {
-            let mut next =
-                sys::nftnl_flowtable_get_array(self.0.as_ptr(), sys::NFTNL_FLOWTABLE_DEVICES as u16);
-            while !next.is_null() && !(*next).is_null() {
-                names.extend(IfName::from_bytes(CStr::from_ptr(*next).to_bytes()));
-                next = next.add(1);
-            }
-        }
-        names
     }
 }
 
@@ -396,65 +306,6 @@ impl Drop for ExprObject {
     }
 }
 
-/// An instruction of a rule.
-pub(super) struct ExprRef<'r>(NonNull<sys::nftnl_expr>, std::marker::PhantomData<&'r Rule>);
-
-impl ExprRef<'_> {
-    /// The attribute is there.
-    pub(super) fn has(&self, attribute: u32) -> bool {
-        // SAFETY: looks only.
-        unsafe { sys::nftnl_expr_is_set(self.0.as_ptr(), attribute as u16) }
-    }
-
-    pub(super) fn get(&self, attribute: u32) -> Option<&[u8]> {
-        let mut length = 0;
-        // SAFETY: returns NULL or `length` bytes that live as long as the rule.
-        unsafe {
-            let data = sys::nftnl_expr_get(self.0.as_ptr(), attribute as u16, &raw mut length);
-            (!data.is_null()).then(|| std::slice::from_raw_parts(data.cast(), length as usize))
-        }
-    }
-
-    pub(super) fn get_u32(&self, attribute: u32) -> Option<u32> {
-        Some(u32::from_ne_bytes(self.get(attribute)?.try_into().ok()?))
-    }
-
-    pub(super) fn get_u64(&self, attribute: u32) -> Option<u64> {
-        Some(u64::from_ne_bytes(self.get(attribute)?.try_into().ok()?))
-    }
-
-    /// Kernel names of the instructions inside this one, in order.
-    pub(super) fn nested(&self) -> Vec<String> {
-        let mut names: Vec<Option<String>> = Vec::new();
-        unsafe extern "C" fn each(expr: *mut sys::nftnl_expr, names: *mut c_void) -> i32 {
-            // SAFETY: libnftnl hands back what it was given below; `expr` lives as long as the rule.
-            unsafe {
-                let names = &mut *names.cast::<Vec<Option<String>>>();
-                names.push(owned_string(sys::nftnl_expr_get_str(expr, super::expr::NAME as u16)));
-            }
-            0
-        }
-        // SAFETY: `each` is called before this returns, with `names`.
-        unsafe { sys::nftnl_expr_expr_foreach(self.0.as_ptr(), Some(each), (&raw mut names).cast()) };
-        names.into_iter().map(Option::unwrap_or_default).collect()
-    }
-
-    pub(super) fn get_str(&self, attribute: u32) -> Option<String> {
-        // SAFETY: returns NULL or a string that lives as long as the rule.
-        unsafe { owned_string(sys::nftnl_expr_get_str(self.0.as_ptr(), attribute as u16)) }
-    }
-}
-
 pub(super) fn c_string(text: impl Into<Vec<u8>>) -> CString {
     CString::new(text).expect("names of kernel objects hold no NUL")
-}
-
-/// # Safety
-/// `text` is NULL or a C string.
-unsafe fn owned_string(text: *const c_char) -> Option<String> {
-    if text.is_null() {
-        return None;
-    }
-    // SAFETY: the caller vouches for it.
-    Some(unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
 }

@@ -2,29 +2,25 @@
 
 use std::{collections::BTreeSet, io};
 
-use nftnl_sys as sys;
-
 use super::{
     NftError,
     batch::{FLOWTABLE_COUNTER, FLOWTABLE_HW_OFFLOAD, NFT_MSG_GETFLOWTABLE},
-    element, elements_of as elements, expr, get, list_own, marker, nfta,
-    object::{Chain, Flowtable, Object, Rule, Set, Table},
+    element, elements_of as elements, get, instruction, list_own, marker, nfta,
 };
 use crate::{
     core::{
-        model::{FLOWTABLE, IfIndex, TABLE},
+        model::{FLOWTABLE, IfIndex, IfName, TABLE},
         ruleset::{
-            expr::Expr,
             observed::{
                 ChainHook, Generation, Observed, ObservedChain, ObservedFlowtable, ObservedRule, ObservedSet,
-                ObservedTable, Owner,
+                ObservedTable,
             },
             sets::{Key, OwnSet, SetShape},
         },
     },
     kernel::{
         Unread,
-        netlink::{Dump, Message, Socket},
+        netlink::{Attribute, Dump, Message, Socket, attribute::find, attributes},
     },
 };
 
@@ -90,8 +86,7 @@ impl Reader<'_> {
         let mut owner = None;
         let request = get(libc::NFT_MSG_GETTABLE).name(nfta::TABLE, TABLE);
         let result = self.socket.request(request, |message| {
-            let (table, _) = Table::parse(message);
-            owner = Some(marker::owner(table.get(sys::NFTNL_TABLE_USERDATA).unwrap_or_default()));
+            owner = Some(marker::owner(value(message, nfta::TABLE_USERDATA)));
         });
         let owner = match result {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
@@ -133,16 +128,14 @@ impl Reader<'_> {
     fn chains(&mut self) -> io::Result<Vec<ObservedChain>> {
         // The kernel doesn't filter chains by table.
         let chains = self.list(list_own(libc::NFT_MSG_GETCHAIN), Vec::new(), |chains, message| {
-            let (chain, _) = Chain::parse(message);
-            if chain.get_str(sys::NFTNL_CHAIN_TABLE).as_deref() == Some(TABLE) {
-                chains.extend(observed_chain(&chain));
+            if value_name(message, nfta::TABLE) == Some(TABLE.as_bytes()) {
+                chains.extend(observed_chain(message));
             }
         })?;
         self.list(list_own(libc::NFT_MSG_GETRULE), chains, |chains, message| {
-            let (rule, complete) = Rule::parse(message);
-            let name = rule.get_str(sys::NFTNL_RULE_CHAIN);
-            if let Some(chain) = chains.iter_mut().find(|chain| Some(&chain.name) == name.as_ref()) {
-                chain.rules.extend(observed_rule(&rule, complete));
+            let name = value_name(message, nfta::SECOND_NAME);
+            if let Some(chain) = chains.iter_mut().find(|chain| Some(chain.name.as_bytes()) == name) {
+                chain.rules.extend(observed_rule(message));
             }
         })
     }
@@ -186,20 +179,46 @@ fn failed(object: &'static str) -> impl Fn(io::Error) -> NftError {
     move |source| NftError::new("reading", object, source)
 }
 
+fn attribute<'a>(message: &Message<'a>, kind: u16) -> Option<Attribute<'a>> {
+    message.attributes().find(|nla| nla.kind() == kind)
+}
+
+fn value<'a>(message: &Message<'a>, kind: u16) -> &'a [u8] {
+    attribute(message, kind).map_or(&[], |nla| nla.value())
+}
+
+fn value_name<'a>(message: &Message<'a>, kind: u16) -> Option<&'a [u8]> {
+    attribute(message, kind).map(|nla| nla.name())
+}
+
+fn text(message: &Message<'_>, kind: u16) -> Option<String> {
+    Some(str::from_utf8(value_name(message, kind)?).ok()?.to_owned())
+}
+
+fn number(message: &Message<'_>, kind: u16) -> Option<u32> {
+    attribute(message, kind)?.be32()
+}
+
+fn wide(message: &Message<'_>, kind: u16) -> Option<u64> {
+    attribute(message, kind)?.fixed().map(u64::from_be_bytes)
+}
+
 fn flowtable(message: &Message<'_>) -> Option<ObservedFlowtable> {
-    let (flowtable, complete) = Flowtable::parse(message);
-    let name = flowtable.get_str(sys::NFTNL_FLOWTABLE_NAME)?;
-    if !complete {
-        // Devices by prefix, which no ruleset of ours has and libnftnl 1.2.4 can't read.
-        return Some(unreadable(name));
-    }
-    let flags = flowtable.get_u32(sys::NFTNL_FLOWTABLE_FLAGS).unwrap_or(0);
+    let name = text(message, nfta::SECOND_NAME)?;
+    let hook = value(message, nfta::FLOWTABLE_HOOK);
+    let list = find(hook, nfta::FLOWTABLE_HOOK_DEVS).map_or(&[][..], |list| list.value());
+    // Devices by prefix, which no ruleset of ours has, make it one that isn't read.
+    let device = |nla: Attribute<'_>| {
+        (nla.kind() == nfta::DEVICE_NAME).then(|| IfName::from_bytes(nla.name())).flatten()
+    };
+    let Some(devices) = attributes(list).map(device).collect() else { return Some(unreadable(name)) };
+    let flags = number(message, nfta::FLOWTABLE_FLAGS).unwrap_or(0);
     Some(ObservedFlowtable {
         name,
-        priority: flowtable.get_u32(sys::NFTNL_FLOWTABLE_PRIO)?.cast_signed(),
+        priority: find(hook, nfta::FLOWTABLE_HOOK_PRIORITY)?.be32()?.cast_signed(),
         counter: flags & FLOWTABLE_COUNTER != 0,
         hw_offload: flags & FLOWTABLE_HW_OFFLOAD != 0,
-        devices: Some(flowtable.devices()),
+        devices: Some(devices),
     })
 }
 
@@ -207,50 +226,62 @@ fn unreadable(name: String) -> ObservedFlowtable {
     ObservedFlowtable { name, priority: 0, counter: false, hw_offload: false, devices: None }
 }
 
-fn observed_chain(chain: &Chain) -> Option<ObservedChain> {
-    let hook = chain.get_u32(sys::NFTNL_CHAIN_HOOKNUM).map(|hook| ChainHook {
-        kind: chain.get_str(sys::NFTNL_CHAIN_TYPE).unwrap_or_default(),
+fn observed_chain(message: &Message<'_>) -> Option<ObservedChain> {
+    let hook = value(message, nfta::CHAIN_HOOK);
+    let number_in_hook = |kind| find(hook, kind)?.be32();
+    let hook = number_in_hook(nfta::HOOK_HOOKNUM).map(|hook| ChainHook {
+        kind: text(message, nfta::CHAIN_TYPE).unwrap_or_default(),
         hook,
-        priority: chain.get_u32(sys::NFTNL_CHAIN_PRIO).unwrap_or(0).cast_signed(),
-        accept: chain.get_u32(sys::NFTNL_CHAIN_POLICY) == Some(libc::NF_ACCEPT as u32),
+        priority: number_in_hook(nfta::HOOK_PRIORITY).unwrap_or(0).cast_signed(),
+        accept: number(message, nfta::CHAIN_POLICY) == Some(libc::NF_ACCEPT as u32),
     });
-    Some(ObservedChain { name: chain.get_str(sys::NFTNL_CHAIN_NAME)?, hook, rules: Vec::new() })
+    Some(ObservedChain { name: text(message, nfta::CHAIN_NAME)?, hook, rules: Vec::new() })
 }
 
-fn observed_rule(rule: &Rule, complete: bool) -> Option<ObservedRule> {
-    let handle = u64::from_ne_bytes(rule.get(sys::NFTNL_RULE_HANDLE)?.try_into().ok()?);
-    if !complete {
-        // An instruction that libnftnl doesn't know: not a rule of ours, or not any more.
-        let exprs = vec![Expr::Other { name: String::new() }];
-        return Some(ObservedRule { handle, owner: Owner::Foreign, exprs, counter: None });
-    }
-    let owner = marker::owner(rule.get(sys::NFTNL_RULE_USERDATA).unwrap_or_default());
-    let mut observed = ObservedRule { handle, owner, exprs: Vec::new(), counter: None };
-    rule.for_each_expr(|instruction| {
-        observed.counter = observed.counter.or(expr::counter(&instruction));
-        observed.exprs.push(expr::decode(&instruction));
-    });
-    Some(observed)
+fn observed_rule(message: &Message<'_>) -> Option<ObservedRule> {
+    let list = value(message, nfta::RULE_EXPRESSIONS);
+    Some(ObservedRule {
+        handle: wide(message, nfta::RULE_HANDLE)?,
+        owner: marker::owner(value(message, nfta::RULE_USERDATA)),
+        exprs: attributes(list).map(|nla| instruction::decode(nla.value())).collect(),
+        counter: attributes(list).find_map(|nla| instruction::counter(nla.value())),
+    })
 }
 
 fn observed_set(message: &Message<'_>) -> Option<ObservedSet> {
-    let (set, _) = Set::parse(message);
-    let anonymous = set.get_u32(sys::NFTNL_SET_FLAGS).unwrap_or(0) & libc::NFT_SET_ANONYMOUS as u32 != 0;
-    if anonymous {
+    let flags = number(message, nfta::SET_FLAGS).unwrap_or(0);
+    if flags & libc::NFT_SET_ANONYMOUS as u32 != 0 {
         return None;
     }
+    let size = find(value(message, nfta::SET_DESCRIPTION), nfta::SET_DESCRIPTION_SIZE);
     let shape = SetShape {
-        key_type: set.get_u32(sys::NFTNL_SET_KEY_TYPE)?,
-        key_len: set.get_u32(sys::NFTNL_SET_KEY_LEN)?,
-        flags: set.get_u32(sys::NFTNL_SET_FLAGS).unwrap_or(0),
-        size: set.get_u32(sys::NFTNL_SET_DESC_SIZE).unwrap_or(0),
-        timeout_ms: set.get_u64(sys::NFTNL_SET_TIMEOUT).unwrap_or(0),
+        key_type: number(message, nfta::SET_KEY_TYPE)?,
+        key_len: number(message, nfta::SET_KEY_LEN)?,
+        flags,
+        size: size.and_then(|size| size.be32()).unwrap_or(0),
+        timeout_ms: wide(message, nfta::SET_TIMEOUT).unwrap_or(0),
     };
     Some(ObservedSet {
-        name: set.get_str(sys::NFTNL_SET_NAME)?,
-        handle: set.get_u64(sys::NFTNL_SET_HANDLE)?,
+        name: text(message, nfta::SET_NAME)?,
+        handle: wide(message, nfta::SET_HANDLE)?,
         shape,
         elements: BTreeSet::new(),
         keys: Vec::new(),
     })
+}
+
+/// Reads any message as each of our objects.
+#[cfg(any(fuzzing, test))]
+pub(super) fn fuzz(message: &Message<'_>) {
+    let most = message.bytes().len();
+    marker::owner(value(message, nfta::TABLE_USERDATA));
+    drop(observed_chain(message));
+    drop(observed_set(message));
+    assert!(
+        observed_rule(message).is_none_or(|rule| rule.exprs.len() <= most),
+        "instructions come from the message"
+    );
+    if let Some(devices) = flowtable(message).and_then(|flowtable| flowtable.devices) {
+        assert!(devices.len() <= most, "devices come from the message");
+    }
 }

@@ -30,7 +30,7 @@ impl Nft {
     }
 }
 
-fn trace(direction: Direction, element: &element::Element<'_>) -> Option<(u32, Trace)> {
+pub(super) fn trace(direction: Direction, element: &element::Element<'_>) -> Option<(u32, Trace)> {
     let (id, interfaces) = element.key.split_first_chunk::<4>()?;
     let (input, output) = interfaces.split_first_chunk::<4>()?;
     let index = |bytes: [u8; 4]| IfIndex(u32::from_ne_bytes(bytes));

@@ -219,11 +219,22 @@ struct TestRun {
 }
 
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
+/// Where struct __sk_buff has `data_end`, in words (include/uapi/linux/bpf.h).
+const DATA_END: usize = 20;
 
-/// Runs a program on a frame; the program's return value, and the frame as it is afterwards. `None` if the kernel
-/// won't: newer ones refuse frames that end within the IP header.
-fn run(program: &ProgramFd, frame: &[u8], repeat: u32) -> Option<(i32, Vec<u8>)> {
+/// Runs a program on a frame; the program's return value, and the frame as it is afterwards.
+///
+/// `linear`: so many bytes are in the packet's first piece, the others in pages.
+fn test_run(
+    program: &ProgramFd,
+    frame: &[u8],
+    repeat: u32,
+    linear: Option<usize>,
+) -> io::Result<(i32, Vec<u8>)> {
     let mut after = vec![0; frame.len()];
+    // struct __sk_buff, of which only `data_end` is said.
+    let mut context = [0_u32; 48];
+    context[DATA_END] = linear.unwrap_or(0) as u32;
     let mut attributes = TestRun {
         prog_fd: program.as_fd().as_raw_fd() as u32,
         data_size_in: frame.len() as u32,
@@ -231,21 +242,52 @@ fn run(program: &ProgramFd, frame: &[u8], repeat: u32) -> Option<(i32, Vec<u8>)>
         data_in: frame.as_ptr() as u64,
         data_out: after.as_mut_ptr() as u64,
         repeat,
+        ctx_in: linear.map_or(0, |_| context.as_ptr() as u64),
+        ctx_size_in: linear.map_or(0, |_| size_of_val(&context) as u32),
         ..TestRun::default()
     };
     // SAFETY: the attributes, and the buffers they point to, live until the call returns.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attributes, size_of::<TestRun>()) };
-    if result != 0 && frame.len() < 14 + 40 {
-        return None;
+    if result != 0 {
+        return Err(io::Error::last_os_error());
     }
-    assert_eq!(result, 0, "BPF_PROG_TEST_RUN with {} bytes: {}", frame.len(), io::Error::last_os_error());
     after.truncate(attributes.data_size_out as usize);
-    Some((attributes.retval as i32, after))
+    Ok((attributes.retval as i32, after))
+}
+
+/// The same; `None` if the kernel won't: newer ones refuse frames that end within the IP header.
+fn run(program: &ProgramFd, frame: &[u8], repeat: u32, linear: Option<usize>) -> Option<(i32, Vec<u8>)> {
+    match test_run(program, frame, repeat, linear) {
+        Ok(done) => Some(done),
+        Err(_) if linear.unwrap_or(frame.len()) < 14 + 40 => None,
+        Err(error) => {
+            panic!("BPF_PROG_TEST_RUN with {} bytes, {linear:?} in the first piece: {error}", frame.len())
+        }
+    }
+}
+
+/// Whether this kernel makes packets of several pieces for a test run of TC (it takes `data_end` for the length of the first one).
+/// At XDP long frames are in several pieces on any kernel.
+fn makes_pieces(program: &ProgramFd) -> bool {
+    let frame = ethernet(&[], IPV4, &ipv4(UDP, &[], 0, &udp(1, 2, 400)));
+    test_run(program, &frame, 1, Some(100)).is_ok()
+}
+
+/// How many cases, each of two frames: `FASTPATH_FRAMES` says how many frames, else `usual` cases.
+fn cases(usual: u32) -> u32 {
+    match std::env::var("FASTPATH_FRAMES") {
+        Ok(frames) => frames.parse::<u32>().expect("a number") / 2,
+        // What differs there are verifier and compiler, not the programs.
+        Err(_) if fastpath_tests::emulated() => usual / 4,
+        Err(_) => usual,
+    }
 }
 
 /// Frames that are right, each with one that is cut, padded, changed or the same; and some that are made up.
-fn any_frames() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
+fn any_frames(hook: Hook) -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
+    // For TC they have to be in one page.
+    let longest = if hook == Hook::Tc { 3500_usize } else { 9000 };
     // Half of them as plain as the short way wants them.
     let tags = prop_oneof![
         2 => Just(Vec::new()),
@@ -295,16 +337,20 @@ fn any_frames() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
     let other = (any::<u16>(), vec(any::<u8>(), 0..100));
     let well_formed = (tags, prop_oneof![6 => v4, 6 => v6, 1 => other])
         .prop_map(|(tags, (kind, packet))| ethernet(&tags, kind, &packet));
+    // Any value in a byte's place, or one bit turned.
+    let change =
+        prop_oneof![any::<u8>().prop_map(|value| (0, value)), (0..8_u32).prop_map(|bit| (0xff, 1 << bit))];
     let damaged = (
         well_formed,
-        prop_oneof![6 => Just(None), 1 => (14..200_usize).prop_map(Some)],
-        prop_oneof![3 => Just(Vec::new()), 2 => vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)],
+        // Also very long ones, which at XDP are in several pieces.
+        prop_oneof![12 => Just(None), 2 => (14..200_usize).prop_map(Some), 1 => (200..longest).prop_map(Some)],
+        prop_oneof![3 => Just(Vec::new()), 2 => vec((any::<prop::sample::Index>(), change), 1..4)],
     )
         .prop_map(|(right, len, changes)| {
             let mut frame = right.clone();
-            for (at, value) in changes {
+            for (at, (kept, value)) in changes {
                 let at = at.index(frame.len());
-                frame[at] = value;
+                frame[at] = frame[at] & kept ^ value;
             }
             // Shorter: cut. Longer: padded.
             frame.resize(len.unwrap_or(frame.len()), 0);
@@ -315,7 +361,18 @@ fn any_frames() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
 }
 
 /// Runs a frame until its flow is hot, then another, and compares what was counted with what etherparse says.
-fn check(pair: &Pair, hook: Hook, program: &ProgramFd, frames: [&[u8]; 2]) -> Result<(), TestCaseError> {
+fn check(
+    pair: &Pair,
+    hook: Hook,
+    program: &ProgramFd,
+    pieces: bool,
+    frames: [&[u8]; 2],
+) -> Result<(), TestCaseError> {
+    // Every fourth also with only a part of it in the packet's first piece, where the kernel can make such packets.
+    let linear = |frame: &[u8]| {
+        let length = frame.iter().fold(frame.len(), |sum, byte| sum.wrapping_mul(31) + usize::from(*byte));
+        (length % 4 == 0).then(|| 14 + length / 4 % (frame.len() - 13)).filter(|linear| *linear < frame.len())
+    };
     // The first enters the flow, the second makes it hot (mostly: they have to be in one tick), the others take the
     // short way. That goes for the second frame too, if its flow is the same.
     const TIMES: u64 = 5;
@@ -330,7 +387,8 @@ fn check(pair: &Pair, hook: Hook, program: &ProgramFd, frames: [&[u8]; 2]) -> Re
         }
     }
     for (frame, outcome) in frames.iter().zip(outcomes) {
-        let Some((result, after)) = run(program, frame, TIMES as u32) else { continue };
+        let linear = linear(frame).filter(|_| pieces);
+        let Some((result, after)) = run(program, frame, TIMES as u32, linear) else { continue };
         // TCX_NEXT and TC_ACT_UNSPEC; XDP_PASS.
         prop_assert_eq!(result, if hook == Hook::Tc { -1 } else { 2 }, "the program goes on with the next");
         prop_assert_eq!(after.as_slice(), *frame, "the frame is as it was");
@@ -368,16 +426,21 @@ fn agrees_with_another_parser(hook: Hook, cases: u32) {
     let pair = Pair::new();
     let _programs = pair.attach_at(hook, 0, 65_536);
     let program = program(&pair.bpffs.pin_path(), hook).fd().unwrap();
+    let pieces = hook == Hook::Tc && makes_pieces(&program);
     let past_failures = concat!(env!("CARGO_MANIFEST_DIR"), "/it/host/ebpf/parser.regressions");
     let mut runner = TestRunner::new(Config {
-        // What differs there are verifier and compiler, not the programs.
-        cases: if fastpath_tests::emulated() { cases / 4 } else { cases },
+        cases: self::cases(cases),
         failure_persistence: Some(Box::new(FileFailurePersistence::Direct(past_failures))),
         ..Config::default()
     });
     runner
-        .run(&any_frames(), |(right, frame)| check(&pair, hook, &program, [&right, &frame]))
+        .run(&any_frames(hook), |(right, frame)| check(&pair, hook, &program, pieces, [&right, &frame]))
         .unwrap_or_else(|e| panic!("{e}"));
+    println!(
+        "{} frames at {hook:?}, some in several pieces: {}",
+        2 * self::cases(cases),
+        pieces || hook == Hook::Xdp
+    );
 }
 
 #[test]
@@ -398,7 +461,7 @@ fn arbitrary_frames_are_of_every_kind() {
     let mut runner = TestRunner::deterministic();
     for _ in 0..1000 {
         use proptest::strategy::ValueTree;
-        let (_, frame) = any_frames().new_tree(&mut runner).unwrap().current();
+        let (_, frame) = any_frames(Hook::Tc).new_tree(&mut runner).unwrap().current();
         let outcome = expected(&frame, Hook::Tc).unwrap_or_else(|reason| reason);
         let kind = match outcome {
             Flow { key, .. } => format!("flow v{} {}", key.family, key.protocol),

@@ -1,17 +1,20 @@
 //! Chains, rules and verdicts in the kernel's messages, as `core::policy` wants them. Decoded in place: a node may have 50,000
 //! rules, and libnftnl gives up on a rule with an expression that it doesn't know.
 
-use std::collections::BTreeSet;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use crate::{
-    core::policy::{
-        expr::{Expr, Verdict},
-        others::{Base, Chain, Device},
-        rule::Rule,
+    core::{
+        policy::{
+            expr::{Expr, Verdict},
+            others::{Base, Chain, Device},
+            rule::Rule,
+        },
+        printable::printable,
     },
     kernel::{
         netlink::{Attribute, Message, attribute::find, attributes},
-        nft::nfta,
+        nft::{names::Names, nfta},
     },
 };
 
@@ -25,8 +28,8 @@ const MARK: u32 = 3;
 const COMMENT: u8 = 0;
 
 /// Table, name and place of a chain.
-pub(super) fn chain<'a>(message: &Message<'a>) -> Option<(&'a str, &'a str, Chain)> {
-    let (mut table, mut name, mut kind, mut hook, mut accepts) = (None, None, "", None, true);
+pub(super) fn chain<'a>(message: &Message<'a>) -> Option<(Cow<'a, str>, Cow<'a, str>, Chain)> {
+    let (mut table, mut name, mut kind, mut hook, mut accepts) = (None, None, Cow::default(), None, true);
     for nla in message.attributes() {
         match nla.kind() {
             nfta::TABLE => table = Some(nla.text()),
@@ -37,7 +40,7 @@ pub(super) fn chain<'a>(message: &Message<'a>) -> Option<(&'a str, &'a str, Chai
             _ => {}
         }
     }
-    let base = hook.and_then(|hook| base(kind, accepts, &hook));
+    let base = hook.and_then(|hook| base(&kind, accepts, &hook));
     Some((table?, name?, Chain { base, ..Chain::default() }))
 }
 
@@ -48,9 +51,9 @@ fn base(kind: &str, accepts: bool, hook: &Attribute<'_>) -> Option<Base> {
         match nla.kind() {
             nfta::HOOK_HOOKNUM => number = nla.be32(),
             nfta::HOOK_PRIORITY => priority = nla.be32()?.cast_signed(),
-            nfta::HOOK_DEV => drop(devices.insert(Device::Name(nla.text().to_owned()))),
+            nfta::HOOK_DEV => drop(devices.insert(Device::Name(nla.string()))),
             nfta::HOOK_DEVS => devices.extend(attributes(nla.value()).filter_map(|device| {
-                let name = device.text().to_owned();
+                let name = device.string();
                 match device.kind() {
                     nfta::DEVICE_NAME => Some(Device::Name(name)),
                     nfta::DEVICE_PREFIX => Some(Device::Prefix(name)),
@@ -65,11 +68,11 @@ fn base(kind: &str, accepts: bool, hook: &Attribute<'_>) -> Option<Base> {
 }
 
 /// The comment in what `nft` keeps with a rule: type, length and value, each of the first two a byte.
-fn comment(mut userdata: &[u8]) -> Option<&str> {
+fn comment(mut userdata: &[u8]) -> Option<Cow<'_, str>> {
     while let [kind, length, rest @ ..] = userdata {
         let value = rest.get(..usize::from(*length))?;
         if *kind == COMMENT {
-            return str::from_utf8(value.split(|byte| *byte == 0).next()?).ok();
+            return value.split(|byte| *byte == 0).next().map(printable);
         }
         userdata = &rest[value.len()..];
     }
@@ -88,7 +91,8 @@ pub(super) fn rule(message: &Message<'_>, filled: &mut BTreeSet<String>) -> Opti
             _ => {}
         }
     }
-    let exprs = attributes(list).map(|nla| expr(nla.value())).inspect(|expr| {
+    let names = Names::default();
+    let exprs = attributes(list).map(|nla| expr(nla.value(), &names)).inspect(|expr| {
         if let Expr::Fill { set, .. } = expr
             && !filled.contains(*set)
         {
@@ -104,40 +108,40 @@ pub(super) fn rule(message: &Message<'_>, filled: &mut BTreeSet<String>) -> Opti
     Some(rule)
 }
 
-fn expr(element: &[u8]) -> Expr<'_> {
+fn expr<'a>(element: &'a [u8], names: &'a Names) -> Expr<'a> {
     let (mut name, mut data) = ("", &[][..]);
     for nla in attributes(element) {
         match nla.kind() {
-            nfta::EXPR_NAME => name = nla.text(),
+            nfta::EXPR_NAME => name = names.of(&nla),
             nfta::EXPR_DATA => data = nla.value(),
             _ => {}
         }
     }
-    known(name, data).unwrap_or(Expr::Other { name })
+    known(name, data, names).unwrap_or(Expr::Other { name })
 }
 
 /// The expression if it is of a kind that matters in detail, and as we know that kind.
-fn known<'a>(name: &str, data: &'a [u8]) -> Option<Expr<'a>> {
+fn known<'a>(name: &str, data: &'a [u8], names: &'a Names) -> Option<Expr<'a>> {
     let find = |kind| find(data, kind);
     let number_of = |kind| find(kind).and_then(|nla| nla.be32());
     Some(match name {
-        "immediate" if number_of(nfta::IMMEDIATE_DREG) == Some(VERDICT_REGISTER) => {
-            Expr::Verdict(find(nfta::IMMEDIATE_DATA).map_or(Verdict::Unknown, |data| verdict(data.value())))
-        }
+        "immediate" if number_of(nfta::IMMEDIATE_DREG) == Some(VERDICT_REGISTER) => Expr::Verdict(
+            find(nfta::IMMEDIATE_DATA).map_or(Verdict::Unknown, |data| verdict(data.value(), names)),
+        ),
         "lookup" if number_of(nfta::LOOKUP_DREG) == Some(VERDICT_REGISTER) => {
-            let map = find(nfta::LOOKUP_SET).map(|nla| nla.text())?;
+            let map = find(nfta::LOOKUP_SET).map(|nla| names.of(&nla))?;
             Expr::VerdictMap { map, register: number_of(nfta::LOOKUP_SREG)? }
         }
         "lookup" => Expr::Lookup {
-            set: find(nfta::LOOKUP_SET).map(|nla| nla.text())?,
+            set: find(nfta::LOOKUP_SET).map(|nla| names.of(&nla))?,
             register: number_of(nfta::LOOKUP_SREG)?,
             inverted: number_of(nfta::LOOKUP_FLAGS).is_some_and(|flags| flags & LOOKUP_INVERTED != 0),
         },
         "dynset" => Expr::Fill {
-            set: find(nfta::DYNSET_SET_NAME).map(|nla| nla.text())?,
+            set: find(nfta::DYNSET_SET_NAME).map(|nla| names.of(&nla))?,
             meters: attributes(data).find_map(|nla| match nla.kind() {
-                nfta::DYNSET_EXPR => meter(nla.value()),
-                nfta::DYNSET_EXPRESSIONS => attributes(nla.value()).find_map(|one| meter(one.value())),
+                nfta::DYNSET_EXPR => meter(nla.value(), names),
+                nfta::DYNSET_EXPRESSIONS => attributes(nla.value()).find_map(|one| meter(one.value(), names)),
                 _ => None,
             }),
         },
@@ -176,7 +180,7 @@ fn known<'a>(name: &str, data: &'a [u8]) -> Option<Expr<'a>> {
             Expr::Swap { register: source.filter(|_| source == target)? }
         }
         "match" => Expr::Match {
-            name: find(nfta::XT_NAME).map(|nla| nla.text())?,
+            name: find(nfta::XT_NAME).map(|nla| names.of(&nla))?,
             info: find(nfta::XT_INFO).map_or(&[], |nla| nla.value()),
         },
         "target"
@@ -185,7 +189,7 @@ fn known<'a>(name: &str, data: &'a [u8]) -> Option<Expr<'a>> {
         {
             Expr::Object { kind: Some(nfta::CT_TIMEOUT) }
         }
-        "target" => Expr::Target { name: find(nfta::XT_NAME).map(|nla| nla.text())? },
+        "target" => Expr::Target { name: find(nfta::XT_NAME).map(|nla| names.of(&nla))? },
         _ => return None,
     })
 }
@@ -197,8 +201,8 @@ fn gives_timeout(info: Option<Attribute<'_>>) -> bool {
 }
 
 /// What lets some packets pass only, of an element that packets put into a set.
-fn meter(element: &[u8]) -> Option<&str> {
-    let name = find(element, nfta::EXPR_NAME)?.text();
+fn meter<'a>(element: &'a [u8], names: &'a Names) -> Option<&'a str> {
+    let name = names.of(&find(element, nfta::EXPR_NAME)?);
     (!matches!(name, "counter" | "last")).then_some(name)
 }
 
@@ -227,13 +231,13 @@ fn compare(data: &[u8]) -> Option<Expr<'_>> {
 }
 
 /// What becomes of a packet, by the data of an expression or of a map's element.
-pub(super) fn verdict(data: &[u8]) -> Verdict<'_> {
+pub(super) fn verdict<'a>(data: &'a [u8], names: &'a Names) -> Verdict<'a> {
     let (mut code, mut chain) = (None, None);
     for nla in attributes(data).filter(|nla| nla.kind() == nfta::DATA_VERDICT) {
         for nla in attributes(nla.value()) {
             match nla.kind() {
                 nfta::VERDICT_CODE => code = nla.be32().map(u32::cast_signed),
-                nfta::VERDICT_CHAIN => chain = Some(nla.text()),
+                nfta::VERDICT_CHAIN => chain = Some(names.of(&nla)),
                 _ => {}
             }
         }

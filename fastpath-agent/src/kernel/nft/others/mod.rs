@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Nft, NftError, element, list, nfta, notice::is_timeout};
+use super::{Nft, NftError, element, list, names::Names, nfta, notice::is_timeout};
 use crate::{
     core::policy::{
         lookups::Elements,
@@ -14,6 +14,8 @@ use crate::{
 };
 
 mod decode;
+#[cfg(any(fuzzing, test))]
+pub(super) mod fuzz;
 mod search;
 mod sets;
 mod survey;
@@ -131,7 +133,9 @@ impl Nft {
             let mut found = Elements::new(intervals);
             self.list(elements_of(table, name), interrupted, |(): &mut (), message| {
                 for element in element::of(message) {
-                    found.add(element.key, element.data.map(decode::verdict), element.ends);
+                    let names = Names::default();
+                    let verdict = element.data.map(|data| decode::verdict(data, &names));
+                    found.add(element.key, verdict, element.ends);
                 }
             })?;
             elements.insert(name.to_owned(), found);
@@ -147,9 +151,9 @@ impl Nft {
         let mut others = self.list(chains, interrupted, |others: &mut Others, message| {
             if let Some(family) = message.family()
                 && let Some((table, name, chain)) = decode::chain(message)
-                && !Others::is_ours(family, table)
+                && !Others::is_ours(family, &table)
             {
-                others.0.entry((family, table.to_owned())).or_default().insert(name.to_owned(), chain);
+                others.0.entry((family, table.into_owned())).or_default().insert(name.into_owned(), chain);
             }
         })?;
         let timeouts = list(libc::NFT_MSG_GETOBJ, Families::All)
@@ -158,7 +162,7 @@ impl Nft {
             let table = message.attributes().find(|nla| nla.kind() == nfta::TABLE);
             if is_timeout(message)
                 && let (Some(family), Some(table)) = (message.family(), table)
-                && let Some(chains) = others.0.get_mut(&(family, table.text().to_owned()))
+                && let Some(chains) = others.0.get_mut(&(family, table.string()))
             {
                 chains.values_mut().for_each(|chain| chain.sees_first = true);
             }

@@ -1,6 +1,8 @@
 //! Looks through all rules of all tables for what concerns us: `notrack`, and who else adds to a flowtable. A node may have
 //! a hundred thousand rules, so this is for who asks, not for every reconcile; nothing is kept but what was looked for.
 
+use std::borrow::Cow;
+
 use super::{decode, failed};
 use crate::{
     core::policy::concern::family_name,
@@ -39,7 +41,7 @@ impl Nft {
             let Some(base) = chain.base.filter(|base| base.hook == libc::NF_INET_FORWARD as u32) else {
                 return;
             };
-            let table = qualified(message, table);
+            let table = qualified(message, &table);
             match found.iter_mut().find(|(known, _)| *known == table) {
                 Some((_, lowest)) => *lowest = base.priority.min(*lowest),
                 None => found.push((table, base.priority)),
@@ -49,8 +51,8 @@ impl Nft {
     }
 }
 
-fn rule(message: &Message<'_>, found: &mut Found) {
-    let (mut table, mut chain, mut list) = ("", "", &[][..]);
+pub(super) fn rule(message: &Message<'_>, found: &mut Found) {
+    let (mut table, mut chain, mut list) = (Cow::default(), Cow::default(), &[][..]);
     for nla in message.attributes() {
         match nla.kind() {
             nfta::TABLE => table = nla.text(),
@@ -60,14 +62,14 @@ fn rule(message: &Message<'_>, found: &mut Found) {
         }
     }
     for instruction in attributes(list) {
-        look_at(instruction.value(), message, (table, chain), found);
+        look_at(instruction.value(), message, (&table, &chain), found);
     }
 }
 
 fn look_at(instruction: &[u8], message: &Message<'_>, (table, chain): (&str, &str), found: &mut Found) {
-    let name = find(instruction, nfta::EXPR_NAME).map_or("", |nla| nla.text());
+    let name = find(instruction, nfta::EXPR_NAME).map_or(Cow::default(), |nla| nla.text());
     let of = |kind| find(find(instruction, nfta::EXPR_DATA)?.value(), kind);
-    match name {
+    match &*name {
         "notrack" => {}
         "target" if of(nfta::XT_NAME).is_some_and(|name| name.text() == "CT") => {
             let flags =
@@ -77,8 +79,7 @@ fn look_at(instruction: &[u8], message: &Message<'_>, (table, chain): (&str, &st
             }
         }
         "flow_offload" => {
-            let flowtable =
-                of(nfta::FLOW_TABLE_NAME).map(|name| (qualified(message, table), name.text_lossy()));
+            let flowtable = of(nfta::FLOW_TABLE_NAME).map(|name| (qualified(message, table), name.string()));
             found.flow_add.extend(flowtable.filter(|added| !found.flow_add.contains(added)));
             return;
         }

@@ -141,11 +141,11 @@ fn with_traits(chains: &BTreeMap<String, Chain>) -> impl Iterator<Item = &Traits
     chains.values().flat_map(|chain| &chain.rules).filter_map(|rule| rule.traits.as_deref())
 }
 
-fn set(message: &Message<'_>) -> Option<(String, Set)> {
+pub(super) fn set(message: &Message<'_>) -> Option<(String, Set)> {
     let (mut name, mut kind, mut intervals) = (None, SetKind::Static, false);
     for nla in message.attributes() {
         match nla.kind() {
-            nfta::SET_NAME => name = Some(nla.text().to_owned()),
+            nfta::SET_NAME => name = Some(nla.string()),
             nfta::SET_FLAGS => {
                 let flags = nla.be32().unwrap_or(u32::MAX);
                 intervals = flags & nfta::SET_INTERVALS != 0;
@@ -168,5 +168,5 @@ fn set(message: &Message<'_>) -> Option<(String, Set)> {
 /// Whether an expression in a set's elements lets some packets pass only.
 fn is_meter(element: &[u8]) -> bool {
     let name = find(element, nfta::EXPR_NAME).map(|nla| nla.text());
-    !matches!(name, Some("counter" | "last"))
+    !matches!(name.as_deref(), Some("counter" | "last"))
 }

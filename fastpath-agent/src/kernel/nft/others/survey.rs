@@ -11,7 +11,7 @@ use crate::{
     },
     kernel::{
         netlink::{Dump, Dumped, Families, Message, attribute::find, attributes, has_none, settle},
-        nft::{Nft, NftError, batch::NFT_MSG_GETFLOWTABLE, list, nfta, notice},
+        nft::{Nft, NftError, batch::NFT_MSG_GETFLOWTABLE, list, names::Names, nfta, notice},
     },
 };
 
@@ -28,7 +28,7 @@ impl Nft {
             let (mut chains, mut interrupted) = (BaseChains::default(), false);
             for kind in [libc::NFT_MSG_GETTABLE, libc::NFT_MSG_GETCHAIN] {
                 chains = self.list_onto(chains, kind, &mut interrupted, |chains, message| {
-                    if let Some(notice) = notice::parse(message) {
+                    if let Some(notice) = notice::parse(message, &Names::default()) {
                         chains.note(&notice);
                     }
                 })?;
@@ -61,10 +61,10 @@ impl Nft {
                     {
                         let devices: Vec<String> = base.devices.iter().map(device).collect();
                         let chain =
-                            IngressChain::new(table.family, &table.name, name, &devices, base.priority);
+                            IngressChain::new(table.family, &table.name, &name, &devices, base.priority);
                         others.ingress.push(chain);
                     }
-                    others.chains.insert(name.to_owned());
+                    others.chains.insert(name.into_owned());
                 })?;
             let others =
                 self.list_onto(others, NFT_MSG_GETFLOWTABLE, &mut interrupted, |others, message| {
@@ -106,7 +106,7 @@ impl Nft {
                 if let (true, Some(table), Some(name)) =
                     (notice::is_timeout(message), find(nfta::TABLE), find(nfta::SECOND_NAME))
                 {
-                    names.push(format!("{} in table {}", name.text_lossy(), table.text_lossy()));
+                    names.push(format!("{} in table {}", name.string(), table.string()));
                 }
             })?;
         self.nfct_timeouts(names)
@@ -120,7 +120,7 @@ impl Nft {
         let before = names.clone();
         let listed = self.socket.dump(Dump::new(GET, Families::All, [0; 4]), names, |names, message| {
             let found = message.attributes().filter(|nla| nla.kind() == NAME);
-            names.extend(found.map(|nla| format!("{} of nfct", nla.text_lossy())));
+            names.extend(found.map(|nla| format!("{} of nfct", nla.string())));
         });
         match listed {
             Err(error) if has_none(&error) || error.raw_os_error() == Some(libc::EINVAL) => Ok(before),
@@ -131,15 +131,15 @@ impl Nft {
 }
 
 /// The table in, or of, an object, unless it is the one of our name.
-fn not_ours(message: &Message<'_>) -> Option<OtherTable> {
+pub(super) fn not_ours(message: &Message<'_>) -> Option<OtherTable> {
     let family = message.family()?;
-    let name = message.attributes().find(|nla| nla.kind() == nfta::TABLE)?.text_lossy();
+    let name = message.attributes().find(|nla| nla.kind() == nfta::TABLE)?.string();
     (family != INET || name != TABLE).then(|| OtherTable { family: family_name(family), name })
 }
 
-fn flowtable(message: &Message<'_>) -> Option<OtherFlowtable> {
+pub(super) fn flowtable(message: &Message<'_>) -> Option<OtherFlowtable> {
     let find_in = |kind| message.attributes().find(|nla| nla.kind() == kind);
-    let name = find_in(nfta::SECOND_NAME)?.text_lossy();
+    let name = find_in(nfta::SECOND_NAME)?.string();
     let hook = find_in(nfta::FLOWTABLE_HOOK);
     let list = hook.and_then(|hook| find(hook.value(), nfta::FLOWTABLE_HOOK_DEVS));
     let devices = attributes(list.map_or(&[], |list| list.value()))
