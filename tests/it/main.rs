@@ -20,7 +20,6 @@ mod foreign;
 mod here;
 mod host;
 mod interfaces;
-mod memory;
 mod metrics;
 mod mtu;
 mod offload_chain;

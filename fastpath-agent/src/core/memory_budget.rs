@@ -4,7 +4,7 @@
 use fastpath_common::{HotFlow, limits};
 
 /// What an agent takes at most beside its maps: most of it while it loads its programs, for the kernel's types. Measured with the
-/// test `memory::what_fits_into_a_limit_is_watched`.
+/// test `faults::memory::what_fits_into_a_limit_is_watched`.
 const AGENT_BYTES: u64 = 24 << 20;
 /// An entry of the flows map, of an LRU hash: key, value and what the kernel adds.
 const FLOW_BYTES: u64 = 169;

@@ -33,6 +33,8 @@ pub struct Watch {
     /// Links to attach to.
     lacking: BTreeSet<IfIndex>,
     attached: BTreeSet<IfIndex>,
+    /// Links that have lost their programs; those that go lose them, too.
+    detached: BTreeSet<IfIndex>,
     /// Links that couldn't be attached to, as they were then; tried again when they change, and by the safety net.
     refused: BTreeMap<IfIndex, Link>,
     /// Why, as last reported: what is refused again is no news.
@@ -56,6 +58,7 @@ impl Watch {
             changed: None,
             lacking: BTreeSet::new(),
             attached,
+            detached: BTreeSet::new(),
             refused: BTreeMap::new(),
             reported: BTreeMap::new(),
         }
@@ -112,6 +115,7 @@ impl Watch {
     pub fn follow(&mut self, links: &LinkTable) -> bool {
         self.refused.retain(|index, link| links.get(*index) == Some(link));
         self.reported.retain(|index, _| links.get(*index).is_some());
+        self.detached.retain(|index| links.get(*index).is_some());
         let concerned = match self.changed.replace(BTreeSet::new()) {
             Some(changed) => changed.into_iter().flat_map(|index| self.look_at(index, links)).collect(),
             None => &self.look_at_all(links) | &self.attached,
@@ -141,8 +145,8 @@ impl Watch {
         }
         match self.eyes.attachments_on(link) {
             Ok(attachments) if attachments.is_empty() => {
-                warn!(iface = %link.name, "the programs were detached by somebody: attaching them again");
                 self.attached.remove(&link.index);
+                self.detached.insert(link.index);
                 self.lacking.insert(link.index);
                 true
             }
@@ -187,6 +191,9 @@ impl Watch {
                 debug!(iface = %link.name, ?attachment, "watching");
                 if let Some(reason) = attachment.without_xdp {
                     warn!(iface = %link.name, "watched with TC instead of XDP: {reason}");
+                }
+                if self.detached.remove(&link.index) {
+                    warn!(iface = %link.name, "another program had detached the programs: attached again");
                 }
                 self.attached.insert(link.index);
                 self.reported.remove(&link.index);

@@ -7,6 +7,7 @@ mod flush;
 mod kills;
 mod log_reader;
 mod maps;
+mod memory;
 mod metrics_clients;
 mod namespaces;
 mod overrun;
