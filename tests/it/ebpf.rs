@@ -204,9 +204,9 @@ fn programs_that_others_detach_come_back() {
         node.output("bpftool", &["link", "detach", "pinned", &link]);
         node.output("tc", &["qdisc", "add", "dev", "c0", "clsact"]);
     }
-    agent.wait_for("attaching them again", Duration::from_secs(3));
+    agent.wait_for("attached again", Duration::from_secs(3));
     agent::wait_for_programs(node, &["c0", "s0"]);
-    assert_eq!(agent.count("attaching them again"), 1, "{}", agent.log().join("\n"));
+    assert_eq!(agent.count("attached again"), 1, "{}", agent.log().join("\n"));
     let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
     one_a_tick(&mut flow, 5);
     assert_eq!(counted(node, None, Some(7001)), 5);

@@ -16,7 +16,7 @@ fn samples(grows_by: impl Fn(u64) -> (u64, usize)) -> Vec<Sample> {
         Sample {
             second: number as f64,
             agent: 1,
-            resident_kib: 9000 + memory,
+            memory_kib: 9000 + memory,
             descriptors: 30 + descriptors,
             connections: number,
         }

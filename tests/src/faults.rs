@@ -49,10 +49,10 @@ pub fn descriptors(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).expect("the process runs").count()
 }
 
-/// Resident memory of a process in KiB.
-pub fn resident_kib(pid: u32) -> u64 {
+/// Memory of its own that a process has, in KiB: without code, of which the kernel takes and brings back what it likes.
+pub fn memory_kib(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("proc(5)");
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("proc(5)");
     line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
@@ -101,7 +101,7 @@ impl Held {
             objects: ["prog", "map", "link"].map(count),
             filters: links(node).into_iter().map(filters).sum(),
             ruleset: ruleset.lines().filter(|line| line.ends_with('{')).count(),
-            resident: resident_kib(agent.pid()),
+            resident: memory_kib(agent.pid()),
         }
     }
 

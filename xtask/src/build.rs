@@ -68,13 +68,17 @@ fn cargo(profile: &str, what: &[&str]) -> Result<Binaries> {
     let objects = ebpf::build()?;
     let mut command = Command::new("cargo");
     command
-        .args(["build", "--profile", profile])
+        .args(["build", "--locked", "--profile", profile])
         .args(what)
         .args(["--message-format", "json-render-diagnostics"])
         .env("FASTPATH_EBPF_OBJECT", objects.plain)
         .env("FASTPATH_EBPF_LOG_OBJECT", objects.log)
         .current_dir(workspace::root())
         .stderr(Stdio::inherit());
+    // Not where people debug: there they look for the source where it is.
+    if profile == "release" {
+        command.env("CARGO_ENCODED_RUSTFLAGS", workspace::without_paths()?.join("\x1f"));
+    }
     let output = command.output().context("cannot run cargo")?;
     if !output.status.success() {
         bail!("`{}` failed ({})", process::shown(&command), output.status);

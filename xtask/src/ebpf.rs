@@ -48,7 +48,7 @@ fn target() -> PathBuf {
 fn cargo(subcommand: &str) -> Result<Command> {
     let compiler = toolchain::compiler().context("no compiler for eBPF programs")?;
     let linker = compiler.linker()?.context("no bpf-linker")?;
-    let flags = [
+    let mut flags = vec![
         format!("-Clinker={}", linker.display()),
         // Types of maps and functions for the kernel and bpftool, from debug information.
         "-Clink-arg=--btf".to_owned(),
@@ -56,12 +56,14 @@ fn cargo(subcommand: &str) -> Result<Command> {
         // Comparisons and arithmetic of 32 bits without conversions: Linux 5.1.
         "-Ctarget-cpu=v3".to_owned(),
     ];
+    flags.extend(workspace::without_paths()?);
     // By its path: cargo itself would take rustup's cargo-clippy first, which belongs to another compiler.
     let program = if subcommand == "clippy" { "bin/cargo-clippy" } else { "bin/cargo" };
     let mut command = Command::new(compiler.sysroot.join(program));
     command
         .args([
             subcommand,
+            "--locked",
             "--package",
             "fastpath-ebpf",
             "--target",

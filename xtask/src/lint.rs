@@ -35,6 +35,7 @@ pub(crate) fn run() -> Result<()> {
     let doc = [&["doc", "--quiet", "--no-deps", "--document-private-items"], &host[..]].concat();
     check("documentation", process::run(cargo(&doc).env("RUSTDOCFLAGS", "-D warnings")));
     check("licences and sources", cargo_deny());
+    check("the lock file", lock_file());
     if !failures.is_empty() {
         bail!("lint failed: {}", failures.join(", "));
     }
@@ -50,6 +51,19 @@ fn cargo_deny() -> Result<()> {
             .args(["--log-level", "error", "check", "licenses", "bans", "sources"])
             .current_dir(workspace::root()),
     )
+}
+
+/// Cargo brings it up to date by itself, and says nothing.
+fn lock_file() -> Result<()> {
+    let mut metadata = cargo(&["metadata", "--locked", "--format-version", "1", "--no-deps"]);
+    process::output(&mut metadata).context("commit Cargo.lock with the change of dependencies")?;
+    if std::env::var_os("CI").is_some() {
+        let mut git = Command::new("git");
+        git.args(["diff", "--exit-code", "--stat", "HEAD", "--", "Cargo.lock"])
+            .current_dir(workspace::root());
+        process::output(&mut git).context("Cargo.lock isn't what was committed")?;
+    }
+    Ok(())
 }
 
 fn cargo(arguments: &[&str]) -> Command {

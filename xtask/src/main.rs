@@ -21,6 +21,7 @@ mod package;
 mod process;
 mod progress;
 mod prometheus;
+mod reproduce;
 mod run;
 mod setup;
 mod soak;
@@ -63,6 +64,8 @@ enum Task {
     Run(run::Options),
     /// Build the agent's container image, without a registry
     Image(image::Options),
+    /// Build the last commit twice, and compare agent, image and package byte by byte
+    Reproduce,
     /// Open a shell in the test guest, or run one command there
     Guest(guest::Options),
 }
@@ -84,6 +87,10 @@ fn run() -> Result<ExitCode> {
         Task::Image(options) => {
             setup::ensure(&[setup::Need::Build])?;
             image::run(&options)?;
+        }
+        Task::Reproduce => {
+            setup::ensure(&[setup::Need::Build, setup::Need::Package])?;
+            reproduce::run()?;
         }
         Task::Lint => {
             setup::ensure(&[setup::Need::Build, setup::Need::Lint])?;

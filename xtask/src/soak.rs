@@ -59,11 +59,11 @@ impl Sample {
     fn parse(line: &str) -> Option<Self> {
         let mut fields = line.split(',');
         let mut next = || fields.next()?.parse::<f64>().ok();
-        let (second, agent, resident_kib, descriptors) = (next()?, next()?, next()?, next()?);
+        let (second, agent, memory_kib, descriptors) = (next()?, next()?, next()?, next()?);
         Some(Self {
             minute: second / 60.0,
             agent: agent as u32,
-            resident_mib: resident_kib / 1024.0,
+            resident_mib: memory_kib / 1024.0,
             descriptors,
         })
     }
@@ -180,6 +180,6 @@ mod tests {
             (sample.minute, sample.agent, sample.resident_mib, sample.descriptors),
             (1.5, 2, 10.0, 31.0)
         );
-        assert!(Sample::parse("second,agent,resident_kib,descriptors,connections").is_none());
+        assert!(Sample::parse("second,agent,memory_kib,descriptors,connections").is_none());
     }
 }

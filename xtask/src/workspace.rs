@@ -17,6 +17,18 @@ pub(crate) fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
 }
 
+/// Flags for rustc that keep this machine's directories out of what is built: the same source gives the same bytes.
+pub(crate) fn without_paths() -> Result<[String; 2]> {
+    let cargo_home = match env::var_os("CARGO_HOME") {
+        Some(home) => PathBuf::from(home),
+        None => {
+            PathBuf::from(env::var_os("HOME").context("neither CARGO_HOME nor HOME is set")?).join(".cargo")
+        }
+    };
+    Ok([(root(), "/fastpath"), (cargo_home, "/cargo")]
+        .map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display())))
+}
+
 /// The user's cache for what is downloaded or built once: kernels, bpf-linker.
 pub(crate) fn cache() -> Result<PathBuf> {
     let base = match env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()) {

@@ -38,7 +38,7 @@ pub(super) fn when_started(config: &Config) {
         }
     };
     if filtered {
-        info!(files, "privileges given up: CAP_NET_ADMIN and the system calls of a running agent are left");
+        info!(capabilities = "net_admin", files, "privileges given up");
     }
     let Some(file) = &config.rules.exclude.file else { return };
     match confine::readable(file) {

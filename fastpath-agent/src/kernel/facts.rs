@@ -37,7 +37,7 @@ pub struct AgentProcess {
     pub pid: u32,
     /// Its command line, and its environment as NAME=VALUE.
     pub started_with: io::Result<(Vec<String>, Vec<String>)>,
-    /// Its effective capabilities.
+    /// The capabilities that it may have started with (its bounding set): a running agent gives up most of them.
     pub capabilities: io::Result<u64>,
 }
 
@@ -87,7 +87,7 @@ pub fn agent_processes() -> Vec<AgentProcess> {
                     pid,
                     started_with: words(&path.join("cmdline"))
                         .and_then(|arguments| Ok((arguments, words(&path.join("environ"))?))),
-                    capabilities: capabilities(&path.join("status")),
+                    capabilities: capabilities(&path.join("status"), "CapBnd:"),
                 }
             })
         })
@@ -100,11 +100,10 @@ fn words(path: &Path) -> io::Result<Vec<String>> {
     Ok(bytes.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect())
 }
 
-/// The effective capabilities in a `/proc/PID/status`.
-pub(super) fn capabilities(status: &Path) -> io::Result<u64> {
+/// A set of capabilities in a `/proc/PID/status`: `CapEff:`, `CapBnd:` (proc(5)).
+pub(super) fn capabilities(status: &Path, set: &str) -> io::Result<u64> {
     let text = fs::read_to_string(status)?;
-    let field =
-        text.lines().find_map(|line| line.strip_prefix("CapEff:")).ok_or(io::ErrorKind::InvalidData)?;
+    let field = text.lines().find_map(|line| line.strip_prefix(set)).ok_or(io::ErrorKind::InvalidData)?;
     u64::from_str_radix(field.trim(), 16).map_err(io::Error::other)
 }
 
@@ -162,7 +161,7 @@ pub async fn gather(given: Given, kernel: &Kernel) -> Result<Facts, LinkError> {
         },
         capabilities: match &agent {
             Some(agent) => agent.capabilities.as_ref().copied().map_err(ToString::to_string),
-            None => capabilities(own).map_err(|error| error.to_string()),
+            None => capabilities(own, "CapEff:").map_err(|error| error.to_string()),
         },
         agent: agent.map(|agent| AgentFacts { pid: agent.pid, unread }),
         sysctls: sysctls(&links),

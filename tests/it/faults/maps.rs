@@ -1,22 +1,22 @@
 //! What the agent has of eBPF goes, is full, or can't be had: flows are accelerated all the same, and nothing is left half-done.
 
-use std::{
-    fs,
-    net::UdpSocket,
-    path::Path,
-    process::{Command, Stdio},
-    time::Duration,
-};
+use std::{fs, net::UdpSocket, os::unix::process::CommandExt as _, process::Command, time::Duration};
 
 use fastpath_tests::{
     agent::{self, Agent},
     faults::{Held, rounds},
     http::{self, SERVE, bring_loopback_up},
+    memory_limit::MemoryLimit,
     table,
     topology::{Family, Topology},
     traffic::Proto,
+    wait_until,
 };
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
 
 use super::Traffic;
 
@@ -89,7 +89,7 @@ fn no_file_system_to_pin_on() {
 /// Four times as many flows as there is room for.
 #[test]
 fn more_flows_than_the_map_has_room_for() {
-    const ROOM: u16 = 512;
+    const ROOM: u16 = 1024;
     let topology = Topology::routed();
     let node = &topology.node;
     bring_loopback_up(node);
@@ -119,38 +119,18 @@ fn more_flows_than_the_map_has_room_for() {
     agent.stop();
 }
 
-/// A group that the memory of processes in it is limited for.
-struct Group(&'static Path);
-
-impl Group {
-    fn new(limit: &str) -> Self {
-        fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+memory").expect("cgroup v2 with memory");
-        let group = Self(Path::new("/sys/fs/cgroup/faults"));
-        fs::create_dir_all(group.0).expect("a group");
-        fs::write(group.0.join("memory.max"), limit).expect("a limit");
-        group
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // It still has processes when a test fails.
-        let _ = fs::remove_dir(self.0);
-    }
-}
-
-/// Maps count as memory of the group, and these are larger than it may have.
+/// Another process of the group has the memory that the limit has room for.
 #[test]
 fn no_memory_for_them() {
     let topology = Topology::routed();
     let node = &topology.node;
-    let group = Group::new("40M");
-    let before = agent::command(&["--max-flows=4000000"]);
-    let mut command = Command::new("sh");
-    command.args(["-c", "echo $$ > /sys/fs/cgroup/faults/cgroup.procs; exec \"$@\"", "sh"]);
-    command.arg(before.get_program()).args(before.get_args()).stdin(Stdio::null());
-    command.env("FASTPATH_METRICS_BIND_ADDRESS", "");
-    let mut agent = Agent::spawn(node, &mut command);
+    let group = MemoryLimit::new(96 << 20);
+    // `tail` keeps all of a line that doesn't end.
+    let mut hoard = Command::new("sh");
+    hoard.args(["-c", "(head -c 50M /dev/zero; sleep 1000) | tail -n 1"]);
+    let mut hoard = node.spawn(group.confine(&hoard).process_group(0));
+    wait_until("memory is short", Duration::from_secs(10), || group.peak() > 50 << 20);
+    let mut agent = Agent::spawn(node, &mut group.confine(&agent::command(&["--max-flows=262144"])));
     agent.wait_for_ruleset();
     agent.wait_for_programs();
     assert_eq!(agent.count("flows are not watched"), 1, "{}", agent.log().join("\n"));
@@ -159,7 +139,8 @@ fn no_memory_for_them() {
     let held = Held::by(&agent, node);
     assert_eq!((held.pins, held.filters), (0, 0), "{held:?}");
     agent.stop();
-    drop(group);
+    killpg(Pid::from_raw(hoard.id() as i32), Signal::SIGKILL).expect("it runs");
+    hoard.wait().expect("it ends");
     let agent = Agent::start_with(node, &[]);
     agent::wait_for_programs(node, &["c0", "s0"]);
     agent.stop();

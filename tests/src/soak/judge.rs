@@ -10,7 +10,7 @@ pub struct Sample {
     /// Which agent, counted from 1.
     pub agent: usize,
     /// Resident memory in KiB.
-    pub resident_kib: u64,
+    pub memory_kib: u64,
     /// Descriptors that are open.
     pub descriptors: usize,
     /// Connections so far, by all agents.
@@ -19,13 +19,13 @@ pub struct Sample {
 
 impl Sample {
     /// Names of the columns.
-    pub const COLUMNS: &str = "second,agent,resident_kib,descriptors,connections";
+    pub const COLUMNS: &str = "second,agent,memory_kib,descriptors,connections";
 }
 
 impl fmt::Display for Sample {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { second, agent, resident_kib, descriptors, connections } = self;
-        write!(f, "{second:.1},{agent},{resident_kib},{descriptors},{connections}")
+        let Self { second, agent, memory_kib, descriptors, connections } = self;
+        write!(f, "{second:.1},{agent},{memory_kib},{descriptors},{connections}")
     }
 }
 
@@ -46,7 +46,7 @@ pub fn growth(samples: &[Sample]) -> Result<(i64, i64), String> {
     }
     let (first, last) = (&samples[..third], &samples[samples.len() - third..]);
     let most = |samples: &[Sample]| {
-        let memory = samples.iter().map(|sample| sample.resident_kib).max().unwrap_or(0);
+        let memory = samples.iter().map(|sample| sample.memory_kib).max().unwrap_or(0);
         (memory, samples.iter().map(|sample| sample.descriptors).max().unwrap_or(0))
     };
     let ((memory, descriptors), (memory_then, descriptors_then)) = (most(first), most(last));

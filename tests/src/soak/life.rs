@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::judge::{Sample, growth};
 use crate::{
     agent::{self, Agent},
-    faults::{Random, descriptors, resident_kib},
+    faults::{Random, descriptors, memory_kib},
     http::{self, SERVE, bring_loopback_up},
     netns::Netns,
     table,
@@ -179,7 +179,7 @@ impl<S: FnMut(&str)> Life<S> {
         let sample = Sample {
             second: self.began.elapsed().as_secs_f64(),
             agent: self.agents,
-            resident_kib: resident_kib(pid),
+            memory_kib: memory_kib(pid),
             descriptors: descriptors(pid),
             connections: self.done.connections,
         };

@@ -50,7 +50,13 @@ pub(crate) fn build(agent: &Path, profile: &str, revision: u32, directory: &Path
     fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
     let revision = revision.to_string();
     let package = directory.join(format!("fastpath-agent-{revision}.deb"));
+    // Of the files in it, for the same bytes each time.
+    let mut time = Command::new("git");
+    let time = process::output(time.args(["log", "-1", "--format=%ct"]).current_dir(workspace::root()));
     let mut command = Command::new(cargo_tool::DEB.program()?);
+    if let Ok(time) = time {
+        command.env("SOURCE_DATE_EPOCH", time.trim());
+    }
     command
         .args(["--package", "fastpath-agent", "--profile", profile, "--no-build", "--locked", "--quiet"])
         .args(["--deb-revision", &revision, "--output"])

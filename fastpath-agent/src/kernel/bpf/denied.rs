@@ -22,7 +22,7 @@ pub enum Denied {
 impl Denied {
     /// Looks at this process.
     pub(super) fn find() -> Self {
-        match facts::capabilities(Path::new("/proc/thread-self/status")) {
+        match facts::capabilities(Path::new("/proc/thread-self/status"), "CapEff:") {
             Ok(set) => Self::by(missing(set, &[BPF, PERFMON, NET_ADMIN])),
             Err(_) => Self::Unknown,
         }

@@ -40,9 +40,15 @@ pub enum Restriction {
     None,
 }
 
-/// Gives up all capabilities but those that starting takes. A capability that isn't there isn't missed here.
+/// Gives up all capabilities but those that starting takes. `CAP_SYS_ADMIN` stays where it stands in for others: container runtimes
+/// that don't know them give that.
 pub fn before_start() -> Result<(), ConfineError> {
-    keep(&TO_START)
+    let permitted = caps::read(None, CapSet::Permitted)?;
+    let mut wanted = TO_START.to_vec();
+    if !TO_START.iter().all(|capability| permitted.contains(capability)) {
+        wanted.push(Capability::CAP_SYS_ADMIN);
+    }
+    keep(&wanted)
 }
 
 /// Gives up what only starting takes: capabilities but `CAP_NET_ADMIN`, system calls that a running agent doesn't make, files but
