@@ -1,6 +1,6 @@
 //! What the metrics say of offloaded flows, held against what was sent, what conntrack has and what was forwarded.
 
-use std::{collections::BTreeMap, net::SocketAddr, thread, time::Duration};
+use std::{collections::BTreeMap, fs, net::SocketAddr, process::Command, thread, time::Duration};
 
 use fastpath_tests::{
     agent::{self, Agent},
@@ -309,4 +309,25 @@ fn what_goes_over_in_another_namespace_is_not_taken_for_ours() {
     assert_eq!(page.get("fastpath_flows_offloaded_total"), 0);
     assert_eq!(page.sum("fastpath_flows_not_offloaded_total"), 1, "{:#?}", page.0);
     agent.stop();
+}
+
+/// What the pod and the service may do, on kernels that allow more only to who may do everything. A setting helps.
+#[test]
+fn a_setting_of_the_kernel_may_forbid_the_probe() {
+    const SETTING: &str = "/proc/sys/kernel/perf_event_paranoid";
+    const CAPABILITIES: &str = "-all,+net_admin,+bpf,+perfmon";
+    let before = fs::read_to_string(SETTING).expect("a sysctl");
+    for (level, allowed) in [("3", false), ("2", true)] {
+        fs::write(SETTING, level).expect("a level");
+        let topology = Topology::routed();
+        let mut command = Command::new("setpriv");
+        command.args([format!("--bounding-set={CAPABILITIES}"), format!("--inh-caps={CAPABILITIES}")]);
+        command.args([&agent::binary(), "--v=3"]).env("FASTPATH_METRICS_BIND_ADDRESS", "");
+        let mut agent = Agent::spawn(&topology.node, &mut command);
+        agent.wait_for_programs();
+        assert_eq!(agent.count("kernel.perf_event_paranoid") == 0, allowed, "{}", agent.log().join("\n"));
+        assert_eq!(agent.count("WARN"), 0, "{}", agent.log().join("\n"));
+        agent.stop();
+    }
+    fs::write(SETTING, before.trim()).expect("as it was");
 }

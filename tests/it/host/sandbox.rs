@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io,
     net::{TcpListener, TcpStream, UdpSocket},
-    os::unix::net::UnixListener,
+    os::unix::{fs::PermissionsExt as _, net::UnixListener},
     process::Command,
     thread,
     time::Duration,
@@ -147,8 +147,36 @@ fn a_file_that_could_not_be_read_again_is_named() {
     agent.wait_for("exclusions=2", LIMIT);
     agent.stop();
 
-    fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("closed");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("closed");
     chown(&file, Some(1000), Some(1000)).expect("given away");
     let mut agent = Agent::spawn(&topology.node, &mut agent::command(&[&flag]));
     agent.wait_for("exclusions can't be read again", LIMIT);
+}
+
+/// Addresses and ports of all flows are in there.
+#[test]
+fn pins_are_for_root() {
+    let topology = Topology::routed();
+    let mut agent = Agent::spawn(&topology.node, &mut agent::command(&[]));
+    agent.wait_for_programs();
+    let mut pins = 0;
+    for pin in fs::read_dir("/sys/fs/bpf/fastpath").expect("pins").map(|pin| pin.expect("a pin")) {
+        let metadata = pin.metadata().expect("it is there");
+        if metadata.is_file() {
+            pins += 1;
+            assert_eq!(metadata.permissions().mode() & 0o077, 0, "{}", pin.path().display());
+        }
+    }
+    assert!(pins >= 6, "{pins} pins");
+    let mut other = Command::new("setpriv");
+    other.args([
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+        "--inh-caps=-all",
+        "--bounding-set=-all",
+    ]);
+    other.args([&agent::binary(), "flows"]);
+    let output = topology.node.run(|| other.output()).expect("it runs");
+    assert!(!output.status.success(), "{output:?}");
 }

@@ -33,7 +33,10 @@ impl Added {
         let map = object.take_map(MAP_PROBE).ok_or_else(|| BpfError::BadObject("no map of it".to_owned()))?;
         let mut map = Array::try_from(map).map_err(|e| BpfError::map("open the probe's map", e))?;
         map.set(0, probe, 0).map_err(|e| BpfError::map("write the probe's map", e))?;
-        kprobe(object)?.attach(PROBED_FUNCTION, 0).map_err(failed)?;
+        kprobe(object)?.attach(PROBED_FUNCTION, 0).map_err(failed).map_err(|error| match error {
+            BpfError::Permission { .. } if is_paranoid() => BpfError::PerfEventParanoid,
+            error => error,
+        })?;
         Ok(Self { map, probe })
     }
 
@@ -42,6 +45,12 @@ impl Added {
         self.probe.tell_all = all.into();
         self.map.set(0, self.probe, 0).map_err(|e| BpfError::map("write the probe's map", e))
     }
+}
+
+/// Whether probes take more than CAP_PERFMON here: so Debian's kernels and Ubuntu's have it above 2, and they start with more.
+fn is_paranoid() -> bool {
+    let level = fs::read_to_string("/proc/sys/kernel/perf_event_paranoid");
+    level.is_ok_and(|level| level.trim().parse::<i32>().is_ok_and(|level| level > 2))
 }
 
 fn kprobe(object: &mut Ebpf) -> Result<&mut KProbe, BpfError> {

@@ -63,6 +63,11 @@ pub enum BpfError {
         /// The last lines of the verifier's log.
         log: String,
     },
+    /// A setting of the kernel forbids the probe.
+    #[error(
+        "the kernel allows no probe without CAP_SYS_ADMIN while kernel.perf_event_paranoid is above 2: set it to 2 for cheaper sight"
+    )]
+    PerfEventParanoid,
     /// There is no memory for them.
     #[error(
         "the memory limit of {} MiB is too low for eBPF: raise it to {} MiB or more, or run with --ebpf=off",

@@ -10,8 +10,10 @@ use caps::{CapSet, Capability};
 
 pub use files::Files;
 
-/// What starting takes: the ruleset and links, maps and programs, and the probe at a function of the kernel.
-const TO_START: [Capability; 3] = [Capability::CAP_NET_ADMIN, Capability::CAP_BPF, Capability::CAP_PERFMON];
+/// What starting takes: the ruleset and links, maps and programs, the probe at a function of the kernel. The last one stands in for
+/// two of them where a container runtime doesn't know those, and Debian's kernels want it for probes (`kernel.perf_event_paranoid`).
+const TO_START: [Capability; 4] =
+    [Capability::CAP_NET_ADMIN, Capability::CAP_BPF, Capability::CAP_PERFMON, Capability::CAP_SYS_ADMIN];
 /// What is left then. Programs that are loaded are attached with it, too.
 const TO_RUN: [Capability; 1] = [Capability::CAP_NET_ADMIN];
 
@@ -40,15 +42,9 @@ pub enum Restriction {
     None,
 }
 
-/// Gives up all capabilities but those that starting takes. `CAP_SYS_ADMIN` stays where it stands in for others: container runtimes
-/// that don't know them give that.
+/// Gives up all capabilities but those that starting takes. One that isn't there isn't missed here.
 pub fn before_start() -> Result<(), ConfineError> {
-    let permitted = caps::read(None, CapSet::Permitted)?;
-    let mut wanted = TO_START.to_vec();
-    if !TO_START.iter().all(|capability| permitted.contains(capability)) {
-        wanted.push(Capability::CAP_SYS_ADMIN);
-    }
-    keep(&wanted)
+    keep(&TO_START)
 }
 
 /// Gives up what only starting takes: capabilities but `CAP_NET_ADMIN`, system calls that a running agent doesn't make, files but
