@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use crate::{cargo_tool, process, test::Counts, toolchain, workspace};
 
 /// Seconds of all targets together, without `--minutes`.
-const USUAL: Duration = Duration::from_secs(45);
+const USUAL: Duration = Duration::from_secs(18);
 /// A fraction of them for each target, at least.
 const LEAST: Duration = Duration::from_secs(1);
 /// What an input may take: seconds, and megabytes at once and in all.

@@ -34,7 +34,7 @@ pub(crate) struct Range {
     /// Tier twin: how many seeds; one if --seed is given, else 20.
     #[arg(long)]
     seeds: Option<u64>,
-    /// Tier twin: go on for so long instead. Soak: minutes of the guest's; else 10. Fuzz: so long in all, shared out over the targets; else 45
+    /// Tier twin: go on for so long instead. Soak: minutes of the guest's; else 10. Fuzz: so long in all, shared out over the targets; else 18
     /// seconds.
     #[arg(long, conflicts_with = "seeds")]
     pub(crate) minutes: Option<u64>,

@@ -86,7 +86,7 @@ fn what_fits_into_a_limit_is_watched() {
 #[test]
 fn a_limit_holds_flows_and_churn() {
     // An emulated processor takes a minute for the larger number.
-    let flows = rounds(5_000, 100_000) as u32;
+    let flows = rounds(2_000, 100_000) as u32;
     const DIRECTIONS: u32 = 1 << 18;
     let needed = memory_budget::needed(cpus(), DIRECTIONS);
     assert!(needed < daemon_sets_limit(), "{needed}");

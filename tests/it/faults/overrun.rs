@@ -29,7 +29,7 @@ fn links_and_the_ruleset_at_once() {
         (0..400).map(|number| format!("add chain inet kindnet-fastpath c{number}\n")).collect();
     let again = chains.replace("add ", "delete ");
     let mut held = None;
-    for round in 1..=rounds(2, 20) {
+    for round in 1..=rounds(1, 20) {
         agent.signal(Signal::SIGSTOP);
         node.ip(&("link set d0 up\nlink set d0 down\n".repeat(2000) + "link set d1 up\n"));
         for _ in 0..3 {
