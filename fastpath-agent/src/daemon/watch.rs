@@ -35,6 +35,8 @@ pub struct Watch {
     attached: BTreeSet<IfIndex>,
     /// Links that have lost their programs; those that go lose them, too.
     detached: BTreeSet<IfIndex>,
+    /// Links that couldn't be detached from; tried again with each look.
+    stuck: BTreeSet<IfIndex>,
     /// Links that couldn't be attached to, as they were then; tried again when they change, and by the safety net.
     refused: BTreeMap<IfIndex, Link>,
     /// Why, as last reported: what is refused again is no news.
@@ -59,6 +61,7 @@ impl Watch {
             lacking: BTreeSet::new(),
             attached,
             detached: BTreeSet::new(),
+            stuck: BTreeSet::new(),
             refused: BTreeMap::new(),
             reported: BTreeMap::new(),
         }
@@ -120,6 +123,11 @@ impl Watch {
             Some(changed) => changed.into_iter().flat_map(|index| self.look_at(index, links)).collect(),
             None => &self.look_at_all(links) | &self.attached,
         };
+        for index in std::mem::take(&mut self.stuck) {
+            if links.get(index).is_some() && !self.watched.is_watched(index) {
+                self.detach(index);
+            }
+        }
         for index in concerned {
             if !self.watched.is_watched(index) {
                 self.lacking.remove(&index);
@@ -216,6 +224,7 @@ impl Watch {
     fn detach(&mut self, index: IfIndex) {
         if let Err(error) = self.eyes.detach(index) {
             debug!(%index, %error, "could not detach");
+            self.stuck.insert(index);
         }
     }
 }
