@@ -49,7 +49,7 @@ pub fn descriptors(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).expect("the process runs").count()
 }
 
-/// Memory of its own that a process has, in KiB: without code, of which the kernel takes and brings back what it likes.
+/// Memory of its own that a process has, in KiB: without code, which the kernel takes away and brings back as it likes.
 pub fn memory_kib(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("proc(5)");

@@ -53,7 +53,7 @@ pub fn name(shown: &str) -> Option<Cow<'_, [u8]>> {
     Some(Cow::Owned(name))
 }
 
-/// Whether what somebody wrote means the name that is shown so: as it is shown, or as it is.
+/// Whether what was typed means the name that is shown so: as it is shown, or as it is.
 pub fn means(written: &str, shown: &str) -> bool {
     written == shown || printable(written.as_bytes()) == shown
 }

@@ -5,7 +5,7 @@ use std::{
     ffi::OsStr,
     fs, io,
     net::IpAddr,
-    os::unix::ffi::OsStrExt,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -37,7 +37,7 @@ pub struct AgentProcess {
     pub pid: u32,
     /// Its command line, and its environment as NAME=VALUE.
     pub started_with: io::Result<(Vec<String>, Vec<String>)>,
-    /// The capabilities that it may have started with (its bounding set): a running agent gives up most of them.
+    /// The capabilities that it started with, as far as it can be told: a running agent gives up most of them.
     pub capabilities: io::Result<u64>,
 }
 
@@ -87,7 +87,7 @@ pub fn agent_processes() -> Vec<AgentProcess> {
                     pid,
                     started_with: words(&path.join("cmdline"))
                         .and_then(|arguments| Ok((arguments, words(&path.join("environ"))?))),
-                    capabilities: capabilities(&path.join("status"), "CapBnd:"),
+                    capabilities: started_with(&path.join("status")),
                 }
             })
         })
@@ -98,6 +98,12 @@ fn words(path: &Path) -> io::Result<Vec<String>> {
     let bytes = fs::read(path)?;
     let bytes = bytes.strip_suffix(&[0]).unwrap_or(&bytes);
     Ok(bytes.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect())
+}
+
+/// Root starts with all that its bounding set allows; of another user what it has now is all that is known.
+fn started_with(status: &Path) -> io::Result<u64> {
+    let is_root = fs::metadata(status)?.uid() == 0;
+    capabilities(status, if is_root { "CapBnd:" } else { "CapEff:" })
 }
 
 /// A set of capabilities in a `/proc/PID/status`: `CapEff:`, `CapBnd:` (proc(5)).

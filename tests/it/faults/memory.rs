@@ -114,6 +114,25 @@ fn a_limit_holds_flows_and_churn() {
     assert_eq!(group.kills(), 0);
 }
 
+/// They take no memory again: neither those of an agent without a limit, nor those that a limit has made smaller.
+#[test]
+fn maps_that_are_there_are_taken_over_whatever_the_limit_is() {
+    let topology = Topology::routed();
+    let node = &topology.node;
+    let limit = memory_budget::needed(cpus(), 16_384);
+    Agent::start_with(node, &[PINS]).stop();
+    let agent = start(node, &MemoryLimit::new(limit), &[]);
+    assert_eq!(agent.count("max_flows=65536 takes_over=true"), 1, "{:?}", agent.log());
+    assert_eq!(agent.count("WARN"), 0, "{:?}", agent.log());
+    agent.stop();
+    agent::run(node, &["cleanup", PINS]);
+    for taken in ["takes_over=false", "takes_over=true"] {
+        let agent = start(node, &MemoryLimit::new(limit), &[]);
+        assert_eq!(agent.count(&format!("max_flows=16384 {taken}")), 1, "{:?}", agent.log());
+        agent.stop();
+    }
+}
+
 /// On the largest node, too.
 #[test]
 fn the_daemonsets_limit_holds_the_default() {

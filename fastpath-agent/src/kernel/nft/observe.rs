@@ -207,7 +207,7 @@ fn flowtable(message: &Message<'_>) -> Option<ObservedFlowtable> {
     let name = text(message, nfta::SECOND_NAME)?;
     let hook = value(message, nfta::FLOWTABLE_HOOK);
     let list = find(hook, nfta::FLOWTABLE_HOOK_DEVS).map_or(&[][..], |list| list.value());
-    // Devices by prefix, which no ruleset of ours has, make it one that isn't read.
+    // Devices by prefix, which the agent never makes, make it one that isn't read.
     let device = |nla: Attribute<'_>| {
         (nla.kind() == nfta::DEVICE_NAME).then(|| IfName::from_bytes(nla.name())).flatten()
     };
