@@ -10,7 +10,7 @@ use crate::{
         known_bugs::{KernelNames, KnownBug, forbids_offload},
         link::select::Selection,
         policy::ignore::Ignore,
-        ruleset::{desired::Policy, diff::ForeignTable, exclude::Exclusions},
+        ruleset::{diff::ForeignTable, exclude::Exclusions, wanted::Policy},
         surroundings::Surroundings,
         threshold,
     },

@@ -1,10 +1,11 @@
 //! Fastpath's agent: moves established flows onto the kernel's flowtable and shows what became of them.
 //!
 //! Layers (dependencies point downwards only; `cargo xtask lint` checks it):
-//! `main` → [`daemon`], [`report`] → [`kernel`] → [`core`]; [`cli`], [`config`] and [`invocation`] know only [`core`].
+//! `main` → [`commands`] → [`daemon`] → [`kernel`] → [`core`]; [`cli`], [`config`] and [`invocation`] know only [`core`].
 //! [`logging`] says where `main`'s log goes.
 
 pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod core;
 pub mod daemon;
@@ -12,4 +13,3 @@ pub mod invocation;
 pub mod kernel;
 pub mod logging;
 pub mod pages;
-pub mod report;

@@ -10,7 +10,30 @@ use aya_ebpf::{
 };
 use fastpath_common::limits::{MAX_VLAN_TAGS, MAX_VLAN_TAGS_XDP};
 
-use crate::parse::Bytes;
+/// Bytes of a header, aligned so that the compiler needn't put words together byte by byte.
+#[repr(C, align(8))]
+pub struct Bytes<const N: usize>(pub [u8; N]);
+
+impl<const N: usize> Bytes<N> {
+    /// A number in network byte order.
+    #[inline(always)]
+    pub fn be16(&self, at: usize) -> u16 {
+        u16::from_be_bytes([self.0[at], self.0[at + 1]])
+    }
+
+    /// A word as it lies there.
+    #[inline(always)]
+    pub fn word32(&self, at: usize) -> u64 {
+        let b = &self.0;
+        u32::from_ne_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]).into()
+    }
+
+    /// Two words as they lie there.
+    #[inline(always)]
+    pub fn word64(&self, at: usize) -> u64 {
+        self.word32(at) | self.word32(at + 4) << 32
+    }
+}
 
 /// A packet with its context.
 pub trait Frame {

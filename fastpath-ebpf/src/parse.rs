@@ -13,7 +13,7 @@ use fastpath_common::{
     limits::{MAX_EXTENSION_HEADERS, MAX_VLAN_TAGS},
 };
 
-use crate::frame::Frame;
+use crate::frame::{Bytes, Frame};
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -65,31 +65,6 @@ pub enum Uncounted {
     LaterFragment,
     OtherProtocol,
     TooManyHeaders,
-}
-
-/// Bytes of a header, aligned so that the compiler needn't put words together byte by byte.
-#[repr(C, align(8))]
-pub struct Bytes<const N: usize>([u8; N]);
-
-impl<const N: usize> Bytes<N> {
-    /// A number in network byte order.
-    #[inline(always)]
-    fn be16(&self, at: usize) -> u16 {
-        u16::from_be_bytes([self.0[at], self.0[at + 1]])
-    }
-
-    /// A word as it lies there.
-    #[inline(always)]
-    fn word32(&self, at: usize) -> u64 {
-        let b = &self.0;
-        u32::from_ne_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]).into()
-    }
-
-    /// Two words as they lie there.
-    #[inline(always)]
-    fn word64(&self, at: usize) -> u64 {
-        self.word32(at) | self.word32(at + 4) << 32
-    }
 }
 
 /// Access to a packet's headers.

@@ -9,12 +9,13 @@ use fastpath_agent::{
         model::FLOWTABLE,
         ruleset::{
             chain::OwnChain,
-            desired::{self, Desired, Policy},
+            desired,
             diff::{self, Decision, ForeignTable},
             expr::{CmpOp, CtKey, Expr, MetaKey, RtKey},
             plan::Op,
             rule::Rule,
             sets::OwnSet,
+            wanted::{Desired, Policy},
         },
     },
     kernel::{

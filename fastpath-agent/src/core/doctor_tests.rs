@@ -15,9 +15,10 @@ use crate::{
     core::{
         model::{FLOWTABLE, IfIndex, IfName, Link, OperState, test_link},
         ruleset::{
-            desired::{Policy, desired},
+            desired::desired,
             diff::{Decision, ForeignTable, diff},
             observed::{ObservedTable, Owner},
+            wanted::Policy,
         },
         threshold::Lengths,
     },

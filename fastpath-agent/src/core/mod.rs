@@ -13,6 +13,7 @@ pub mod policy;
 pub mod printable;
 pub mod recurring;
 pub mod revalidate;
+pub mod route_rule;
 pub mod ruleset;
 pub mod surroundings;
 pub mod threshold;

@@ -19,6 +19,15 @@ pub const CHAIN: &str = "kindnet-fastpath-chain";
 /// which costs every listener of nftables notifications an overrun.
 pub const MAX_DEVICES_PER_MESSAGE: usize = 128;
 
+/// Value of a counter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counter {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
 /// Index of a network interface in its namespace, host byte order, never 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]

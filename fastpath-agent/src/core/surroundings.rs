@@ -1,14 +1,13 @@
 //! What others have on this node that decides where our rules may stand and which packets may offload their flow.
 //! Read by `kernel`, heeded by `ruleset::desired`. No I/O.
 
-use std::{collections::BTreeSet, fmt, net::IpAddr, ops::RangeInclusive};
-
-use ipnet::IpNet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{
     model::{IfIndex, IfName},
     policy::concern::Concern,
 };
+use crate::core::route_rule::RouteRule;
 
 /// All of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -67,78 +66,5 @@ impl Translates {
     /// Whether those of packets to this address are.
     pub fn packets_to(self, address: IpAddr) -> bool {
         if address.is_ipv4() { self.v4 } else { self.v6 }
-    }
-}
-
-/// Policy rules (`ip rule`), as much of them as matters.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RouteRules {
-    /// See [`Surroundings::unguessed`].
-    pub unguessed: Vec<RouteRule>,
-    /// One selects by marks.
-    pub by_mark: bool,
-}
-
-/// A policy rule (`ip rule`) that selects by what the flowtable's guess of the other direction's route doesn't have:
-/// input interface, protocol, ports, DSCP or tunnel. Selectors that aren't here match every packet; an inverted rule
-/// has none.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct RouteRule {
-    /// `iif`: packets that come in here, by name, whether there is such an interface or not.
-    pub input: Option<IfName>,
-    /// `from`, which also says the family.
-    pub from: Option<IpNet>,
-    /// `to`, likewise.
-    pub to: Option<IpNet>,
-    /// `ipproto`.
-    pub protocol: Option<u8>,
-    /// `sport`, host byte order.
-    pub source_ports: Option<PortRange>,
-    /// `dport`, host byte order.
-    pub destination_ports: Option<PortRange>,
-    /// The rule is one of IPv6's.
-    pub ipv6: bool,
-}
-
-/// As `ip rule` writes it, as far as its conditions are known.
-impl fmt::Display for RouteRule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}from {}", if self.ipv6 { "-6 " } else { "" }, shown(self.from))?;
-        if self.to.is_some() {
-            write!(f, " to {}", shown(self.to))?;
-        }
-        if let Some(input) = &self.input {
-            write!(f, " iif {input}")?;
-        }
-        if let Some(protocol) = self.protocol {
-            write!(f, " ipproto {protocol}")?;
-        }
-        for (word, ports) in [("sport", self.source_ports), ("dport", self.destination_ports)] {
-            match ports {
-                Some(PortRange { first, last }) if first == last => write!(f, " {word} {first}")?,
-                Some(PortRange { first, last }) => write!(f, " {word} {first}-{last}")?,
-                None => {}
-            }
-        }
-        Ok(())
-    }
-}
-
-fn shown(net: Option<IpNet>) -> String {
-    net.map_or_else(|| "all".to_owned(), |net| net.to_string())
-}
-
-/// Ports from the first to the last one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PortRange {
-    /// The lowest.
-    pub first: u16,
-    /// The highest.
-    pub last: u16,
-}
-
-impl From<RangeInclusive<u16>> for PortRange {
-    fn from(range: RangeInclusive<u16>) -> Self {
-        Self { first: *range.start(), last: *range.end() }
     }
 }

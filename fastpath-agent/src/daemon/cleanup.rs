@@ -1,15 +1,19 @@
 //! Removes all that the agent ever installed on this node, and nothing else.
 
 use std::{fmt, path::Path};
+use tracing::{debug, info};
 
 use super::DaemonError;
 use crate::{
+    config::Config,
     core::{
         model::TABLE,
         ruleset::diff::{self, Decision, ForeignTable},
     },
     kernel::{
-        Ruleset, bpf, event_socket,
+        Ruleset,
+        bpf::{self, CleanupReport},
+        event_socket,
         nft::{CommitError, Nft},
     },
 };
@@ -86,5 +90,17 @@ impl fmt::Display for Cleanup {
             writeln!(f, "socket    of an agent that is gone removed")?;
         }
         Ok(())
+    }
+}
+
+/// An agent that ran before may have left programs at work that nobody wants any more.
+pub(super) fn remove_leftovers(config: &Config) {
+    match bpf::cleanup(&config.pin_path) {
+        Ok(report) if report == CleanupReport::default() => {}
+        Ok(report) => info!(
+            detached = report.detached.join(", "),
+            "programs of an earlier agent are removed (--ebpf=off)"
+        ),
+        Err(error) => debug!(%error, "programs of an earlier agent, if any, stay"),
     }
 }

@@ -34,12 +34,13 @@ use crate::{
         record::{Event, FlowRecord},
         traffic::Marks,
     },
+    daemon::metrics::{BELOW_THRESHOLD, ENDED},
     kernel::{
         bpf::{BpfError, FlowEyes},
-        flow_source::{Crossed as Old, FlowSource},
+        flow_source::FlowSource,
         memory,
+        old_connections::Crossed as Old,
     },
-    report::metrics::{BELOW_THRESHOLD, ENDED},
 };
 
 /// Signals handled at a time, so that a burst doesn't hold up links and ruleset.

@@ -10,9 +10,10 @@ use tokio::{
 use tracing::warn;
 
 use super::{
+    cleanup,
     crossings::{self, Crossings},
     readers::Readers,
-    sandbox, watch,
+    sandbox,
 };
 use crate::{
     cli::EbpfMode,
@@ -127,7 +128,7 @@ impl Host for Linux {
     fn programs(&self, config: &Config) -> Option<Box<dyn FlowEyes>> {
         let hook = match config.ebpf {
             EbpfMode::Off => {
-                watch::remove_leftovers(config);
+                cleanup::remove_leftovers(config);
                 return None;
             }
             EbpfMode::Tc => Hook::Tc,

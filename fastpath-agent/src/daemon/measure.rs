@@ -12,8 +12,8 @@ use tracing::debug;
 use super::{Agent, Crossings, counts::Crossed, host::Host, reconcile::Standing, rules};
 use crate::{
     core::{flow::Node, ruleset::desired},
+    daemon::metrics::{self, Metrics, scrape::Scraper},
     kernel::{LinkSource, clock::tick_ns},
-    report::metrics::{self, Metrics, scrape::Scraper},
 };
 
 /// The answer to somebody who asks for metrics.

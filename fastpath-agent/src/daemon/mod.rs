@@ -14,6 +14,7 @@ use crate::{
         pace::{Outcome, Pace, Trigger},
         revalidate::Touched,
     },
+    daemon::metrics::scrape::Scraper,
     kernel::{
         LinkSource, bpf, event_socket,
         links::{LinkError, Links},
@@ -22,7 +23,6 @@ use crate::{
         node_monitor::NodeMonitor,
         probe::Kernel,
     },
-    report::metrics::scrape::Scraper,
 };
 
 pub mod cleanup;
@@ -31,13 +31,13 @@ pub mod crossings;
 pub mod host;
 mod links;
 pub mod measure;
+pub mod metrics;
 mod offload;
 mod one_way;
 pub mod readers;
 pub mod ready;
 pub mod reconcile;
 pub mod revalidate;
-pub mod revoke;
 pub mod rules;
 mod sandbox;
 pub mod serve;

@@ -1,13 +1,13 @@
 //! One reconcile: observe, compare, commit, until the kernel has what it should have. Holds no truth of its own:
 //! what it remembers of the kernel is dropped as soon as somebody else commits anything.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-};
+mod refusal;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use tracing::{debug, info, warn};
 
+use self::refusal::{Blame, one_device_a_message};
 use super::revalidate::{self, Emptied, EmptyError};
 use crate::{
     core::{
@@ -15,21 +15,25 @@ use crate::{
             assist::{LISTED_MS, Wanted},
             one_way::Answer,
         },
-        link::table::{LinkChange, LinkTable},
-        model::{FLOWTABLE, IfIndex, IfName, Link, TABLE},
+        link::{
+            kind::is_bridge,
+            table::{LinkChange, LinkTable},
+        },
+        model::{IfIndex, IfName, Link, TABLE},
         pace::{Outcome, Trigger},
         ruleset::{
-            desired::{self, Desired, DesiredTable, Policy},
+            desired,
             diff::{self, Decision, ForeignTable},
             observed::{Generation, Observed, ObservedSet},
             plan::{Op, Plan},
             sets::OwnSet,
+            wanted::{Desired, DesiredTable, Policy},
         },
         surroundings::{Surroundings, Translates},
     },
     kernel::{
         Ruleset, Unread,
-        nft::{CommitError, NftError, Rejection},
+        nft::{CommitError, NftError},
     },
 };
 
@@ -139,7 +143,7 @@ impl<R: Ruleset> Reconciler<R> {
     }
 
     fn link_differed(&mut self, before: &Link) {
-        if desired::is_bridge(before) {
+        if is_bridge(before) {
             self.changed = None;
         }
         self.link_differs(before.index);
@@ -480,108 +484,6 @@ impl<R: Ruleset> Reconciler<R> {
         }
         released
     }
-
-    /// Finds out who is to blame for a refused transaction, and remembers devices that were.
-    fn blame(&mut self, ops: &[Op], rejections: &[Rejection], split: bool, links: &LinkTable) -> Blame {
-        let mut blame = Blame::Ours;
-        let no_room = |rejection: &Rejection| {
-            rejection.source.raw_os_error() == Some(libc::ENFILE)
-                && matches!(ops.get(rejection.index), Some(Op::AddAssisted { .. }))
-        };
-        if rejections.iter().all(no_room) {
-            return Blame::NoRoom;
-        }
-        let about_devices = |rejection: &Rejection| {
-            ops.get(rejection.index).is_some_and(|op| match op {
-                Op::AddDevices(_) => true,
-                // A device that is gone already leaves the flowtable by itself; a table that was recreated has other
-                // handles. The next look shows.
-                Op::RemoveDevices(_) | Op::RemoveIndices(_) | Op::DeleteRule { .. } => {
-                    rejection.source.raw_os_error() == Some(libc::ENOENT)
-                }
-                _ => false,
-            })
-        };
-        // Where the flowtable itself was refused, the devices' refusals only follow from that.
-        if !rejections.iter().all(about_devices) {
-            return Blame::Ours;
-        }
-        if self.policy.hw_offload && self.fall_back_to_software(ops, rejections) {
-            return Blame::Device;
-        }
-        for rejection in rejections {
-            match (ops.get(rejection.index), &rejection.device) {
-                (Some(Op::AddDevices(_)), Some(name)) => {
-                    self.refuse(name, &rejection.source, links);
-                    blame = Blame::Device;
-                }
-                (Some(Op::AddDevices(names)), None) if names.len() == 1 => {
-                    self.refuse(&names[0], &rejection.source, links);
-                    blame = Blame::Device;
-                }
-                (Some(Op::AddDevices(_)), None) if !split => return Blame::SomeDevice,
-                (Some(Op::AddDevices(_)), None) => {}
-                _ => blame = Blame::Device,
-            }
-        }
-        blame
-    }
-
-    fn refuse(&mut self, name: &IfName, error: &io::Error, links: &LinkTable) {
-        let Some(index) = links.iter().find(|l| l.name == *name).map(|l| l.index) else { return };
-        if error.raw_os_error() == Some(libc::ENOENT) {
-            // Went away, or got another name: the announcement is on its way.
-            debug!(iface = %name, "this interface has just gone");
-        } else if self.reported.insert(index, error.to_string()) != Some(error.to_string()) {
-            warn!(
-                iface = %name, errno = error.raw_os_error(),
-                "the kernel refused this interface in {FLOWTABLE} ({error}): its flows take the normal path; tried again \
-                 when it changes"
-            );
-        }
-        self.refused.insert(index, error.to_string());
-        self.changed = None;
-    }
-
-    /// Goes back to software if that is what the kernel's refusals were about; says so once.
-    fn fall_back_to_software(&mut self, ops: &[Op], rejections: &[Rejection]) -> bool {
-        let cannot = rejections.iter().find(|r| r.source.raw_os_error() == Some(libc::EOPNOTSUPP));
-        let Some(cannot) = cannot else { return false };
-        let names = match ops.get(cannot.index) {
-            Some(Op::AddDevices(names)) => names.as_slice(),
-            _ => &[],
-        };
-        let iface = cannot.device.as_ref().or(names.first()).map(ToString::to_string);
-        warn!(
-            iface,
-            "no hardware offload: not every managed interface can do it, and a flowtable is either hardware or software; \
-             flows are offloaded in software (--exclude-interfaces leaves interfaces out, --hw-offload=off silences this)"
-        );
-        self.policy.hw_offload = false;
-        self.changed = None;
-        true
-    }
-}
-
-enum Blame {
-    /// A device that is left out from now on, or something that a new look clears up.
-    Device,
-    /// One of several devices in a message: each has to be sent alone to tell which.
-    SomeDevice,
-    /// The set of connections that are helped is full.
-    NoRoom,
-    /// The plan itself, or the kernel's resources.
-    Ours,
-}
-
-/// The same operations, with each new device in a message of its own so that the kernel names the culprits.
-fn one_device_a_message(ops: Vec<Op>) -> Vec<Op> {
-    ops.into_iter()
-        .flat_map(|op| match op {
-            Op::AddDevices(names) => names.into_iter().map(|name| Op::AddDevices(vec![name])).collect(),
-            other => vec![other],
-        })
-        .collect()
 }
 
 /// The kernel takes a device that goes away out of every flowtable by itself (nf_tables_flowtable_event).

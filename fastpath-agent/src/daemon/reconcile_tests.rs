@@ -1,12 +1,14 @@
 //! The reconciler against a ruleset in memory: convergence, culprits, others' changes, a failure at every step.
 
+use std::io;
+
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
     core::{
         link::table::LinkEvent,
-        model::{Link, test_link},
+        model::{FLOWTABLE, Link, test_link},
         ruleset::{
             chain::OwnChain,
             observed::{ObservedFlowtable, ObservedTable, Owner},
@@ -14,7 +16,7 @@ use crate::{
         },
     },
     daemon::cleanup::{TableCleanup, remove_table},
-    kernel::fake::FakeRuleset,
+    kernel::{fake::FakeRuleset, nft::Rejection},
 };
 
 fn link(index: u32) -> Link {

@@ -1,7 +1,7 @@
 //! Has the kernel judge offloaded flows anew after changes that may concern them: the flowtable is emptied, and flows that
 //! the filters still accept come back with their next packet.
 
-use std::{collections::BTreeMap, fmt};
+use std::collections::BTreeMap;
 
 use tracing::warn;
 
@@ -9,7 +9,6 @@ use crate::{
     cli::OnOff,
     config::Config,
     core::{
-        model::TABLE,
         recurring::{Need, Recurring},
         revalidate::{BaseChains, Notice, Pace, Touched},
         ruleset::{
@@ -18,8 +17,8 @@ use crate::{
         },
     },
     kernel::{
-        Ruleset, RulesetMonitor, Unread, conntrack,
-        nft::{CommitError, Lost, Nft, NftError},
+        Ruleset, RulesetMonitor, Unread,
+        nft::{CommitError, Lost, NftError},
     },
 };
 
@@ -78,37 +77,6 @@ pub fn empty_flowtable(ruleset: &mut impl Ruleset, offers_then: Option<u64>) -> 
         }
     }
     Err(EmptyError::Commit(refusal))
-}
-
-/// What `fastpath-agent revalidate` did.
-#[derive(Debug)]
-pub struct ByHand {
-    emptied: Emptied,
-    /// Connections that were in a flowtable, of so many; unknown where the kernel doesn't hand them out.
-    offloaded: Option<(u64, u64)>,
-}
-
-/// Empties the flowtable, also while no agent runs. One that does has nothing to put back.
-pub fn by_hand() -> Result<ByHand, EmptyError> {
-    let mut nft = Nft::open()?;
-    let offloaded = conntrack::summary().ok().map(|summary| (summary.offloaded, summary.entries));
-    Ok(ByHand { emptied: empty_flowtable(&mut nft, None)?, offloaded })
-}
-
-impl fmt::Display for ByHand {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.emptied, self.offloaded) {
-            (Emptied::Absent, _) => {
-                writeln!(f, "nothing to do: there is no flowtable of this agent's in table inet {TABLE}")
-            }
-            (_, Some((offloaded, entries))) => writeln!(
-                f,
-                "flowtable emptied: {offloaded} of {entries} connections were offloaded. Their next packets pass the \
-                 filters, and those that are accepted are offloaded again"
-            ),
-            (_, None) => writeln!(f, "flowtable emptied: the next packets of all flows pass the filters"),
-        }
-    }
 }
 
 /// Follows the changes of the ruleset.

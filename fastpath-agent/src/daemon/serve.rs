@@ -31,7 +31,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{measure::Asked, ready::NotReady};
-use crate::report::metrics::{self, Format};
+use crate::daemon::metrics::{self, Format};
 
 /// Connections at a time. When one more comes, one that takes long goes.
 const MOST_CONNECTIONS: usize = 16;

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::host::Host;
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
         },
         model::{IfIndex, Link},
     },
-    kernel::bpf::{self, CleanupReport, FlowEyes},
+    kernel::bpf::FlowEyes,
 };
 
 /// Links that are attached to before the agent looks what else there is to do.
@@ -226,18 +226,6 @@ impl Watch {
             debug!(%index, %error, "could not detach");
             self.stuck.insert(index);
         }
-    }
-}
-
-/// An agent that ran before may have left programs at work that nobody wants any more.
-pub(super) fn remove_leftovers(config: &Config) {
-    match bpf::cleanup(&config.pin_path) {
-        Ok(report) if report == CleanupReport::default() => {}
-        Ok(report) => info!(
-            detached = report.detached.join(", "),
-            "programs of an earlier agent are removed (--ebpf=off)"
-        ),
-        Err(error) => debug!(%error, "programs of an earlier agent, if any, stay"),
     }
 }
 

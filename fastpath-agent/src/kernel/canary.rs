@@ -11,8 +11,9 @@ use crate::{
         doctor::facts::CanaryFlow,
         link::table::LinkTable,
         ruleset::{
-            desired::{Policy, desired},
+            desired::desired,
             diff::{Decision, ForeignTable, diff},
+            wanted::Policy,
         },
     },
     kernel::{
@@ -27,8 +28,8 @@ mod flow;
 mod scratch;
 
 pub use child::run_in_child;
-use flow::{Family, Protocol};
-use scratch::Scratch;
+use flow::Protocol;
+use scratch::{Family, Scratch};
 
 /// The canary couldn't be run.
 #[derive(Debug, thiserror::Error)]

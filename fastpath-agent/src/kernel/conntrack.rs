@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::netlink::{Dump, Families, Message, Request, Socket, attribute::find, attributes};
 use crate::core::{
     flow::connection::{Entry, Status, TcpState, Tuple},
-    ruleset::observed::Counter,
+    model::Counter,
 };
 
 // enum ctattr_type and its kind, include/uapi/linux/netfilter/nfnetlink_conntrack.h

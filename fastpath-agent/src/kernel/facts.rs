@@ -19,15 +19,18 @@ use super::{
     probe::{Kernel, Support},
     xfrm,
 };
-use crate::core::{
-    doctor::facts::{
-        AgentFacts, EbpfFacts, Facts, Families, Feature, IngressProgram, KernelFacts, MapFacts, Missing,
-        Reading, Unread,
+use crate::{
+    core::{
+        doctor::facts::{
+            AgentFacts, EbpfFacts, Facts, Families, Feature, IngressProgram, KernelFacts, MapFacts, Missing,
+            Reading, Unread,
+        },
+        known_bugs::KernelNames,
+        link::select::Selection,
+        model::{IfIndex, IfName, Link, TABLE},
+        ruleset::{observed::Observed, wanted::Policy},
     },
-    known_bugs::KernelNames,
-    link::select::Selection,
-    model::{IfIndex, IfName, Link, TABLE},
-    ruleset::{desired::Policy, observed::Observed},
+    kernel::capabilities::capabilities,
 };
 
 /// A process with the agent's name in this network namespace. It may be one of its subcommands.
@@ -104,13 +107,6 @@ fn words(path: &Path) -> io::Result<Vec<String>> {
 fn started_with(status: &Path) -> io::Result<u64> {
     let is_root = fs::metadata(status)?.uid() == 0;
     capabilities(status, if is_root { "CapBnd:" } else { "CapEff:" })
-}
-
-/// A set of capabilities in a `/proc/PID/status`: `CapEff:`, `CapBnd:` (proc(5)).
-pub(super) fn capabilities(status: &Path, set: &str) -> io::Result<u64> {
-    let text = fs::read_to_string(status)?;
-    let field = text.lines().find_map(|line| line.strip_prefix(set)).ok_or(io::ErrorKind::InvalidData)?;
-    u64::from_str_radix(field.trim(), 16).map_err(io::Error::other)
 }
 
 /// Release, version and signature of the running kernel.

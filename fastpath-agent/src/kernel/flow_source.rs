@@ -14,7 +14,10 @@ use super::{
     conntrack::{Conntrack, ConntrackError},
     old_connections,
 };
-use crate::core::flow::connection::{Entry, Tuple};
+use crate::{
+    core::flow::connection::{Entry, Tuple},
+    kernel::old_connections::{Crossed, SourceError},
+};
 
 /// Says which flows cross the threshold, and what became of them.
 pub trait FlowSource {
@@ -50,26 +53,6 @@ pub trait FlowSource {
 
     /// The time by the clock of packets, in ns.
     fn now_ns(&self) -> u64;
-}
-
-/// A connection that has crossed the threshold.
-#[derive(Clone, Debug)]
-pub struct Crossed {
-    /// As it is.
-    pub entry: Entry,
-    /// Whether the original and the reply direction have signalled.
-    pub directions: [bool; 2],
-}
-
-/// Flows can't be followed.
-#[derive(Debug, thiserror::Error)]
-pub enum SourceError {
-    /// The maps can't be read.
-    #[error(transparent)]
-    Bpf(#[from] BpfError),
-    /// Conntrack can't be asked.
-    #[error(transparent)]
-    Conntrack(#[from] ConntrackError),
 }
 
 /// The pinned maps, and conntrack of the network namespace in which it was opened.

@@ -17,6 +17,7 @@ use crate::core::{
 pub mod alarm;
 pub mod bpf;
 pub mod canary;
+mod capabilities;
 pub mod clock;
 pub mod confine;
 pub mod conntrack;
@@ -40,7 +41,7 @@ pub mod netconf;
 mod netlink;
 pub mod nft;
 pub mod node_monitor;
-mod old_connections;
+pub mod old_connections;
 pub mod probe;
 pub mod route;
 pub mod route_rules;

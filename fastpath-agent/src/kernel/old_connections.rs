@@ -10,17 +10,35 @@ use fastpath_common::Signal;
 use tokio::sync::mpsc;
 use tracing::debug;
 
-use super::{
-    bpf::Pinned,
-    conntrack::Conntrack,
-    flow_source::{Crossed, SourceError},
-    memory,
+use super::{bpf::Pinned, conntrack::Conntrack, memory};
+use crate::{
+    core::flow::connection::{Entry, Tuple},
+    kernel::{bpf::BpfError, conntrack::ConntrackError},
 };
-use crate::core::flow::connection::Tuple;
 
 /// Connections that are handed over at once, and how often before the thread waits.
 const CHUNK: usize = 128;
 const CHUNKS_AHEAD: usize = 2;
+
+/// A connection that has crossed the threshold.
+#[derive(Clone, Debug)]
+pub struct Crossed {
+    /// As it is.
+    pub entry: Entry,
+    /// Whether the original and the reply direction have signalled.
+    pub directions: [bool; 2],
+}
+
+/// Flows can't be followed.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The maps can't be read.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+    /// Conntrack can't be asked.
+    #[error(transparent)]
+    Conntrack(#[from] ConntrackError),
+}
 
 /// Begins a search, which ends soon after the receiver is dropped. `None` if there is no thread to be had, which is said.
 pub(super) fn search(pin_path: PathBuf) -> Option<mpsc::Receiver<Vec<Crossed>>> {

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::core::{
     model::IfName,
-    surroundings::{PortRange, RouteRule, RouteRules},
+    route_rule::{PortRange, RouteRule, RouteRules},
 };
 
 const RTM_NEWRULE: u16 = 32;

@@ -20,8 +20,9 @@ use crate::core::{
     link::{table::LinkTable, watch::uppers},
     model::{IfIndex, IfName},
     policy::{
+        chain::SetKey,
         known::{Known, Parts, Upper},
-        others::{Others, SetKey},
+        others::Others,
     },
 };
 

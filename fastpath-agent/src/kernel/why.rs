@@ -32,12 +32,11 @@ use crate::core::{
         table::LinkTable,
         watch,
     },
-    model::{FLOWTABLE, IfIndex, IfName, Link},
+    model::{Counter, FLOWTABLE, IfIndex, IfName, Link},
     policy::ignore::Ignore,
     ruleset::{
         chain::OwnChain,
         exclude::{self, Exclusions},
-        observed::Counter,
         sets::OwnSet,
     },
     why::{self, Direction, Facts, FlowSpec, Flowtable, Moved, NotManaged, Program, Route, Ruleset, Slow},

@@ -10,28 +10,29 @@ use std::{
 };
 
 use fastpath_agent::{
+    commands::render,
     core::{
         model::{IfIndex, IfName, Link, OperState, TABLE},
         revalidate::{Notice, Subject},
+        route_rule::RouteRule,
         ruleset::{
             chain::OwnChain,
-            desired::{self, DesiredTable, Policy},
-            diff,
+            desired, diff,
             exclude::Exclusions,
             expr::Expr,
             observed::{ChainHook, Generation, ObservedTable, Owner},
             plan::Op,
             rule::Rule,
             sets::{ExcludeSet, OwnSet},
+            wanted::{DesiredTable, Policy},
         },
-        surroundings::{RouteRule, Surroundings},
+        surroundings::Surroundings,
     },
     kernel::{
         Ruleset, RulesetMonitor,
         nft::{CommitError, Event, Lost, Monitor, Nft},
         probe::{self, Support},
     },
-    report::render,
 };
 use fastpath_tests::netns::Netns;
 

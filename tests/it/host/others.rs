@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, fs, time::Duration};
 use fastpath_agent::{
     core::{
         model::IfName,
-        policy::others::{Device, Others},
-        surroundings::RouteRule,
+        policy::{chain::Device, others::Others},
+        route_rule::RouteRule,
     },
     kernel::{
         nft::{Nft, Which},

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::{
     model::{IfIndex, IfName, Link},
-    ruleset::{desired::Policy, observed::Observed},
+    ruleset::{observed::Observed, wanted::Policy},
     threshold::Lengths,
 };
 

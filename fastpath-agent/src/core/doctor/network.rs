@@ -9,14 +9,15 @@ use super::{
     lacks_flowtable, some,
 };
 use crate::core::{
-    link::watch::watched,
+    link::{kind::is_bridged, watch::watched},
     model::{CHAIN, FLOWTABLE, IfIndex, IfName, Link, TABLE},
     ruleset::{
-        desired::{Policy, desired, is_bridged, keep_revoked},
+        desired::{desired, keep_revoked},
         diff::{Decision, ForeignTable, diff},
         observed::{Observed, ObservedFlowtable, ObservedTable, Owner},
         plan::Plan,
         sets::OwnSet,
+        wanted::Policy,
     },
 };
 

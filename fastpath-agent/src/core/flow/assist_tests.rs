@@ -8,8 +8,7 @@ use crate::core::{
         Node,
         connection::{Status, TcpState, UDP},
     },
-    model::{IfIndex, IfName},
-    ruleset::observed::Counter,
+    model::{Counter, IfIndex, IfName},
 };
 
 const SEEN_REPLY: u32 = 1 << 1;

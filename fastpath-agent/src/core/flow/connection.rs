@@ -5,7 +5,7 @@ use std::{fmt, net::IpAddr};
 use fastpath_common::{Family, FlowKey};
 use serde::{Deserialize, Serialize};
 
-use crate::core::ruleset::observed::Counter;
+use crate::core::model::Counter;
 
 /// One direction of a connection: what its packets have in their headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

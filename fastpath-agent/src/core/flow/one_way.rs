@@ -167,7 +167,7 @@ impl Question {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::{flow::connection::Status, ruleset::observed::Counter};
+    use crate::core::{flow::connection::Status, model::Counter};
 
     fn entry() -> Entry {
         let original = Tuple {

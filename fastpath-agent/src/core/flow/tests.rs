@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::core::{
     flow::connection::{Status, TCP, UDP},
-    ruleset::observed::Counter,
+    model::Counter,
 };
 
 const NOW_NS: u64 = 10_000_000_000;

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::core::{
+    link::kind::is_bridged,
     model::{IfIndex, Link},
-    ruleset::desired::is_bridged,
 };
 
 /// A change of the links, as the kernel announces it.

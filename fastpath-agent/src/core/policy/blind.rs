@@ -6,11 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     concern::{Class, Concern, family_name},
     moments::When,
-    others::{Chain, Others, is_behind_flowtable},
-    rule::{Outcome, Rule},
+    others::{Others, is_behind_flowtable},
+    rule::Rule,
     traits::{CONNECTION, Cause},
     walk::{View, Way},
 };
+
+use crate::core::policy::{chain::Chain, outcome::Outcome};
 
 impl Others {
     /// For each such chain that can drop packets, the first rule that asks: no flow can be offloaded.
@@ -67,7 +69,10 @@ fn asking<'c>(chains: &'c BTreeMap<String, Chain>, base: &'c str) -> Option<(&'c
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::policy::{expr::Expr, expr::Verdict, others::Base};
+    use crate::core::policy::{
+        chain::Base,
+        expr::{Expr, Verdict},
+    };
 
     const NETDEV: u8 = 5;
     const BRIDGE: u8 = 7;

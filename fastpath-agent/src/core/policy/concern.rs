@@ -10,16 +10,23 @@ use serde::{Serialize, Serializer};
 
 use super::{
     moments::When,
-    others::{Chain, Others, POSTROUTING, PREROUTING},
-    rule::{Established, Outcome, Rule},
+    others::{Others, POSTROUTING, PREROUTING},
+    rule::Rule,
     traits::{Cause, TIMEOUT, Traits},
     walk::{View, Walk, Way},
 };
-use crate::core::ruleset::{
-    alternatives::{Alternatives, MOST},
-    by_tuple::Seen,
-    conditions::Conditions,
-    expr::{Direction, Expr, MetaKey},
+
+use crate::core::{
+    policy::{
+        chain::Chain,
+        outcome::{Established, Outcome},
+    },
+    ruleset::{
+        alternatives::{Alternatives, MOST},
+        by_tuple::Seen,
+        conditions::Conditions,
+        expr::{Direction, Expr, MetaKey},
+    },
 };
 
 /// Where NAT changes addresses (`NF_IP_PRI_NAT_DST`, `NF_IP_PRI_NAT_SRC`): between the two all chains see the same ones.

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::core::policy::{
+    chain::Base,
     expr::{Expr as Other, Verdict},
-    others::Base,
     rule::Rule,
 };
 

@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
-use super::{
-    others::Chain,
-    rule::{Established, Outcome},
+use crate::core::policy::{
+    chain::Chain,
+    outcome::{Established, Outcome},
 };
 
 /// What a chain does to packets of established connections.

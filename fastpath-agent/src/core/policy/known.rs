@@ -10,13 +10,16 @@ use super::{
     concern::{Concern, family_name},
     ignore::Ignore,
     moments::When,
-    others::{Others, SetKey, TableKey},
+    others::Others,
 };
+
 use crate::core::{
     model::{IfIndex, IfName},
+    policy::chain::{SetKey, TableKey},
     recurring::Need,
     revalidate::{Notice, Subject},
-    surroundings::{RouteRule, RouteRules, Surroundings, Translates},
+    route_rule::{RouteRule, RouteRules},
+    surroundings::{Surroundings, Translates},
 };
 
 /// Behind all filters that anybody has.

@@ -3,9 +3,10 @@
 use super::*;
 use crate::core::{
     policy::{
+        chain::{Base, Chain, Device},
         expr::{Expr, Verdict},
-        others::{Base, Chain, Device},
-        rule::{Established, Outcome, Rule},
+        outcome::{Established, Outcome},
+        rule::Rule,
         traits::SetKind,
     },
     revalidate::Hook,

@@ -6,29 +6,32 @@ use super::{
     copy::Looked,
     expr::Verdict,
     moments::{self, Read},
-    rule::{ESTABLISHED, Established, Lead, Outcome, Rule, outcome},
 };
-use crate::core::ruleset::{
-    alternatives::MOST,
-    conditions::Conditions,
-    expr::{CmpOp, Expr},
+
+use crate::core::{
+    policy::outcome::{ESTABLISHED, Established, Lead, Outcome, outcome},
+    ruleset::{
+        alternatives::MOST,
+        conditions::Conditions,
+        expr::{CmpOp, Expr},
+    },
 };
 
 /// What a rule looks up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lookups {
     /// The connection's state, in this set; whether packets go on if it isn't there.
-    state: Option<(Box<str>, bool)>,
+    pub(super) state: Option<(Box<str>, bool)>,
     /// The verdict, in this map; whether by the connection's state.
-    verdict: Option<(Box<str>, bool)>,
+    pub(super) verdict: Option<(Box<str>, bool)>,
     /// The clock, in this set.
-    clock: Option<(Box<str>, Read)>,
+    pub(super) clock: Option<(Box<str>, Read)>,
     /// A set of the rule's own, which says which packets match.
-    own: Option<Looked>,
+    pub(super) own: Option<Looked>,
     /// Which packets match if the state is as asked.
-    established: Option<Established>,
+    pub(super) established: Option<Established>,
     /// What packets meet that come to the map, and what fills the register with its key, if that can be copied.
-    lead: (Conditions, Option<Vec<Expr>>),
+    pub(super) lead: (Conditions, Option<Vec<Expr>>),
 }
 
 /// What is in a set or a map, as far as that matters.
@@ -39,13 +42,13 @@ pub struct Elements {
     /// What it says of all keys that it doesn't have.
     otherwise: Option<Outcome>,
     /// All verdicts, each once.
-    verdicts: Vec<Outcome>,
+    pub(super) verdicts: Vec<Outcome>,
     /// The keys that lead to a chain, no more than are told apart and one.
     keys: BTreeMap<Box<str>, Vec<Box<[u8]>>>,
     /// They are beginnings and ends of intervals.
     intervals: bool,
     /// All keys, as long as they aren't more than are followed by the clock, and whether each is the end of an interval.
-    all: Option<Vec<(Box<[u8]>, bool)>>,
+    pub(super) all: Option<Vec<(Box<[u8]>, bool)>>,
 }
 
 impl Lookups {
@@ -95,7 +98,7 @@ impl Lookups {
     }
 
     /// The map that says where packets go, and may say something else at any time.
-    fn map(&self) -> Option<&str> {
+    pub(super) fn map(&self) -> Option<&str> {
         self.verdict.as_ref().map(|(map, _)| &**map)
     }
 }
@@ -130,7 +133,7 @@ impl Elements {
     }
 
     /// The chains that packets go to by it which have come to it as `lead` says.
-    fn leads(&self, (conditions, load): &(Conditions, Option<Vec<Expr>>)) -> Box<[Lead]> {
+    pub(super) fn leads(&self, (conditions, load): &(Conditions, Option<Vec<Expr>>)) -> Box<[Lead]> {
         let mut leads = Vec::new();
         for (to, keys) in &self.keys {
             let lead = |more: Option<Conditions>| Lead {
@@ -154,7 +157,7 @@ impl Elements {
     }
 
     /// What packets meet whose key is in the set: one of these. `None` if that can't be said in a few words.
-    fn one_of(&self, load: &[Expr]) -> Option<Vec<Conditions>> {
+    pub(super) fn one_of(&self, load: &[Expr]) -> Option<Vec<Conditions>> {
         let all = self.all.as_ref().filter(|all| !all.is_empty())?;
         let first = load.first()?;
         let register = register(first)?;
@@ -183,7 +186,7 @@ impl Elements {
         Some(one_of).filter(|one_of| (1..=MOST).contains(&one_of.len()))
     }
 
-    fn of_established(&self) -> Option<&Outcome> {
+    pub(super) fn of_established(&self) -> Option<&Outcome> {
         self.established.as_ref().or(self.otherwise.as_ref())
     }
 }
@@ -193,66 +196,6 @@ fn register(load: &Expr) -> Option<u32> {
     match load {
         Expr::Meta { dreg, .. } | Expr::Payload { dreg, .. } | Expr::Ct { dreg, .. } => Some(*dreg),
         _ => None,
-    }
-}
-
-impl Rule {
-    /// Takes in what the sets and maps have that it looks up; `None` for those that couldn't be read. Gives the name of the map
-    /// on which the rule hangs from now on.
-    pub fn look_up<'e>(&mut self, elements: impl Fn(&str) -> Option<&'e Elements>) -> Option<Box<str>> {
-        let lookups = self.lookups.take()?;
-        let mut established = lookups.established.unwrap_or(Established::Some);
-        if let Some((set, inverted)) = &lookups.state {
-            match elements(set) {
-                Some(elements) if elements.of_established().is_some() == *inverted => {
-                    established = Established::None;
-                }
-                Some(_) => {}
-                None => established = Established::Some,
-            }
-        }
-        if let Some((map, by_state)) = &lookups.verdict {
-            match elements(map) {
-                Some(elements) if *by_state => match elements.of_established() {
-                    Some(outcome) => {
-                        if let Outcome::Jump(to) | Outcome::Goto(to) = outcome {
-                            let conditions = lookups.lead.0.clone();
-                            self.leads = [Lead { to: to.clone(), conditions }].into();
-                        }
-                        self.outcome = outcome.clone();
-                    }
-                    None => established = Established::None,
-                },
-                Some(elements) => {
-                    self.leads = elements.leads(&lookups.lead);
-                    self.outcome = Outcome::Choose(elements.verdicts.as_slice().into());
-                }
-                None => established = Established::Some,
-            }
-        }
-        if let (Some((set, clock)), Some(traits)) = (&lookups.clock, &mut self.traits) {
-            let keys = elements(set).and_then(|elements| elements.all.as_ref());
-            let keys = keys.map(|keys| keys.iter().filter(|(key, _)| !key.is_empty()).map(|(key, _)| &**key));
-            traits.when.look_up(*clock, keys);
-        }
-        if let Some(Looked { set, load }) = &lookups.own
-            && let Some(one_of) = elements(set).and_then(|elements| elements.one_of(load))
-        {
-            let each = |lead: &Lead| {
-                let to = &lead.to;
-                let and = |one| Lead { to: to.clone(), conditions: lead.conditions.and(one) };
-                one_of.iter().map(and).collect::<Vec<_>>()
-            };
-            self.leads = self.leads.iter().flat_map(each).collect();
-            if let Some(traits) = &mut self.traits {
-                traits.one_of = one_of;
-            }
-        }
-        self.established = established;
-        if established == Established::None {
-            self.traits.take_if(|traits| !traits.gives_timeout());
-        }
-        lookups.map().map(Into::into)
     }
 }
 

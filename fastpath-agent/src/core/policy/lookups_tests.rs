@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::core::policy::expr::Expr;
+use crate::core::policy::rule::Rule;
 
 const STATE: Expr<'_> = Expr::Ct { key: 0, register: 1 };
 const ACCEPT: Expr<'_> = Expr::Verdict(Verdict::Accept);

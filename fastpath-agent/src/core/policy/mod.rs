@@ -2,6 +2,7 @@
 //! ours. Reads nothing itself; what it doesn't know counts as a rule that may deny.
 
 mod blind;
+pub mod chain;
 pub mod concern;
 mod copy;
 pub mod deny;
@@ -11,6 +12,7 @@ pub mod known;
 pub mod lookups;
 pub mod moments;
 pub mod others;
+pub mod outcome;
 pub mod rule;
 pub mod traits;
 pub mod varying;

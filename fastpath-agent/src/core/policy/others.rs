@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{deny, rule::Rule};
-use crate::core::model::TABLE;
+use super::deny;
+use crate::core::{
+    model::TABLE,
+    policy::chain::{Base, Chain, Device, SetKey, TableKey},
+};
 
 // Families and hooks, include/uapi/linux/netfilter.h.
 const INET: u8 = 1;
@@ -25,60 +28,6 @@ const INET_INGRESS: u32 = 5;
 /// `NF_BR_LOCAL_OUT` and `NF_BR_POST_ROUTING` (include/uapi/linux/netfilter_bridge.h).
 const BRIDGE_OUTPUT: u32 = 3;
 const BRIDGE_POSTROUTING: u32 = 4;
-
-/// A table: its family (`NFPROTO_*`) and name.
-pub type TableKey = (u8, String);
-/// A set, by its table and name.
-pub type SetKey = (TableKey, Box<str>);
-
-/// A chain.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Chain {
-    /// Where it is hooked; `None` for one that is only jumped to.
-    pub base: Option<Base>,
-    /// Its rules in order; empty where nobody asks what they do.
-    pub rules: Vec<Rule>,
-    /// Maps that say where packets of established connections go from here.
-    pub maps: BTreeSet<Box<str>>,
-    /// Its table has timeouts for connections, so it matters what becomes of the first packet of one.
-    pub sees_first: bool,
-    /// Sets that its rules ask and whose elements run out; only netlink puts them in.
-    pub expiring: BTreeSet<Box<str>>,
-}
-
-/// A base chain's place.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Base {
-    /// "filter", "nat" or "route".
-    pub kind: String,
-    /// Number of the hook in its family.
-    pub hook: u32,
-    /// Priority in the hook.
-    pub priority: i32,
-    /// Its policy is to accept.
-    pub accepts: bool,
-    /// Devices, where the hook is one of theirs.
-    pub devices: Vec<Device>,
-}
-
-/// Which devices a chain is hooked to.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Device {
-    /// The one of this name.
-    Name(String),
-    /// All whose names begin so (Linux 6.16).
-    Prefix(String),
-}
-
-impl Device {
-    /// Whether a device of this name is meant.
-    pub fn is(&self, name: &str) -> bool {
-        match self {
-            Self::Name(device) => device == name,
-            Self::Prefix(prefix) => name.starts_with(prefix.as_str()),
-        }
-    }
-}
 
 /// All tables but ours.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -1,7 +1,10 @@
 //! What follows from chains and rules as real programs make them.
 
 use super::*;
-use crate::core::policy::rule::{Established, Outcome};
+use crate::core::policy::{
+    outcome::{Established, Outcome},
+    rule::Rule,
+};
 
 fn rule(outcome: Outcome, established: Established) -> Rule {
     Rule::asking_nothing(1, outcome, established)

@@ -1,17 +1,22 @@
 //! What one rule does to packets of established connections. Conditions aren't evaluated, but for connection state.
 
 use super::{
-    expr::{Expr, Verdict},
+    expr::Expr,
     lookups::Lookups,
     traits::{Sorted, Sorter, Traits},
     varying::Beside,
 };
-use crate::core::ruleset::conditions::Conditions;
+use crate::core::{
+    policy::{
+        copy::Looked,
+        lookups::Elements,
+        outcome::{ESTABLISHED, Established, Lead, Outcome, outcome},
+    },
+    ruleset::conditions::Conditions,
+};
 
 /// `NFT_CT_STATE` (enum nft_ct_keys).
 const CT_STATE: u32 = 0;
-/// State bit of established connections, of nft and of xt_conntrack (`NF_CT_STATE_BIT`, `XT_CONNTRACK_STATE_BIT`).
-pub(super) const ESTABLISHED: u32 = 1 << 1;
 /// `NFT_CT_MARK` and `NFT_META_MARK`.
 const CT_MARK: u32 = 3;
 const META_MARK: u32 = 3;
@@ -99,55 +104,6 @@ pub struct Rule {
     pub asks_connection: bool,
 }
 
-/// Packets that meet these conditions go to that chain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lead {
-    /// The chain's name.
-    pub to: Box<str>,
-    /// All of them.
-    pub conditions: Conditions,
-}
-
-/// What a rule does with a packet that matches it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The next rule sees it.
-    Continue,
-    /// No further rule of this base chain sees it.
-    Accept,
-    /// It may be dropped, rejected, stolen or queued; or the rule holds something that we don't know.
-    Deny,
-    /// Back to the chain that jumped here.
-    Return,
-    /// Another chain, and back.
-    Jump(Box<str>),
-    /// Another chain.
-    Goto(Box<str>),
-    /// One of these, as a map says, or the next rule sees it.
-    Choose(Box<[Self]>),
-}
-
-impl Outcome {
-    /// All that may come of it.
-    pub fn each(&self) -> &[Self] {
-        match self {
-            Self::Choose(outcomes) => outcomes,
-            one => std::slice::from_ref(one),
-        }
-    }
-}
-
-/// Which packets of established connections match.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Established {
-    /// None: the rule asks for another state.
-    None,
-    /// Those that meet conditions.
-    Some,
-    /// Every one.
-    All,
-}
-
 impl Rule {
     /// A rule with nothing but a verdict.
     pub(super) fn asking_nothing(handle: u64, outcome: Outcome, established: Established) -> Self {
@@ -200,6 +156,64 @@ impl Rule {
         reader.lookups.asks_own_set(set);
         rule.lookups = reader.lookups.boxed(&mut rule.established);
         rule
+    }
+
+    /// Takes in what the sets and maps have that it looks up; `None` for those that couldn't be read. Gives the name of the map
+    /// on which the rule hangs from now on.
+    pub fn look_up<'e>(&mut self, elements: impl Fn(&str) -> Option<&'e Elements>) -> Option<Box<str>> {
+        let lookups = self.lookups.take()?;
+        let mut established = lookups.established.unwrap_or(Established::Some);
+        if let Some((set, inverted)) = &lookups.state {
+            match elements(set) {
+                Some(elements) if elements.of_established().is_some() == *inverted => {
+                    established = Established::None;
+                }
+                Some(_) => {}
+                None => established = Established::Some,
+            }
+        }
+        if let Some((map, by_state)) = &lookups.verdict {
+            match elements(map) {
+                Some(elements) if *by_state => match elements.of_established() {
+                    Some(outcome) => {
+                        if let Outcome::Jump(to) | Outcome::Goto(to) = outcome {
+                            let conditions = lookups.lead.0.clone();
+                            self.leads = [Lead { to: to.clone(), conditions }].into();
+                        }
+                        self.outcome = outcome.clone();
+                    }
+                    None => established = Established::None,
+                },
+                Some(elements) => {
+                    self.leads = elements.leads(&lookups.lead);
+                    self.outcome = Outcome::Choose(elements.verdicts.as_slice().into());
+                }
+                None => established = Established::Some,
+            }
+        }
+        if let (Some((set, clock)), Some(traits)) = (&lookups.clock, &mut self.traits) {
+            let keys = elements(set).and_then(|elements| elements.all.as_ref());
+            let keys = keys.map(|keys| keys.iter().filter(|(key, _)| !key.is_empty()).map(|(key, _)| &**key));
+            traits.when.look_up(*clock, keys);
+        }
+        if let Some(Looked { set, load }) = &lookups.own
+            && let Some(one_of) = elements(set).and_then(|elements| elements.one_of(load))
+        {
+            let each = |lead: &Lead| {
+                let to = &lead.to;
+                let and = |one| Lead { to: to.clone(), conditions: lead.conditions.and(one) };
+                one_of.iter().map(and).collect::<Vec<_>>()
+            };
+            self.leads = self.leads.iter().flat_map(each).collect();
+            if let Some(traits) = &mut self.traits {
+                traits.one_of = one_of;
+            }
+        }
+        self.established = established;
+        if established == Established::None {
+            self.traits.take_if(|traits| !traits.gives_timeout());
+        }
+        lookups.map().map(Into::into)
     }
 }
 
@@ -386,17 +400,6 @@ impl Reader {
         if self.established == Established::All {
             self.established = Established::Some;
         }
-    }
-}
-
-pub(super) fn outcome(verdict: Verdict<'_>) -> Outcome {
-    match verdict {
-        Verdict::Accept => Outcome::Accept,
-        Verdict::Continue => Outcome::Continue,
-        Verdict::Return => Outcome::Return,
-        Verdict::Jump(chain) => Outcome::Jump(chain.into()),
-        Verdict::Goto(chain) => Outcome::Goto(chain.into()),
-        Verdict::Drop | Verdict::Queue | Verdict::Unknown => Outcome::Deny,
     }
 }
 

@@ -1,6 +1,7 @@
 //! Rules as nft and iptables-nft write them, expression by expression.
 
 use super::*;
+use crate::core::policy::expr::Verdict;
 
 const ACCEPT: Expr<'_> = Expr::Verdict(Verdict::Accept);
 const DROP: Expr<'_> = Expr::Verdict(Verdict::Drop);

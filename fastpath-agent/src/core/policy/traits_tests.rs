@@ -1,10 +1,7 @@
 //! What expressions, matches and targets ask, one by one.
 
 use super::*;
-use crate::core::policy::{
-    expr::Verdict,
-    rule::{Outcome, Rule},
-};
+use crate::core::policy::{expr::Verdict, outcome::Outcome, rule::Rule};
 
 const IPV4: u8 = 2;
 const INET: u8 = 1;

@@ -1,10 +1,7 @@
 //! Which conditions ask for what differs between packets of one flow, as nft and iptables-nft write them.
 
 use super::*;
-use crate::core::policy::{
-    expr::Verdict,
-    rule::{Established, Rule},
-};
+use crate::core::policy::{expr::Verdict, outcome::Established, rule::Rule};
 
 const DROP: Expr<'_> = Expr::Verdict(Verdict::Drop);
 

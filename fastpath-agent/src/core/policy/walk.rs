@@ -3,12 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{
-    others::Chain,
-    rule::{Established, Outcome, Rule},
-    varying::Beside,
+use super::{rule::Rule, varying::Beside};
+
+use crate::core::{
+    policy::{
+        chain::Chain,
+        outcome::{Established, Outcome},
+    },
+    ruleset::{alternatives::Alternatives, conditions::Conditions},
 };
-use crate::core::ruleset::{alternatives::Alternatives, conditions::Conditions};
 
 /// Where packets pass a rule, compared with our chain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

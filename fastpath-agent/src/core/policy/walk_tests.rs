@@ -2,9 +2,10 @@
 
 use super::*;
 use crate::core::policy::{
+    chain::Base,
     expr::{Expr, Verdict},
     lookups::Elements,
-    others::{Base, Others},
+    others::Others,
 };
 
 const LIMIT: Expr<'_> = Expr::Other { name: "limit" };

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use super::expr::{CmpOp, CtKey, Direction, Expr, MetaKey, PayloadBase, TuplePart};
 use crate::core::{
     model::{IfIndex, IfName},
-    surroundings::RouteRule,
+    route_rule::RouteRule,
 };
 
 /// Register of conditions that aren't copied with theirs (`NFT_REG_1`).

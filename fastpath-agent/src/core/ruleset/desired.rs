@@ -9,95 +9,22 @@ use super::{
     chain::OwnChain,
     conditions::Conditions,
     evidence,
-    exclude::{Exclusions, Keys},
+    exclude::Exclusions,
     expr::Direction,
     observed::Observed,
     rule::{End, Marked, Rule, Traced},
-    sets::{ExcludeSet, Key, OwnSet},
+    sets::{ExcludeSet, OwnSet},
 };
+
 use crate::core::{
     link::{
-        select::{NO_RULESET, PORT, Selection, Unmanaged},
+        kind::{is_bridge, is_bridged, is_vrf},
+        select::{NO_RULESET, PORT, Unmanaged},
         table::LinkTable,
     },
     model::{IfIndex, IfName, Link},
-    surroundings::Surroundings,
+    ruleset::wanted::{Desired, DesiredTable, Policy},
 };
-
-/// The part of the configuration that decides what the table looks like.
-#[derive(Clone, Debug)]
-pub struct Policy {
-    /// A flow is offloaded with the packet after this many, both directions counted; 0 offloads nothing.
-    pub threshold: u32,
-    /// Priority of the chain in the forward hook, where filters of others don't move it back.
-    pub chain_priority: i32,
-    /// Priority of the flowtable in the ingress hook.
-    pub flowtable_priority: i32,
-    /// The flowtable counts (`NFT_FLOWTABLE_COUNTER`), so that conntrack's counters go on.
-    pub counter: bool,
-    /// The flowtable asks the devices to do it in hardware.
-    pub hw_offload: bool,
-    /// Flows to an IPsec policy stay on the normal path; kernels without IPsec don't know the question.
-    pub spare_ipsec: bool,
-    /// Connections that the agent lists in [`OwnSet::Assist`] are offloaded too. Every packet that isn't offloaded pays
-    /// for that, so it is for while there are any.
-    pub assist: bool,
-    /// Which interfaces.
-    pub selection: Selection,
-    /// Flows that are never offloaded.
-    pub exclusions: Arc<Exclusions>,
-    /// What others have on this node.
-    pub surroundings: Surroundings,
-}
-
-impl Default for Policy {
-    /// All interfaces, nothing excluded, a node with nobody else: an agent without flags, but for the flowtable's priority,
-    /// which is that of kindnet's document.
-    fn default() -> Self {
-        Self {
-            threshold: 20,
-            chain_priority: 300,
-            flowtable_priority: 0,
-            counter: true,
-            hw_offload: false,
-            spare_ipsec: false,
-            assist: false,
-            selection: Selection::default(),
-            exclusions: Arc::default(),
-            surroundings: Surroundings::default(),
-        }
-    }
-}
-
-/// The table as it should be; `None` if there should be none.
-pub type Desired = Option<DesiredTable>;
-
-/// What should stand in the table.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DesiredTable {
-    /// Priority of the flowtable.
-    pub flowtable_priority: i32,
-    /// See [`Policy::counter`].
-    pub counter: bool,
-    /// See [`Policy::hw_offload`].
-    pub hw_offload: bool,
-    /// Priority of the chain in the forward hook.
-    pub chain_priority: i32,
-    /// Priority of the chain in the postrouting hook, if there is to be one.
-    pub postrouting_priority: i32,
-    /// Devices of the flowtable; the indices are the elements of the set.
-    pub devices: BTreeMap<IfIndex, IfName>,
-    /// Interfaces that aren't among them since their flows mustn't be offloaded there. Where one is, its flows may be.
-    pub excluded_devices: BTreeSet<IfName>,
-    /// Keys of the sets of exclusions.
-    pub exclusions: Arc<Exclusions>,
-    /// Keys of other sets with keys, in order.
-    pub keys: BTreeMap<OwnSet, Keys>,
-    /// Sets that there should be, and none besides.
-    pub sets: Vec<OwnSet>,
-    /// Our chains with our rules in order, and none besides.
-    pub chains: BTreeMap<OwnChain, Vec<Rule>>,
-}
 
 /// Computes the table for `links`. `refused` are interfaces whose hook the kernel refused.
 pub fn desired<'a>(
@@ -258,16 +185,6 @@ impl DesiredTable {
     }
 }
 
-impl DesiredTable {
-    /// Keys of a set with keys.
-    pub fn keys(&self, set: OwnSet) -> &[Key] {
-        match set {
-            OwnSet::Exclude(set) => self.exclusions.keys(set),
-            set => self.keys.get(&set).map_or(&[], Vec::as_slice),
-        }
-    }
-}
-
 /// Keeps what `fastpath-agent revoke` has put into our table: it isn't in the agent's configuration.
 pub fn keep_revoked(desired: &mut Desired, observed: &Observed) {
     let has_set = observed.table.as_ref().is_some_and(|table| table.set(OwnSet::Revoked).is_some());
@@ -302,25 +219,6 @@ fn exclusion_rules(exclusions: &Exclusions) -> Vec<Rule> {
     rules
 }
 
-/// Whether `link` is a port of a bridge that is managed too: then the bridge is in the flowtable and the port isn't.
-///
-/// With the port in it the kernel would offload flows past the bridge and the routing table, to the port and the MAC address
-/// of that moment (`FLOW_OFFLOAD_XMIT_DIRECT`), and go on so when the host moves to another port, a neighbour's address or
-/// the route changes. Hardware needs the ports.
-pub fn is_bridged<'a>(link: &Link, managed: impl Fn(IfIndex) -> Option<&'a Link>) -> bool {
-    link.master.and_then(managed).is_some_and(is_bridge)
-}
-
-/// Whether `link` is a VRF.
-pub fn is_vrf(link: &Link) -> bool {
-    link.kind.as_deref() == Some("vrf")
-}
-
-/// Whether `link` is a bridge.
-pub fn is_bridge(link: &Link) -> bool {
-    link.kind.as_deref() == Some("bridge")
-}
-
 /// Why `link` isn't managed; `None` if it should be.
 pub fn reject(policy: &Policy, link: &Link, refused: &BTreeMap<IfIndex, String>) -> Option<Unmanaged> {
     policy
@@ -353,7 +251,7 @@ pub fn left_out(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::model::test_link;
+    use crate::core::{link::select::Selection, model::test_link};
 
     fn policy() -> Policy {
         Policy { spare_ipsec: true, ..Policy::default() }

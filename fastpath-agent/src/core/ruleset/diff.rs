@@ -4,18 +4,22 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     chain::OwnChain,
-    desired::{Desired, DesiredTable},
     empty::{EVIDENCE, counting_from, refers, remove_most},
-    exclude::Keys,
     expr::Expr,
-    observed::{
-        ChainHook, Counter, Observed, ObservedChain, ObservedFlowtable, ObservedSet, ObservedTable, Owner,
-    },
+    observed::{ChainHook, Observed, ObservedChain, ObservedFlowtable, ObservedSet, ObservedTable, Owner},
     plan::Op,
     rule::Rule,
     sets::{Key, OwnSet, size_for},
 };
-use crate::core::model::{FLOWTABLE, IfIndex, IfName, MAX_DEVICES_PER_MESSAGE};
+
+use crate::core::{
+    model::{Counter, FLOWTABLE, IfIndex, IfName},
+    ruleset::{
+        plan::chunks,
+        sets::Keys,
+        wanted::{Desired, DesiredTable},
+    },
+};
 
 /// What to do about a table of our name that we did not make.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -354,13 +358,6 @@ fn lacking_indices(want: &BTreeMap<IfIndex, IfName>, has: &BTreeSet<IfIndex>) ->
     let gone = chunks(has.difference(&want)).map(Op::RemoveIndices);
     let new = chunks(want.difference(has)).map(Op::AddIndices);
     gone.chain(new).collect()
-}
-
-/// Splits into what one netlink message may carry.
-pub(super) fn chunks<'a, T: Clone + 'a>(items: impl Iterator<Item = &'a T>) -> impl Iterator<Item = Vec<T>> {
-    let items: Vec<T> = items.cloned().collect();
-    let chunks: Vec<Vec<T>> = items.chunks(MAX_DEVICES_PER_MESSAGE).map(<[T]>::to_vec).collect();
-    chunks.into_iter()
 }
 
 /// What others put into our table, in words, in no particular order. It stays while the table stands.

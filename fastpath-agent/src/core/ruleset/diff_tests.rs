@@ -10,13 +10,16 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    core::ruleset::{
-        desired::{self, Policy},
-        exclude,
-        expr::Direction,
-        observed::ObservedRule,
-        rule::{Input, Traced},
-        sets::{ExcludeSet, SetShape},
+    core::{
+        model::MAX_DEVICES_PER_MESSAGE,
+        ruleset::{
+            desired, exclude,
+            expr::Direction,
+            observed::ObservedRule,
+            rule::{Input, Traced},
+            sets::{ExcludeSet, SetShape},
+            wanted::Policy,
+        },
     },
     kernel::{Ruleset, fake::FakeRuleset},
 };

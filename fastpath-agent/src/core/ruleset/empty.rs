@@ -9,14 +9,17 @@ use std::collections::BTreeSet;
 
 use super::{
     chain::OwnChain,
-    diff::chunks,
     expr::{Direction, Expr},
-    observed::{Counter, ObservedChain, ObservedRule, ObservedTable, Owner},
+    observed::{ObservedChain, ObservedRule, ObservedTable, Owner},
     plan::Op,
     rule::Rule,
     sets::OwnSet,
 };
-use crate::core::model::{FLOWTABLE, IfName, MAX_DEVICES_PER_MESSAGE, TABLE};
+
+use crate::core::{
+    model::{Counter, FLOWTABLE, IfName, MAX_DEVICES_PER_MESSAGE, TABLE},
+    ruleset::plan::chunks,
+};
 
 /// Why a flowtable can't be emptied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -5,12 +5,11 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::{
     core::{
-        model::IfIndex,
+        model::{Counter, IfIndex},
         ruleset::{
-            desired::DesiredTable,
             diff::{self, Decision, ForeignTable},
-            observed::Counter,
             rule::{Input, Traced},
+            wanted::DesiredTable,
         },
     },
     kernel::{Ruleset, fake::FakeRuleset},

@@ -5,15 +5,19 @@ use std::collections::BTreeMap;
 use super::{
     chain::OwnChain,
     conditions::Conditions,
-    desired::{DesiredTable, Policy, is_bridge, is_vrf},
-    exclude::Keys,
     expr::Direction,
     rule::{Input, Rule, Traced},
     sets::{Key, OwnSet},
 };
+
 use crate::core::{
+    link::kind::{is_bridge, is_vrf},
     model::{IfIndex, IfName, Link},
-    surroundings::RouteRule,
+    route_rule::RouteRule,
+    ruleset::{
+        sets::Keys,
+        wanted::{DesiredTable, Policy},
+    },
 };
 
 /// What is wanted.

@@ -20,6 +20,7 @@ use super::{
 use crate::core::{
     flow::connection::{Entry, TCP, UDP},
     model::IfName,
+    ruleset::{rule::MaskedMark, sets::Keys},
 };
 
 /// What an entry may look like, for messages and `--help`.
@@ -33,22 +34,10 @@ const MAX_MARKS: usize = 16;
 pub struct Exclusions {
     /// By set, each with its keys in order, and none empty.
     sets: BTreeMap<ExcludeSet, Keys>,
-    marks: BTreeSet<Mark>,
+    marks: BTreeSet<MaskedMark>,
     /// Globs as written.
     interfaces: BTreeSet<String>,
     interface_globs: GlobSet,
-}
-
-/// Keys in order, without repetition.
-pub type Keys = Vec<Key>;
-
-/// A firewall mark: of the packet, or of its connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Mark {
-    /// What the masked mark has to be.
-    pub value: u32,
-    /// Bits that count.
-    pub mask: u32,
 }
 
 /// An entry that can't be.
@@ -193,7 +182,7 @@ impl Exclusions {
     }
 
     /// Firewall marks.
-    pub fn marks(&self) -> impl Iterator<Item = Mark> {
+    pub fn marks(&self) -> impl Iterator<Item = MaskedMark> {
         self.marks.iter().copied()
     }
 
@@ -219,7 +208,7 @@ impl Exclusions {
 }
 
 /// Marks whose packets the rules of `table` leave alone.
-pub fn marks_of_packets(table: &ObservedTable) -> impl Iterator<Item = Mark> {
+pub fn marks_of_packets(table: &ObservedTable) -> impl Iterator<Item = MaskedMark> {
     let rules = table.chain(OwnChain::Offload).into_iter().flat_map(|chain| &chain.rules);
     rules.filter_map(|rule| match Rule::recognise(&rule.exprs)? {
         Rule::ExcludedMark { mark, of: Marked::Packet } => Some(mark),
@@ -264,15 +253,6 @@ impl PartialEq for Exclusions {
 
 impl Eq for Exclusions {}
 
-impl fmt::Display for Mark {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.mask {
-            u32::MAX => write!(f, "{:#x}", self.value),
-            mask => write!(f, "{:#x}/{mask:#x}", self.value),
-        }
-    }
-}
-
 fn network(text: &str) -> Option<IpNet> {
     text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
 }
@@ -292,12 +272,12 @@ fn protocol(text: &str) -> Option<u8> {
     }
 }
 
-fn mark(text: &str) -> Option<Mark> {
+fn mark(text: &str) -> Option<MaskedMark> {
     let (value, mask) = match text.split_once('/') {
         Some((value, mask)) => (number(value)?, number(mask)?),
         None => (number(text)?, u32::MAX),
     };
-    (value & !mask == 0).then_some(Mark { value, mask })
+    (value & !mask == 0).then_some(MaskedMark { value, mask })
 }
 
 fn number(text: &str) -> Option<u32> {

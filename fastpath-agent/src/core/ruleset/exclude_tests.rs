@@ -6,11 +6,7 @@ use super::*;
 use crate::{
     core::{
         flow::connection::{Status, Tuple},
-        ruleset::{
-            desired::{self, Policy},
-            diff,
-            observed::Generation,
-        },
+        ruleset::{desired, diff, observed::Generation, wanted::Policy},
     },
     kernel::{Ruleset, fake::FakeRuleset},
 };

@@ -1,6 +1,6 @@
 //! The instructions of nf_tables that our rules consist of, as data: what the kernel layer encodes and decodes.
 
-use super::observed::Counter;
+use crate::core::model::Counter;
 
 /// One instruction of a rule (struct nft_expr, include/net/netfilter/nf_tables.h). Two rules are the same
 /// when their instructions are equal; counters' values are no part of that.

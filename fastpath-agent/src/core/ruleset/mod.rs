@@ -15,3 +15,4 @@ pub mod packet;
 pub mod plan;
 pub mod rule;
 pub mod sets;
+pub mod wanted;

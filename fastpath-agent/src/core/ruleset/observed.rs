@@ -7,12 +7,15 @@ use serde::Serialize;
 use super::{
     chain::OwnChain,
     conditions::Conditions,
-    exclude::Keys,
     expr::Expr,
     rule::Rule,
     sets::{OwnSet, SetShape},
 };
-use crate::core::model::{FLOWTABLE, IfIndex, IfName};
+
+use crate::core::{
+    model::{Counter, FLOWTABLE, IfIndex, IfName},
+    ruleset::sets::Keys,
+};
 
 /// Generation of the ruleset (`NFTA_GEN_ID`): goes up by one with every committed transaction, wraps past 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,15 +116,6 @@ pub struct ObservedRule {
     pub exprs: Vec<Expr>,
     /// Value of its counter, if it has one.
     pub counter: Option<Counter>,
-}
-
-/// Value of a counter.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Counter {
-    /// Packets.
-    pub packets: u64,
-    /// Bytes.
-    pub bytes: u64,
 }
 
 /// A set.

@@ -2,10 +2,12 @@
 
 use std::fmt;
 
-use super::{chain::OwnChain, exclude::Keys, expr::Expr, rule::Rule, sets::OwnSet};
+use super::{chain::OwnChain, expr::Expr, rule::Rule, sets::OwnSet};
+
 use crate::core::{
     flow::one_way::Answer,
-    model::{FLOWTABLE, IfIndex, IfName, TABLE},
+    model::{FLOWTABLE, IfIndex, IfName, MAX_DEVICES_PER_MESSAGE, TABLE},
+    ruleset::sets::Keys,
 };
 
 /// One change of the ruleset, in our table only. A plan's operations go into one transaction, in order.
@@ -57,7 +59,7 @@ pub enum Op {
         /// The kernel's handle.
         handle: u64,
     },
-    /// Add devices to the live flowtable (at most [`MAX_DEVICES_PER_MESSAGE`](crate::core::model::MAX_DEVICES_PER_MESSAGE)).
+    /// Add devices to the live flowtable (at most [`MAX_DEVICES_PER_MESSAGE`]).
     AddDevices(Vec<IfName>),
     /// Remove devices from the live flowtable (as many at most).
     RemoveDevices(Vec<IfName>),
@@ -172,4 +174,11 @@ impl<T: fmt::Display> fmt::Display for List<'_, T> {
             more => write!(f, " and {more} more"),
         }
     }
+}
+
+/// Splits into what one netlink message may carry.
+pub(super) fn chunks<'a, T: Clone + 'a>(items: impl Iterator<Item = &'a T>) -> impl Iterator<Item = Vec<T>> {
+    let items: Vec<T> = items.cloned().collect();
+    let chunks: Vec<Vec<T>> = items.chunks(MAX_DEVICES_PER_MESSAGE).map(<[T]>::to_vec).collect();
+    chunks.into_iter()
 }

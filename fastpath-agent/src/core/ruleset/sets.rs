@@ -315,6 +315,9 @@ impl fmt::Display for OwnSet {
     }
 }
 
+/// Keys in order, without repetition.
+pub type Keys = Vec<Key>;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,12 +12,9 @@ use crate::core::{
         trace::Trace,
     },
     link::table::LinkTable,
-    model::{IfIndex, IfName, Link},
-    ruleset::{
-        conditions::Conditions,
-        observed::{Counter, Owner},
-    },
-    surroundings::RouteRule,
+    model::{Counter, IfIndex, IfName, Link},
+    route_rule::RouteRule,
+    ruleset::{conditions::Conditions, observed::Owner},
 };
 
 /// Packets that a change of routes or links sends on the forward path, without meaning anything.

@@ -11,8 +11,8 @@ use crate::core::{
     },
     link::watch,
     model::{IfIndex, Link},
+    route_rule::{PortRange, RouteRule},
     ruleset::expr,
-    surroundings::{PortRange, RouteRule},
 };
 
 /// A reason that holds.

@@ -12,12 +12,9 @@ use crate::core::{
         trace::Trace,
     },
     link::table::LinkTable,
-    model::{IfIndex, IfName, Link, test_link},
-    ruleset::{
-        expr::Direction as Direction_,
-        observed::{Counter, Owner},
-    },
-    surroundings::RouteRule,
+    model::{Counter, IfIndex, IfName, Link, test_link},
+    route_rule::RouteRule,
+    ruleset::{expr::Direction as Direction_, observed::Owner},
 };
 
 const SEEN_REPLY: u32 = 1 << 1;

@@ -4,7 +4,7 @@
 //! program or link.
 
 use std::{
-    fs, io, mem,
+    io, mem,
     os::fd::AsFd,
     path::{Path, PathBuf},
 };
@@ -27,14 +27,20 @@ use super::{
     Attachment, BpfError, FlowEyes, Hook, Mechanism, ProgramLog, WithoutXdp,
     added::Added,
     error::{link_io, pin_io, program_io},
-    load::{LINKS, classifier, is_absent, xdp_program},
     maps, sys,
     tc::our_filters,
     xdp::{self, XdpMode},
 };
-use crate::core::{
-    link::watch::{NotForXdp, not_for_xdp},
-    model::{IfIndex, IfName, Link},
+
+use crate::{
+    core::{
+        link::watch::{NotForXdp, not_for_xdp},
+        model::{IfIndex, IfName, Link},
+    },
+    kernel::bpf::{
+        object::{classifier, xdp_program},
+        pins::{LINKS, detach_link_at, is_absent},
+    },
 };
 
 /// Handle of our clsact filters: unlike the small numbers that others choose, or get from the kernel.
@@ -319,18 +325,6 @@ fn keep(program: &mut SchedClassifier, id: tc::SchedClassifierLinkId) -> io::Res
 
 fn attached_filter(name: &IfName, priority: u16, handle: TcHandle) -> io::Result<SchedClassifierLink> {
     SchedClassifierLink::attached(name.as_text(), TcAttachType::Ingress, priority, handle, None)
-}
-
-/// Detaches the link that is pinned there, at once, and removes the pin; true if there was one.
-pub(super) fn detach_link_at(pin: &Path) -> Result<bool, BpfError> {
-    let failed = |e| BpfError::io(format!("remove {}", pin.display()), e);
-    match sys::open_pin(pin) {
-        // Without this it would happen some time later.
-        Ok(link) => sys::link_detach(link.as_fd()).map_err(failed)?,
-        Err(e) if is_absent(&e) => return Ok(false),
-        Err(e) => return Err(failed(e)),
-    }
-    fs::remove_file(pin).map(|()| true).map_err(failed)
 }
 
 /// Deletes our filters of an interface; true if there were any.

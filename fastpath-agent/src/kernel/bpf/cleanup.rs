@@ -10,11 +10,14 @@ use serde::Serialize;
 
 use super::{
     Attachment, BpfError, Pinned,
-    attach::{attachments, current_name, detach_clsact, detach_link_at},
-    load::{LINKS, is_absent, unpin_maps},
+    attach::{attachments, current_name, detach_clsact},
     xdp::XdpMode,
 };
-use crate::core::model::IfIndex;
+
+use crate::{
+    core::model::IfIndex,
+    kernel::bpf::pins::{LINKS, detach_link_at, is_absent, unpin_maps},
+};
 
 /// What is pinned and attached.
 #[derive(Clone, Debug, Serialize)]

@@ -5,7 +5,7 @@ use std::{fmt, path::Path};
 
 use crate::{
     core::capability::{BPF, NET_ADMIN, PERFMON, missing},
-    kernel::facts,
+    kernel::capabilities::capabilities,
 };
 
 /// What stands between this process and eBPF. Displays as the end of a sentence that begins with what isn't permitted.
@@ -22,7 +22,7 @@ pub enum Denied {
 impl Denied {
     /// Looks at this process.
     pub(super) fn find() -> Self {
-        match facts::capabilities(Path::new("/proc/thread-self/status"), "CapEff:") {
+        match capabilities(Path::new("/proc/thread-self/status"), "CapEff:") {
             Ok(set) => Self::by(missing(set, &[BPF, PERFMON, NET_ADMIN])),
             Err(_) => Self::Unknown,
         }

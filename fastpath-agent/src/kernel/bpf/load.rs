@@ -1,23 +1,24 @@
 //! Loads the embedded object: maps first, pinned ones taken over if they fit, then the programs.
 
-use std::{fs, io, path::Path};
+use std::fs;
 
-use aya::{
-    EbpfLoader,
-    maps::MapInfo,
-    programs::{Program, SchedClassifier, Xdp},
-};
+use aya::{EbpfLoader, maps::MapInfo};
 use fastpath_common::{
-    ABI_VERSION, FlowCounters, FlowKey, HotFlow, MAP_CONFIG, MAP_EVENTS, MAP_FLOWS, MAP_HOT, MAP_NO_XDP,
-    MAP_STATS, NoXdp, PROGRAM_ASK, PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK, PROGRAM_XDP, PROGRAM_XDP_IDLE,
+    ABI_VERSION, FlowCounters, FlowKey, HotFlow, MAP_EVENTS, MAP_FLOWS, MAP_HOT, MAP_NO_XDP, MAP_STATS,
+    NoXdp, PROGRAM_ASK, PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK, PROGRAM_XDP, PROGRAM_XDP_IDLE,
     PacketStats,
     limits::{self, MIN_FLOWS},
 };
-use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use crate::{
     core::memory_budget::{self, Room},
-    kernel::memory,
+    kernel::{
+        bpf::{
+            object::{classifier, xdp_program},
+            pins::{LINKS, MAPS, require_bpffs, unpin_maps},
+        },
+        memory,
+    },
 };
 
 use super::{BpfError, Chatter, Hook, LoadConfig, ProgramLog, Programs, added::Added, error::mib, maps};
@@ -27,12 +28,6 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fa
 
 /// The same programs with code that logs.
 static LOG_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fastpath-ebpf-log.o"));
-
-/// Directory with the pinned TCX and XDP links, below the pin directory.
-pub(super) const LINKS: &str = "links";
-
-/// The maps by name.
-pub(super) const MAPS: [&str; 6] = [MAP_FLOWS, MAP_HOT, MAP_STATS, MAP_CONFIG, MAP_EVENTS, MAP_NO_XDP];
 
 /// Loads the programs and pins their maps. Maps that an earlier agent pinned are taken over with all that they hold
 /// if ABI version and sizes are the same; otherwise new ones take their place, and interfaces count into them as
@@ -132,28 +127,6 @@ fn load_xdp(object: &mut aya::Ebpf) -> Result<(), BpfError> {
     Ok(())
 }
 
-/// The program of that name in the object.
-pub(super) fn classifier<'a>(
-    object: &'a mut aya::Ebpf,
-    name: &'static str,
-) -> Result<&'a mut SchedClassifier, BpfError> {
-    match object.program_mut(name) {
-        Some(Program::SchedClassifier(program)) => Ok(program),
-        _ => Err(BpfError::BadObject(format!("no classifier {name}"))),
-    }
-}
-
-/// The XDP program of that name in the object.
-pub(super) fn xdp_program<'a>(
-    object: &'a mut aya::Ebpf,
-    name: &'static str,
-) -> Result<&'a mut Xdp, BpfError> {
-    match object.program_mut(name) {
-        Some(Program::Xdp(program)) => Ok(program),
-        _ => Err(BpfError::BadObject(format!("no XDP program {name}"))),
-    }
-}
-
 /// Whether all maps are pinned, of this ABI version, and of the sizes asked for.
 fn fits(config: &LoadConfig) -> bool {
     let same = |map: &str, key: usize, value: usize, entries: u32| {
@@ -168,40 +141,4 @@ fn fits(config: &LoadConfig) -> bool {
         && same(MAP_STATS, size_of::<u32>(), size_of::<PacketStats>(), 1)
         && same(MAP_EVENTS, 0, 0, limits::EVENT_RING_BYTES)
         && same(MAP_NO_XDP, size_of::<u32>(), size_of::<NoXdp>(), limits::MAX_NO_XDP)
-}
-
-/// Removes the maps' pins; returns the names of those that were there. The maps live on as long as programs use them.
-pub(super) fn unpin_maps(pin_path: &Path) -> Result<Vec<&'static str>, BpfError> {
-    let mut removed = Vec::new();
-    for map in MAPS {
-        let pin = pin_path.join(map);
-        match fs::remove_file(&pin) {
-            Ok(()) => removed.push(map),
-            Err(e) if is_absent(&e) => {}
-            Err(e) => return Err(BpfError::io(format!("remove {}", pin.display()), e)),
-        }
-    }
-    Ok(removed)
-}
-
-/// Neither the file nor, maybe, its directory is there.
-pub(super) fn is_absent(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
-}
-
-/// Fails unless `path`, or the nearest directory above that exists, is on a bpf file system.
-fn require_bpffs(path: &Path) -> Result<(), BpfError> {
-    if on_bpffs(path)? { Ok(()) } else { Err(BpfError::NoBpffs { path: path.to_owned() }) }
-}
-
-/// Whether `path`, or the nearest directory above that exists, is on a bpf file system.
-pub fn on_bpffs(path: &Path) -> Result<bool, BpfError> {
-    for directory in path.ancestors() {
-        match statfs(directory) {
-            Ok(fs) => return Ok(fs.filesystem_type() == BPF_FS_MAGIC),
-            Err(nix::Error::ENOENT) => {}
-            Err(e) => return Err(BpfError::io(format!("look at {}", directory.display()), e.into())),
-        }
-    }
-    Ok(false)
 }

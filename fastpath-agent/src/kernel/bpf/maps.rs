@@ -19,7 +19,7 @@ use fastpath_common::{
 use super::{BpfError, error::map_io, sys};
 use crate::{
     core::{flow::Earlier, model::IfIndex},
-    kernel::clock::monotonic_ns,
+    kernel::{bpf::pins::is_absent, clock::monotonic_ns},
 };
 
 /// The maps in a pin directory, of this agent's ABI version.
@@ -428,7 +428,7 @@ fn no_xdp(pin_path: &Path) -> Result<HashMap<MapData, u32, NoXdp>, BpfError> {
 pub(super) fn pinned(pin_path: &Path, map: &str) -> Result<MapData, BpfError> {
     MapData::from_pin(pin_path.join(map)).map_err(|e| {
         let source = map_io(e);
-        if super::load::is_absent(&source) {
+        if is_absent(&source) {
             return BpfError::NotPinned { path: pin_path.to_owned() };
         }
         BpfError::io(format!("open {}", pin_path.join(map).display()), source)

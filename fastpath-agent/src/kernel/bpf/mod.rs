@@ -13,7 +13,9 @@ mod event_stream;
 mod layout;
 mod load;
 mod maps;
+mod object;
 mod others;
+mod pins;
 mod program_log;
 mod sweep;
 mod sys;
@@ -33,13 +35,14 @@ pub use self::{
     denied::Denied,
     error::BpfError,
     event_stream::EventStream,
-    load::{load, on_bpffs},
+    load::load,
     maps::{Events, Pinned, Reading, earlier_threshold},
     others::{at_ingress, filters_by_mark, is_inspected},
     program_log::{Chatter, ProgramLog},
     sweep::Sweep,
 };
 use crate::core::model::{IfIndex, IfName, Link};
+pub use crate::kernel::bpf::pins::on_bpffs;
 
 /// Reads any message of traffic control or of a link with programs.
 #[cfg(any(fuzzing, test))]

@@ -13,12 +13,15 @@ use fastpath_common::{PROGRAM_ETHERNET, PROGRAM_L3};
 use super::{
     attach::{current_name, link_pins, says_unsupported},
     error::{link_io, program_io},
-    load::is_absent,
     sys,
     tc::{self, Filter, all_filters},
     xdp::program_ids,
 };
-use crate::core::{doctor::facts::IngressProgram, model::IfIndex};
+
+use crate::{
+    core::{doctor::facts::IngressProgram, model::IfIndex},
+    kernel::bpf::pins::is_absent,
+};
 
 /// What all names of our programs begin with.
 const OURS: &str = "fastpath_";

@@ -10,16 +10,14 @@ use std::{
 use aya::programs::links::{FdLink, PinnedLink};
 use mnl::Bus;
 
-use super::{
-    BpfError,
-    attach::detach_link_at,
-    error::link_io,
-    load::{LINKS, is_absent},
-    sys,
-};
+use super::{BpfError, error::link_io, sys};
+
 use crate::{
     core::model::IfIndex,
-    kernel::netlink::{Message, Request, Socket, attribute::find, attributes, u32_at},
+    kernel::{
+        bpf::pins::{LINKS, detach_link_at, is_absent},
+        netlink::{Message, Request, Socket, attribute::find, attributes, u32_at},
+    },
 };
 
 /// `XDP_FLAGS_*` of include/uapi/linux/if_link.h.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{CanaryError, scratch::Scratch};
-use crate::core::doctor::facts::CanaryFlow;
+use crate::{core::doctor::facts::CanaryFlow, kernel::canary::scratch::Family};
 
 /// Rounds until the flow is over the threshold, which is far below.
 const WARM_UP: u32 = 20;
@@ -22,13 +22,6 @@ const ANSWER_LIMIT: Duration = Duration::from_millis(700);
 /// Bytes of a request and of an answer.
 const MESSAGE_BYTES: usize = 700;
 const PORT: u16 = 7;
-
-/// Address family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Family {
-    V4,
-    V6,
-}
 
 /// Transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,10 +22,14 @@ use rtnetlink::{
 };
 
 use super::CanaryError;
-use crate::{
-    core::model::OperState,
-    kernel::{canary::flow::Family, links::Links},
-};
+use crate::{core::model::OperState, kernel::links::Links};
+
+/// Address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    V4,
+    V6,
+}
 
 /// Name of the device in the client's and the server's namespace.
 const FAR_END: &str = "eth0";

@@ -1,11 +1,7 @@
 //! Connections that are older than the first rule with `ct packets`: conntrack counts no packets of them, so they are offloaded with
 //! the agent's help or not at all.
 
-use std::{
-    collections::VecDeque,
-    io,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::io;
 
 use fastpath_common::{FlowCounters, FlowEvent, FlowKey, Signal};
 use tokio::{sync::mpsc, time::Instant};
@@ -13,84 +9,16 @@ use tokio::{sync::mpsc, time::Instant};
 use super::{Fault, Node, World};
 use crate::{
     core::{
-        flow::connection::{Entry, Status, Tuple, UDP},
-        model::IfIndex,
+        flow::connection::{Entry, Tuple},
         ruleset::{plan::Op, sets::OwnSet},
     },
     kernel::{
-        bpf::BpfError,
-        conntrack::ConntrackError,
-        flow_source::{Crossed, FlowSource},
+        bpf::BpfError, conntrack::ConntrackError, fake::Connection, flow_source::FlowSource,
+        old_connections::Crossed,
     },
 };
 
-/// `IPS_SEEN_REPLY`, `IPS_ASSURED` and `IPS_OFFLOAD`.
-const SEEN_REPLY: u32 = 1 << 1;
-const ASSURED: u32 = 1 << 2;
 const OFFLOAD: u32 = 1 << 14;
-
-/// One connection, with packets in both directions.
-#[derive(Clone, Debug)]
-pub struct Connection {
-    entry: Entry,
-    /// What the programs have counted of each direction.
-    counted: [FlowCounters; 2],
-}
-
-impl Connection {
-    /// Number `id`, between two links.
-    pub fn between(id: u16, links: [IfIndex; 2]) -> Self {
-        let address = |network| IpAddr::V4(Ipv4Addr::new(10, network, 0, 2));
-        let original = Tuple {
-            source: address(1),
-            destination: address(2),
-            protocol: UDP,
-            source_port: 1024 + id,
-            destination_port: 53,
-        };
-        let entry = Entry {
-            id: id.into(),
-            original,
-            reply: original.reversed(),
-            status: Status(SEEN_REPLY | ASSURED),
-            zone: 0,
-            tcp_state: None,
-            helper: None,
-            mark: 0,
-            counters: None,
-        };
-        let counted = links.map(|index| FlowCounters { ifindex: index.0, ..FlowCounters::default() });
-        Self { entry, counted }
-    }
-
-    /// Whether it is in the flowtable.
-    pub fn is_offloaded(&self) -> bool {
-        self.entry.status.offloaded()
-    }
-
-    /// The links that its packets come in by.
-    pub fn links(&self) -> [IfIndex; 2] {
-        self.counted.each_ref().map(|counted| IfIndex(counted.ifindex))
-    }
-
-    fn keys(&self) -> [FlowKey; 2] {
-        [self.entry.original, self.entry.reply].map(|tuple| tuple.flow_key().expect("of UDP"))
-    }
-}
-
-/// What the programs and conntrack have.
-#[derive(Default)]
-pub(super) struct Flows {
-    connections: Vec<Connection>,
-    /// When the elements of the assist set run out.
-    assisted: Vec<(u32, Instant)>,
-    signals: VecDeque<FlowEvent>,
-    lost: u64,
-    /// There is room for so many signals.
-    room: usize,
-    /// What a sweep under way has still to find.
-    sweep: Option<Vec<FlowKey>>,
-}
 
 impl World {
     /// A connection that is there from now on, in place of another one of its number.

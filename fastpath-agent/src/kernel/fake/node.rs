@@ -13,7 +13,8 @@ use std::{
 use fastpath_common::{FlowKey, Signal};
 use tokio::sync::Notify;
 
-use super::{FakeRuleset, flows::Flows};
+use super::FakeRuleset;
+
 use crate::{
     core::{
         forwarding::Announced,
@@ -21,16 +22,17 @@ use crate::{
         model::{IfIndex, Link, TABLE},
         policy::known::Known,
         revalidate::{BaseChains, Notice, Subject},
+        route_rule::RouteRules,
         ruleset::{
             observed::{Generation, Observed, ObservedTable},
             plan::Op,
         },
-        surroundings::RouteRules,
         threshold::Lengths,
     },
     kernel::{
         LinkSource, Neighbourhood, Ruleset, RulesetMonitor,
         bpf::{Attachment, BpfError, FlowEyes, Mechanism},
+        fake::connection::Flows,
         links::LinkError,
         nft::{CommitError, Event, Lost, NftError, Rejection},
         node_monitor::NodeEvent,

@@ -4,26 +4,27 @@
 
 use std::{collections::BTreeSet, io, mem};
 
-use crate::core::{
-    flow::one_way::Answer,
-    model::{FLOWTABLE, IfName},
-    revalidate::BaseChains,
-    ruleset::{
-        chain::OwnChain,
-        exclude::Keys,
-        expr::Expr,
-        observed::{
-            ChainHook, Counter, Generation, Observed, ObservedChain, ObservedFlowtable, ObservedRule,
-            ObservedSet, ObservedTable, Owner,
+use crate::{
+    core::{
+        flow::one_way::Answer,
+        model::{Counter, FLOWTABLE, IfName},
+        revalidate::BaseChains,
+        ruleset::{
+            chain::OwnChain,
+            expr::Expr,
+            observed::{
+                ChainHook, Generation, Observed, ObservedChain, ObservedFlowtable, ObservedRule, ObservedSet,
+                ObservedTable, Owner,
+            },
+            plan::Op,
+            rule::Rule,
+            sets::{Keys, OwnSet, SetShape},
         },
-        plan::Op,
-        rule::Rule,
-        sets::{OwnSet, SetShape},
     },
-};
-use crate::kernel::{
-    Ruleset,
-    nft::{CommitError, NftError, Rejection},
+    kernel::{
+        Ruleset,
+        nft::{CommitError, NftError, Rejection},
+    },
 };
 
 /// The fake.

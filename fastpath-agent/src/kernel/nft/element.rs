@@ -2,7 +2,7 @@
 
 use super::nfta;
 use crate::{
-    core::ruleset::observed::Counter,
+    core::model::Counter,
     kernel::netlink::{Message, attribute::find, attributes},
 };
 

@@ -9,9 +9,9 @@ use super::{
     nfta,
 };
 use crate::{
-    core::ruleset::{
-        expr::{Expr, RtKey},
-        observed::Counter,
+    core::{
+        model::Counter,
+        ruleset::expr::{Expr, RtKey},
     },
     kernel::netlink::{attribute::find, attributes},
 };

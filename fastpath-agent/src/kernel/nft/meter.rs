@@ -5,8 +5,8 @@ use std::io;
 use super::{Nft, NftError, element, elements_of, get, nfta};
 use crate::{
     core::{
-        model::TABLE,
-        ruleset::{observed::Counter, sets::OwnSet},
+        model::{Counter, TABLE},
+        ruleset::sets::OwnSet,
     },
     kernel::netlink::Message,
 };

@@ -95,6 +95,24 @@ pub(super) fn write_excluded(f: &mut fmt::Formatter<'_>, set: ExcludeSet, end: E
     write!(f, "@{} return", OwnSet::Exclude(set))
 }
 
+/// A firewall mark: of the packet, or of its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MaskedMark {
+    /// What the masked mark has to be.
+    pub value: u32,
+    /// Bits that count.
+    pub mask: u32,
+}
+
+impl fmt::Display for MaskedMark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.mask {
+            u32::MAX => write!(f, "{:#x}", self.value),
+            mask => write!(f, "{:#x}/{mask:#x}", self.value),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,7 +5,6 @@ use std::fmt;
 use super::{
     chain::OwnChain,
     conditions::Conditions,
-    exclude::Mark,
     expr::{CmpOp, CtKey, Direction, Expr, MetaKey, RtKey},
     sets::{ExcludeSet, OwnSet},
 };
@@ -14,6 +13,7 @@ mod evidence;
 mod excluded;
 
 pub use evidence::{Input, Traced};
+pub use excluded::MaskedMark;
 use excluded::{excluded, masked, write_excluded};
 
 /// Register that our rules use (`NFT_REG_1`).
@@ -97,7 +97,7 @@ pub enum Rule {
     /// So do flows with this firewall mark.
     ExcludedMark {
         /// The mark.
-        mark: Mark,
+        mark: MaskedMark,
         /// Whose.
         of: Marked,
     },
@@ -198,7 +198,7 @@ impl Rule {
                 lookup(OwnSet::Exclude(ExcludeSet::Protocols), false),
                 Expr::Return,
             ],
-            Self::ExcludedMark { mark: Mark { value, mask }, of } => {
+            Self::ExcludedMark { mark: MaskedMark { value, mask }, of } => {
                 let mut exprs = vec![match of {
                     Marked::Packet => Expr::Meta { key: MetaKey::Mark, dreg: REG },
                     Marked::Connection => Expr::Ct { key: CtKey::Mark, dreg: REG },
@@ -248,7 +248,7 @@ impl Rule {
                     _ => u32::MAX,
                 };
                 [Marked::Packet, Marked::Connection]
-                    .map(|of| Self::ExcludedMark { mark: Mark { value, mask }, of })
+                    .map(|of| Self::ExcludedMark { mark: MaskedMark { value, mask }, of })
                     .into()
             }
             _ => {
@@ -338,7 +338,7 @@ impl fmt::Display for Rule {
             Self::ExcludedProtocol => {
                 write!(f, "meta l4proto @{} return", OwnSet::Exclude(ExcludeSet::Protocols))
             }
-            Self::ExcludedMark { mark: Mark { value, mask }, of } => {
+            Self::ExcludedMark { mark: MaskedMark { value, mask }, of } => {
                 let of = match of {
                     Marked::Packet => "meta",
                     Marked::Connection => "ct",
@@ -385,7 +385,7 @@ mod tests {
         ] {
             rules.extend(End::ALL.map(|end| Rule::Excluded { set, end }));
         }
-        for mark in [Mark { value: 1, mask: u32::MAX }, Mark { value: 0x10, mask: 0xff }] {
+        for mark in [MaskedMark { value: 1, mask: u32::MAX }, MaskedMark { value: 0x10, mask: 0xff }] {
             rules.extend([Marked::Packet, Marked::Connection].map(|of| Rule::ExcludedMark { mark, of }));
         }
         rules.extend(evidence::candidates(&[]));

@@ -6,8 +6,8 @@ use std::{borrow::Cow, collections::BTreeSet};
 use crate::{
     core::{
         policy::{
+            chain::{Base, Chain, Device},
             expr::{Expr, Verdict},
-            others::{Base, Chain, Device},
             rule::Rule,
         },
         printable::printable,

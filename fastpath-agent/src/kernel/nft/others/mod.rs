@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Nft, NftError, element, list, names::Names, nfta, notice::is_timeout};
 use crate::{
     core::policy::{
+        chain::{Chain, TableKey},
         lookups::Elements,
-        others::{Chain, Others, TableKey},
+        others::Others,
         rule::Rule,
         walk::{forget_leads, leading},
     },

@@ -9,7 +9,7 @@ use std::{
 use super::{decode, elements_of, failed, of_table, rules_of};
 use crate::{
     core::policy::{
-        others::{Chain, TableKey},
+        chain::{Chain, TableKey},
         traits::{SetKind, Traits},
     },
     kernel::{

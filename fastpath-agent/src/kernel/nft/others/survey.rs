@@ -6,7 +6,7 @@ use crate::{
     core::{
         doctor::facts::{IngressChain, OtherFlowtable, OtherTable, Others},
         model::{IfName, TABLE},
-        policy::{concern::family_name, others::Device},
+        policy::{chain::Device, concern::family_name},
         revalidate::BaseChains,
     },
     kernel::{

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     io::{self, IsTerminal, Write},
-    path::PathBuf,
+    process::ExitCode,
     time::Duration,
 };
 
@@ -11,22 +11,41 @@ use serde::Serialize;
 
 use super::rules::Bypassed;
 use crate::{
-    cli::{Cli, DoctorArgs, EbpfMode, RunArgs},
-    config::{Config, Rules},
+    cli::{DoctorArgs, Output},
+    commands::{
+        hostname, print, print_json,
+        running::{Flags, running_agent},
+        runtime,
+    },
+    config::Rules,
     core::doctor::{
         Finding, Level, examine,
-        facts::{Canary, CanaryFlow, Unread},
+        facts::{Canary, CanaryFlow},
         worst,
     },
-    invocation::{Invocation, InvocationError},
     kernel::{
         canary,
-        facts::{self, AgentProcess, Given, KernelName},
+        facts::{self, Given, KernelName},
         links::{LinkError, Links},
         probe,
         surroundings::read_once,
     },
 };
+
+/// Runs `doctor`; fails quietly if a finding is red, or amber with `--strict`.
+pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    let report = runtime()?.block_on(report(args, Rules::try_from(&args.rules)?, hostname()))?;
+    match args.output {
+        Output::Text => {
+            let colour =
+                io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+            print(&Text { report: &report, colour }.to_string())?;
+        }
+        Output::Json => drop(print_json(&report)?),
+    }
+    let good = report.level <= if args.strict { Level::Green } else { Level::Amber };
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
 
 /// How long the canary may take; it is done in less than a second on real hardware.
 const CANARY_LIMIT: Duration = Duration::from_secs(20);
@@ -115,83 +134,6 @@ fn send_canary() -> Canary {
     match outcome {
         Ok(flows) => Canary::Flows(flows),
         Err(why) => Canary::Failed(why),
-    }
-}
-
-/// What the flags say.
-struct Flags {
-    rules: Rules,
-    node: String,
-    without_ebpf: bool,
-    pin_path: PathBuf,
-    /// What of an agent's flags couldn't be had.
-    unread: Option<Unread>,
-}
-
-/// The configuration of the agent that runs here; `None` if none runs, or its flags can't be read.
-pub(super) fn running_config() -> Option<Config> {
-    facts::agent_processes().iter().find_map(|process| {
-        let Cli { command: None, run, .. } = started_with(process)?.ok()? else { return None };
-        checked(run, String::new()).map(|(config, _)| config)
-    })
-}
-
-/// The configuration of flags that an agent runs with, and what of it couldn't be read; `None` where it can't run with them.
-fn checked(mut run: RunArgs, node: String) -> Option<(Config, Option<Unread>)> {
-    match Config::new(&run, node.clone()) {
-        Ok(config) => Some((config, None)),
-        // It was right at the start.
-        Err(bad) if run.rules.exclude_file.take().is_some() => {
-            Some((Config::new(&run, node).ok()?, Some(Unread::Exclusions(bad.to_string()))))
-        }
-        Err(_) => None,
-    }
-}
-
-/// The process of the agent that runs here.
-pub fn running_agent_pid() -> Option<u32> {
-    let is_agent = |process: &AgentProcess| match started_with(process) {
-        Some(Ok(cli)) => cli.command.is_none(),
-        Some(Err(_)) => true,
-        None => false,
-    };
-    facts::agent_processes().into_iter().find(is_agent).map(|process| process.pid)
-}
-
-/// The agent that runs here, and its flags; else doctor's own.
-fn running_agent(own: Flags) -> (Option<AgentProcess>, Flags) {
-    for process in facts::agent_processes() {
-        let run = match started_with(&process) {
-            Some(Ok(Cli { command: None, run, .. })) => run,
-            Some(Err(error)) => {
-                return (Some(process), Flags { unread: Some(Unread::Flags(error)), ..own });
-            }
-            // Another subcommand, or one that is about to end since its flags are wrong.
-            Some(Ok(_)) | None => continue,
-        };
-        let Some((config, unread)) = checked(run, own.node.clone()) else { continue };
-        let flags = Flags {
-            without_ebpf: config.ebpf == EbpfMode::Off,
-            rules: config.rules,
-            node: config.node,
-            pin_path: config.pin_path,
-            unread,
-        };
-        return (Some(process), flags);
-    }
-    (None, own)
-}
-
-/// The flags that a process was started with, or why they can't be read; `None` where they are wrong.
-fn started_with(process: &AgentProcess) -> Option<Result<Cli, String>> {
-    let (arguments, environment) = match &process.started_with {
-        Ok(words) => words,
-        Err(error) => return Some(Err(error.to_string())),
-    };
-    match Invocation::of_another(arguments, environment, &|path| process.path(path)) {
-        Ok(invocation) => Some(Ok(invocation.cli)),
-        Err(InvocationError::File(error)) => Some(Err(error.to_string())),
-        Err(InvocationError::CommandLine(_)) => None,
     }
 }
 

@@ -2,13 +2,15 @@
 //! runs keeps what is done here (`core::ruleset::desired::keep_revoked`).
 
 use std::{
-    fmt, thread,
+    fmt,
+    process::ExitCode,
+    thread,
     time::{Duration, Instant},
 };
 
-use super::revalidate::EmptyError;
 use crate::{
     cli::RevokeArgs,
+    commands::print,
     core::{
         flow::{
             connection::{Entry, TCP, UDP},
@@ -16,12 +18,18 @@ use crate::{
         },
         ruleset::{empty, observed::Owner, sets::OwnSet},
     },
+    daemon::revalidate::EmptyError,
     kernel::{
         Ruleset,
         conntrack::{Conntrack, ConntrackError, Deletion},
         nft::{CommitError, Nft},
     },
 };
+
+/// Runs `revoke`.
+pub(super) fn run(args: &RevokeArgs) -> anyhow::Result<ExitCode> {
+    print(&revoke(args)?.to_string())
+}
 
 /// Transactions that may be beaten by other people's before we give up.
 const ATTEMPTS: u32 = 8;

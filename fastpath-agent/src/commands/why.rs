@@ -1,18 +1,27 @@
 //! `why`: one flow's story, for people or for programs.
 
-use std::fmt::Write;
+use std::{fmt::Write, process::ExitCode};
 
 use serde::Serialize;
 
-use super::doctor::running_config;
+use super::running::running_config;
 use crate::{
     cli::{Output, WhyArgs},
+    commands::{print, runtime},
     core::{
         flow::connection::Tuple,
         why::{Accelerated, Explanation, FlowSpec, Mark, explain},
     },
     kernel::why::{Flags, WhyError, gather},
 };
+
+/// Runs `why`; fails quietly if nobody knows the flow.
+pub(super) fn run(args: &WhyArgs) -> anyhow::Result<ExitCode> {
+    let flow = FlowSpec::parse(&args.protocol, &args.source, &args.destination)?;
+    let (text, found) = runtime()?.block_on(show(args, &flow))?;
+    print(&text)?;
+    Ok(if found { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
 
 /// What `why -o json` prints. Fields are only ever added.
 #[derive(Serialize)]

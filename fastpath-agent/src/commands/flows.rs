@@ -2,42 +2,44 @@
 
 use std::{
     io::{self, BufWriter, Write},
+    process::ExitCode,
     time::Duration,
 };
 
 use super::flow_writer::{Json, Table, Writer};
 use crate::{
     cli::{FlowsArgs, Output},
+    commands::{
+        flow_writer::{ShowError, filter},
+        runtime,
+    },
     core::flow::{
         Flow, Node,
         best::Best,
         filter::{Filter, Sort},
     },
-    kernel::{
-        event_socket::SocketError,
-        flows::{self, FlowsError},
-    },
+    kernel::flows::{self},
 };
+
+/// Runs `flows`.
+pub(super) fn run(args: &FlowsArgs) -> anyhow::Result<ExitCode> {
+    let mut out = io::stdout().lock();
+    let shown = if args.follow {
+        super::follow::follow(args, &mut out)
+    } else {
+        runtime()?.block_on(show(args, &mut out))
+    };
+    match shown {
+        Err(ShowError::Output(e)) if e.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
+        shown => Ok(shown.map(|()| ExitCode::SUCCESS)?),
+    }
+}
 
 /// Back to the top left corner of a terminal, and clear what is below (ECMA-48 CUP and ED).
 const CLEAR: &str = "\x1b[H\x1b[J";
 
 /// A hundred flows as JSON are 50 KB.
 const BUFFER_BYTES: usize = 64 * 1024;
-
-/// Flows can't be shown.
-#[derive(Debug, thiserror::Error)]
-pub enum ShowError {
-    /// They can't be read.
-    #[error(transparent)]
-    Flows(#[from] FlowsError),
-    /// They can't be followed.
-    #[error(transparent)]
-    Follow(#[from] SocketError),
-    /// They can't be written.
-    #[error("cannot write: {0}")]
-    Output(#[from] io::Error),
-}
 
 /// Shows flows as `args` ask for.
 pub async fn show(args: &FlowsArgs, out: &mut dyn Write) -> Result<(), ShowError> {
@@ -111,15 +113,5 @@ impl Shown<'_> {
             writer.flow(out, &flow, self.node)?;
         }
         Ok(())
-    }
-}
-
-pub(super) fn filter(args: &FlowsArgs) -> Filter {
-    Filter {
-        networks: args.address.clone(),
-        ports: args.port.clone(),
-        protocols: args.protocol.iter().map(|protocol| protocol.number()).collect(),
-        interfaces: args.interface.clone(),
-        states: args.state.clone(),
     }
 }

@@ -11,6 +11,7 @@ use std::{
     io::{self, IsTerminal},
     path::PathBuf,
     pin::Pin,
+    process::ExitCode,
     time::Duration,
 };
 
@@ -26,12 +27,19 @@ use tokio::{
 use self::app::{App, Next, Snapshot};
 use crate::{
     cli::TopArgs,
+    commands::{hostname, runtime},
     core::flow::rates::{Collector, MAX_REMEMBERED, Rates, Wanted},
     kernel::{
         bpf::{BpfError, Pinned},
         flows::{self, FlowsError},
     },
 };
+
+/// Runs `top`.
+pub(super) fn run(args: &TopArgs) -> anyhow::Result<ExitCode> {
+    runtime()?.block_on(show(args, &hostname()))?;
+    Ok(ExitCode::SUCCESS)
+}
 
 /// The live view can't go on.
 #[derive(Debug, thiserror::Error)]

@@ -4,8 +4,8 @@ use ratatui::{Terminal, backend::TestBackend};
 
 use super::*;
 use crate::{
+    commands::top::app::tests::{app, press, snapshot},
     core::flow::path::Path,
-    report::top::app::tests::{app, press, snapshot},
 };
 
 fn drawn(app: &mut App, width: u16, height: u16) -> Terminal<TestBackend> {

@@ -2,9 +2,14 @@
 
 use std::io::{self, Write};
 
-use crate::core::flow::{
-    Flow, Node, SLOW, State,
-    record::{FlowRecord, interfaces},
+use crate::{
+    cli::FlowsArgs,
+    core::flow::{
+        Flow, Node, SLOW, State,
+        filter::Filter,
+        record::{FlowRecord, interfaces},
+    },
+    kernel::{event_socket::SocketError, flows::FlowsError},
 };
 
 /// Writes flows one after the other.
@@ -94,6 +99,30 @@ impl Writer for Json {
 
     fn end(&mut self, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "\n]")
+    }
+}
+
+/// Flows can't be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum ShowError {
+    /// They can't be read.
+    #[error(transparent)]
+    Flows(#[from] FlowsError),
+    /// They can't be followed.
+    #[error(transparent)]
+    Follow(#[from] SocketError),
+    /// They can't be written.
+    #[error("cannot write: {0}")]
+    Output(#[from] io::Error),
+}
+
+pub(super) fn filter(args: &FlowsArgs) -> Filter {
+    Filter {
+        networks: args.address.clone(),
+        ports: args.port.clone(),
+        protocols: args.protocol.iter().map(|protocol| protocol.number()).collect(),
+        interfaces: args.interface.clone(),
+        states: args.state.clone(),
     }
 }
 

@@ -1,16 +1,37 @@
 //! The desired table as `nft -f` takes it.
 
-use std::fmt::Write;
+use std::{collections::BTreeMap, fmt::Write, path::Path, process::ExitCode};
 
-use crate::core::{
-    model::{FLOWTABLE, IfName, TABLE, TABLE_COMMENT},
-    ruleset::{
-        chain::OwnChain,
-        desired::{Desired, DesiredTable},
-        rule::Rule,
-        sets::{ExcludeSet, OwnSet, flags, size_for},
+use crate::{
+    cli::{DEFAULT_PIN_PATH, RuleArgs},
+    commands::{print, runtime},
+    config::Rules,
+    core::{
+        link::table::LinkTable,
+        model::{FLOWTABLE, IfName, TABLE, TABLE_COMMENT},
+        ruleset::{
+            chain::OwnChain,
+            desired::desired,
+            rule::Rule,
+            sets::{ExcludeSet, OwnSet, flags, size_for},
+            wanted::{Desired, DesiredTable, Policy},
+        },
     },
+    kernel::{links::Links, surroundings::read_once},
 };
+
+/// Runs `render`: the ruleset for this node's links and other programs' rules. Changes nothing.
+pub(super) fn run(args: &RuleArgs) -> anyhow::Result<ExitCode> {
+    let rules = Rules::try_from(args)?;
+    let links: LinkTable = runtime()?.block_on(async { Links::open()?.list() })?.into_iter().collect();
+    let (known, report) = read_once(&links, Path::new(DEFAULT_PIN_PATH));
+    for failure in report.failures {
+        eprintln!("warning: {failure}");
+    }
+    let surroundings = known.surroundings(&rules.ignored);
+    let policy = Policy { surroundings, ..rules.policy(true, true) };
+    print(&ruleset(&desired(&policy, links.iter(), &BTreeMap::new())))
+}
 
 /// The ruleset in nft's language; a comment line where there should be none.
 pub fn ruleset(desired: &Desired) -> String {
@@ -113,7 +134,7 @@ mod tests {
     use super::*;
     use crate::core::{
         model::test_link,
-        ruleset::desired::{self, Policy},
+        ruleset::{desired, wanted::Policy},
     };
 
     fn policy(threshold: u32) -> Policy {

@@ -5,7 +5,7 @@ use std::{fmt, path::Path, sync::Arc};
 
 use serde::Serialize;
 
-use super::doctor::running_config;
+use super::running::running_config;
 use crate::{
     core::{
         link::table::LinkTable,

@@ -1,19 +1,20 @@
 //! What is installed on this node, read from the kernel at the moment of asking; no running agent is needed.
 
-use std::{fmt, path::Path, time::Duration};
+use std::{fmt, path::Path, process::ExitCode, time::Duration};
 
 use serde::Serialize;
 
-use super::{doctor::running_config, rules::Bypassed};
+use super::{rules::Bypassed, running::running_config};
 use crate::{
+    cli::{Output, StatusArgs},
+    commands::{hostname, print, print_json, runtime},
     core::{
-        link::table::LinkTable,
-        model::{FLOWTABLE, Link, OperState, TABLE},
+        link::{kind::is_bridged, table::LinkTable},
+        model::{Counter, FLOWTABLE, Link, OperState, TABLE},
         ruleset::{
             chain::OwnChain,
-            desired::is_bridged,
             exclude,
-            observed::{Counter, Observed, ObservedTable, Owner},
+            observed::{Observed, ObservedTable, Owner},
             sets::OwnSet,
         },
         threshold::Advice,
@@ -27,6 +28,15 @@ use crate::{
         probe::{self, Kernel},
     },
 };
+
+/// Runs `status`.
+pub(super) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
+    let status = runtime()?.block_on(gather(hostname(), &args.pin_path))?;
+    match args.output {
+        Output::Text => print(&status.to_string()),
+        Output::Json => print_json(&status),
+    }
+}
 
 /// The whole status. Its JSON form is what `status -o json` prints; fields are only ever added.
 #[derive(Debug, Serialize)]

@@ -5,9 +5,9 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use super::flows::{ShowError, filter};
 use crate::{
     cli::{FlowsArgs, Output},
+    commands::flow_writer::{ShowError, filter},
     core::flow::{
         State,
         record::{Event, FlowRecord},

@@ -15,7 +15,7 @@ use crate::core::{
 
 /// Flows 10.0.0.1 to 10.0.0.`count`, of which each has as many packets a second as its number says and the first is
 /// offloaded; on eth0 (in the flowtable), and eth1 has none.
-pub(in crate::report::top) fn snapshot(count: u8, wanted: &Wanted) -> Snapshot {
+pub(in crate::commands::top) fn snapshot(count: u8, wanted: &Wanted) -> Snapshot {
     let name = |name| IfName::new(name).unwrap();
     let mut node = Node {
         threshold: Some(20),
@@ -57,14 +57,14 @@ pub(in crate::report::top) fn snapshot(count: u8, wanted: &Wanted) -> Snapshot {
     Snapshot { node, sample, note: None }
 }
 
-pub(in crate::report::top) fn app(count: u8) -> App {
+pub(in crate::commands::top) fn app(count: u8) -> App {
     let mut app = App::new("node-a", "6.12.0", true, Duration::from_secs(1));
     let snapshot = snapshot(count, &app.wanted());
     app.take(Ok(snapshot));
     app
 }
 
-pub(in crate::report::top) fn press(app: &mut App, keys: &str) -> Next {
+pub(in crate::commands::top) fn press(app: &mut App, keys: &str) -> Next {
     keys.chars().fold(Next::Draw, |_, key| {
         let code = match key {
             '\n' => KeyCode::Enter,

@@ -8,6 +8,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+mod modules;
+
 use crate::{cargo_tool, ebpf, links, process, unsafe_code::Census, workspace};
 
 /// Put together, so that this file keeps its own rule.
@@ -26,6 +28,7 @@ pub(crate) fn run() -> Result<()> {
         }
     };
     check("rules of the repository", rules());
+    check("modules without circles", circles());
     check("links in the documents", links::check());
     check("format", process::run(&mut cargo(&["fmt", "--all", "--check"])));
     let host = ["--workspace", "--exclude", "fastpath-ebpf"];
@@ -91,6 +94,17 @@ fn rules() -> Result<()> {
     let stated = fs::read_to_string(&stated).with_context(|| format!("cannot read {}", stated.display()))?;
     broken.extend(census.differences(&stated)?);
     if broken.is_empty() { Ok(()) } else { bail!("\n  {}", broken.join("\n  ")) }
+}
+
+/// Modules that use each other, in any crate.
+fn circles() -> Result<()> {
+    let root = workspace::root();
+    let files: Vec<_> = tracked_files(&root)?.iter().map(|path| root.join(path)).collect();
+    let mut found = Vec::new();
+    for crate_ in ["fastpath-common", "fastpath-ebpf", "fastpath-agent"] {
+        found.extend(modules::Modules::of(&root.join(crate_).join("src"), &files)?.circles());
+    }
+    if found.is_empty() { Ok(()) } else { bail!("\n  {}", found.join("\n  ")) }
 }
 
 /// Everything that belongs to the repository, committed or about to be.
@@ -207,7 +221,7 @@ fn may_be_unsafe(path: &str) -> bool {
 const LAYERS: &[(&str, &[&str], &str)] = &[
     (
         "fastpath-agent/src/core/",
-        &["crate::kernel", "crate::daemon", "crate::report", "crate::cli", "crate::config"],
+        &["crate::kernel", "crate::daemon", "crate::commands", "crate::cli", "crate::config"],
         "core depends on no other layer",
     ),
     (
@@ -234,20 +248,24 @@ const LAYERS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "fastpath-agent/src/kernel/",
-        &["crate::daemon", "crate::report", "crate::cli"],
+        &["crate::daemon", "crate::commands", "crate::cli"],
         "kernel depends on core only",
     ),
     (
         "fastpath-agent/src/cli/",
-        &["crate::kernel", "crate::daemon", "crate::report"],
+        &["crate::kernel", "crate::daemon", "crate::commands"],
         "flags depend on core only",
     ),
     (
         "fastpath-agent/src/config/",
-        &["crate::kernel", "crate::daemon", "crate::report"],
+        &["crate::kernel", "crate::daemon", "crate::commands"],
         "configuration depends on flags and core only",
     ),
-    ("fastpath-agent/src/report/", &["crate::daemon"], "report doesn't know the daemon"),
+    (
+        "fastpath-agent/src/daemon/",
+        &["crate::commands", "crate::cli"],
+        "daemon is the loop, and knows no subcommand",
+    ),
 ];
 
 fn layering(path: &str, code: &str) -> Option<String> {
@@ -306,11 +324,11 @@ mod tests {
         }
         assert_eq!(broken(core, "//! x\nuse crate::{\n    core::{daemon, kernel},\n};\n").len(), 0);
         assert_eq!(broken("fastpath-agent/src/kernel/nft.rs", "//! x\nuse crate::core::plan;\n").len(), 0);
-        assert_eq!(broken("fastpath-agent/src/kernel/nft.rs", "//! x\nuse crate::report::text;\n").len(), 1);
         assert_eq!(
-            broken("fastpath-agent/src/report/text.rs", "//! x\nuse crate::daemon::reconcile;\n").len(),
+            broken("fastpath-agent/src/kernel/nft.rs", "//! x\nuse crate::commands::text;\n").len(),
             1
         );
+        assert_eq!(broken("fastpath-agent/src/daemon/mod.rs", "//! x\nuse crate::commands::why;\n").len(), 1);
         assert_eq!(broken("fastpath-agent/src/daemon/mod.rs", "//! x\nuse crate::kernel::links;\n").len(), 0);
         // A comment may say anything.
         assert_eq!(broken(core, "//! x\n// unlike crate::kernel\n").len(), 0);

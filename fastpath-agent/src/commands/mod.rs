@@ -1,0 +1,98 @@
+//! What a person runs and then ends: a file for each subcommand.
+
+mod canary;
+pub mod cleanup;
+pub mod doctor;
+pub mod flow_writer;
+pub mod flows;
+pub mod follow;
+pub mod render;
+pub mod revalidate;
+pub mod revoke;
+pub mod rules;
+mod running;
+pub mod status;
+pub mod top;
+pub mod why;
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::Context;
+use serde::Serialize;
+
+use crate::{
+    cli::{Cli, Command},
+    config::Config,
+    core::printable::printable,
+    daemon,
+    kernel::probe,
+    logging, pages,
+};
+
+/// Runs the subcommand, or the agent where there is none.
+///
+/// # Errors
+///
+/// With what to tell the user. A command that did its work and didn't like the result says so itself, and ends with
+/// [`ExitCode::FAILURE`].
+pub fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
+    match &cli.command {
+        None => run_agent(cli),
+        Some(Command::Render(args)) => render::run(args),
+        Some(Command::Status(args)) => status::run(args),
+        Some(Command::Flows(args)) => flows::run(args),
+        Some(Command::Top(args)) => top::run(args),
+        Some(Command::Revalidate) => revalidate::run(),
+        Some(Command::Revoke(args)) => revoke::run(args),
+        Some(Command::Why(args)) => why::run(args),
+        Some(Command::Doctor(args)) => doctor::run(args),
+        Some(Command::Canary(args)) => canary::run(args),
+        Some(Command::Cleanup(args)) => cleanup::run(args),
+        Some(Command::Pages { directory }) => {
+            pages::write(directory)
+                .with_context(|| format!("cannot write man pages to {}", directory.display()))?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn run_agent(cli: &Cli) -> anyhow::Result<ExitCode> {
+    let config = Config::new(&cli.run, hostname())?;
+    logging::start(config.log_format, config.verbosity)?;
+    let kernel = probe::probe();
+    runtime()?.block_on(daemon::run(config, &kernel))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // Metrics are read beside the loop; nothing is left of that a moment later.
+        .max_blocking_threads(2)
+        .thread_keep_alive(Duration::from_millis(100))
+        .build()
+        .context("cannot start the event loop")
+}
+
+fn hostname() -> String {
+    nix::unistd::gethostname()
+        .map(|name| printable(name.as_encoded_bytes()).into_owned())
+        .unwrap_or_else(|_| "localhost".to_owned())
+}
+
+/// Prints to standard output; a reader that has gone away is no error.
+fn print(text: &str) -> anyhow::Result<ExitCode> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
+        other => other.context("cannot write to standard output")?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_json(value: &impl Serialize) -> anyhow::Result<ExitCode> {
+    print(&(serde_json::to_string_pretty(value)? + "\n"))
+}

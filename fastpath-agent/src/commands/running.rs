@@ -1,0 +1,87 @@
+//! The agent that runs in this network namespace, and the flags that it was started with.
+
+use crate::{
+    cli::{Cli, EbpfMode, RunArgs},
+    config::{Config, Rules},
+    core::doctor::facts::Unread,
+    invocation::{Invocation, InvocationError},
+    kernel::facts::{self, AgentProcess},
+};
+use std::path::PathBuf;
+
+/// What the flags say.
+pub(super) struct Flags {
+    pub(super) rules: Rules,
+    pub(super) node: String,
+    pub(super) without_ebpf: bool,
+    pub(super) pin_path: PathBuf,
+    /// What of an agent's flags couldn't be had.
+    pub(super) unread: Option<Unread>,
+}
+
+/// The configuration of the agent that runs here; `None` if none runs, or its flags can't be read.
+pub(super) fn running_config() -> Option<Config> {
+    facts::agent_processes().iter().find_map(|process| {
+        let Cli { command: None, run, .. } = started_with(process)?.ok()? else { return None };
+        checked(run, String::new()).map(|(config, _)| config)
+    })
+}
+
+/// The configuration of flags that an agent runs with, and what of it couldn't be read; `None` where it can't run with them.
+fn checked(mut run: RunArgs, node: String) -> Option<(Config, Option<Unread>)> {
+    match Config::new(&run, node.clone()) {
+        Ok(config) => Some((config, None)),
+        // It was right at the start.
+        Err(bad) if run.rules.exclude_file.take().is_some() => {
+            Some((Config::new(&run, node).ok()?, Some(Unread::Exclusions(bad.to_string()))))
+        }
+        Err(_) => None,
+    }
+}
+
+/// The process of the agent that runs here.
+pub(super) fn running_agent_pid() -> Option<u32> {
+    let is_agent = |process: &AgentProcess| match started_with(process) {
+        Some(Ok(cli)) => cli.command.is_none(),
+        Some(Err(_)) => true,
+        None => false,
+    };
+    facts::agent_processes().into_iter().find(is_agent).map(|process| process.pid)
+}
+
+/// The agent that runs here, and its flags; else doctor's own.
+pub(super) fn running_agent(own: Flags) -> (Option<AgentProcess>, Flags) {
+    for process in facts::agent_processes() {
+        let run = match started_with(&process) {
+            Some(Ok(Cli { command: None, run, .. })) => run,
+            Some(Err(error)) => {
+                return (Some(process), Flags { unread: Some(Unread::Flags(error)), ..own });
+            }
+            // Another subcommand, or one that is about to end since its flags are wrong.
+            Some(Ok(_)) | None => continue,
+        };
+        let Some((config, unread)) = checked(run, own.node.clone()) else { continue };
+        let flags = Flags {
+            without_ebpf: config.ebpf == EbpfMode::Off,
+            rules: config.rules,
+            node: config.node,
+            pin_path: config.pin_path,
+            unread,
+        };
+        return (Some(process), flags);
+    }
+    (None, own)
+}
+
+/// The flags that a process was started with, or why they can't be read; `None` where they are wrong.
+fn started_with(process: &AgentProcess) -> Option<Result<Cli, String>> {
+    let (arguments, environment) = match &process.started_with {
+        Ok(words) => words,
+        Err(error) => return Some(Err(error.to_string())),
+    };
+    match Invocation::of_another(arguments, environment, &|path| process.path(path)) {
+        Ok(invocation) => Some(Ok(invocation.cli)),
+        Err(InvocationError::File(error)) => Some(Err(error.to_string())),
+        Err(InvocationError::CommandLine(_)) => None,
+    }
+}

@@ -1,0 +1,22 @@
+//! What kind of link it is, where that decides what becomes of its flows.
+
+use crate::core::model::{IfIndex, Link};
+
+/// Whether `link` is a port of a bridge that is managed too: then the bridge is in the flowtable and the port isn't.
+///
+/// With the port in it the kernel would offload flows past the bridge and the routing table, to the port and the MAC address
+/// of that moment (`FLOW_OFFLOAD_XMIT_DIRECT`), and go on so when the host moves to another port, a neighbour's address or
+/// the route changes. Hardware needs the ports.
+pub fn is_bridged<'a>(link: &Link, managed: impl Fn(IfIndex) -> Option<&'a Link>) -> bool {
+    link.master.and_then(managed).is_some_and(is_bridge)
+}
+
+/// Whether `link` is a VRF.
+pub fn is_vrf(link: &Link) -> bool {
+    link.kind.as_deref() == Some("vrf")
+}
+
+/// Whether `link` is a bridge.
+pub fn is_bridge(link: &Link) -> bool {
+    link.kind.as_deref() == Some("bridge")
+}
