@@ -263,7 +263,7 @@ const LAYERS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "fastpath-agent/src/daemon/",
-        &["crate::commands", "crate::cli"],
+        &["crate::commands"],
         "daemon is the loop, and knows no subcommand",
     ),
 ];
