@@ -111,8 +111,7 @@ impl Rules {
         if self.ignore_known_bugs || self.threshold == 0 {
             return None;
         }
-        let left_out = !self.selection.takes_all() || self.exclusions.names_interfaces();
-        let bug = forbids_offload(kernel, left_out)?;
+        let bug = forbids_offload(kernel)?;
         self.threshold = 0;
         Some(bug)
     }

@@ -188,7 +188,7 @@ fn what_is_wrong_with_the_host_is_found() {
             },
             &[(Red, "known-bugs")],
         ),
-        (|f| f.kernel.release = "6.19.1".to_owned(), &[(Amber, "known-bugs")]),
+        (|f| f.kernel.release = "6.19.1".to_owned(), &[(Red, "known-bugs")]),
         (|f| f.agent = None, &[(Amber, "agent")]),
         (
             |f| {

@@ -76,15 +76,6 @@ fn counts_for_itself(patch: u32, suffix: &str) -> bool {
     enterprise || (patch == 0 && number.is_some_and(|digits| digits > 0))
 }
 
-/// When a bug bites.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Condition {
-    /// Whatever the agent's flags are.
-    Always,
-    /// Only where interfaces that are up stay out of the flowtable (`--interfaces`, `--exclude-interfaces`).
-    InterfacesLeftOut,
-}
-
 /// A bug of the flowtable that loses packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KnownBug {
@@ -92,8 +83,6 @@ pub struct KnownBug {
     pub name: &'static str,
     /// What happens.
     pub what: &'static str,
-    /// When it happens.
-    pub condition: Condition,
     /// Which kernel to use instead.
     pub fixed_in: &'static str,
     /// First version that has it, and first that doesn't any more, both `(major, minor, patch)`.
@@ -107,14 +96,12 @@ pub const KNOWN_BUGS: [KnownBug; 2] = [
     KnownBug {
         name: "stale-route",
         what: "offloaded flows, above all of IPv6, now and then lose packets when their cached route goes stale",
-        condition: Condition::Always,
         fixed_in: "5.15.42, 5.17.10 or 5.18",
         affected: &[((5, 13, 0), (5, 15, 42)), ((5, 16, 0), (5, 17, 10))],
     },
     KnownBug {
         name: "incomplete-path",
-        what: "packets of an offloaded flow are dropped when the device that they leave through isn't in the flowtable",
-        condition: Condition::InterfacesLeftOut,
+        what: "packets of an offloaded flow are dropped when the device that they leave through isn't in the flowtable, as ports of bridges aren't",
         fixed_in: "7.2",
         affected: &[((6, 18, 45), (7, 2, 0))],
     },
@@ -132,8 +119,8 @@ pub fn bugs_of(version: KernelVersion) -> impl Iterator<Item = &'static KnownBug
 }
 
 /// The bug for which flows aren't offloaded on this kernel; `None` if there is none.
-pub fn forbids_offload(names: &KernelNames<'_>, interfaces_left_out: bool) -> Option<&'static KnownBug> {
-    bugs_of(KernelVersion::of(names)?).find(|bug| bug.condition == Condition::Always || interfaces_left_out)
+pub fn forbids_offload(names: &KernelNames<'_>) -> Option<&'static KnownBug> {
+    bugs_of(KernelVersion::of(names)?).next()
 }
 
 #[cfg(test)]
@@ -217,32 +204,32 @@ mod tests {
 
     #[test]
     fn bugs_begin_and_end_where_the_sources_say() {
-        let bug = |release: &str, left_out| {
-            forbids_offload(&KernelNames { release, ..KernelNames::default() }, left_out).map(|bug| bug.name)
+        let bug = |release: &str| {
+            forbids_offload(&KernelNames { release, ..KernelNames::default() }).map(|bug| bug.name)
         };
-        for (release, always, left_out) in [
-            ("5.10.200", None, None),
-            ("5.12.19", None, None),
-            ("5.13.0", Some("stale-route"), Some("stale-route")),
-            ("5.15.41", Some("stale-route"), Some("stale-route")),
-            ("5.15.42", None, None),
-            ("5.16.20", Some("stale-route"), Some("stale-route")),
-            ("5.17.9", Some("stale-route"), Some("stale-route")),
-            ("5.17.10", None, None),
-            ("5.18.0", None, None),
-            ("6.1.158", None, None),
-            ("6.12.117+deb12-cloud-amd64", None, None),
-            ("6.18.44", None, None),
-            ("6.18.45", None, Some("incomplete-path")),
-            ("6.19.2-arch1-1", None, Some("incomplete-path")),
-            ("7.1.9", None, Some("incomplete-path")),
-            ("7.2.0", None, None),
+        for (release, expected) in [
+            ("5.10.200", None),
+            ("5.12.19", None),
+            ("5.13.0", Some("stale-route")),
+            ("5.15.41", Some("stale-route")),
+            ("5.15.42", None),
+            ("5.16.20", Some("stale-route")),
+            ("5.17.9", Some("stale-route")),
+            ("5.17.10", None),
+            ("5.18.0", None),
+            ("6.1.158", None),
+            ("6.12.117+deb12-cloud-amd64", None),
+            ("6.18.44", None),
+            ("6.18.45", Some("incomplete-path")),
+            ("6.19.2-arch1-1", Some("incomplete-path")),
+            ("7.1.9", Some("incomplete-path")),
+            ("7.2.0", None),
             // What can't be told is no ground to refuse.
-            ("5.14.0-503.11.1.el9_5.x86_64", None, None),
-            ("5.15.0-119-generic", None, None),
-            ("nonsense", None, None),
+            ("5.14.0-503.11.1.el9_5.x86_64", None),
+            ("5.15.0-119-generic", None),
+            ("nonsense", None),
         ] {
-            assert_eq!((bug(release, false), bug(release, true)), (always, left_out), "{release}");
+            assert_eq!(bug(release), expected, "{release}");
         }
     }
 

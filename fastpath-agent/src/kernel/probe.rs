@@ -159,7 +159,7 @@ struct Part {
     modprobe: &'static str,
 }
 
-const MODPROBE: &str = "modprobe nft_ct nft_fib_inet nf_flow_table_inet nft_flow_offload";
+const MODPROBE: &str = "modprobe -a nft_ct nft_fib_inet nf_flow_table_inet nft_flow_offload";
 const NF_TABLES: Part = Part {
     what: "nf_tables",
     options: &["CONFIG_NF_TABLES", "CONFIG_NF_TABLES_INET"],
@@ -328,7 +328,7 @@ mod tests {
             ),
             (
                 host(Some(as_modules), Some(dep), Some("nf_flow_table 1 0 - Live 0x0\n")),
-                "module nf_flow_table_inet isn't loaded and can't be loaded from here: run `modprobe nft_ct nft_fib_inet nf_flow_table_inet nft_flow_offload` on the host",
+                "module nf_flow_table_inet isn't loaded and can't be loaded from here: run `modprobe -a nft_ct nft_fib_inet nf_flow_table_inet nft_flow_offload` on the host",
             ),
             (
                 host(Some(as_modules), Some("kernel/net/netfilter/nf_flow_table.ko:\n"), Some("")),

@@ -261,11 +261,7 @@ const LAYERS: &[(&str, &[&str], &str)] = &[
         &["crate::kernel", "crate::daemon", "crate::commands"],
         "configuration depends on flags and core only",
     ),
-    (
-        "fastpath-agent/src/daemon/",
-        &["crate::commands"],
-        "daemon is the loop, and knows no subcommand",
-    ),
+    ("fastpath-agent/src/daemon/", &["crate::commands"], "daemon is the loop, and knows no subcommand"),
 ];
 
 fn layering(path: &str, code: &str) -> Option<String> {

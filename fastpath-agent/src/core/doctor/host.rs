@@ -6,7 +6,7 @@ use super::{
 };
 use crate::core::{
     capability::{BPF, NET_ADMIN, PERFMON, has, missing},
-    known_bugs::{Condition, KernelNames, KernelVersion, bugs_of},
+    known_bugs::{KernelNames, KernelVersion, bugs_of},
     model::Link,
     ruleset::observed::Owner,
 };
@@ -59,25 +59,20 @@ fn known_bugs(facts: &Facts) -> Vec<Finding> {
     let Some(kernel) = KernelVersion::of(&names) else {
         return vec![Finding::green(CHECK, format!("{release} has no version that could be looked up"))];
     };
-    let left_out = !facts.policy.selection.takes_all() || facts.policy.exclusions.names_interfaces();
     let findings: Vec<_> = bugs_of(kernel)
         .map(|bug| {
             let found = format!("{release} is known for a bug ({}): {}", bug.name, bug.what);
             let use_another = format!("use a kernel with the fix (Linux {})", bug.fixed_in);
-            match (bug.condition == Condition::Always || left_out, facts.ignores_known_bugs) {
-                (true, true) => Finding::red(
+            if facts.ignores_known_bugs {
+                Finding::red(
                     CHECK,
                     format!("{found}; offloading goes on all the same (--ignore-known-bugs)"),
-                    format!("{use_another}, or leave --ignore-known-bugs out, so that offloading is switched off"),
-                ),
-                (true, false) => {
-                    Finding::red(CHECK, format!("{found}; so the agent doesn't offload here"), use_another)
-                }
-                (false, _) => Finding::amber(
-                    CHECK,
-                    found,
-                    format!("keep every interface in the flowtable (no --interfaces, no --exclude-interfaces), or {use_another}"),
-                ),
+                    format!(
+                        "{use_another}, or leave --ignore-known-bugs out, so that offloading is switched off"
+                    ),
+                )
+            } else {
+                Finding::red(CHECK, format!("{found}; so the agent doesn't offload here"), use_another)
             }
         })
         .collect();

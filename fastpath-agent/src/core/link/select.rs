@@ -27,11 +27,6 @@ impl Selection {
         Ok(Self { include, exclude: glob_set(exclude)? })
     }
 
-    /// No pattern narrows it: every interface that is up is taken, but loopback.
-    pub fn takes_all(&self) -> bool {
-        self.include.is_none() && self.exclude.is_empty()
-    }
-
     /// Why `link` doesn't belong into the flowtable; `None` if it does.
     pub fn reject(&self, link: &Link) -> Option<Unmanaged> {
         if link.loopback {
@@ -140,9 +135,6 @@ mod tests {
     #[test]
     fn state_decides_unless_globs_do() {
         let all = selection(&[], &[]);
-        assert!(
-            all.takes_all() && !selection(&["*"], &[]).takes_all() && !selection(&[], &["x"]).takes_all()
-        );
         let cases = [
             (link("eth0"), None),
             (
