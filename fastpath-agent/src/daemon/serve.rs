@@ -6,7 +6,7 @@ use std::{
     convert::Infallible,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU8, Ordering},
     },
     time::Duration,
@@ -24,7 +24,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{Notify, mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot, watch},
     task::{AbortHandle, JoinHandle, JoinSet, yield_now},
     time::{sleep, timeout},
 };
@@ -69,6 +69,15 @@ pub enum Question {
     Metrics(oneshot::Sender<Option<Box<Asked>>>),
 }
 
+/// Whom a connection asks.
+#[derive(Clone)]
+struct Asker {
+    questions: mpsc::Sender<Question>,
+    /// The page that is being made, if one is. Who asks meanwhile gets the same: a page takes a few milliseconds, and many who ask
+    /// at once would keep the others waiting.
+    making: Arc<Mutex<Option<(Format, watch::Receiver<Option<Bytes>>)>>>,
+}
+
 /// The port, and what is asked there. Closed when dropped.
 pub struct Server {
     questions: mpsc::Receiver<Question>,
@@ -79,8 +88,8 @@ impl Server {
     /// Opens the port. Must be called inside a tokio runtime.
     pub async fn open(address: SocketAddr) -> Result<Self, ServeError> {
         let listener = TcpListener::bind(address).await.map_err(|source| ServeError { address, source })?;
-        let (ask, questions) = mpsc::channel(MOST_QUESTIONS);
-        Ok(Self { questions, task: tokio::spawn(accept(listener, ask)) })
+        let (asker, questions) = Asker::new();
+        Ok(Self { questions, task: tokio::spawn(accept(listener, asker)) })
     }
 
     /// The next question; never where there is no port. Safe to cancel.
@@ -100,14 +109,14 @@ impl Drop for Server {
     }
 }
 
-async fn accept(listener: TcpListener, ask: mpsc::Sender<Question>) {
+async fn accept(listener: TcpListener, asker: Asker) {
     // Connections go with this task.
     let mut connections = Connections::default();
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
                 connections.make_room().await;
-                connections.add(stream, ask.clone());
+                connections.add(stream, asker.clone());
                 // It gets to read what has come already, before the next one may want its place.
                 yield_now().await;
             }
@@ -155,9 +164,9 @@ struct Connections {
 }
 
 impl Connections {
-    fn add(&mut self, stream: TcpStream, ask: mpsc::Sender<Question>) {
+    fn add(&mut self, stream: TcpStream, asker: Asker) {
         let stage = Arc::new(Stage { answered: Arc::clone(&self.answered), ..Stage::default() });
-        let task = self.tasks.spawn(serve(stream, ask, Arc::clone(&stage)));
+        let task = self.tasks.spawn(serve(stream, asker, Arc::clone(&stage)));
         self.open.push_back((task, stage));
     }
 
@@ -183,12 +192,12 @@ impl Connections {
 }
 
 /// One request and its answer: whoever comes once a quarter of a minute needs no connection in between.
-async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, ask: mpsc::Sender<Question>, stage: Arc<Stage>) {
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, asker: Asker, stage: Arc<Stage>) {
     let answer = service_fn(|request| {
-        let (ask, stage) = (ask.clone(), Arc::clone(&stage));
+        let (asker, stage) = (asker.clone(), Arc::clone(&stage));
         async move {
             stage.set(Stage::WAITING);
-            let answer = answer(&request, &ask).await;
+            let answer = answer(&request, &asker).await;
             stage.set(Stage::READING);
             Ok::<_, Infallible>(answer)
         }
@@ -206,7 +215,7 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, ask: mpsc::Sender<Qu
     }
 }
 
-async fn answer(request: &Request<Incoming>, ask: &mpsc::Sender<Question>) -> Response<Full<Bytes>> {
+async fn answer(request: &Request<Incoming>, asker: &Asker) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n".to_owned());
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -214,22 +223,26 @@ async fn answer(request: &Request<Incoming>, ask: &mpsc::Sender<Question>) -> Re
     }
     let accept = request.headers().get_all(ACCEPT);
     let format = Format::accepted(accept.iter().filter_map(|value| value.to_str().ok()));
-    answer_at(request.uri().path(), format, ask).await
+    answer_at(request.uri().path(), format, asker).await
 }
 
-async fn answer_at(path: &str, format: Format, ask: &mpsc::Sender<Question>) -> Response<Full<Bytes>> {
+async fn answer_at(path: &str, format: Format, asker: &Asker) -> Response<Full<Bytes>> {
     match path {
-        "/healthz" => match put(ask, Question::Alive).await {
+        "/healthz" => match asker.put(Question::Alive).await {
             Some(()) => text(StatusCode::OK, "ok\n".to_owned()),
             None => stuck(),
         },
-        "/readyz" => match put(ask, Question::Ready).await {
+        "/readyz" => match asker.put(Question::Ready).await {
             Some(Ok(())) => text(StatusCode::OK, "ok\n".to_owned()),
             Some(Err(reason)) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
             None => stuck(),
         },
-        "/metrics" => match put(ask, Question::Metrics).await.flatten() {
-            Some(asked) => page(asked, format).await,
+        "/metrics" => match asker.page(format).await {
+            Some(page) => {
+                let mut response = Response::new(Full::new(page));
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
+                response
+            }
             None => stuck(),
         },
         "/" => text(StatusCode::OK, "/metrics\n/healthz\n/readyz\n".to_owned()),
@@ -237,31 +250,46 @@ async fn answer_at(path: &str, format: Format, ask: &mpsc::Sender<Question>) -> 
     }
 }
 
-/// Reads the kernel beside the loop, which has other things to do.
-async fn page(asked: Box<Asked>, format: Format) -> Response<Full<Bytes>> {
-    match tokio::task::spawn_blocking(move || metrics::render(&asked.read(), format)).await {
-        Ok(page) => {
-            let mut response = text(StatusCode::OK, page);
-            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
-            response
-        }
-        Err(error) => {
-            text(StatusCode::INTERNAL_SERVER_ERROR, format!("the metrics can't be read: {error}\n"))
-        }
+impl Asker {
+    /// With the end at which the questions arrive.
+    fn new() -> (Self, mpsc::Receiver<Question>) {
+        let (questions, receiver) = mpsc::channel(MOST_QUESTIONS);
+        (Self { questions, making: Arc::default() }, receiver)
     }
-}
 
-/// Asks the loop; `None` if it doesn't answer in time.
-async fn put<T>(
-    ask: &mpsc::Sender<Question>,
-    question: impl FnOnce(oneshot::Sender<T>) -> Question,
-) -> Option<T> {
-    let (answer, answered) = oneshot::channel();
-    let asked = async {
-        ask.send(question(answer)).await.ok()?;
-        answered.await.ok()
-    };
-    timeout(ANSWER_LIMIT, asked).await.ok().flatten()
+    /// Asks the loop; `None` if it doesn't answer in time.
+    async fn put<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Option<T> {
+        let (answer, answered) = oneshot::channel();
+        let asked = async {
+            self.questions.send(question(answer)).await.ok()?;
+            answered.await.ok()
+        };
+        timeout(ANSWER_LIMIT, asked).await.ok().flatten()
+    }
+
+    /// The page of metrics; `None` if it can't be had.
+    async fn page(&self, format: Format) -> Option<Bytes> {
+        if let Some(mut made) = self.being_made(format)
+            && let Ok(page) = made.wait_for(Option::is_some).await
+        {
+            return page.clone();
+        }
+        // Who waits for this is told if it comes to nothing: the sender is dropped.
+        let (made, receiver) = watch::channel(None);
+        *self.making.lock().unwrap_or_else(PoisonError::into_inner) = Some((format, receiver));
+        let asked = self.put(Question::Metrics).await.flatten()?;
+        // Reads the kernel beside the loop, which has other things to do.
+        let page = tokio::task::spawn_blocking(move || metrics::render(&asked.read(), format)).await.ok()?;
+        *self.making.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let page = Bytes::from(page);
+        made.send_replace(Some(page.clone()));
+        Some(page)
+    }
+
+    fn being_made(&self, format: Format) -> Option<watch::Receiver<Option<Bytes>>> {
+        let making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        making.as_ref().filter(|(of, _)| *of == format).map(|(_, made)| made.clone())
+    }
 }
 
 fn stuck() -> Response<Full<Bytes>> {
@@ -285,8 +313,8 @@ pub fn exchange(request: &[u8]) -> Vec<u8> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     runtime.block_on(async {
         let (mut client, server) = tokio::io::duplex(ROOM);
-        let (ask, mut questions) = mpsc::channel(MOST_QUESTIONS);
-        tokio::spawn(serve(server, ask, Arc::default()));
+        let (asker, mut questions) = Asker::new();
+        tokio::spawn(serve(server, asker, Arc::default()));
         tokio::spawn(async move {
             while let Some(question) = questions.recv().await {
                 match question {
@@ -324,9 +352,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_loop_that_does_not_answer_is_neither_alive_nor_ready() {
-        let (ask, questions) = mpsc::channel(MOST_QUESTIONS);
+        let (asker, questions) = Asker::new();
         for path in ["/healthz", "/readyz", "/metrics"] {
-            let answer = answer_at(path, Format::accepted([]), &ask).await;
+            let answer = answer_at(path, Format::accepted([]), &asker).await;
             assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "{path}");
         }
         assert_eq!(questions.len(), 3, "each was asked");
