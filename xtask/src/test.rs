@@ -131,6 +131,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     } else if has(Tier::Guest) || has(Tier::Bench) || package || twin || faults || soak {
         needs.push(Need::Guest(&wanted));
     }
+    if has(Tier::Guest) || faults {
+        needs.push(Need::Image);
+    }
     if package {
         needs.extend([Need::Package, Need::PackageTrial]);
     }
