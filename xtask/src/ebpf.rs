@@ -16,17 +16,31 @@ pub(crate) struct Objects {
 
 /// Builds the eBPF programs.
 pub(crate) fn build() -> Result<Objects> {
-    let directory = target().join("bpfel-unknown-none/release");
-    let objects =
-        Objects { plain: directory.join("fastpath-ebpf"), log: directory.join("fastpath-ebpf-log") };
-    process::run(cargo("build")?.args(["--release", "--features", "log"]))?;
-    let built = fs::read(&objects.plain)?;
-    // Written only if it is another, so that the agent isn't built again for nothing.
-    if fs::read(&objects.log).ok().as_ref() != Some(&built) {
-        fs::write(&objects.log, built)?;
-    }
+    let log = with_feature("log")?;
     process::run(cargo("build")?.arg("--release"))?;
-    Ok(objects)
+    Ok(Objects { plain: built(), log })
+}
+
+/// The programs with maps of another layout. They don't log.
+pub(crate) fn with_other_maps() -> Result<Objects> {
+    let plain = with_feature("other-maps")?;
+    Ok(Objects { log: plain.clone(), plain })
+}
+
+fn with_feature(feature: &str) -> Result<PathBuf> {
+    process::run(cargo("build")?.args(["--release", "--features", feature]))?;
+    let object = built().with_file_name(format!("fastpath-ebpf-{feature}"));
+    let content = fs::read(built())?;
+    // Written only if it is another, so that the agent isn't built again for nothing.
+    if fs::read(&object).ok().as_ref() != Some(&content) {
+        fs::write(&object, content)?;
+    }
+    Ok(object)
+}
+
+/// Where cargo puts the object that it built last.
+fn built() -> PathBuf {
+    target().join("bpfel-unknown-none/release/fastpath-ebpf")
 }
 
 /// Checks the eBPF programs with clippy.

@@ -167,6 +167,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     // By hand only: the host tier draws some in any case.
     let frames = options.twin.minutes.filter(|_| has(Tier::Fuzz) && FRAMES_TESTS.contains(&options.filter));
     let binaries = match has(Tier::Host) || has(Tier::Guest) || faults || frames.is_some() {
+        true if has(Tier::Guest) && OTHER_MAPS_TESTS.contains(&options.filter) => {
+            Some(build::for_tests_and_other_maps()?)
+        }
         true => Some(build::for_tests()?),
         false => None,
     };
@@ -219,7 +222,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             seed: options.twin.seed,
             save: options.save,
         };
-        let binaries = build::with_program("soak")?;
+        let binaries = build::with_program_and_other_maps("soak")?;
         for wanted in &wanted {
             counts.check(soak::run(&asked, wanted, &binaries));
         }
@@ -349,6 +352,9 @@ fn summary(line: &str) -> Option<Counts> {
 /// Tests that draw frames for the eBPF programs, and how many for each minute of `--tier=fuzz --minutes`.
 const FRAMES_TESTS: &str = "host::ebpf::parser::agrees";
 const FRAMES_A_MINUTE: u64 = 50_000;
+
+/// Tests that want another agent besides, whose maps have another layout.
+const OTHER_MAPS_TESTS: &str = "soak::seed_1";
 
 /// Tests below this need programs that the guest hasn't, and nothing of the kernel that differs there.
 const ONLY_HERE: &str = "here::";
