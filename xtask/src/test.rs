@@ -3,8 +3,10 @@
 use std::{
     env,
     io::{BufRead, BufReader},
+    panic::resume_unwind,
     path::Path,
     process::{Command, Stdio},
+    thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -149,13 +151,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if has(Tier::Unit) {
         counts.add(&unit_tests(&options.filter)?);
     }
+    let mut runs_miri = false;
     if has(Tier::Fuzz) {
         match toolchain::nightly() {
             Ok(_) => {
                 counts.add(&fuzz::run(options.twin.minutes, &options.filter)?);
-                if "miri".contains(&options.filter) {
-                    counts.check(miri::run());
-                }
+                runs_miri = "miri".contains(&options.filter);
             }
             Err(error) => {
                 println!("skipped fuzz: {error:#}");
@@ -173,6 +174,31 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         true => Some(build::for_tests()?),
         false => None,
     };
+    // Those that are there already, since others would be built with other features.
+    let with = |program| binaries.clone().map_or_else(|| build::with_program(program), Ok);
+    // Each takes one processor, and as long as the other.
+    let (field, alone) = thread::scope(|scope| -> Result<_> {
+        let field = field.filter(|_| !full.is_empty());
+        let field = field.map(|part| -> Result<_> {
+            let binaries = with("field")?;
+            let full = &full;
+            Ok(scope.spawn(move || field::run(full, &binaries, part, options.kvm)))
+        });
+        let field = field.transpose()?;
+        let mut alone = Counts::default();
+        if let Some(binaries) = binaries.as_ref().filter(|_| has(Tier::Host)) {
+            let tests = List::of(&binaries["it"], &options.filter)?;
+            let here = tests.filtered(|name| name.starts_with("host::") || name.starts_with(ONLY_HERE));
+            alone.add(&host_tests(binaries, &here, limit, None)?);
+        }
+        if runs_miri {
+            alone.check(miri::run());
+        }
+        let field = field.map(|field| field.join().unwrap_or_else(|payload| resume_unwind(payload)));
+        Ok((field.transpose()?, alone))
+    })?;
+    counts.add(&alone);
+    counts.add(&field.unwrap_or_default());
     if let Some(binaries) = &binaries {
         if let Some(minutes) = frames {
             let tests = List::of(&binaries["it"], FRAMES_TESTS)?;
@@ -180,10 +206,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             counts.add(&host_tests(binaries, &tests, limit, Some(minutes * FRAMES_A_MINUTE))?);
         }
         let tests = List::of(&binaries["it"], &options.filter)?;
-        if has(Tier::Host) {
-            let here = tests.filtered(|name| name.starts_with("host::") || name.starts_with(ONLY_HERE));
-            counts.add(&host_tests(binaries, &here, limit, None)?);
-        }
         if has(Tier::Guest) {
             let image = image::for_tests(binaries)?;
             if "image".contains(&options.filter) {
@@ -193,7 +215,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             let all = kernels::all()?;
             guests.retain(|kernel| there.names.iter().any(|name| kernel.runs(name, &all)));
             setup::ensure(&[Need::Guest(&guests)])?;
-            let how = How { limit, variables: options.seed(None), kvm: options.kvm, told: false };
+            let once = options.tier.is_empty() && options.kernel.is_empty() && options.filter.is_empty();
+            let once = once.then(kernels::Once::by_commit).transpose()?;
+            let how = How { limit, variables: options.seed(None), kvm: options.kvm, told: false, once };
             counts.add(&fleet::run(&guests, binaries, &image, &there, &how)?);
         }
         if faults {
@@ -202,7 +226,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.as_secs());
             let variables = [options.seed(Some(now)), vec!["FASTPATH_FAULTS=full".to_owned()]].concat();
             let limit = Duration::from_secs(options.time_limit.unwrap_or(3600));
-            let how = How { limit, variables, kvm: options.kvm, told: true };
+            let how = How { limit, variables, kvm: options.kvm, told: true, once: None };
             counts.add(&fleet::run(&wanted, binaries, &image, &faults, &how)?);
         }
     }
@@ -226,11 +250,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         for wanted in &wanted {
             counts.check(soak::run(&asked, wanted, &binaries));
         }
-    }
-    // Those that are there already, since others would be built with other features.
-    let with = |program| binaries.clone().map_or_else(|| build::with_program(program), Ok);
-    if let Some(part) = field.filter(|_| !full.is_empty()) {
-        counts.add(&field::run(&full, &with("field")?, part, options.kvm)?);
     }
     if bench {
         let binaries = with("bench")?;
