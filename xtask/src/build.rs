@@ -46,16 +46,21 @@ pub(crate) fn with_program(program: &str) -> Result<Binaries> {
 
 /// The same, and the agent whose maps have another layout.
 pub(crate) fn with_program_and_other_maps(program: &str) -> Result<Binaries> {
-    let other = other_maps()?;
-    let mut built = with_program(program)?;
-    built.insert(OTHER_MAPS.to_owned(), other);
-    Ok(built)
+    and_other_maps(|| with_program(program))
 }
 
 /// An agent whose maps have another layout than the usual agent's, as another version's may.
 const OTHER_MAPS: &str = "fastpath-agent-other-maps";
 
-/// Before the usual one, since cargo puts both in the same place.
+/// Cargo puts both agents in the same place: the usual one comes first, and takes its place again at once.
+fn and_other_maps(usual: impl Fn() -> Result<Binaries>) -> Result<Binaries> {
+    usual()?;
+    let other = other_maps()?;
+    let mut built = usual()?;
+    built.insert(OTHER_MAPS.to_owned(), other);
+    Ok(built)
+}
+
 fn other_maps() -> Result<PathBuf> {
     let what = ["-p", "fastpath-agent", "-p", "fastpath-tests", "--bin", "fastpath-agent"];
     // Half of what it takes to build otherwise.
@@ -76,10 +81,7 @@ pub(crate) fn for_tests() -> Result<Binaries> {
 
 /// The same, and the agent whose maps have another layout.
 pub(crate) fn for_tests_and_other_maps() -> Result<Binaries> {
-    let other = other_maps()?;
-    let mut built = for_tests()?;
-    built.insert(OTHER_MAPS.to_owned(), other);
-    Ok(built)
+    and_other_maps(for_tests)
 }
 
 fn complete(built: Binaries, more: &[&str]) -> Result<Binaries> {

@@ -16,31 +16,26 @@ pub(crate) struct Objects {
 
 /// Builds the eBPF programs.
 pub(crate) fn build() -> Result<Objects> {
-    let log = with_feature("log")?;
-    process::run(cargo("build")?.arg("--release"))?;
-    Ok(Objects { plain: built(), log })
+    Ok(Objects { log: built("log", &["--features", "log"])?, plain: built("plain", &[])? })
 }
 
 /// The programs with maps of another layout. They don't log.
 pub(crate) fn with_other_maps() -> Result<Objects> {
-    let plain = with_feature("other-maps")?;
+    let plain = built("other-maps", &["--features", "other-maps"])?;
     Ok(Objects { log: plain.clone(), plain })
 }
 
-fn with_feature(feature: &str) -> Result<PathBuf> {
-    process::run(cargo("build")?.args(["--release", "--features", feature]))?;
-    let object = built().with_file_name(format!("fastpath-ebpf-{feature}"));
-    let content = fs::read(built())?;
+/// Builds them, and takes the object away from where cargo puts every one of them.
+fn built(name: &str, features: &[&str]) -> Result<PathBuf> {
+    process::run(cargo("build")?.arg("--release").args(features))?;
+    let place = target().join("bpfel-unknown-none/release/fastpath-ebpf");
+    let object = place.with_file_name(format!("fastpath-ebpf-{name}"));
+    let content = fs::read(&place)?;
     // Written only if it is another, so that the agent isn't built again for nothing.
     if fs::read(&object).ok().as_ref() != Some(&content) {
         fs::write(&object, content)?;
     }
     Ok(object)
-}
-
-/// Where cargo puts the object that it built last.
-fn built() -> PathBuf {
-    target().join("bpfel-unknown-none/release/fastpath-ebpf")
 }
 
 /// Checks the eBPF programs with clippy.
