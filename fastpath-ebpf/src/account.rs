@@ -31,7 +31,7 @@ struct Amount {
     flags: u64,
 }
 
-/// When: nanoseconds, and the tick of the kernel that they stand for.
+/// When: nanoseconds, and their tick of the kernel.
 #[derive(Clone, Copy)]
 struct Now {
     ns: u64,

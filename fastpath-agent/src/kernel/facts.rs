@@ -84,7 +84,7 @@ pub fn agent_processes() -> Vec<AgentProcess> {
             let path = entry.path();
             let name = fs::read_to_string(path.join("comm")).ok()?;
             let same = pid != std::process::id() && name.trim_end() == NAME;
-            // One whose namespace can't be read is somebody's whom we may not look at.
+            // A process whose namespace can't be read is another user's, which this one may not see.
             (same && fs::read_link(path.join("ns/net")).is_ok_and(|there| there == here)).then(|| {
                 AgentProcess {
                     pid,

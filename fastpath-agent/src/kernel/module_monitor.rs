@@ -1,4 +1,4 @@
-//! Hears of kernel modules that are loaded (NETLINK_KOBJECT_UEVENT): with one come tables that nobody announces.
+//! Events of loaded kernel modules (NETLINK_KOBJECT_UEVENT): modules bring tables that the kernel doesn't announce.
 #![expect(unsafe_code, reason = "tokio cannot know that a descriptor stays open")]
 
 use std::{

@@ -75,11 +75,11 @@ fn hand_over(pin_path: &Path, chunks: &mpsc::Sender<Vec<Crossed>>) -> Result<(),
             chunk.push(Crossed { entry, directions });
         }
         if chunk.len() == CHUNK {
-            // Fails once nobody listens any more.
+            // Fails once the receiver is gone.
             let _ = chunks.blocking_send(std::mem::replace(&mut chunk, Vec::with_capacity(CHUNK)));
         }
     })?;
     let _ = chunks.blocking_send(chunk);
-    debug!(connections, "connections that crossed before were looked for");
+    debug!(connections, "searched for connections that crossed before");
     Ok(())
 }

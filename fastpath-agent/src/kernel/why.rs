@@ -78,7 +78,7 @@ pub enum WhyError {
     /// The ruleset.
     #[error(transparent)]
     Nft(#[from] NftError),
-    /// Programs of others.
+    /// Other programs' eBPF programs.
     #[error("cannot look at the programs on {interface}: {source}")]
     Programs {
         /// Where.
@@ -317,7 +317,7 @@ fn forwarded(entry: &Entry) -> [Tuple; 4] {
     [between, between.reversed(), entry.reply.reversed(), entry.original.reversed()]
 }
 
-/// The interface that the forward path sees packets come in on: where routing leads back to, if that stands on the one
+/// The interface that the forward path sees packets come in on: where routing leads back to, if that is on top of the one
 /// that they were counted on; else the topmost above it.
 fn input(links: &LinkTable, counted: Option<IfIndex>, back: Option<IfIndex>) -> Option<IfIndex> {
     let Some(counted) = counted else { return back };
@@ -403,7 +403,7 @@ fn unmanaged(
     Ok(found)
 }
 
-/// Programs of others where packets of the flow come in, or would.
+/// Other programs' eBPF programs where packets of the flow come in, or would.
 fn programs(
     table: &LinkTable,
     directions: &[(Option<IfIndex>, Option<IfIndex>, Route)],
@@ -434,7 +434,7 @@ fn programs(
     Ok(found)
 }
 
-/// Flowtables of others, and the place of who adds to them.
+/// Other programs' flowtables, and the rules that add to them.
 fn flowtables(nft: &mut Nft) -> Result<Vec<Flowtable>, NftError> {
     let others = nft.survey()?.flowtables;
     if others.is_empty() {
@@ -455,7 +455,7 @@ fn flowtables(nft: &mut Nft) -> Result<Vec<Flowtable>, NftError> {
     Ok(others.into_iter().map(flowtable).collect())
 }
 
-/// The meter's two readings; its element may be new, or may have gone and begun anew.
+/// The meter's two readings; its element may be new, or may have gone and started again at 0.
 fn slow(first: Option<SlowPath>, second: Option<SlowPath>) -> Option<Slow> {
     let SlowPath { counter, idle_ms, .. } = second?;
     let before =

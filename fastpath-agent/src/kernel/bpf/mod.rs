@@ -62,7 +62,7 @@ pub trait FlowEyes {
     /// Attaches to `link`, ahead of other programs, or takes over what an earlier agent attached there.
     fn attach(&mut self, link: &Link) -> Result<Attachment, BpfError>;
 
-    /// Detaches from an interface; nothing happens if nothing of ours is attached, or the interface is gone.
+    /// Detaches from an interface; nothing happens if no program of the agent is attached, or the interface is gone.
     fn detach(&mut self, index: IfIndex) -> Result<(), BpfError>;
 
     /// What is attached, by this agent or an earlier one.
@@ -148,7 +148,7 @@ impl fmt::Display for WithoutXdp {
             Self::Stacked => write!(f, "it gets its packets from other interfaces"),
             // dev_xdp_attach (net/core/dev.c).
             Self::Refused { errno: libc::EBUSY | libc::EEXIST } => {
-                write!(f, "somebody else's XDP program is there, or on an interface above it")
+                write!(f, "another program's XDP program is there, or on an interface above it")
             }
             Self::Refused { errno: libc::EOPNOTSUPP } => {
                 write!(f, "its driver, or this kernel, doesn't support it")

@@ -1,5 +1,5 @@
-//! What aya has no call for, or makes more of than is wanted: its way to attach an XDP program goes on by netlink where
-//! the kernel says EINVAL, and could so replace somebody else's.
+//! What aya has no call for, or makes more of than is wanted: where the kernel says EINVAL, aya goes on to attach an XDP
+//! program by netlink, and could so replace another program's.
 #![expect(unsafe_code, reason = "bpf(2) has no safe wrapper")]
 
 use std::{

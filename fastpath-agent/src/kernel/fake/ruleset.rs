@@ -75,7 +75,7 @@ impl FakeRuleset {
         }
     }
 
-    /// Somebody else changes the table.
+    /// Another program changes the table.
     pub fn disturb(&mut self, change: impl FnOnce(&mut Option<ObservedTable>)) {
         change(&mut self.table);
         self.generation += 1;

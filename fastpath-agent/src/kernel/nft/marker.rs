@@ -1,5 +1,5 @@
 //! User data of tables, rules and sets: a sequence of type, length and value, one byte each for the first two
-//! (libnftnl's udata.h). `nft` passes over types that it doesn't know, which is where our mark of ownership stands.
+//! (libnftnl's udata.h). `nft` passes over types that it doesn't know, so the agent's mark of ownership is there.
 
 use crate::core::ruleset::{
     observed::Owner,

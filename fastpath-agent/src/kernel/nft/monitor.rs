@@ -1,5 +1,5 @@
-//! Hears that the ruleset changed, and what was changed. One wake-up for each transaction, whatever its size: all
-//! notifications but the new generation's come to a second socket, which is only read when somebody wants to know.
+//! Follows changes of the ruleset. One wake-up for each transaction, whatever its size: all
+//! notifications but the new generation's come to a second socket, which is read on request only.
 #![expect(unsafe_code, reason = "tokio cannot know that a descriptor stays open")]
 
 use std::{io, os::fd::AsRawFd};

@@ -25,7 +25,7 @@ pub struct Found {
 }
 
 impl Nft {
-    /// Looks through all rules, ours included. What changes meanwhile may be missed.
+    /// Searches all rules, the agent's included. What changes meanwhile may be missed.
     pub fn search_rules(&mut self) -> Result<Found, NftError> {
         let rules = list(libc::NFT_MSG_GETRULE, Families::All);
         let found = self.socket.dump(rules, Found::default(), |found, message| rule(message, found));
