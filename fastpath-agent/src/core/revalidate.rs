@@ -1,6 +1,6 @@
 //! Which changes of the ruleset may concern forwarded packets, and when the flowtable is emptied because of them.
 //!
-//! An offloaded flow passes no chain, so a rule that comes to deny it changes nothing until the flow leaves the flowtable.
+//! An offloaded flow passes no chain, so a new rule that denies it changes nothing until the flow leaves the flowtable.
 //! What is said here errs on the side of emptying it: that costs each flow a few packets on the normal path.
 
 use std::{
@@ -66,7 +66,7 @@ pub enum Subject<'a> {
     Other,
 }
 
-/// Where a base chain stands.
+/// Place of a base chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hook<'a> {
     /// "filter", "nat" or "route".
@@ -77,7 +77,7 @@ pub struct Hook<'a> {
     pub priority: i32,
 }
 
-/// What somebody else's change may concern.
+/// What another program's change may concern.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Touched {
     /// Our table.
@@ -105,7 +105,7 @@ impl BitOrAssign for Touched {
     }
 }
 
-/// The base chains of all tables but ours, as far as they were read or announced, and whether forwarded packets pass them.
+/// The base chains of all tables but the agent's, as far as they were read or announced, and whether forwarded packets pass them.
 /// What isn't known counts as one that they pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BaseChains(BTreeMap<(u8, String), BTreeMap<String, Passed>>);

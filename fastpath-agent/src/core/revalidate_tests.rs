@@ -81,7 +81,7 @@ fn in_a_mixed_table_rules_of_base_chains_are_told_apart() {
 }
 
 #[test]
-fn a_table_without_base_chains_concerns_nobody() {
+fn a_table_without_base_chains_concerns_no_flow() {
     let mut chains = BaseChains::default();
     let jumped_to = Subject::Chain { name: "c", hook: None, gone: false };
     for notice in [
@@ -121,7 +121,7 @@ fn chains_that_translate_count_when_they_go() {
     }
 }
 
-/// Objects of a table that nobody announced, in a family that nobody has heard of, or in a hook of its own.
+/// Objects of a table that wasn't announced, in an unknown family, or in a hook of its own.
 #[test]
 fn what_is_not_known_counts() {
     for family in [INET, IPV4, NETDEV, BRIDGE, 99] {

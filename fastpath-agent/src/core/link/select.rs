@@ -84,15 +84,15 @@ impl Unmanaged {
     }
 }
 
-const NO_TEXT: &str = "its name is no text (UTF-8), which nft can't list; rename it";
+const NO_TEXT: &str = "its name isn't UTF-8, which nft can't list; rename it";
 
-/// What [`Unmanaged::name`] returns; after that, reasons that aren't the link's own: its bridge is managed instead, there is
-/// no flowtable of ours.
+/// What [`Unmanaged::name`] returns; after that, reasons that aren't the link's own: its bridge is managed instead, or the
+/// agent has no flowtable.
 pub const REASON_NAMES: [&str; 8] =
     ["loopback", "down", "excluded", "flows-excluded", "not-included", "refused", PORT, NO_RULESET];
-/// Its bridge stands for it.
+/// Its bridge is managed instead.
 pub const PORT: &str = "port";
-/// There is no flowtable of ours.
+/// The agent has no flowtable.
 pub const NO_RULESET: &str = "no-ruleset";
 
 impl Unmanaged {

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::core::model::{IfIndex, Link};
 
-/// Kinds of links that hand up the very packets of the link that they stand on.
+/// Kinds of links that hand up the very packets of the link below.
 const STACKED: [&str; 5] = ["vlan", "macvlan", "macvtap", "ipvlan", "ipvtap"];
 
 /// Of the links in `managed`, those to count packets on: all that have no managed link below them, at any depth.
@@ -50,7 +50,7 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// A link is now like this, or gone. Returns the links that may have come to be watched by it, or may not be any more.
+    /// A link is now like this, or gone. Returns the links that may be watched now, or may not be any more.
     pub fn follow(&mut self, index: IfIndex, link: Option<&Link>, managed: bool) -> BTreeSet<IfIndex> {
         let mut concerned = self.upwards(index);
         for (upper, lower) in self.steps.remove(&index).into_iter().flatten() {
@@ -146,7 +146,7 @@ pub fn not_for_xdp(link: &Link) -> Option<NotForXdp> {
     }
 }
 
-/// Interfaces that hand up packets of others. Those of kind ppp may.
+/// Interfaces that hand up packets of other interfaces. Those of kind ppp may.
 pub fn uppers(links: &super::table::LinkTable) -> BTreeMap<IfIndex, crate::core::model::IfName> {
     let mut indices: BTreeSet<IfIndex> = lower_links(links.iter()).into_keys().collect();
     indices.extend(links.iter().filter(|link| link.kind.as_deref() == Some("ppp")).map(|link| link.index));

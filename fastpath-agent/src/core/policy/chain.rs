@@ -15,7 +15,7 @@ pub type SetKey = (TableKey, Box<str>);
 pub struct Chain {
     /// Where it is hooked; `None` for one that is only jumped to.
     pub base: Option<Base>,
-    /// Its rules in order; empty where nobody asks what they do.
+    /// Its rules in order; empty where what they do doesn't matter.
     pub rules: Vec<Rule>,
     /// Maps that say where packets of established connections go from here.
     pub maps: BTreeSet<Box<str>>,

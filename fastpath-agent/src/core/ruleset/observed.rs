@@ -42,7 +42,7 @@ pub struct Observed {
     pub table: Option<ObservedTable>,
 }
 
-/// A table of our name, ours or not.
+/// A table of our name, the agent's or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObservedTable {
     /// Who made it.
@@ -92,7 +92,7 @@ pub struct ObservedChain {
     pub rules: Vec<ObservedRule>,
 }
 
-/// Where a base chain stands.
+/// Place of a base chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChainHook {
     /// "filter", "nat" or "route".
@@ -134,7 +134,7 @@ pub struct ObservedSet {
 }
 
 impl ObservedTable {
-    /// An empty one of ours.
+    /// The agent's, empty.
     pub fn empty() -> Self {
         Self { owner: Owner::Ours, flowtables: Vec::new(), chains: Vec::new(), sets: Vec::new() }
     }
@@ -169,7 +169,7 @@ impl ObservedTable {
         rules.filter_map(|rule| conditions_of(&rule.exprs))
     }
 
-    /// Whether packets of offloaded flows that are on the forward path all the same are metered.
+    /// Whether packets of offloaded flows that are still on the forward path are metered.
     pub fn metered(&self) -> bool {
         self.set(OwnSet::SlowPath).is_some()
             && self.rules_of(OwnChain::Offload).any(|(_, rule)| rule == Rule::MeterOffloaded)
@@ -201,8 +201,9 @@ impl ObservedTable {
     /// The same of one chain.
     pub(super) fn untraced_of(&self, chain: OwnChain) -> Option<Counter> {
         // A table that `render` printed carries no markers, nor do its rules.
-        let ours = |(rule, kind): &(&ObservedRule, Rule)| rule.owner == self.owner && *kind == Rule::Untraced;
-        self.rules_of(chain).find(ours)?.0.counter
+        let untraced =
+            |(rule, kind): &(&ObservedRule, Rule)| rule.owner == self.owner && *kind == Rule::Untraced;
+        self.rules_of(chain).find(untraced)?.0.counter
     }
 
     /// A table that an agent or `render` made, whoever loaded it: it has our chains behind the base chain and our set of interfaces, and nothing
