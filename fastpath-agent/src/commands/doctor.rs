@@ -82,7 +82,7 @@ pub async fn report(args: &DoctorArgs, own: Rules, hostname: String) -> Result<R
     let (agent, mut flags) = running_agent(own);
     let ignores_known_bugs = flags.rules.ignore_known_bugs;
     // As the agent does it.
-    flags.rules.heed(&KernelName::read().names());
+    flags.rules.avoid_known_bugs(&KernelName::read().names());
     let (counter, ipsec) = (kernel.flowtable_counter.is_supported(), kernel.rt_ipsec.is_supported());
     let mut policy = flags.rules.policy(counter, ipsec);
     let links = Links::open()?.list()?.into_iter().collect();

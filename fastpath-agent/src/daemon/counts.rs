@@ -20,7 +20,7 @@ pub struct Reconciles {
     pub failures: u64,
     /// Transactions that were committed.
     pub commits: u64,
-    /// Those that put back what somebody else had changed.
+    /// Those that undid another program's change.
     pub repairs: u64,
 }
 
