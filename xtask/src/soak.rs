@@ -31,7 +31,7 @@ const DRAWING: &str = "docs/soak.svg";
 /// What the last things may take after the time is over.
 const GRACE: Duration = Duration::from_secs(120);
 
-/// What the tier was asked for, of what others are asked too.
+/// The options of this tier that other tiers have too.
 pub(crate) struct Asked {
     pub(crate) minutes: u64,
     pub(crate) seed: Option<u64>,
