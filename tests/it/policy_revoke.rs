@@ -94,7 +94,7 @@ fn connections_below_the_threshold_count_too() {
 
 /// The backend of a service is taken out of the service, and the connection with it.
 #[test]
-fn killed_connections_have_to_be_accepted_anew() {
+fn killed_connections_have_to_be_accepted_again() {
     let topology = Topology::build(Layout { nat: Nat::Service, ..Layout::default() });
     let node = &topology.node;
     node.nft(
@@ -132,7 +132,7 @@ fn everything_has_to_be_asked_for() {
         assert_eq!(output.status.code(), Some(64), "{args:?}");
     }
     assert_eq!(agent::output(node, &["revoke", "--all"]), "no connection matches\n");
-    // Without a table of ours there is nothing to hold anything out of, and deleting works all the same.
+    // Without the agent's table there is nothing to keep flows out of, and deleting works anyway.
     node.nft("table inet t { chain c { type filter hook forward priority 0; ct state new; }; }");
     let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
     assert_eq!(flow.rounds(3), 3);

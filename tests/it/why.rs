@@ -223,7 +223,7 @@ fn dropped_before_it_gets_to_the_rule() {
     let topology = Topology::routed();
     let node = &topology.node;
     let _agent = start(&topology, &[]);
-    // The flow stands, and its packets end here.
+    // The flow is established, and its packets end here.
     node.nft(
         "table inet firewall { chain forward { type filter hook forward priority 0; policy accept; }; }",
     );

@@ -39,7 +39,7 @@ impl Terminal {
         let (reader, drawn) = (Arc::clone(&pty), Arc::clone(&parser));
         thread::spawn(move || {
             let mut bytes = [0; 4096];
-            // It ends with an error once nobody has the terminal open.
+            // It ends with an error once no process has the terminal open.
             while let Ok(read @ 1..) = (&*reader).read(&mut bytes) {
                 drawn.lock().expect("screen").process(&bytes[..read]);
             }

@@ -41,7 +41,7 @@ fn rules_are_listed_with_what_is_done_about_each() {
     node.nft(RULES);
     let agent = Agent::start(node, &[]);
     let log = agent.log().join("\n");
-    assert!(log.contains("judged anew when it is time"), "{log}");
+    assert!(log.contains("revalidated at known moments"), "{log}");
     assert!(log.contains("inet edge forward handle") && log.contains("(set portal)"), "{log}");
     assert!(!log.contains("no flow is offloaded"), "{log}");
     let expected =
