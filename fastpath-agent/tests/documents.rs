@@ -1,6 +1,6 @@
 //! What documents, manifests and units say of this program's flags and subcommands is so. Nothing is run here.
 //!
-//! `FASTPATH_UPDATE_DOCS=1 cargo test -p fastpath-agent --test documents` writes docs/flags.md anew.
+//! `FASTPATH_UPDATE_DOCS=1 cargo test -p fastpath-agent --test documents` writes the parts that follow from the code.
 #![expect(clippy::unwrap_used, reason = "a test that can't read the repository fails")]
 
 use std::{
@@ -11,7 +11,8 @@ use std::{
 };
 
 use clap::{Arg, Command, CommandFactory, Parser, error::ErrorKind};
-use fastpath_agent::cli::Cli;
+use fastpath_agent::{cli::Cli, core::why_not::WhyNot};
+use strum::{EnumMessage, IntoEnumIterator};
 
 #[expect(unreachable_pub, reason = "the harness of the tests is its other user")]
 #[path = "../../tests/src/document.rs"]
@@ -178,41 +179,56 @@ fn every_flag_in_units_and_manifests_exists() {
     }
 }
 
-#[test]
-fn docs_flags_md_is_what_clap_knows() {
-    let path = root().join("docs/flags.md");
-    let page = page();
+/// The part of a page between two comments is this text.
+fn assert_written(page: &str, part: &str, text: &str) {
+    let path = root().join("docs").join(page);
+    let written = fs::read_to_string(&path).unwrap();
+    let (begin, end) = (format!("<!-- {part} -->\n"), format!("<!-- end of {part} -->"));
+    let (before, rest) = written.split_once(&begin).expect("where it begins");
+    let (_, after) = rest.split_once(&end).expect("where it ends");
+    let wanted = format!("{before}{begin}\n{}\n\n{end}{after}", text.trim_end());
     if std::env::var_os("FASTPATH_UPDATE_DOCS").is_some() {
-        fs::write(&path, &page).unwrap();
+        fs::write(&path, wanted).unwrap();
+    } else {
+        assert!(
+            written == wanted,
+            "docs/{page} isn't up to date: FASTPATH_UPDATE_DOCS=1 cargo test -p fastpath-agent --test documents"
+        );
     }
-    let written = fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        written == page,
-        "docs/flags.md isn't what --help says: FASTPATH_UPDATE_DOCS=1 cargo test -p fastpath-agent --test documents"
-    );
 }
 
-fn page() -> String {
+#[test]
+fn flags_of_subcommands_are_what_help_says() {
     let mut command = Cli::command();
     command.build();
-    let mut page = "# Flags\n\n\
-        <!-- Written by a test from what --help knows: change fastpath-agent/src/cli.rs, then run\n     \
-        FASTPATH_UPDATE_DOCS=1 cargo test -p fastpath-agent --test documents -->\n\n\
-        What `fastpath-agent --help` says. A flag wins over its environment variable. A wrong flag or value ends the program with exit\n\
-        code 64 before anything is touched.\n\n"
-        .to_owned();
-    section(&mut page, &command);
+    let mut text = String::new();
     for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help") {
-        section(&mut page, sub);
+        section(&mut text, sub);
     }
-    page.truncate(page.trim_end().len());
-    page + "\n"
+    assert_written("configuration.md", "subcommands", &text);
+}
+
+#[test]
+fn every_reason_is_in_the_tables() {
+    let mut rows = "| `reason` | Means | Further fields |\n| --- | --- | --- |\n".to_owned();
+    for why in WhyNot::iter().filter(|why| *why != WhyNot::NotWatched) {
+        let (means, fields) = (why.get_message().unwrap(), why.get_detailed_message().unwrap_or_default());
+        writeln!(rows, "| `{}` | {means} | {fields} |", why.name()).unwrap();
+    }
+    assert_written("why.md", "reasons", &rows);
+    let mut rows = "| `cause` | Means |\n| --- | --- |\n".to_owned();
+    for why in WhyNot::of_flows() {
+        let name = why.name();
+        let cause = if why.is_about_something() { format!("{{\"{name}\": …}}") } else { name.to_owned() };
+        writeln!(rows, "| `{cause}` | {} |", why.get_message().unwrap()).unwrap();
+    }
+    assert_written("flows.md", "causes", &rows);
 }
 
 fn section(page: &mut String, command: &Command) {
     let name = command.get_bin_name().unwrap_or(PROGRAM);
     let about = command.get_long_about().or(command.get_about()).map(ToString::to_string).unwrap_or_default();
-    writeln!(page, "## `{name}`\n\n{}.\n", prose(about.trim_end_matches('.'))).unwrap();
+    writeln!(page, "### `{name}`\n\n{}.\n", prose(about.trim_end_matches('.'))).unwrap();
     for argument in command.get_positionals() {
         writeln!(page, "- `{}`: {}", value_name(argument), help(argument)).unwrap();
     }

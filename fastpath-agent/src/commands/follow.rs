@@ -83,10 +83,12 @@ fn clock(time: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::flow::{
-        Cause,
-        connection::{Tuple, UDP},
-        path::Path,
+    use crate::core::{
+        flow::{
+            connection::{Tuple, UDP},
+            path::Path,
+        },
+        why_not::WhyNot,
     };
 
     #[test]
@@ -102,7 +104,7 @@ mod tests {
             protocol: "udp".to_owned(),
             original: tuple,
             reply: None,
-            state: State::Stalled(Cause::OneWay),
+            state: State::stalled(WhyNot::OneWay),
             interfaces: vec!["c0".to_owned()],
             ingress: [None; 2],
             conntrack: None,

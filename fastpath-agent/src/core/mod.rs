@@ -18,3 +18,4 @@ pub mod ruleset;
 pub mod surroundings;
 pub mod threshold;
 pub mod why;
+pub mod why_not;

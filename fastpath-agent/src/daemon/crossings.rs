@@ -25,14 +25,17 @@ use super::{
 };
 use crate::{
     config::Config,
-    core::flow::{
-        Cause, Flow, Node, State,
-        assist::Assist,
-        connection::{Entry, TcpState, Tuple},
-        crossing::{self, Settled},
-        one_way::{self, Streams},
-        record::{Event, FlowRecord},
-        traffic::Marks,
+    core::{
+        flow::{
+            Flow, Node, State,
+            assist::Assist,
+            connection::{Entry, TcpState, Tuple},
+            crossing::{self, Settled},
+            one_way::{self, Streams},
+            record::{Event, FlowRecord},
+            traffic::Marks,
+        },
+        why_not::WhyNot,
     },
     daemon::metrics::{BELOW_THRESHOLD, ENDED},
     kernel::{
@@ -419,10 +422,10 @@ impl<S: FlowSource> Crossings<S> {
         let flow = self.flow(settled);
         if !counted {
             let cause = match flow.as_ref().map(|flow| &flow.state) {
-                Ok(State::Stalled(cause)) => cause.name(),
+                Ok(State::Stalled(cause)) => cause.why.name(),
                 Ok(State::BelowThreshold) => BELOW_THRESHOLD,
                 Ok(_) => ENDED,
-                Err(_) => Cause::Unknown.name(),
+                Err(_) => WhyNot::Unknown.name(),
             };
             *self.counts.not_offloaded.entry(cause).or_default() += 1;
         }

@@ -13,13 +13,13 @@ use prometheus_client::{
 use crate::{
     core::{
         flow::{
-            CAUSE_NAMES,
             sums::{COUNTED_STATES, FlowSums},
             traffic::Passed,
         },
-        link::select::REASON_NAMES,
+        link::select::Unmanaged,
         pace::Trigger,
         policy::{concern::HANDLED, traits::CHANGING},
+        why_not::WhyNot,
     },
     kernel::memory::Usage,
 };
@@ -71,7 +71,7 @@ pub struct Agent {
     pub crossed: u64,
     /// Those that were offloaded.
     pub offloaded: u64,
-    /// Those that weren't, by [`CAUSE_NAMES`], or "ended".
+    /// Those that weren't, by [`WhyNot::name`], or "ended".
     pub not_offloaded: BTreeMap<&'static str, u64>,
     /// Connections older than the ruleset that were offloaded with our help.
     pub assisted: u64,
@@ -79,7 +79,7 @@ pub struct Agent {
     pub managed: usize,
     /// Interfaces whose packets are counted.
     pub watched: usize,
-    /// Interfaces that aren't in the flowtable, by [`REASON_NAMES`].
+    /// Interfaces that aren't in the flowtable, by [`Unmanaged::name`].
     pub left_out: BTreeMap<&'static str, u64>,
     /// Other programs' rules that offloaded packets bypass, by class and by how the agent handles them ([`HANDLED`]).
     pub rules: BTreeMap<(&'static str, &'static str), u64>,
@@ -281,7 +281,7 @@ fn flows(page: &mut Page, agent: &Agent, kernel: &Kernel) {
         "Connections that crossed the threshold and were offloaded",
         agent.offloaded,
     );
-    let causes = CAUSE_NAMES.into_iter().chain([BELOW_THRESHOLD, ENDED]);
+    let causes = WhyNot::of_flows().map(WhyNot::name).chain([BELOW_THRESHOLD, ENDED]);
     let causes =
         causes.map(|cause| ([cause.to_owned()], agent.not_offloaded.get(cause).copied().unwrap_or(0)));
     page.counters(
@@ -308,8 +308,8 @@ fn flows(page: &mut Page, agent: &Agent, kernel: &Kernel) {
     let states =
         COUNTED_STATES.map(|state| ([state.to_owned()], sums.states.get(state).copied().unwrap_or(0)));
     page.gauges("flows", None, "Connections in conntrack now", ["state"], states);
-    let stalled =
-        CAUSE_NAMES.map(|cause| ([cause.to_owned()], sums.stalled.get(cause).copied().unwrap_or(0)));
+    let stalled = WhyNot::of_flows().map(WhyNot::name);
+    let stalled = stalled.map(|cause| ([cause.to_owned()], sums.stalled.get(cause).copied().unwrap_or(0)));
     page.gauges(
         "flows_stalled",
         None,
@@ -350,8 +350,8 @@ fn interfaces(page: &mut Page, agent: &Agent, kernel: &Kernel) {
         "Interfaces whose packets are counted by eBPF",
         agent.watched as u64,
     );
-    let left_out =
-        REASON_NAMES.map(|reason| ([reason.to_owned()], agent.left_out.get(reason).copied().unwrap_or(0)));
+    let left_out = Unmanaged::names()
+        .map(|reason| ([reason.to_owned()], agent.left_out.get(reason).copied().unwrap_or(0)));
     page.gauges(
         "interfaces_left_out",
         None,

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use fastpath_common::Tally;
 
 use super::*;
+use crate::core::why_not::WhyNot;
 
 const DOCS: &str = include_str!("../../../docs/metrics.md");
 
@@ -88,10 +89,11 @@ fn the_document_has_every_metric_and_no_other() {
 
 #[test]
 fn the_document_names_every_value_of_a_bounded_label() {
-    let lists =
-        [&COUNTED_STATES[..], &CAUSE_NAMES, &REASON_NAMES, &STANDINGS, &REVALIDATION_OUTCOMES, &PARTS];
+    let lists = [&COUNTED_STATES[..], &STANDINGS, &REVALIDATION_OUTCOMES, &PARTS];
     let triggers = Trigger::ALL.map(|trigger| trigger.to_string());
     let names = lists.into_iter().flatten().copied().chain(triggers.iter().map(String::as_str));
+    let reasons: Vec<_> = WhyNot::of_flows().map(WhyNot::name).chain(Unmanaged::names()).collect();
+    let names = names.chain(reasons.iter().copied());
     for name in names.chain([ENDED, BELOW_THRESHOLD]) {
         assert!(DOCS.contains(&format!("`{name}`")), "docs/metrics.md doesn't name the value {name}");
     }

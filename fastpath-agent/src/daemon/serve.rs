@@ -75,8 +75,11 @@ struct Asker {
     questions: mpsc::Sender<Question>,
     /// The page that is being made, if one is. Who asks meanwhile gets the same: a page takes a few milliseconds, and many who ask
     /// at once would keep the others waiting.
-    making: Arc<Mutex<Option<(Format, watch::Receiver<Option<Bytes>>)>>>,
+    making: Arc<Mutex<Option<(Format, BeingMade)>>>,
 }
+
+/// Has the page once it is made; closed if that fails.
+type BeingMade = watch::Receiver<Option<Bytes>>;
 
 /// The port, and what is asked there. Closed when dropped.
 pub struct Server {
@@ -286,7 +289,7 @@ impl Asker {
         Some(page)
     }
 
-    fn being_made(&self, format: Format) -> Option<watch::Receiver<Option<Bytes>>> {
+    fn being_made(&self, format: Format) -> Option<BeingMade> {
         let making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         making.as_ref().filter(|(of, _)| *of == format).map(|(_, made)| made.clone())
     }

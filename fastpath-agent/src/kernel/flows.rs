@@ -20,7 +20,7 @@ use super::{
 };
 use crate::core::{
     flow::{
-        Cause, Flow, Node, State,
+        Flow, Node, State,
         connection::{Entry, Tuple},
         left_out::LeftOut,
         path::Metered,
@@ -29,6 +29,7 @@ use crate::core::{
     link::table::LinkTable,
     policy::others::Others,
     ruleset::{exclude::Exclusions, observed::ObservedTable, sets::OwnSet},
+    why_not::WhyNot,
 };
 
 /// Flows can't be read.
@@ -130,16 +131,17 @@ pub fn for_each_metered(
         };
         let id = entry.id;
         let mut flow = Flow::join(entry, seen, node);
-        if matches!(flow.state, State::Stalled(Cause::Unknown) | State::Idle) && revoked(id)? {
-            flow.state = State::Stalled(Cause::Revoked);
+        let unknown = flow.state.why_not() == Some(WhyNot::Unknown);
+        if (unknown || flow.state == State::Idle) && revoked(id)? {
+            flow.state = State::stalled(WhyNot::Revoked);
         }
-        if flow.state == State::Stalled(Cause::Unknown) {
+        if flow.state == State::stalled(WhyNot::Unknown) {
             let traces = match &traces {
                 Some(traces) => traces,
                 None => traces.insert(read_traces()?),
             };
             let cause = traces.get(&id).and_then(|traces| Evidence::of(traces).cause());
-            flow.state = State::Stalled(cause.unwrap_or(Cause::Unknown));
+            flow.state = State::stalled(cause.unwrap_or(WhyNot::Unknown));
         }
         match &mut meter {
             Some(meter) if wants_metered(&flow) => Ok((flow, Some(meter.of(id)?))),

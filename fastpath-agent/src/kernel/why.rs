@@ -39,7 +39,7 @@ use crate::core::{
         exclude::{self, Exclusions},
         sets::OwnSet,
     },
-    why::{self, Direction, Facts, FlowSpec, Flowtable, Moved, NotManaged, Program, Route, Ruleset, Slow},
+    why::{self, Direction, Facts, FlowSpec, Flowtable, Moved, Program, Route, Ruleset, Slow},
 };
 
 /// Time between the two looks.
@@ -373,7 +373,7 @@ fn unmanaged(
     ruleset: &Ruleset,
     agent: Option<Flags<'_>>,
     directions: &[Direction; 2],
-) -> Result<Vec<(IfIndex, NotManaged)>, NftError> {
+) -> Result<Vec<(IfIndex, Unmanaged)>, NftError> {
     let mut path = BTreeSet::new();
     for direction in directions {
         path.extend(direction.counted_on());
@@ -386,16 +386,11 @@ fn unmanaged(
     for index in path.into_iter().filter(|index| !ruleset.managed.contains(index)) {
         let Some(link) = links.get(index) else { continue };
         let why = match agent.and_then(|agent| agent.reject(link)).or_else(|| Unmanaged::of_state(link)) {
-            Some(Unmanaged::Loopback) => NotManaged::Loopback,
-            Some(Unmanaged::Down) => NotManaged::Down,
-            Some(Unmanaged::Excluded) => NotManaged::Excluded,
-            Some(Unmanaged::FlowsExcluded) => NotManaged::FlowsExcluded,
-            Some(Unmanaged::NotIncluded) => NotManaged::NotIncluded,
-            Some(Unmanaged::Refused { error }) => NotManaged::Refused { error },
+            Some(reason) => reason,
             None => match nft.try_device(&link.name)? {
-                Some(error) => NotManaged::Refused { error: error.to_string() },
-                None if agent.is_some() => NotManaged::NotYet,
-                None => NotManaged::LeftOut,
+                Some(error) => Unmanaged::Refused { error: error.to_string() },
+                None if agent.is_some() => Unmanaged::NotYet,
+                None => Unmanaged::LeftOut,
             },
         };
         found.push((index, why));

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use crate::core::flow::{
-    Cause, Flow, Node, SLOW, State,
+    Flow, Node, SLOW, State,
     connection::{Tuple, protocol_name},
 };
 
@@ -63,30 +63,10 @@ pub(super) fn duration(ns: u64) -> String {
 pub(super) fn state(flow: &Flow) -> String {
     match &flow.state {
         other if flow.slow() => format!("{}, {SLOW}", other.name()),
-        State::Stalled(cause) => format!("stalled: {}", word(cause)),
+        State::Stalled(cause) => format!("stalled: {}", cause.why.name()),
         State::Idle => "idle".to_owned(),
         State::BelowThreshold => "below".to_owned(),
         other => other.name().to_owned(),
-    }
-}
-
-fn word(cause: &Cause) -> &'static str {
-    match cause {
-        Cause::Protocol => "protocol",
-        Cause::Local => "local",
-        Cause::NoRule => "no rule",
-        Cause::Excluded(_) => "excluded",
-        Cause::Revoked => "revoked",
-        Cause::NotCounted => "uncounted",
-        Cause::OneWay => "one-way",
-        Cause::OneDirection => "one-direction",
-        Cause::Asymmetric => "asymmetric",
-        Cause::NotEstablished => "handshake",
-        Cause::Helper(_) => "helper",
-        Cause::Interface(_) => "interface",
-        Cause::EveryPacket(_) => "every-packet",
-        Cause::NotWatched => "not watched",
-        Cause::Unknown => "unknown",
     }
 }
 

@@ -13,7 +13,7 @@ use super::{
     text,
 };
 use crate::core::flow::{
-    Cause, Flow, State,
+    Flow, State,
     rates::{Order, Point, Row},
 };
 
@@ -85,9 +85,7 @@ impl Theme {
             State::HwOffloaded => self.fg(Color::Cyan),
             State::Offloaded => self.fg(Color::Green),
             State::Crossed => self.fg(Color::Yellow),
-            State::Stalled(Cause::Local | Cause::Protocol | Cause::Excluded(_) | Cause::Revoked) => {
-                self.fg(Color::DarkGray)
-            }
+            State::Stalled(cause) if cause.why.is_for_good() => self.fg(Color::DarkGray),
             State::Stalled(_) => self.fg(Color::Red),
             State::Idle | State::BelowThreshold => Style::new(),
             State::Closing => self.fg(Color::Magenta),

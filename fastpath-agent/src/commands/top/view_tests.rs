@@ -5,7 +5,10 @@ use ratatui::{Terminal, backend::TestBackend};
 use super::*;
 use crate::{
     commands::top::app::tests::{app, press, snapshot},
-    core::flow::path::Path,
+    core::{
+        flow::path::Path,
+        why_not::{Cause, WhyNot},
+    },
 };
 
 fn drawn(app: &mut App, width: u16, height: u16) -> Terminal<TestBackend> {
@@ -84,7 +87,7 @@ fn interfaces_have_a_table_of_their_own() {
 fn a_cause_is_a_word_in_its_row_and_spelt_out_below() {
     let mut app = app(1);
     let rows = &mut app.snapshot.as_mut().unwrap().sample.rows;
-    rows[0].flow.state = State::Stalled(Cause::Interface("eth9".to_owned()));
+    rows[0].flow.state = State::Stalled(Cause::about(WhyNot::Interface, "eth9".to_owned()));
     let lines = lines(&mut app, 80, 24);
     assert_eq!(words(&lines, "stalled: interface")[2], "tcp");
     assert!(

@@ -9,9 +9,10 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::{
-    Cause, Flow, Node,
+    Flow, Node,
     connection::{Entry, Tuple},
 };
+use crate::core::why_not::WhyNot;
 
 /// Time that an id stays in the set.
 pub const LISTED_MS: u64 = 30_000;
@@ -84,10 +85,10 @@ impl Assist {
     /// A flow that has crossed, or that was armed: lists it if that is all it needs.
     pub fn consider(&mut self, flow: &Flow, node: &Node, now_ms: u64) {
         let Some((entry, cause)) = flow.entry.as_ref().zip(flow.uncounted(node)) else { return };
-        match cause {
-            Cause::Unknown | Cause::NotWatched => {}
+        match cause.why {
+            WhyNot::Unknown | WhyNot::NotWatched => {}
             // Not for ever.
-            Cause::Interface(_) | Cause::EveryPacket(_) => return self.later(entry.original),
+            WhyNot::Interface | WhyNot::EveryPacket => return self.later(entry.original),
             _ => return,
         }
         if self.listed.get(&entry.original).is_some_and(|listed| listed.id == entry.id) {

@@ -17,13 +17,13 @@ pub mod traffic;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     net::IpAddr,
     sync::Arc,
 };
 
 use fastpath_common::FlowCounters;
 use serde::{Deserialize, Serialize};
+use strum::IntoStaticStr;
 
 use self::{
     connection::{Entry, TcpState, Tuple},
@@ -33,6 +33,7 @@ use self::{
 use crate::core::{
     model::{IfIndex, IfName},
     ruleset::exclude::Exclusions,
+    why_not::{Cause, WhyNot},
 };
 
 /// TCP flags that end an offload (FIN, RST).
@@ -61,8 +62,9 @@ pub struct Flow {
 }
 
 /// What became of a flow.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, IntoStaticStr)]
 #[serde(rename_all = "kebab-case", tag = "state", content = "cause")]
+#[strum(serialize_all = "kebab-case")]
 pub enum State {
     /// Handed to hardware.
     HwOffloaded,
@@ -80,42 +82,6 @@ pub enum State {
     Closing,
     /// Was counted, but conntrack doesn't have it any more, or never had it.
     Gone,
-}
-
-/// Why a flow isn't offloaded: the first cause that can be told.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Cause {
-    /// Neither TCP nor UDP.
-    Protocol,
-    /// Begins or ends on this node, so it isn't forwarded.
-    Local,
-    /// No rule offloads flows on this node.
-    NoRule,
-    /// Falls under this exclusion.
-    Excluded(String),
-    /// `fastpath-agent revoke` holds it out. Whoever asks has to look: it isn't told by what a flow is judged by.
-    Revoked,
-    /// The connection is older than our rule: conntrack doesn't count its packets.
-    NotCounted,
-    /// Packets were seen in one direction only.
-    OneWay,
-    /// Answered once, and since the threshold packets of one direction only were accepted here. Whoever asks has to look.
-    OneDirection,
-    /// The two directions take different interfaces. Whoever asks has to look.
-    Asymmetric,
-    /// The TCP handshake isn't complete.
-    NotEstablished,
-    /// A conntrack helper reads along.
-    Helper(String),
-    /// Came in on an interface that isn't in the flowtable.
-    Interface(String),
-    /// A rule of another program wants every packet: family, table, chain, handle and comment.
-    EveryPacket(String),
-    /// One direction comes in on an interface that isn't watched: down, excluded or left out.
-    NotWatched,
-    /// None of the above.
-    Unknown,
 }
 
 /// What a flow is judged by.
@@ -208,7 +174,7 @@ impl Flow {
 
     /// What keeps it from being offloaded besides that conntrack doesn't count its packets; `None` if conntrack does.
     pub fn uncounted(&self, node: &Node) -> Option<Cause> {
-        let entry = self.entry.as_ref().filter(|_| self.state == State::Stalled(Cause::NotCounted))?;
+        let entry = self.entry.as_ref().filter(|_| self.state == State::stalled(WhyNot::NotCounted))?;
         let counted = Entry { counters: Some(Default::default()), ..entry.clone() };
         Some(stalled(&counted, &self.seen, node))
     }
@@ -278,13 +244,13 @@ fn judge(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node, just_cros
         return State::Closing;
     }
     if entry.original.flow_key().is_none() {
-        return State::Stalled(Cause::Protocol);
+        return State::stalled(WhyNot::Protocol);
     }
     // A masqueraded connection's replies go to an address of this node, and yet it is forwarded.
     if node.addresses.contains(&entry.reply.source) || node.addresses.contains(&entry.original.source) {
-        return State::Stalled(Cause::Local);
+        return State::stalled(WhyNot::Local);
     }
-    let Some(threshold) = node.threshold else { return State::Stalled(Cause::NoRule) };
+    let Some(threshold) = node.threshold else { return State::stalled(WhyNot::NoRule) };
     let counted = match entry.counters {
         Some([original, reply]) => original.packets + reply.packets,
         None => seen.iter().flatten().map(|c| c.packets).sum(),
@@ -296,7 +262,7 @@ fn judge(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node, just_cros
         return State::Crossed;
     }
     match stalled(entry, seen, node) {
-        Cause::Unknown if is_idle(seen, node) => State::Idle,
+        cause if cause.why == WhyNot::Unknown && is_idle(seen, node) => State::Idle,
         cause => State::Stalled(cause),
     }
 }
@@ -307,71 +273,31 @@ fn is_idle(seen: &[Option<FlowCounters>; 2], node: &Node) -> bool {
 
 fn stalled(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node) -> Cause {
     if let Some(exclusion) = node.exclusions.of(entry) {
-        return Cause::Excluded(exclusion);
+        return Cause::about(WhyNot::Excluded, exclusion);
     }
     if !entry.status.seen_reply() {
-        return Cause::OneWay;
+        return WhyNot::OneWay.into();
     }
     if entry.tcp_state == Some(TcpState::Opening) {
-        return Cause::NotEstablished;
+        return WhyNot::NotEstablished.into();
     }
     if let Some(helper) = &entry.helper {
-        return Cause::Helper(helper.clone());
+        return Cause::about(WhyNot::Helper, helper.clone());
     }
     if entry.counters.is_none() {
-        return Cause::NotCounted;
+        return WhyNot::NotCounted.into();
     }
     // Where its first packets came in. One that has gone since isn't what keeps others on the normal path.
     let interfaces = seen.iter().flatten().map(|counted| IfIndex(counted.ifindex));
     let stranger =
         interfaces.filter(|index| !node.managed.contains(index)).find_map(|index| node.names.get(&index));
     match stranger {
-        Some(name) => Cause::Interface(name.to_string()),
-        None if let Some(rule) = node.left_out.by(entry) => Cause::EveryPacket(rule.to_owned()),
-        None if seen[0].is_some() != seen[1].is_some() => Cause::NotWatched,
-        None => Cause::Unknown,
-    }
-}
-
-/// What [`Cause::name`] returns, in the order in which causes are tested.
-pub const CAUSE_NAMES: [&str; 15] = [
-    "protocol",
-    "local",
-    "no-rule",
-    "excluded",
-    "one-way",
-    "not-established",
-    "helper",
-    "not-counted",
-    "interface",
-    "every-packet",
-    "not-watched",
-    "revoked",
-    "one-direction",
-    "asymmetric",
-    "unknown",
-];
-
-impl Cause {
-    /// Its name, as JSON has it, without what goes with it.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Protocol => "protocol",
-            Self::Local => "local",
-            Self::NoRule => "no-rule",
-            Self::Excluded(_) => "excluded",
-            Self::Revoked => "revoked",
-            Self::OneWay => "one-way",
-            Self::OneDirection => "one-direction",
-            Self::Asymmetric => "asymmetric",
-            Self::NotEstablished => "not-established",
-            Self::Helper(_) => "helper",
-            Self::NotCounted => "not-counted",
-            Self::Interface(_) => "interface",
-            Self::EveryPacket(_) => "every-packet",
-            Self::NotWatched => "not-watched",
-            Self::Unknown => "unknown",
+        Some(name) => Cause::about(WhyNot::Interface, name.to_string()),
+        None if let Some(rule) = node.left_out.by(entry) => {
+            Cause::about(WhyNot::EveryPacket, rule.to_owned())
         }
+        None if seen[0].is_some() != seen[1].is_some() => WhyNot::NotWatched.into(),
+        None => WhyNot::Unknown.into(),
     }
 }
 
@@ -382,40 +308,22 @@ pub const STATE_NAMES: [&str; 9] =
 pub const SLOW: &str = "slow";
 
 impl State {
-    /// Its name, as filters and JSON have it.
-    pub fn name(&self) -> &'static str {
+    /// Stalled for a reason that is about nothing further.
+    pub fn stalled(why: WhyNot) -> Self {
+        Self::Stalled(why.into())
+    }
+
+    /// Why it stalls, if it does.
+    pub fn why_not(&self) -> Option<WhyNot> {
         match self {
-            Self::HwOffloaded => "hw-offloaded",
-            Self::Offloaded => "offloaded",
-            Self::Crossed => "crossed",
-            Self::Stalled(_) => "stalled",
-            Self::Idle => "idle",
-            Self::BelowThreshold => "below-threshold",
-            Self::Closing => "closing",
-            Self::Gone => "gone",
+            Self::Stalled(cause) => Some(cause.why),
+            _ => None,
         }
     }
-}
 
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Protocol => f.write_str("neither TCP nor UDP"),
-            Self::Local => f.write_str("local, not forwarded"),
-            Self::NoRule => f.write_str("no rule offloads flows"),
-            Self::Excluded(exclusion) => write!(f, "excluded by {exclusion}"),
-            Self::Revoked => f.write_str("revoked"),
-            Self::NotCounted => f.write_str("older than the ruleset"),
-            Self::OneWay => f.write_str("one direction only"),
-            Self::OneDirection => f.write_str("one direction only since the threshold"),
-            Self::Asymmetric => f.write_str("the directions take different interfaces"),
-            Self::NotEstablished => f.write_str("not established"),
-            Self::Helper(name) => write!(f, "conntrack helper {name}"),
-            Self::Interface(name) => write!(f, "{name} isn't in the flowtable"),
-            Self::EveryPacket(rule) => write!(f, "{rule} wants every packet"),
-            Self::NotWatched => f.write_str("one direction comes in on an interface that isn't managed"),
-            Self::Unknown => f.write_str("cause unknown here: ask `why`"),
-        }
+    /// Its name, as filters and JSON have it.
+    pub fn name(&self) -> &'static str {
+        self.into()
     }
 }
 

@@ -5,9 +5,13 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 
 use super::*;
-use crate::core::flow::{
-    connection::{Entry, Status, TCP},
-    path::Metered,
+use crate::core::{
+    flow::{
+        State,
+        connection::{Entry, Status, TCP},
+        path::Metered,
+    },
+    why_not::WhyNot,
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -191,11 +195,14 @@ fn a_flow_back_out_of_its_interface_is_one_flow_there() {
 fn what_is_never_offloaded_is_not_stalled() {
     let mut rates = Rates::new(100);
     let mut flow = connection(0, counters(99, 1, 2), counters(99, 1, 3), &node(SECOND));
-    let mut stalled = |cause: Cause| {
-        flow.state = State::Stalled(cause);
+    let mut stalled = |why: WhyNot| {
+        flow.state = State::stalled(why);
         read(&mut rates, SECOND, &wanted(Order::Packets, 10), std::slice::from_ref(&flow)).total.stalled_flows
     };
-    assert_eq!([Cause::Local, Cause::Protocol, Cause::OneWay, Cause::NoRule].map(&mut stalled), [0, 0, 1, 1]);
+    assert_eq!(
+        [WhyNot::Local, WhyNot::Protocol, WhyNot::OneWay, WhyNot::NoRule].map(&mut stalled),
+        [0, 0, 1, 1]
+    );
 }
 
 #[test]

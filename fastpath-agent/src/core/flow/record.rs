@@ -125,8 +125,9 @@ pub enum Event {
 mod tests {
     use super::*;
     use crate::core::{
-        flow::{Cause, connection::TCP},
+        flow::connection::TCP,
         model::{IfIndex, IfName},
+        why_not::{Cause, WhyNot},
     };
 
     fn record(state: State) -> FlowRecord {
@@ -147,8 +148,8 @@ mod tests {
         for state in [
             State::Offloaded,
             State::Gone,
-            State::Stalled(Cause::OneWay),
-            State::Stalled(Cause::Helper("ftp".to_owned())),
+            State::stalled(WhyNot::OneWay),
+            State::Stalled(Cause::about(WhyNot::Helper, "ftp".to_owned())),
         ] {
             let event = Event::Crossed { time_ms: 1, flow: Box::new(record(state)) };
             let line = serde_json::to_string(&event).unwrap();
@@ -163,9 +164,9 @@ mod tests {
 
     #[test]
     fn an_event_has_the_fields_of_the_flow() {
-        let event = Event::Crossed { time_ms: 1, flow: Box::new(record(State::Stalled(Cause::Local))) };
+        let event = Event::Crossed { time_ms: 1, flow: Box::new(record(State::stalled(WhyNot::Local))) };
         let event = serde_json::to_value(&event).unwrap();
-        let flow = serde_json::to_value(record(State::Stalled(Cause::Local))).unwrap();
+        let flow = serde_json::to_value(record(State::stalled(WhyNot::Local))).unwrap();
         for (field, value) in flow.as_object().unwrap() {
             assert_eq!(event.get(field), Some(value));
         }

@@ -76,6 +76,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::core::why_not::WhyNot;
     use crate::core::{
         flow::connection::{TCP, Tuple},
         model::{IfIndex, IfName},
@@ -130,7 +131,7 @@ mod tests {
     #[test]
     fn a_cause_is_found() {
         let mut flow = flow();
-        flow.state = State::Stalled(crate::core::flow::Cause::OneWay);
+        flow.state = State::stalled(WhyNot::OneWay);
         assert!(Search::new("stalled one direction").matches(&flow, &Node::default()));
         assert!(!Search::new("helper").matches(&flow, &Node::default()));
     }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::{Cause, Flow, State, left_out};
+use super::{Flow, State, left_out};
+use crate::core::why_not::{Cause, WhyNot};
 
 /// Names of the states that connections in conntrack are counted by ([`State::name`]).
 pub const COUNTED_STATES: [&str; 7] =
@@ -13,7 +14,7 @@ pub const COUNTED_STATES: [&str; 7] =
 pub struct FlowSums {
     /// By state, one of [`COUNTED_STATES`].
     pub states: BTreeMap<&'static str, u64>,
-    /// Stalled ones by [`Cause::name`](crate::core::flow::Cause::name).
+    /// Stalled ones by [`WhyNot::name`].
     pub stalled: BTreeMap<&'static str, u64>,
     /// Those of them that a rule of another program wants every packet of, by the rule's family, table and chain.
     pub left_out: BTreeMap<String, u64>,
@@ -30,8 +31,8 @@ impl FlowSums {
         *self.states.entry(flow.state.name()).or_default() += 1;
         self.slow += u64::from(flow.slow());
         if let State::Stalled(cause) = &flow.state {
-            *self.stalled.entry(cause.name()).or_default() += 1;
-            if let Cause::EveryPacket(rule) = cause {
+            *self.stalled.entry(cause.why.name()).or_default() += 1;
+            if let Cause { why: WhyNot::EveryPacket, about: Some(rule) } = cause {
                 let place = left_out::place(rule);
                 match self.left_out.get_mut(place) {
                     Some(count) => *count += 1,

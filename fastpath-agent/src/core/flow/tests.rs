@@ -68,7 +68,6 @@ fn every_state_and_every_cause_has_its_flow() {
     let both = [seen(2), seen(3)];
     let fin = seen(2).map(|c| FlowCounters { flags: 1 | 16, ..c });
     let few = Counter { packets: 10, bytes: 1000 };
-    let stalled = State::Stalled;
     let cases = [
         (Entry { status: Status(SEEN_REPLY | OFFLOAD), ..entry() }, both, State::Offloaded),
         (Entry { status: Status(SEEN_REPLY | OFFLOAD | HW_OFFLOAD), ..entry() }, both, State::HwOffloaded),
@@ -80,29 +79,37 @@ fn every_state_and_every_cause_has_its_flow() {
             [seen(2).map(|c| FlowCounters { first_seen_ns: 9_500_000_000, ..c }), None],
             State::Crossed,
         ),
-        (Entry { status: Status(0), ..entry() }, both, stalled(Cause::OneWay)),
-        (Entry { tcp_state: Some(TcpState::Opening), ..entry() }, both, stalled(Cause::NotEstablished)),
-        (Entry { helper: Some("ftp".to_owned()), ..entry() }, both, stalled(Cause::Helper("ftp".to_owned()))),
-        (Entry { counters: None, ..entry() }, both, stalled(Cause::NotCounted)),
-        (Entry { reply: tuple("10.1.0.1", "10.1.0.2"), ..entry() }, both, stalled(Cause::Local)),
-        (entry(), [seen(2), seen(9)], stalled(Cause::Interface("wan".to_owned()))),
+        (Entry { status: Status(0), ..entry() }, both, State::stalled(WhyNot::OneWay)),
+        (
+            Entry { tcp_state: Some(TcpState::Opening), ..entry() },
+            both,
+            State::stalled(WhyNot::NotEstablished),
+        ),
+        (
+            Entry { helper: Some("ftp".to_owned()), ..entry() },
+            both,
+            State::Stalled(Cause::about(WhyNot::Helper, "ftp".to_owned())),
+        ),
+        (Entry { counters: None, ..entry() }, both, State::stalled(WhyNot::NotCounted)),
+        (Entry { reply: tuple("10.1.0.1", "10.1.0.2"), ..entry() }, both, State::stalled(WhyNot::Local)),
+        (entry(), [seen(2), seen(9)], State::Stalled(Cause::about(WhyNot::Interface, "wan".to_owned()))),
         // An interface that has gone.
-        (entry(), [seen(2), seen(77)], stalled(Cause::Unknown)),
-        (entry(), [seen(2), None], stalled(Cause::NotWatched)),
-        (entry(), both, stalled(Cause::Unknown)),
+        (entry(), [seen(2), seen(77)], State::stalled(WhyNot::Unknown)),
+        (entry(), [seen(2), None], State::stalled(WhyNot::NotWatched)),
+        (entry(), both, State::stalled(WhyNot::Unknown)),
         (
             Entry { original: Tuple { protocol: 132, ..entry().original }, ..entry() },
             both,
-            stalled(Cause::Protocol),
+            State::stalled(WhyNot::Protocol),
         ),
     ];
     for (entry, seen, expected) in cases {
         assert_eq!(state(entry.clone(), seen, &node()), expected, "{entry:?}");
     }
-    assert_eq!(state(entry(), both, &Node { threshold: None, ..node() }), stalled(Cause::NoRule));
+    assert_eq!(state(entry(), both, &Node { threshold: None, ..node() }), State::stalled(WhyNot::NoRule));
     let exclusions = Arc::new(Exclusions::new(&["10.1.0.0/16".to_owned()], "").unwrap());
     let node = Node { exclusions, ..node() };
-    let excluded = stalled(Cause::Excluded("10.1.0.0/16".to_owned()));
+    let excluded = State::Stalled(Cause::about(WhyNot::Excluded, "10.1.0.0/16".to_owned()));
     assert_eq!(state(entry(), both, &node), excluded);
     // Nor is it helped.
     let old = Flow::settled(Entry { counters: None, ..entry() }, both, &node);
@@ -112,18 +119,18 @@ fn every_state_and_every_cause_has_its_flow() {
 #[test]
 fn without_packets_it_is_idle_unless_something_keeps_it_out() {
     let last = |last_seen_ns| [seen(2), seen(3)].map(|c| c.map(|c| FlowCounters { last_seen_ns, ..c }));
-    assert_eq!(state(entry(), last(NOW_NS - IDLE_NS), &node()), State::Stalled(Cause::Unknown));
+    assert_eq!(state(entry(), last(NOW_NS - IDLE_NS), &node()), State::stalled(WhyNot::Unknown));
     assert_eq!(state(entry(), last(NOW_NS - IDLE_NS - 1), &node()), State::Idle);
     let one_way = Entry { status: Status(0), ..entry() };
-    assert_eq!(state(one_way, last(1), &node()), State::Stalled(Cause::OneWay));
+    assert_eq!(state(one_way, last(1), &node()), State::stalled(WhyNot::OneWay));
     let offloaded = Entry { status: Status(SEEN_REPLY | OFFLOAD), ..entry() };
     assert_eq!(state(offloaded, last(1), &node()), State::Offloaded);
-    assert_eq!(state(entry(), [None; 2], &node()), State::Stalled(Cause::Unknown), "nothing was counted");
+    assert_eq!(state(entry(), [None; 2], &node()), State::stalled(WhyNot::Unknown), "nothing was counted");
 }
 
 #[test]
 fn exactly_the_threshold_is_below_it() {
-    for (packets, expected) in [(20, State::BelowThreshold), (21, State::Stalled(Cause::Unknown))] {
+    for (packets, expected) in [(20, State::BelowThreshold), (21, State::stalled(WhyNot::Unknown))] {
         let counters = Some([Counter { packets, bytes: 0 }, Counter::default()]);
         assert_eq!(state(Entry { counters, ..entry() }, [seen(2), seen(3)], &node()), expected);
     }

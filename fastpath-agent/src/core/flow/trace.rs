@@ -3,8 +3,7 @@
 
 use serde::Serialize;
 
-use super::Cause;
-use crate::core::{model::IfIndex, ruleset::expr::Direction};
+use crate::core::{model::IfIndex, ruleset::expr::Direction, why_not::WhyNot};
 
 /// A packet of this direction was accepted within the last two seconds, and didn't offload its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -39,10 +38,10 @@ pub enum Evidence {
 
 impl Evidence {
     /// Why a flow with it isn't offloaded, where that can be told.
-    pub fn cause(self) -> Option<Cause> {
+    pub fn cause(self) -> Option<WhyNot> {
         match self {
-            Self::Only(_) => Some(Cause::OneDirection),
-            Self::Asymmetric(_) => Some(Cause::Asymmetric),
+            Self::Only(_) => Some(WhyNot::OneDirection),
+            Self::Asymmetric(_) => Some(WhyNot::Asymmetric),
             Self::None | Self::Both => None,
         }
     }

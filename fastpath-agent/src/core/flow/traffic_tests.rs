@@ -5,7 +5,10 @@ use std::net::Ipv4Addr;
 use fastpath_common::FlowCounters;
 
 use super::*;
-use crate::core::flow::connection::{Entry, Status, TCP};
+use crate::core::{
+    flow::connection::{Entry, Status, TCP},
+    why_not::WhyNot,
+};
 
 const SECOND: u64 = 1_000_000_000;
 const START: u64 = 1000 * SECOND;
@@ -101,12 +104,7 @@ fn what_bypassed_is_what_came_in_past_the_threshold_less_what_was_metered() {
         ("offloaded", false, &[(offloaded([60, 61]), metered(0))], (121, 100)),
         ("some were metered", false, &[(offloaded([60, 61]), metered(10))], (121, 90)),
         ("all were metered", false, &[(offloaded([60, 61]), metered(500))], (121, 0)),
-        (
-            "not offloaded",
-            false,
-            &[(flow(State::Stalled(crate::core::flow::Cause::Unknown), [60, 61]), None)],
-            (121, 0),
-        ),
+        ("not offloaded", false, &[(flow(State::stalled(WhyNot::Unknown), [60, 61]), None)], (121, 0)),
         (
             "two readings",
             false,

@@ -4,6 +4,7 @@ use std::fmt;
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use serde::Serialize;
+use strum::{EnumIter, IntoEnumIterator, IntoStaticStr};
 
 use crate::core::model::{Link, OperState};
 
@@ -49,9 +50,10 @@ fn glob_set(patterns: &[String]) -> Result<GlobSet, BadGlob> {
     Ok(builder.build()?)
 }
 
-/// Why a link isn't in the flowtable.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case", tag = "reason")]
+/// Why a link isn't in the flowtable. Its name, as JSON and metrics have it, is the variant's in kebab case.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, EnumIter, IntoStaticStr)]
+#[serde(rename_all = "kebab-case", tag = "problem")]
+#[strum(serialize_all = "kebab-case")]
 pub enum Unmanaged {
     /// Its packets are for this node itself.
     Loopback,
@@ -63,10 +65,23 @@ pub enum Unmanaged {
     FlowsExcluded,
     /// `--interfaces` doesn't name it.
     NotIncluded,
-    /// The kernel refused the flowtable's hook on it.
+    /// The kernel refuses the flowtable's hook on it.
     Refused {
         /// The kernel's error, in words.
         error: String,
+    },
+    /// A port whose bridge is in the flowtable instead.
+    Port,
+    /// There is no flowtable of the agent's.
+    NoRuleset,
+    /// One of the flags leaves it out, or it is new; no agent runs here that could be asked. Told by `why` only.
+    LeftOut,
+    /// Nothing speaks against it: the agent is about to take it in, or stands still. Told by `why` only.
+    NotYet,
+    /// Packets come in here, and the link on top of it is in the flowtable. Told by `why` only.
+    Layered {
+        /// The one on top.
+        upper: String,
     },
 }
 
@@ -86,26 +101,16 @@ impl Unmanaged {
 
 const NO_TEXT: &str = "its name isn't UTF-8, which nft can't list; rename it";
 
-/// What [`Unmanaged::name`] returns; after that, reasons that aren't the link's own: its bridge is managed instead, or the
-/// agent has no flowtable.
-pub const REASON_NAMES: [&str; 8] =
-    ["loopback", "down", "excluded", "flows-excluded", "not-included", "refused", PORT, NO_RULESET];
-/// Its bridge is managed instead.
-pub const PORT: &str = "port";
-/// The agent has no flowtable.
-pub const NO_RULESET: &str = "no-ruleset";
-
 impl Unmanaged {
-    /// Its name, as JSON has it.
+    /// Its name.
     pub fn name(&self) -> &'static str {
-        match self {
-            Self::Loopback => "loopback",
-            Self::Down => "down",
-            Self::Excluded => "excluded",
-            Self::FlowsExcluded => "flows-excluded",
-            Self::NotIncluded => "not-included",
-            Self::Refused { .. } => "refused",
-        }
+        self.into()
+    }
+
+    /// Names of all that a running agent tells.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        let told = |reason: &Self| !matches!(reason, Self::LeftOut | Self::NotYet | Self::Layered { .. });
+        Self::iter().filter(told).map(|reason| reason.name())
     }
 }
 
@@ -117,7 +122,14 @@ impl fmt::Display for Unmanaged {
             Self::Excluded => f.write_str("excluded by --exclude-interfaces"),
             Self::FlowsExcluded => f.write_str("its flows are excluded by --exclude"),
             Self::NotIncluded => f.write_str("not among --interfaces"),
-            Self::Refused { error } => write!(f, "the kernel refused it: {error}"),
+            Self::Refused { error } => write!(f, "the kernel refuses it: {error}"),
+            Self::Port => f.write_str("a port, whose bridge is in the flowtable"),
+            Self::NoRuleset => f.write_str("there is no flowtable"),
+            Self::LeftOut => {
+                f.write_str("left out by --interfaces or --exclude-interfaces, or new while no agent runs")
+            }
+            Self::NotYet => f.write_str("the agent hasn't taken it in yet"),
+            Self::Layered { upper } => write!(f, "{upper} above it is"),
         }
     }
 }

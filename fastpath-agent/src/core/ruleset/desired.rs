@@ -19,7 +19,7 @@ use super::{
 use crate::core::{
     link::{
         kind::{is_bridge, is_bridged, is_vrf},
-        select::{NO_RULESET, PORT, Unmanaged},
+        select::Unmanaged,
         table::LinkTable,
     },
     model::{IfIndex, IfName, Link},
@@ -229,7 +229,7 @@ pub fn reject(policy: &Policy, link: &Link, refused: &BTreeMap<IfIndex, String>)
         .or_else(|| refused.get(&link.index).map(|error| Unmanaged::Refused { error: error.clone() }))
 }
 
-/// How many links aren't among `managed` and why, by the names of [`REASON_NAMES`](crate::core::link::select::REASON_NAMES).
+/// How many links aren't among `managed` and why, by [`Unmanaged::name`].
 pub fn left_out(
     policy: &Policy,
     links: &LinkTable,
@@ -240,11 +240,11 @@ pub fn left_out(
     for link in links.iter().filter(|link| !managed.contains(&link.index)) {
         let bridged = is_bridged(link, |index| links.get(index).filter(|_| managed.contains(&index)));
         let reason = match reject(policy, link, refused) {
-            Some(reason) => reason.name(),
-            None if bridged => PORT,
-            None => NO_RULESET,
+            Some(reason) => reason,
+            None if bridged => Unmanaged::Port,
+            None => Unmanaged::NoRuleset,
         };
-        *reasons.entry(reason).or_default() += 1;
+        *reasons.entry(reason.name()).or_default() += 1;
     }
     reasons
 }
@@ -289,7 +289,6 @@ mod tests {
 
     #[test]
     fn every_link_that_is_left_out_has_a_reason() {
-        use crate::core::link::select::REASON_NAMES;
         let down = Link { admin_up: false, ..link(4, "veth", None) };
         let links = [
             link(1, "veth", Some(9)),
@@ -305,6 +304,6 @@ mod tests {
         assert_eq!(found, [("down", 1), ("port", 1), ("refused", 1)].into());
         let found = left_out(&policy(), &table, &refused, &managed(&[]));
         assert_eq!(found, [("down", 1), ("no-ruleset", 3), ("refused", 1)].into());
-        assert!(found.keys().all(|reason| REASON_NAMES.contains(reason)));
+        assert!(found.keys().all(|reason| Unmanaged::names().any(|name| name == *reason)));
     }
 }

@@ -11,7 +11,7 @@ use crate::core::{
         connection::{Entry, Tuple},
         trace::Trace,
     },
-    link::table::LinkTable,
+    link::{select::Unmanaged, table::LinkTable},
     model::{Counter, IfIndex, IfName, Link},
     route_rule::RouteRule,
     ruleset::{conditions::Conditions, observed::Owner},
@@ -58,7 +58,7 @@ pub struct Facts {
     /// Programs and filters of others where its packets come in.
     pub programs: Vec<Program>,
     /// Interfaces of this flow that aren't managed, and why.
-    pub unmanaged: Vec<(IfIndex, NotManaged)>,
+    pub unmanaged: Vec<(IfIndex, Unmanaged)>,
     /// All links.
     pub links: LinkTable,
     /// Addresses of this node.
@@ -188,36 +188,6 @@ pub struct Program {
     pub name: String,
     /// It runs before ours, so what it takes isn't counted.
     pub before_ours: bool,
-}
-
-/// Why an interface isn't managed, as far as it can be told without the agent.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case", tag = "problem")]
-pub enum NotManaged {
-    /// Loopback.
-    Loopback,
-    /// Not up.
-    Down,
-    /// `--exclude-interfaces` names it.
-    Excluded,
-    /// `--exclude` names it: its flows are left alone.
-    FlowsExcluded,
-    /// `--interfaces` doesn't name it.
-    NotIncluded,
-    /// One of these two; no agent runs here that could be asked.
-    LeftOut,
-    /// Nothing speaks against it: the agent is about to take it in, or stands still.
-    NotYet,
-    /// The kernel refuses a flowtable on it.
-    Refused {
-        /// In its words.
-        error: String,
-    },
-    /// It isn't managed, the one that stands on it is, and packets come in here.
-    Layered {
-        /// The managed one.
-        upper: IfName,
-    },
 }
 
 /// The way of a flow's packets.

@@ -8,12 +8,12 @@ mod reason;
 mod story;
 mod wanted;
 
+use crate::core::why_not::Reason;
 use serde::Serialize;
 
 pub use self::{
-    facts::{Direction, Facts, Flowtable, Moved, NotManaged, Program, Route, Ruleset, Slow, Wanted, Way},
+    facts::{Direction, Facts, Flowtable, Moved, Program, Route, Ruleset, Slow, Wanted, Way},
     flow_spec::{BadFlow, FlowSpec},
-    reason::Reason,
     story::{Mark, Step, StepName},
     wanted::{matching, named, packets},
 };

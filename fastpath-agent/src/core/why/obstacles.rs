@@ -1,18 +1,17 @@
 //! Which reasons hold for a flow.
 
-use super::{
-    facts::{Direction, Facts, NotManaged, Program, Route, Wanted, Way},
-    reason::Reason,
-};
+use super::facts::{Direction, Facts, Program, Route, Wanted, Way};
+
 use crate::core::{
     flow::{
         connection::{TcpState, Tuple},
         trace::{Evidence, Trace},
     },
-    link::watch,
+    link::{select::Unmanaged, watch},
     model::{IfIndex, Link},
     route_rule::{PortRange, RouteRule},
     ruleset::expr,
+    why_not::Reason,
 };
 
 /// A reason that holds.
@@ -302,15 +301,15 @@ impl Found<'_> {
                 lower.filter(|lower| !facts.ruleset.managed.contains(lower) && *lower != upper)
                 && let Some(upper) = facts.link(upper)
             {
-                self.interface(lower, NotManaged::Layered { upper: upper.name.clone() });
+                self.interface(lower, Unmanaged::Layered { upper: upper.name.to_string() });
             }
         }
     }
 
-    fn interface(&mut self, index: IfIndex, problem: NotManaged) {
+    fn interface(&mut self, index: IfIndex, problem: Unmanaged) {
         let interface = self.facts.name(index);
         let reason = match problem {
-            NotManaged::FlowsExcluded => Reason::Excluded { exclusion: format!("interface/{interface}") },
+            Unmanaged::FlowsExcluded => Reason::Excluded { exclusion: format!("interface/{interface}") },
             problem => Reason::Interface { interface, problem },
         };
         if self.obstacles.iter().all(|obstacle| obstacle.reason != reason) {

@@ -1,197 +1,9 @@
-//! The reasons why packets take the forward path: name, words, and what can be done.
+//! What `why` says of each reason, and what can be done about it.
 
-use serde::Serialize;
-
-use super::facts::{Facts, NotManaged};
-
-/// Why packets of a flow take the forward path. Listed in the order in which they are looked at: what would keep the flow
-/// from ever being accelerated comes before what time may cure, and that before what concerns single packets.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case", tag = "reason")]
-pub enum Reason {
-    /// Neither TCP nor UDP.
-    Protocol,
-    /// Begins or ends on this node.
-    Local,
-    /// Goes from port to port of a bridge.
-    Bridged {
-        /// The bridge.
-        bridge: String,
-    },
-    /// In a flowtable, but not in ours.
-    OtherFlowtable {
-        /// Family, table and name.
-        flowtable: String,
-    },
-    /// A rule says `notrack`.
-    Untracked {
-        /// Table and chain of the first such rule.
-        rule: String,
-    },
-    /// A program or filter of somebody else takes its packets before conntrack gets them.
-    Redirected {
-        /// Its name.
-        program: String,
-        /// Where it is attached.
-        interface: String,
-    },
-    /// Its packets are counted and conntrack doesn't have it.
-    UnknownToConntrack,
-    /// No rule offloads flows.
-    NoRule,
-    /// There is no route for one direction.
-    NoRoute {
-        /// The kernel's errno.
-        errno: i32,
-    },
-    /// It goes through an interface that isn't in the flowtable.
-    Interface {
-        /// Which.
-        interface: String,
-        /// Why it isn't.
-        #[serde(flatten)]
-        problem: NotManaged,
-    },
-    /// An exclusion names it.
-    Excluded {
-        /// Which.
-        exclusion: String,
-    },
-    /// `fastpath-agent revoke` holds it out.
-    Revoked,
-    /// A rule of another program wants to see every packet.
-    EveryPacket {
-        /// Family, table, chain, handle and comment; where the rule isn't found any more, what it asked for.
-        rule: String,
-        /// By which of its expressions.
-        asks: String,
-    },
-    /// An IPsec policy applies.
-    Ipsec {
-        /// In words.
-        policy: String,
-    },
-    /// A conntrack helper reads along.
-    Helper {
-        /// Its name.
-        helper: String,
-    },
-    /// Conntrack corrects its sequence numbers.
-    SequenceAdjusted,
-    /// A FIN or RST was seen.
-    Closing,
-    /// Packets in one direction only.
-    OneWay,
-    /// The TCP handshake isn't complete.
-    NotEstablished,
-    /// Older than the rule: conntrack doesn't count its packets.
-    NotCounted {
-        /// The agent has listed it: its next packet offloads it.
-        pending: bool,
-    },
-    /// Hasn't had more packets than the threshold.
-    BelowThreshold {
-        /// So far.
-        packets: u64,
-        /// The threshold.
-        threshold: u32,
-    },
-    /// Its packets carry IPv4 options.
-    IpOptions,
-    /// Its packets come in fragments.
-    Fragments,
-    /// Its packets are larger than the MTU of the way out.
-    Mtu {
-        /// Average size in bytes.
-        size: u64,
-        /// Largest that fits.
-        mtu: u32,
-    },
-    /// IPVS takes its requests: they don't pass the forward path, so nothing is known of that direction there.
-    Ipvs,
-    /// Only packets of one direction got as far as our rule.
-    OneDirection {
-        /// "original" or "reply".
-        direction: String,
-    },
-    /// Its two directions take different interfaces.
-    Asymmetric {
-        /// Way of the original direction, in words.
-        original: String,
-        /// Way of the reply direction.
-        reply: String,
-    },
-    /// A policy rule decides one direction's route by what the kernel doesn't ask when it offloads.
-    RouteRule {
-        /// The rule, as `ip rule` writes it.
-        rule: String,
-    },
-    /// The route back to where its packets come from doesn't lead out where they come in.
-    NoWayBack {
-        /// Where they come in.
-        interface: String,
-    },
-    /// It is offloaded, and a next hop doesn't answer.
-    DeadNeighbour {
-        /// Its address.
-        neighbour: String,
-        /// Where it is looked for.
-        interface: String,
-    },
-    /// It is offloaded, packets come in, and none leaves.
-    Lost {
-        /// Of which direction: "the original", "the reply", or "either" where that isn't counted.
-        direction: &'static str,
-    },
-    /// Its packets don't get as far as our rule.
-    Blocked,
-    /// No packets just now.
-    Idle,
-    /// None of these.
-    Unknown,
-}
+use super::facts::Facts;
+use crate::core::{link::select::Unmanaged, why_not::Reason};
 
 impl Reason {
-    /// Name, as JSON has it.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Protocol => "protocol",
-            Self::Local => "local",
-            Self::Bridged { .. } => "bridged",
-            Self::OtherFlowtable { .. } => "other-flowtable",
-            Self::Untracked { .. } => "untracked",
-            Self::Redirected { .. } => "redirected",
-            Self::UnknownToConntrack => "unknown-to-conntrack",
-            Self::NoRule => "no-rule",
-            Self::NoRoute { .. } => "no-route",
-            Self::Interface { .. } => "interface",
-            Self::Excluded { .. } => "excluded",
-            Self::Revoked => "revoked",
-            Self::EveryPacket { .. } => "every-packet",
-            Self::Ipsec { .. } => "ipsec",
-            Self::Helper { .. } => "helper",
-            Self::SequenceAdjusted => "sequence-adjusted",
-            Self::Closing => "closing",
-            Self::OneWay => "one-way",
-            Self::NotEstablished => "not-established",
-            Self::NotCounted { .. } => "not-counted",
-            Self::BelowThreshold { .. } => "below-threshold",
-            Self::IpOptions => "ip-options",
-            Self::Fragments => "fragments",
-            Self::Mtu { .. } => "mtu",
-            Self::Ipvs => "ipvs",
-            Self::OneDirection { .. } => "one-direction",
-            Self::Asymmetric { .. } => "asymmetric",
-            Self::RouteRule { .. } => "route-rule",
-            Self::NoWayBack { .. } => "no-way-back",
-            Self::DeadNeighbour { .. } => "dead-neighbour",
-            Self::Lost { .. } => "lost",
-            Self::Blocked => "blocked",
-            Self::Idle => "idle",
-            Self::Unknown => "unknown",
-        }
-    }
-
     /// What it says, to stand behind "not accelerated: ".
     pub fn text(&self, facts: &Facts) -> String {
         match self {
@@ -217,7 +29,7 @@ impl Reason {
                 format!("no route: {}", std::io::Error::from_raw_os_error(*errno))
             }
             Self::Interface { interface, problem } => match problem {
-                NotManaged::Layered { upper } => format!(
+                Unmanaged::Layered { upper } => format!(
                     "packets come in on {interface}, which isn't in the flowtable; {upper} above it is"
                 ),
                 problem => format!("{interface} isn't in the flowtable: {problem}"),
@@ -270,6 +82,7 @@ impl Reason {
             Self::Lost { direction } => {
                 format!("offloaded, but packets of {direction} direction come in and none leaves this node with its addresses and ports")
             }
+            Self::NotWatched => "one direction comes in on an interface that isn't managed".to_owned(),
             Self::Blocked => {
                 "its packets don't get as far as our rule: a filter drops them, or something else takes them".to_owned()
             }
@@ -308,17 +121,18 @@ impl Reason {
             }
             Self::NoRoute { .. } => "add a route".to_owned(),
             Self::Interface { interface, problem } => match problem {
-                NotManaged::Loopback => return None,
-                NotManaged::Down => format!("bring it up: ip link set {interface} up"),
-                NotManaged::NotYet => "see whether the agent runs, and its log".to_owned(),
-                NotManaged::Excluded
-                | NotManaged::FlowsExcluded
-                | NotManaged::NotIncluded
-                | NotManaged::LeftOut
-                | NotManaged::Layered { .. } => {
+                Unmanaged::Loopback => return None,
+                Unmanaged::Down => format!("bring it up: ip link set {interface} up"),
+                Unmanaged::NotYet => "see whether the agent runs, and its log".to_owned(),
+                Unmanaged::Excluded
+                | Unmanaged::FlowsExcluded
+                | Unmanaged::NotIncluded
+                | Unmanaged::LeftOut
+                | Unmanaged::Layered { .. } => {
                     format!("let --interfaces and --exclude-interfaces take in {interface}")
                 }
-                NotManaged::Refused { .. } => "none here: its driver or kind takes no flowtable".to_owned(),
+                Unmanaged::Port | Unmanaged::NoRuleset => return None,
+                Unmanaged::Refused { .. } => "none here: its driver or kind takes no flowtable".to_owned(),
             },
             Self::Excluded { exclusion } => {
                 format!(
@@ -378,25 +192,8 @@ impl Reason {
             | Self::SequenceAdjusted
             | Self::Closing
             | Self::NotEstablished
+            | Self::NotWatched
             | Self::Idle => return None,
         })
-    }
-}
-
-impl std::fmt::Display for NotManaged {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Loopback => f.write_str("loopback"),
-            Self::Down => f.write_str("down"),
-            Self::Excluded => f.write_str("excluded by --exclude-interfaces"),
-            Self::FlowsExcluded => f.write_str("excluded by --exclude"),
-            Self::NotIncluded => f.write_str("not among --interfaces"),
-            Self::LeftOut => {
-                f.write_str("left out by --interfaces or --exclude-interfaces, or new while no agent runs")
-            }
-            Self::NotYet => f.write_str("the agent hasn't taken it in yet"),
-            Self::Refused { error } => write!(f, "the kernel refuses it: {error}"),
-            Self::Layered { upper } => write!(f, "{upper} above it is"),
-        }
     }
 }

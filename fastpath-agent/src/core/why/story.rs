@@ -7,9 +7,12 @@ use super::{
     Accelerated,
     facts::{Direction, Facts, Route, Way},
     obstacles::Obstacle,
-    reason::Reason,
 };
-use crate::core::flow::connection::{Entry, TcpState};
+
+use crate::core::{
+    flow::connection::{Entry, TcpState},
+    why_not::Reason,
+};
 
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -105,6 +108,7 @@ fn place(reason: &Reason) -> StepName {
         | Reason::Ipsec { .. } => StepName::Route,
         Reason::NoRule
         | Reason::Interface { .. }
+        | Reason::NotWatched
         | Reason::Excluded { .. }
         | Reason::Revoked
         | Reason::EveryPacket { .. }

@@ -11,10 +11,11 @@ use crate::core::{
         connection::{Entry, Status, TCP, TcpState, Tuple, UDP},
         trace::Trace,
     },
-    link::table::LinkTable,
+    link::{select::Unmanaged, table::LinkTable},
     model::{Counter, IfIndex, IfName, Link, test_link},
     route_rule::RouteRule,
     ruleset::{expr::Direction as Direction_, observed::Owner},
+    why_not::Reason,
 };
 
 const SEEN_REPLY: u32 = 1 << 1;
@@ -199,7 +200,7 @@ const REASONS: &[(&str, Change, &str)] = &[
         "interface",
         |f| {
             f.ruleset.managed.remove(&S0);
-            f.unmanaged = vec![(S0, NotManaged::Down)];
+            f.unmanaged = vec![(S0, Unmanaged::Down)];
         },
         "s0 isn't in the flowtable: down",
     ),
@@ -207,7 +208,7 @@ const REASONS: &[(&str, Change, &str)] = &[
         "interface",
         |f| {
             f.ruleset.managed.remove(&S0);
-            f.unmanaged = vec![(S0, NotManaged::Refused { error: "too many".to_owned() })];
+            f.unmanaged = vec![(S0, Unmanaged::Refused { error: "too many".to_owned() })];
         },
         "refuses it: too many",
     ),
@@ -216,7 +217,7 @@ const REASONS: &[(&str, Change, &str)] = &[
         "excluded",
         |f| {
             f.ruleset.managed.remove(&S0);
-            f.unmanaged = vec![(S0, NotManaged::FlowsExcluded)];
+            f.unmanaged = vec![(S0, Unmanaged::FlowsExcluded)];
         },
         "excluded: interface/s0",
     ),
@@ -475,7 +476,7 @@ fn what_would_never_be_accelerated_comes_first() {
     let mut facts = facts();
     facts.ruleset.threshold = Some(1000);
     entry(&mut facts).helper = Some("ftp".to_owned());
-    facts.unmanaged = vec![(S0, NotManaged::LeftOut)];
+    facts.unmanaged = vec![(S0, Unmanaged::LeftOut)];
     facts.ruleset.managed.remove(&S0);
     let Explanation { steps, verdict } = explain(&facts);
     assert_eq!(verdict.reason.unwrap().name(), "interface");
@@ -502,7 +503,7 @@ fn packets_that_come_in_below_a_managed_interface() {
     facts.directions[1].moved = Moved::default();
     facts.slow = Some(slow(5, 5));
     let verdict = explain(&facts).verdict;
-    let problem = NotManaged::Layered { upper: name("ipv0") };
+    let problem = Unmanaged::Layered { upper: "ipv0".to_owned() };
     assert_eq!(verdict.reason, Some(Reason::Interface { interface: "s0".to_owned(), problem }));
 }
 
@@ -554,7 +555,7 @@ fn a_masqueraded_flow_is_not_local() {
 fn json_keeps_its_shape() {
     let json = serde_json::to_value(explain(&changed(|f| {
         f.ruleset.managed.remove(&S0);
-        f.unmanaged = vec![(S0, NotManaged::Down)];
+        f.unmanaged = vec![(S0, Unmanaged::Down)];
     })))
     .unwrap();
     let verdict = &json["verdict"];
