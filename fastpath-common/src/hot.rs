@@ -3,10 +3,8 @@
 use crate::{Family, FlowKey, assert_layout, limits::HOT_SLOTS};
 
 /// What one CPU has counted of a flow in one tick and not yet added to the flow's entry in the flows map. Only that
-/// CPU writes it; with the flow's first packet of a later tick it adds all to the map and begins again at 0.
-///
-/// A reader adds this to the counts in the map. If `tick` or `key` weren't the same before
-/// and after both were read, or `tick` was [`HotFlow::MOVING`], it reads again.
+/// CPU writes it; with the flow's first packet of a later tick it adds all to the map and begins again at 0. A reader adds
+/// this to the map's counts, and reads again if `tick` or `key` changed meanwhile, or `tick` is [`HotFlow::MOVING`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct HotFlow {

@@ -260,7 +260,7 @@ fn exit_codes_and_words() {
     };
     let (code, out, _) = why(&["tcp", "10.1.0.2:1", "10.2.0.2:2"]);
     assert_eq!(code, Some(1));
-    assert!(out.contains("not found: neither conntrack nor our counters know it"), "{out}");
+    assert!(out.contains("not found: neither conntrack nor the agent's counters know it"), "{out}");
     for words in [
         ["tpc", "10.1.0.2:1", "10.2.0.2:2"],
         ["tcp", "10.1.0.2", "10.2.0.2:2"],

@@ -10,7 +10,7 @@ use crate::{
     commands::{print, runtime},
     core::{
         flow::connection::Tuple,
-        why::{Accelerated, Explanation, FlowSpec, Mark, explain},
+        why::{Accelerated, Explanation, FlowSpec, StepMark, explain},
     },
     kernel::why::{Flags, WhyError, gather},
 };
@@ -73,9 +73,9 @@ fn text(asked: &Tuple, explanation: &Explanation) -> String {
     let mut text = format!("{asked}\n\n");
     for step in &explanation.steps {
         let mark = match step.ok {
-            Mark::Ok => "ok",
-            Mark::NotOk => "NOT OK",
-            Mark::Unknown => "?",
+            StepMark::Ok => "ok",
+            StepMark::NotOk => "NOT OK",
+            StepMark::Unknown => "?",
         };
         // Writing to a string can't fail.
         let _ = writeln!(text, "{mark:>6}  {:<9}  {}", step.step.name(), step.text);

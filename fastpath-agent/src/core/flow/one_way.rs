@@ -1,5 +1,5 @@
 //! Streams that were answered once and go one way since (`iperf3 -u`, RTP): they have no second direction past the threshold
-//! that could leave a trace. The agent leaves it in the answer's place, where that is as good: no rule of others can deny a
+//! that could leave a trace. The agent leaves it in the answer's place, where that is as good: no other program's rule can deny a
 //! packet of an established connection, and the route that the kernel has for an answer is the way back.
 
 use std::{
@@ -60,7 +60,7 @@ pub fn may_be(entry: &Entry) -> bool {
 #[derive(Debug, Default)]
 pub struct Streams(HashMap<Tuple, Stream>);
 
-/// What is to be done about a stream.
+/// What to do about a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// Nothing.
@@ -95,7 +95,7 @@ impl Streams {
         }
     }
 
-    /// When one is to be looked at.
+    /// When to check one.
     pub fn due_ms(&self) -> Option<u64> {
         self.0.values().map(|stream| stream.due_ms).min()
     }

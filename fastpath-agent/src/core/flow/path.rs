@@ -1,7 +1,7 @@
-//! Which way the packets of an offloaded flow take: what came in, compared with what was metered on the forward path.
+//! Which path the packets of an offloaded flow take: what came in, compared with what was metered on the normal path.
 //!
 //! The meter is a rule behind `flow add`: it counts packets that could have been offloaded, of flows with more packets
-//! than the threshold, and that are on the forward path all the same, flow by flow.
+//! than the threshold, and that are still on the normal path, flow by flow.
 
 use fastpath_common::FlowCounters;
 use serde::{Deserialize, Serialize};

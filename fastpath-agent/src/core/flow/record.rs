@@ -1,4 +1,4 @@
-//! A flow, and what happens to flows, as JSON has it. Fields are only ever added: programs of others read them.
+//! A flow, and what happens to flows, as JSON has it. Fields are only ever added: other programs read them.
 
 use fastpath_common::FlowCounters;
 use serde::{Deserialize, Serialize};

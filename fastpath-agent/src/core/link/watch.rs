@@ -1,9 +1,8 @@
 //! On which links packets are counted, so that each one is counted once.
 //!
-//! A packet that comes in on a bridge port is seen again on the bridge, one with a VLAN tag again on the VLAN's link,
-//! and so on. The lowest link is the one that sees every packet: the flowtable's hook there takes the packets of
-//! offloaded flows away, and the links above never see them. So packets are counted at the lowest managed link.
-//! A tunnel is no link above in this sense: what it unpacks are other packets than those that carried them.
+//! A packet is seen on each link of a stack (port and bridge, trunk and VLAN), but only the lowest one sees every packet: the
+//! flowtable's hook there takes those of offloaded flows away. So the lowest managed link counts. A tunnel isn't a link
+//! above in this sense, since it unpacks other packets.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,9 +1,7 @@
 //! Empties the flowtable: all flows in it go back to the normal path, and those that the filters still accept come back
 //! with their next packet. Connections with their NAT mappings aren't touched.
-//!
-//! nftables has no such operation. The flowtable is deleted and made again with the same devices in one transaction, and
-//! with it the sets of evidence: what was seen before says nothing about what is accepted now. So are the rules that refer
-//! to them, since nothing may refer to what is deleted.
+//! nftables has no such operation: the flowtable is deleted and made again in one transaction, with the sets of evidence
+//! (what was accepted before says nothing about now) and the rules that refer to them.
 
 use std::collections::BTreeSet;
 

@@ -14,7 +14,7 @@ use serde::Serialize;
 pub use self::{
     facts::{Direction, Facts, Flowtable, Moved, Program, Route, Ruleset, Slow, Wanted, Way},
     flow_spec::{BadFlow, FlowSpec},
-    story::{Mark, Step, StepName},
+    story::{Step, StepMark, StepName},
     wanted::{matching, named, packets},
 };
 

@@ -42,7 +42,7 @@ fn link(index: IfIndex, name: &str) -> Link {
 }
 
 /// An established flow of 50 packets each way through managed interfaces, which nothing keeps from being accelerated; it
-/// isn't in the flowtable, and 10 packets came within the look.
+/// isn't in the flowtable, and 10 packets came while watching.
 fn facts() -> Facts {
     let original = tuple(TCP);
     let count = Counter { packets: 50, bytes: 5000 };
@@ -194,7 +194,7 @@ const REASONS: &[(&str, Change, &str)] = &[
         },
         "thief on c0",
     ),
-    ("no-rule", |f| f.ruleset = Ruleset::default(), "no rule of ours"),
+    ("no-rule", |f| f.ruleset = Ruleset::default(), "no rule of the agent"),
     ("no-route", |f| f.directions[0].route = Route::Nowhere(ENETUNREACH), "Network is unreachable"),
     (
         "interface",
@@ -327,7 +327,7 @@ const REASONS: &[(&str, Change, &str)] = &[
         "lets go of a flow after 30 s",
     ),
     ("unknown", |_| {}, "doesn't take it"),
-    ("unknown", offloaded_and_slow, "yet its packets take the forward path"),
+    ("unknown", offloaded_and_slow, "but its packets are still on the normal path"),
     ("unknown-to-conntrack", |f| f.entry = None, "conntrack doesn't have it (its table is full"),
     (
         "unknown-to-conntrack",
@@ -374,7 +374,7 @@ fn every_reason_is_told_from_the_others() {
         // It shows in just one step, which isn't called right.
         let shown: Vec<_> = steps.iter().filter(|step| step.reasons.contains(reason)).collect();
         assert_eq!(shown.len(), 1, "{reason}: {steps:#?}");
-        assert_eq!(shown[0].ok, Mark::NotOk);
+        assert_eq!(shown[0].ok, StepMark::NotOk);
     }
 }
 
@@ -397,7 +397,7 @@ fn accelerated_since_when_and_how_many() {
     assert_eq!((verdict.accelerated, &verdict.reason, verdict.certain), (Accelerated::Yes, &None, true));
     // 100 packets, of which 21 came before.
     assert!(
-        verdict.text.contains("10 packets within the look, 10 left again, none on the forward path"),
+        verdict.text.contains("10 packets while watching, 10 left again, none on the normal path"),
         "{}",
         verdict.text
     );
@@ -448,9 +448,9 @@ fn another_flowtable_shows_by_what_ours_would_not_do() {
     };
     let theirs = Some(("other-flowtable", true));
     assert_eq!(owner(|_| {}), None, "conntrack counts on, as only a flowtable with a counter makes it do");
-    assert_eq!(owner(|f| f.tracked = Some(0)), theirs, "ours would have counted");
+    assert_eq!(owner(|f| f.tracked = Some(0)), theirs, "the agent's would have counted");
     assert_eq!(owner(|f| f.ruleset = Ruleset::default()), theirs, "we have no rule");
-    assert_eq!(owner(|f| f.ruleset.threshold = Some(1000)), theirs, "ours waits for more packets");
+    assert_eq!(owner(|f| f.ruleset.threshold = Some(1000)), theirs, "the agent's waits for more packets");
     assert_eq!(owner(|f| f.ruleset.excluded = Some("x".to_owned())), theirs);
     assert_eq!(
         owner(|f| {
@@ -458,7 +458,7 @@ fn another_flowtable_shows_by_what_ours_would_not_do() {
         }),
         theirs
     );
-    // A flowtable that the flow doesn't go through, or that nobody adds to, isn't it.
+    // A flowtable that the flow doesn't go through, or that no rule adds to, isn't it.
     let elsewhere: Change = |f| {
         f.ruleset = Ruleset::default();
         f.flowtables[0].devices = Some([name("eth7")].into());
@@ -508,7 +508,7 @@ fn packets_that_come_in_below_a_managed_interface() {
 }
 
 #[test]
-fn a_flow_that_nobody_knows() {
+fn an_unknown_flow() {
     let mut facts = changed(|f| {
         quiet(f);
         f.entry = None;
@@ -520,13 +520,13 @@ fn a_flow_that_nobody_knows() {
     let verdict = explain(&facts).verdict;
     assert_eq!((verdict.accelerated, &verdict.reason), (Accelerated::NotFound, &None));
     assert!(verdict.text.contains("neither conntrack nor our counters"), "{}", verdict.text);
-    // A program after ours would have left the flow to be counted.
+    // A program after the agent's would have left the flow to be counted.
     facts.programs = vec![program(false)];
     assert_eq!(explain(&facts).verdict.reason, None);
     facts.programs = vec![program(true)];
     let verdict = explain(&facts).verdict;
     assert_eq!((verdict.reason.map(|r| r.name()), verdict.certain), (Some("redirected"), false));
-    // Without programs of ours one can't tell that it isn't there.
+    // Without the agent's programs one can't tell that it isn't there.
     facts.programs.clear();
     facts.counting = false;
     facts.notrack = vec!["table ip raw, chain PREROUTING".to_owned()];

@@ -178,12 +178,8 @@ impl Pinned {
     }
 }
 
-/// Many flows, read with about one system call each, or fewer. What is handed out of a flow was true of each CPU's
-/// packets at some moment between the beginning of the reading and then: nothing is counted twice, nothing is missing
-/// that had been counted before the reading began.
-///
-/// How: flows with counts outside of the flows map at the beginning are read as [`Pinned::flow`] does it. What is
-/// counted outside of it later is no older than the reading.
+/// Many flows, read with at most about one system call each. Nothing is counted twice, and nothing is missing that was
+/// counted before the reading began: flows with counts outside of the flows map then are read as [`Pinned::flow`] does it.
 pub struct Reading<'p> {
     pinned: &'p Pinned,
     hot: HashSet<FlowKey>,

@@ -146,11 +146,9 @@ struct BatchAttr {
     flags: u64,
 }
 
-/// Reads the next entries of a map, as many as there is room for: of a hash map whole buckets, of an array one after the other.
-/// `per_key` is how many values an entry has: in a per-CPU map as many as there are possible CPUs. Gives how many entries, and
-/// where to go on; `None` at the map's end. `ENOSPC`: the next bucket has more than there is room for.
-///
-/// Without changes meanwhile every entry comes once; an entry that stays in the map comes once in any case (Linux 5.6).
+/// Reads the next entries of a map, as many as fit: whole buckets of a hash map, which is why `ENOSPC` is possible. An entry
+/// has `per_key` values, one for each possible CPU in a per-CPU map. Returns the number of entries, and where to go on; `None` at the
+/// end. An entry that stays in the map comes exactly once (Linux 5.6).
 pub(super) fn lookup_batch<K: Pod, V: Pod>(
     map: BorrowedFd<'_>,
     from: Option<Bucket>,

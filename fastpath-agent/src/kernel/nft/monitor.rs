@@ -47,13 +47,10 @@ pub struct Monitor {
 pub struct Lost;
 
 impl Monitor {
-    /// Begins to listen. Must be called inside a tokio runtime with I/O enabled.
+    /// Begins to listen, inside a tokio runtime with I/O enabled. [`changes`](RulesetMonitor::changes) leaves out those of `own`.
     ///
-    /// A change is heard of after it took effect, but a reader may see a new generation's number an instant
-    /// before all of its changes; so read (again) when told of a generation even if its number is known, unless
-    /// it was made by one's own commit.
-    ///
-    /// [`changes`](RulesetMonitor::changes) leaves out those that `own` makes.
+    /// A reader may see a new generation's number an instant before all of its changes: read again when told of a
+    /// generation, even if its number is known.
     pub fn open(own: &Nft) -> Result<Self, NftError> {
         let failed = |error| NftError::new("listening to changes of", OBJECT, error);
         let groups = 1 << (libc::NFNLGRP_NFTABLES - 1);
