@@ -7,6 +7,9 @@ use crate::assert_layout;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct FlowCounters {
+    /// Always 0: what follows is elsewhere than usual.
+    #[cfg(feature = "other-maps")]
+    pub other: u64,
     /// Packets as the stack handles them (skbs): what `ct packets` counts, a GRO packet once. Of a fragmented
     /// packet the first fragment only.
     pub packets: u64,
@@ -30,6 +33,9 @@ pub struct FlowCounters {
     pub last_tick: u32,
 }
 
+#[cfg(feature = "other-maps")]
+assert_layout!(FlowCounters, 72, other @ 0, packets @ 8, last_tick @ 68);
+#[cfg(not(feature = "other-maps"))]
 assert_layout!(
     FlowCounters, 64, packets @ 0, segments @ 8, bytes @ 16, first_seen_ns @ 24, last_seen_ns @ 32, flags @ 40,
     signal @ 48, ifindex @ 56, last_tick @ 60,

@@ -29,7 +29,7 @@ pub struct SignalChange {
     pub key: FlowKey,
     /// A [`Signal`](crate::Signal): what has to be there.
     pub from: u64,
-    /// A [`Signal`](crate::Signal): what takes its place.
+    /// A [`Signal`](crate::Signal): what takes its place. The same: the flow is in the flowtable, which the programs hadn't seen.
     pub to: u64,
 }
 

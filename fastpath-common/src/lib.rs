@@ -19,7 +19,7 @@ pub use probe::Probe;
 
 /// Version of everything in this crate that the kernel side and the agent must agree on. It is the first field of
 /// the pinned [`Config`]; count it up with every change of a shared type or of what a field means.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = if cfg!(feature = "other-maps") { u32::MAX } else { 6 };
 
 /// Program for devices with an Ethernet header.
 pub const PROGRAM_ETHERNET: &str = "fastpath_tc";

@@ -213,6 +213,8 @@ fn room(packets: u64) -> u64 {
 #[inline(always)]
 fn insert(key: &FlowKey, amount: &Amount, now: Now, ifindex: u32, stats: &mut PacketStats) -> bool {
     let new = FlowCounters {
+        #[cfg(feature = "other-maps")]
+        other: 0,
         packets: amount.packets,
         segments: amount.segments,
         bytes: amount.bytes,

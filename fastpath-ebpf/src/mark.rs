@@ -16,6 +16,9 @@ pub fn mark(ctx: &TcContext) -> bool {
         if (*counters).signal != mark.from {
             return false;
         }
+        if mark.to == mark.from {
+            atomic::or(&raw mut (*counters).flags, FlowCounters::WENT_OVER);
+        }
         if mark.to == Signal::None as u64 {
             atomic::or(&raw mut (*counters).flags, FlowCounters::ARMED);
         }

@@ -22,6 +22,7 @@ mod host;
 mod interfaces;
 mod metrics;
 mod mtu;
+mod names;
 mod offload_chain;
 mod overrun;
 mod policy;

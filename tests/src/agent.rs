@@ -31,10 +31,18 @@ pub fn binary() -> String {
     std::env::var("FASTPATH_AGENT").unwrap_or_else(|_| "/usr/bin/fastpath-agent".to_owned())
 }
 
+/// An agent whose maps have another layout, where the test guest has it.
+pub const OTHER_MAPS: &str = "/usr/bin/fastpath-agent-other-maps";
+
 /// The agent as a command, with nothing of this process's settings in its environment. It serves no metrics unless `args`
 /// say so: loopback is down in most namespaces.
 pub fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(binary());
+    command_of(&binary(), args)
+}
+
+/// The same of this agent.
+pub fn command_of(program: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(program);
     command.args(args);
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("FASTPATH_") || name == "NODE_NAME")
     {
@@ -47,7 +55,11 @@ pub fn command(args: &[&str]) -> Command {
 /// Runs the agent, or a subcommand of it, to its end.
 #[track_caller]
 pub fn run(node: &Netns, args: &[&str]) -> Output {
-    let mut command = command(args);
+    run_of(&binary(), node, args)
+}
+
+fn run_of(program: &str, node: &Netns, args: &[&str]) -> Output {
+    let mut command = command_of(program, args);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     node.spawn(&mut command).wait_with_output().expect("wait for the agent")
 }
@@ -55,25 +67,42 @@ pub fn run(node: &Netns, args: &[&str]) -> Output {
 /// Runs a subcommand that must succeed and gives its standard output.
 #[track_caller]
 pub fn output(node: &Netns, args: &[&str]) -> String {
-    let output = run(node, args);
+    output_of(&binary(), node, args)
+}
+
+/// The same of this agent.
+#[track_caller]
+pub fn output_of(program: &str, node: &Netns, args: &[&str]) -> String {
+    let output = run_of(program, node, args);
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "fastpath-agent {args:?}: {}\n{errors}", output.status);
+    assert!(output.status.success(), "{program} {args:?}: {}\n{errors}", output.status);
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
 /// Waits until these interfaces, and no others, have a program of the agent's.
 #[track_caller]
 pub fn wait_for_programs(node: &Netns, expected: &[&str]) {
-    wait_for_programs_at(node, expected, std::path::Path::new("/sys/fs/bpf/fastpath"));
+    wait_for_programs_of(&binary(), node, expected);
+}
+
+/// The same by the word of this agent: those of other versions don't read its maps.
+#[track_caller]
+pub fn wait_for_programs_of(program: &str, node: &Netns, expected: &[&str]) {
+    programs(program, node, expected, "/sys/fs/bpf/fastpath");
 }
 
 /// The same of an agent with pins of its own.
 #[track_caller]
 pub fn wait_for_programs_at(node: &Netns, expected: &[&str], pin_path: &std::path::Path) {
-    let pin_path = format!("--pin-path={}", pin_path.display());
+    programs(&binary(), node, expected, &pin_path.display().to_string());
+}
+
+#[track_caller]
+fn programs(program: &str, node: &Netns, expected: &[&str], pin_path: &str) {
+    let pin_path = format!("--pin-path={pin_path}");
     let expected: BTreeSet<String> = expected.iter().map(|&device| device.to_owned()).collect();
     wait_until(&format!("programs on just {expected:?}"), Duration::from_secs(15), || {
-        let status = output(node, &["status", "-o", "json", &pin_path]);
+        let status = output_of(program, node, &["status", "-o", "json", &pin_path]);
         let status: serde_json::Value = serde_json::from_str(&status).expect("the agent prints JSON");
         let attachments = status["ebpf"]["attachments"].as_array().into_iter().flatten();
         expected == attachments.filter_map(|a| a["name"].as_str().map(str::to_owned)).collect()
@@ -93,7 +122,13 @@ impl Agent {
     /// the agent has said that they can't be.
     #[track_caller]
     pub fn start_with(node: &Netns, args: &[&str]) -> Self {
-        let mut agent = Self::spawn(node, &mut command(args));
+        Self::start_of(&binary(), node, args)
+    }
+
+    /// The same of this agent.
+    #[track_caller]
+    pub fn start_of(program: &str, node: &Netns, args: &[&str]) -> Self {
+        let mut agent = Self::spawn(node, &mut command_of(program, args));
         agent.wait_for_ruleset();
         if !args.contains(&"--ebpf=off") {
             agent.wait_for_programs();

@@ -56,6 +56,15 @@ pub fn memory_kib(pid: u32) -> u64 {
     line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
+/// How many programs (`prog`), maps (`map`) or links (`link`) there are in the kernel.
+#[track_caller]
+pub fn objects(node: &Netns, kind: &str) -> usize {
+    let listing = node.output("bpftool", &["-j", kind, "show"]);
+    // Nothing at all where there is none.
+    let list: Option<Value> = serde_json::from_str(&listing).ok();
+    list.and_then(|list| Some(list.as_array()?.len())).unwrap_or(0)
+}
+
 /// What an agent holds of the system, as numbers that must not grow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Held {
@@ -82,14 +91,6 @@ impl Held {
     /// What it holds now.
     #[track_caller]
     pub fn by(agent: &Agent, node: &Netns) -> Self {
-        let count = |kind: &str| {
-            let listing = node.output("bpftool", &["-j", kind, "show"]);
-            // Nothing at all where there is none.
-            serde_json::from_str::<Value>(&listing)
-                .ok()
-                .and_then(|list| Some(list.as_array()?.len()))
-                .unwrap_or(0)
-        };
         let filters = |link: String| {
             let listing = node.try_run("tc", &["filter", "show", "dev", &link, "ingress"], "");
             String::from_utf8_lossy(&listing.stdout).lines().filter(|line| line.contains("handle")).count()
@@ -98,7 +99,7 @@ impl Held {
         Self {
             descriptors: descriptors(agent.pid()),
             pins: files_below(Path::new("/sys/fs/bpf/fastpath")),
-            objects: ["prog", "map", "link"].map(count),
+            objects: ["prog", "map", "link"].map(|kind| objects(node, kind)),
             filters: links(node).into_iter().map(filters).sum(),
             ruleset: ruleset.lines().filter(|line| line.ends_with('{')).count(),
             resident: memory_kib(agent.pid()),

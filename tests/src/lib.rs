@@ -11,6 +11,7 @@ pub mod document;
 pub mod duplex;
 pub mod faults;
 pub mod field;
+mod forwarded;
 pub mod http;
 mod kernel;
 pub mod link_up;

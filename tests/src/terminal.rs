@@ -22,6 +22,7 @@ pub struct Terminal {
     pty: Arc<Pty>,
     child: Child,
     parser: Arc<Mutex<Parser>>,
+    written: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Terminal {
@@ -36,15 +37,17 @@ impl Terminal {
         let child = ns.run(|| command.spawn(pts)).unwrap_or_else(|error| panic!("{program:?}: {error}"));
         let parser = Arc::new(Mutex::new(Parser::new(size(lines), size(columns), 0)));
         let pty = Arc::new(pty);
-        let (reader, drawn) = (Arc::clone(&pty), Arc::clone(&parser));
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let (reader, drawn, sink) = (Arc::clone(&pty), Arc::clone(&parser), Arc::clone(&written));
         thread::spawn(move || {
             let mut bytes = [0; 4096];
             // It ends with an error once no process has the terminal open.
             while let Ok(read @ 1..) = (&*reader).read(&mut bytes) {
+                sink.lock().expect("bytes").extend(&bytes[..read]);
                 drawn.lock().expect("screen").process(&bytes[..read]);
             }
         });
-        Self { pty, child, parser }
+        Self { pty, child, parser, written }
     }
 
     /// Presses keys, as the bytes that a terminal sends for them.
@@ -66,6 +69,11 @@ impl Terminal {
         let parser = self.parser.lock().expect("screen");
         let columns = parser.screen().size().1;
         parser.screen().rows(0, columns.get()).map(|line| line.trim_end().to_owned()).collect()
+    }
+
+    /// All bytes that the terminal got so far.
+    pub fn written(&self) -> Vec<u8> {
+        self.written.lock().expect("bytes").clone()
     }
 
     /// Colour of the character in a cell.

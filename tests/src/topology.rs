@@ -12,9 +12,9 @@ use std::{
 
 use crate::{
     attach::{Attach, NODE_UNDERLAY, Recipe, SERVER_UNDERLAY},
-    kernel,
+    forwarded, kernel,
     netns::Netns,
-    path, wait_until,
+    wait_until,
 };
 
 /// Address family of a flow.
@@ -115,7 +115,7 @@ impl Topology {
     /// Builds it with a namespace that is there for the node.
     pub fn build_around(node: Netns, layout: Layout) -> Self {
         let topology = Self::bare_around(node, layout);
-        path::install(&topology.node, &nat_rules(layout.nat));
+        forwarded::install(&topology.node, &nat_rules(layout.nat));
         topology
     }
 
@@ -286,7 +286,7 @@ impl Topology {
             addresses("p3", 3, 1, true),
         ));
         pod.set_up();
-        path::install(far, "");
+        forwarded::install(far, "");
         self.node.ip("route add 10.3.0.0/24 via 10.2.0.2\nroute add fd00:3::/64 via fd00:2::2\n");
         self.pods.push(pod);
     }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     path::PathBuf,
     process::{Command, Stdio},
 };
@@ -9,7 +10,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use crate::{ebpf, process, workspace};
+use crate::{
+    ebpf::{self, Objects},
+    process, workspace,
+};
 
 /// What `cargo xtask build` was asked for.
 #[derive(clap::Args)]
@@ -29,20 +33,55 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 /// The agent, with the eBPF object in it.
 pub(crate) fn agent(profile: &str) -> Result<PathBuf> {
-    let mut built = cargo(profile, &["-p", "fastpath-agent", "--bins"])?;
+    let mut built = cargo(profile, &["-p", "fastpath-agent", "--bins"], &ebpf::build()?)?;
     built.remove("fastpath-agent").context("cargo built no fastpath-agent")
 }
 
 /// The agent, the guest's PID 1, and another of the guest's programs.
 pub(crate) fn with_program(program: &str) -> Result<Binaries> {
     // The same packages as below: with fewer of them cargo would choose other features, and build all of it twice.
-    complete(cargo("guest", &["-p", "fastpath-agent", "-p", "fastpath-tests", "--bins"])?, &[program])
+    let what = ["-p", "fastpath-agent", "-p", "fastpath-tests", "--bins"];
+    complete(cargo("guest", &what, &ebpf::build()?)?, &[program])
+}
+
+/// The same, and the agent whose maps have another layout.
+pub(crate) fn with_program_and_other_maps(program: &str) -> Result<Binaries> {
+    and_other_maps(|| with_program(program))
+}
+
+/// An agent whose maps have another layout than the usual agent's, as another version's may.
+const OTHER_MAPS: &str = "fastpath-agent-other-maps";
+
+/// Cargo puts both agents in the same place: the usual one comes first, and takes its place again at once.
+fn and_other_maps(usual: impl Fn() -> Result<Binaries>) -> Result<Binaries> {
+    usual()?;
+    let other = other_maps()?;
+    let mut built = usual()?;
+    built.insert(OTHER_MAPS.to_owned(), other);
+    Ok(built)
+}
+
+fn other_maps() -> Result<PathBuf> {
+    let what = ["-p", "fastpath-agent", "-p", "fastpath-tests", "--bin", "fastpath-agent"];
+    // Half of what it takes to build otherwise.
+    let quickly = ["--config", "profile.guest.package.fastpath-agent.opt-level=1"];
+    let what = [&what[..], &["--features", "fastpath-agent/other-maps"], &quickly].concat();
+    let mut built = cargo("guest", &what, &ebpf::with_other_maps()?)?;
+    let built = built.remove("fastpath-agent").context("cargo built no fastpath-agent")?;
+    let other = built.with_file_name(OTHER_MAPS);
+    fs::copy(&built, &other).with_context(|| format!("cannot write {}", other.display()))?;
+    Ok(other)
 }
 
 /// The agent and everything of the package `fastpath-tests`: also the test binary `it`.
 pub(crate) fn for_tests() -> Result<Binaries> {
     let what = ["-p", "fastpath-agent", "-p", "fastpath-tests", "--bins", "--test", "it"];
-    complete(cargo("guest", &what)?, &["it", "package"])
+    complete(cargo("guest", &what, &ebpf::build()?)?, &["it", "package"])
+}
+
+/// The same, and the agent whose maps have another layout.
+pub(crate) fn for_tests_and_other_maps() -> Result<Binaries> {
+    and_other_maps(for_tests)
 }
 
 fn complete(built: Binaries, more: &[&str]) -> Result<Binaries> {
@@ -54,7 +93,7 @@ fn complete(built: Binaries, more: &[&str]) -> Result<Binaries> {
     Ok(built)
 }
 
-fn cargo(profile: &str, what: &[&str]) -> Result<Binaries> {
+fn cargo(profile: &str, what: &[&str], objects: &Objects) -> Result<Binaries> {
     #[derive(Deserialize)]
     struct Message {
         executable: Option<PathBuf>,
@@ -65,14 +104,13 @@ fn cargo(profile: &str, what: &[&str]) -> Result<Binaries> {
         name: String,
     }
 
-    let objects = ebpf::build()?;
     let mut command = Command::new("cargo");
     command
         .args(["build", "--locked", "--profile", profile])
         .args(what)
         .args(["--message-format", "json-render-diagnostics"])
-        .env("FASTPATH_EBPF_OBJECT", objects.plain)
-        .env("FASTPATH_EBPF_LOG_OBJECT", objects.log)
+        .env("FASTPATH_EBPF_OBJECT", &objects.plain)
+        .env("FASTPATH_EBPF_LOG_OBJECT", &objects.log)
         .current_dir(workspace::root())
         .stderr(Stdio::inherit());
     // Not where people debug: there they look for the source where it is.

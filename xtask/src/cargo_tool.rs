@@ -21,7 +21,9 @@ pub(crate) const DENY: CargoTool = CargoTool { name: "cargo-deny", release: "0.2
 /// optimised.
 pub(crate) const DEB: CargoTool =
     CargoTool { name: "cargo-deb", release: "3.8.0", arguments: &["--no-default-features"] };
-
+/// Lists the crates that the image is built from.
+pub(crate) const CYCLONEDX: CargoTool =
+    CargoTool { name: "cargo-cyclonedx", release: "0.5.9", arguments: &[] };
 /// Builds fuzz targets.
 pub(crate) const FUZZ: CargoTool = CargoTool { name: "cargo-fuzz", release: "0.13.2", arguments: &[] };
 

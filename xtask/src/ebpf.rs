@@ -16,17 +16,26 @@ pub(crate) struct Objects {
 
 /// Builds the eBPF programs.
 pub(crate) fn build() -> Result<Objects> {
-    let directory = target().join("bpfel-unknown-none/release");
-    let objects =
-        Objects { plain: directory.join("fastpath-ebpf"), log: directory.join("fastpath-ebpf-log") };
-    process::run(cargo("build")?.args(["--release", "--features", "log"]))?;
-    let built = fs::read(&objects.plain)?;
+    Ok(Objects { log: built("log", &["--features", "log"])?, plain: built("plain", &[])? })
+}
+
+/// The programs with maps of another layout. They don't log.
+pub(crate) fn with_other_maps() -> Result<Objects> {
+    let plain = built("other-maps", &["--features", "other-maps"])?;
+    Ok(Objects { log: plain.clone(), plain })
+}
+
+/// Builds them, and takes the object away from where cargo puts every one of them.
+fn built(name: &str, features: &[&str]) -> Result<PathBuf> {
+    process::run(cargo("build")?.arg("--release").args(features))?;
+    let place = target().join("bpfel-unknown-none/release/fastpath-ebpf");
+    let object = place.with_file_name(format!("fastpath-ebpf-{name}"));
+    let content = fs::read(&place)?;
     // Written only if it is another, so that the agent isn't built again for nothing.
-    if fs::read(&objects.log).ok().as_ref() != Some(&built) {
-        fs::write(&objects.log, built)?;
+    if fs::read(&object).ok().as_ref() != Some(&content) {
+        fs::write(&object, content)?;
     }
-    process::run(cargo("build")?.arg("--release"))?;
-    Ok(objects)
+    Ok(object)
 }
 
 /// Checks the eBPF programs with clippy.

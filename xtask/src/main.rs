@@ -85,11 +85,10 @@ fn run() -> Result<ExitCode> {
             build::run(&options)?;
         }
         Task::Image(options) => {
-            setup::ensure(&[setup::Need::Build])?;
             image::run(&options)?;
         }
         Task::Reproduce => {
-            setup::ensure(&[setup::Need::Build, setup::Need::Package])?;
+            setup::ensure(&[setup::Need::Build, setup::Need::Image, setup::Need::Package])?;
             reproduce::run()?;
         }
         Task::Lint => {

@@ -39,6 +39,8 @@ pub(crate) enum Need<'a> {
     Prometheus,
     /// Run guests with these kernels.
     Guest(&'a [Wanted]),
+    /// Make the container image.
+    Image,
     /// Make the Debian package.
     Package,
     /// Try it in a guest with systemd.
@@ -84,6 +86,7 @@ struct Missing {
     /// Miri, where there is a nightly for it.
     miri: bool,
     prometheus: bool,
+    cyclonedx: bool,
     cargo_deb: bool,
     /// The small system that the package is tried in.
     small_system: bool,
@@ -102,6 +105,7 @@ pub(crate) fn everything() -> Result<()> {
         Need::Fuzz,
         Need::Host,
         Need::Guest(&kernels),
+        Need::Image,
         Need::Package,
         Need::PackageTrial,
     ];
@@ -164,6 +168,9 @@ pub(crate) fn ensure(needs: &[Need<'_>]) -> Result<()> {
     if missing.prometheus {
         download_prometheus()?;
     }
+    if missing.cyclonedx {
+        cargo_tool::CYCLONEDX.install()?;
+    }
     if missing.cargo_deb {
         cargo_tool::DEB.install()?;
     }
@@ -197,6 +204,7 @@ impl Missing {
             fuzz: false,
             miri: false,
             prometheus: false,
+            cyclonedx: false,
             cargo_deb: false,
             small_system: false,
             field_system: false,
@@ -228,6 +236,7 @@ impl Missing {
                     missing.prometheus = !prometheus::is_there()?;
                 }
                 Need::Prometheus => missing.prometheus = !prometheus::is_there()?,
+                Need::Image => missing.cyclonedx = !cargo_tool::CYCLONEDX.installed()?,
                 Need::Package => {
                     tables.push(FOR_PACKAGE);
                     missing.cargo_deb = !cargo_tool::DEB.installed()?;
@@ -273,6 +282,7 @@ impl Missing {
             && !self.fuzz
             && !self.miri
             && !self.prometheus
+            && !self.cyclonedx
             && !self.cargo_deb
             && !self.small_system
             && !self.field_system
@@ -307,6 +317,9 @@ impl Missing {
         }
         if self.prometheus {
             eprintln!("  prometheus for tests, downloaded and not installed (40 MB)");
+        }
+        if self.cyclonedx {
+            eprintln!("  {}", cargo_tool::CYCLONEDX.described());
         }
         if self.cargo_deb {
             eprintln!("  {}", cargo_tool::DEB.described());

@@ -3,8 +3,10 @@
 use std::{
     env,
     io::{BufRead, BufReader},
+    panic::resume_unwind,
     path::Path,
     process::{Command, Stdio},
+    thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -131,6 +133,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     } else if has(Tier::Guest) || has(Tier::Bench) || package || twin || faults || soak {
         needs.push(Need::Guest(&wanted));
     }
+    if has(Tier::Guest) || faults {
+        needs.push(Need::Image);
+    }
     if package {
         needs.extend([Need::Package, Need::PackageTrial]);
     }
@@ -146,13 +151,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if has(Tier::Unit) {
         counts.add(&unit_tests(&options.filter)?);
     }
+    let mut runs_miri = false;
     if has(Tier::Fuzz) {
         match toolchain::nightly() {
             Ok(_) => {
                 counts.add(&fuzz::run(options.twin.minutes, &options.filter)?);
-                if "miri".contains(&options.filter) {
-                    counts.check(miri::run());
-                }
+                runs_miri = "miri".contains(&options.filter);
             }
             Err(error) => {
                 println!("skipped fuzz: {error:#}");
@@ -164,9 +168,37 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     // By hand only: the host tier draws some in any case.
     let frames = options.twin.minutes.filter(|_| has(Tier::Fuzz) && FRAMES_TESTS.contains(&options.filter));
     let binaries = match has(Tier::Host) || has(Tier::Guest) || faults || frames.is_some() {
+        true if has(Tier::Guest) && OTHER_MAPS_TESTS.contains(&options.filter) => {
+            Some(build::for_tests_and_other_maps()?)
+        }
         true => Some(build::for_tests()?),
         false => None,
     };
+    // Those that are there already, since others would be built with other features.
+    let with = |program| binaries.clone().map_or_else(|| build::with_program(program), Ok);
+    // Each takes one processor, and as long as the other.
+    let (field, alone) = thread::scope(|scope| -> Result<_> {
+        let field = field.filter(|_| !full.is_empty());
+        let field = field.map(|part| -> Result<_> {
+            let binaries = with("field")?;
+            let full = &full;
+            Ok(scope.spawn(move || field::run(full, &binaries, part, options.kvm)))
+        });
+        let field = field.transpose()?;
+        let mut alone = Counts::default();
+        if let Some(binaries) = binaries.as_ref().filter(|_| has(Tier::Host)) {
+            let tests = List::of(&binaries["it"], &options.filter)?;
+            let here = tests.filtered(|name| name.starts_with("host::") || name.starts_with(ONLY_HERE));
+            alone.add(&host_tests(binaries, &here, limit, None)?);
+        }
+        if runs_miri {
+            alone.check(miri::run());
+        }
+        let field = field.map(|field| field.join().unwrap_or_else(|payload| resume_unwind(payload)));
+        Ok((field.transpose()?, alone))
+    })?;
+    counts.add(&alone);
+    counts.add(&field.unwrap_or_default());
     if let Some(binaries) = &binaries {
         if let Some(minutes) = frames {
             let tests = List::of(&binaries["it"], FRAMES_TESTS)?;
@@ -174,10 +206,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             counts.add(&host_tests(binaries, &tests, limit, Some(minutes * FRAMES_A_MINUTE))?);
         }
         let tests = List::of(&binaries["it"], &options.filter)?;
-        if has(Tier::Host) {
-            let here = tests.filtered(|name| name.starts_with("host::") || name.starts_with(ONLY_HERE));
-            counts.add(&host_tests(binaries, &here, limit, None)?);
-        }
         if has(Tier::Guest) {
             let image = image::for_tests(binaries)?;
             if "image".contains(&options.filter) {
@@ -187,7 +215,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             let all = kernels::all()?;
             guests.retain(|kernel| there.names.iter().any(|name| kernel.runs(name, &all)));
             setup::ensure(&[Need::Guest(&guests)])?;
-            let how = How { limit, variables: options.seed(None), kvm: options.kvm, told: false };
+            let once = options.tier.is_empty() && options.kernel.is_empty() && options.filter.is_empty();
+            let once = once.then(kernels::Once::by_commit).transpose()?;
+            let how = How { limit, variables: options.seed(None), kvm: options.kvm, told: false, once };
             counts.add(&fleet::run(&guests, binaries, &image, &there, &how)?);
         }
         if faults {
@@ -196,7 +226,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.as_secs());
             let variables = [options.seed(Some(now)), vec!["FASTPATH_FAULTS=full".to_owned()]].concat();
             let limit = Duration::from_secs(options.time_limit.unwrap_or(3600));
-            let how = How { limit, variables, kvm: options.kvm, told: true };
+            let how = How { limit, variables, kvm: options.kvm, told: true, once: None };
             counts.add(&fleet::run(&wanted, binaries, &image, &faults, &how)?);
         }
     }
@@ -216,15 +246,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             seed: options.twin.seed,
             save: options.save,
         };
-        let binaries = build::with_program("soak")?;
+        let binaries = build::with_program_and_other_maps("soak")?;
         for wanted in &wanted {
             counts.check(soak::run(&asked, wanted, &binaries));
         }
-    }
-    // Those that are there already, since others would be built with other features.
-    let with = |program| binaries.clone().map_or_else(|| build::with_program(program), Ok);
-    if let Some(part) = field.filter(|_| !full.is_empty()) {
-        counts.add(&field::run(&full, &with("field")?, part, options.kvm)?);
     }
     if bench {
         let binaries = with("bench")?;
@@ -346,6 +371,9 @@ fn summary(line: &str) -> Option<Counts> {
 /// Tests that draw frames for the eBPF programs, and how many for each minute of `--tier=fuzz --minutes`.
 const FRAMES_TESTS: &str = "host::ebpf::parser::agrees";
 const FRAMES_A_MINUTE: u64 = 50_000;
+
+/// Tests that want another agent besides, whose maps have another layout.
+const OTHER_MAPS_TESTS: &str = "soak::seed_1";
 
 /// Tests below this need programs that the guest hasn't, and nothing of the kernel that differs there.
 const ONLY_HERE: &str = "here::";

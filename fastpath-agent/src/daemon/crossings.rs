@@ -83,6 +83,8 @@ pub struct Crossings<S> {
     /// Streams that may go one way, and those of them that are to be helped now.
     streams: Streams,
     to_help: Vec<Entry>,
+    /// Directions of flows that were counted here, and that the programs mustn't count when they go over once more.
+    counted: Vec<FlowKey>,
     /// Whether it was said that conntrack can't be asked.
     blind: bool,
     /// Where offloaded flows are marked, if metrics are served.
@@ -124,6 +126,7 @@ impl<S: FlowSource> Crossings<S> {
             handled: 0,
             streams: Streams::default(),
             to_help: Vec::new(),
+            counted: Vec::new(),
             blind: false,
             marks: None,
             counts: Crossed::default(),
@@ -220,6 +223,11 @@ impl<S: FlowSource> Crossings<S> {
         self.look_at_assisted(eyes);
         self.look_at_streams(eyes);
         self.look_at_old(eyes);
+        for key in std::mem::take(&mut self.counted) {
+            if let Err(error) = eyes.mark(&key, Signal::Sent, Signal::Sent) {
+                debug!(%error, "a connection may be counted once more when it is offloaded again");
+            }
+        }
         if self.handled >= BURST && self.followed.due_ms().is_none() && !self.sweeping {
             self.followed.shrink();
             memory::give_back();
@@ -458,8 +466,10 @@ impl<S: FlowSource> Crossings<S> {
         match settled {
             Settled::Connection(entry) if entry.status.offloaded() => {
                 self.counts.offloaded += 1;
-                marks.mark(&entry.original);
-                marks.mark(&entry.reply);
+                for tuple in [entry.original, entry.reply] {
+                    marks.mark(&tuple);
+                    self.counted.extend(tuple.flow_key());
+                }
                 true
             }
             // As it would be judged, but for what has no end.

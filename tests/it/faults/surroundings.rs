@@ -10,6 +10,7 @@ use std::{
 use fastpath_tests::{
     agent::{self, Agent},
     faults::{Held, Random, rounds},
+    netns::Netns,
     table,
     topology::{Family, Topology},
     traffic::Proto,
@@ -135,12 +136,12 @@ const MODPROBE: &str = "/proc/sys/kernel/modprobe";
 
 impl Without {
     /// `modules` in the order in which they can go.
-    fn new(topology: &Topology, modules: &[&str]) -> Self {
+    fn new(node: &Netns, modules: &[&str]) -> Self {
         let modprobe = fs::read_to_string(MODPROBE).expect("procfs");
         fs::write(MODPROBE, "/nonexistent").expect("root");
         // Namespaces of earlier tests may still be on their way out, and hold them.
         wait_until("the modules gone", Duration::from_secs(10), || {
-            topology.node.try_run("rmmod", modules, "");
+            node.try_run("rmmod", modules, "");
             let loaded = fs::read_to_string("/proc/modules").expect("procfs");
             let is_loaded =
                 |module: &&str| loaded.lines().any(|line| line.starts_with(&format!("{module} ")));
@@ -156,6 +157,60 @@ impl Drop for Without {
     }
 }
 
+/// A module and those that use it, in the order in which they can go.
+fn with_users(module: &str) -> Vec<String> {
+    let loaded = fs::read_to_string("/proc/modules").expect("procfs");
+    // `name size references user,user, …`; `-` for none.
+    let users = loaded.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        (fields.next() == Some(module)).then(|| fields.nth(2).unwrap_or("-").to_owned())
+    });
+    let users = users.unwrap_or_else(|| panic!("{module} is no module that is loaded:\n{loaded}"));
+    let users = users.split(',').filter(|user| !matches!(*user, "" | "-"));
+    let mut modules: Vec<String> = Vec::new();
+    for name in users.flat_map(with_users).chain([module.to_owned()]) {
+        if !modules.contains(&name) {
+            modules.push(name);
+        }
+    }
+    modules
+}
+
+/// Without conntrack, and so without all that needs it, there is nothing to offload: the agent says so once, with a remedy, and watches.
+#[test]
+fn conntrack_is_missing() {
+    // Loads all that uses it, and is gone when it is taken away.
+    let topology = Topology::routed();
+    Agent::start(&topology.node, &[]).stop();
+    drop(topology);
+    let node = Netns::new("node");
+    node.ip("link add d0 type dummy\nlink set d0 up\n");
+    let modules = with_users("nf_conntrack");
+    let modules: Vec<&str> = modules.iter().map(String::as_str).collect();
+    assert!(modules.contains(&"nf_flow_table") && modules.contains(&"nft_ct"), "{modules:?}");
+    let missing = Without::new(&node, &modules);
+    for flags in [&["--ebpf=off"][..], &[]] {
+        let mut agent = Agent::spawn(&node, &mut agent::command(flags));
+        agent.wait_for("nothing is offloaded", Duration::from_secs(10));
+        // Until it would have tried again.
+        thread::sleep(Duration::from_secs(5));
+        let log = agent.log();
+        let said: Vec<_> = log.iter().filter(|line| line.contains("nothing is offloaded")).collect();
+        let has_remedy = said[0].contains("modprobe nft_ct");
+        assert!(said.len() == 1 && has_remedy && log.len() < 8, "without {modules:?}: {log:#?}");
+        assert!(agent.is_running());
+        agent.stop();
+    }
+    let output = agent::run(&node, &["doctor"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.code() == Some(1) && text.contains("modprobe nft_ct"), "{}: {text}", output.status);
+
+    drop(missing);
+    let topology = Topology::routed();
+    let _agent = Agent::start(&topology.node, &[]);
+    topology.assert_becomes_accelerated(&mut topology.open(Proto::Tcp, Family::V4, 7002));
+}
+
 /// Each of these and what depends on it; the remedy names one of them.
 const MODULES: [&[&str]; 4] = [
     &["nft_flow_offload"],
@@ -168,7 +223,7 @@ const MODULES: [&[&str]; 4] = [
 fn a_module_is_missing() {
     for modules in MODULES {
         let topology = Topology::routed();
-        let missing = Without::new(&topology, modules);
+        let missing = Without::new(&topology.node, modules);
         let mut agent = Agent::spawn(&topology.node, &mut agent::command(&["--ebpf=off"]));
         agent.wait_for("nothing is offloaded", Duration::from_secs(10));
         let log = agent.log();

@@ -11,7 +11,7 @@ mod flows;
 mod harness;
 mod logs;
 mod metrics;
-mod names;
+pub(crate) mod names;
 mod nft;
 mod node_monitor;
 mod others;

@@ -14,6 +14,7 @@ use fastpath_tests::{
     agent::{self, Agent},
     http::{self, SERVE, bring_loopback_up},
     netns::Netns,
+    terminal::Terminal,
     topology::{Family, Topology},
     traffic::Proto,
     wait_until,
@@ -93,15 +94,31 @@ fn add_table(node: &Netns) {
         new(6, &[table.clone(), named(2, chain), list(4, instructions), attribute(7, &comment)])
     };
     let hook = list(4, &[number(1, 2), number(2, 0)]);
-    let batch = [
-        message(0x10, 0, 0, 10, &[]),
-        new(0, std::slice::from_ref(&table)),
-        new(3, &[table.clone(), named(3, CHAIN), hook, named(7, b"filter")]),
-        new(3, &[table.clone(), named(3, LED_TO)]),
-        rule(CHAIN, &[limit.clone(), jump]),
-        rule(LED_TO, &[limit, verdict(&[number(1, 0)])]),
-        message(0x11, 0, 0, 10, &[]),
-    ];
+    transaction(
+        node,
+        &[
+            new(0, std::slice::from_ref(&table)),
+            new(3, &[table.clone(), named(3, CHAIN), hook, named(7, b"filter")]),
+            new(3, &[table.clone(), named(3, LED_TO)]),
+            rule(CHAIN, &[limit.clone(), jump]),
+            rule(LED_TO, &[limit, verdict(&[number(1, 0)])]),
+        ],
+    );
+}
+
+/// Makes a table of that name with a flowtable of this name and with these devices: a kernel with flowtables is needed.
+pub(crate) fn add_flowtable(node: &Netns, name: &[u8], devices: &[&[u8]]) {
+    let new = |kind: u16, attributes: &[Vec<u8>]| message(10 << 8 | kind, 0x400, 1, 0, &attributes.concat());
+    let devices: Vec<_> = devices.iter().map(|device| named(1, device)).collect();
+    let zero = |kind: u16| attribute(kind, &0_u32.to_be_bytes());
+    let hook = list(3, &[zero(1), zero(2), list(3, &devices)]);
+    let table = named(1, TABLE);
+    transaction(node, &[new(0, std::slice::from_ref(&table)), new(22, &[table, named(2, name), hook])]);
+}
+
+/// Sends changes of the ruleset, each of which must be acknowledged.
+fn transaction(node: &Netns, changes: &[Vec<u8>]) {
+    let batch = [&[message(0x10, 0, 0, 10, &[])], changes, &[message(0x11, 0, 0, 10, &[])]].concat();
     node.run(|| {
         let kind = SockProtocol::NetlinkNetFilter;
         let socket: OwnedFd =
@@ -115,7 +132,7 @@ fn add_table(node: &Netns) {
             assert_eq!(errno, 0, "answer {answers} of {length} bytes");
             answers += 1;
         }
-        assert!(answers >= 5, "each is acknowledged");
+        assert!(answers >= changes.len(), "each is acknowledged");
     });
 }
 
@@ -134,7 +151,7 @@ fn add_devices(node: &Netns) {
 
 /// No raw control, of either kind, nothing that isn't text, and no line or label of another's making.
 #[track_caller]
-fn harmless<'a>(what: &str, output: &'a [u8]) -> &'a str {
+pub(crate) fn harmless<'a>(what: &str, output: &'a [u8]) -> &'a str {
     let text = str::from_utf8(output).unwrap_or_else(|e| panic!("{what}: {e}: {}", output.escape_ascii()));
     let bad = |c: &char| {
         c.is_control() && !matches!(c, '\n' | '\t')
@@ -148,6 +165,29 @@ fn harmless<'a>(what: &str, output: &'a [u8]) -> &'a str {
         assert!(!start.starts_with("FORGED") && !start.starts_with("level=FORGED"), "{what}: {line}");
     }
     text
+}
+
+/// The view of interfaces of `top`, on a terminal, has this name as text, and the terminal got none of the sequences that are names.
+#[track_caller]
+pub(crate) fn assert_harmless_on_a_terminal(node: &Netns, arguments: &[&str], shown: &str) {
+    let program = agent::binary();
+    let mut top = Terminal::run(node, &[&[program.as_str()], arguments].concat(), 40, 120);
+    top.wait_for("top", Duration::from_secs(10), |lines| lines[0].starts_with("fastpath "));
+    top.press("\t");
+    top.wait_for("the interfaces", Duration::from_secs(10), |lines| {
+        lines.iter().any(|line| line.contains(shown))
+    });
+    top.press("q");
+    top.wait_exit(Duration::from_secs(5));
+    let written = top.written();
+    let has = |sequence: &[u8]| written.windows(sequence.len()).any(|window| window == sequence);
+    for (name, _) in DEVICES {
+        // Escape sequences are whole in what the terminal gets, however little else of a line is drawn anew.
+        let start = name.iter().position(|byte| *byte == 0x1b || *byte >= 0x80);
+        let sequence = start.map_or(name, |start| &name[start..]);
+        assert!(!has(sequence), "the terminal got {}", sequence.escape_ascii());
+    }
+    assert!(!has(b"\x1b]") && !has(b"\xc2\x9b") && !has(b"\xe2\x80\xae"), "{}", written.escape_ascii());
 }
 
 #[test]
@@ -194,6 +234,7 @@ fn hostile_names_do_nothing_to_whoever_reads_them() {
         }
         told.push_str(text);
     }
+    assert_harmless_on_a_terminal(node, &["top", &pin_path], r"\x1b[31mred");
     for format in ["", "Accept: application/openmetrics-text\r\n"] {
         let page = http::try_get(node, "/metrics", format).expect("metrics");
         for line in harmless("/metrics", page.body.as_bytes()).lines() {

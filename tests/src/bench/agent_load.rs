@@ -19,11 +19,16 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    agent_rows::{ms, resident_mb},
     node::{Ends, Node, Rules},
-    packets::{self, Base},
+    packets,
 };
-use crate::{agent, pktgen::Stream, topology::Family, wait_until};
+use crate::{
+    agent::{self, Agent},
+    bench::node::Base,
+    pktgen::Stream,
+    topology::Family,
+    wait_until,
+};
 
 /// Flows in a second that cross the threshold in the rows about crossings.
 pub(super) const CROSSINGS_A_SECOND: u64 = 10_000;
@@ -282,4 +287,16 @@ pub(super) fn helped() -> f64 {
         thread::sleep(Duration::from_millis(20));
     }
     f64::from(FLOWS) / start.elapsed().as_secs_f64()
+}
+
+pub(super) fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+/// Resident memory now.
+pub(super) fn resident_mb(agent: &Agent) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).expect("procfs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("proc(5)");
+    let kib: f64 = line.split_whitespace().next().and_then(|text| text.parse().ok()).expect("kB");
+    kib * 1024.0 / 1e6
 }

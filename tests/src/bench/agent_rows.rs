@@ -3,7 +3,7 @@
 //! Times are of the guest's clock: milliseconds of a processor that executes a thousand million instructions a second.
 
 use std::{
-    fs, thread,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -18,6 +18,10 @@ use super::{
 };
 use crate::{
     agent::{self, Agent},
+    bench::{
+        agent_load::{ms, resident_mb},
+        node::Base,
+    },
     link_up,
     monitor::Monitor,
     netns::Netns,
@@ -126,10 +130,6 @@ impl Task {
     }
 }
 
-pub(super) fn ms(time: Duration) -> f64 {
-    time.as_secs_f64() * 1000.0
-}
-
 /// Waits until that many interfaces have a program. With TCX the kernel lets the agent wait for each (`synchronize_rcu`), in
 /// which it seems to be at rest.
 fn wait_for_programs(node: &Netns, interfaces: usize) {
@@ -233,7 +233,7 @@ fn link_up_cost(interfaces: usize, ebpf: &str) -> Vec<f64> {
 /// The interface came up before: that alone makes the kernel forget routes, and all flows be forwarded once.
 fn lost(rules: Rules) -> f64 {
     let setup = packets::Setup { ports: (25, 4), ..packets::Setup::PLAIN };
-    let mut node = Node::build(packets::Base::Nat, Ends::Drop);
+    let mut node = Node::build(Base::Nat, Ends::Drop);
     let forth = setup.forth(&node);
     let client = node.topology.client().ns.clone();
     node.load(rules, 2, &[]);
@@ -288,14 +288,6 @@ fn memory(interfaces: usize) -> f64 {
     wait_for_programs(&topology.node, interfaces);
     agent.wait_until_idle();
     resident_mb(&agent)
-}
-
-/// Resident memory now.
-pub(super) fn resident_mb(agent: &Agent) -> f64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).expect("procfs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("proc(5)");
-    let kib: f64 = line.split_whitespace().next().and_then(|text| text.parse().ok()).expect("kB");
-    kib * 1024.0 / 1e6
 }
 
 fn wakeups(interfaces: usize) -> f64 {

@@ -11,9 +11,9 @@ use std::{
 use super::{
     Measure, Row, Samples,
     node::{Ends, Node, Rules},
-    packets::{Base, STRAYS},
+    packets::STRAYS,
 };
-use crate::topology::Family;
+use crate::{bench::node::Base, topology::Family};
 
 /// What is written before it is read: less than fits into the receiver's buffer.
 const BLOCK: usize = 32 * 1024;

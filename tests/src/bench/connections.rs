@@ -12,9 +12,8 @@ use std::{
 use super::{
     Measure, Row, Samples,
     node::{Ends, Node, Rules},
-    packets::Base,
 };
-use crate::topology::Family;
+use crate::{bench::node::Base, topology::Family};
 
 /// Packets of one repetition, about.
 const PACKETS: usize = 12_000;

@@ -14,9 +14,9 @@ use nix::sys::{
 use super::{
     Measure, Row, Samples,
     node::{Ends, Node, Rules, rendered},
-    packets::{self, Base, STRAYS},
+    packets::{self, STRAYS},
 };
-use crate::{reference, topology::Family};
+use crate::{bench::node::Base, reference, topology::Family};
 
 /// Flows: the product.
 const PORTS: (u16, u16) = (625, 16);

@@ -10,9 +10,9 @@ use std::{
 use super::{
     Measure, Row, Samples,
     node::{Ends, Node, Rules},
-    packets::{Base, STRAYS},
+    packets::STRAYS,
 };
-use crate::topology::Family;
+use crate::{bench::node::Base, topology::Family};
 
 /// Rounds before the measurement: more packets than the threshold, and what else a new connection does differently.
 const WARM_UP: usize = 200;

@@ -11,11 +11,8 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{
-    node::{Ends, Node, Rules},
-    packets::Base,
-};
-use crate::topology::Family;
+use super::node::{Ends, Node, Rules};
+use crate::{bench::node::Base, topology::Family};
 
 const TURNS: usize = 5;
 const TURN: Duration = Duration::from_secs(2);

@@ -8,13 +8,28 @@ use std::{
     time::Duration,
 };
 
-use super::{packets::Base, services};
+use super::services;
 use crate::{
     agent::{self, Agent},
     netns::Netns,
     pktgen, reference,
     topology::{Family, Layout, Nat, Topology, nat_rules},
 };
+
+/// What the node does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Base {
+    /// Drops the packet as it comes in: what source and sink cost.
+    Floor,
+    /// Routes.
+    Routed,
+    /// Routes, tracks connections, and masquerades.
+    Nat,
+    /// Like `Nat`, and has 5,000 services as kube-proxy lays them out in its nftables mode; the flow is to one of them.
+    Services,
+    /// The services alone: the flow is to one of them and isn't masqueraded.
+    ServicesOnly,
+}
 
 /// Whose rules for the fast path the node has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use super::{
     Measure, Row, Samples,
     node::{Ends, Node, Rules},
 };
-use crate::{netns::Netns, pktgen::Stream, table, topology::Family, wait_until};
+use crate::{bench::node::Base, netns::Netns, pktgen::Stream, table, topology::Family, wait_until};
 
 /// Packets of each flow that go before the measurement, more than any threshold in use.
 const WARM_UP: u64 = 200;
@@ -39,21 +39,6 @@ const OLD_PORT: u16 = 20_001;
 const ASSISTED_AT: u32 = 40_000;
 /// Packets that don't count when it is looked which way they took.
 pub(super) const STRAYS: u64 = 5;
-
-/// What the node does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Base {
-    /// Drops the packet as it comes in: what source and sink cost.
-    Floor,
-    /// Routes.
-    Routed,
-    /// Routes, tracks connections, and masquerades.
-    Nat,
-    /// Like `Nat`, and has 5,000 services as kube-proxy lays them out in its nftables mode; the flow is to one of them.
-    Services,
-    /// The services alone: the flow is to one of them and isn't masqueraded.
-    ServicesOnly,
-}
 
 /// What is so about the flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

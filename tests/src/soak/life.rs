@@ -1,7 +1,7 @@
 //! What happens on the node.
 
 use std::{
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
@@ -10,13 +10,14 @@ use serde_json::Value;
 
 use super::judge::{Sample, growth};
 use crate::{
-    agent::{self, Agent},
-    faults::{Random, descriptors, memory_kib},
+    agent::{self, Agent, OTHER_MAPS},
+    faults::{Random, descriptors, memory_kib, objects},
     http::{self, SERVE, bring_loopback_up},
     netns::Netns,
     table,
     topology::{Family, Layout, Nat, Topology},
     traffic::{Background, Direction, Flow, Proto},
+    wait_until,
 };
 
 /// Between two turns.
@@ -41,6 +42,11 @@ const FLAGS: [&[&str]; 6] = [
 const CROSSED: usize = 20;
 const SHORT: usize = 2;
 
+/// What the log says, once, of maps of an earlier agent that don't fit.
+const REPLACED: &str = "pinned maps of another size or version are replaced";
+/// Ports whose packets on the forward path are counted.
+const COUNTED_PORTS: std::ops::Range<u16> = 7004..7013;
+
 /// A pod that comes and goes.
 struct Visitor {
     number: u16,
@@ -56,6 +62,8 @@ struct Done {
     pods: u64,
     denials: u64,
     restarts: u64,
+    upgrades: u64,
+    downgrades: u64,
     counted: u64,
     /// Since there is one agent.
     crossed: u64,
@@ -67,7 +75,11 @@ pub(super) struct Life<S> {
     say: S,
     began: Instant,
     agent: Option<Agent>,
+    program: String,
+    flags: &'static [&'static str],
     watches: bool,
+    /// Programs, maps and pinned maps of one agent.
+    objects: (usize, usize, usize),
     agents: usize,
     visitors: Vec<Visitor>,
     long: Vec<Background>,
@@ -95,7 +107,10 @@ impl<S: FnMut(&str)> Life<S> {
             say,
             began: Instant::now(),
             agent: None,
+            program: agent::binary(),
+            flags: &[],
             watches: true,
+            objects: (0, 0, 0),
             agents: 0,
             visitors: Vec::new(),
             long: Vec::new(),
@@ -104,7 +119,8 @@ impl<S: FnMut(&str)> Life<S> {
             done: Done::default(),
             crossed_before: 0,
         };
-        life.start(&[]);
+        life.start(&agent::binary(), &[]);
+        life.objects = life.objects_now();
         life.long = [
             life.topology.open(Proto::Udp, Family::V4, 7001),
             life.topology.open(Proto::Tcp, Family::V6, 7002),
@@ -115,11 +131,19 @@ impl<S: FnMut(&str)> Life<S> {
         life
     }
 
-    fn start(&mut self, flags: &[&str]) {
+    fn start(&mut self, program: &str, flags: &'static [&'static str]) {
         self.agents += 1;
+        program.clone_into(&mut self.program);
+        self.flags = flags;
         self.watches = !flags.contains(&"--ebpf=off");
-        self.agent = Some(Agent::start_with(&self.topology.node, &[&[SERVE], flags].concat()));
+        self.agent = Some(Agent::start_of(program, &self.topology.node, &[&[SERVE], flags].concat()));
         self.wait_for_links();
+    }
+
+    fn objects_now(&self) -> (usize, usize, usize) {
+        let pins = fs::read_dir("/sys/fs/bpf/fastpath").into_iter().flatten().flatten();
+        let maps = pins.filter(|pin| pin.file_type().is_ok_and(|kind| kind.is_file()));
+        (objects(&self.topology.node, "prog"), objects(&self.topology.node, "map"), maps.count())
     }
 
     fn agent(&mut self) -> &mut Agent {
@@ -128,7 +152,7 @@ impl<S: FnMut(&str)> Life<S> {
 
     /// From here on the agent stays.
     pub(super) fn settle_on_one_agent(&mut self) {
-        self.restart(&[]);
+        self.restart(&agent::binary(), &[]);
         // What it takes once, it has by then.
         self.live(self.began.elapsed() + Duration::from_secs(4), false);
         self.samples.clear();
@@ -136,7 +160,10 @@ impl<S: FnMut(&str)> Life<S> {
         self.done.crossed = 0;
     }
 
-    fn restart(&mut self, flags: &[&str]) {
+    fn restart(&mut self, program: &str, flags: &'static [&'static str]) {
+        let size = |flags: &[&str]| flags.contains(&"--max-flows=8192");
+        let other = (program, size(flags)) != (&self.program, size(self.flags));
+        let had_maps = self.watches;
         let agent = self.agent.take().expect("there is always one");
         if self.random.below(2) == 0 {
             agent.kill();
@@ -144,8 +171,39 @@ impl<S: FnMut(&str)> Life<S> {
             agent.signal(Signal::SIGTERM);
             agent.stop();
         }
-        self.start(flags);
+        self.start(program, flags);
         self.done.restarts += 1;
+        let agent = self.agent();
+        let log = agent.log().join("\n");
+        let replaced = agent.count(REPLACED);
+        assert_eq!(replaced, usize::from(self.watches && had_maps && other), "{program} {flags:?}:\n{log}");
+        if self.watches {
+            // What the earlier one had goes when the kernel has the time.
+            wait_until("no more than one agent has", Duration::from_secs(2), || {
+                self.objects_now() == self.objects
+            });
+        }
+    }
+
+    /// To the agent whose maps have another layout, or back, with the flags that there are: an offloaded flow stays offloaded, and
+    /// counting starts anew.
+    pub(super) fn upgrade_or_downgrade(&mut self) {
+        if !self.watches {
+            self.restart(&self.program.clone(), &[]);
+        }
+        let (usual, flags) = (agent::binary(), self.flags);
+        let upgrades = self.program == usual;
+        let program = if upgrades { OTHER_MAPS.to_owned() } else { usual };
+        let port = COUNTED_PORTS.start + (self.agents % COUNTED_PORTS.len()) as u16;
+        let mut flow = self.topology.open(Proto::Udp, Family::V4, port);
+        assert_eq!(flow.rounds(CROSSED + 10), CROSSED + 10, "{flow:?}");
+        self.assert_counted(&flow, CROSSED as u64 + 10);
+        let forwarded = self.topology.forwarded(port);
+        self.restart(&program, flags);
+        assert_eq!(flow.rounds(SHORT), SHORT, "{flow:?}");
+        assert_eq!(self.topology.forwarded(port), forwarded, "packets of {flow:?} took the forward path");
+        self.assert_counted(&flow, SHORT as u64);
+        *(if upgrades { &mut self.done.upgrades } else { &mut self.done.downgrades }) += 1;
     }
 
     /// Until so much time has passed since the beginning.
@@ -158,8 +216,9 @@ impl<S: FnMut(&str)> Life<S> {
                 3 => self.policy_denies(),
                 4 if restarts => {
                     let flags = FLAGS[self.random.below(FLAGS.len() as u64) as usize];
-                    self.restart(flags);
+                    self.restart(&self.program.clone(), flags);
                 }
+                5 if restarts => self.upgrade_or_downgrade(),
                 _ => {}
             }
             for _ in 0..1 + self.random.below(3) {
@@ -193,7 +252,7 @@ impl<S: FnMut(&str)> Life<S> {
         links.extend(names.iter().map(String::as_str));
         table::wait_for_devices(&self.topology.node, &links, Duration::from_secs(2));
         if self.watches {
-            agent::wait_for_programs(&self.topology.node, &links);
+            agent::wait_for_programs_of(&self.program, &self.topology.node, &links);
         }
     }
 
@@ -268,7 +327,7 @@ impl<S: FnMut(&str)> Life<S> {
     /// What was counted of a flow of UDP is what was sent.
     fn assert_counted(&mut self, flow: &Flow, rounds: u64) {
         let port = format!("--port={}", flow.port());
-        let said = agent::output(&self.topology.node, &["flows", "-o", "json", &port]);
+        let said = agent::output_of(&self.program, &self.topology.node, &["flows", "-o", "json", &port]);
         let flows: Value = serde_json::from_str(&said).expect("the agent prints JSON");
         let packets = |direction: usize| flows[0]["ingress"][direction]["packets"].as_u64();
         assert_eq!([packets(0), packets(1)], [Some(rounds); 2], "{flow:?}: {said}");
@@ -313,9 +372,10 @@ impl<S: FnMut(&str)> Life<S> {
             return Err(format!("{expected} flows crossed the threshold, and the agent counted {crossed}"));
         }
         let Done { connections, rounds: short, bytes, pods, denials, restarts, counted, .. } = self.done;
+        let (upgrades, downgrades) = (self.done.upgrades, self.done.downgrades);
         let summary = format!(
-            "{seconds} s: {connections} connections, {} rounds and {bytes} bytes, all intact; {pods} pods came, {denials} denials \
-             and {restarts} restarts; {counted} packets counted as sent, {crossed} flows crossed; with the last agent memory grew \
+            "{seconds} s: {connections} connections, {} rounds and {bytes} bytes, all intact; {pods} pods came, {denials} denials, \
+             {restarts} restarts, {upgrades} of them to an agent with other maps and {downgrades} back; {counted} packets counted as sent, {crossed} flows crossed; with the last agent memory grew \
              by {memory} KiB and descriptors by {more}",
             short + rounds as u64
         );

@@ -1,6 +1,6 @@
 //! Hours of a node's life in minutes: pods come and go, connections of all lengths by NAT and without, policy that changes, agents
-//! that are restarted with other flags. All that is sent must arrive unaltered, what the agent has counted must be what was sent,
-//! and what the agent takes must not grow. What is drawn follows from a seed.
+//! that are restarted with other flags, or replaced by one whose maps have another layout. All that is sent must arrive unaltered,
+//! what the agent has counted must be what was sent, and what the agent takes must not grow. What is drawn follows from a seed.
 
 mod judge;
 mod life;
@@ -21,6 +21,9 @@ const RESTARTS: f64 = 0.35;
 pub fn run(seed: u64, lasts: Duration, say: impl FnMut(&str)) -> Result<(), String> {
     let mut life = Life::begin(seed, say);
     life.live(lasts.mul_f64(RESTARTS), true);
+    // At least once each.
+    life.upgrade_or_downgrade();
+    life.upgrade_or_downgrade();
     life.settle_on_one_agent();
     life.live(lasts, false);
     life.end()

@@ -2,7 +2,7 @@
 //! from their kernel's queue. A guest that breaks fails the test that it ran and is replaced.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use super::{
     assemble, directory,
     initramfs::Archive,
-    kernels::{self, Kernel, Wanted},
+    kernels::{self, Kernel, Once, Wanted},
     new_log,
     qemu::{Machine, Processor},
     verdict::{self, Verdict},
@@ -38,6 +38,8 @@ pub(crate) struct How {
     pub(crate) kvm: bool,
     /// Whether what they print is shown also if they pass.
     pub(crate) told: bool,
+    /// Tests that are run on one kernel only.
+    pub(crate) once: Option<Once>,
 }
 
 /// The tests of one kernel.
@@ -58,6 +60,9 @@ pub(crate) fn run(
     let guests = (processors / wanted.len().max(1)).clamp(1, MOST_GUESTS).min(tests.names.len());
     let all = kernels::all()?;
     let mut jobs = Vec::new();
+    // Those that have all that isn't another one's.
+    let general: Vec<_> =
+        wanted.iter().filter(|kernel| kernel.has_all()).map(|kernel| &kernel.name).collect();
     for wanted in wanted {
         let kernel = kernels::cached(wanted)?.context("set-up has fetched the kernel")?;
         let mut extra = Archive::default();
@@ -65,7 +70,21 @@ pub(crate) fn run(
         extra.tree("usr/share/fastpath/deploy", &workspace::root().join("deploy"))?;
         let own = directory().join(format!("{}-tests", kernel.name));
         let initramfs = assemble(&kernel, &own, binaries, extra)?;
-        let queue: VecDeque<_> = tests.names.iter().filter(|name| wanted.runs(name, &all)).cloned().collect();
+        let place = general.iter().position(|name| **name == wanted.name);
+        let elsewhere = match (&how.once, place) {
+            (Some(once), Some(place)) => once.elsewhere(&tests.names, place, general.len()),
+            _ => HashSet::new(),
+        };
+        let runs = |name: &&String| wanted.runs(name, &all) && !elsewhere.contains(name.as_str());
+        let queue: VecDeque<_> = tests.names.iter().filter(runs).cloned().collect();
+        if !elsewhere.is_empty() {
+            println!(
+                "guest {}: {} tests, {} more on the other kernel",
+                kernel.name,
+                queue.len(),
+                elsewhere.len()
+            );
+        }
         let queue = Mutex::new(queue);
         jobs.push(Job { kernel, initramfs, queue });
     }

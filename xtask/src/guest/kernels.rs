@@ -2,6 +2,7 @@
 //! never installed.
 
 use std::{
+    collections::HashSet,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -14,6 +15,7 @@ use crate::{process, workspace};
 
 #[derive(Deserialize)]
 struct File {
+    once: Vec<String>,
     kernel: Vec<Wanted>,
 }
 
@@ -38,10 +40,15 @@ impl Wanted {
         self.only == [FIELD]
     }
 
+    /// Whether it runs all that has no kernel of its own.
+    pub(crate) fn has_all(&self) -> bool {
+        self.only.is_empty()
+    }
+
     /// Whether a test runs on this kernel, of `all` that there are.
     pub(crate) fn runs(&self, test: &str, all: &[Self]) -> bool {
         let named = |kernel: &Self| kernel.only.iter().any(|prefix| test.starts_with(prefix));
-        if self.only.is_empty() { !all.iter().any(named) } else { named(self) }
+        if self.has_all() { !all.iter().any(named) } else { named(self) }
     }
 }
 
@@ -58,16 +65,51 @@ pub(crate) struct Kernel {
 
 /// All kernels of tests/kernels.toml.
 pub(crate) fn all() -> Result<Vec<Wanted>> {
+    Ok(file()?.kernel)
+}
+
+fn file() -> Result<File> {
     let path = workspace::root().join("tests/kernels.toml");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(toml::from_str::<File>(&text).context("tests/kernels.toml")?.kernel)
+    toml::from_str(&text).context("tests/kernels.toml")
+}
+
+/// Which tests are run on one kernel only, and on which one.
+pub(crate) struct Once {
+    /// How the tests' names begin.
+    prefixes: Vec<String>,
+    turn: usize,
+}
+
+impl Once {
+    /// Those of tests/kernels.toml; with each commit the kernels take turns.
+    pub(crate) fn by_commit() -> Result<Self> {
+        let mut git = Command::new("git");
+        let count =
+            process::output(git.args(["rev-list", "--count", "HEAD"]).current_dir(workspace::root()))?;
+        let turn = count.trim().parse().context("git counts commits")?;
+        Ok(Self { prefixes: file()?.once, turn })
+    }
+
+    /// Those of `tests` that kernel number `place` of so many doesn't run.
+    pub(crate) fn elsewhere<'t>(
+        &self,
+        tests: &'t [String],
+        place: usize,
+        kernels: usize,
+    ) -> HashSet<&'t str> {
+        let is_meant = |name: &&String| self.prefixes.iter().any(|prefix| name.starts_with(prefix));
+        let meant = tests.iter().filter(is_meant).enumerate();
+        let elsewhere = meant.filter(|(number, _)| (number + self.turn) % kernels != place);
+        elsewhere.map(|(_, name)| name.as_str()).collect()
+    }
 }
 
 /// The kernels of tests/kernels.toml that run all that has no kernel of its own, or those that are named.
 pub(crate) fn wanted(names: &[String]) -> Result<Vec<Wanted>> {
     let mut all = all()?;
     if names.is_empty() {
-        all.retain(|kernel| kernel.only.is_empty());
+        all.retain(Wanted::has_all);
         return Ok(all);
     }
     names
@@ -150,7 +192,27 @@ fn version_key(package: &str) -> (Vec<u32>, bool) {
 
 #[cfg(test)]
 mod tests {
-    use super::version_key;
+    use super::{Once, file, version_key};
+
+    #[test]
+    fn each_test_is_run_on_a_kernel_and_with_the_next_commit_on_the_other() {
+        let tests: Vec<_> = ["why::a", "kept::b", "why::c", "why_path::d"].map(str::to_owned).into();
+        let once = |turn| Once { prefixes: vec!["why".to_owned()], turn };
+        let elsewhere = |turn, place| {
+            let mut names: Vec<_> = once(turn).elsewhere(&tests, place, 2).into_iter().collect();
+            names.sort_unstable();
+            names
+        };
+        assert_eq!([elsewhere(6, 0), elsewhere(6, 1)], [vec!["why::c"], vec!["why::a", "why_path::d"]]);
+        assert_eq!([elsewhere(7, 0), elsewhere(7, 1)], [elsewhere(6, 1), elsewhere(6, 0)]);
+        assert!(once(0).elsewhere(&tests, 0, 1).is_empty());
+        let file = file().unwrap();
+        assert!(
+            file.once
+                .iter()
+                .all(|prefix| !file.once.iter().any(|other| other != prefix && prefix.starts_with(other)))
+        );
+    }
 
     #[test]
     fn newest_is_by_number_not_by_letter() {

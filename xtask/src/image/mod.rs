@@ -18,7 +18,13 @@ use self::{
     archive::{About, Archive},
     rootfs::Rootfs,
 };
-use crate::{build, guest::RemoveLater, process, workspace};
+use crate::{
+    build,
+    guest::RemoveLater,
+    process,
+    setup::{self, Need},
+    workspace,
+};
 
 /// An image larger than this has something in it that doesn't belong there.
 const LARGEST: usize = 20 << 20;
@@ -42,6 +48,8 @@ const NAME: &str = "fastpath-agent";
 const DESCRIPTION: &str = "Moves established flows of a Linux node onto the kernel's flowtable";
 
 pub(crate) fn run(options: &Options) -> Result<()> {
+    // The files alone need no bill of materials.
+    setup::ensure(if options.rootfs.is_some() { &[Need::Build] } else { &[Need::Build, Need::Image] })?;
     let agent = build::agent("release")?;
     let rootfs = Rootfs::of(&agent)?;
     for (path, source) in &rootfs.files {

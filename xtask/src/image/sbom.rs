@@ -1,89 +1,110 @@
-//! The software bill of materials of the image: the crates that the agent and its eBPF programs are built from, as cargo resolves
-//! them, and the distribution's packages that its libraries come from. CycloneDX 1.5 as JSON.
+//! The software bill of materials of the image, CycloneDX 1.5 as JSON: the crates that the agent and its eBPF programs are built
+//! from, as cargo-cyclonedx lists them, and the distribution's packages that its libraries come from. The same source gives the same
+//! bytes.
 
-use std::{collections::BTreeMap, fs, path::Path, process::Command};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    process::Command,
+};
 
 use anyhow::{Context, Result};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::rootfs::{AGENT, Rootfs};
-use crate::{process, workspace};
+use crate::{cargo_tool::CYCLONEDX, process, workspace};
+
+/// What the image's programs are built from, and for what.
+const PROGRAMS: [(&str, &str); 2] =
+    [("fastpath-agent", "x86_64-unknown-linux-gnu"), ("fastpath-ebpf", "bpfel-unknown-none")];
+/// How the document calls the image.
+const IMAGE: &str = "image";
 
 /// Makes the document for an image of that version.
 pub(crate) fn of(rootfs: &Rootfs, version: &str) -> Result<Value> {
-    let mut components = crates()?;
-    components.extend(libraries(rootfs)?);
-    Ok(json!({
+    let documents = PROGRAMS.iter().map(|(package, target)| crates(package, target));
+    Ok(joined(documents.collect::<Result<_>>()?, libraries(rootfs)?, version))
+}
+
+/// One document of several: each component once, and what depends on what.
+fn joined(documents: Vec<Value>, libraries: Components, version: &str) -> Value {
+    let mut components = libraries;
+    let mut needs: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    needs.insert(IMAGE.to_owned(), components.keys().cloned().collect());
+    for mut document in documents {
+        let mut program = document["metadata"]["component"].take();
+        // The parts of our own package aren't components of the image.
+        program.as_object_mut().and_then(|program| program.remove("components"));
+        needs.entry(IMAGE.to_owned()).or_default().insert(text(&program["bom-ref"]));
+        let crates = document["components"].as_array_mut().map(std::mem::take).unwrap_or_default();
+        for component in crates.into_iter().chain([program]) {
+            components.insert(text(&component["bom-ref"]), component);
+        }
+        for dependency in document["dependencies"].as_array().into_iter().flatten() {
+            let on = dependency["dependsOn"].as_array().into_iter().flatten().map(text);
+            needs.entry(text(&dependency["ref"])).or_default().extend(on);
+        }
+    }
+    let needs = needs.into_iter().map(|(of, on)| json!({ "ref": of, "dependsOn": on }));
+    json!({
         "bomFormat": "CycloneDX",
         "specVersion": "1.5",
         "version": 1,
         "metadata": {
             "component": {
                 "type": "container",
+                "bom-ref": IMAGE,
                 "name": "fastpath-agent",
                 "version": version,
                 "licenses": [{ "expression": "MIT OR Apache-2.0" }],
             },
         },
+        "dependencies": needs.collect::<Vec<_>>(),
         "components": components.into_values().collect::<Vec<_>>(),
-    }))
+    })
 }
 
-/// Components by a key that orders them.
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+/// Components by what the document calls them.
 type Components = BTreeMap<String, Value>;
 
-/// What is linked into the agent, and into the programs that it carries.
-fn crates() -> Result<Components> {
-    let checksums = checksums()?;
-    let mut components = Components::new();
-    for (package, target) in
-        [("fastpath-agent", "x86_64-unknown-linux-gnu"), ("fastpath-ebpf", "bpfel-unknown-none")]
-    {
-        let mut tree = Command::new("cargo");
-        tree.args(["tree", "--locked", "--edges", "normal,no-proc-macro", "--prefix", "none"]);
-        tree.args(["--package", package, "--target", target, "--format", "{p}|{l}"]);
-        for line in process::output(tree.current_dir(workspace::root()))?.lines() {
-            // "clap v4.6.9|MIT OR Apache-2.0", with a path or "(*)" behind the version at times.
-            let (name, licence) = line.split_once('|').context("cargo tree prints what it was asked for")?;
-            let mut words = name.split_whitespace();
-            let (Some(name), Some(version)) = (words.next(), words.next()) else { continue };
-            let version = version.trim_start_matches('v');
-            // "MIT/Apache-2.0" is an old way to write it.
-            let licence = licence.trim_end_matches(" (*)").split('/').map(str::trim).collect::<Vec<_>>();
-            let licence = licence.join(" OR ");
-            let mut component = json!({
-                "type": "library",
-                "name": name,
-                "version": version,
-                "licenses": [{ "expression": licence }],
-            });
-            if let Some(checksum) = checksums.get(&(name.to_owned(), version.to_owned())) {
-                component["purl"] = format!("pkg:cargo/{name}@{version}").into();
-                component["hashes"] = json!([{ "alg": "SHA-256", "content": checksum }]);
-            }
-            components.insert(format!("cargo {name} {version}"), component);
+/// What cargo-cyclonedx says of a package, without this machine's directories.
+fn crates(package: &str, target: &str) -> Result<Value> {
+    let root = workspace::root();
+    // It writes a file for each member of the workspace beside its manifest, and nowhere else.
+    let name = format!("sbom-{}", std::process::id());
+    let mut command = Command::new(CYCLONEDX.program()?);
+    command.args(["cyclonedx", "--format", "json", "--spec-version", "1.5", "--no-build-deps", "--quiet"]);
+    command.args(["--target", target, "--override-filename", &name]).current_dir(&root);
+    // Without a random serial number.
+    process::output(command.env("SOURCE_DATE_EPOCH", "0"))?;
+    let manifest = fs::read_to_string(root.join("Cargo.toml")).context("cannot read Cargo.toml")?;
+    let manifest: toml::Value = toml::from_str(&manifest).context("Cargo.toml")?;
+    let mut document = None;
+    for member in manifest["workspace"]["members"].as_array().context("the workspace has members")? {
+        let member = member.as_str().context("members are paths")?;
+        let file = root.join(member).join(format!("{name}.json"));
+        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
+        if member == package {
+            document = Some(text);
         }
     }
-    Ok(components)
+    let text = document.with_context(|| format!("the workspace has no {package}"))?;
+    without_directories(&text, package)
 }
 
-/// The registry's checksums, by name and version; our own crates have none.
-fn checksums() -> Result<BTreeMap<(String, String), String>> {
-    #[derive(Deserialize)]
-    struct Lock {
-        package: Vec<Package>,
-    }
-    #[derive(Deserialize)]
-    struct Package {
-        name: String,
-        version: String,
-        checksum: Option<String>,
-    }
-    let text = fs::read_to_string(workspace::root().join("Cargo.lock")).context("cannot read Cargo.lock")?;
-    let lock: Lock = toml::from_str(&text).context("Cargo.lock")?;
-    let known = |package: Package| Some(((package.name, package.version), package.checksum?));
-    Ok(lock.package.into_iter().filter_map(known).collect())
+/// The document with the workspace as `/fastpath`, as in programs.
+fn without_directories(document: &str, package: &str) -> Result<Value> {
+    let parsed: Value = serde_json::from_str(document).context("cargo-cyclonedx writes JSON")?;
+    let own = self::text(&parsed["metadata"]["component"]["bom-ref"]);
+    let (workspace, _) =
+        own.rsplit_once(&format!("/{package}#")).context("a package is called by its path")?;
+    Ok(serde_json::from_str(&document.replace(workspace, "path+file:///fastpath"))?)
 }
 
 /// The distribution's packages that files of the image come from.
@@ -113,9 +134,11 @@ fn libraries(rootfs: &Rootfs) -> Result<Components> {
         };
         let name = package.split(':').next().unwrap_or(&package);
         let file = json!({ "name": "fastpath:file", "value": format!("/{path}") });
-        let component = components.entry(format!("deb {name}")).or_insert_with(|| {
+        let called = format!("deb {name}");
+        let component = components.entry(called.clone()).or_insert_with(|| {
             json!({
                 "type": "library",
+                "bom-ref": called,
                 "name": name,
                 "version": version,
                 "purl": format!(
@@ -158,21 +181,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_agents_crates_are_listed_with_licences_and_checksums() {
-        let crates = crates().unwrap();
-        let of = |name: &str| {
-            let found = crates.iter().find(|(key, _)| key.starts_with(&format!("cargo {name} ")));
-            found.unwrap_or_else(|| panic!("no {name}")).1
+    fn documents_are_joined_without_directories_and_without_repetition() {
+        let document = |package: &str| {
+            let own = format!("path+file:///a%20b/{package}#0.1.0");
+            let common = "path+file:///a%20b/fastpath-common#0.1.0";
+            let document = json!({
+                "serialNumber": "random",
+                "metadata": { "timestamp": "now", "component": { "bom-ref": own, "name": package, "components": [] } },
+                "components": [{ "bom-ref": common, "name": "fastpath-common" }],
+                "dependencies": [{ "ref": own, "dependsOn": [common] }, { "ref": common }],
+            });
+            without_directories(&document.to_string(), package).unwrap()
         };
-        for name in
-            ["fastpath-agent", "fastpath-common", "fastpath-ebpf", "tokio", "aya", "nftnl-sys", "aya-ebpf"]
-        {
-            assert!(
-                of(name)["licenses"][0]["expression"].as_str().is_some_and(|licence| !licence.is_empty())
-            );
+        let libraries = Components::from([("deb libc6".to_owned(), json!({ "name": "libc6" }))]);
+        let joined = joined(vec![document("fastpath-agent"), document("fastpath-ebpf")], libraries, "1");
+        let names: Vec<_> =
+            joined["components"].as_array().unwrap().iter().map(|c| text(&c["name"])).collect();
+        assert_eq!(names, ["libc6", "fastpath-agent", "fastpath-common", "fastpath-ebpf"]);
+        let needs = joined["dependencies"].as_array().unwrap();
+        let own =
+            ["fastpath-agent", "fastpath-ebpf"].map(|name| format!("path+file:///fastpath/{name}#0.1.0"));
+        assert_eq!(needs[0]["dependsOn"], json!(["deb libc6", own[0], own[1]]));
+        assert_eq!(needs.len(), 4);
+        for gone in ["a%20b", "random", "now"] {
+            assert!(!joined.to_string().contains(gone), "{joined}");
         }
-        assert_eq!(of("tokio")["hashes"][0]["content"].as_str().unwrap().len(), 64);
-        // Neither our test crates nor macros end up in the program.
-        assert!(!crates.keys().any(|key| key.contains("proptest") || key.contains("clap_derive")));
     }
 }

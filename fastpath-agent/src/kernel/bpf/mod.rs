@@ -75,7 +75,7 @@ pub trait FlowEyes {
     fn set_threshold(&mut self, threshold: u32) -> Result<(), BpfError>;
 
     /// Changes what is noted of the signal of one direction of a flow, in one instant; false if that wasn't `from`, or
-    /// the direction isn't in the map.
+    /// the direction isn't in the map. From a signal to itself: notes that the flow is in the flowtable.
     fn mark(&mut self, key: &FlowKey, from: Signal, to: Signal) -> Result<bool, BpfError>;
 
     /// Which of these flows were seen to go into the flowtable, at some time. Many at once take little more than one.

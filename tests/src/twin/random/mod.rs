@@ -20,14 +20,12 @@ use proptest::{
 };
 
 mod check;
-mod firewall;
 mod flows;
-mod network;
 mod operation;
 mod told;
 
-pub use firewall::{Chain, Hook, Match, TableFamily, Target, Verdict, Xtables, XtablesChain};
-pub use network::{Bridging, Ipvs, Tunnel};
+pub use operation::firewall::{Chain, Hook, Match, TableFamily, Target, Verdict, Xtables, XtablesChain};
+pub use operation::network::{Bridging, Ipvs, Tunnel};
 pub use operation::{
     AgentOperation, Denial, Device, Element, End, Ip, Master, Operation, Place, RuleAction, Selector, Sysctl,
     TcHook, TcMatch, Via,
@@ -305,7 +303,7 @@ impl<'a> Run<'a> {
             }
             topology.node.feed("bash", &["-euc", NODE_SETTINGS], "");
             if sequence.ipvs {
-                topology.node.feed("bash", &["-euc", &network::ipvs_set_up()], "");
+                topology.node.feed("bash", &["-euc", &operation::network::ipvs_set_up()], "");
             }
             for pod in &topology.pods {
                 pod.ns.feed("bash", &["-euc", POD_SETTINGS], "");
@@ -364,7 +362,9 @@ impl<'a> Run<'a> {
         }
         let mut refused = !ends[0].status.success();
         let dev = self.sequence.attach.recipe().server_dev;
-        for ((number, script), dev) in network::of_the_pods(operation).iter().enumerate().zip(["eth0", dev]) {
+        for ((number, script), dev) in
+            operation::network::of_the_pods(operation).iter().enumerate().zip(["eth0", dev])
+        {
             let Some(script) = script else { continue };
             for world in &self.worlds {
                 let script = format!("dev={dev}; {script}");

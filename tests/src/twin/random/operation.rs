@@ -1,13 +1,16 @@
 //! What may be done to a node: typed, drawn by `proptest`, and written as a script for `bash -euc`. Whether it succeeds is
 //! no matter; on both nodes it ends alike.
 
+pub(super) mod firewall;
+pub(super) mod network;
+
 use std::fmt;
 
 use proptest::{prelude::*, sample::select};
 
-use super::{
-    firewall::{self, Chain, Match, Target, Verdict, Xtables},
-    network::{self, Bridging, Ipvs, Tunnel},
+use self::{
+    firewall::{Chain, Match, Target, Verdict, Xtables},
+    network::{Bridging, Ipvs, Tunnel},
 };
 
 /// One operation. Names are from a small stock, so that operations meet each other.

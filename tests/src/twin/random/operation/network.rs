@@ -1,8 +1,7 @@
 //! Operations that need more than the node: tunnels between node and server, a bridge that both links are ports of, and services
-//! of IPVS. Says what to run where; [`operation`](super::operation) draws them.
+//! of IPVS. Says what to run where; [`operation`](super) draws them.
 
-use super::operation::{choices, reroute, restored};
-use super::{Device, Operation};
+use super::{Device, Operation, choices, reroute, restored};
 
 choices! {
     /// A tunnel to the server over its second link.
@@ -37,7 +36,7 @@ const SERVICES: &str = "<(for port in $(seq 7001 7012); do for proto in -t -u; d
 done; done)";
 
 /// Makes the node serve the service addresses by IPVS.
-pub(super) fn ipvs_set_up() -> String {
+pub(in crate::twin::random) fn ipvs_set_up() -> String {
     format!(
         "ip address add 10.96.0.1/32 dev lo; ip address add fd00:96::1/128 dev lo nodad
          echo 1 > /proc/sys/net/ipv4/vs/conntrack; {}",
@@ -121,7 +120,7 @@ fn directly(operation: &Operation, verb: &str) -> Option<[String; 2]> {
 }
 
 /// Scripts for client and server, after the node's; `$dev` is the device with their addresses.
-pub(super) fn of_the_pods(operation: &Operation) -> [Option<String>; 2] {
+pub(in crate::twin::random) fn of_the_pods(operation: &Operation) -> [Option<String>; 2] {
     let direct = |operation, verb| directly(operation, verb).map_or([None, None], |both| both.map(Some));
     match operation {
         Operation::Tunnel(tunnel) => [None, Some(tunnel_on_server(*tunnel))],

@@ -2,7 +2,7 @@
 
 use proptest::{prelude::*, sample::select};
 
-use super::operation::choices;
+use super::{Ip, choices};
 
 choices! {
     /// Family of a table of nftables.
@@ -159,14 +159,13 @@ impl Chain {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Xtables {
     /// IPv4 or IPv6.
-    pub ip: super::operation::Ip,
+    pub ip: Ip,
     /// Which one.
     pub chain: XtablesChain,
 }
 
 pub(super) fn xtables() -> impl Strategy<Value = Xtables> {
-    (select(super::operation::Ip::ALL), select(XtablesChain::ALL))
-        .prop_map(|(ip, chain)| Xtables { ip, chain })
+    (select(Ip::ALL), select(XtablesChain::ALL)).prop_map(|(ip, chain)| Xtables { ip, chain })
 }
 
 impl Xtables {
@@ -188,7 +187,7 @@ impl Target {
             Match::OutServer if chain.chain.text().contains("PREROUTING") => "-i s0",
             Match::OutServer if chain.chain == XtablesChain::Input => "-i s0",
             Match::OutServer => "-o s0",
-            Match::FromServer6 if chain.ip == super::operation::Ip::V6 => "-s fd00:2::2",
+            Match::FromServer6 if chain.ip == Ip::V6 => "-s fd00:2::2",
             Match::FromServer6 => "-s 10.2.0.2",
             Match::Established => "-m conntrack --ctstate ESTABLISHED,RELATED",
             Match::Invalid => "-m conntrack --ctstate INVALID",
