@@ -380,7 +380,7 @@ fn programs_of_others_at_ingress() {
     );
     let status: Value = serde_json::from_str(&agent::output(node, &["status", "-o", "json"])).expect("JSON");
     let tcx = status["ebpf"]["attachments"].to_string().contains("tcx");
-    assert_eq!(found.contains("after our counters"), tcx, "{found}");
+    assert_eq!(found.contains("after the agent's counters"), tcx, "{found}");
 }
 
 /// Has this test's processes read another release of the kernel.

@@ -58,7 +58,7 @@ pub fn empty_flowtable(ruleset: &mut impl Ruleset, offers_then: Option<u64>) -> 
     let mut refusal = CommitError::Stale;
     for _ in 0..ATTEMPTS {
         let observed = ruleset.observe_but(Unread::Exclusions)?;
-        let Some(table) = observed.table.filter(|table| table.owner == Owner::Ours) else {
+        let Some(table) = observed.table.filter(|table| table.owner == Owner::Agent) else {
             return Ok(Emptied::Absent);
         };
         let offers = empty::offers(&table);

@@ -44,7 +44,7 @@ impl Chooser {
 /// The threshold to begin with: the one that an earlier agent chose, if its rules are still installed.
 pub(super) fn standing() -> u32 {
     let table = Nft::open().and_then(|mut nft| nft.observe()).ok().and_then(|observed| observed.table);
-    let ours = table.filter(|table| table.owner == Owner::Ours);
+    let ours = table.filter(|table| table.owner == Owner::Agent);
     ours.and_then(|table| table.threshold()).filter(|chosen| LADDER.contains(chosen)).unwrap_or(DEFAULT)
 }
 

@@ -22,8 +22,8 @@ use super::{
 use crate::{
     core::{
         doctor::facts::{
-            AgentFacts, EbpfFacts, Facts, Families, Feature, IngressProgram, KernelFacts, MapFacts, Missing,
-            Reading, Unread,
+            AgentFacts, EbpfFacts, Families, Feature, IngressProgram, KernelFacts, MapFacts, Missing,
+            NodeFacts, Reading, Unread,
         },
         known_bugs::KernelNames,
         link::select::Selection,
@@ -134,7 +134,7 @@ impl KernelName {
 }
 
 /// Reads everything. Fails only where links can't be listed: nothing is known without them.
-pub async fn gather(given: Given, kernel: &Kernel) -> Result<Facts, LinkError> {
+pub async fn gather(given: Given, kernel: &Kernel) -> Result<NodeFacts, LinkError> {
     let mut sockets = Links::open()?;
     let links = sockets.list()?;
     let addresses = sockets.addresses()?;
@@ -154,7 +154,7 @@ pub async fn gather(given: Given, kernel: &Kernel) -> Result<Facts, LinkError> {
     {
         policy.threshold = table.threshold().unwrap_or(policy.threshold);
     }
-    Ok(Facts {
+    Ok(NodeFacts {
         kernel: KernelFacts {
             release: name.release,
             version: name.version,

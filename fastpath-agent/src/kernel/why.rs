@@ -39,7 +39,7 @@ use crate::core::{
         exclude::{self, Exclusions},
         sets::OwnSet,
     },
-    why::{self, Direction, Facts, FlowSpec, Flowtable, Moved, Program, Route, Ruleset, Slow},
+    why::{self, Direction, FlowFacts, FlowSpec, Flowtable, Moved, Program, Route, Ruleset, Slow},
 };
 
 /// Time between the two looks.
@@ -93,7 +93,11 @@ pub enum WhyError {
 
 /// Reads everything about a flow. Takes about a second.
 /// `agent` are the running agent's flags; `None` if none runs.
-pub async fn gather(spec: &FlowSpec, pin_path: &Path, agent: Option<Flags<'_>>) -> Result<Facts, WhyError> {
+pub async fn gather(
+    spec: &FlowSpec,
+    pin_path: &Path,
+    agent: Option<Flags<'_>>,
+) -> Result<FlowFacts, WhyError> {
     let mut links = Links::open()?;
     let (link_table, addresses): (LinkTable, _) = (links.list()?.into_iter().collect(), links.addresses()?);
     let mut eyes = Eyes::open(pin_path)?;
@@ -185,7 +189,7 @@ pub async fn gather(spec: &FlowSpec, pin_path: &Path, agent: Option<Flags<'_>>) 
         _ => Vec::new(),
     };
     let unmanaged = unmanaged(&mut eyes.nft, &link_table, &ruleset, agent, &directions)?;
-    Ok(Facts {
+    Ok(FlowFacts {
         asked: spec.tuple,
         tracked: tracked(first.entry.as_ref(), entry.as_ref()),
         ipvs: entry.as_ref().is_some_and(|entry| ipvs::has_service(&entry.original)),

@@ -154,7 +154,7 @@ fn what_was_committed_is_observed() {
         let observed = nft.observe().expect("observe");
         assert_eq!(observed.generation, after);
         let table = observed.table.expect("our table");
-        assert_eq!(table.owner, Owner::Ours);
+        assert_eq!(table.owner, Owner::Agent);
         assert_eq!(table.flowtables, []);
         let want = wanted(forward_only());
         assert_has(&table, &want);
@@ -162,7 +162,7 @@ fn what_was_committed_is_observed() {
         let hook = ChainHook { kind: "filter".to_owned(), hook: 2, priority: 300, accept: true };
         assert_eq!(table.chain(OwnChain::Base).expect("the base chain").hook, Some(hook));
         let rules: Vec<_> = table.chains.iter().flat_map(|chain| &chain.rules).collect();
-        assert!(rules.iter().all(|rule| rule.owner == Owner::Ours));
+        assert!(rules.iter().all(|rule| rule.owner == Owner::Agent));
         let counters: Vec<_> = rules.iter().filter_map(|rule| rule.counter).collect();
         assert_eq!(counters.iter().map(|counter| counter.packets).collect::<Vec<_>>(), [0; 7]);
 

@@ -74,7 +74,7 @@ pub(super) fn state(flow: &Flow) -> String {
 pub(super) fn state_in_full(flow: &Flow) -> String {
     match (&flow.state, flow.path.metered) {
         (other, Some(metered)) if flow.slow() => {
-            format!("{}, but {} packets took the forward path", other.name(), short(metered as f64))
+            format!("{}, but {} packets took the normal path", other.name(), short(metered as f64))
         }
         (State::Stalled(cause), _) => format!("stalled: {cause}"),
         (other, _) => other.name().to_owned(),

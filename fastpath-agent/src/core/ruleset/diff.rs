@@ -49,7 +49,7 @@ pub fn diff(desired: &Desired, observed: &Observed, foreign: ForeignTable) -> De
         (None, Some(_)) => vec![Op::DeleteTable],
         (Some(want), None) => create(want),
         (Some(want), Some(table)) => match (&table.owner, foreign) {
-            (Owner::Ours, _) => repair(want, table),
+            (Owner::Agent, _) => repair(want, table),
             (Owner::Foreign, ForeignTable::Refuse) if !table.is_rendering() => return Decision::Foreign,
             (Owner::Foreign, _) => {
                 let mut ops = vec![Op::DeleteTable];
@@ -302,7 +302,7 @@ impl Rules {
         mut counted: Counted,
     ) -> Self {
         let own: Vec<_> =
-            has.map(|c| c.rules.iter().filter(|r| r.owner == Owner::Ours).collect()).unwrap_or_default();
+            has.map(|c| c.rules.iter().filter(|r| r.owner == Owner::Agent).collect()).unwrap_or_default();
         let want: Vec<Vec<Expr>> = want.iter().map(Rule::exprs).collect();
         if !want.iter().any(|exprs| goes(exprs)) && own.iter().map(|r| &r.exprs).eq(&want) {
             return Self { stale: Vec::new(), missing: Vec::new() };

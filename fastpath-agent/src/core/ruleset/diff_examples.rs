@@ -213,7 +213,7 @@ fn the_table_of_an_earlier_agent_is_upgraded_around_its_flowtable() {
         t.sets.retain(|s| s.name == OwnSet::Devices.name());
         t.chains[0].rules = vec![ObservedRule {
             handle: 4711,
-            owner: Owner::Ours,
+            owner: Owner::Agent,
             exprs: vec![Expr::FlowAdd { flowtable: FLOWTABLE.to_owned() }, Expr::Counter],
             counter: None,
         }];

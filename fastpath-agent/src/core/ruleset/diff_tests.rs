@@ -311,7 +311,7 @@ proptest! {
                 for (chain, want) in &want.chains {
                     let rules = &has.chain(*chain).unwrap().rules;
                     let rules: Vec<_> =
-                        rules.iter().filter(|r| r.owner == Owner::Ours).map(|r| r.exprs.clone()).collect();
+                        rules.iter().filter(|r| r.owner == Owner::Agent).map(|r| r.exprs.clone()).collect();
                     prop_assert_eq!(rules, want.iter().map(Rule::exprs).collect::<Vec<_>>());
                 }
                 let own: BTreeSet<_> = has.sets.iter().filter_map(|s| OwnSet::named(&s.name)).collect();
@@ -370,7 +370,7 @@ proptest! {
         prop_assert_eq!(&kernel.table, &table);
         step(&mut kernel, &desired, ForeignTable::TakeOver);
         if desired.is_some() {
-            prop_assert_eq!(&kernel.table.as_ref().unwrap().owner, &Owner::Ours);
+            prop_assert_eq!(&kernel.table.as_ref().unwrap().owner, &Owner::Agent);
             prop_assert_eq!(
                 step(&mut kernel, &desired, ForeignTable::Refuse), Decision::Apply(Vec::new()));
         } else {

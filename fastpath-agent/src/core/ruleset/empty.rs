@@ -107,7 +107,7 @@ fn rules(table: &ObservedTable, first: Option<&Rule>) -> Result<(Vec<Op>, Vec<Op
         let first = first.filter(|_| chain == OwnChain::Offload);
         add.extend(first.map(|rule| Op::AddRule { chain, exprs: rule.exprs() }));
         let behind = rules.iter().skip_while(|rule| first.is_none() && !refers(&rule.exprs));
-        for rule in behind.filter(|rule| rule.owner == Owner::Ours) {
+        for rule in behind.filter(|rule| rule.owner == Owner::Agent) {
             delete.push(Op::DeleteRule { chain, handle: rule.handle });
             add.push(Op::AddRule { chain, exprs: counting_from(rule.counter, rule.exprs.clone()) });
         }

@@ -55,12 +55,13 @@ pub struct ObservedTable {
     pub sets: Vec<ObservedSet>,
 }
 
-/// Who made a table.
+/// Which program made a table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Owner {
     /// It carries our marker in its user data (beside the comment; `nft` doesn't print it).
-    Ours,
+    #[serde(rename = "ours")]
+    Agent,
     /// It doesn't.
     Foreign,
 }
@@ -136,7 +137,7 @@ pub struct ObservedSet {
 impl ObservedTable {
     /// The agent's, empty.
     pub fn empty() -> Self {
-        Self { owner: Owner::Ours, flowtables: Vec::new(), chains: Vec::new(), sets: Vec::new() }
+        Self { owner: Owner::Agent, flowtables: Vec::new(), chains: Vec::new(), sets: Vec::new() }
     }
 
     /// One of our chains, by its name.

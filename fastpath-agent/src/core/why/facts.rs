@@ -22,7 +22,7 @@ const STRAYS: u64 = 2;
 
 /// All that was read.
 #[derive(Clone, Debug)]
-pub struct Facts {
+pub struct FlowFacts {
     /// As it was asked for.
     pub asked: Tuple,
     /// Its connection; `None` if conntrack has none.
@@ -208,7 +208,7 @@ impl Direction {
     }
 }
 
-impl Facts {
+impl FlowFacts {
     /// A flow that anybody knows.
     pub fn found(&self) -> bool {
         self.entry.is_some() || self.directions.iter().any(|direction| direction.counted.is_some())

@@ -1,6 +1,6 @@
 //! Which reasons hold for a flow.
 
-use super::facts::{Direction, Facts, Program, Route, Wanted, Way};
+use super::facts::{Direction, FlowFacts, Program, Route, Wanted, Way};
 
 use crate::core::{
     flow::{
@@ -23,7 +23,7 @@ pub(super) struct Obstacle {
 }
 
 /// All that hold, the first to be looked at first.
-pub(super) fn of(facts: &Facts) -> Vec<Obstacle> {
+pub(super) fn of(facts: &FlowFacts) -> Vec<Obstacle> {
     let mut found = Found { facts, obstacles: Vec::new() };
     match facts.way() {
         None => found.of_stranger(),
@@ -43,7 +43,7 @@ pub(super) fn of(facts: &Facts) -> Vec<Obstacle> {
 }
 
 struct Found<'f> {
-    facts: &'f Facts,
+    facts: &'f FlowFacts,
     obstacles: Vec<Obstacle>,
 }
 
@@ -399,7 +399,7 @@ impl Found<'_> {
 }
 
 /// The link below `upper` whose packets it hands up, if that isn't managed.
-fn below(facts: &Facts, upper: IfIndex) -> Option<IfIndex> {
+fn below(facts: &FlowFacts, upper: IfIndex) -> Option<IfIndex> {
     let lower = watch::lower_links(facts.links.iter()).remove(&upper)?;
     lower.into_iter().find(|lower| !facts.ruleset.managed.contains(lower))
 }

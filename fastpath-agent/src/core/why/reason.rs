@@ -1,11 +1,11 @@
 //! What `why` says of each reason, and what can be done about it.
 
-use super::facts::Facts;
+use super::facts::FlowFacts;
 use crate::core::{link::select::Unmanaged, why_not::Reason};
 
 impl Reason {
     /// Its text, for the end of "not accelerated: ".
-    pub fn text(&self, facts: &Facts) -> String {
+    pub fn text(&self, facts: &FlowFacts) -> String {
         match self {
             Self::Protocol => "neither TCP nor UDP".to_owned(),
             Self::Local => "it begins or ends on this node, so it isn't forwarded".to_owned(),
@@ -101,7 +101,7 @@ impl Reason {
     }
 
     /// What to do about it; `None` if nothing need or can be done.
-    pub fn remedy(&self, facts: &Facts) -> Option<String> {
+    pub fn remedy(&self, facts: &FlowFacts) -> Option<String> {
         Some(match self {
             Self::Bridged { .. } => {
                 "none: the flowtable forwards routed packets only; a bridge has its own fast path".to_owned()

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{
     Accelerated,
-    facts::{Direction, Facts, Route, Way},
+    facts::{Direction, FlowFacts, Route, Way},
     obstacles::Obstacle,
 };
 
@@ -124,7 +124,7 @@ fn place(reason: &Reason) -> StepName {
 }
 
 /// Tells it.
-pub(super) fn tell(facts: &Facts, obstacles: &[Obstacle]) -> Vec<Step> {
+pub(super) fn tell(facts: &FlowFacts, obstacles: &[Obstacle]) -> Vec<Step> {
     let told = [
         Some(flow(facts)),
         Some(ingress(facts, StepName::Original, &facts.directions[0])),
@@ -149,7 +149,7 @@ fn step(step: StepName, ok: StepMark, text: String) -> Step {
     Step { step, ok, text, reasons: Vec::new() }
 }
 
-fn flow(facts: &Facts) -> Step {
+fn flow(facts: &FlowFacts) -> Step {
     let text = match &facts.entry {
         None => facts.asked.to_string(),
         Some(Entry { original, reply, .. }) => {
@@ -178,7 +178,7 @@ fn without_protocol(tuple: &str) -> &str {
     tuple.split_once(' ').map_or(tuple, |(_, ends)| ends)
 }
 
-fn ingress(facts: &Facts, name: StepName, direction: &Direction) -> Step {
+fn ingress(facts: &FlowFacts, name: StepName, direction: &Direction) -> Step {
     if !facts.counting {
         return step(
             name,
@@ -211,7 +211,7 @@ fn ingress(facts: &Facts, name: StepName, direction: &Direction) -> Step {
     step(name, StepMark::Ok, text)
 }
 
-fn conntrack(facts: &Facts) -> Step {
+fn conntrack(facts: &FlowFacts) -> Step {
     let Some(entry) = &facts.entry else {
         return step(StepName::Conntrack, StepMark::NotOk, "has no such connection".to_owned());
     };
@@ -229,7 +229,7 @@ fn conntrack(facts: &Facts) -> Step {
     step(StepName::Conntrack, StepMark::Ok, format!("{state}, {counts}{zone}"))
 }
 
-fn route(facts: &Facts) -> Step {
+fn route(facts: &FlowFacts) -> Step {
     let way = |direction: &Direction| match direction.route {
         Route::Forward { output, gateway, mtu } => {
             let via = gateway.map_or(String::new(), |gateway| format!(" via {gateway}"));
@@ -245,7 +245,7 @@ fn route(facts: &Facts) -> Step {
     step(StepName::Route, if known { StepMark::Ok } else { StepMark::Unknown }, text)
 }
 
-fn rule(facts: &Facts) -> Step {
+fn rule(facts: &FlowFacts) -> Step {
     let Some(threshold) = facts.ruleset.threshold else {
         let text = match facts.ruleset.owner {
             None => "the agent's table isn't installed",
@@ -262,7 +262,7 @@ fn rule(facts: &Facts) -> Step {
     step(StepName::Rule, if below && !facts.offloaded() { StepMark::NotOk } else { StepMark::Ok }, text)
 }
 
-fn flowtable(facts: &Facts) -> Step {
+fn flowtable(facts: &FlowFacts) -> Step {
     if !facts.offloaded() {
         return step(StepName::Flowtable, StepMark::NotOk, "doesn't have it".to_owned());
     }
@@ -289,7 +289,7 @@ fn flowtable(facts: &Facts) -> Step {
 }
 
 /// The verdict on a flow whose packets take the fast path.
-pub(super) fn accelerated(facts: &Facts) -> String {
+pub(super) fn accelerated(facts: &FlowFacts) -> String {
     let mut text = match (facts.way(), facts.measured()) {
         (Some(Way::Mixed), _) => {
             format!(
@@ -326,7 +326,7 @@ pub(super) fn accelerated(facts: &Facts) -> String {
 }
 
 /// The verdict on a flow that a reason hinders.
-pub(super) fn hindered(accelerated: Accelerated, obstacle: &Obstacle, facts: &Facts) -> String {
+pub(super) fn hindered(accelerated: Accelerated, obstacle: &Obstacle, facts: &FlowFacts) -> String {
     let probably = if obstacle.certain { "" } else { "probably " };
     let verdict = match accelerated {
         Accelerated::Partly if facts.slow_moved() == 0 => "accelerated in one direction only".to_owned(),
@@ -343,7 +343,7 @@ pub(super) fn hindered(accelerated: Accelerated, obstacle: &Obstacle, facts: &Fa
 }
 
 /// The verdict on an unknown flow.
-pub(super) fn not_found(facts: &Facts, first: Option<&Obstacle>) -> String {
+pub(super) fn not_found(facts: &FlowFacts, first: Option<&Obstacle>) -> String {
     let who = if facts.counting {
         "neither conntrack nor the agent's counters know it"
     } else {
@@ -356,7 +356,7 @@ pub(super) fn not_found(facts: &Facts, first: Option<&Obstacle>) -> String {
 }
 
 /// What may help then.
-pub(super) fn not_found_remedy(facts: &Facts) -> String {
+pub(super) fn not_found_remedy(facts: &FlowFacts) -> String {
     if facts.counting {
         "check addresses and ports (`fastpath-agent flows --address=… --port=…`), and that it passes this node".to_owned()
     } else {

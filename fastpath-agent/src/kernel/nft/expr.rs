@@ -252,7 +252,7 @@ mod tests {
         let mut scratch = Scratch::new();
         let message = Message::new(scratch.message(libc::NFT_MSG_NEWRULE, 0, 1, rule));
         if let Some(userdata) = message.attributes().find(|nla| nla.kind() == nfta::RULE_USERDATA) {
-            assert_eq!(marker::owner(userdata.value()), Owner::Ours);
+            assert_eq!(marker::owner(userdata.value()), Owner::Agent);
         }
         let list =
             message.attributes().find(|nla| nla.kind() == nfta::RULE_EXPRESSIONS).expect("instructions");

@@ -52,7 +52,7 @@ fn rules_are_listed_with_what_is_done_about_each() {
     assert_eq!(status["rules"][0]["conditions"], json!("meta nfproto ipv4 ip saddr 10.1.0.2"));
     let text = agent::output(node, &["status"]);
     println!("{text}");
-    assert!(text.contains("leaves out: meta nfproto ipv4 ip saddr 10.1.0.2"), "{text}");
+    assert!(text.contains("keeps on the normal path: meta nfproto ipv4 ip saddr 10.1.0.2"), "{text}");
     let doctor = json(node, &["doctor", "--no-canary", "-o", "json"]);
     assert_eq!(handling(&doctor["rules"]), expected);
     let findings = doctor["findings"].as_array().expect("findings").iter();
