@@ -17,7 +17,7 @@ use crate::{
         verdict::{self, End, Verdict},
     },
     package, process,
-    test::Counts,
+    tally::Counts,
 };
 
 /// For one trial, which starts its software three times.

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{cargo_tool, process, test::Counts, toolchain, workspace};
+use crate::{cargo_tool, process, tally::Counts, toolchain, workspace};
 
 /// Seconds of all targets together, without `--minutes`.
 const USUAL: Duration = Duration::from_secs(18);

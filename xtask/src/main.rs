@@ -25,6 +25,7 @@ mod reproduce;
 mod run;
 mod setup;
 mod soak;
+mod tally;
 mod test;
 mod toolchain;
 mod twin;

@@ -52,3 +52,16 @@ pub(crate) fn succeeds(command: &mut Command) -> bool {
         .status()
         .is_ok_and(|status| status.success())
 }
+
+/// A command that runs as root, or nothing where this user can't become root without a password.
+pub(crate) fn as_root(program: impl AsRef<OsStr>) -> Result<Option<Command>> {
+    if output(Command::new("id").arg("-u"))?.trim() == "0" {
+        return Ok(Some(Command::new(program)));
+    }
+    if !succeeds(Command::new("sudo").args(["-n", "true"])) {
+        return Ok(None);
+    }
+    let mut command = Command::new("sudo");
+    command.arg("-n").arg(program);
+    Ok(Some(command))
+}

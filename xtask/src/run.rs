@@ -74,7 +74,7 @@ fn on_this_node(agent: &Path, flags: &[String]) -> Result<ExitCode> {
 }
 
 fn as_root(program: &Path) -> Result<Command> {
-    setup::as_root(program)?.context(
+    process::as_root(program)?.context(
         "the agent needs root, and sudo wants a password here: run `sudo -v` first, or use `--guest`",
     )
 }

@@ -1,7 +1,7 @@
 //! Finds what a command needs and this machine lacks, and installs it: packages of the distribution, a compiler for
 //! eBPF programs with bpf-linker, kernels for the test guest. With nothing missing it says nothing and starts nothing.
 
-use std::{env, ffi::OsStr, fs, path::PathBuf, process::Command};
+use std::{env, fs, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result, bail};
 
@@ -415,22 +415,9 @@ fn update_lists() -> Result<()> {
 
 /// apt-get as root, or nothing where this user can't become root without a password.
 fn apt_get(arguments: &[&str]) -> Result<Option<Command>> {
-    let Some(mut command) = as_root("env")? else { return Ok(None) };
+    let Some(mut command) = process::as_root("env")? else { return Ok(None) };
     command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=300"]);
     command.args(arguments);
-    Ok(Some(command))
-}
-
-/// A command that runs as root, or nothing where this user can't become root without a password.
-pub(crate) fn as_root(program: impl AsRef<OsStr>) -> Result<Option<Command>> {
-    if process::output(Command::new("id").arg("-u"))?.trim() == "0" {
-        return Ok(Some(Command::new(program)));
-    }
-    if !process::succeeds(Command::new("sudo").args(["-n", "true"])) {
-        return Ok(None);
-    }
-    let mut command = Command::new("sudo");
-    command.arg("-n").arg(program);
     Ok(Some(command))
 }
 

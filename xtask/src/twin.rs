@@ -22,7 +22,7 @@ use crate::{
         qemu::{Guest, Machine, Processor},
         verdict::End,
     },
-    test::Counts,
+    tally::Counts,
 };
 
 /// Seconds of the guest's that a seed may take, with the runs that make it shorter.

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use crate::{build::Binaries, process, run, setup};
+use crate::{build::Binaries, process, run};
 
 /// As the runner prints it.
 #[derive(Deserialize)]
@@ -31,7 +31,7 @@ pub(super) fn measure(binaries: &Binaries) -> Result<()> {
             "no flow can be offloaded on this machine: {reason}; without --host the benchmark runs in a guest"
         );
     }
-    let mut command = setup::as_root("env")?.context("--host needs root; run `sudo -v` first")?;
+    let mut command = process::as_root("env")?.context("--host needs root; run `sudo -v` first")?;
     command.arg(format!("FASTPATH_AGENT={}", agent.display()));
     // As tests on this kernel are run: in namespaces of its own, all of which ends with it.
     command.args(["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]);

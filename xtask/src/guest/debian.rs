@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{progress, setup, workspace};
+use crate::{process, progress, workspace};
 
 /// What no test reads in a guest.
 const LEFT_OUT: &[&str] =
@@ -86,7 +86,7 @@ impl System {
         // Renamed at the end, so that half of one is never taken for it.
         let scratch = path.with_extension(format!("new-{}", std::process::id()));
         // With apt's own rights mmdebstrap needs no tricks.
-        let mut command = setup::as_root("mmdebstrap")?.context(
+        let mut command = process::as_root("mmdebstrap")?.context(
             "making a Debian system needs root, and sudo wants a password here: run `sudo -v` first",
         )?;
         command.args(["--quiet", "--variant=essential", &format!("--include={}", self.packages)]);

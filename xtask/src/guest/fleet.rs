@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     build::Binaries,
-    test::{Counts, List},
+    tally::{Counts, List},
     workspace,
 };
 

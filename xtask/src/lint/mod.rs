@@ -101,7 +101,7 @@ fn circles() -> Result<()> {
     let root = workspace::root();
     let files: Vec<_> = tracked_files(&root)?.iter().map(|path| root.join(path)).collect();
     let mut found = Vec::new();
-    for crate_ in ["fastpath-common", "fastpath-ebpf", "fastpath-agent", "tests"] {
+    for crate_ in ["fastpath-common", "fastpath-ebpf", "fastpath-agent", "xtask", "tests"] {
         found.extend(modules::Modules::of(&root.join(crate_).join("src"), &files)?.circles());
     }
     if found.is_empty() { Ok(()) } else { bail!("\n  {}", found.join("\n  ")) }

@@ -1,0 +1,93 @@
+//! The tests that there are, and what came of them.
+
+use std::{env, path::Path, process::Command};
+
+use anyhow::{Result, bail};
+
+use crate::{guest::verdict, process};
+
+/// Results, added up.
+#[derive(Default)]
+pub(crate) struct Counts {
+    pub(crate) passed: usize,
+    pub(crate) failed: usize,
+    pub(crate) skipped: usize,
+}
+
+impl Counts {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+
+    /// Something that counts only when it fails.
+    pub(crate) fn require(&mut self, result: Result<()>) {
+        if let Err(error) = result {
+            println!("{error:#}");
+            self.failed += 1;
+        }
+    }
+
+    /// Something that counts as one test.
+    pub(crate) fn check(&mut self, result: Result<()>) {
+        match result {
+            Ok(()) => self.passed += 1,
+            Err(error) => self.require(Err(error)),
+        }
+    }
+
+    pub(crate) fn report(&self, none_is_right: bool) -> Result<()> {
+        let skipped = if self.skipped > 0 { format!(", {} skipped", self.skipped) } else { String::new() };
+        println!("{} passed, {} failed{skipped}", self.passed, self.failed);
+        if self.failed > 0 {
+            bail!("some tests failed");
+        }
+        if self.passed == 0 && !none_is_right {
+            bail!("no test was run");
+        }
+        if self.skipped > 0 && env::var_os("CI").is_some_and(|ci| ci == "true") {
+            bail!("some tests were skipped, which CI does not accept");
+        }
+        Ok(())
+    }
+}
+
+impl Counts {
+    /// Counts one test.
+    pub(crate) fn count(&mut self, verdict: &verdict::Verdict) {
+        match verdict {
+            verdict::Verdict::Passed => self.passed += 1,
+            verdict::Verdict::Failed(_) => self.failed += 1,
+            verdict::Verdict::NotApplicable(_) => {}
+        }
+    }
+}
+
+/// The tests in the `it` binary.
+pub(crate) struct List {
+    pub(crate) names: Vec<String>,
+    /// Those that are `#[ignore]`d.
+    pub(crate) ignored: usize,
+}
+
+impl List {
+    pub(crate) fn of(it: &Path, filter: &str) -> Result<Self> {
+        let list = |only_ignored: bool| -> Result<Vec<String>> {
+            let mut command = Command::new(it);
+            command.args(["--list", "--format", "terse"]).args(only_ignored.then_some("--ignored"));
+            let text = process::output(&mut command)?;
+            let names = text.lines().filter_map(|line| line.strip_suffix(": test"));
+            Ok(names.filter(|name| name.contains(filter)).map(str::to_owned).collect())
+        };
+        let (all, ignored) = (list(false)?, list(true)?);
+        let names = all.into_iter().filter(|name| !ignored.contains(name)).collect();
+        Ok(Self { names, ignored: ignored.len() })
+    }
+
+    /// Some of the tests.
+    pub(crate) fn filtered(&self, wanted: impl Fn(&str) -> bool) -> Self {
+        let names = self.names.iter().filter(|name| wanted(name)).cloned().collect();
+        Self { names, ignored: self.ignored }
+    }
+}
