@@ -31,7 +31,7 @@ pub struct Config {
     pub pin_path: PathBuf,
     /// Whether connections that are older than the ruleset are helped into the flowtable.
     pub assist: bool,
-    /// Where it says what becomes of flows.
+    /// Where it publishes flows that cross the threshold.
     pub run_dir: PathBuf,
     /// Where metrics and the node's health can be read over HTTP.
     pub metrics_bind_address: Option<SocketAddr>,
@@ -60,7 +60,7 @@ pub struct Config {
 pub struct Rules {
     /// See [`Policy::threshold`].
     pub threshold: u32,
-    /// Whether the agent is to find out which one pays.
+    /// Whether the agent chooses it by what pays.
     pub threshold_auto: bool,
     /// See [`Policy::chain_priority`].
     pub chain_priority: i32,

@@ -1,4 +1,4 @@
-//! Where the agent's log goes and what a line of it looks like. Decides nothing about what is said, and never waits for a
+//! Where the agent's log goes and what a line of it looks like. Decides nothing about the messages, and never waits for a
 //! reader.
 
 use std::{

@@ -60,7 +60,7 @@ fn documents() -> Vec<(String, String)> {
     paths.into_iter().map(|path| (path.clone(), fs::read_to_string(root().join(path)).unwrap())).collect()
 }
 
-/// Whether these words are a command of ours; what is left open (`…`, `FLOW`) may be anything.
+/// Whether these words are one of the agent's commands; placeholders (`…`, `FLOW`) may be anything.
 fn check(words: &[String]) -> Result<(), String> {
     let capitals = |part: &str| part.len() > 2 && part.chars().all(|c| c.is_ascii_uppercase() || c == '_');
     let open = |word: &String| word.contains('…') || word.split(['=', '-']).any(capitals);
@@ -148,7 +148,7 @@ fn every_flag_that_the_pages_name_exists() {
         for (number, line) in text.lines().enumerate() {
             for span in line.split('`').skip(1).step_by(2) {
                 if let Some(flag) = flag(span.split(' ').next().unwrap_or_default()) {
-                    assert!(known.contains(flag), "{path}:{}: nobody has the flag {flag}", number + 1);
+                    assert!(known.contains(flag), "{path}:{}: nothing has the flag {flag}", number + 1);
                 }
             }
         }

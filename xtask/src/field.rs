@@ -164,7 +164,7 @@ fn run_on(
         disk: Some(&disk),
         cards: boot.cards,
         monitor: boot.cards.then(|| monitor.clone()),
-        // Its clock stands still while it has no processor of this machine's: no trial fails because this one is busy.
+        // Its clock stops while it has no processor of this machine's: no trial fails because this one is busy.
         ..Machine::new(
             &kernel,
             &initramfs,

@@ -76,7 +76,7 @@ pub(crate) fn run(asked: &Asked, wanted: &Wanted, binaries: &Binaries) -> Result
     let own = own_directory(&kernel)?;
     let initramfs = assemble(&kernel, &own.0, binaries, Archive::default())?;
     let log = new_log(&format!("{}-soak.log", kernel.name))?;
-    // Its clock stands still while it has no processor of this machine's, so nothing is late because this one is busy.
+    // Its clock stops while it has no processor of this machine's, so nothing is late because this one is busy.
     let machine = Machine::new(&kernel, &initramfs, log, Processor::Counted { seed: 1 });
     println!("soak: {} minutes of the guest's, Linux {}, seed {seed}", asked.minutes, kernel.name);
     let lasts = Duration::from_secs(asked.minutes * 60);

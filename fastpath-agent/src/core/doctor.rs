@@ -1,4 +1,4 @@
-//! `doctor`: judges what is known of a node. NodeFacts in, findings out, each with what was found and the remedy.
+//! `doctor`: judges what is known of a node. Facts in, findings out, each with what was found and the remedy.
 //!
 //! Green: as it should be. Amber: flows are accelerated, but something is worse than it need be or couldn't be looked
 //! at. Red: flows aren't accelerated, or connections may break.

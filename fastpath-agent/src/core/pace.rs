@@ -20,7 +20,7 @@ pub enum Trigger {
     Surroundings,
     /// Flows are offloaded after another number of packets.
     Threshold,
-    /// Connections are to be assisted, or no more.
+    /// The set of connections to assist changed.
     Assist,
     /// The last attempt failed.
     Retry,

@@ -57,7 +57,7 @@ fn a_chain_counts_if_forwarded_packets_pass_it_and_offloaded_ones_do_not() {
         let mut chains = BaseChains::default();
         assert_eq!(chains.note(&new(family, "t")), Touched::default());
         let touched = chains.note(&chain(family, "t", "c", hook));
-        assert_eq!(touched, Touched { ours: false, forwarding: counts }, "{family} {hook:?}");
+        assert_eq!(touched, Touched { own_table: false, forwarding: counts }, "{family} {hook:?}");
         // And so do its rules, and the table's sets.
         assert_eq!(chains.note(&rule(family, "t", "c")).forwarding, counts, "{family} {hook:?}");
         assert_eq!(chains.note(&other(family, "t")).forwarding, counts, "{family} {hook:?}");
@@ -155,7 +155,7 @@ fn a_table_that_is_switched_off_or_on_counts_if_its_chains_do() {
 fn our_own_table_concerns_only_us() {
     let mut chains = BaseChains::default();
     for notice in [chain(INET, TABLE, "c", ("filter", 2, 300)), rule(INET, TABLE, "c"), other(INET, TABLE)] {
-        assert_eq!(chains.note(&notice), Touched { ours: true, forwarding: false });
+        assert_eq!(chains.note(&notice), Touched { own_table: true, forwarding: false });
     }
     assert!(
         chains.note(&chain(IPV4, TABLE, "c", ("filter", 2, 0))).forwarding,

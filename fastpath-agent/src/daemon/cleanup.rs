@@ -21,7 +21,7 @@ use crate::{
 /// Transactions that may be beaten by other people's before we give up.
 const ATTEMPTS: u32 = 8;
 
-/// What became of the table.
+/// Result for the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TableCleanup {
     /// There was none.

@@ -47,7 +47,7 @@ impl Reconciles {
     }
 }
 
-/// Connections that crossed the threshold, and what became of them; counted while metrics are served.
+/// Connections that crossed the threshold, offloaded or not; counted while metrics are served.
 #[derive(Clone, Debug, Default)]
 pub struct Crossed {
     /// All.

@@ -1,5 +1,5 @@
-//! Follows flows across the threshold: the programs signal each one, conntrack says what became of it, and everybody
-//! who reads along hears of it. Decides nothing about flows: that is `core`'s.
+//! Follows flows across the threshold: the programs signal each one, conntrack says whether it is offloaded, and all
+//! readers get it. Decides nothing about flows: that is `core`'s.
 
 use std::{
     collections::{BTreeSet, HashSet, VecDeque},
@@ -80,10 +80,10 @@ pub struct Crossings<S> {
     old: Vec<Old>,
     /// Signals handled since memory was given back last.
     handled: usize,
-    /// Streams that may go one way, and those of them that are to be helped now.
+    /// Streams that may go one way, and those of them to help now.
     streams: Streams,
     to_help: Vec<Entry>,
-    /// Directions of flows that were counted here, and that the programs mustn't count when they go over once more.
+    /// Directions of flows that were counted here, and that the programs mustn't count when they are offloaded again.
     counted: Vec<FlowKey>,
     /// Whether it was said that conntrack can't be asked.
     blind: bool,
@@ -92,11 +92,11 @@ pub struct Crossings<S> {
     counts: Crossed,
     /// Connections that the programs had seen go into the flowtable before this agent counted.
     went_over: u64,
-    /// Whether the programs are to signal every crossing, and whether they do.
+    /// Whether the programs signal every crossing; `None` if that isn't known.
     tells_all: Option<bool>,
 }
 
-/// Whether flows are to be followed.
+/// Whether flows should be followed.
 pub fn wanted(config: &Config) -> bool {
     config.rules.threshold != 0 && !config.once
 }
@@ -381,7 +381,7 @@ impl<S: FlowSource> Crossings<S> {
         }
     }
 
-    /// Looks what became of streams that may go one way.
+    /// Checks streams that may go one way.
     fn look_at_streams(&mut self, eyes: &mut dyn FlowEyes) {
         let now = self.now_ms();
         let tuples = self.streams.due(now);
@@ -398,12 +398,12 @@ impl<S: FlowSource> Crossings<S> {
         }
     }
 
-    /// Streams that may go one way and are to be helped now.
+    /// Streams that may go one way and should be helped now.
     pub fn take_streams(&mut self) -> Vec<Entry> {
         std::mem::take(&mut self.to_help)
     }
 
-    /// Asks conntrack; `None` if it can't be asked, which is said once.
+    /// Asks conntrack; `None` if it can't be asked, which is logged once.
     fn look_up(&mut self, tuples: &[Tuple]) -> Option<Vec<Option<Entry>>> {
         match self.source.connections(tuples) {
             Ok(entries) => {

@@ -48,13 +48,13 @@ pub trait Host {
     /// What the agent is told.
     type Orders: Orders;
 
-    /// Loads the programs; `None` if that isn't wanted or doesn't work (which is said).
+    /// Loads the programs; `None` if that isn't wanted or fails (which is logged).
     fn programs(&self, config: &Config) -> Option<Box<dyn FlowEyes>>;
 
     /// For how many ms the programs have had their threshold; `None` if it was never changed.
     fn threshold_age_ms(&self, config: &Config) -> Option<u64>;
 
-    /// What becomes of flows that cross the threshold; `None` if they can't be followed (which is said).
+    /// Follows flows that cross the threshold; `None` if that fails (which is logged).
     fn crossings(&self, config: &Config) -> Option<Crossings<Self::Flows>>;
 
     /// How many packets its flows had, those with one of `addresses` left out; comes when it is counted.

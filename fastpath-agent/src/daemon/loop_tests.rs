@@ -489,7 +489,7 @@ fn a_foreign_table_stays() {
             sleep(Duration::from_secs(1)).await;
             node.with(|world| {
                 world.commit(|table| {
-                    let table = table.as_mut().expect("ours");
+                    let table = table.as_mut().expect("the agent's table");
                     table.owner = Owner::Foreign;
                     table.flowtables.clear();
                     table.chains.clear();

@@ -1,4 +1,4 @@
-//! What the loop answers whoever asks for metrics: its own counts, and what is needed to read the kernel's. The reading itself
+//! What the loop contributes to a page of metrics: its own counts, and what is needed to read the kernel's. The reading itself
 //! is done elsewhere, so that the loop isn't held up.
 
 use std::{

@@ -98,7 +98,7 @@ pub const REVALIDATION_OUTCOMES: [&str; 4] = ["emptied", "nothing-new", "absent"
 const MOST_RULES: usize = 20;
 /// Of a flow that conntrack has counted fewer packets of than the programs.
 pub const BELOW_THRESHOLD: &str = "below-threshold";
-/// Of a flow that had ended when it was asked what became of it.
+/// Cause for a flow that had ended before conntrack was asked.
 pub const ENDED: &str = "ended";
 
 /// What was read from the kernel.
@@ -136,7 +136,7 @@ pub struct Maps {
     pub capacity: u32,
     /// Entries that went away so far.
     pub left: u64,
-    /// What became of the packets that were seen.
+    /// Packets seen, by how they were counted.
     pub stats: PacketStats,
 }
 
@@ -145,7 +145,7 @@ pub struct Maps {
 pub enum Format {
     /// OpenMetrics 1.0.
     OpenMetrics,
-    /// Prometheus' text format 0.0.4, for whoever doesn't ask for OpenMetrics.
+    /// Prometheus' text format 0.0.4, for clients that don't ask for OpenMetrics.
     Text,
 }
 

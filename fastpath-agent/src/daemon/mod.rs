@@ -171,7 +171,7 @@ struct Agent<H: Host> {
     /// Present with `offload`.
     observer: Option<Observer<H::Neighbourhood>>,
     watch: Option<Watch>,
-    /// Whether there are links left that programs are to be attached to.
+    /// Whether programs have to be attached to more links.
     unwatched: bool,
     /// Until every link that was there at the start is watched.
     starting: bool,
@@ -281,7 +281,7 @@ impl<H: Host> Agent<H> {
                 happened = Observer::next(&mut self.observer, self.started) => self.surroundings_event(happened)?,
                 lengths = Chooser::next(&mut self.chooser) => self.choose_threshold(lengths.as_ref())?,
                 () = Crossings::ready(&mut self.crossings) => self.follow_crossings().await?,
-                // Last: whatever else there is to do comes first.
+                // Last: everything else comes first.
                 () = tokio::task::yield_now(), if self.unwatched => self.watch_links(),
             }
         }
@@ -349,7 +349,7 @@ impl<H: Host> Agent<H> {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Reads the file of exclusions again. What is wrong with it is said, and the old ones stay.
+    /// Reads the file of exclusions again. If it is wrong, that is logged and the old ones stay.
     fn reload(&mut self) {
         self.supervisor.reloading();
         match self.config.rules.exclude.load() {
@@ -431,8 +431,8 @@ impl<H: Host> Agent<H> {
         }
         match event {
             Event::Overrun => self.overrun("ruleset"),
-            // Whichever generation it belongs to: what they all changed is heard of with the first one.
-            Event::Generation { .. } if touched.ours => {
+            // Of any generation: what all of them changed comes with the first one.
+            Event::Generation { .. } if touched.own_table => {
                 offload.reconciler.touched();
                 self.pace.trigger(Trigger::Ruleset, now);
             }

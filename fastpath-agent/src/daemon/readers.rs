@@ -1,4 +1,4 @@
-//! Hands what happens to flows to everybody who reads along. Never waits for a reader: one that is too slow misses
+//! Passes events of flows to all readers. Never waits for a reader: one that is too slow misses
 //! records, and is told how many.
 
 use std::{io, path::Path, time::Duration};
@@ -65,7 +65,7 @@ impl Readers {
         self.records.receiver_count() > 0
     }
 
-    /// Hands `event` to everybody who reads.
+    /// Passes `event` to all readers.
     pub fn publish(&self, event: &Event) {
         // Without readers it is dropped.
         let _ = self.records.send(line(event));

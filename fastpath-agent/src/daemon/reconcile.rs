@@ -69,7 +69,7 @@ pub struct Reconciler<R> {
     foreign: ForeignTable,
     /// Interfaces whose hook the kernel refused, with its reason; tried again when they change.
     refused: BTreeMap<IfIndex, String>,
-    /// The same as last reported: what is refused again is no news.
+    /// As last reported: a repeated refusal isn't reported.
     reported: BTreeMap<IfIndex, String>,
     /// What the kernel has, until another program commits.
     cache: Option<Observed>,
@@ -161,7 +161,7 @@ impl<R: Ruleset> Reconciler<R> {
     }
 
     /// Another program changed our table, with whichever generation that is announced: several may wait, and what all of
-    /// them changed is heard of with the first.
+    /// them changed comes with the first.
     pub fn touched(&mut self) {
         self.cache = None;
         self.known.clear();
@@ -199,7 +199,7 @@ impl<R: Ruleset> Reconciler<R> {
         self.offers_when_emptied = None;
     }
 
-    /// Changes what the table is to look like from the next reconcile on.
+    /// Changes the wanted table from the next reconcile on.
     pub fn want(&mut self, change: impl FnOnce(&mut Policy)) {
         change(&mut self.policy);
         self.changed = None;

@@ -199,7 +199,7 @@ fn what_another_program_deleted_is_put_back_and_counted_as_a_repair() {
     }
 }
 
-/// What all waiting generations changed is heard of with the first of them, which may be our own.
+/// What all waiting generations changed comes with the first of them, which may be our own.
 #[test]
 fn a_deletion_that_is_heard_of_early_is_mended() {
     let mut r = reconciler(1..=3);

@@ -25,7 +25,7 @@ use crate::{
 /// Transactions that may be beaten by other people's before we give up.
 const ATTEMPTS: u32 = 8;
 
-/// What became of the flowtable.
+/// Result for the flowtable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Emptied {
     /// The agent has none.
@@ -155,7 +155,7 @@ impl Revalidation {
     }
 
     /// What the transactions since the last call, but for our own, may concern.
-    /// `each` hears of all of them.
+    /// `each` is called for all of them.
     pub fn touched(
         &mut self,
         monitor: &mut impl RulesetMonitor,
@@ -257,7 +257,7 @@ impl Revalidation {
         [announced, self.recurring.due()].into_iter().flatten().min()
     }
 
-    /// It was tried; a failure is said once and tried again.
+    /// It was tried; a failure is logged once and tried again.
     pub fn ran(&mut self, result: Result<Emptied, EmptyError>, now: u64) -> Result<(), NftError> {
         let Some(pace) = &mut self.pace else { return Ok(()) };
         let announced = pace.due().is_some_and(|due| due <= now);

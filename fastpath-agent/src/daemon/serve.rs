@@ -173,7 +173,7 @@ impl Connections {
         self.open.push_back((task, stage));
     }
 
-    /// Sees to it that there is room for one more. Whoever has taken longest to ask, or to read, makes room; those that are being
+    /// Makes room for one more. The client that has taken longest to ask, or to read, makes room; those that are being
     /// answered are waited for.
     async fn make_room(&mut self) {
         while self.tasks.try_join_next().is_some() {}
@@ -194,7 +194,7 @@ impl Connections {
     }
 }
 
-/// One request and its answer: whoever comes once a quarter of a minute needs no connection in between.
+/// One request and its answer: a client that comes every 15 s needs no connection in between.
 async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, asker: Asker, stage: Arc<Stage>) {
     let answer = service_fn(|request| {
         let (asker, stage) = (asker.clone(), Arc::clone(&stage));

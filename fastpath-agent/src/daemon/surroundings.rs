@@ -374,7 +374,7 @@ pub(super) enum Happened {
     Announced(std::io::Result<Vec<NodeEvent>>),
     /// The clock reached a moment, or was set; or it can't be followed any more.
     Struck(io::Result<()>),
-    /// A kernel module was loaded, or can't be heard of any more.
+    /// A kernel module was loaded, or that can't be followed any more.
     ModuleLoaded(std::io::Result<()>),
     /// A thread has read what was wanted; `None` if it didn't get to its end.
     Read(Option<(Known, Report)>),

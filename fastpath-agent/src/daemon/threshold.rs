@@ -44,8 +44,8 @@ impl Chooser {
 /// The threshold to begin with: the one that an earlier agent chose, if its rules are still installed.
 pub(super) fn standing() -> u32 {
     let table = Nft::open().and_then(|mut nft| nft.observe()).ok().and_then(|observed| observed.table);
-    let ours = table.filter(|table| table.owner == Owner::Agent);
-    ours.and_then(|table| table.threshold()).filter(|chosen| LADDER.contains(chosen)).unwrap_or(DEFAULT)
+    let own = table.filter(|table| table.owner == Owner::Agent);
+    own.and_then(|table| table.threshold()).filter(|chosen| LADDER.contains(chosen)).unwrap_or(DEFAULT)
 }
 
 impl<H: Host> Agent<H> {
@@ -66,7 +66,7 @@ impl<H: Host> Agent<H> {
     pub(super) fn choose_threshold(&mut self, lengths: Option<&Lengths>) -> Result<(), DaemonError> {
         let standing = self.config.rules.threshold;
         let Some(advice) = lengths.and_then(|lengths| lengths.advise(standing)) else { return Ok(()) };
-        debug!(?advice, "looked at the lengths of flows");
+        debug!(?advice, "checked the lengths of flows");
         if !advice.is_to_change() {
             return Ok(());
         }

@@ -1,5 +1,5 @@
 //! Keeps the eBPF programs attached where `core::link::watch` wants them. Whatever fails here costs sight, never packets:
-//! it is said once and tried again when the link changes.
+//! it is logged once and tried again when the link changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,7 +19,7 @@ use crate::{
     kernel::bpf::FlowEyes,
 };
 
-/// Links that are attached to before the agent looks what else there is to do.
+/// Links that get programs before the agent does something else.
 const AT_A_TIME: usize = 8;
 
 /// The attached programs.
@@ -39,7 +39,7 @@ pub struct Watch {
     stuck: BTreeSet<IfIndex>,
     /// Links that couldn't be attached to, as they were then; tried again when they change, and by the safety net.
     refused: BTreeMap<IfIndex, Link>,
-    /// Why, as last reported: what is refused again is no news.
+    /// Why, as last reported: a repeated refusal isn't reported.
     reported: BTreeMap<IfIndex, String>,
 }
 

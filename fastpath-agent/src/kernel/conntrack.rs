@@ -90,7 +90,7 @@ impl ConntrackError {
     }
 }
 
-/// What became of a deletion.
+/// Result of a deletion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deletion {
     /// It is deleted.

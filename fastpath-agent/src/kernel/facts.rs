@@ -1,4 +1,4 @@
-//! Reads what `doctor` judges: procfs, links, nftables, eBPF. What can't be read is a fact too. Judges nothing.
+//! Reads what `doctor` judges: procfs, links, nftables, eBPF. What can't be read is a fact too. Decides nothing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

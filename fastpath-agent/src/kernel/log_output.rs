@@ -1,4 +1,4 @@
-//! Standard error and the journal's socket, written without ever waiting for who reads them: what doesn't fit is lost, and
+//! Standard error and the journal's socket, written without ever waiting for a reader: what doesn't fit is lost, and
 //! counted. Knows nothing of what a line looks like.
 
 use std::{

@@ -79,7 +79,7 @@ pub trait Ruleset {
     fn base_chains(&mut self) -> Result<BaseChains, nft::NftError>;
 }
 
-/// Hears of changes of the ruleset.
+/// Follows changes of the ruleset.
 pub trait RulesetMonitor {
     /// The next one. Cancelling it loses nothing.
     fn next(&mut self) -> impl Future<Output = Result<nft::Event, nft::NftError>>;

@@ -19,7 +19,7 @@ use super::netlink::filter::{attach, statement};
 /// The kernel's own events, not those that udev hands on.
 const KERNEL_EVENTS: u32 = 1;
 
-/// A socket that hears of them.
+/// A socket that gets them.
 pub struct ModuleMonitor(AsyncFd<OwnedFd>);
 
 impl ModuleMonitor {

@@ -1,5 +1,5 @@
-//! Reads all that there is to know of one flow, in two looks about a second apart, so that it shows which way its packets
-//! take at that moment. Changes nothing; judges nothing.
+//! Reads everything about one flow, in two readings about a second apart, so that they show which path its packets
+//! take at that moment. Changes nothing, decides nothing.
 
 use std::{collections::BTreeSet, io, net::IpAddr, path::Path, time::Duration};
 
@@ -63,7 +63,7 @@ impl Flags<'_> {
     }
 }
 
-/// A flow can't be looked at.
+/// A flow can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum WhyError {
     /// The connections.
@@ -145,7 +145,7 @@ pub async fn gather(
         // It has begun meanwhile: once more, now that everything can be asked for.
         return Box::pin(gather(spec, pin_path, agent)).await;
     }
-    // One that has ended meanwhile is told of as it was; what was asked of the kernel is about that one.
+    // One that has ended meanwhile is shown as it was; the kernel's answers are about that one.
     let same = first.entry.as_ref().map(|entry| entry.id) == second.entry.as_ref().map(|entry| entry.id);
     let (counted, entry) =
         if same { (second.counted, second.entry) } else { (first.counted, first.entry.clone()) };

@@ -182,7 +182,7 @@ pub(crate) fn assert_harmless_on_a_terminal(node: &Netns, arguments: &[&str], sh
     let written = top.written();
     let has = |sequence: &[u8]| written.windows(sequence.len()).any(|window| window == sequence);
     for (name, _) in DEVICES {
-        // Escape sequences are whole in what the terminal gets, however little else of a line is drawn anew.
+        // Escape sequences are whole in what the terminal gets, however little else of a line is drawn again.
         let start = name.iter().position(|byte| *byte == 0x1b || *byte >= 0x80);
         let sequence = start.map_or(name, |start| &name[start..]);
         assert!(!has(sequence), "the terminal got {}", sequence.escape_ascii());

@@ -69,7 +69,7 @@ pub async fn show(args: &TopArgs, node: &str) -> Result<(), TopError> {
         .map(signal)
         .into_iter()
         .collect::<Result<Vec<_>, _>>()?;
-    // Before the screen is taken, so that what can't work at all is said where it stays.
+    // Before the screen is taken, so that a fatal error stays visible.
     let (rates, snapshot) = read(Rates::new(MAX_REMEMBERED), args.pin_path.clone(), app.wanted()).await?;
     let mut rates = Some(rates);
     app.take(Ok(snapshot?));

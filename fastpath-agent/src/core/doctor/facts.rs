@@ -1,4 +1,4 @@
-//! What the checks are made on: a node's state as it was read, or why it couldn't be. Judges nothing.
+//! What the checks are made on: a node's state as it was read, or why it couldn't be. Decides nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -200,7 +200,7 @@ pub struct IngressProgram {
     pub before_ours: bool,
 }
 
-/// What became of the canary's flows.
+/// Results of the canary's flows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CanaryFlow {
     /// "tcp" or "udp".

@@ -393,7 +393,7 @@ fn ebpf(facts: &NodeFacts) -> Vec<Finding> {
     let ebpf = match &facts.ebpf {
         Ok(ebpf) => ebpf,
         Err(why) => {
-            findings.push(Finding::amber("ebpf", format!("can't be looked at: {why}"), "run doctor as root"));
+            findings.push(Finding::amber("ebpf", format!("can't be read: {why}"), "run doctor as root"));
             return findings;
         }
     };

@@ -14,7 +14,7 @@ use crate::core::why_not::WhyNot;
 
 /// Time that an id stays in the set.
 pub const LISTED_MS: u64 = 30_000;
-/// First wait for what became of those that were listed last; doubles up to [`LOOK_MAX_MS`].
+/// First wait until those that were listed last are checked; doubles up to [`LOOK_MAX_MS`].
 const LOOK_MS: u64 = 200;
 /// Longest wait.
 const LOOK_MAX_MS: u64 = 5_000;
@@ -35,7 +35,7 @@ const PACKETS_IN_VAIN: u64 = 5;
 pub enum Next {
     /// Nothing.
     Nothing,
-    /// Both its directions are to signal their next packets.
+    /// Both its directions should signal their next packets.
     Arm,
 }
 
@@ -48,7 +48,7 @@ pub struct Assist {
     new: Vec<u32>,
     /// Were offloaded with our help, or will have their turn.
     helped: VecDeque<Tuple>,
-    /// May be helped later, when others change what keeps them on the normal path: looked at with the safety net only.
+    /// May be helped later, when what keeps them on the normal path changes: checked with the safety net only.
     later: VecDeque<Tuple>,
     /// Since when how many were listed.
     in_time: (u64, usize),
@@ -106,7 +106,7 @@ impl Assist {
         self.look_at = Some(now_ms + LOOK_MS);
     }
 
-    /// When to look what became of those that are listed.
+    /// When to check those that are listed.
     pub fn due_ms(&self) -> Option<u64> {
         self.look_at.into_iter().chain(self.doubts.last().copied()).min()
     }
@@ -137,7 +137,7 @@ impl Assist {
         self.helped.drain(..).chain(self.later.drain(..)).collect()
     }
 
-    /// This one can't be helped for now, or not be looked at. One that is listed has its next look anyway.
+    /// This one can't be helped for now, or not be checked. One that is listed is checked again anyway.
     pub fn later(&mut self, tuple: Tuple) {
         if !self.listed.contains_key(&tuple) {
             keep(&mut self.later, tuple);

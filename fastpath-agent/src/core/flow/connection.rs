@@ -104,12 +104,12 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Whether addresses or ports of its packets are to be translated.
+    /// Whether addresses or ports of its packets are translated.
     pub fn is_translated(&self) -> bool {
         self.original.reversed() != self.reply
     }
 
-    /// Whether nothing more becomes of it: it is offloaded, or it ends and won't be.
+    /// Whether its state is final: it is offloaded, or it ends and won't be.
     pub fn is_decided(&self) -> bool {
         self.status.offloaded() || self.tcp_state == Some(TcpState::Closing)
     }

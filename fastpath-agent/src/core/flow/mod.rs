@@ -55,13 +55,13 @@ pub struct Flow {
     pub reply: Option<Tuple>,
     /// What was counted at ingress, original and reply direction; `None` where nothing was seen.
     pub seen: [Option<FlowCounters>; 2],
-    /// What became of it.
+    /// Its state.
     pub state: State,
     /// Which way its packets take, if it is offloaded.
     pub path: Path,
 }
 
-/// What became of a flow.
+/// State of a flow.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, IntoStaticStr)]
 #[serde(rename_all = "kebab-case", tag = "state", content = "cause")]
 #[strum(serialize_all = "kebab-case")]

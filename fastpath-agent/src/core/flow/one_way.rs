@@ -15,9 +15,9 @@ use crate::core::{model::IfIndex, ruleset::expr::Direction};
 
 /// Most streams that are followed; others stay on the normal path.
 const MOST: usize = 1024;
-/// Most of them that are looked at together.
+/// Most of them that are checked together.
 const TOGETHER: usize = 64;
-/// First wait until a stream is looked at again, in ms; doubles up to [`LOOK_MAX_MS`]. Looks are at multiples of the wait, many
+/// First wait until a stream is checked again, in ms; doubles up to [`LOOK_MAX_MS`]. Checks are at multiples of the wait, many
 /// streams at one of them.
 const LOOK_MS: u64 = 300;
 /// Longest wait. A stream that the kernel throws out of the flowtable comes back within it.
@@ -67,7 +67,7 @@ pub enum Next {
     Nothing,
     /// It isn't offloaded: a trace may be left for it.
     Help,
-    /// It is idle and followed no more: its next packet is to signal again.
+    /// It is idle and followed no more: its next packet has to signal again.
     Arm,
 }
 
@@ -127,7 +127,7 @@ impl Streams {
         if entry.status.offloaded() { Next::Nothing } else { Next::Help }
     }
 
-    /// Those couldn't be looked at: again later.
+    /// Those couldn't be checked: again later.
     pub fn later(&mut self, tuples: &[Tuple], now_ms: u64) {
         for tuple in tuples {
             if let Some(stream) = self.0.get_mut(tuple) {

@@ -68,7 +68,7 @@ impl Path {
                 let last = || seen.iter().flatten().map(|c| c.last_seen_ns);
                 let last_was_slow = last().all(|at| at < from_ns) || last().any(same_time);
                 match last_was_slow {
-                    // One direction's packets may be slow and the other's not: both are looked at.
+                    // One direction's packets may be slow and the other's not: both are checked.
                     true if slow > STRAYS => Some(false),
                     true => None,
                     false => Some(true),

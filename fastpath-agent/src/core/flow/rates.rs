@@ -183,7 +183,7 @@ pub enum Order {
     Total,
     /// When the first packet was seen, oldest first
     Age,
-    /// What became of them, offloaded first
+    /// State, offloaded first
     State,
 }
 

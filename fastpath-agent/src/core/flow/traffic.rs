@@ -69,7 +69,7 @@ impl Traffic {
         Self { rates: Rates::since(limit, started_ns), interfaces: BTreeMap::new(), unmeasured: 0 }
     }
 
-    /// For whoever finds out which flows are offloaded.
+    /// For the part that finds out which flows are offloaded.
     pub fn marks(&self) -> Marks {
         Marks { hasher: self.rates.hasher(), hashes: VecDeque::new() }
     }

@@ -1,4 +1,4 @@
-//! What kind of link it is, where that decides what becomes of its flows.
+//! What kind of link it is, where that decides about its flows.
 
 use crate::core::model::{IfIndex, Link};
 

@@ -77,7 +77,7 @@ impl Watched {
         concerned
     }
 
-    /// Whether packets are to be counted there.
+    /// Whether packets should be counted there.
     pub fn is_watched(&self, index: IfIndex) -> bool {
         self.managed.contains(&index) && !covered(index, &self.below, &self.managed)
     }

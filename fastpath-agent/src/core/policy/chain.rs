@@ -19,7 +19,7 @@ pub struct Chain {
     pub rules: Vec<Rule>,
     /// Maps that say where packets of established connections go from here.
     pub maps: BTreeSet<Box<str>>,
-    /// Its table has timeouts for connections, so it matters what becomes of the first packet of one.
+    /// Its table has timeouts for connections, so the fate of a connection's first packet matters.
     pub sees_first: bool,
     /// Sets that its rules ask and whose elements run out; only netlink puts them in.
     pub expiring: BTreeSet<Box<str>>,

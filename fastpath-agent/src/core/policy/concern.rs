@@ -351,7 +351,7 @@ fn concern(
     })
 }
 
-/// Whether what becomes of a packet may hang on a rule with this outcome. Chains that only log decide nothing, nor do those that
+/// Whether a packet's fate may depend on a rule with this outcome. Chains that only log decide nothing, nor do those that
 /// mark packets, unless marks count.
 fn decides<'c>(
     chains: &'c BTreeMap<String, Chain>,

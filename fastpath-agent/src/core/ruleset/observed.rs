@@ -207,7 +207,7 @@ impl ObservedTable {
         self.rules_of(chain).find(untraced)?.0.counter
     }
 
-    /// A table that an agent or `render` made, whoever loaded it: it has our chains behind the base chain and our set of interfaces, and nothing
+    /// A table that an agent or `render` made, however it was loaded: it has our chains behind the base chain and our set of interfaces, and nothing
     /// that we wouldn't make. Other programs that use the name have neither.
     pub fn is_rendering(&self) -> bool {
         let goes_on = |rule: &ObservedRule| matches!(rule.exprs.last(), Some(Expr::Goto { chain }) if *chain == OwnChain::Offload.name());

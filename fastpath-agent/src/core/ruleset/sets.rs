@@ -45,7 +45,7 @@ pub enum OwnSet {
     /// The meter: conntrack ids of flows that have had packets on the forward path although they were eligible, with
     /// a counter each. Rules fill it, elements go by themselves.
     SlowPath,
-    /// Conntrack ids of connections without packet counters that are to be offloaded. The agent fills it, elements go
+    /// Conntrack ids of connections without packet counters that should be offloaded. The agent fills it, elements go
     /// by themselves.
     Assist,
     /// Conntrack ids of connections that aren't to be offloaded any more. `fastpath-agent revoke` makes it and fills it,

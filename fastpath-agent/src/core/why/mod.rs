@@ -27,7 +27,7 @@ pub struct Explanation {
     pub verdict: Verdict,
 }
 
-/// What becomes of the flow.
+/// Whether the flow is accelerated.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Verdict {
     /// Whether its packets bypass the forward path.

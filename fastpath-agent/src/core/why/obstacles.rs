@@ -22,7 +22,7 @@ pub(super) struct Obstacle {
     pub(super) certain: bool,
 }
 
-/// All that hold, the first to be looked at first.
+/// All obstacles, the first to remove first.
 pub(super) fn of(facts: &FlowFacts) -> Vec<Obstacle> {
     let mut found = Found { facts, obstacles: Vec::new() };
     match facts.way() {

@@ -36,7 +36,7 @@ impl<S: FlowSource> Crossings<S> {
         assist.consider(&Flow::settled(entry.clone(), seen, &self.node), &self.node, now);
     }
 
-    /// Looks what became of connections that were helped.
+    /// Checks connections that were helped.
     pub(super) fn look_at_assisted(&mut self, eyes: &mut dyn FlowEyes) {
         let now = self.now_ms();
         let Some(assist) = &mut self.assist else { return };
@@ -61,14 +61,14 @@ impl<S: FlowSource> Crossings<S> {
         }
     }
 
-    /// Those couldn't be looked at.
+    /// Those couldn't be checked.
     pub(super) fn look_later(&mut self, tuples: &[Tuple]) {
         if let Some(assist) = &mut self.assist {
             tuples.iter().for_each(|tuple| assist.later(*tuple));
         }
     }
 
-    /// Connections that were helped and may not be offloaded any more are to be found out.
+    /// Finds connections that were helped and may not be offloaded any more.
     pub fn look_at_helped(&mut self) {
         if let Some(assist) = &mut self.assist {
             self.to_look_up.extend(assist.take_helped());

@@ -52,7 +52,7 @@ impl Scraper {
         Self { pin_path, watches, kept: Mutex::new(Kept { traffic, counted: Tally::default(), left: 0 }) }
     }
 
-    /// For whoever finds out which flows are offloaded.
+    /// For the part that finds out which flows are offloaded.
     pub fn marks(&self) -> Marks {
         self.lock().traffic.marks()
     }

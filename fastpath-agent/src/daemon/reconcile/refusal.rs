@@ -1,4 +1,4 @@
-//! Who is to blame for a transaction that the kernel refused, and what is left out because of it.
+//! Finds the cause of a transaction that the kernel refused, and what is left out because of it.
 
 use std::io;
 
@@ -15,7 +15,7 @@ use crate::{
 };
 
 impl<R: Ruleset> Reconciler<R> {
-    /// Finds out who is to blame for a refused transaction, and remembers devices that were.
+    /// Finds the cause of a refused transaction, and remembers devices that were refused.
     pub(super) fn blame(
         &mut self,
         ops: &[Op],

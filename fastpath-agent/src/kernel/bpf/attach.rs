@@ -229,7 +229,7 @@ fn link_pin(pin_path: &Path, index: IfIndex) -> PathBuf {
     pin_path.join(LINKS).join(index.to_string())
 }
 
-/// The name that goes with an index now: it may have been renamed since the caller heard of it.
+/// The name that goes with an index now: it may have been renamed since the caller read it.
 pub(super) fn current_name(index: IfIndex) -> io::Result<IfName> {
     // nix (0.31) takes if_indextoname's null pointer for success, and the name is empty then.
     let name = if_indextoname(index.0)?;

@@ -22,7 +22,7 @@ use crate::{
 /// What is pinned and attached.
 #[derive(Clone, Debug, Serialize)]
 pub struct Inspection {
-    /// The directory that was looked at.
+    /// The directory that was searched.
     pub pin_path: PathBuf,
     /// The maps; `None` if nothing is pinned.
     pub maps: Option<MapsInspection>,

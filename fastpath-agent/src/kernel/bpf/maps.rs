@@ -140,7 +140,7 @@ impl Pinned {
         Ok((entries, room))
     }
 
-    /// What became of the packets seen, sum over the CPUs. Under traffic, packets of the last tick may be missing.
+    /// Packets seen, by how they were counted, sum over the CPUs. Under traffic, packets of the last tick may be missing.
     pub fn stats(&self) -> Result<PacketStats, BpfError> {
         let per_cpu = self.stats.get(&0, 0).map_err(|e| BpfError::map("read the statistics map", e))?;
         let mut sum = per_cpu.iter().fold(PacketStats::default(), |sum, cpu| add(&sum, cpu));

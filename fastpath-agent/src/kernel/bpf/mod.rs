@@ -81,7 +81,7 @@ pub trait FlowEyes {
     /// Which of these flows were seen to go into the flowtable, at some time. Many at once take little more than one.
     fn went_over(&mut self, keys: &[FlowKey]) -> Result<Vec<bool>, BpfError>;
 
-    /// Whether crossings are to be signalled of flows too that were seen to go into the flowtable.
+    /// Whether crossings of flows that were seen to be offloaded are signalled too.
     fn tell_all(&mut self, all: bool) -> Result<(), BpfError>;
 }
 
@@ -94,13 +94,13 @@ pub struct LoadConfig {
     pub max_flows: u32,
     /// See [`FlowEyes::set_threshold`].
     pub threshold: u32,
-    /// Where packets are looked at.
+    /// Where packets are counted.
     pub hook: Hook,
     /// How much the programs say about single packets.
     pub chatter: Chatter,
 }
 
-/// Where in the kernel packets are looked at.
+/// Where in the kernel packets are counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Hook {
     /// Ingress of traffic control: skbs.
@@ -117,7 +117,7 @@ pub enum Hook {
 pub struct Attachment {
     /// Index of the interface.
     pub index: IfIndex,
-    /// Its name when it was looked at.
+    /// Its name when it was read.
     pub name: IfName,
     /// How.
     pub mechanism: Mechanism,

@@ -7,7 +7,7 @@ use fastpath_common::{FlowCounters, FlowKey, MAP_FLOWS, Signal};
 
 use super::{BpfError, maps::pinned, sys};
 
-/// Entries of the map that are looked at in one step: 100 KB.
+/// Entries of the map that are read in one step: 100 KB.
 const STEP: usize = 1024;
 
 /// One walk through the flows map. Entries that stay in the map are met once.

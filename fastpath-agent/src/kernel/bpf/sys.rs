@@ -78,7 +78,7 @@ fn c_path(path: &Path) -> io::Result<CString> {
     Ok(CString::new(path.as_os_str().as_bytes())?)
 }
 
-/// Attaches a program at XDP; `flags` are `XDP_FLAGS_*`. Fails where there is one already, whoever's it is.
+/// Attaches a program at XDP; `flags` are `XDP_FLAGS_*`. Fails where there is one already, of any program.
 pub(super) fn link_create_xdp(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Result<OwnedFd> {
     let attribute =
         LinkCreate { prog_fd: raw(program), target_ifindex: ifindex, attach_type: BPF_XDP, flags };
@@ -180,7 +180,7 @@ pub(super) fn lookup_batch<K: Pod, V: Pod>(
     }
 }
 
-/// Detaches a link for good, whoever else holds it. One whose interface is gone is detached already.
+/// Detaches a link for good, even if another process holds it. One whose interface is gone is detached already.
 pub(super) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     bpf(BPF_LINK_DETACH, &LinkDetach { link_fd: raw(link) }).map(drop)
 }

@@ -44,7 +44,7 @@ pub(super) struct Filter {
     pub(super) priority: u16,
     /// "bpf", "flower", "u32" …
     pub(super) kind: String,
-    /// Of a bpf filter the program's name, as whoever attached it gave it.
+    /// Of a bpf filter the program's name, as given when it was attached.
     pub(super) program: Option<String>,
 }
 

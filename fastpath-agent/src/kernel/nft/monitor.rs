@@ -33,12 +33,12 @@ pub enum Event {
     Overrun,
 }
 
-/// A socket that hears of every new generation of this network namespace's ruleset, including those that the
+/// A socket that gets every new generation of this network namespace's ruleset, including those that the
 /// agent makes.
 pub struct Monitor {
     socket: AsyncFd<Socket>,
     details: Socket,
-    /// Port of the socket whose own changes are no news.
+    /// Port of the socket whose own changes are left out.
     own: u32,
 }
 

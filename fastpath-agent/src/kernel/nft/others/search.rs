@@ -1,5 +1,5 @@
-//! Looks through all rules of all tables for what concerns us: `notrack`, and who else adds to a flowtable. A node may have
-//! a hundred thousand rules, so this is for who asks, not for every reconcile; nothing is kept but what was looked for.
+//! Searches all rules of all tables for what concerns the agent: `notrack`, and other programs' `flow add`. A node may have
+//! a hundred thousand rules, so this is for commands, not for every reconcile; only what was found is kept.
 
 use std::borrow::Cow;
 
