@@ -1,5 +1,5 @@
 //! Embeds the eBPF objects that `cargo xtask` built (named by `FASTPATH_EBPF_OBJECT`, and by `FASTPATH_EBPF_LOG_OBJECT`
-//! the one that logs); without them the agent is built all the same and says at start that it has no eye on flows.
+//! the one that logs); without them the agent still builds, and says at start that it can't watch flows.
 
 use std::{env, fs, path::PathBuf};
 

@@ -1,4 +1,4 @@
-//! Flags and subcommands as clap parses them, raw. Validation is `config`'s.
+//! Flags and subcommands as clap parses them, raw. `config` validates them.
 
 use std::{ffi::OsString, net::IpAddr, path::PathBuf};
 
@@ -17,11 +17,11 @@ use crate::core::{
     model::IfName,
 };
 
-/// Where maps are pinned if nothing else is asked for.
+/// Where maps are pinned by default.
 pub const DEFAULT_PIN_PATH: &str = "/sys/fs/bpf/fastpath";
 
-/// Moves established flows of this node onto the kernel's flowtable, so that their packets bypass the normal
-/// forwarding path.
+/// Moves established flows of this node to the kernel's fast path (its flowtable), so that their packets bypass the
+/// normal path.
 #[derive(Debug, Parser)]
 #[command(
     name = "fastpath-agent",
@@ -32,20 +32,20 @@ pub const DEFAULT_PIN_PATH: &str = "/sys/fs/bpf/fastpath";
   fastpath-agent --fastpath-threshold=6 --v=2         the same from the 7th packet on, with more log
   fastpath-agent --exclude-interfaces='docker*'       leave some interfaces out
   fastpath-agent --exclude=udp/53,10.9.0.0/16         never offload DNS, nor flows of these addresses
-  fastpath-agent render | nft -c -f -                 see and check the ruleset without installing it
-  fastpath-agent status                               what is installed, on which interfaces, and why not on others
-  fastpath-agent doctor                               what is wrong with this node, and what to do about it
-  fastpath-agent cleanup                              remove all that the agent ever installed
+  fastpath-agent render | nft -c -f -                 check the ruleset without installing it
+  fastpath-agent status                               what is installed, and on which interfaces
+  fastpath-agent doctor                               what is wrong with this node, and how to fix it
+  fastpath-agent cleanup                              remove everything the agent installed
 
-Every flag can be set by the environment variable that its help names, and in the file of --config; flags win over the
-environment, and the environment over the file.
-The ruleset stays when the agent stops, and acceleration with it (see --cleanup-on-exit)."
+Every flag can also be set by the environment variable that its help names, or in the file of --config. Flags win over
+the environment, the environment over the file.
+When the agent stops, its ruleset stays and goes on accelerating flows (see --cleanup-on-exit)."
 )]
 pub struct Cli {
     /// What to do instead of running the agent.
     #[command(subcommand)]
     pub command: Option<Command>,
-    /// Read what neither flags nor environment say from this file: a line `FLAG = VALUE` for each (docs/configuration.md)
+    /// File with settings that neither flags nor environment give, one `FLAG = VALUE` per line (docs/configuration.md)
     #[arg(long, global = true, value_name = "FILE", env = "FASTPATH_CONFIG", value_parser = OsStringValueParser::new())]
     pub config: Option<OsString>,
     /// Flags of the agent itself.
@@ -56,88 +56,88 @@ pub struct Cli {
 /// Subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Print the ruleset that would be installed, as `nft -f` takes it; touches nothing
+    /// Print the ruleset that would be installed, as input for `nft -f`; changes nothing
     #[command(after_help = "Examples:
   fastpath-agent render --fastpath-threshold=6
-  fastpath-agent render | nft -c -f -                 have the kernel check it")]
+  fastpath-agent render | nft -c -f -                 let the kernel check it")]
     Render(RuleArgs),
     /// Show what is installed, interface by interface, and what this kernel can do
     #[command(after_help = "Examples:
   fastpath-agent status
   fastpath-agent status -o json | jq .kernel.flowtable")]
     Status(StatusArgs),
-    /// Show the flows that pass this node, offloaded or not, with what became of each and why
+    /// Show the flows through this node: whether each is offloaded, and why not
     #[command(after_help = "Examples:
-  fastpath-agent flows                                        every flow, as it comes
+  fastpath-agent flows                                        every flow, in the kernel's order
   fastpath-agent flows --sort=bytes --limit=20                the largest
-  fastpath-agent flows --state=stalled                        what should be offloaded and isn't, with the cause
+  fastpath-agent flows --state=stalled                        what should be offloaded and isn't, with the reason
   fastpath-agent flows --address=10.1.0.0/16 --port=443 --protocol=tcp
   fastpath-agent flows --watch --sort=recent                  again every 2 seconds
-  fastpath-agent flows --follow --state=stalled               what isn't offloaded, the moment that it is known
+  fastpath-agent flows --follow --state=stalled               what isn't offloaded, as soon as it is known
   fastpath-agent flows -o json | jq '.[] | select(.state == \"offloaded\")'
 
-Packets and bytes are counted by eBPF at ingress and go on for offloaded flows; without pinned maps they are 0.
-The agent doesn't have to run, but for --follow.")]
+eBPF programs count packets and bytes at ingress, of offloaded flows too; without pinned maps the counts are 0.
+Only --follow needs a running agent.")]
     Flows(FlowsArgs),
-    /// Show flows and interfaces with their rates, full-screen and live
+    /// Show flows and interfaces with their rates, live and full-screen
     #[command(after_help = "Examples:
   fastpath-agent top
   fastpath-agent top --interval=5
 
-Keys are shown in the last line and by `?`. The agent doesn't have to run; without its pinned maps there are no rates.
-Colours are left out where the environment variable NO_COLOR is set.")]
+The last line shows the keys, `?` explains them. No agent has to run; without its pinned maps there are no rates.
+Set the environment variable NO_COLOR to do without colours.")]
     Top(TopArgs),
-    /// Have offloaded flows pass the filters again, after changes that a running agent doesn't find out by itself (tc, eBPF
-    /// maps of others), or while none runs
+    /// Send offloaded flows through the filters again: after a change that the agent can't notice (tc, another program's
+    /// eBPF maps), or while no agent runs
     Revalidate,
-    /// End the acceleration of connections for good, or the connections themselves
+    /// Take connections off the fast path for good, or end them
     #[command(after_help = "Examples:
-  fastpath-agent revoke --address=10.1.2.3                    its packets pass the filters again, all of them
+  fastpath-agent revoke --address=10.1.2.3                    all its packets pass the filters again
   fastpath-agent revoke --address=10.1.0.0/16 --port=443 --protocol=tcp --kill
-  fastpath-agent revoke --all                                 all that are there now; new connections are offloaded as before
+  fastpath-agent revoke --all                                 all present connections; new ones are offloaded as before
 
-It is about connections that are there now. To keep new ones from being offloaded too, exclude them.
-With --kill conntrack forgets them, and a next packet has to be accepted as the first of a new connection.")]
+Only connections that exist now are affected. To keep new ones off the fast path, use --exclude.
+With --kill conntrack forgets them: the next packet must be accepted as the first of a new connection.")]
     Revoke(RevokeArgs),
-    /// Follow one flow: whether it is accelerated, and if not, why not and what to do about it
+    /// Show whether one flow is accelerated; if not, why not and what to do about it
     #[command(after_help = "Examples:
   fastpath-agent why tcp 10.0.1.2:40000 10.96.0.1:443
   fastpath-agent why udp [fd00:1::2]:40000 [fd00:2::2]:53
   fastpath-agent why -o json tcp 10.0.1.2:40000 10.96.0.1:443 | jq .verdict
 
-Any tuple of the flow will do: before or after NAT, either direction. It looks for a second and changes nothing.
-The agent doesn't have to run. Exit code 0: the flow was found, whatever became of it; 1: it wasn't.")]
+Any tuple of the flow will do: before or after NAT, either direction. The command watches the flow for a second and
+changes nothing. No agent has to run. Exit code: 0 if the flow was found, accelerated or not; 1 if it wasn't.")]
     Why(WhyArgs),
-    /// Check this node, say what is wrong and what to do about it, and send a real flow through scratch namespaces
+    /// Check this node and send a real flow (the canary) through scratch namespaces: what is wrong, and what to do about it
     #[command(after_help = "Examples:
-  fastpath-agent doctor                               every check, and the canary
-  fastpath-agent doctor --no-canary                   checks only, nothing is sent
+  fastpath-agent doctor                               all checks and the canary
+  fastpath-agent doctor --no-canary                   only checks, send nothing
   fastpath-agent doctor -o json | jq '.findings[] | select(.level != \"green\")'
   fastpath-agent doctor --strict || echo not all green
 
-Green is as it should be; amber works, but worse than it could; red doesn't work, or may break connections.
-Exit code: 0 where nothing is red (with --strict: where all is green), 1 otherwise, 64 for a wrong flag.
-The ruleset is compared with what the flags of the running agent want; where none runs, with doctor's own.")]
+Green: as it should be. Amber: works, but worse than it could. Red: doesn't work, or may break connections.
+Exit code: 0 if nothing is red (with --strict: if all is green), 1 otherwise, 64 for a wrong flag.
+The ruleset is compared with the flags of the running agent; if none runs, with the flags given here.")]
     Doctor(DoctorArgs),
-    /// The canary itself; `doctor` starts it
+    /// Run the canary; `doctor` starts this
     #[command(hide = true, name = "canary")]
     Canary(RuleArgs),
-    /// Write man pages and shell completions, for those who make packages
+    /// Write man pages and shell completions, for packages
     #[command(hide = true)]
     Pages {
-        /// Where to
+        /// Directory to write to
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
-    /// Remove the table, the eBPF programs and the pinned maps that the agent made, and nothing else
+    /// Remove the table, eBPF programs and pinned maps that the agent made, and nothing else
     Cleanup(CleanupArgs),
 }
 
 /// Flags that decide what the ruleset looks like.
 #[derive(Clone, Debug, Args)]
 pub struct RuleArgs {
-    /// Offload a flow once more than this many of its packets were seen, both directions counted; `auto` takes what pays by the
-    /// lengths of this node's connections (docs/configuration.md#the-threshold-that-pays); 0 switches offloading off
+    /// Offload a flow after this many packets, both directions counted; `auto` chooses by the lengths of this node's
+    /// connections (docs/configuration.md#the-threshold-that-pays); 0 switches offloading off
     #[arg(
         long,
         value_name = "PACKETS",
@@ -146,24 +146,25 @@ pub struct RuleArgs {
         allow_hyphen_values = true
     )]
     pub fastpath_threshold: String,
-    /// Take only interfaces that match this glob (repeatable, commas separate; the default is all that are up, without
+    /// Manage only interfaces that match this glob (repeatable, commas separate; default: all that are up, without
     /// loopback)
     #[arg(long, value_name = "GLOB", env = "FASTPATH_INTERFACES", value_delimiter = ',')]
     pub interfaces: Vec<String>,
     /// Leave out interfaces that match this glob (repeatable, commas separate; wins over --interfaces)
     #[arg(long, value_name = "GLOB", env = "FASTPATH_EXCLUDE_INTERFACES", value_delimiter = ',')]
     pub exclude_interfaces: Vec<String>,
-    /// Never offload flows like this (repeatable, commas separate): an address or network (10.1.0.2, 10.1.0.0/16,
+    /// Never offload flows that match (repeatable, commas separate): an address or network (10.1.0.2, 10.1.0.0/16,
     /// fd00::/8), a port or range (tcp/443, udp/8000-8100, port/53 for both), a protocol (protocol/udp, protocol/47), an
-    /// interface (interface/veth*: still watched, unlike with --exclude-interfaces), or a firewall mark of the connection
-    /// or of packets both ways (mark/0x10, mark/0x10/0xff). Either end counts, before and after NAT. Offloaded flows leave
+    /// interface (interface/veth*: its flows are still counted, unlike with --exclude-interfaces), or a firewall mark of
+    /// the connection or of packets both ways (mark/0x10, mark/0x10/0xff). Either end counts, before and after NAT. Flows
+    /// that are offloaded already leave the fast path
     #[arg(long, value_name = "ENTRY", env = "FASTPATH_EXCLUDE", value_delimiter = ',')]
     pub exclude: Vec<String>,
-    /// The same from a file: an entry a line, comments after #. Read again on SIGHUP
+    /// File of such entries, one per line, comments after #. Read again on SIGHUP
     #[arg(long, value_name = "FILE", env = "FASTPATH_EXCLUDE_FILE")]
     pub exclude_file: Option<PathBuf>,
-    /// Earliest priority of the chain in the forward hook; it always comes after the last filter chain of others, so that
-    /// only what they accept is offloaded
+    /// Earliest priority of the agent's chain in the forward hook. The chain always comes after other programs' last filter
+    /// chain, so that only flows that they accept are offloaded
     #[arg(
         long,
         value_name = "PRIORITY",
@@ -172,8 +173,8 @@ pub struct RuleArgs {
         allow_hyphen_values = true
     )]
     pub chain_priority: String,
-    /// Priority of the flowtable in the ingress hook: `last`, so that packets of offloaded flows pass the ingress chains of
-    /// others too, or a number; 0 is where kindnet's document has it
+    /// Priority of the flowtable in the ingress hook: a number (0 in kindnet's document), or `last`, after other programs'
+    /// ingress chains, so that packets of offloaded flows pass these too
     #[arg(
         long,
         value_name = "PRIORITY",
@@ -182,15 +183,15 @@ pub struct RuleArgs {
         allow_hyphen_values = true
     )]
     pub flowtable_priority: String,
-    /// Let network cards forward offloaded flows themselves, if all managed interfaces can
+    /// Let network cards forward offloaded flows, if all managed interfaces can
     #[arg(long, value_name = "MODE", default_value = "off", env = "FASTPATH_HW_OFFLOAD")]
     pub hw_offload: HwOffload,
-    /// Don't respect a rule of others that offloaded packets don't pass, on purpose (repeatable, commas separate): by its comment, by
-    /// `FAMILY TABLE CHAIN` or `FAMILY TABLE handle N`, by what it asks (limit, queue, quota, header, set, time, legacy …), by class
-    /// (every-packet, changing), or `all` (docs/policy.md; `status` lists them)
+    /// Offload flows despite another program's rule, though their packets then bypass it (repeatable, commas separate). Name
+    /// the rule by its comment, by `FAMILY TABLE CHAIN` or `FAMILY TABLE handle N`, by what it asks (limit, queue, quota,
+    /// header, set, time, legacy …), by class (every-packet, changing), or `all` (docs/policy.md; `status` lists the rules)
     #[arg(long, value_name = "RULE", env = "FASTPATH_IGNORE_RULE", value_delimiter = ',')]
     pub ignore_rule: Vec<String>,
-    /// Offload also on a kernel that is known to lose packets of offloaded flows (docs/kernels.md)
+    /// Offload even on a kernel that is known to lose packets of offloaded flows (docs/kernels.md)
     #[arg(long, env = "FASTPATH_IGNORE_KNOWN_BUGS", value_parser = BoolishValueParser::new())]
     pub ignore_known_bugs: bool,
 }
@@ -204,11 +205,11 @@ pub struct RunArgs {
     /// Name of this node in logs and status
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     pub hostname_override: Option<String>,
-    /// Where eBPF programs count the packets of flows, on every managed interface; see docs/ebpf.md for what differs
+    /// Hook at which eBPF programs count the packets of flows, on every managed interface (docs/ebpf.md)
     #[arg(long, value_name = "MODE", default_value = "tc", env = "FASTPATH_EBPF")]
     pub ebpf: EbpfMode,
-    /// Directions of flows that the map has room for, from 1024 to 4194304; the least recently used go first. With
-    /// another number than before, counting starts again at 0
+    /// Room for this many directions of flows in the map, from 1024 to 4194304; the least recently used are evicted.
+    /// After a change of this number, counting starts again at 0
     #[arg(
         long,
         value_name = "N",
@@ -220,14 +221,14 @@ pub struct RunArgs {
     /// Directory for pinned eBPF maps, on a bpf file system
     #[arg(long, value_name = "DIR", default_value = DEFAULT_PIN_PATH, env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
-    /// Help connections that are older than the ruleset, and which it never takes, into the flowtable once they cross the
-    /// threshold; likewise streams that go one way after their first answer, where nobody could deny another. Needs eBPF
+    /// Also offload flows that the ruleset alone never takes, once they cross the threshold: connections older than the
+    /// ruleset, and one-way streams after their first answer, where no rule could deny another answer. Needs eBPF
     #[arg(long, value_name = "MODE", default_value = "on", env = "FASTPATH_ASSIST")]
     pub assist: Assist,
-    /// Directory for the socket at which `flows --follow` hears what becomes of flows; made if it doesn't exist
+    /// Directory of the socket from which `flows --follow` reads; the agent creates it if needed
     #[arg(long, value_name = "DIR", default_value = "/run/fastpath", env = "FASTPATH_RUN_DIR")]
     pub run_dir: PathBuf,
-    /// Address and port for /metrics, /healthz and /readyz over HTTP; empty: none
+    /// Address and port of the HTTP server for /metrics, /healthz and /readyz; empty: no server
     #[arg(
         long,
         value_name = "ADDRESS:PORT",
@@ -235,36 +236,36 @@ pub struct RunArgs {
         env = "FASTPATH_METRICS_BIND_ADDRESS"
     )]
     pub metrics_bind_address: String,
-    /// Replace a table named kindnet-fastpath that this agent did not make
+    /// Replace another program's table named kindnet-fastpath
     #[arg(long, env = "FASTPATH_TAKEOVER", value_parser = BoolishValueParser::new())]
     pub takeover: bool,
-    /// Have the kernel judge offloaded flows anew when somebody changes the ruleset so that it may concern them: they pass
-    /// the filters again for a packet or two
+    /// Revalidate offloaded flows after a change of the ruleset that may concern them: for a packet or two they pass the
+    /// filters again
     #[arg(long, value_name = "MODE", default_value = "on", env = "FASTPATH_REVALIDATE")]
     pub revalidate: OnOff,
-    /// Least time from one such revalidation to the next (as in 500ms or 2s); the first change is answered at once
+    /// Least time between two revalidations (as in 500ms or 2s); the first change takes effect at once
     #[arg(long, value_name = "TIME", default_value = "1s", env = "FASTPATH_REVALIDATE_INTERVAL")]
     pub revalidate_interval: String,
-    /// Within which time offloaded flows feel verdicts that change without an announcement (sets with timeouts, times of day,
-    /// ipsets, iptables-legacy), from 500ms, or `off`. While there is such a rule, flows are judged anew when its
-    /// verdict may change, or every so often where that isn't known
+    /// Time within which offloaded flows follow verdicts that the kernel changes without an event (sets with timeouts, times
+    /// of day, ipsets, iptables-legacy), from 500ms, or `off`. While there is such a rule, flows are revalidated when its
+    /// verdict may change, or at intervals if that moment isn't known
     #[arg(long, value_name = "TIME", default_value = "1500ms", env = "FASTPATH_ENFORCE_WITHIN")]
     pub enforce_within: String,
     /// Install the ruleset, verify it and exit
     #[arg(long, env = "FASTPATH_ONCE", value_parser = BoolishValueParser::new())]
     pub once: bool,
-    /// Remove ruleset, programs and pinned maps when the agent is told to stop
+    /// Remove ruleset, eBPF programs and pinned maps when the agent stops
     #[arg(long, env = "FASTPATH_CLEANUP_ON_EXIT", value_parser = BoolishValueParser::new())]
     pub cleanup_on_exit: bool,
-    /// Give up all privileges that a running agent doesn't need: capabilities but CAP_NET_ADMIN, most system calls, files of
-    /// others. Off for debugging
+    /// Give up privileges that a running agent doesn't need: capabilities except CAP_NET_ADMIN, most system calls, other
+    /// programs' files. Off for debugging
     #[arg(long, value_name = "MODE", default_value = "on", env = "FASTPATH_SANDBOX")]
     pub sandbox: OnOff,
-    /// How much to log: 0-1 changes of state, 2-4 also plans, 5 and more also flows, 7 and more what the eBPF programs
-    /// do with single packets (for debugging: they get slower)
+    /// How much to log: 0-1 changes of state, 2-4 also plans, 5-6 also flows, 7 and more also single packets in the eBPF
+    /// programs (for debugging: this slows them down)
     #[arg(long, value_name = "N", default_value = "0", env = "FASTPATH_V", allow_hyphen_values = true)]
     pub v: String,
-    /// What the log looks like
+    /// Format of the log
     #[arg(long, value_name = "FORMAT", default_value = "auto", env = "FASTPATH_LOG_FORMAT")]
     pub log_format: LogFormat,
 }
@@ -292,26 +293,26 @@ pub struct FlowsArgs {
     /// Only flows of this protocol (repeatable)
     #[arg(long, value_name = "PROTOCOL")]
     pub protocol: Vec<Protocol>,
-    /// Only flows with packets that come in on this interface (repeatable)
+    /// Only flows whose packets come in on this interface (repeatable)
     #[arg(long, value_name = "NAME", value_parser = interface_name)]
     pub interface: Vec<IfName>,
     /// Only flows in this state (repeatable)
     #[arg(long, value_name = "STATE", value_parser = PossibleValuesParser::new(STATE_NAMES))]
     pub state: Vec<String>,
-    /// Order; without it flows come as the kernel lists them, and none is held in memory
+    /// Sort by this; without it flows come in the kernel's order, and none is held in memory
     #[arg(long, value_name = "BY")]
     pub sort: Option<Sort>,
-    /// Show this many flows at most
+    /// Show at most this many flows
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
-    /// Show them again every so many seconds, until interrupted
+    /// Show them again every so many seconds (2 without a number), until interrupted
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u64).range(1..))]
     pub watch: Option<u64>,
-    /// Show flows as they cross the threshold, with what became of each, until interrupted. The agent must run; with
-    /// `-o json` a line for each
+    /// Show flows as they cross the threshold, offloaded or not, until interrupted. The agent must run; with `-o json` one
+    /// line per flow
     #[arg(long, conflicts_with_all = ["watch", "sort"])]
     pub follow: bool,
-    /// Directory of the socket at which a running agent publishes what becomes of flows
+    /// Directory of the running agent's socket
     #[arg(long, value_name = "DIR", default_value = "/run/fastpath", env = "FASTPATH_RUN_DIR")]
     pub run_dir: PathBuf,
     /// Output format
@@ -346,7 +347,7 @@ pub struct RevokeArgs {
 /// Flags of `top`.
 #[derive(Clone, Debug, Args)]
 pub struct TopArgs {
-    /// Seconds from one reading to the next
+    /// Seconds between two readings
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub interval: u64,
     /// Directory of the pinned eBPF maps
@@ -359,7 +360,7 @@ pub struct TopArgs {
 pub struct WhyArgs {
     /// tcp, udp, or another protocol's name or number
     pub protocol: String,
-    /// Address and port, as in 10.0.1.2:40000; of IPv6 in brackets; without a port where the protocol has none
+    /// Address and port, as in 10.0.1.2:40000 or [fd00:1::2]:40000; no port if the protocol has none
     pub source: String,
     /// The same of the other end
     pub destination: String,
@@ -374,7 +375,7 @@ pub struct WhyArgs {
 /// Flags of `doctor`.
 #[derive(Clone, Debug, Args)]
 pub struct DoctorArgs {
-    /// What the ruleset should look like, where no agent runs whose flags say it.
+    /// What the ruleset should look like if no agent runs.
     #[command(flatten)]
     pub rules: RuleArgs,
     /// Don't send flows through scratch namespaces
@@ -386,7 +387,7 @@ pub struct DoctorArgs {
     /// Output format
     #[arg(short, long, value_name = "FORMAT", default_value = "text", env = "FASTPATH_OUTPUT")]
     pub output: Output,
-    /// Directory of the pinned eBPF maps, where no agent runs whose flags say it
+    /// Directory of the pinned eBPF maps, if no agent runs
     #[arg(long, value_name = "DIR", default_value = DEFAULT_PIN_PATH, env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
 }
@@ -413,11 +414,11 @@ impl Protocol {
 fn network(text: &str) -> Result<IpNet, String> {
     text.parse()
         .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
-        .map_err(|_| "it takes an address like 10.1.0.2 or a network like 10.1.0.0/16 or fd00::/8".to_owned())
+        .map_err(|_| "use an address like 10.1.0.2 or a network like 10.1.0.0/16 or fd00::/8".to_owned())
 }
 
 fn interface_name(text: &str) -> Result<IfName, String> {
-    IfName::new(text).ok_or_else(|| "it takes the name of an interface, at most 15 characters".to_owned())
+    IfName::new(text).ok_or_else(|| "use the name of an interface, at most 15 characters".to_owned())
 }
 
 /// Flags of `cleanup`.
@@ -426,7 +427,7 @@ pub struct CleanupArgs {
     /// Directory of the pinned eBPF maps
     #[arg(long, value_name = "DIR", default_value = DEFAULT_PIN_PATH, env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
-    /// Directory of the socket at which a running agent publishes what becomes of flows
+    /// Directory of the running agent's socket
     #[arg(long, value_name = "DIR", default_value = "/run/fastpath", env = "FASTPATH_RUN_DIR")]
     pub run_dir: PathBuf,
 }
@@ -454,9 +455,9 @@ pub enum OnOff {
 pub enum LogFormat {
     /// Fields in the journal where systemd has connected it, text elsewhere
     Auto,
-    /// Lines for people, to standard error
+    /// Lines of text, to standard error
     Text,
-    /// A JSON object a line, to standard error
+    /// One JSON object per line, to standard error
     Json,
     /// Fields in systemd's journal
     Journald,
@@ -465,29 +466,29 @@ pub enum LogFormat {
 /// Modes of `--assist`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Assist {
-    /// They are offloaded like any other
+    /// Such flows are offloaded like any other
     On,
-    /// They stay on the normal path until they end
+    /// Such flows stay on the normal path until they end
     Off,
 }
 
 /// Modes of `--hw-offload`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum HwOffload {
-    /// The kernel's software path only
+    /// Only the kernel's software fast path
     Off,
-    /// Hardware, if every managed interface takes it; software otherwise
+    /// Hardware if every managed interface supports it, software otherwise
     Auto,
 }
 
 /// Modes of `--ebpf`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum EbpfMode {
-    /// At ingress of traffic control
+    /// TC ingress
     Tc,
-    /// At XDP, in the driver; at TC where the interface can't
+    /// XDP in the driver; TC where the interface can't
     Xdp,
-    /// At XDP, after the driver (slower than tc); at TC where the interface can't
+    /// XDP after the driver (slower than tc); TC where the interface can't
     XdpGeneric,
     /// No eBPF
     Off,

@@ -31,17 +31,17 @@ pub struct Config {
     pub pin_path: PathBuf,
     /// Whether connections that are older than the ruleset are helped into the flowtable.
     pub assist: bool,
-    /// Where it says what becomes of flows.
+    /// Where it publishes flows that cross the threshold.
     pub run_dir: PathBuf,
     /// Where metrics and the node's health can be read over HTTP.
     pub metrics_bind_address: Option<SocketAddr>,
-    /// What to do about somebody else's table of our name.
+    /// What to do about another program's table of our name.
     pub foreign: ForeignTable,
-    /// Whether offloaded flows are judged anew after changes of the ruleset.
+    /// Whether offloaded flows are revalidated after changes of the ruleset.
     pub revalidate: OnOff,
     /// Least time in ms from one such revalidation to the next.
     pub revalidate_interval_ms: u64,
-    /// Within so many ms offloaded flows feel verdicts that change without an announcement; `None`: they needn't.
+    /// Time in ms within which offloaded flows follow verdicts that change without an event; `None`: they needn't.
     pub enforce_within_ms: Option<u64>,
     /// Stop after the first verified reconcile.
     pub once: bool,
@@ -60,7 +60,7 @@ pub struct Config {
 pub struct Rules {
     /// See [`Policy::threshold`].
     pub threshold: u32,
-    /// Whether the agent is to find out which one pays.
+    /// Whether the agent chooses it by what pays.
     pub threshold_auto: bool,
     /// See [`Policy::chain_priority`].
     pub chain_priority: i32,
@@ -76,7 +76,7 @@ pub struct Rules {
     pub exclusions: Arc<Exclusions>,
     /// Where they come from.
     pub exclude: ExcludeSource,
-    /// Rules of others that may be passed by.
+    /// Other programs' rules that offloaded packets may bypass.
     pub ignored: Arc<[Ignore]>,
 }
 
@@ -107,7 +107,7 @@ impl BadValue {
 
 impl Rules {
     /// Switches offloading off if this kernel is known to lose packets of offloaded flows; then with which bug.
-    pub fn heed(&mut self, kernel: &KernelNames<'_>) -> Option<&'static KnownBug> {
+    pub fn avoid_known_bugs(&mut self, kernel: &KernelNames<'_>) -> Option<&'static KnownBug> {
         if self.ignore_known_bugs || self.threshold == 0 {
             return None;
         }
@@ -206,14 +206,14 @@ impl Config {
             return Err(BadValue {
                 flag: "pin-path",
                 value: args.pin_path.display().to_string(),
-                allowed: "an absolute path on a bpf file system, as /sys/fs/bpf/fastpath".to_owned(),
+                allowed: "use an absolute path on a bpf file system, as /sys/fs/bpf/fastpath".to_owned(),
             });
         }
         let room = MIN_FLOWS..=MAX_FLOWS;
         let allowed = format!("a number of flow directions from {MIN_FLOWS} to {MAX_FLOWS}");
         let max_flows = number("max-flows", &args.max_flows, &allowed)?;
         if !room.contains(&max_flows) {
-            let allowed = format!("it takes {allowed}");
+            let allowed = format!("use {allowed}");
             return Err(BadValue { flag: "max-flows", value: args.max_flows.clone(), allowed });
         }
         let rules = Rules::try_from(&args.rules)?;
@@ -221,7 +221,7 @@ impl Config {
             return Err(BadValue {
                 flag: "fastpath-threshold",
                 value: "auto".to_owned(),
-                allowed: "it goes by the flows that the programs see; take --ebpf=tc, or a number".to_owned(),
+                allowed: "`auto` needs the eBPF programs: use --ebpf=tc, or a number of packets".to_owned(),
             });
         }
         Ok(Self {
@@ -261,8 +261,7 @@ fn bind_address(value: &str) -> Result<Option<SocketAddr>, BadValue> {
     value.parse().map(Some).map_err(|_| BadValue {
         flag: "metrics-bind-address",
         value: value.to_owned(),
-        allowed: "it takes an address and a port, as 127.0.0.1:19080 or [::]:19080; empty switches it off"
-            .to_owned(),
+        allowed: "use an address and a port, as 127.0.0.1:19080 or [::]:19080; empty: no server".to_owned(),
     })
 }
 
@@ -273,7 +272,7 @@ fn interval_ms(flag: &'static str, value: &str) -> Result<u64, BadValue> {
         || BadValue {
             flag,
             value: value.to_owned(),
-            allowed: "it takes a time from 100ms to 1h, with its unit, as 500ms or 2s".to_owned(),
+            allowed: "use a time from 100ms to 1h with its unit, as 500ms or 2s".to_owned(),
         },
     )
 }
@@ -288,7 +287,7 @@ fn enforce_within_ms(value: &str) -> Result<Option<u64>, BadValue> {
     parsed.filter(|ms| (500..=3_600_000).contains(ms)).map(Some).ok_or_else(|| BadValue {
         flag: "enforce-within",
         value: value.to_owned(),
-        allowed: "it takes a time from 500ms to 1h, with its unit, as 1500ms or 3s, or `off`".to_owned(),
+        allowed: "use a time from 500ms to 1h with its unit, as 1500ms or 3s, or `off`".to_owned(),
     })
 }
 
@@ -296,7 +295,7 @@ fn number<T: std::str::FromStr>(flag: &'static str, value: &str, allowed: &str) 
     value.trim().parse().map_err(|_| BadValue {
         flag,
         value: value.to_owned(),
-        allowed: format!("it takes {allowed}"),
+        allowed: format!("use {allowed}"),
     })
 }
 
@@ -376,7 +375,7 @@ mod tests {
         ] {
             let mut rules = config(args).unwrap().rules;
             assert_eq!(
-                (rules.heed(&kernel).map(|bug| bug.name), rules.threshold),
+                (rules.avoid_known_bugs(&kernel).map(|bug| bug.name), rules.threshold),
                 (bug, threshold),
                 "{args:?}"
             );

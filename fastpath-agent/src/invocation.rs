@@ -21,7 +21,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::{cli::Cli, config::BadValue};
 
-/// The flag that names the file, which can't stand in it.
+/// The flag that names the file; it can't be set in the file.
 const CONFIG: &str = "config";
 
 /// What the agent was started with.

@@ -1,4 +1,4 @@
-//! What becomes of flags, environment and file, and what is said about a file that isn't right.
+//! Precedence of flags, environment and file, and the errors for a wrong file.
 
 use std::{io::Write, path::Path};
 

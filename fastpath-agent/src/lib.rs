@@ -1,4 +1,4 @@
-//! Fastpath's agent: moves established flows onto the kernel's flowtable and shows what became of them.
+//! Fastpath's agent: moves established flows to the kernel's flowtable and shows which are there.
 //!
 //! Layers (dependencies point downwards only; `cargo xtask lint` checks it):
 //! `main` → [`commands`] → [`daemon`] → [`kernel`] → [`core`]; [`cli`], [`config`] and [`invocation`] know only [`core`].

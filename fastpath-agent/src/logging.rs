@@ -1,5 +1,5 @@
-//! Where the agent's log goes and what a line of it looks like. Decides nothing about what is said, and waits for nobody who
-//! reads it.
+//! Where the agent's log goes and what a line of it looks like. Decides nothing about the messages, and never waits for a
+//! reader.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -28,7 +28,7 @@ use crate::{
 /// Before the names of our fields in the journal.
 const FIELD_PREFIX: &str = "FASTPATH";
 
-/// Nobody would hear of anything.
+/// There would be no log.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "cannot log to the journal: {0}; does systemd-journald run here? --log-format=text logs to standard error"
@@ -75,7 +75,7 @@ fn journal() -> io::Result<tracing_journald::Layer> {
         .with_syslog_identifier("fastpath-agent".to_owned()))
 }
 
-const LOST: &str = "lines of the log are missing here: they came faster than they were read";
+const LOST: &str = "log lines were dropped here: the reader is too slow";
 
 fn now() -> String {
     let mut now = String::new();

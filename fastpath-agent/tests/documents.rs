@@ -60,7 +60,7 @@ fn documents() -> Vec<(String, String)> {
     paths.into_iter().map(|path| (path.clone(), fs::read_to_string(root().join(path)).unwrap())).collect()
 }
 
-/// Whether these words are a command of ours; what is left open (`…`, `FLOW`) may be anything.
+/// Whether these words are one of the agent's commands; placeholders (`…`, `FLOW`) may be anything.
 fn check(words: &[String]) -> Result<(), String> {
     let capitals = |part: &str| part.len() > 2 && part.chars().all(|c| c.is_ascii_uppercase() || c == '_');
     let open = |word: &String| word.contains('…') || word.split(['=', '-']).any(capitals);
@@ -148,7 +148,7 @@ fn every_flag_that_the_pages_name_exists() {
         for (number, line) in text.lines().enumerate() {
             for span in line.split('`').skip(1).step_by(2) {
                 if let Some(flag) = flag(span.split(' ').next().unwrap_or_default()) {
-                    assert!(known.contains(flag), "{path}:{}: nobody has the flag {flag}", number + 1);
+                    assert!(known.contains(flag), "{path}:{}: nothing has the flag {flag}", number + 1);
                 }
             }
         }
@@ -212,7 +212,9 @@ fn flags_of_subcommands_are_what_help_says() {
 fn every_reason_is_in_the_tables() {
     let mut rows = "| `reason` | Means | Further fields |\n| --- | --- | --- |\n".to_owned();
     for why in WhyNot::iter().filter(|why| *why != WhyNot::NotWatched) {
-        let (means, fields) = (why.get_message().unwrap(), why.get_detailed_message().unwrap_or_default());
+        let means = why.get_message().unwrap();
+        // Without a detailed message strum gives the message.
+        let fields = why.get_detailed_message().filter(|fields| *fields != means).unwrap_or_default();
         writeln!(rows, "| `{}` | {means} | {fields} |", why.name()).unwrap();
     }
     assert_written("why.md", "reasons", &rows);

@@ -50,7 +50,7 @@ impl FlowCounters {
     pub const FIRST_FRAGMENT: u64 = 0x200;
     /// In [`FlowCounters::flags`]: the kernel has put the flow into a flowtable, at some time.
     pub const WENT_OVER: u64 = 0x400;
-    /// In [`FlowCounters::flags`]: the agent wants to hear of it again since, so it isn't known any more that nothing is left to do.
+    /// In [`FlowCounters::flags`]: the agent wants another signal for it, so it isn't settled any more.
     pub const ARMED: u64 = 0x800;
 }
 
@@ -60,7 +60,7 @@ impl FlowCounters {
 pub enum Signal {
     /// Not signalled: at or below the threshold, or events are off.
     None = 0,
-    /// An event was sent, or none is needed: the flow was seen to go over.
+    /// An event was sent, or none is needed: the flow was seen to be offloaded.
     Sent = 1,
     /// The ring buffer was full: no event will come, a sweep of the map finds the flow.
     Lost = 2,
@@ -72,13 +72,13 @@ pub enum Signal {
 pub struct Tally {
     /// Packets (skbs).
     pub packets: u64,
-    /// Bytes: of packets in flows from the IP header on, of others all (the link-layer header too).
+    /// Bytes: of packets in flows from the IP header on, of other packets all (the link-layer header too).
     pub bytes: u64,
 }
 
 assert_layout!(Tally, 16, packets @ 0, bytes @ 8);
 
-/// What became of the packets that were seen, per CPU: each packet is in exactly one tally. Reasons for not being
+/// Packets seen, by how they were counted, per CPU: each packet is in exactly one tally. Reasons for not being
 /// counted in a flow come in the order in which they are tested.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -117,7 +117,7 @@ assert_layout!(
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Config {
-    /// [`ABI_VERSION`](crate::ABI_VERSION) of who made the maps; the first field in every version.
+    /// [`ABI_VERSION`](crate::ABI_VERSION) of the agent that made the maps; the first field in every version.
     pub abi_version: u32,
     /// A direction of a flow is signalled with its packet number `threshold + 1`; 0: never.
     pub threshold: u32,

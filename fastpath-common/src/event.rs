@@ -24,7 +24,7 @@ assert_layout!(FlowEvent, 64, key @ 0, time_ns @ 40, packets @ 48, ifindex @ 56,
 /// Asks [`PROGRAM_MARK`](crate::PROGRAM_MARK) to change what is noted of a flow's signal, provided that it is `from`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct Mark {
+pub struct SignalChange {
     /// Which direction of which flow.
     pub key: FlowKey,
     /// A [`Signal`](crate::Signal): what has to be there.
@@ -33,7 +33,7 @@ pub struct Mark {
     pub to: u64,
 }
 
-assert_layout!(Mark, 56, key @ 0, from @ 40, to @ 48);
+assert_layout!(SignalChange, 56, key @ 0, from @ 40, to @ 48);
 
 /// Asks [`PROGRAM_ASK`](crate::PROGRAM_ASK) about so many keys, which lie one behind the other.
 pub struct Ask;
@@ -41,11 +41,11 @@ pub struct Ask;
 impl Ask {
     /// At most, one for each bit of the answer.
     pub const KEYS: usize = u32::BITS as usize;
-    /// As [`Mark::OFFSET`].
-    pub const OFFSET: usize = Mark::OFFSET;
+    /// As [`SignalChange::OFFSET`].
+    pub const OFFSET: usize = SignalChange::OFFSET;
 }
 
-impl Mark {
+impl SignalChange {
     /// Where it begins in the packet that the program is run with: behind an Ethernet header of zeros.
     pub const OFFSET: usize = 14;
 }

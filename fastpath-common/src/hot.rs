@@ -3,16 +3,14 @@
 use crate::{Family, FlowKey, assert_layout, limits::HOT_SLOTS};
 
 /// What one CPU has counted of a flow in one tick and not yet added to the flow's entry in the flows map. Only that
-/// CPU writes it; with the flow's first packet of a later tick it adds all to the map and begins again at 0.
-///
-/// Whoever wants a flow's counts adds what is here to what is in the map. If `tick` or `key` weren't the same before
-/// and after both were read, or `tick` was [`HotFlow::MOVING`], it looks again.
+/// CPU writes it; with the flow's first packet of a later tick it adds all to the map and begins again at 0. A reader adds
+/// this to the map's counts, and reads again if `tick` or `key` changed meanwhile, or `tick` is [`HotFlow::MOVING`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct HotFlow {
     /// What a packet is compared with.
     pub words: MatchWords,
-    /// Number of the tick (the kernel's `jiffies64`); with [`HotFlow::CLOSED`] if nothing more is to be counted here
+    /// Number of the tick (the kernel's `jiffies64`); with [`HotFlow::CLOSED`] if nothing more may be counted here
     /// in that tick; [`HotFlow::MOVING`] while what it holds is added to the flows map. No value but the last ever
     /// comes back once something was counted under it.
     pub tick: u64,

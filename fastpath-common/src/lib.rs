@@ -12,7 +12,7 @@ pub mod limits;
 pub mod probe;
 
 pub use counters::{Config, FlowCounters, NoXdp, PacketStats, Signal, Tally};
-pub use event::{Ask, FlowEvent, Mark};
+pub use event::{Ask, FlowEvent, SignalChange};
 pub use flow_key::{Family, FlowKey};
 pub use hot::{HotFlow, MatchWords};
 pub use probe::Probe;
@@ -25,7 +25,7 @@ pub const ABI_VERSION: u32 = if cfg!(feature = "other-maps") { u32::MAX } else {
 pub const PROGRAM_ETHERNET: &str = "fastpath_tc";
 /// Program for devices whose packets begin with the IP header (WireGuard, tun, ipip).
 pub const PROGRAM_L3: &str = "fastpath_tc_l3";
-/// Program that is never attached: the agent runs it (`BPF_PROG_TEST_RUN`) with a [`Mark`], since only programs can change
+/// Program that is never attached: the agent runs it (`BPF_PROG_TEST_RUN`) with a [`SignalChange`], since only programs can change
 /// one field of a map's element without losing counts of the others. Returns 1 if it did.
 pub const PROGRAM_MARK: &str = "fastpath_mark";
 /// Program that is never attached: the agent runs it with the keys of an [`Ask`]. Returns a bit for each: whether its flow was
@@ -67,7 +67,7 @@ pub(crate) use assert_layout;
 #[cfg(feature = "user")]
 #[expect(unsafe_code, reason = "aya reads and writes these types as plain bytes")]
 mod pod {
-    use super::{Config, FlowCounters, FlowEvent, FlowKey, HotFlow, Mark, NoXdp, PacketStats, Probe};
+    use super::{Config, FlowCounters, FlowEvent, FlowKey, HotFlow, NoXdp, PacketStats, Probe, SignalChange};
 
     // SAFETY: repr(C), integers only, no padding (the layouts are asserted): any bytes are a value.
     unsafe impl aya::Pod for FlowKey {}
@@ -84,7 +84,7 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for NoXdp {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for Mark {}
+    unsafe impl aya::Pod for SignalChange {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Probe {}
 }

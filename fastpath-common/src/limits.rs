@@ -6,7 +6,7 @@ pub const DEFAULT_MAX_FLOWS: u32 = 65_536;
 pub const MIN_FLOWS: u32 = 1024;
 /// Most entries of the flows map that an operator may ask for. They take about 710 MB.
 pub const MAX_FLOWS: u32 = 4 * 1024 * 1024;
-/// Size of the ring buffer: a power of two and a multiple of any page size. Holds 7,281 events. In the memory of whoever
+/// Size of the ring buffer: a power of two and a multiple of any page size. Holds 7,281 events. In the memory of the process that
 /// reads it counts twice.
 pub const EVENT_RING_BYTES: u32 = 1 << 19;
 /// VLAN tags in the frame that are looked behind; one more may have been taken out of it (hardware acceleration).

@@ -1,4 +1,4 @@
-//! What the program that sees flows go over has to know of this kernel and this node.
+//! What the program that sees flows offloaded has to know of this kernel and this node.
 
 use crate::assert_layout;
 

@@ -31,7 +31,7 @@ struct Amount {
     flags: u64,
 }
 
-/// When: nanoseconds, and the tick of the kernel that they stand for.
+/// When: nanoseconds, and their tick of the kernel.
 #[derive(Clone, Copy)]
 struct Now {
     ns: u64,
@@ -155,7 +155,7 @@ pub fn same(key: &FlowKey, words: &[u64; 5]) -> bool {
     a == words[0] && b == words[1] && c == words[2] && d == words[3] && e == words[4]
 }
 
-/// What a slot holds. Readers wait until it is said that all of it is in the flows map.
+/// A slot's counts. Readers wait until the slot says that all of them are in the flows map.
 #[inline(always)]
 fn begin_move(slot: &mut HotFlow) -> Amount {
     // SAFETY: a reference. Volatile: before what follows.

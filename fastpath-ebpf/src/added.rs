@@ -1,5 +1,5 @@
-//! Notes that a connection goes into the flowtable, at the moment when the kernel puts it there: nobody has to ask
-//! conntrack then what became of it. Reads the kernel's memory, changes nothing of it.
+//! Notes that a connection is offloaded, at the moment when the kernel puts it into the flowtable: the agent needn't ask
+//! conntrack about it. Reads the kernel's memory, changes nothing in it.
 
 use aya_ebpf::{helpers::bpf_probe_read_kernel, programs::ProbeContext};
 use fastpath_common::{Family, FlowCounters, FlowKey, HotFlow, MatchWords, Probe, Signal};
@@ -52,7 +52,7 @@ pub fn note(ctx: &ProbeContext) -> Option<()> {
     if matches!((original, reply), (Some(true), _) | (_, Some(true))) || original.or(reply).is_none() {
         return None;
     }
-    // The forward path is softirq, too: nobody else is at this CPU's counts.
+    // The forward path is softirq, too: nothing else changes this CPU's counts now.
     account::stats()?.went_over += 1;
     Some(())
 }

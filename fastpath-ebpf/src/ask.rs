@@ -1,5 +1,4 @@
-//! Tells the agent of many flows at once whether they were seen to go into the flowtable, since the agent last wanted to hear of
-//! them. Sees no packets, changes nothing.
+//! Tells the agent which of many flows were offloaded since it last armed them. Sees no packets, changes nothing.
 
 use aya_ebpf::programs::TcContext;
 use fastpath_common::{Ask, FlowCounters, FlowKey};

@@ -47,7 +47,7 @@ pub trait Frame {
     fn len(&self) -> u32;
     /// Index of the interface that it came in on.
     fn ifindex(&self) -> u32;
-    /// Packets on the wire that a GSO packet stands for; `None` if it isn't one.
+    /// Packets on the wire that make up a GSO packet; `None` if it isn't one.
     fn gso_segments(&self) -> Option<u32>;
     /// Copies the bytes at `offset`, wherever they lie; `None` if the packet ends before.
     fn load<const N: usize>(&self, offset: u32) -> Option<Bytes<N>>;

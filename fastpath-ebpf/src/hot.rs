@@ -1,10 +1,7 @@
-//! The short way for packets of flows that have many of them: counted without a look into the flows map.
-//!
+//! The short way for packets of busy flows: counted without a look-up in the flows map.
 //! A flow is hot while its packets come several to a tick of the kernel. Within a tick the counts of a hot flow grow in
-//! a slot of this CPU's; the first packet of the next tick takes the long way and moves them to the flows map. So
-//! times are the same as without (they have the tick's resolution anyway), a flow that pauses is complete in the map with
-//! its next packet, and whoever reads adds the two. The packet that crosses the threshold takes the long way: a slot
-//! has room only for those before it.
+//! a slot of this CPU's; the first packet of the next tick takes the long way and moves them to the flows map. Readers add
+//! the two. The packet that crosses the threshold takes the long way: a slot has room only for those before it.
 
 use aya_ebpf::helpers::bpf_jiffies64;
 use fastpath_common::{Family, HotFlow, MatchWords};

@@ -49,7 +49,7 @@ fn fastpath_xdp(ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
-/// Stands in for `fastpath_xdp` for the moment in which it and a TC program would count the same packets.
+/// Replaces `fastpath_xdp` while it and a TC program would count the same packets.
 #[xdp(frags)]
 fn fastpath_idle(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS

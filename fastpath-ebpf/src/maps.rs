@@ -31,7 +31,7 @@ pub static HOT: PerCpuArray<HotFlow, { limits::HOT_SLOTS as usize }> = PerCpuArr
 #[btf_map(name = "fastpath_probe")]
 pub static PROBE: Array<Probe, 1> = Array::new();
 
-/// Where TC stands in for XDP; for who asks, the programs don't.
+/// Interfaces with TC instead of XDP; only the agent and its commands read it.
 #[btf_map(name = "fastpath_no_xdp")]
 pub static NO_XDP: HashMap<u32, NoXdp, { limits::MAX_NO_XDP as usize }, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();

@@ -1,7 +1,7 @@
-//! What the programs say of single packets, for debugging. Only the object that is built with the feature `log` says
-//! anything; in the other these functions are empty, so they cost nothing. Never on the short way of hot flows.
+//! What the programs log about single packets, for debugging. Only the object that is built with the feature `log` logs
+//! anything; in the other these functions are empty and cost nothing. Never on the short way of hot flows.
 
-/// What has become of a flow.
+/// An event in a flow's life.
 #[derive(Clone, Copy)]
 pub enum Fate {
     Entered,
@@ -18,7 +18,7 @@ mod log {
     use super::Fate;
     use crate::{frame::Frame, parse::Uncounted};
 
-    /// Something has become of a flow.
+    /// Logs an event in a flow's life.
     #[inline(always)]
     pub fn flow(fate: Fate, key: &FlowKey, packets: u64) {
         match fate {
@@ -56,7 +56,7 @@ mod log {
         not_signalled: "crossing without room in the ring: {:i} {} to {:i} {} protocol {}, packets {}",
     }
 
-    /// A packet belongs to no flow.
+    /// Logs a packet that belongs to no flow.
     #[inline(always)]
     pub fn uncounted(reason: &Uncounted, frame: &impl Frame) {
         let reason = match reason {

@@ -67,7 +67,7 @@ fn old_connections_are_offloaded_of_any_kind() {
             assert_eq!(flow.rounds(CROSSING), CROSSING);
         }
         let agent = start(node, &[]);
-        assert!(!assists(node), "nobody needs it yet");
+        assert!(!assists(node), "nothing needs it yet");
         for flow in &mut flows {
             assert!(!topology.marked_offloaded(flow.port()));
             assert_is_helped(&topology, flow);
@@ -92,7 +92,7 @@ fn assist_off_leaves_them_alone() {
     thread::sleep(Duration::from_secs(1));
     topology.assert_forwarded(&mut old);
     assert!(!assists(node));
-    // It has crossed, and signals no more. The next agent helps it all the same.
+    // It has crossed, and signals no more. The next agent helps it anyway.
     agent.stop();
     let _agent = start(node, &[]);
     wait_until("the old connection offloaded", LIMIT, || {
@@ -163,7 +163,7 @@ fn a_helped_connection_comes_back_after_the_flowtable_was_emptied() {
 
 /// What the programs know of it, where its first packets came in, is an interface that has gone since.
 #[test]
-fn an_old_connection_over_an_interface_that_was_made_anew() {
+fn an_old_connection_over_an_interface_that_was_replaced() {
     let topology = Topology::build(Layout { pods: 3, ..Layout::default() });
     let node = &topology.node;
     let mut old = topology.open_between(0, 2, Proto::Udp, Family::V4, 7001);
@@ -175,7 +175,7 @@ fn an_old_connection_over_an_interface_that_was_made_anew() {
     node.ip("link delete p3\n");
     topology.connect_again(2);
     agent::wait_for_programs(node, &["c0", "s0", "p3"]);
-    wait_until("the flow on its way again", LIMIT, || old.rounds(1) == 1);
+    wait_until("the flow going again", LIMIT, || old.rounds(1) == 1);
     wait_until("the flowtable without it", LIMIT, || !topology.marked_offloaded(7001));
     // Which doesn't wait for the safety net.
     agent.signal(Signal::SIGHUP);
@@ -262,7 +262,7 @@ fn a_thousand_old_connections() {
 
 /// Conntrack is read beside the loop when the agent is told to reload: what happens meanwhile is answered.
 #[test]
-fn a_reload_with_many_connections_keeps_nobody_waiting() {
+fn a_reload_with_many_connections_keeps_no_flow_waiting() {
     const CONNECTIONS: usize = 20_000;
     let topology = Topology::routed();
     let node = &topology.node;

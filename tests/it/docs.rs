@@ -1,7 +1,7 @@
 //! Commands in the documents: each is run on a node with an agent and traffic, ends as its page says, and prints the lines that
 //! the page shows, whatever the numbers in them are.
 //!
-//! Run is what stands behind `$ ` in blocks of language `console`, if it is a program of [`PROGRAMS`]. Commands of other
+//! Text behind `$ ` in blocks of language `console` is run, if it is a program of [`PROGRAMS`]. Commands of other
 //! programs (kubectl, docker, cargo) can't run in the guest.
 
 use std::{env, fs, os::unix::fs::symlink, process::Command, time::Duration};

@@ -264,7 +264,7 @@ fn the_chain_before_a_filter() {
     agent.signal(Signal::SIGCONT);
 }
 
-/// What others have that offloading would change for them.
+/// Other programs' settings that offloading would change.
 #[test]
 fn chains_at_ingress_and_timeouts_of_others() {
     let (topology, _agent) = node_with_agent(&["--flowtable-priority=0"]);
@@ -276,7 +276,7 @@ fn chains_at_ingress_and_timeouts_of_others() {
     assert_eq!(examined.wrong(), ["amber ingress-chains", "amber flow-timeouts"]);
     let (_, found, _) = examined.fault("ingress-chains", None);
     assert!(found.contains("netdev edge in on c0 (priority 10)"), "{found}");
-    // Before the flowtable: told all the same.
+    // Before the flowtable: reported anyway.
     let (topology, _agent) = node_with_agent(&[]);
     topology.node.nft("table netdev edge { chain in { type filter hook ingress device c0 priority 10; }; }");
     let examined = examine(&topology.node, &["--no-canary"]);
@@ -335,7 +335,7 @@ fn marks_that_traffic_control_asks_for() {
         }",
     );
     let examined = examine(node, &["--no-canary"]);
-    assert_eq!(examined.wrong(), [""; 0], "nobody asks for the mark");
+    assert_eq!(examined.wrong(), [""; 0], "nothing asks for the mark");
     assert!(examined.report.to_string().contains("only log or mark"), "{:#}", examined.report);
     node.output("tc", &["qdisc", "add", "dev", "s0", "root", "handle", "1:", "prio"]);
     let filter = ["filter", "add", "dev", "s0", "parent", "1:", "protocol", "all", "handle", "7"];
@@ -350,7 +350,7 @@ fn marks_that_traffic_control_asks_for() {
 fn programs_of_others_at_ingress() {
     let (topology, _agent) = node_with_agent(&[]);
     let node = &topology.node;
-    // "Go on": before ours on 6.1, where both are filters; after our TCX program on newer kernels.
+    // "Go on": before the agent's on 6.1, where both are filters; after the agent's TCX program on newer kernels.
     let bytecode = "1,6 0 0 4294967295";
     node.try_run("tc", &["qdisc", "add", "dev", "c0", "clsact"], "");
     node.output(
@@ -380,7 +380,7 @@ fn programs_of_others_at_ingress() {
     );
     let status: Value = serde_json::from_str(&agent::output(node, &["status", "-o", "json"])).expect("JSON");
     let tcx = status["ebpf"]["attachments"].to_string().contains("tcx");
-    assert_eq!(found.contains("after our counters"), tcx, "{found}");
+    assert_eq!(found.contains("after the agent's counters"), tcx, "{found}");
 }
 
 /// Has this test's processes read another release of the kernel.

@@ -9,7 +9,7 @@ use fastpath_tests::{
 };
 
 const ROUNDS: usize = 50;
-/// Counts what comes to the server with the class and without.
+/// Counts packets to the server with the class and without.
 const COUNT: &str = "table inet count {
     counter marked { }
     counter plain { }

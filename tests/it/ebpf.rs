@@ -154,7 +154,7 @@ fn packets_out_of_tun_are_counted() {
 }
 
 #[test]
-fn another_size_of_the_flow_map_begins_anew() {
+fn another_size_of_the_flow_map_starts_at_zero() {
     let topology = Topology::routed();
     let node = &topology.node;
     let mut flow = topology.open(Proto::Udp, Family::V4, 7001);

@@ -29,7 +29,7 @@ use Proto::{Tcp, Udp};
 const FILE: &str = "/run/exclude";
 const SOON: Duration = Duration::from_secs(5);
 
-/// A flow, and whether it is to be excluded.
+/// A flow, and whether it should be excluded.
 type Case = (Proto, Family, u16, bool);
 
 #[track_caller]
@@ -163,7 +163,7 @@ fn marks_of_packets_and_of_connections() {
         topology.assert_forwarded(&mut marked);
     }
     assert_path(&topology, Nat::Plain, (Udp, V4, 7003, false));
-    // Which mark a packet has is seen by nobody, but there is nothing else that would fit.
+    // Nothing shows a packet's mark, but no other cause fits.
     let mut marked = topology.open(Tcp, V4, 7004);
     assert_eq!(marked.rounds(30), 30);
     let marked = marked.in_background();
@@ -176,14 +176,14 @@ fn marks_of_packets_and_of_connections() {
 
 #[test]
 fn before_and_after_nat() {
-    // The node's address stands for the client's after masquerading.
+    // After masquerading the client has the node's address.
     excludes(
         Nat::Masquerade,
         "10.2.0.1",
         &[(Tcp, V4, 7001, true), (Udp, V4, 7002, true), (Udp, V6, 7003, false)],
     );
     excludes(Nat::Masquerade, "fd00:1::2", &[(Tcp, V6, 7001, true), (Udp, V4, 7002, false)]);
-    // The service's address stands for the server's before.
+    // Before NAT the server has the service's address.
     excludes(
         Nat::Service,
         "10.96.0.0/24",
@@ -228,7 +228,7 @@ fn a_file_that_changes_puts_flows_out_and_lets_them_in_again() {
     fs::write(FILE, "udp/7002\n\ntcp/port\n").expect("write the file");
     agent.signal(Signal::SIGHUP);
     agent.wait_for("line 3: 'tcp/port'", SOON);
-    assert_eq!(agent.count("exclusions stay as they are"), 1);
+    assert_eq!(agent.count("exclusions unchanged"), 1);
     assert_eq!(table::listing(node), before);
     topology.assert_accelerated(&mut second);
 
@@ -314,7 +314,7 @@ fn a_hundred_thousand_entries() {
     fs::write(FILE, file.split_once('\n').expect("lines").1).expect("write the file");
     let start = Instant::now();
     agent.signal(Signal::SIGHUP);
-    // Just these two elements, whatever stands beside them.
+    // Just these two elements, whatever is beside them.
     agent.wait_for(
         "remove from kindnet-exclude-v4-32 172.16.0.0; add to kindnet-exclude-v4-32 10.1.0.2; ",
         SOON,

@@ -101,7 +101,7 @@ fn fragments_of_an_offloaded_flow_are_slow() {
     assert_eq!(shown["bypassed"], before["bypassed"], "none of them");
     assert_eq!((slow(node), ports(&flows(node, &["--state=offloaded"])).len()), (vec![7002], 2));
     let table = agent::output(node, &["flows", "--state=slow"]);
-    assert!(table.contains("offloaded, slow") && table.contains("packets took the forward path"), "{table}");
+    assert!(table.contains("offloaded, slow") && table.contains("packets took the normal path"), "{table}");
 
     let mut place = None;
     top.wait_for("a slow flow in top", Duration::from_secs(10), |lines| {

@@ -1,4 +1,4 @@
-//! What stands under our names but is not ours: reported, left alone, taken over only when asked to.
+//! Another program's objects of our names: reported, left alone, taken over only on request.
 
 use std::{thread, time::Duration};
 
@@ -10,7 +10,7 @@ use fastpath_tests::{
     traffic::Proto,
 };
 
-const REFUSED: &str = "was made by somebody else";
+const REFUSED: &str = "was made by another program";
 const SOON: Duration = Duration::from_secs(10);
 
 #[test]
@@ -60,28 +60,28 @@ fn takeover_adopts_it() {
     let node = &topology.node;
     node.nft(&reference::kindnet(&["c0", "s0"]));
     Agent::start(node, &["--takeover"]).stop();
-    let listing = table::listing(node).expect("ours now");
+    let listing = table::listing(node).expect("the agent's now");
     assert!(listing.contains("priority 300") && listing.contains("iface_index"), "{listing}");
     topology.assert_becomes_accelerated(&mut topology.open(Proto::Tcp, Family::V4, 7001));
-    // It is ours from now on.
+    // It is the agent's from now on.
     let _agent = Agent::start(node, &[]);
     assert_eq!(table::listing(node), Some(listing));
 }
 
-/// Nobody can copy a rule without understanding it.
+/// The agent can't copy a rule that it doesn't understand.
 #[test]
 fn rules_of_others_in_our_chain_stay_until_it_moves() {
     let topology = Topology::routed();
     let node = &topology.node;
     let mut agent = Agent::start(node, &[]);
     node.nft("add rule inet kindnet-fastpath kindnet-fastpath-chain udp dport 9999 counter");
-    agent.wait_for("holds things of others", SOON);
+    agent.wait_for("holds other programs' objects", SOON);
     let stays = || table::listing(node).is_some_and(|listing| listing.contains("udp dport 9999"));
     node.nft("table inet late { chain c { type filter hook forward priority 200; }\n}");
     thread::sleep(Duration::from_secs(2));
     assert!(stays());
     node.nft("table inet later { chain c { type filter hook forward priority 400; udp dport 9 drop\n}\n}");
-    agent.wait_for("rules of others went with a chain", SOON);
+    agent.wait_for("deleted other programs' rules", SOON);
     assert!(!stays());
 }
 
@@ -104,14 +104,14 @@ fn rules_of_others_in_our_chain_are_reported_and_left_alone() {
         "insert rule inet kindnet-fastpath kindnet-fastpath-chain tcp dport 9 drop
          add set inet kindnet-fastpath theirs { type ipv4_addr; }",
     );
-    agent.wait_for("holds things of others", SOON);
+    agent.wait_for("holds other programs' objects", SOON);
     let with_theirs = table::listing(node);
-    // Ours is put back around them.
+    // The agent's is put back around them.
     node.nft("flush set inet kindnet-fastpath kindnet-set-devices");
     agent.wait_for("putting it back", SOON);
     thread::sleep(Duration::from_millis(300));
     assert_eq!(table::listing(node), with_theirs);
-    assert_eq!(agent.count("holds things of others"), 1, "{}", agent.log().join("\n"));
+    assert_eq!(agent.count("holds other programs' objects"), 1, "{}", agent.log().join("\n"));
     topology.assert_becomes_accelerated(&mut topology.open(Proto::Tcp, Family::V4, 7001));
     agent.stop();
     let _agent = Agent::start(node, &[]);
@@ -134,11 +134,11 @@ fn a_device_that_the_kernel_refuses_is_named_and_tried_again() {
     );
     node.ip("link set p3 up\nlink set p4 up\n");
     agent.wait_for("refused this interface", SOON);
-    let ours = || table::devices_of(node, "kindnet-flowtables");
+    let managed = || table::devices_of(node, "kindnet-flowtables");
     fastpath_tests::wait_until("the others are served", SOON, || {
-        ours() == ["c0", "p4", "s0"].map(str::to_owned).into()
+        managed() == ["c0", "p4", "s0"].map(str::to_owned).into()
     });
-    // Another thing of others: it is tried again, and refused again, which is no news.
+    // Another object of another program: the agent tries again, and is refused again, which it doesn't repeat.
     node.nft("add chain inet kindnet-fastpath theirs");
     fastpath_tests::wait_until("the chain is seen", SOON, || agent.count("chain theirs") == 1);
     let culprits: Vec<_> =

@@ -93,7 +93,7 @@ fn carrier_lost_and_found() {
 }
 
 #[test]
-fn removed_and_made_anew_under_traffic() {
+fn removed_and_made_again_under_traffic() {
     let topology = four_pods();
     let node = &topology.node;
     let _agent = Agent::start(node, &[]);
@@ -130,7 +130,7 @@ fn added_later() {
 
 /// A name may hold any bytes but a few; netlink's readers demand UTF-8.
 #[test]
-fn a_name_that_is_no_text_disturbs_nobody() {
+fn a_name_that_is_no_text_disturbs_nothing() {
     let topology = four_pods();
     let node = &topology.node;
     let agent = Agent::start(node, &[]);

@@ -11,7 +11,7 @@ use fastpath_tests::{
     wait_until,
 };
 
-/// A page of metrics: values by name and labels, as they stand there.
+/// A page of metrics: values by name and labels, as written.
 struct Page(BTreeMap<String, f64>);
 
 impl Page {
@@ -53,7 +53,7 @@ impl Page {
     }
 }
 
-/// Starts an agent that serves metrics, and waits until it watches and the ruleset stands.
+/// Starts an agent that serves metrics, and waits until it watches and the ruleset is installed.
 #[track_caller]
 fn start(topology: &Topology, flags: &[&str]) -> Agent {
     bring_loopback_up(&topology.node);
@@ -202,7 +202,7 @@ fn flows_that_are_not_offloaded_say_why() {
     assert_eq!(page.get("fastpath_flows{state=\"offloaded\"}"), 1);
     let forwarded: u64 = [7001, 7002].iter().map(|port| topology.forwarded(*port).total()).sum();
     assert_eq!((page.all(), page.fast()), (400, 400 - forwarded));
-    // Somebody changes the ruleset: the flowtable is emptied, and the flow comes back with its next packet.
+    // Another program changes the ruleset: the flowtable is emptied, and the flow comes back with its next packet.
     topology.node.nft(
         "table inet others { chain forward { type filter hook forward priority 0; tcp dport 9 drop; }; }",
     );
@@ -234,7 +234,7 @@ fn rules_of_others_are_counted_with_what_they_cost() {
         let name = format!("fastpath_rules_bypassed{{class=\"{class}\",handling=\"{handling}\"}}");
         assert_eq!(series(&name), count, "{name}");
     }
-    wait_until("flows judged anew", Duration::from_secs(10), || {
+    wait_until("flows revalidated", Duration::from_secs(10), || {
         flows.iter_mut().for_each(|flow| assert_eq!(flow.rounds(10), 10));
         series("fastpath_rule_revalidations_total{cause=\"set\"}") > 1
     });
@@ -270,7 +270,7 @@ fn ready_is_when_the_ruleset_stands() {
     agent.stop();
 }
 
-/// Nobody has to look them up: the programs see the kernel take them. Which they don't where it has no probes.
+/// No look-up is needed: the programs see the kernel take them. They don't where it has no probes.
 #[test]
 fn flows_that_go_over_by_themselves_are_counted_without_a_signal() {
     let topology = Topology::build(Layout { nat: Nat::Masquerade, ..Layout::default() });
@@ -288,10 +288,10 @@ fn flows_that_go_over_by_themselves_are_counted_without_a_signal() {
 /// A router in a namespace beside, with the same addresses and ports.
 #[test]
 fn what_goes_over_in_another_namespace_is_not_taken_for_ours() {
-    let [ours, others] = [Topology::routed(), Topology::routed()];
-    let agent = start(&ours, &["--exclude=port/7001"]);
+    let [own, others] = [Topology::routed(), Topology::routed()];
+    let agent = start(&own, &["--exclude=port/7001"]);
     others.node.nft(&reference::kindnet(&["c0", "s0"]));
-    let [mut here, mut there] = [&ours, &others].map(|topology| {
+    let [mut here, mut there] = [&own, &others].map(|topology| {
         let (client, server) = (topology.client(), topology.server());
         let from = SocketAddr::new(client.address(Family::V4), 40_000);
         let to = topology.server_at(Family::V4, 7001);
@@ -303,9 +303,9 @@ fn what_goes_over_in_another_namespace_is_not_taken_for_ours() {
     assert!(table::offered(&others.node) > 0, "offloaded there");
     assert_eq!(here.rounds(50), 50);
     wait_until("its fate", Duration::from_secs(5), || {
-        Page::read(&ours).get("fastpath_flows_crossed_total") == 1
+        Page::read(&own).get("fastpath_flows_crossed_total") == 1
     });
-    let page = Page::read(&ours);
+    let page = Page::read(&own);
     assert_eq!(page.get("fastpath_flows_offloaded_total"), 0);
     assert_eq!(page.sum("fastpath_flows_not_offloaded_total"), 1, "{:#?}", page.0);
     agent.stop();

@@ -135,7 +135,7 @@ fn random_sizes_without_path_mtu_discovery() {
     transfer_random_sizes(false);
 }
 
-/// Nobody tells the ends what fits: large packets are lost, with the agent as without it, and small ones go on.
+/// Nothing tells the ends what fits: large packets are lost, with the agent as without it, and small ones go on.
 #[test]
 fn with_path_mtu_discovery_into_a_black_hole() {
     let topology = build();

@@ -60,7 +60,7 @@ fn flows_over_interfaces_with_hostile_names_are_offloaded_and_shown() {
         told.push_str(text);
     }
     for (_, _, shown) in NAMES {
-        assert!(told.contains(shown), "nobody tells of {shown}:\n{told}");
+        assert!(told.contains(shown), "nothing tells of {shown}:\n{told}");
         assert_harmless_on_a_terminal(node, &["top"], shown);
     }
     // What it hears of while it runs: one of them goes, and comes again.

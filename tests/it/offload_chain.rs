@@ -160,7 +160,7 @@ fn a_full_meter_is_harmless() {
     let topology = Topology::routed();
     let node = &topology.node;
     let _agent = Agent::start(node, &[]);
-    // As many as it takes, by somebody's hand.
+    // As many as it takes, added by hand.
     let elements: Vec<String> = (1..=OwnSet::SlowPath.shape().size).map(|id| id.to_string()).collect();
     for chunk in elements.chunks(8192) {
         node.nft(&format!("add element inet kindnet-fastpath kindnet-slow-path {{ {} }}", chunk.join(", ")));
@@ -172,7 +172,7 @@ fn a_full_meter_is_harmless() {
     assert_eq!(slow_path(node, 7002), None, "there is no room");
     let mut fast = topology.open(Proto::Udp, Family::V6, 7001);
     topology.assert_becomes_accelerated(&mut fast);
-    assert_eq!(slow_paths(node), [], "those of others have no counter");
+    assert_eq!(slow_paths(node), [], "those of other programs have no counter");
 }
 
 /// Opens flows before anything counts packets, and a table behind their back.

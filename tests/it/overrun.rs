@@ -1,10 +1,10 @@
-//! Announcements that wake nobody. `faults::overrun` has more of them than the agent's sockets hold.
+//! Events without a wake-up. `faults::overrun` has more of them than the agent's sockets hold.
 
 use fastpath_tests::{agent::Agent, topology::Topology};
 
 /// A router may have hundreds of thousands of routes, which come and go.
 #[test]
-fn ordinary_routes_wake_nobody() {
+fn ordinary_routes_cause_no_wake_up() {
     let topology = Topology::routed();
     let node = &topology.node;
     let agent = Agent::start(node, &[]);

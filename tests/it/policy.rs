@@ -291,7 +291,7 @@ fn by_hand_with_and_without_a_running_agent() {
         assert_eq!(table::listing(node), before);
         if running {
             thread::sleep(Duration::from_millis(300));
-            assert_eq!(agent.count("putting it back") + agent.count("somebody else"), 0);
+            assert_eq!(agent.count("putting it back") + agent.count("another program"), 0);
         }
         if running {
             agent.signal(nix::sys::signal::Signal::SIGSTOP);

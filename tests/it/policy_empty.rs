@@ -1,4 +1,4 @@
-//! Emptying the flowtable in one transaction: all flows leave it and come back, nobody loses a packet or a mapping, a
+//! Emptying the flowtable in one transaction: all flows leave it and come back, no flow loses a packet or a mapping, a
 //! transaction that fails changes nothing, and a thousand devices don't make it slow.
 
 use std::{
@@ -204,7 +204,7 @@ fn a_transaction_that_fails_changes_nothing() {
 /// table: the kernel only waits for its readers (`synchronize_rcu`) when a device is left without any flowtable
 /// (nf_flowtable_by_dev_remove, net/netfilter/nf_flow_table_xdp.c), and here the new one has it already.
 #[test]
-fn a_thousand_devices_do_not_make_it_slow_and_nobody_loses_announcements() {
+fn a_thousand_devices_do_not_make_it_slow_and_no_listener_loses_events() {
     for count in [0, 2, 100, 1000] {
         let node = Netns::new("node");
         let names: Vec<IfName> =

@@ -94,7 +94,7 @@ fn connections_below_the_threshold_count_too() {
 
 /// The backend of a service is taken out of the service, and the connection with it.
 #[test]
-fn killed_connections_have_to_be_accepted_anew() {
+fn killed_connections_have_to_be_accepted_again() {
     let topology = Topology::build(Layout { nat: Nat::Service, ..Layout::default() });
     let node = &topology.node;
     node.nft(
@@ -114,7 +114,7 @@ fn killed_connections_have_to_be_accepted_anew() {
         assert_eq!(flow.rounds(3), 3);
     }
     let said = agent::output(node, &["revoke", "--port=7001", "--port=7002", "--kill"]);
-    assert_eq!(said, "2 connections match, 2 of them were offloaded: 2 are deleted\n");
+    assert_eq!(said, "2 connections match, 2 of them were offloaded: 2 were deleted\n");
     let [tcp, udp, bystander] = &mut flows;
     for flow in [tcp, udp] {
         assert_eq!(flow.rounds(2), 0, "{flow:?} goes on");
@@ -132,15 +132,15 @@ fn everything_has_to_be_asked_for() {
         assert_eq!(output.status.code(), Some(64), "{args:?}");
     }
     assert_eq!(agent::output(node, &["revoke", "--all"]), "no connection matches\n");
-    // Without a table of ours there is nothing to hold anything out of, and deleting works all the same.
+    // Without the agent's table there is nothing to keep flows out of, and deleting works anyway.
     node.nft("table inet t { chain c { type filter hook forward priority 0; ct state new; }; }");
     let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
     assert_eq!(flow.rounds(3), 3);
     let said = agent::output(node, &["revoke", "--all"]);
-    assert!(said.contains("nothing to do, there is no flowtable"), "{said}");
+    assert!(said.contains("nothing to do: the agent has no flowtable"), "{said}");
     assert_eq!(
         agent::output(node, &["revoke", "--all", "--kill"]),
-        "1 connections match, 0 of them were offloaded: 1 are deleted\n"
+        "1 connections match, 0 of them were offloaded: 1 were deleted\n"
     );
     assert!(topology.conntrack(7001).is_empty());
 }

@@ -18,7 +18,7 @@ fn kindnet_rules_accelerate() {
 
 /// Compare `interfaces::added_later`, where a flow of other interfaces doesn't notice.
 #[test]
-fn kindnet_rules_made_anew_throw_offloaded_flows_out() {
+fn kindnet_rules_made_again_throw_offloaded_flows_out() {
     let topology = Topology::build(Layout { pods: 3, ..Layout::default() });
     topology.node.nft(&reference::kindnet(&["c0", "s0"]));
     let mut flow = topology.open(Proto::Udp, Family::V4, 7001);

@@ -1,5 +1,5 @@
-//! Somebody flushes the ruleset, deletes our table or a part of it, reloads a firewall: it is put back within a
-//! second and said once. Somebody who keeps doing so is answered ever more slowly.
+//! Another program flushes the ruleset, deletes our table or a part of it, reloads a firewall: it is put back within a
+//! second and said once. A program that keeps doing so is answered ever more slowly.
 
 use std::{
     thread,
@@ -18,7 +18,7 @@ use fastpath_tests::{
 
 const PUT_BACK: &str = "putting it back";
 
-/// The table's lines, sorted: what is made anew is listed after what wasn't.
+/// The table's lines, sorted: what is made again is listed after what wasn't.
 fn lines(node: &Netns) -> Option<Vec<String>> {
     let mut lines: Vec<String> = table::listing(node)?.lines().map(str::to_owned).collect();
     lines.sort();
@@ -98,7 +98,7 @@ fn the_whole_ruleset_and_a_firewall_that_reloads() {
 }
 
 #[test]
-fn somebody_who_keeps_deleting_is_answered_ever_more_slowly() {
+fn a_program_that_keeps_deleting_is_answered_ever_more_slowly() {
     let topology = Topology::routed();
     let node = &topology.node;
     let agent = Agent::start(node, &[]);
@@ -119,7 +119,7 @@ fn somebody_who_keeps_deleting_is_answered_ever_more_slowly() {
     assert!(cpu < Duration::from_secs(1), "{cpu:?} of processor time in {:?}", start.elapsed());
     assert_eq!(agent.count("keeps changing table"), 1, "{}", agent.log().join("\n"));
     assert!(said <= commits, "{commits} transactions:\n{}", agent.log().join("\n"));
-    wait_until("the table back once nobody deletes it", Duration::from_secs(10), || {
+    wait_until("the table back once nothing deletes it", Duration::from_secs(10), || {
         table::listing(node) == before
     });
 }

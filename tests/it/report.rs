@@ -32,7 +32,7 @@ fn render_is_what_the_agent_installs() {
     }
 }
 
-/// Conditions of others' rules and of policy rules, of every shape that is copied.
+/// Conditions of other programs' rules and of policy rules, of every shape that is copied.
 #[test]
 fn render_says_conditions_as_the_agent_installs_them() {
     let topology = Topology::routed();
@@ -119,24 +119,24 @@ fn status_says_what_is_installed() {
     let _agent = Agent::start(node, &["--exclude-interfaces=nothing-like-it"]);
     let mut flow = topology.open(Proto::Tcp, Family::V4, 7001);
     topology.assert_becomes_accelerated(&mut flow);
-    let ours = status(&topology);
-    assert_eq!(ours["table"]["owner"], "ours", "{ours:#}");
-    assert_eq!(ours["table"]["threshold"], 20);
-    assert_eq!(ours["table"]["chain_priority"], 300);
-    assert_eq!(ours["table"]["devices"], 2);
-    assert_eq!(ours["table"]["counter"], true);
-    assert_eq!(ours["table"]["offloads"]["packets"], table::offered(node));
+    let told = status(&topology);
+    assert_eq!(told["table"]["owner"], "ours", "{told:#}");
+    assert_eq!(told["table"]["threshold"], 20);
+    assert_eq!(told["table"]["chain_priority"], 300);
+    assert_eq!(told["table"]["devices"], 2);
+    assert_eq!(told["table"]["counter"], true);
+    assert_eq!(told["table"]["offloads"]["packets"], table::offered(node));
     assert!(table::offered(node) >= 1);
     for (name, managed) in [("c0", true), ("s0", true), ("lo", false), ("idle", false)] {
-        let interface = interface(&ours, name);
+        let interface = interface(&told, name);
         assert_eq!(interface["managed"], managed, "{interface:#}");
         assert_eq!(interface["reason"].is_null(), managed, "{interface:#}");
     }
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("procfs");
-    assert_eq!(ours["kernel"]["release"], release.trim());
+    assert_eq!(told["kernel"]["release"], release.trim());
     let text = agent::output(node, &["status"]);
     // Where the kernel has tunnels each namespace begins with some.
-    let interfaces = ours["interfaces"].as_array().expect("a list").len();
+    let interfaces = told["interfaces"].as_array().expect("a list").len();
     for words in ["more than 20 packets", &format!("2 of {interfaces} in the flowtable"), "loopback"] {
         assert!(text.contains(words), "no {words:?} in:\n{text}");
     }
@@ -149,5 +149,5 @@ fn status_knows_a_table_of_others() {
     let theirs = status(&topology);
     assert_eq!(theirs["table"]["owner"], "foreign", "{theirs:#}");
     let text = agent::output(&topology.node, &["status"]);
-    assert!(text.contains("made by somebody else"), "{text}");
+    assert!(text.contains("made by another program"), "{text}");
 }

@@ -103,8 +103,8 @@ fn wait_for_traces(topology: &Topology, expected: &str) {
     assert_eq!(seen, expected);
 }
 
-/// Things of others, beside which the agent works.
-fn add_things_of_others(topology: &Topology) {
+/// Other programs' objects, beside which the agent works.
+fn add_objects_of_other_programs(topology: &Topology) {
     topology.node.nft(
         "table inet firewall { chain forward { type filter hook forward priority 0; policy accept; counter; }; }",
     );
@@ -115,7 +115,7 @@ fn add_things_of_others(topology: &Topology) {
 #[test]
 fn cleanup_leaves_no_trace_and_nothing_of_others_changed() {
     let topology = Topology::routed();
-    add_things_of_others(&topology);
+    add_objects_of_other_programs(&topology);
     let before = traces(&topology);
     let agent = Agent::start_with(&topology.node, &[]);
     agent::wait_for_programs(&topology.node, &["c0", "s0"]);
@@ -147,7 +147,7 @@ fn cleanup_beside_an_agent_says_that_it_is_in_vain() {
 #[test]
 fn cleanup_on_exit() {
     let topology = Topology::routed();
-    add_things_of_others(&topology);
+    add_objects_of_other_programs(&topology);
     let before = traces(&topology);
     let agent = Agent::start_with(&topology.node, &["--cleanup-on-exit"]);
     agent::wait_for_programs(&topology.node, &["c0", "s0"]);

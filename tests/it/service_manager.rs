@@ -12,7 +12,7 @@ use fastpath_tests::{
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// An agent whose table is somebody else's has started: waiting longer changes nothing. What is amiss is in the status.
+/// An agent whose table is another program's has started: waiting longer changes nothing. What is amiss is in the status.
 #[test]
 fn started_means_that_all_was_done_that_can_be() {
     let topology = Topology::routed();
@@ -23,7 +23,7 @@ fn started_means_that_all_was_done_that_can_be() {
     let _agent = Agent::spawn(&topology.node, &mut command);
     manager.wait_for("READY=1", LIMIT);
     let status = manager.wait_for("STATUS=", LIMIT);
-    assert!(status.contains("somebody else"), "{status}");
+    assert!(status.contains("another program"), "{status}");
     topology.node.nft("delete table inet kindnet-fastpath");
     assert_eq!(
         manager.wait_for("STATUS=", LIMIT),

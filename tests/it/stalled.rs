@@ -56,7 +56,7 @@ fn older_than_the_rule_helper_local_and_other_protocols() {
 
     let client = &topology.client().ns;
     client.output("ping", &["-c1", "-W2", "10.2.0.2"]);
-    // A GRE header of version 0, and nobody who answers.
+    // A GRE header of version 0, without an answer.
     client.feed("socat", &["-u", "-", "IP4-SENDTO:10.2.0.2:47"], "\0\0\u{8}\0nothing");
 
     thread::sleep(NO_LONGER_JUST_CROSSED);
@@ -92,7 +92,7 @@ fn an_interface_that_was_taken_out() {
 fn a_handshake_that_is_never_completed() {
     let topology = Topology::routed();
     let node = &topology.node;
-    // The client's last word gets lost, so the server doesn't hear that the connection stands.
+    // The client's last word gets lost, so the server doesn't hear that the connection is established.
     node.nft(
         "table inet deaf { chain pre { type filter hook prerouting priority -300;
             tcp dport 7001 tcp flags & (syn | ack) == ack drop; }; }",

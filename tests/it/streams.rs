@@ -1,4 +1,4 @@
-//! Streams that were answered once and go one way since: fast where nobody could deny an answer, and judged like all others
+//! Streams that were answered once and go one way since: fast where no rule could deny an answer, and judged like all others
 //! where a rule can.
 
 use std::{thread, time::Duration};
@@ -65,7 +65,7 @@ fn assert_stays_slow(topology: &Topology, stream: &mut Flow) {
 }
 
 #[test]
-fn are_fast_where_nobody_can_deny_an_answer() {
+fn are_fast_where_no_rule_can_deny_an_answer() {
     let nats = [Nat::Plain, Nat::Masquerade, Nat::Service].map(|nat| Layout { nat, ..Layout::default() });
     let attached = [Attach::Vlan, Attach::BridgeVlan].map(|attach| Layout { attach, ..Layout::default() });
     for layout in nats.into_iter().chain(attached) {
@@ -143,7 +143,7 @@ fn stay_on_the_normal_path_where_an_answer_has_no_way() {
 }
 
 #[test]
-fn are_judged_anew_when_answers_are_denied() {
+fn are_revalidated_when_answers_are_denied() {
     let topology = Topology::routed();
     let _agent = start(&topology);
     let mut stream = open(&topology, Family::V4, 7001);

@@ -1,4 +1,4 @@
-//! What others have on the node decides over offloaded flows, whoever was there first and whenever it changes.
+//! What other programs have on the node decides over offloaded flows, whoever was there first and whenever it changes.
 
 use std::{
     thread,
@@ -68,7 +68,7 @@ fn tables_of_every_family_older_than_the_agent_count() {
 
 /// However early, and also while the agent is busy loading its programs.
 #[test]
-fn our_table_is_back_whenever_somebody_deletes_it() {
+fn our_table_is_back_whenever_it_is_deleted() {
     let topology = Topology::routed();
     let node = &topology.node;
     for wait in [0, 30, 100, 200] {
@@ -77,7 +77,7 @@ fn our_table_is_back_whenever_somebody_deletes_it() {
         thread::sleep(Duration::from_millis(wait));
         run(node, "nft delete table inet kindnet-fastpath");
         let loading = agent.count("eBPF programs loaded") == 0;
-        println!("{wait} ms after the ruleset stands, while the programs are loaded: {loading}");
+        println!("{wait} ms after the ruleset is installed, while the programs are loaded: {loading}");
         agent.wait_for_programs();
         let start = Instant::now();
         let there =
@@ -138,9 +138,9 @@ fn the_kernel_lets_offloaded_flows_of_ipv6_go_on() {
     }
 }
 
-/// The agent says what it heeds with `--v=2`.
+/// The agent says what it respects with `--v=2`.
 #[test]
-fn what_others_have_is_heeded_when_it_is_announced() {
+fn what_other_programs_have_counts_when_it_is_announced() {
     let topology = Topology::bare(Layout::default());
     let node = &topology.node;
     node.nft("table ip old { chain f { type filter hook forward priority 20; }; }");

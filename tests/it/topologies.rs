@@ -65,11 +65,11 @@ fn observe(topology: &Topology, mut flow: Flow) -> Outcome {
 /// What is known of a kind of device: the outcome of flows that the client opens.
 #[derive(Debug, PartialEq, Eq)]
 struct Known {
-    /// With the pair and what stands on it in the flowtable.
+    /// With the pair and what is on top of it in the flowtable.
     all: Outcome,
     /// With the pair only.
     lower: Outcome,
-    /// With only what stands on the pair.
+    /// With only what is on top of the pair.
     upper: Outcome,
     /// With the agent, if that isn't what all devices give.
     agent: Option<Outcome>,

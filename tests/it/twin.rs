@@ -48,7 +48,7 @@ fn seed_7_without_an_agent() {
     }
 }
 
-/// Seed 220: offloaded packets come to the chain at egress without the mark.
+/// Seed 220: offloaded packets reach the chain at egress without the mark.
 #[test]
 fn a_mark_set_in_the_forward_hook_and_asked_for_at_egress() {
     let forward = Xtables { ip: Ip::V4, chain: XtablesChain::MangleForward };
@@ -60,7 +60,7 @@ fn a_mark_set_in_the_forward_hook_and_asked_for_at_egress() {
     Sequence { operations, ..PLAIN }.assert_same_fate();
 }
 
-/// Seed 2123: offloaded packets come to chains behind the flowtable without their connection, which `ct state` calls invalid. A
+/// Seed 2123: offloaded packets reach chains behind the flowtable without their connection, which `ct state` calls invalid. A
 /// chain may be older than the agent, and go.
 #[test]
 fn chains_behind_the_flowtable_that_ask_for_the_connection() {
@@ -73,7 +73,7 @@ fn chains_behind_the_flowtable_that_ask_for_the_connection() {
     }
 }
 
-/// Seed 316: where nobody translates any more, a stream of a masqueraded connection isn't helped into the flowtable, which would.
+/// Seed 316: where no rule translates any more, a stream of a masqueraded connection isn't helped into the flowtable, which would.
 #[test]
 fn a_masqueraded_flow_whose_rules_are_flushed() {
     let operations = vec![Operation::FlushRuleset];

@@ -223,7 +223,7 @@ fn dropped_before_it_gets_to_the_rule() {
     let topology = Topology::routed();
     let node = &topology.node;
     let _agent = start(&topology, &[]);
-    // The flow stands, and its packets end here.
+    // The flow is established, and its packets end here.
     node.nft(
         "table inet firewall { chain forward { type filter hook forward priority 0; policy accept; }; }",
     );
@@ -260,7 +260,7 @@ fn exit_codes_and_words() {
     };
     let (code, out, _) = why(&["tcp", "10.1.0.2:1", "10.2.0.2:2"]);
     assert_eq!(code, Some(1));
-    assert!(out.contains("not found: neither conntrack nor our counters know it"), "{out}");
+    assert!(out.contains("not found: neither conntrack nor the agent's counters know it"), "{out}");
     for words in [
         ["tpc", "10.1.0.2:1", "10.2.0.2:2"],
         ["tcp", "10.1.0.2", "10.2.0.2:2"],

@@ -17,13 +17,13 @@ fn start(topology: &Topology, devices: &[&str]) -> Agent {
     agent
 }
 
-/// Sends requests that nobody waits for while it is asked.
+/// Sends requests without waiting for answers while it is asked.
 fn asked_under_requests<T>(flow: &Flow, ask: impl FnOnce() -> T) -> T {
     let client = flow.client_datagrams().try_clone().expect("a second handle");
     thread::scope(|scope| {
         let sender = scope.spawn(move || {
             for _ in 0..150 {
-                // Nobody may be there to take it.
+                // There may be no receiver.
                 let _ = client.send(b"request");
                 thread::sleep(Duration::from_millis(10));
             }

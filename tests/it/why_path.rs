@@ -1,4 +1,4 @@
-//! `why`: reasons that lie on a flow's way through the node: interfaces, routes, packets, and programs of others.
+//! `why`: reasons that lie on a flow's way through the node: interfaces, routes, packets, and other programs' eBPF programs.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering::Relaxed},
@@ -69,7 +69,7 @@ fn interfaces_that_are_left_out_or_down() {
     agent::wait_for_programs(node, &["c0"]);
     let _excluded = open(7001);
     assert_interface(&topology, 7001, "s0", "excluded");
-    // Nobody is there who knows why.
+    // No agent is there to know why.
     agent.stop();
     assert_interface(&topology, 7001, "s0", "left-out");
     let agent = Agent::start_with(node, &["--interfaces=c*"]);
@@ -262,11 +262,11 @@ fn another_program_redirects_it() {
     assert_eq!(reasons(&answer)[0], "redirected", "{answer:#}");
     assert_eq!(answer["verdict"]["accelerated"], "no");
     assert_eq!(answer["original"], Value::Null, "conntrack never saw it");
-    // Packets are counted where ours comes first.
+    // Packets are counted where the agent's program comes first.
     assert!(answer["moved"].as_u64() > Some(20), "{answer:#}");
 }
 
-/// What an XDP program takes, ours never sees.
+/// What an XDP program takes, the agent's never sees.
 #[test]
 fn another_program_takes_it_before_ours() {
     let topology = Topology::routed();
@@ -280,7 +280,7 @@ fn another_program_takes_it_before_ours() {
     // One that was there before: its connection is known, and nothing comes any more.
     let answer = ask(node, &asked(&topology, 7001));
     assert_eq!(answer["verdict"]["accelerated"], "no");
-    // One that begins now is known to nobody.
+    // Nothing knows one that begins now.
     let output = agent::run(node, &["why", "-o", "json", "udp", "10.1.0.2:5", "10.2.0.2:7002"]);
     assert_eq!(output.status.code(), Some(1));
     let answer: Value = serde_json::from_slice(&output.stdout).expect("JSON");

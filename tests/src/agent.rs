@@ -110,7 +110,7 @@ fn programs(program: &str, node: &Netns, expected: &[&str], pin_path: &str) {
 }
 
 impl Agent {
-    /// Starts the agent without its eBPF side and waits until the ruleset stands.
+    /// Starts the agent without its eBPF side and waits until the ruleset is installed.
     #[track_caller]
     pub fn start(node: &Netns, args: &[&str]) -> Self {
         let mut all = vec!["--ebpf=off"];
@@ -118,7 +118,7 @@ impl Agent {
         Self::start_with(node, &all)
     }
 
-    /// Starts the agent with just these arguments and waits until the ruleset stands, and until the programs are loaded or
+    /// Starts the agent with just these arguments and waits until the ruleset is installed, and until the programs are loaded or
     /// the agent has said that they can't be.
     #[track_caller]
     pub fn start_with(node: &Netns, args: &[&str]) -> Self {

@@ -1,8 +1,8 @@
-//! Ways in which the server hangs on the node: what stands on the pair `s0` (node) – `eth0` (server).
+//! Ways to attach the server to the node: links on top of the pair `s0` (node) – `eth0` (server).
 //!
-//! Says what is to be set up on both ends; [`topology`](crate::topology) does it.
+//! Says what to set up on both ends; [`topology`](crate::topology) does it.
 
-/// How the server is attached: what stands between the pair and the addresses.
+/// How the server is attached: the links between the pair and the addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attach {
     /// The addresses are on the pair itself.
@@ -53,10 +53,10 @@ pub const SERVER_UNDERLAY: &str = "192.168.9.2";
 /// A command to run after the devices are made: program, arguments, standard input.
 pub type Step = (&'static str, &'static str, &'static str);
 
-/// What is to be set up on both ends.
+/// What to set up on both ends.
 #[derive(Clone, Copy, Debug)]
 pub struct Recipe {
-    /// `ip -batch` lines once the pair exists; LOWER, LOCAL, REMOTE, SPI_OUT, SPI_IN stand for each end's own.
+    /// `ip -batch` lines once the pair exists; LOWER, LOCAL, REMOTE, SPI_OUT, SPI_IN are replaced by each end's own.
     pub both: &'static str,
     /// More of them for the node only.
     pub node: &'static str,
@@ -117,7 +117,7 @@ const NODE_WG: &str = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=";
 const SERVER_WG: &str = "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=";
 
 impl Attach {
-    /// Somebody who runs as long as they do makes the devices.
+    /// A process that runs as long as they do makes the devices.
     pub fn is_carried(self) -> bool {
         matches!(self, Self::Tun | Self::Pppoe)
     }

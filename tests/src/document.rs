@@ -5,7 +5,7 @@
 
 use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
 
-/// A command as it stands in a document.
+/// A command as written in a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Documented {
     /// Line of the page that it begins in, the first is 1.
@@ -14,7 +14,7 @@ pub struct Documented {
     pub text: String,
     /// Lines that the document shows as its output.
     pub output: Vec<String>,
-    /// Whether it is to be run: it stands behind `$ ` in a block of language `console`.
+    /// Whether it is run: it is behind `$ ` in a block of language `console`.
     pub runs: bool,
 }
 

@@ -195,7 +195,7 @@ fn byte(place: usize) -> u8 {
 
 fn write(socket: &mut TcpStream, written: &mut usize) {
     let bytes: [u8; SIZE] = std::array::from_fn(|at| byte(*written + at));
-    // Where the connection stands still its buffer fills up, and less goes in.
+    // When the connection stalls its buffer fills up, and less goes in.
     *written += socket.write(&bytes).unwrap_or(0);
 }
 

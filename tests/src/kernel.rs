@@ -51,11 +51,11 @@ pub(crate) fn load(kind: u32, name: &str, instructions: &[u64]) -> io::Result<Ow
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    // SAFETY: the kernel has just made this descriptor, and nothing else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-/// Pins what the descriptor stands for.
+/// Pins the descriptor's object.
 pub(crate) fn pin(object: &OwnedFd, path: &Path) -> io::Result<()> {
     const OBJ_PIN: libc::c_long = 6;
     let path = CString::new(path.as_os_str().as_encoded_bytes())?;
@@ -101,7 +101,7 @@ pub(crate) fn pppoe(session: u16, peer: [u8; 6], device: &str) -> io::Result<[Ow
 
     // SAFETY: no pointers.
     let socket = check(unsafe { libc::socket(libc::AF_PPPOX, libc::SOCK_STREAM, PX_PROTO_OE) })?;
-    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    // SAFETY: the kernel has just made this descriptor, and nothing else has it.
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
     // SAFETY: the address is as the kernel defines it and outlives the call.
     check(unsafe { libc::connect(socket.as_raw_fd(), address.as_ptr().cast(), address.len() as u32) })?;

@@ -39,7 +39,7 @@ impl Monitor {
         monitor
     }
 
-    /// Changes something that concerns nobody and waits until the monitor shows it: all that came before is then seen.
+    /// Changes something that concerns no flow and waits until the monitor shows it: all that came before is then seen.
     #[track_caller]
     fn mark(&mut self) {
         self.marks += 1;

@@ -1,6 +1,6 @@
 //! Which path packets took through the node: counters late in the forward hook, and what conntrack says.
 //!
-//! A packet that the flowtable forwards never gets to the forward hook. The test's own chain stands there after
+//! A packet that the flowtable forwards never gets to the forward hook. The test's own chain is there after
 //! the agent's, and counts by the port that the client dialled, apart for either direction.
 
 pub use crate::forwarded::{Forwarded, PORTS, TABLE, all_forwarded, forwarded, install};

@@ -1,4 +1,4 @@
-//! Small eBPF programs of somebody else's, pinned for `tc` and `ip` to attach.
+//! Small eBPF programs of other programs, pinned for `tc` and `ip` to attach.
 
 use std::{io, os::fd::OwnedFd, path::PathBuf};
 

@@ -2,7 +2,7 @@
 
 use crate::netns::Netns;
 
-/// kindnet's table as its current source writes it: deleted and made anew in one transaction.
+/// kindnet's table as its current source writes it: deleted and made again in one transaction.
 pub fn kindnet(devices: &[&str]) -> String {
     kindnet_above(20, devices)
 }

@@ -25,7 +25,7 @@ impl ServiceManager {
         Self { socket, directory, said: Vec::new() }
     }
 
-    /// What `NOTIFY_SOCKET` is to be.
+    /// What `NOTIFY_SOCKET` has to be.
     pub fn address(&self) -> PathBuf {
         self.directory.path().join("notify")
     }

@@ -54,8 +54,8 @@ fn devices_where(node: &Netns, wanted: impl Fn(&Value) -> bool) -> BTreeSet<Stri
     let listing = node.output("nft", &["-j", "list", "flowtables"]);
     let listing: Value = serde_json::from_str(&listing).expect("nft prints JSON");
     let flowtables = listing["nftables"].as_array().into_iter().flatten().map(|object| &object["flowtable"]);
-    let ours = flowtables.filter(|flowtable| flowtable["table"] == TABLE && wanted(flowtable));
-    ours.flat_map(|flowtable| match &flowtable["dev"] {
+    let own = flowtables.filter(|flowtable| flowtable["table"] == TABLE && wanted(flowtable));
+    own.flat_map(|flowtable| match &flowtable["dev"] {
         Value::String(device) => vec![device.clone()],
         Value::Array(devices) => devices.iter().filter_map(|d| d.as_str().map(str::to_owned)).collect(),
         _ => vec![],

@@ -41,7 +41,7 @@ impl Terminal {
         let (reader, drawn, sink) = (Arc::clone(&pty), Arc::clone(&parser), Arc::clone(&written));
         thread::spawn(move || {
             let mut bytes = [0; 4096];
-            // It ends with an error once nobody has the terminal open.
+            // It ends with an error once no process has the terminal open.
             while let Ok(read @ 1..) = (&*reader).read(&mut bytes) {
                 sink.lock().expect("bytes").extend(&bytes[..read]);
                 drawn.lock().expect("screen").process(&bytes[..read]);

@@ -269,7 +269,7 @@ impl Topology {
                 "link set eth1 up\n{own}address add {} dev lo\naddress add {} dev lo\n",
                 far[0], far[1]
             ));
-            // As behind one more router: nobody answers for the address on a link, or asks with it.
+            // As behind one more router: no host answers for the address on a link, or asks with it.
             pod.ns.sysctl("net/ipv4/conf/all/arp_ignore", "1");
             pod.ns.sysctl("net/ipv4/conf/all/arp_announce", "2");
         }
@@ -312,7 +312,7 @@ impl Topology {
         SocketAddr::new(self.server().address(family), port)
     }
 
-    /// The service address that stands for the server ([`Nat::Service`]).
+    /// The service address of the server ([`Nat::Service`]).
     pub fn service_at(&self, family: Family, port: u16) -> SocketAddr {
         let address = match family {
             Family::V4 => Ipv4Addr::new(10, 96, 0, 1).into(),

@@ -25,7 +25,7 @@ use crate::{
 
 /// How long a datagram may take before it counts as lost.
 const DATAGRAM_LIMIT: Duration = Duration::from_secs(1);
-/// How long a TCP connection may stand still before it counts as broken.
+/// How long a TCP connection may stall before it counts as broken.
 const STREAM_LIMIT: Duration = Duration::from_secs(6);
 /// Losses after which a series of rounds is given up.
 const MOST_LOSSES: usize = 3;
@@ -172,7 +172,7 @@ impl Flow {
         [protocol.to_owned(), client.expect("a bound socket").to_string(), self.dialled.to_string()]
     }
 
-    /// The client's socket of a UDP flow, for datagrams that nobody need answer.
+    /// The client's socket of a UDP flow, for datagrams that need no answer.
     #[track_caller]
     pub fn client_datagrams(&self) -> &UdpSocket {
         let Ends::Udp { client, .. } = &self.ends else { panic!("only UDP has datagrams") };

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use anyhow::{Context, Result};
 
-/// Replaces the part that `writer` (a command) writes: what stands between its two marks.
+/// Replaces the part that `writer` (a command) writes: the text between its two marks.
 pub(crate) fn write_part(path: &Path, writer: &str, part: &str) -> Result<()> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let written = between(&text, writer, part)

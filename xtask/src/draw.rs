@@ -23,7 +23,7 @@ pub(crate) const SERIES: [RGBColor; 9] = [
 ];
 
 pub(crate) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-/// What drawing comes to.
+/// Result of drawing.
 pub(crate) type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
 
 /// Writes `text`, whose upper edge is at `place`.

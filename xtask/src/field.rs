@@ -164,7 +164,7 @@ fn run_on(
         disk: Some(&disk),
         cards: boot.cards,
         monitor: boot.cards.then(|| monitor.clone()),
-        // Its clock stands still while it has no processor of this machine's: no trial fails because this one is busy.
+        // Its clock stops while it has no processor of this machine's: no trial fails because this one is busy.
         ..Machine::new(
             &kernel,
             &initramfs,
@@ -222,15 +222,15 @@ fn run_on(
 fn file_system(kernel: &Kernel, binaries: &Binaries, package: &std::path::Path) -> Result<PathBuf> {
     let own = directory().join(format!("{}-field", kernel.name));
     let base = initramfs::base(kernel, &directory().join(&kernel.name))?;
-    let mut ours = Archive::default();
-    ours.text("init", format!("{INIT}{}\n", systemd::INIT));
-    ours.program("job/field", &binaries["field"])?;
-    ours.file("job/fastpath-agent.deb", package)?;
-    ours.text("over/etc/modprobe.d/cards.conf", cards::NOT_BY_THEMSELVES);
-    systemd::add(&mut ours, "over/");
+    let mut extra = Archive::default();
+    extra.text("init", format!("{INIT}{}\n", systemd::INIT));
+    extra.program("job/field", &binaries["field"])?;
+    extra.file("job/fastpath-agent.deb", package)?;
+    extra.text("over/etc/modprobe.d/cards.conf", cards::NOT_BY_THEMSELVES);
+    systemd::add(&mut extra, "over/");
     std::fs::create_dir_all(&own).with_context(|| format!("cannot make {}", own.display()))?;
-    let (archive, whole) = (own.join("ours.cpio"), own.join("initramfs.cpio"));
-    ours.write(&archive)?;
+    let (archive, whole) = (own.join("extra.cpio"), own.join("initramfs.cpio"));
+    extra.write(&archive)?;
     initramfs::concatenate(&[&base, &archive], &whole)?;
     Ok(whole)
 }

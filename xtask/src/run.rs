@@ -57,7 +57,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             return on_this_node(agent, &options.agent_flags);
         };
         eprintln!("no flow can be offloaded on this node: {reason}");
-        eprintln!("so this shows it in the test guest (`--host` runs the agent here all the same)");
+        eprintln!("so this shows it in the test guest (`--host` runs the agent here anyway)");
     }
     in_guest(options, &binaries)
 }

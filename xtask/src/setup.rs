@@ -125,7 +125,7 @@ pub(crate) fn ensure(needs: &[Need<'_>]) -> Result<()> {
     missing.announce();
     if distribution == Distribution::Other {
         bail!(
-            "set-up knows Debian 12 and Ubuntu 24.04; on this distribution please install by hand what stands above \
+            "set-up knows Debian 12 and Ubuntu 24.04; on this distribution please install the packages above by hand \
              (package names are Debian's)"
         );
     }

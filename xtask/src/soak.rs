@@ -31,7 +31,7 @@ const DRAWING: &str = "docs/soak.svg";
 /// What the last things may take after the time is over.
 const GRACE: Duration = Duration::from_secs(120);
 
-/// What the tier was asked for, of what others are asked too.
+/// The options of this tier that other tiers have too.
 pub(crate) struct Asked {
     pub(crate) minutes: u64,
     pub(crate) seed: Option<u64>,
@@ -76,7 +76,7 @@ pub(crate) fn run(asked: &Asked, wanted: &Wanted, binaries: &Binaries) -> Result
     let own = own_directory(&kernel)?;
     let initramfs = assemble(&kernel, &own.0, binaries, Archive::default())?;
     let log = new_log(&format!("{}-soak.log", kernel.name))?;
-    // Its clock stands still while it has no processor of this machine's, so nothing is late because this one is busy.
+    // Its clock stops while it has no processor of this machine's, so nothing is late because this one is busy.
     let machine = Machine::new(&kernel, &initramfs, log, Processor::Counted { seed: 1 });
     println!("soak: {} minutes of the guest's, Linux {}, seed {seed}", asked.minutes, kernel.name);
     let lasts = Duration::from_secs(asked.minutes * 60);

@@ -169,7 +169,7 @@ impl Compiler {
         Ok(command)
     }
 
-    /// What `install_linker` leaves behind that nobody needs.
+    /// What `install_linker` leaves behind that isn't needed.
     pub(crate) fn remove_linker_build(&self) -> Result<()> {
         let _ = fs::remove_dir_all(self.linker_root()?.join("build"));
         Ok(())

@@ -96,7 +96,7 @@ pub(crate) fn run(range: &Range, wanted: &[Wanted], binaries: &Binaries) -> Resu
 
 fn work(kernel: &Kernel, initramfs: &std::path::Path, seeds: &Seeds<'_>) -> Result<()> {
     let log = new_log(&format!("{}-twin.log", kernel.name))?;
-    // Its clock stands still while it has no processor of this machine's: no seed fails because this one is busy.
+    // Its clock stops while it has no processor of this machine's: no seed fails because this one is busy.
     let machine = Machine::new(kernel, initramfs, log, Processor::Counted { seed: 1 });
     let mut idle: Option<Guest> = None;
     while seeds.until.is_none_or(|until| Instant::now() < until) {

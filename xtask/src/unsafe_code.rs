@@ -78,7 +78,8 @@ mod tests {
     fn a_block_needs_its_reason_and_its_number() {
         let mut census = Census::default();
         let path = Path::new("a.rs");
-        let good = file(&["// SAFETY: it is ours.", "let x = UNSAFE { f() };", "// UNSAFE { in a comment }"]);
+        let good =
+            file(&["// SAFETY: it is owned here.", "let x = UNSAFE { f() };", "// UNSAFE { in a comment }"]);
         assert!(census.add(path, &good).is_empty());
         for bad in [
             &["let x = UNSAFE { f() };"][..],

@@ -63,7 +63,7 @@ pub struct Report {
     pub level: Level,
     /// What each check found.
     pub findings: Vec<Finding>,
-    /// Rules of others that offloaded packets don't pass and that ask more than headers and connection.
+    /// Other programs' rules that offloaded packets bypass and that check more than headers and connection.
     pub rules: Bypassed,
     /// The canary's flows, with their numbers; empty if none was sent.
     pub canary: Vec<CanaryFlow>,
@@ -82,7 +82,7 @@ pub async fn report(args: &DoctorArgs, own: Rules, hostname: String) -> Result<R
     let (agent, mut flags) = running_agent(own);
     let ignores_known_bugs = flags.rules.ignore_known_bugs;
     // As the agent does it.
-    flags.rules.heed(&KernelName::read().names());
+    flags.rules.avoid_known_bugs(&KernelName::read().names());
     let (counter, ipsec) = (kernel.flowtable_counter.is_supported(), kernel.rt_ipsec.is_supported());
     let mut policy = flags.rules.policy(counter, ipsec);
     let links = Links::open()?.list()?.into_iter().collect();
@@ -121,7 +121,7 @@ pub async fn report(args: &DoctorArgs, own: Rules, hostname: String) -> Result<R
 }
 
 fn send_canary() -> Canary {
-    // Nobody has to wonder what takes so long; scripts want no chatter.
+    // A user sees what takes so long; scripts get no chatter.
     let progress = |text: &str| {
         if io::stderr().is_terminal() {
             let _ = write!(io::stderr(), "{text}");

@@ -52,7 +52,7 @@ impl Writer for Table {
         let idle = flow.last_seen_ns().map_or("-".to_owned(), |at| idle(node.now_ns.saturating_sub(at)));
         let why = match (&flow.state, flow.path.metered) {
             (State::Stalled(cause), _) => cause.to_string(),
-            (_, Some(metered)) if flow.slow() => format!("{metered} packets took the forward path"),
+            (_, Some(metered)) if flow.slow() => format!("{metered} packets took the normal path"),
             _ => String::new(),
         };
         let line = format!(
@@ -192,7 +192,7 @@ mod tests {
         };
         let text = written(&mut Table::default());
         assert!(text.starts_with("offloaded, slow "), "{text}");
-        assert!(text.ends_with("70 packets took the forward path\n"), "{text}");
+        assert!(text.ends_with("70 packets took the normal path\n"), "{text}");
         let json: serde_json::Value = serde_json::from_str(&written(&mut Json::default())).unwrap();
         assert_eq!(json["state"], "offloaded");
         assert_eq!(

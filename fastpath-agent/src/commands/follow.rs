@@ -43,7 +43,7 @@ pub fn follow(args: &FlowsArgs, out: &mut dyn Write) -> Result<(), ShowError> {
             (Output::Json, _) => out.write_all(line.as_bytes())?,
             (Output::Text, Event::Crossed { time_ms, flow }) => write_flow(&mut out, time_ms, &flow)?,
             (Output::Text, Event::Lost { records }) => {
-                eprintln!("{records} flows are missing here: they came faster than they could be shown");
+                eprintln!("{records} flows are missing here: they came too fast to show");
             }
         }
         // All that came together is shown together.

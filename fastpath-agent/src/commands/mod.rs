@@ -37,7 +37,7 @@ use crate::{
 ///
 /// # Errors
 ///
-/// With what to tell the user. A command that did its work and didn't like the result says so itself, and ends with
+/// With what to tell the user. A command that did its work with a bad result says so itself, and ends with
 /// [`ExitCode::FAILURE`].
 pub fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     match &cli.command {

@@ -37,12 +37,12 @@ impl fmt::Display for ByHand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.emptied, self.offloaded) {
             (Emptied::Absent, _) => {
-                writeln!(f, "nothing to do: there is no flowtable of this agent's in table inet {TABLE}")
+                writeln!(f, "nothing to do: the agent has no flowtable in table inet {TABLE}")
             }
             (_, Some((offloaded, entries))) => writeln!(
                 f,
                 "flowtable emptied: {offloaded} of {entries} connections were offloaded. Their next packets pass the \
-                 filters, and those that are accepted are offloaded again"
+                 filters; accepted flows are offloaded again"
             ),
             (_, None) => writeln!(f, "flowtable emptied: the next packets of all flows pass the filters"),
         }

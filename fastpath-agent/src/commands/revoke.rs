@@ -49,7 +49,7 @@ pub enum RevokeError {
     Empty(#[from] EmptyError),
     /// The set of revoked connections is full.
     #[error(
-        "{matching} connections match, and no more than {most} can be revoked: narrow it down, or exclude them from offloading"
+        "{matching} connections match, and at most {most} can be revoked: narrow the selection, or exclude them from offloading"
     )]
     TooMany {
         /// How many match.
@@ -66,9 +66,9 @@ pub struct Revoked {
     offloaded: usize,
     /// Connections deleted; `None` without `--kill`.
     killed: Option<usize>,
-    /// Connections that are still in a flowtable, which isn't ours then.
+    /// Connections that are still in a flowtable, which is another program's then.
     left: usize,
-    /// There is no flowtable of ours.
+    /// The agent has no flowtable.
     absent: bool,
 }
 
@@ -115,13 +115,15 @@ pub fn revoke(args: &RevokeArgs) -> Result<Revoked, RevokeError> {
     Ok(revoked)
 }
 
-/// Empties the flowtable and keeps these connections from coming back; false if there is no flowtable of ours.
+/// Empties the flowtable and keeps these connections from coming back; false if the agent has no flowtable.
 fn hold_out(ids: &[u32], timeout_ms: u64) -> Result<bool, EmptyError> {
     let mut nft = Nft::open()?;
     let mut refusal = CommitError::Stale;
     for _ in 0..ATTEMPTS {
         let observed = nft.observe()?;
-        let Some(table) = observed.table.filter(|table| table.owner == Owner::Ours) else { return Ok(false) };
+        let Some(table) = observed.table.filter(|table| table.owner == Owner::Agent) else {
+            return Ok(false);
+        };
         let ops = empty::revoke(&table, ids.to_vec(), timeout_ms)?;
         if ops.is_empty() {
             return Ok(false);
@@ -170,12 +172,12 @@ impl fmt::Display for Revoked {
         }
         write!(f, "{matching} connections match, {offloaded} of them were offloaded: ")?;
         match killed {
-            Some(killed) => write!(f, "{killed} are deleted")?,
-            None if *absent => write!(f, "nothing to do, there is no flowtable of this agent's")?,
+            Some(killed) => write!(f, "{killed} were deleted")?,
+            None if *absent => write!(f, "nothing to do: the agent has no flowtable")?,
             None => write!(f, "all of their packets pass the filters from now on")?,
         }
         if *left > 0 {
-            write!(f, ", {left} are not, since they are in a flowtable of somebody else's")?;
+            write!(f, ", except for {left} in another program's flowtable")?;
         }
         writeln!(f)
     }

@@ -1,5 +1,5 @@
-//! Bypassed of others that offloaded packets don't pass, one by one, with what is done about each: a part of `status` and of
-//! `doctor`. Judges nothing.
+//! Other programs' rules that offloaded packets bypass, one by one, with how the agent handles each: a part of `status` and of
+//! `doctor`. Decides nothing.
 
 use std::{fmt, path::Path, sync::Arc};
 
@@ -27,12 +27,12 @@ pub struct Bypassed(Vec<Row>);
 struct Row {
     #[serde(flatten)]
     rule: Concern,
-    /// What is done about it: "respected", "re-validated", "ignored", "not-decisive".
+    /// How the agent handles it: "respected", "re-validated", "ignored", "not-decisive".
     handling: &'static str,
 }
 
 impl Bypassed {
-    /// Reads them from the kernel. Which may be passed by is what the running agent's flags say.
+    /// Reads them from the kernel. The running agent's flags say which are ignored.
     pub fn read(links: &LinkTable, pin_path: &Path) -> Self {
         let ignored = running_config().map_or_else(|| Arc::from([]), |config| config.rules.ignored);
         Self::of(read_once(links, pin_path).0.surroundings(&ignored).rules)
@@ -51,7 +51,7 @@ impl fmt::Display for Bypassed {
         if rows.is_empty() {
             return Ok(());
         }
-        writeln!(f, "rules       {} of others that offloaded packets don't pass", rows.len())?;
+        writeln!(f, "rules       {} of other programs that offloaded packets bypass", rows.len())?;
         for Row { rule, handling } in rows.iter().take(SHOWN) {
             writeln!(f, "  {handling:12}  {rule}: {}{}{}", rule.cause, Judged(rule), Matching(rule))?;
         }
@@ -62,7 +62,7 @@ impl fmt::Display for Bypassed {
     }
 }
 
-/// How often flows are judged anew because of a rule.
+/// When flows are revalidated because of a rule.
 struct Judged<'r>(&'r Concern);
 
 impl fmt::Display for Judged<'_> {
@@ -74,7 +74,7 @@ impl fmt::Display for Judged<'_> {
     }
 }
 
-/// Which flows are left out because of a rule.
+/// Which flows a rule keeps on the normal path.
 struct Matching<'r>(&'r Concern);
 
 impl fmt::Display for Matching<'_> {
@@ -82,8 +82,8 @@ impl fmt::Display for Matching<'_> {
         match self.0 {
             rule if !rule.wants_every_packet() => Ok(()),
             rule => match rule.conditions().to_string() {
-                all if all.is_empty() => f.write_str("; leaves all flows out"),
-                conditions => write!(f, "; leaves out: {conditions}"),
+                all if all.is_empty() => f.write_str("; keeps all flows on the normal path"),
+                conditions => write!(f, "; keeps on the normal path: {conditions}"),
             },
         }
     }

@@ -53,7 +53,7 @@ pub struct Status {
     pub ebpf: Part<bpf::Inspection>,
     /// Every interface of this network namespace.
     pub interfaces: Vec<Interface>,
-    /// Rules of others that offloaded packets don't pass and that ask more than headers and connection.
+    /// Other programs' rules that offloaded packets bypass and that check more than headers and connection.
     pub rules: Bypassed,
 }
 
@@ -101,13 +101,13 @@ pub struct Table {
     /// Interfaces in the flowtable; none where the kernel can't tell.
     pub devices: Option<usize>,
     /// What is never offloaded.
-    pub exclusions: Exclusions,
+    pub exclusions: InstalledExclusions,
 }
 
 /// A threshold that the agent has chosen.
 #[derive(Debug, Serialize)]
 pub struct Chosen {
-    /// Since when it stands, in s; none if it is what the agent began with.
+    /// For how long it has been in force, in s; none if the agent began with it.
     pub stands_seconds: Option<u64>,
     /// What it is worth; none while too few flows were seen to tell.
     pub advice: Option<Advice>,
@@ -115,7 +115,7 @@ pub struct Chosen {
 
 /// What is never offloaded, as the kernel has it (excluded interfaces are simply not in the flowtable).
 #[derive(Debug, Serialize)]
-pub struct Exclusions {
+pub struct InstalledExclusions {
     /// Networks, ports one by one, protocols and marks.
     pub entries: usize,
     /// The first few of them, as they are written for `--exclude`.
@@ -181,7 +181,7 @@ fn summary(table: &ObservedTable) -> Table {
     }
 }
 
-fn exclusions(table: &ObservedTable) -> Exclusions {
+fn exclusions(table: &ObservedTable) -> InstalledExclusions {
     const FIRST: usize = 8;
     let keys = table.sets.iter().flat_map(|set| match OwnSet::named(&set.name) {
         Some(OwnSet::Exclude(own)) => set.keys.iter().map(|key| (own, *key)).collect(),
@@ -192,7 +192,7 @@ fn exclusions(table: &ObservedTable) -> Exclusions {
     keys.sort_unstable();
     let entries = marks.len() + keys.len();
     let first = marks.into_iter().chain(keys.into_iter().map(|(set, key)| set.describe(key))).take(FIRST);
-    Exclusions { entries, first: first.collect() }
+    InstalledExclusions { entries, first: first.collect() }
 }
 
 fn interfaces(links: Vec<Link>, table: Option<&ObservedTable>) -> Vec<Interface> {
@@ -219,10 +219,10 @@ fn interface(bridged: bool, link: Link, table: Option<&ObservedTable>) -> Interf
     } else if table.is_none() {
         Some("no ruleset is installed")
     } else if bridged {
-        Some("a port: its bridge is managed instead, so that flows follow hosts and routes that move")
+        Some("a port: its bridge is managed instead")
     } else {
         Some(
-            "left out by --interfaces, --exclude-interfaces or --exclude, or refused by the kernel (the agent's log says)",
+            "left out by --interfaces, --exclude-interfaces or --exclude, or refused by the kernel (see the agent's log)",
         )
     };
     Interface { link, managed, reason }
@@ -235,10 +235,10 @@ impl fmt::Display for Status {
         write!(f, "ruleset     ")?;
         match &self.table {
             Part::Unknown { error } => writeln!(f, "unknown: {error}")?,
-            Part::Known(None) => writeln!(f, "none: there is no table inet {TABLE}")?,
+            Part::Known(None) => writeln!(f, "none: no table inet {TABLE} is installed")?,
             Part::Known(Some(table)) => writeln!(f, "{table}")?,
         }
-        if let Part::Known(Some(Table { owner: Owner::Ours, exclusions, .. })) = &self.table {
+        if let Part::Known(Some(Table { owner: Owner::Agent, exclusions, .. })) = &self.table {
             writeln!(f, "excluded    {exclusions}")?;
         }
         write!(f, "conntrack   ")?;
@@ -284,7 +284,7 @@ fn write_ebpf(f: &mut fmt::Formatter<'_>, ebpf: &bpf::Inspection) -> fmt::Result
     Ok(())
 }
 
-impl fmt::Display for Exclusions {
+impl fmt::Display for InstalledExclusions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.entries - self.first.len() {
             _ if self.entries == 0 => f.write_str("nothing"),
@@ -311,10 +311,12 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.owner, self.threshold) {
             (Owner::Foreign, _) => {
-                return write!(f, "table inet {TABLE} was made by somebody else and is left alone");
+                return write!(f, "table inet {TABLE} was made by another program: left alone");
             }
-            (Owner::Ours, None) => write!(f, "table inet {TABLE} without our rule: nothing is offloaded")?,
-            (Owner::Ours, Some(threshold)) => {
+            (Owner::Agent, None) => {
+                write!(f, "table inet {TABLE} without the agent's rule: nothing is offloaded")?
+            }
+            (Owner::Agent, Some(threshold)) => {
                 write!(f, "flows of more than {threshold} packets are offloaded")?
             }
         }
@@ -332,7 +334,7 @@ impl fmt::Display for Table {
             None | Some(0) => Ok(()),
             Some(packets) => write!(
                 f,
-                "; {packets} packets left no trace for the other direction, since the set of traces was full"
+                "; {packets} packets had no room in the set of traces: their flows are offloaded later"
             ),
         }
     }

@@ -10,12 +10,12 @@ use crate::{
     commands::{print, runtime},
     core::{
         flow::connection::Tuple,
-        why::{Accelerated, Explanation, FlowSpec, Mark, explain},
+        why::{Accelerated, Explanation, FlowSpec, StepMark, explain},
     },
     kernel::why::{Flags, WhyError, gather},
 };
 
-/// Runs `why`; fails quietly if nobody knows the flow.
+/// Runs `why`; fails quietly if the flow is unknown.
 pub(super) fn run(args: &WhyArgs) -> anyhow::Result<ExitCode> {
     let flow = FlowSpec::parse(&args.protocol, &args.source, &args.destination)?;
     let (text, found) = runtime()?.block_on(show(args, &flow))?;
@@ -31,7 +31,7 @@ struct Record<'a> {
     /// As packets of the original and the reply direction come in; null for a flow that conntrack doesn't know.
     original: Option<Tuple>,
     reply: Option<Tuple>,
-    /// Packets that came within the look, and those of them that took the forward path.
+    /// Packets that came while watching, and those of them that took the normal path.
     moved: u64,
     slow: u64,
     /// Packets that have bypassed the forward path so far, at least; null while the flow isn't in a flowtable.
@@ -73,9 +73,9 @@ fn text(asked: &Tuple, explanation: &Explanation) -> String {
     let mut text = format!("{asked}\n\n");
     for step in &explanation.steps {
         let mark = match step.ok {
-            Mark::Ok => "ok",
-            Mark::NotOk => "NOT OK",
-            Mark::Unknown => "?",
+            StepMark::Ok => "ok",
+            StepMark::NotOk => "NOT OK",
+            StepMark::Unknown => "?",
         };
         // Writing to a string can't fail.
         let _ = writeln!(text, "{mark:>6}  {:<9}  {}", step.step.name(), step.text);

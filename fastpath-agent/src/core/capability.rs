@@ -1,4 +1,4 @@
-//! The capabilities that the agent uses, and which of them a process lacks. Asks nobody: the set is given.
+//! The capabilities that the agent uses, and which of them a process lacks. Reads nothing: the set is given.
 
 /// A bit of a process's capability set, with its name (linux/capability.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,7 +10,7 @@ pub struct Capability {
 
 /// Reading and writing the ruleset, links and conntrack; attaching programs.
 pub const NET_ADMIN: Capability = Capability { bit: 12, name: "CAP_NET_ADMIN" };
-/// Stands in for the two below.
+/// Includes the two below.
 const SYS_ADMIN: Capability = Capability { bit: 21, name: "CAP_SYS_ADMIN" };
 /// What the verifier allows programs.
 pub const PERFMON: Capability = Capability { bit: 38, name: "CAP_PERFMON" };

@@ -16,7 +16,7 @@ mod surroundings;
 mod tests;
 mod threshold;
 
-use facts::{Canary, Facts};
+use facts::{Canary, NodeFacts};
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -76,7 +76,7 @@ impl Finding {
 }
 
 /// Makes every check, in the order in which a reader wants to see them.
-pub fn examine(facts: &Facts, canary: &Canary) -> Vec<Finding> {
+pub fn examine(facts: &NodeFacts, canary: &Canary) -> Vec<Finding> {
     let mut findings = host::findings(facts);
     findings.extend(network::findings(facts));
     findings.extend(threshold::findings(facts));
@@ -92,7 +92,7 @@ pub fn worst(findings: &[Finding]) -> Level {
 }
 
 /// Whether a flow can be offloaded at all as far as the kernel goes.
-fn lacks_flowtable(facts: &Facts) -> Option<&str> {
+fn lacks_flowtable(facts: &NodeFacts) -> Option<&str> {
     let missing =
         |feature: &facts::Feature| feature.vital && feature.missing.as_ref().is_some_and(|m| m.certain);
     let feature = facts.kernel.features.iter().find(|feature| missing(feature))?;

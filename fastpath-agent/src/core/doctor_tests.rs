@@ -39,7 +39,7 @@ fn link(index: u32, name: &str) -> Link {
 }
 
 /// Makes the kernel have what `policy` wants.
-fn install(facts: &mut Facts) {
+fn install(facts: &mut NodeFacts) {
     let mut kernel = FakeRuleset::new(facts.links.iter().map(|link| link.name.clone()));
     let observed = kernel.observe().unwrap();
     let table = desired(&facts.policy, &facts.links, &Default::default());
@@ -50,9 +50,9 @@ fn install(facts: &mut Facts) {
     facts.observed = Ok(kernel.observe().unwrap());
 }
 
-fn good() -> Facts {
+fn good() -> NodeFacts {
     let lo = Link { loopback: true, kind: None, ..link(1, "lo") };
-    let mut facts = Facts {
+    let mut facts = NodeFacts {
         kernel: KernelFacts {
             release: "6.12.117+deb12-cloud-amd64".to_owned(),
             version: "#1 SMP".to_owned(),
@@ -121,7 +121,7 @@ fn flow() -> CanaryFlow {
 }
 
 /// What isn't green, in short.
-fn wrong(facts: &Facts, canary: &Canary) -> Vec<(Level, String)> {
+fn wrong(facts: &NodeFacts, canary: &Canary) -> Vec<(Level, String)> {
     let findings = examine(facts, canary);
     for finding in &findings {
         assert_eq!(finding.remedy.is_none(), finding.level == Level::Green, "{finding:?}");
@@ -151,13 +151,13 @@ fn a_good_node_is_all_green() {
 }
 
 /// The table of our name.
-fn table(facts: &mut Facts) -> &mut Option<ObservedTable> {
+fn table(facts: &mut NodeFacts) -> &mut Option<ObservedTable> {
     &mut facts.observed.as_mut().unwrap().table
 }
 
-type Change = fn(&mut Facts);
+type Change = fn(&mut NodeFacts);
 
-fn set(facts: &mut Facts, name: &str, value: i64) {
+fn set(facts: &mut NodeFacts, name: &str, value: i64) {
     assert!(facts.sysctls.insert(name.to_owned(), value).is_some_and(|old| old != value), "{name}");
 }
 
@@ -252,12 +252,12 @@ fn foreign_flowtable(device: &str) -> OtherFlowtable {
     OtherFlowtable { table, name: "fastpath".to_owned(), devices: [name(device)].into() }
 }
 
-fn program(facts: &mut Facts, before_ours: bool) {
+fn program(facts: &mut NodeFacts, before_ours: bool) {
     let program = IngressProgram { kind: "TCX", name: "cil_from_netdev".to_owned(), before_ours };
     facts.at_ingress = Ok([(IfIndex(2), vec![program])].into());
 }
 
-fn maps(facts: &mut Facts) -> &mut MapFacts {
+fn maps(facts: &mut NodeFacts) -> &mut MapFacts {
     facts.ebpf.as_mut().unwrap().maps.as_mut().unwrap()
 }
 
@@ -293,7 +293,7 @@ fn what_is_wrong_with_the_network_is_found() {
         (|f| f.policy = policy(&["--fastpath-threshold=6"]), &[(Red, "ruleset")]),
         (|f| f.observed = Err("EPERM".to_owned()), &[(Amber, "ruleset")]),
         (
-            // Somebody's filter comes after ours, and the agent hasn't moved its chain yet.
+            // Another program's filter comes after the agent's chain, which hasn't moved yet.
             |f| f.policy.surroundings.last_forward = Some(400),
             &[(Red, "ruleset"), (Amber, "chain-priority")],
         ),
@@ -321,13 +321,13 @@ fn what_is_wrong_with_the_network_is_found() {
             |f| {
                 let mut theirs = table(f).as_ref().unwrap().flowtables[0].clone();
                 theirs.name = "theirs".to_owned();
-                let ours = table(f).as_mut().unwrap();
-                ours.flowtables.iter_mut().find(|t| t.name == FLOWTABLE).unwrap().devices =
+                let own = table(f).as_mut().unwrap();
+                own.flowtables.iter_mut().find(|t| t.name == FLOWTABLE).unwrap().devices =
                     Some([name("eth0")].into());
-                for set in &mut ours.sets {
+                for set in &mut own.sets {
                     set.elements.remove(&IfIndex(3));
                 }
-                ours.flowtables.push(theirs);
+                own.flowtables.push(theirs);
             },
             &[(Amber, "interface/eth1")],
         ),
@@ -400,12 +400,12 @@ fn what_the_canary_says() {
 
 #[test]
 fn a_threshold_that_does_not_suit_is_told() {
-    let lives_on = |facts: &mut Facts| {
+    let lives_on = |facts: &mut NodeFacts| {
         let mut lengths = Lengths::default();
         (0..4000).for_each(|_| lengths.add(60));
         facts.lengths = Some(lengths);
     };
-    let found = |change: &dyn Fn(&mut Facts)| {
+    let found = |change: &dyn Fn(&mut NodeFacts)| {
         let mut facts = good();
         change(&mut facts);
         let findings = examine(&facts, &Canary::NotWanted);
@@ -433,7 +433,7 @@ fn a_threshold_that_does_not_suit_is_told() {
     });
     assert_eq!(
         suits.unwrap().found,
-        "6: 94 % of the packets of 4000 counted directions come after it; no other would save much more work"
+        "6: 94 % of the packets of 4000 counted directions come after it; no other threshold would save much more work"
     );
     assert!(found(&|facts| facts.policy.threshold = 0).is_none(), "nothing is offloaded");
     assert!(found(&|facts| facts.lengths = None).is_none(), "nothing is counted");
@@ -445,7 +445,7 @@ fn neighbours_are_named() {
     let others = facts.others.as_mut().unwrap();
     others.chains.extend(["DOCKER-USER", "cali-FORWARD", "CNI-DN-1", "KUBE-SERVICES"].map(str::to_owned));
     others.tables.insert(OtherTable { family: "inet", name: "firewalld".to_owned() });
-    let found = |facts: &Facts, check| {
+    let found = |facts: &NodeFacts, check| {
         let findings = examine(facts, &Canary::NotWanted);
         findings.into_iter().find(|finding| finding.check == check).unwrap().found
     };
@@ -453,7 +453,7 @@ fn neighbours_are_named() {
         found(&facts, "other-owners"),
         "rules of Calico, the CNI plugins, firewalld, Docker are there, and stay as they are"
     );
-    let kube_proxy = |facts: &Facts, words| {
+    let kube_proxy = |facts: &NodeFacts, words| {
         let found = found(facts, "kube-proxy");
         assert!(found.starts_with(words), "{found}");
     };

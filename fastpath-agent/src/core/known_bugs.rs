@@ -8,7 +8,7 @@
 pub struct KernelVersion {
     /// Major and minor number.
     pub series: (u32, u32),
-    /// The stable release of that series that it stands on; `None` where a distribution counts for itself.
+    /// The stable release of that series that it is based on; `None` where a distribution counts for itself.
     pub patch: Option<u32>,
 }
 
@@ -28,7 +28,7 @@ impl KernelVersion {
     pub fn of(names: &KernelNames<'_>) -> Option<Self> {
         let (series, patch) = numbers(names.release)?;
         let suffix = names.release.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
-        // These say themselves which stable release they stand on.
+        // These name the stable release that they are based on.
         let told = names
             .signature
             .and_then(|signature| signature.split_whitespace().last())

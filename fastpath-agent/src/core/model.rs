@@ -132,7 +132,7 @@ pub struct Link {
     pub kind: Option<String>,
     /// The bridge or bond that this link is a port of (`IFLA_MASTER`).
     pub master: Option<IfIndex>,
-    /// The link that this one stands on (`IFLA_LINK`), if that is in the same namespace: the trunk of a VLAN, the
+    /// The link below this one (`IFLA_LINK`), if that is in the same namespace: the trunk of a VLAN, the
     /// device of a macvlan; for a veth its peer.
     pub lower: Option<IfIndex>,
     /// Its Ethernet address (`IFLA_ADDRESS`), if it has one.

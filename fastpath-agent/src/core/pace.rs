@@ -1,4 +1,4 @@
-//! When to reconcile: triggers are coalesced, and somebody who keeps undoing our work is answered ever more slowly.
+//! When to reconcile: triggers are coalesced, and a program that keeps undoing our work is answered ever more slowly.
 //! Time is handed in as milliseconds since any fixed point.
 
 use std::fmt;
@@ -12,15 +12,15 @@ pub enum Trigger {
     Links,
     /// Other flows are excluded.
     Exclusions,
-    /// Somebody else committed a change of the ruleset.
+    /// Another program committed a change of the ruleset.
     Ruleset,
     /// Notifications were lost.
     Overrun,
-    /// Others have something else that our rules heed.
+    /// Other programs' settings that our rules respect have changed.
     Surroundings,
     /// Flows are offloaded after another number of packets.
     Threshold,
-    /// Connections are to be assisted, or no more.
+    /// The set of connections to assist changed.
     Assist,
     /// The last attempt failed.
     Retry,
@@ -63,9 +63,9 @@ impl fmt::Display for Trigger {
 
 /// Least time between two reconciles that links caused: a burst of new pods becomes a few transactions.
 const LINKS_GAP_MS: u64 = 5;
-/// Time from somebody's commit to our look at it: a firewall's reload is several commits.
+/// Time from another program's commit to our reading: a firewall's reload is several commits.
 const RULESET_DELAY_MS: u64 = 20;
-/// Least time between two looks that others' commits caused, so that a busy ruleset costs little.
+/// Least time between two readings because of other programs' commits, so that a busy ruleset costs little.
 const RULESET_GAP_MS: u64 = 100;
 /// Time in which connections to assist are gathered into one transaction.
 const ASSIST_GAP_MS: u64 = 50;
@@ -77,17 +77,17 @@ const SAFETY_NET_MS: u64 = 60_000;
 const REPAIRS_AT_ONCE: u32 = 5;
 /// A repair longer ago than this doesn't count any more.
 const REPAIR_WINDOW_MS: u64 = 10_000;
-/// First wait once somebody keeps undoing repairs; doubles.
+/// First wait while a program keeps undoing repairs; doubles.
 const BACKOFF_MS: u64 = 1_000;
 /// Longest wait.
 const BACKOFF_MAX_MS: u64 = 30_000;
 
-/// What a reconcile came to, as far as pacing is concerned.
+/// A reconcile's outcome, as far as pacing is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Nothing to do, or an ordinary change done.
     Done,
-    /// Something of ours that stood was gone or changed, and was put back.
+    /// Something that the agent had installed was gone or changed, and was put back.
     Repaired,
     /// Failed for a reason that may pass.
     Failed,
@@ -154,7 +154,7 @@ impl Pace {
         }
     }
 
-    /// How long repairs wait now since somebody keeps undoing them; `None` while they are made at once.
+    /// How long repairs wait now because a program keeps undoing them; `None` while they are made at once.
     pub fn backing_off(&self) -> Option<u64> {
         (self.repairs >= REPAIRS_AT_ONCE).then(|| self.wait())
     }
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn somebody_who_keeps_deleting_is_answered_ever_more_slowly_and_forgiven_in_the_end() {
+    fn a_program_that_keeps_deleting_is_answered_ever_more_slowly_and_forgiven_in_the_end() {
         let mut pace = Pace::default();
         let mut now = 0;
         let mut waits = Vec::new();

@@ -1,4 +1,4 @@
-//! When flows are judged anew because of rules that change without an announcement: at the moments when their verdicts may change, where
+//! When flows are revalidated because of rules that change without an event: at the moments when their verdicts may change, where
 //! all of them are known, else again and again. Each moment is followed by a second time, as is each change of the rules.
 //! Time is in milliseconds since any fixed point.
 
@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use super::policy::moments::Moment;
 
-/// From the moment when flows are judged anew until a denied one has surely stopped.
+/// From the moment when flows are revalidated until a denied one has surely stopped.
 const REACTION_MS: u64 = 500;
 /// Never more often than this.
 const LEAST_MS: u64 = 100;
@@ -38,7 +38,7 @@ pub struct Recurring {
     again: bool,
     /// What is needed may have changed since it was read.
     unsure: bool,
-    /// The clock came to a moment, and has surely passed it then.
+    /// The clock reached a moment, and has surely passed it then.
     struck: Option<u64>,
 }
 
@@ -68,7 +68,7 @@ impl Recurring {
         self.unsure = true;
     }
 
-    /// The clock came to a moment at `now`, or was set.
+    /// The clock reached a moment at `now`, or was set.
     pub fn strikes(&mut self, now: u64) {
         self.struck = Some(now + TICKS_MS);
     }
@@ -87,7 +87,7 @@ impl Recurring {
         self.struck.into_iter().chain(expires).min().map(|at| at.max(earliest))
     }
 
-    /// Flows were judged anew at `now`, whatever for. Says what would have made that necessary.
+    /// Flows were revalidated at `now`, whatever for. Says what would have made that necessary.
     pub fn ran(&mut self, now: u64) -> BTreeSet<&'static str> {
         let struck = self.struck.take_if(|at| *at <= now).is_some();
         let passed = self.need.expiries.partition_point(|at| at + TICKS_MS <= now);

@@ -1,7 +1,7 @@
 //! Which changes of the ruleset may concern forwarded packets, and when the flowtable is emptied because of them.
 //!
-//! An offloaded flow passes no chain, so a rule that comes to deny it changes nothing until the flow leaves the flowtable.
-//! What is said here errs on the side of emptying it: that costs each flow a few packets on the normal path.
+//! An offloaded flow passes no chain, so a new rule that denies it changes nothing until the flow leaves the flowtable.
+//! When in doubt, it is emptied: that costs each flow a few packets on the normal path.
 
 use std::{
     collections::BTreeMap,
@@ -66,7 +66,7 @@ pub enum Subject<'a> {
     Other,
 }
 
-/// Where a base chain stands.
+/// Place of a base chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hook<'a> {
     /// "filter", "nat" or "route".
@@ -77,25 +77,25 @@ pub struct Hook<'a> {
     pub priority: i32,
 }
 
-/// What somebody else's change may concern.
+/// What another program's change may concern.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Touched {
     /// Our table.
-    pub ours: bool,
+    pub own_table: bool,
     /// Packets of connections that this node forwards.
     pub forwarding: bool,
 }
 
 impl Touched {
     /// Where it isn't known what was changed.
-    pub const EVERYTHING: Self = Self { ours: true, forwarding: true };
+    pub const EVERYTHING: Self = Self { own_table: true, forwarding: true };
 }
 
 impl BitOr for Touched {
     type Output = Self;
 
     fn bitor(self, other: Self) -> Self {
-        Self { ours: self.ours | other.ours, forwarding: self.forwarding | other.forwarding }
+        Self { own_table: self.own_table | other.own_table, forwarding: self.forwarding | other.forwarding }
     }
 }
 
@@ -105,7 +105,7 @@ impl BitOrAssign for Touched {
     }
 }
 
-/// The base chains of all tables but ours, as far as they were read or announced, and whether forwarded packets pass them.
+/// The base chains of all tables but the agent's, as far as they were read or announced, and whether forwarded packets pass them.
 /// What isn't known counts as one that they pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BaseChains(BTreeMap<(u8, String), BTreeMap<String, Passed>>);
@@ -125,9 +125,9 @@ impl BaseChains {
     /// come before their chains.
     pub fn note(&mut self, notice: &Notice<'_>) -> Touched {
         if (notice.family, notice.table) == (INET, TABLE) {
-            return Touched { ours: true, forwarding: false };
+            return Touched { own_table: true, forwarding: false };
         }
-        Touched { ours: false, forwarding: self.forwarding(notice) }
+        Touched { own_table: false, forwarding: self.forwarding(notice) }
     }
 
     fn forwarding(&mut self, Notice { family, table, subject }: &Notice<'_>) -> bool {

@@ -57,7 +57,7 @@ fn a_chain_counts_if_forwarded_packets_pass_it_and_offloaded_ones_do_not() {
         let mut chains = BaseChains::default();
         assert_eq!(chains.note(&new(family, "t")), Touched::default());
         let touched = chains.note(&chain(family, "t", "c", hook));
-        assert_eq!(touched, Touched { ours: false, forwarding: counts }, "{family} {hook:?}");
+        assert_eq!(touched, Touched { own_table: false, forwarding: counts }, "{family} {hook:?}");
         // And so do its rules, and the table's sets.
         assert_eq!(chains.note(&rule(family, "t", "c")).forwarding, counts, "{family} {hook:?}");
         assert_eq!(chains.note(&other(family, "t")).forwarding, counts, "{family} {hook:?}");
@@ -81,7 +81,7 @@ fn in_a_mixed_table_rules_of_base_chains_are_told_apart() {
 }
 
 #[test]
-fn a_table_without_base_chains_concerns_nobody() {
+fn a_table_without_base_chains_concerns_no_flow() {
     let mut chains = BaseChains::default();
     let jumped_to = Subject::Chain { name: "c", hook: None, gone: false };
     for notice in [
@@ -121,7 +121,7 @@ fn chains_that_translate_count_when_they_go() {
     }
 }
 
-/// Objects of a table that nobody announced, in a family that nobody has heard of, or in a hook of its own.
+/// Objects of a table that wasn't announced, in an unknown family, or in a hook of its own.
 #[test]
 fn what_is_not_known_counts() {
     for family in [INET, IPV4, NETDEV, BRIDGE, 99] {
@@ -155,7 +155,7 @@ fn a_table_that_is_switched_off_or_on_counts_if_its_chains_do() {
 fn our_own_table_concerns_only_us() {
     let mut chains = BaseChains::default();
     for notice in [chain(INET, TABLE, "c", ("filter", 2, 300)), rule(INET, TABLE, "c"), other(INET, TABLE)] {
-        assert_eq!(chains.note(&notice), Touched { ours: true, forwarding: false });
+        assert_eq!(chains.note(&notice), Touched { own_table: true, forwarding: false });
     }
     assert!(
         chains.note(&chain(IPV4, TABLE, "c", ("filter", 2, 0))).forwarding,

@@ -15,7 +15,7 @@ pub const DEFAULT: u32 = 20;
 /// Packets that have to follow on the fast path before a TCP connection has earned what offloading it costs: to put it into
 /// the flowtable, and to take it out at its end. Between 5 and 8 (docs/configuration.md has the reckoning).
 const PAYS_AFTER: u64 = 8;
-/// Directions of flows below which nothing is said.
+/// With fewer directions of flows there is no advice.
 const ENOUGH: u64 = 2000;
 /// Another threshold has to save the work of this share of all packets.
 const WORTH_PERCENT: u64 = 5;
@@ -51,7 +51,7 @@ pub struct Worth {
 /// What the lengths say of the threshold in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Advice {
-    /// Directions of flows that were counted. Of a masqueraded connection it is one: its answers come to this node's own address.
+    /// Directions of flows that were counted. A masqueraded connection has one: its answers go to this node's own address.
     pub directions: u64,
     /// The threshold in force.
     pub now: Worth,

@@ -12,7 +12,7 @@ use strum::{
 
 use super::link::select::Unmanaged;
 
-/// Why packets of a flow take the forward path. Listed in the order in which they are looked at: what would keep the flow
+/// Why packets of a flow take the normal path. Listed in the order in which they are checked: what would keep the flow
 /// from ever being accelerated comes before what time may cure, and that before what concerns single packets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, EnumDiscriminants)]
 #[serde(rename_all = "kebab-case", tag = "reason")]
@@ -41,7 +41,7 @@ pub enum Reason {
         /// The bridge.
         bridge: String,
     },
-    /// In a flowtable, but not in ours.
+    /// In another program's flowtable.
     #[strum_discriminants(strum(
         message = "accelerated by another program's flowtable",
         detailed_message = "`flowtable`"
@@ -59,7 +59,7 @@ pub enum Reason {
         /// Table and chain of the first such rule.
         rule: String,
     },
-    /// A program or filter of somebody else takes its packets before conntrack gets them.
+    /// Another program's eBPF program or filter takes its packets before conntrack gets them.
     #[strum_discriminants(strum(
         message = "another program or filter takes its packets before conntrack",
         detailed_message = "`program`, `interface`"
@@ -206,12 +206,12 @@ pub enum Reason {
         /// Largest that fits.
         mtu: u32,
     },
-    /// IPVS takes its requests: they don't pass the forward path, so nothing is known of that direction there.
+    /// IPVS takes its requests: they don't pass the forward hook, so nothing is known of that direction there.
     #[strum_discriminants(strum(
-        message = "IPVS takes its requests off the forward path, so only one direction is seen there"
+        message = "IPVS takes its requests past the forward hook, so only one direction is seen there"
     ))]
     Ipvs,
-    /// Only packets of one direction got as far as our rule.
+    /// Only packets of one direction reached our rule.
     #[strum_discriminants(strum(
         message = "only one direction was accepted here in the last 2 s: the other one is dropped, goes another way, or has nothing to send",
         detailed_message = "`direction`: \"original\" or \"reply\"",
@@ -271,7 +271,7 @@ pub enum Reason {
         /// Of which direction: "the original", "the reply", or "either" where that isn't counted.
         direction: &'static str,
     },
-    /// Its packets don't get as far as our rule.
+    /// Its packets don't reach our rule.
     #[strum_discriminants(strum(message = "a filter drops its packets before the agent's rule"))]
     Blocked,
     /// No packets just now.
@@ -305,7 +305,7 @@ impl WhyNot {
         self.words().is_some_and(|words| words.contains("{}"))
     }
 
-    /// What `flows` says; `{}` stands for what it is about.
+    /// What `flows` says; `{}` is replaced by what it is about.
     fn words(self) -> Option<&'static str> {
         self.get_str("flows")
     }

@@ -21,14 +21,14 @@ use crate::{
 /// Transactions that may be beaten by other people's before we give up.
 const ATTEMPTS: u32 = 8;
 
-/// What became of the table.
+/// Result for the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TableCleanup {
     /// There was none.
     Absent,
-    /// It was ours and is gone.
+    /// The agent's was removed.
     Removed,
-    /// It is somebody else's and still there.
+    /// Another program's was left there.
     Foreign,
 }
 
@@ -43,7 +43,7 @@ pub struct Cleanup {
     pub socket: bool,
 }
 
-/// Removes everything; a table of our name that isn't ours stays.
+/// Removes everything; another program's table of our name stays.
 pub fn cleanup(pin_path: &Path, run_dir: &Path) -> Result<Cleanup, DaemonError> {
     let table = remove_table(&mut Nft::open()?)?;
     let ebpf = bpf::cleanup(pin_path)?;
@@ -75,7 +75,7 @@ impl fmt::Display for Cleanup {
             TableCleanup::Absent => writeln!(f, "table     none was there")?,
             TableCleanup::Removed => writeln!(f, "table     inet {TABLE} removed")?,
             TableCleanup::Foreign => {
-                writeln!(f, "table     inet {TABLE} was made by somebody else: left alone")?
+                writeln!(f, "table     inet {TABLE} was made by another program: left alone")?
             }
         }
         match self.ebpf.detached.as_slice() {
@@ -93,7 +93,7 @@ impl fmt::Display for Cleanup {
     }
 }
 
-/// An agent that ran before may have left programs at work that nobody wants any more.
+/// An earlier agent may have left programs attached that this one doesn't use.
 pub(super) fn remove_leftovers(config: &Config) {
     match bpf::cleanup(&config.pin_path) {
         Ok(report) if report == CleanupReport::default() => {}

@@ -20,7 +20,7 @@ pub struct Reconciles {
     pub failures: u64,
     /// Transactions that were committed.
     pub commits: u64,
-    /// Those that put back what somebody else had changed.
+    /// Those that undid another program's change.
     pub repairs: u64,
 }
 
@@ -47,7 +47,7 @@ impl Reconciles {
     }
 }
 
-/// Connections that crossed the threshold, and what became of them; counted while metrics are served.
+/// Connections that crossed the threshold, offloaded or not; counted while metrics are served.
 #[derive(Clone, Debug, Default)]
 pub struct Crossed {
     /// All.

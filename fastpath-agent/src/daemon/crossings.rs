@@ -1,5 +1,5 @@
-//! Follows flows across the threshold: the programs signal each one, conntrack says what became of it, and everybody
-//! who reads along hears of it. Decides nothing about flows: that is `core`'s.
+//! Follows flows across the threshold: the programs signal each one, conntrack says whether it is offloaded, and all
+//! readers get it. Decides nothing about flows: that is `core`'s.
 
 use std::{
     collections::{BTreeSet, HashSet, VecDeque},
@@ -69,7 +69,7 @@ pub struct Crossings<S> {
     started: Instant,
     /// When the ring may be looked into again.
     next_look: Instant,
-    /// Signals that had been lost when the last sweep began; `None` if that is to be repeated.
+    /// Signals that had been lost when the last sweep began; `None` to sweep again.
     swept: Option<u64>,
     sweep_failed: bool,
     sweeping: bool,
@@ -80,23 +80,23 @@ pub struct Crossings<S> {
     old: Vec<Old>,
     /// Signals handled since memory was given back last.
     handled: usize,
-    /// Streams that may go one way, and those of them that are to be helped now.
+    /// Streams that may go one way, and those of them to help now.
     streams: Streams,
     to_help: Vec<Entry>,
-    /// Directions of flows that were counted here, and that the programs mustn't count when they go over once more.
+    /// Directions of flows that were counted here, and that the programs mustn't count when they are offloaded again.
     counted: Vec<FlowKey>,
     /// Whether it was said that conntrack can't be asked.
     blind: bool,
-    /// Where offloaded flows are marked, if somebody wants to know.
+    /// Where offloaded flows are marked, if metrics are served.
     marks: Option<Marks>,
     counts: Crossed,
     /// Connections that the programs had seen go into the flowtable before this agent counted.
     went_over: u64,
-    /// Whether the programs are to signal every crossing, and whether they do.
+    /// Whether the programs signal every crossing; `None` if that isn't known.
     tells_all: Option<bool>,
 }
 
-/// Whether flows are to be followed.
+/// Whether flows should be followed.
 pub fn wanted(config: &Config) -> bool {
     config.rules.threshold != 0 && !config.once
 }
@@ -141,7 +141,7 @@ impl<S: FlowSource> Crossings<S> {
         self.went_over = self.source.went_over().unwrap_or_default();
     }
 
-    /// What was counted here, and by the programs of flows that went over.
+    /// What was counted here, and by the programs for flows that were offloaded.
     pub fn counts(&self) -> Crossed {
         let went_over = self.source.went_over().map_or(0, |all| all.saturating_sub(self.went_over));
         let Crossed { crossed, offloaded, ref not_offloaded } = self.counts;
@@ -200,7 +200,7 @@ impl<S: FlowSource> Crossings<S> {
     }
 
     /// What flows are judged by isn't so any more.
-    pub fn judge_anew(&mut self) {
+    pub fn judge_again(&mut self) {
         self.node_read = None;
     }
 
@@ -242,7 +242,7 @@ impl<S: FlowSource> Crossings<S> {
             return self.signalled(found.iter().map(Tuple::from_flow_key));
         }
         if let Err(error) = self.sweep(eyes) {
-            warn!(%error, "signals that were lost are looked for again in a minute");
+            warn!(%error, "lost signals can't be searched for; trying again in a minute");
             (self.sweeping, self.sweep_failed) = (false, true);
         }
         let events = self.source.take(SLICE);
@@ -258,12 +258,12 @@ impl<S: FlowSource> Crossings<S> {
         }
     }
 
-    /// Whether each flow is to be told of.
+    /// Whether every flow is published.
     fn publishes(&self) -> bool {
         self.readers.as_ref().is_some_and(Readers::any) || enabled!(Level::TRACE)
     }
 
-    /// Has the programs signal flows that go over too, if they are to be told of.
+    /// Has the programs signal offloaded flows too, if every flow is published.
     fn tell_all(&mut self, eyes: &mut dyn FlowEyes) {
         let all = Some(self.publishes());
         if self.tells_all != all {
@@ -298,14 +298,14 @@ impl<S: FlowSource> Crossings<S> {
             self.source.begin_sweep()?;
             info!(
                 lost = lost.wrapping_sub(self.swept.unwrap_or_default()),
-                "crossings didn't fit the ring of events: looking for them in the map"
+                "the ring of events overflowed: searching the map for crossings"
             );
             self.swept = Some(lost);
             Ok(true)
         });
         match begun {
             Ok(begun) => self.sweeping = begun,
-            Err(error) => debug!(%error, "it can't be told whether signals were lost"),
+            Err(error) => debug!(%error, "unknown whether signals were lost"),
         }
     }
 
@@ -381,7 +381,7 @@ impl<S: FlowSource> Crossings<S> {
         }
     }
 
-    /// Looks what became of streams that may go one way.
+    /// Checks streams that may go one way.
     fn look_at_streams(&mut self, eyes: &mut dyn FlowEyes) {
         let now = self.now_ms();
         let tuples = self.streams.due(now);
@@ -398,12 +398,12 @@ impl<S: FlowSource> Crossings<S> {
         }
     }
 
-    /// Streams that may go one way and are to be helped now.
+    /// Streams that may go one way and should be helped now.
     pub fn take_streams(&mut self) -> Vec<Entry> {
         std::mem::take(&mut self.to_help)
     }
 
-    /// Asks conntrack; `None` if it can't be asked, which is said once.
+    /// Asks conntrack; `None` if it can't be asked, which is logged once.
     fn look_up(&mut self, tuples: &[Tuple]) -> Option<Vec<Option<Entry>>> {
         match self.source.connections(tuples) {
             Ok(entries) => {
@@ -412,7 +412,7 @@ impl<S: FlowSource> Crossings<S> {
             }
             Err(error) => {
                 if !self.blind {
-                    warn!(%error, "what becomes of flows that cross the threshold can't be told");
+                    warn!(%error, "conntrack can't be read: unknown whether flows that cross the threshold are offloaded");
                 }
                 self.blind = true;
                 None
@@ -439,7 +439,7 @@ impl<S: FlowSource> Crossings<S> {
         }
         let flow = match flow {
             Ok(flow) => flow,
-            Err(error) => return debug!(%error, "a flow that has crossed can't be shown"),
+            Err(error) => return debug!(%error, "a flow that crossed the threshold can't be published"),
         };
         let cause = if let State::Stalled(cause) = &flow.state { Some(cause.to_string()) } else { None };
         trace!(flow = %flow.original, fate = flow.state.name(), cause, "crossed the threshold");

@@ -1,4 +1,4 @@
-//! What the loop stands on: facilities of the kernel, each behind a trait, and what people tell it. [`Linux`] is the real one;
+//! What the loop depends on: facilities of the kernel, each behind a trait, and the user's orders. [`Linux`] is the real one;
 //! tests have a script.
 
 use std::{collections::BTreeSet, net::IpAddr};
@@ -48,13 +48,13 @@ pub trait Host {
     /// What the agent is told.
     type Orders: Orders;
 
-    /// Loads the programs; `None` if that isn't wanted or doesn't work (which is said).
+    /// Loads the programs; `None` if that isn't wanted or fails (which is logged).
     fn programs(&self, config: &Config) -> Option<Box<dyn FlowEyes>>;
 
-    /// Since when in ms the threshold stands that the programs have; `None` if it was never changed.
-    fn threshold_stands(&self, config: &Config) -> Option<u64>;
+    /// For how many ms the programs have had their threshold; `None` if it was never changed.
+    fn threshold_age_ms(&self, config: &Config) -> Option<u64>;
 
-    /// What becomes of flows that cross the threshold; `None` if they can't be followed (which is said).
+    /// Follows flows that cross the threshold; `None` if that fails (which is logged).
     fn crossings(&self, config: &Config) -> Option<Crossings<Self::Flows>>;
 
     /// How many packets its flows had, those with one of `addresses` left out; comes when it is counted.
@@ -138,7 +138,7 @@ impl Host for Linux {
         let load = LoadConfig {
             pin_path: config.pin_path.clone(),
             max_flows: config.max_flows,
-            // Nobody would read the signals otherwise.
+            // Otherwise nothing reads the signals.
             threshold: if crossings::wanted(config) { config.rules.threshold } else { 0 },
             hook,
             chatter: match config.verbosity {
@@ -154,7 +154,7 @@ impl Host for Linux {
         Some(Box::new(eyes))
     }
 
-    fn threshold_stands(&self, config: &Config) -> Option<u64> {
+    fn threshold_age_ms(&self, config: &Config) -> Option<u64> {
         let changed_ns = bpf::earlier_threshold(&config.pin_path).until_ns;
         (changed_ns > 0).then(|| monotonic_ns().saturating_sub(changed_ns) / 1_000_000)
     }
@@ -175,7 +175,7 @@ impl Host for Linux {
 
     fn modules(&self) -> Option<ModuleMonitor> {
         ModuleMonitor::open()
-            .inspect_err(|error| tracing::debug!(%error, "kernel modules that are loaded aren't heard of"))
+            .inspect_err(|error| tracing::debug!(%error, "loading of kernel modules can't be followed"))
             .ok()
     }
 

@@ -54,7 +54,9 @@ impl<H: Host> Agent<H> {
         let read = self.links_source.list();
         let failed = read.as_ref().err().map(ToString::to_string);
         if self.links_unread != failed {
-            failed.iter().for_each(|error| warn!(error, "links are as they were last read; trying again"));
+            failed.iter().for_each(|error| {
+                warn!(error, "links can't be read; keeping the last ones and trying again")
+            });
             self.links_unread = failed;
         }
         let Ok(now) = read else { return };
@@ -71,11 +73,7 @@ impl<H: Host> Agent<H> {
     pub(super) fn overrun(&mut self, source: &'static str) {
         let overruns = &mut self.overruns[usize::from(source == "ruleset")];
         *overruns += 1;
-        warn!(
-            source,
-            overruns = *overruns,
-            "the kernel's announcements came too fast: reading everything again"
-        );
+        warn!(source, overruns = *overruns, "the kernel's events came too fast: reading everything again");
         // Whatever has the next reconcile run: another trigger may be due before this one.
         if let Some(offload) = &mut self.offload {
             offload.reconciler.distrust();

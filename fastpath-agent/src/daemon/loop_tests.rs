@@ -50,7 +50,7 @@ impl Host for Node {
         Some(Crossings::new(config, self.clone(), None))
     }
 
-    fn threshold_stands(&self, _: &Config) -> Option<u64> {
+    fn threshold_age_ms(&self, _: &Config) -> Option<u64> {
         None
     }
 
@@ -268,7 +268,7 @@ fn agent(node: &Node, config: Config) -> Agent<Node> {
     Agent::new(node.clone(), config, node.clone(), Some(offload), Some(node.clone())).expect("an agent")
 }
 
-/// Runs the loop while `story` happens, in time that passes when nobody has anything to do.
+/// Runs the loop while `story` happens, in time that passes when no task has anything to do.
 fn run<F: Future<Output = ()>>(node: &Node, story: impl FnOnce(mpsc::UnboundedSender<Order>) -> F) {
     run_with(node, config(), story);
 }
@@ -489,7 +489,7 @@ fn a_foreign_table_stays() {
             sleep(Duration::from_secs(1)).await;
             node.with(|world| {
                 world.commit(|table| {
-                    let table = table.as_mut().expect("ours");
+                    let table = table.as_mut().expect("the agent's table");
                     table.owner = Owner::Foreign;
                     table.flowtables.clear();
                     table.chains.clear();

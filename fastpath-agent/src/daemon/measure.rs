@@ -1,4 +1,4 @@
-//! What the loop answers whoever asks for metrics: its own counts, and what is needed to read the kernel's. The reading itself
+//! What the loop contributes to a page of metrics: its own counts, and what is needed to read the kernel's. The reading itself
 //! is done elsewhere, so that the loop isn't held up.
 
 use std::{
@@ -16,7 +16,7 @@ use crate::{
     kernel::{LinkSource, clock::tick_ns},
 };
 
-/// The answer to somebody who asks for metrics.
+/// The numbers for a page of metrics.
 pub struct Asked {
     agent: metrics::Agent,
     node: Node,
@@ -37,7 +37,7 @@ pub(super) fn unix_seconds() -> f64 {
 }
 
 impl<H: Host> Agent<H> {
-    /// What is known now; `None` where nobody is served.
+    /// What is known now; `None` if no metrics are served.
     pub(super) fn asked(&mut self) -> Option<Asked> {
         let scraper = Arc::clone(self.scraper.as_ref()?);
         let mut node = self.judges();
@@ -45,7 +45,7 @@ impl<H: Host> Agent<H> {
         node.tick_ns = tick_ns();
         match self.links_source.addresses() {
             Ok(addresses) => node.addresses = addresses,
-            Err(error) => debug!(%error, "flows that end on this node can't be told from others"),
+            Err(error) => debug!(%error, "flows that end on this node can't be told from forwarded ones"),
         }
         let marked = self.crossings.as_mut().map(Crossings::take_marks).unwrap_or_default();
         Some(Asked { agent: self.counted(), node, marked, scraper })

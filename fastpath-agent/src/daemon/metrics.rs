@@ -1,5 +1,5 @@
-//! The metrics: plain numbers in, OpenMetrics or Prometheus' text out. Reads nothing and keeps nothing: whoever counts
-//! hands the numbers over when somebody asks. What each of them means is in docs/metrics.md.
+//! The metrics: plain numbers in, OpenMetrics or Prometheus' text out. Reads nothing and keeps nothing: the caller
+//! passes the numbers for each page. docs/metrics.md explains them.
 
 use std::collections::BTreeMap;
 
@@ -38,7 +38,7 @@ pub struct Metrics {
     pub kernel: Kernel,
 }
 
-/// What the agent has counted since it started, and how it stands.
+/// What the agent has counted since it started, and its present state.
 #[derive(Clone, Debug, Default)]
 pub struct Agent {
     /// When it started, in s since 1970, UTC.
@@ -51,7 +51,7 @@ pub struct Agent {
     pub ready: bool,
     /// `--fastpath-threshold`.
     pub threshold: u32,
-    /// What stands in our table's place, one of [`STANDINGS`].
+    /// State of our table, one of [`STANDINGS`].
     pub standing: &'static str,
     /// Reconciles by what triggered them.
     pub reconciles: BTreeMap<Trigger, u64>,
@@ -61,7 +61,7 @@ pub struct Agent {
     pub failures: u64,
     /// Transactions that were committed.
     pub commits: u64,
-    /// Reconciles that put back what somebody else had changed.
+    /// Reconciles that undid another program's change of the table.
     pub repairs: u64,
     /// Announcements of links, and of the ruleset, that were lost: so many times.
     pub overruns: [u64; 2],
@@ -81,15 +81,15 @@ pub struct Agent {
     pub watched: usize,
     /// Interfaces that aren't in the flowtable, by [`Unmanaged::name`].
     pub left_out: BTreeMap<&'static str, u64>,
-    /// Rules of others that offloaded packets don't pass, by class and by what is done about them ([`HANDLED`]).
+    /// Other programs' rules that offloaded packets bypass, by class and by how the agent handles them ([`HANDLED`]).
     pub rules: BTreeMap<(&'static str, &'static str), u64>,
-    /// Times that rules which change without an announcement had the flowtable emptied, by what they ask ([`CHANGING`]).
+    /// Times that rules that change without an event had the flowtable emptied, by what they ask ([`CHANGING`]).
     pub rule_revalidations: BTreeMap<&'static str, u64>,
 }
 
 /// Values of [`Agent::standing`].
 pub const STANDINGS: [&str; 4] = ["right", "foreign", "wrong", "none"];
-/// Why flows are judged anew.
+/// What triggered revalidations.
 pub const REVALIDATION_TRIGGERS: [&str; 8] =
     ["ruleset", "overrun", "route-rules", "routes", "forwarding", "master", "surroundings", "changing-rule"];
 /// What came of it.
@@ -98,7 +98,7 @@ pub const REVALIDATION_OUTCOMES: [&str; 4] = ["emptied", "nothing-new", "absent"
 const MOST_RULES: usize = 20;
 /// Of a flow that conntrack has counted fewer packets of than the programs.
 pub const BELOW_THRESHOLD: &str = "below-threshold";
-/// Of a flow that had ended when it was asked what became of it.
+/// Cause for a flow that had ended before conntrack was asked.
 pub const ENDED: &str = "ended";
 
 /// What was read from the kernel.
@@ -136,7 +136,7 @@ pub struct Maps {
     pub capacity: u32,
     /// Entries that went away so far.
     pub left: u64,
-    /// What became of the packets that were seen.
+    /// Packets seen, by how they were counted.
     pub stats: PacketStats,
 }
 
@@ -145,7 +145,7 @@ pub struct Maps {
 pub enum Format {
     /// OpenMetrics 1.0.
     OpenMetrics,
-    /// Prometheus' text format 0.0.4, for whoever doesn't ask for OpenMetrics.
+    /// Prometheus' text format 0.0.4, for clients that don't ask for OpenMetrics.
     Text,
 }
 
@@ -200,47 +200,41 @@ fn agent(page: &mut Page, agent: &Agent) {
     page.gauge(
         "ready",
         None,
-        "1 if the node is as the flags want it, as /readyz says",
+        "1 if the node is in the state that the flags ask for, as in /readyz",
         u64::from(agent.ready),
     );
     page.gauge(
         "threshold",
         packets(),
-        "Packets after which a flow is offloaded; 0: none is",
+        "Packets after which a flow is offloaded; 0: no flow is",
         agent.threshold.into(),
     );
     let standing = STANDINGS.map(|name| ([name.to_owned()], u64::from(name == agent.standing)));
-    page.gauges(
-        "ruleset",
-        None,
-        "What stands in the place of our table: 1 at one of these",
-        ["standing"],
-        standing,
-    );
+    page.gauges("ruleset", None, "State of the agent's table: 1 at the present one", ["standing"], standing);
     let reconciles = Trigger::ALL.map(|t| ([t.to_string()], agent.reconciles.get(&t).copied().unwrap_or(0)));
     page.counters(
         "reconciles",
         None,
-        "Comparisons of the ruleset with what it should be",
+        "Comparisons of the installed ruleset with the wanted one",
         ["trigger"],
         reconciles,
     );
     if let Some(histogram) = &agent.reconcile_seconds {
-        page.histogram("reconcile_duration", Unit::Seconds, "How long they took", histogram.clone());
+        page.histogram("reconcile_duration", Unit::Seconds, "Duration of reconciles", histogram.clone());
     }
-    page.counter("reconcile_failures", None, "Those that failed and are tried again", agent.failures);
-    page.counter("ruleset_commits", None, "Transactions that changed our table", agent.commits);
+    page.counter("reconcile_failures", None, "Reconciles that failed and are tried again", agent.failures);
+    page.counter("ruleset_commits", None, "Transactions that changed the agent's table", agent.commits);
     page.counter(
         "ruleset_repairs",
         None,
-        "Reconciles that put back what somebody else had changed",
+        "Reconciles that undid another program's change of the table",
         agent.repairs,
     );
     let [links, ruleset] = agent.overruns;
     page.counters(
         "netlink_overruns",
         None,
-        "Times that the kernel's announcements were lost and everything was read again",
+        "Times that the kernel's events were lost and everything was read again",
         ["source"],
         [(["links".to_owned()], links), (["ruleset".to_owned()], ruleset)],
     );
@@ -253,7 +247,7 @@ fn agent(page: &mut Page, agent: &Agent) {
     page.counters(
         "revalidations",
         None,
-        "Times that offloaded flows were to pass the filters again",
+        "Revalidations: offloaded flows sent through the filters again",
         ["trigger", "outcome"],
         revalidations,
     );
@@ -262,7 +256,7 @@ fn agent(page: &mut Page, agent: &Agent) {
     page.counters(
         "rule_revalidations",
         None,
-        "Those because of rules that change without an announcement, by what such rules ask",
+        "Revalidations because of rules whose verdict changes without an event, by what these rules ask",
         ["cause"],
         causes,
     );
@@ -273,7 +267,7 @@ fn agent(page: &mut Page, agent: &Agent) {
     page.gauges(
         "rules_bypassed",
         None,
-        "Rules of other programs that offloaded packets do not pass, by class and by what is done about them",
+        "Other programs' rules that offloaded packets bypass, by class and by how the agent handles them",
         ["class", "handling"],
         rules,
     );
@@ -281,11 +275,22 @@ fn agent(page: &mut Page, agent: &Agent) {
 
 fn flows(page: &mut Page, agent: &Agent, kernel: &Kernel) {
     page.counter("flows_crossed", None, "Connections seen to cross the threshold", agent.crossed);
-    page.counter("flows_offloaded", None, "Those that were offloaded", agent.offloaded);
+    page.counter(
+        "flows_offloaded",
+        None,
+        "Connections that crossed the threshold and were offloaded",
+        agent.offloaded,
+    );
     let causes = WhyNot::of_flows().map(WhyNot::name).chain([BELOW_THRESHOLD, ENDED]);
     let causes =
         causes.map(|cause| ([cause.to_owned()], agent.not_offloaded.get(cause).copied().unwrap_or(0)));
-    page.counters("flows_not_offloaded", None, "Those that were not, by cause", ["cause"], causes);
+    page.counters(
+        "flows_not_offloaded",
+        None,
+        "Connections that crossed the threshold and were not offloaded, by cause",
+        ["cause"],
+        causes,
+    );
     page.counter(
         "flows_assisted",
         None,
@@ -293,10 +298,10 @@ fn flows(page: &mut Page, agent: &Agent, kernel: &Kernel) {
         agent.assisted,
     );
     if let Some(offloads) = kernel.rule_offloads {
-        page.counter("rule_offloads", None, "Flows that the rule has put into the flowtable", offloads);
+        page.counter("rule_offloads", None, "Flows that the agent's rules have offloaded", offloads);
     }
     if let Some(untraced) = kernel.untraced {
-        let help = "Packets that left no trace for the other direction, since the set of traces was full: their flows are offloaded later";
+        let help = "Packets of flows that are offloaded later, since the set of traces had no room for them";
         page.counter("untraced_packets", None, help, untraced);
     }
     let Some(sums) = &kernel.flows else { return };
@@ -305,18 +310,24 @@ fn flows(page: &mut Page, agent: &Agent, kernel: &Kernel) {
     page.gauges("flows", None, "Connections in conntrack now", ["state"], states);
     let stalled = WhyNot::of_flows().map(WhyNot::name);
     let stalled = stalled.map(|cause| ([cause.to_owned()], sums.stalled.get(cause).copied().unwrap_or(0)));
-    page.gauges("flows_stalled", None, "Those of them that stall, by cause", ["cause"], stalled);
+    page.gauges(
+        "flows_stalled",
+        None,
+        "Connections above the threshold that are not offloaded, by cause",
+        ["cause"],
+        stalled,
+    );
     page.gauges(
         "flows_left_out",
         None,
-        "Those of them that a rule of another program wants every packet of, by its family, table and chain",
+        "Connections kept on the normal path by another program's rule that wants every packet, by the rule's family, table and chain",
         ["rule"],
         left_out(sums),
     );
     page.gauge(
         "flows_slow",
         None,
-        "Offloaded connections whose packets take the forward path all the same",
+        "Offloaded connections whose packets are still on the normal path",
         sums.slow,
     );
 }
@@ -350,10 +361,12 @@ fn interfaces(page: &mut Page, agent: &Agent, kernel: &Kernel) {
     );
     type Part = fn(&Passed) -> u64;
     let families: [(&str, Option<Unit>, &str, Part); 4] = [
-        ("interface_receive", packets(), "Packets of flows that came in", |p| p.all.packets),
-        ("interface_receive", Some(Unit::Bytes), "Their bytes from the IP header on", |p| p.all.bytes),
-        ("interface_fast_path", packets(), "Those that bypassed the forward path", |p| p.fast.packets),
-        ("interface_fast_path", Some(Unit::Bytes), "Their bytes", |p| p.fast.bytes),
+        ("interface_receive", packets(), "Packets of flows that came in at the interface", |p| p.all.packets),
+        ("interface_receive", Some(Unit::Bytes), "Bytes of these packets from the IP header on", |p| {
+            p.all.bytes
+        }),
+        ("interface_fast_path", packets(), "Packets that came in and took the fast path", |p| p.fast.packets),
+        ("interface_fast_path", Some(Unit::Bytes), "Bytes of these packets", |p| p.fast.bytes),
     ];
     for (name, unit, help, part) in families {
         let rows = kernel.interfaces.iter().map(|(name, passed)| ([name.clone()], part(passed)));
@@ -362,7 +375,7 @@ fn interfaces(page: &mut Page, agent: &Agent, kernel: &Kernel) {
     page.counter(
         "unmeasured",
         packets(),
-        "Packets of offloaded flows of which it could not be told which way they took",
+        "Packets of offloaded flows whose path is unknown",
         kernel.unmeasured,
     );
 }
@@ -379,19 +392,19 @@ fn maps(page: &mut Page, maps: &Maps) {
         ("no-room", stats.no_room),
     ];
     let rows = |part: fn(Tally) -> u64| tallies.map(|(class, tally)| ([class.to_owned()], part(tally)));
-    let help = "Packets seen on all watched interfaces, by what became of them";
+    let help = "Packets seen on all watched interfaces, by how they were counted";
     page.counters("ingress", packets(), help, ["class"], rows(|t| t.packets));
-    page.counters("ingress", Some(Unit::Bytes), "Their bytes", ["class"], rows(|t| t.bytes));
+    page.counters("ingress", Some(Unit::Bytes), "Bytes of these packets", ["class"], rows(|t| t.bytes));
     page.gauge("flow_map_entries", None, "Directions of flows in the map", maps.entries.into());
-    page.gauge("flow_map_capacity", None, "Directions that it has room for", maps.capacity.into());
-    page.counter("flow_map_entered", None, "Directions that were entered", stats.flows_entered);
-    page.counter("flow_map_evicted", None, "Directions that had to go, or were deleted", maps.left);
-    page.counter(
-        "signals_sent",
+    page.gauge(
+        "flow_map_capacity",
         None,
-        "Directions signalled to have crossed the threshold",
-        stats.events_sent,
+        "Directions of flows that the map has room for",
+        maps.capacity.into(),
     );
+    page.counter("flow_map_entered", None, "Directions of flows entered into the map", stats.flows_entered);
+    page.counter("flow_map_evicted", None, "Directions of flows evicted or deleted from the map", maps.left);
+    page.counter("signals_sent", None, "Signals of directions that crossed the threshold", stats.events_sent);
     page.counter(
         "signals_lost",
         None,
@@ -402,16 +415,16 @@ fn maps(page: &mut Page, maps: &Maps) {
 
 fn process(page: &mut Page, metrics: &Metrics) {
     let parts = PARTS.map(|part| ([part.to_owned()], u64::from(metrics.kernel.failed.contains(&part))));
-    page.gauges("scrape_failed", None, "1 if this part could not be read", ["part"], parts);
+    page.gauges("scrape_failed", None, "1 if this part of the page could not be read", ["part"], parts);
     page.seconds(
         "fastpath_scrape_duration",
-        "How long reading the kernel took for this page",
+        "Time that reading the kernel took for this page",
         metrics.kernel.seconds,
     );
     page.seconds("process_start_time", "When the agent started, since 1970", metrics.agent.started_unix);
     if let Some(usage) = metrics.kernel.usage {
         page.seconds_counter("process_cpu", "Processor time that the agent has used", usage.cpu_seconds);
-        page.bytes("process_resident_memory", "Memory that it has", usage.resident_bytes);
+        page.bytes("process_resident_memory", "Resident memory of the agent", usage.resident_bytes);
     }
 }
 

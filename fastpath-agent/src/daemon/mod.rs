@@ -56,7 +56,7 @@ use counts::Reconciles;
 use crossings::Crossings;
 use host::{Host, Linux, Order, Orders, Signals};
 use offload::Offload;
-use ready::{Facts, NotReady};
+use ready::{Inputs, NotReady};
 use reconcile::Standing;
 use revalidate::Emptied;
 use serve::{Question, Server};
@@ -171,12 +171,12 @@ struct Agent<H: Host> {
     /// Present with `offload`.
     observer: Option<Observer<H::Neighbourhood>>,
     watch: Option<Watch>,
-    /// Whether there are links left that programs are to be attached to.
+    /// Whether programs have to be attached to more links.
     unwatched: bool,
     /// Until every link that was there at the start is watched.
     starting: bool,
     crossings: Option<Crossings<H::Flows>>,
-    /// Absent if nobody is to be answered.
+    /// Absent if nothing is served.
     server: Option<Server>,
     /// Reads the kernel for them.
     scraper: Option<Arc<Scraper>>,
@@ -191,8 +191,8 @@ struct Agent<H: Host> {
     supervisor: Supervisor,
     /// Whether it was said that repairs wait.
     backing_off: bool,
-    /// The next reconcile heeds something else of others than the last one.
-    heeds_anew: bool,
+    /// The surroundings have changed in a way that the next reconcile must respect.
+    surroundings_changed: bool,
     /// Absent where the operator has chosen the threshold, or flows aren't watched.
     chooser: Option<Chooser>,
 }
@@ -231,7 +231,7 @@ impl<H: Host> Agent<H> {
             overruns: [0; 2],
             supervisor: Supervisor::from_environment(),
             backing_off: false,
-            heeds_anew: false,
+            surroundings_changed: false,
             chooser: None,
             config,
         };
@@ -281,7 +281,7 @@ impl<H: Host> Agent<H> {
                 happened = Observer::next(&mut self.observer, self.started) => self.surroundings_event(happened)?,
                 lengths = Chooser::next(&mut self.chooser) => self.choose_threshold(lengths.as_ref())?,
                 () = Crossings::ready(&mut self.crossings) => self.follow_crossings().await?,
-                // Last: whatever else there is to do comes first.
+                // Last: everything else comes first.
                 () = tokio::task::yield_now(), if self.unwatched => self.watch_links(),
             }
         }
@@ -303,10 +303,7 @@ impl<H: Host> Agent<H> {
             .map(|_| Arc::new(Scraper::new(self.config.pin_path.clone(), self.watch.is_some())));
         let Some(watch) = &mut self.watch else {
             if self.config.rules.threshold_auto {
-                warn!(
-                    "the threshold stays {}: auto goes by flows that are watched",
-                    self.config.rules.threshold
-                );
+                warn!("the threshold stays {}: auto needs watched flows", self.config.rules.threshold);
             }
             return;
         };
@@ -319,7 +316,7 @@ impl<H: Host> Agent<H> {
     fn follow_flows(&mut self) {
         if let Some(crossings) = &mut self.crossings {
             if self.offload.is_none() {
-                crossings.help_nobody();
+                crossings.help_none();
             }
             crossings.look_for_lost();
             crossings.arm_old();
@@ -329,7 +326,7 @@ impl<H: Host> Agent<H> {
         }
         let offloads = self.offload.as_ref().is_some_and(|offload| offload.bug.is_none());
         if self.config.rules.threshold_auto && offloads && self.watch.is_some() {
-            self.chooser = Some(Chooser::new(self.host.threshold_stands(&self.config), self.now()));
+            self.chooser = Some(Chooser::new(self.host.threshold_age_ms(&self.config), self.now()));
             self.look_at_lengths();
         }
     }
@@ -352,7 +349,7 @@ impl<H: Host> Agent<H> {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Reads the file of exclusions again. What is wrong with it is said, and the old ones stay.
+    /// Reads the file of exclusions again. If it is wrong, that is logged and the old ones stay.
     fn reload(&mut self) {
         self.supervisor.reloading();
         match self.config.rules.exclude.load() {
@@ -366,14 +363,14 @@ impl<H: Host> Agent<H> {
                 }
                 // Old connections that were excluded may be helped now.
                 if let Some(crossings) = &mut self.crossings {
-                    crossings.judge_anew();
+                    crossings.judge_again();
                     crossings.arm_old();
                 }
                 // What is reconciled then ends the reloading.
                 self.pace.trigger(Trigger::Exclusions, self.now());
             }
             Err(error) => {
-                error!("exclusions stay as they are: {error}");
+                error!("exclusions unchanged: {error}");
                 self.tell();
             }
         }
@@ -384,7 +381,7 @@ impl<H: Host> Agent<H> {
         if crossings.wants_node() {
             // Those that were read before do where they can't be read now.
             let addresses = self.links_source.addresses().unwrap_or_else(|error| {
-                debug!(%error, "addresses are as they were last read");
+                debug!(%error, "addresses can't be read; keeping the last ones");
                 crossings.addresses()
             });
             crossings
@@ -425,7 +422,7 @@ impl<H: Host> Agent<H> {
             offload.revalidation.unsure(observer.awaits_rules());
         }
         if touched.forwarding {
-            debug!(?event, "a change that may concern offloaded flows");
+            debug!(?event, "a change may concern offloaded flows");
             let trigger = match event {
                 Event::Overrun => revalidate::Trigger::Overrun,
                 Event::Generation { .. } => revalidate::Trigger::Ruleset,
@@ -434,8 +431,8 @@ impl<H: Host> Agent<H> {
         }
         match event {
             Event::Overrun => self.overrun("ruleset"),
-            // Whichever generation it belongs to: what they all changed is heard of with the first one.
-            Event::Generation { .. } if touched.ours => {
+            // Of any generation: what all of them changed comes with the first one.
+            Event::Generation { .. } if touched.own_table => {
                 offload.reconciler.touched();
                 self.pace.trigger(Trigger::Ruleset, now);
             }
@@ -444,7 +441,7 @@ impl<H: Host> Agent<H> {
         Ok(())
     }
 
-    /// Has the kernel judge offloaded flows anew.
+    /// Has the kernel revalidate offloaded flows.
     fn revalidate(&mut self) -> Result<(), DaemonError> {
         let now = self.now();
         if let Some(offload) = &mut self.offload {
@@ -472,13 +469,13 @@ impl<H: Host> Agent<H> {
             if let Some(crossings) = &mut self.crossings {
                 crossings.postpone(&offload.reconciler.take_postponed());
             }
-            let anew = offload.reconciler.take_anew();
-            if let Some(crossings) = self.crossings.as_mut().filter(|_| anew) {
+            let renewed = offload.reconciler.take_renewed();
+            if let Some(crossings) = self.crossings.as_mut().filter(|_| renewed) {
                 crossings.offloads_again();
             }
         }
         if outcome != Outcome::Failed {
-            self.heeded();
+            self.reconciled();
         }
         if trigger == Trigger::Start {
             self.start_watching();
@@ -492,8 +489,8 @@ impl<H: Host> Agent<H> {
         if let (Some(wait), false) = (wait, self.backing_off) {
             warn!(
                 wait_ms = wait,
-                "somebody keeps changing table {TABLE}: from now on it is put back ever more slowly, up to every 30 s. Find \
-                 out who: nft monitor trace, or the log of the node's firewall"
+                "another program keeps changing table {TABLE}: the agent puts it back ever more slowly, up to every 30 s. Find \
+                 it with nft monitor trace, or in the log of the node's firewall"
             );
         }
         self.backing_off = wait.is_some();
@@ -504,7 +501,7 @@ impl<H: Host> Agent<H> {
     /// Whether the node is as the flags want it.
     fn ready(&self) -> Result<(), NotReady> {
         let offload = self.offload.as_ref();
-        ready::ready(&Facts {
+        ready::ready(&Inputs {
             threshold: self.config.rules.threshold,
             lacks: self.lacks.as_deref(),
             bug: offload.and_then(|o| o.bug),
@@ -514,7 +511,7 @@ impl<H: Host> Agent<H> {
         })
     }
 
-    /// Tells somebody at the HTTP port, who may have gone meanwhile.
+    /// Answers a client of the HTTP port, which may have gone meanwhile.
     fn answer(&mut self, question: Question) {
         match question {
             Question::Alive(answer) => drop(answer.send(())),
@@ -559,7 +556,7 @@ impl<H: Host> Agent<H> {
             Some(Standing::Right) => Ok(()),
             None => Err(DaemonError::NotInPlace("this kernel can't offload flows")),
             Some(Standing::Foreign) => {
-                Err(DaemonError::NotInPlace("a table of that name is somebody else's"))
+                Err(DaemonError::NotInPlace("another program has a table of that name"))
             }
             Some(Standing::Wrong) => Err(DaemonError::NotInPlace("the kernel refused it")),
         }

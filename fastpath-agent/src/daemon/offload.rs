@@ -36,12 +36,12 @@ impl Offload<Linux> {
         let monitor = Monitor::open(&nft)?;
         let revalidation = Revalidation::start(config, &mut nft);
         let mut rules = config.rules.clone();
-        let bug = rules.heed(&KernelName::read().names());
+        let bug = rules.avoid_known_bugs(&KernelName::read().names());
         if let Some(bug) = bug {
             warn!(
                 kernel = kernel.release,
                 bug = bug.name,
-                "offloading is switched off, flows are only watched, since this kernel is known for a bug: {}. Use one with \
+                "nothing is offloaded, flows are only watched: this kernel has a known bug: {}. Use one with \
                  the fix (Linux {}), or start the agent with --ignore-known-bugs",
                 bug.what,
                 bug.fixed_in

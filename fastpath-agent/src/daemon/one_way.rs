@@ -41,7 +41,7 @@ impl<H: Host> Agent<H> {
         let knows = self.observer.as_ref().is_some_and(Observer::is_current);
         let Some(offload) = self.offload.as_mut().filter(|_| knows && !streams.is_empty()) else { return };
         let Some(translates) = offload.reconciler.may_help_one_way() else { return };
-        // The flowtable would translate packets that nobody translates any more.
+        // The flowtable would translate packets that no rule translates any more.
         streams.retain(|entry| !entry.is_translated() || translates.packets_to(entry.original.destination));
         match answers(streams, &self.links).await {
             Ok(answers) if !answers.is_empty() => offload.reconciler.leave_traces(answers),

@@ -1,4 +1,4 @@
-//! Hands what happens to flows to everybody who reads along. Never waits for a reader: one that is too slow misses
+//! Passes events of flows to all readers. Never waits for a reader: one that is too slow misses
 //! records, and is told how many.
 
 use std::{io, path::Path, time::Duration};
@@ -21,7 +21,7 @@ use crate::{
     kernel::event_socket::{EventSocket, SocketError},
 };
 
-/// Records that are kept for slow readers, each once for all of them: some 5 MB at most, and nothing while nobody reads.
+/// Records that are kept for slow readers, each once for all of them: some 5 MB at most, and nothing without readers.
 const BACKLOG: usize = 8192;
 /// Readers at a time.
 const MOST_READERS: usize = 16;
@@ -65,7 +65,7 @@ impl Readers {
         self.records.receiver_count() > 0
     }
 
-    /// Hands `event` to everybody who reads.
+    /// Passes `event` to all readers.
     pub fn publish(&self, event: &Event) {
         // Without readers it is dropped.
         let _ = self.records.send(line(event));
@@ -95,13 +95,13 @@ async fn accept(listener: UnixListener, records: broadcast::Sender<Bytes>, told:
         };
         match accepted {
             Ok(_) if records.receiver_count() >= MOST_READERS => {
-                warn!(readers = MOST_READERS, "one more wants to follow the flows: refused");
+                warn!(readers = MOST_READERS, "too many readers follow the flows: another one refused");
             }
             Ok((stream, _)) => {
                 readers.spawn(serve(stream, records.subscribe()));
             }
             Err(error) => {
-                warn!(%error, "nobody new can follow the flows for the moment");
+                warn!(%error, "no new reader can follow the flows for now");
                 tokio::time::sleep(ACCEPT_AGAIN).await;
             }
         }

@@ -1,18 +1,18 @@
-//! Whether the node is as the flags want it: one decision, for `/readyz` and for whoever else is to be told. Pure.
+//! Whether the node is as the flags want it: one decision, for `/readyz`, metrics and the service manager. Pure.
 
 use super::reconcile::Standing;
 use crate::core::model::TABLE;
 
 /// What it is judged by.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Facts<'a> {
+pub struct Inputs<'a> {
     /// `--fastpath-threshold`; 0: flows are only watched.
     pub threshold: u32,
     /// Why this kernel can't offload flows, if it can't.
     pub lacks: Option<&'a str>,
     /// The bug of this kernel that offloading is switched off for.
     pub bug: Option<&'a str>,
-    /// What stands in our table's place after the last reconcile; `None` before the first, or without flowtables.
+    /// State of our table after the last reconcile; `None` before the first, or without flowtables.
     pub standing: Option<Standing>,
     /// Why the last reconcile failed, if it did.
     pub failure: Option<&'a str>,
@@ -31,17 +31,17 @@ pub enum NotReady {
     NoFlowtable(String),
     /// Offloading is switched off for the node's own good.
     #[error(
-        "nothing is offloaded: this kernel is known for the bug {0} (docs/kernels.md); to only watch flows, set \
+        "nothing is offloaded: this kernel has the known bug {0} (docs/kernels.md); to only watch flows, set \
          --fastpath-threshold=0"
     )]
     KnownBug(String),
-    /// Somebody else's table is in the way.
-    #[error("table inet {TABLE} was made by somebody else: switch the other one off, or set --takeover")]
+    /// Another program's table has our name.
+    #[error("table inet {TABLE} was made by another program: switch that program off, or use --takeover")]
     Foreign,
     /// The kernel doesn't have the table as it should be.
     #[error("table inet {TABLE} isn't as it should be: {0}; trying again")]
     Wrong(String),
-    /// Nothing is to be offloaded, and nothing is watched either.
+    /// No flows are wanted offloaded, and none can be watched.
     #[error(
         "nothing is offloaded (threshold 0), and flows aren't watched either: see --ebpf, and the agent's log"
     )]
@@ -57,8 +57,8 @@ impl NotReady {
 
 /// Whether the ruleset was verified in the kernel; where flows are only to be watched, whether they are.
 ///
-/// What the kernel was found to have in the last reconcile counts: somebody's change since then is seen within milliseconds.
-pub fn ready(facts: &Facts<'_>) -> Result<(), NotReady> {
+/// The last reconcile's findings count: a change since then is seen within milliseconds.
+pub fn ready(facts: &Inputs<'_>) -> Result<(), NotReady> {
     let offloads = facts.threshold != 0;
     match facts.standing {
         None if facts.lacks.is_none() => return Err(NotReady::Starting),
@@ -83,35 +83,35 @@ mod tests {
 
     #[test]
     fn ready_is_verified_or_watching_where_that_is_wanted() {
-        let right = Facts { threshold: 20, standing: Some(Standing::Right), ..Facts::default() };
-        let watching = Facts { threshold: 0, watches: true, ..right };
+        let right = Inputs { threshold: 20, standing: Some(Standing::Right), ..Inputs::default() };
+        let watching = Inputs { threshold: 0, watches: true, ..right };
         let lacks = Some("no flowtables");
         let cases = [
             ("verified", right, Ok(())),
-            ("before the first reconcile", Facts { standing: None, ..right }, Err("starting")),
-            ("a stranger's table", Facts { standing: Some(Standing::Foreign), ..right }, Err("--takeover")),
+            ("before the first reconcile", Inputs { standing: None, ..right }, Err("starting")),
+            ("a stranger's table", Inputs { standing: Some(Standing::Foreign), ..right }, Err("--takeover")),
             (
                 "refused",
-                Facts { standing: Some(Standing::Wrong), failure: Some("ENOMEM"), ..right },
+                Inputs { standing: Some(Standing::Wrong), failure: Some("ENOMEM"), ..right },
                 Err("ENOMEM"),
             ),
-            ("a bug", Facts { bug: Some("stale-route"), ..right }, Err("stale-route")),
-            ("no flowtable", Facts { standing: None, lacks, ..right }, Err("no flowtables; to only watch")),
+            ("a bug", Inputs { bug: Some("stale-route"), ..right }, Err("stale-route")),
+            ("no flowtable", Inputs { standing: None, lacks, ..right }, Err("no flowtables; to only watch")),
             ("watching", watching, Ok(())),
-            ("watching without a flowtable", Facts { standing: None, lacks, ..watching }, Ok(())),
+            ("watching without a flowtable", Inputs { standing: None, lacks, ..watching }, Ok(())),
             (
                 "watching beside a stranger's table",
-                Facts { standing: Some(Standing::Foreign), ..watching },
+                Inputs { standing: Some(Standing::Foreign), ..watching },
                 Ok(()),
             ),
-            ("watching a kernel with a bug", Facts { bug: Some("stale-route"), ..watching }, Ok(())),
+            ("watching a kernel with a bug", Inputs { bug: Some("stale-route"), ..watching }, Ok(())),
             (
                 "our table can't be removed",
-                Facts { standing: Some(Standing::Wrong), ..watching },
+                Inputs { standing: Some(Standing::Wrong), ..watching },
                 Err("isn't as it should"),
             ),
-            ("not even watching", Facts { watches: false, ..watching }, Err("threshold 0")),
-            ("not yet watching", Facts { standing: None, ..watching }, Err("starting")),
+            ("not even watching", Inputs { watches: false, ..watching }, Err("threshold 0")),
+            ("not yet watching", Inputs { standing: None, ..watching }, Err("starting")),
         ];
         for (name, facts, expected) in cases {
             match (ready(&facts).map_err(|e| e.to_string()), expected) {

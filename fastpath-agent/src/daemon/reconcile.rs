@@ -1,5 +1,5 @@
-//! One reconcile: observe, compare, commit, until the kernel has what it should have. Holds no truth of its own:
-//! what it remembers of the kernel is dropped as soon as somebody else commits anything.
+//! One reconcile: observe, compare, commit, until the kernel has what it should have. What it remembers of the kernel
+//! is dropped as soon as another program commits anything.
 
 mod refusal;
 
@@ -40,23 +40,23 @@ use crate::{
 /// Transactions and re-reads that one reconcile may take; the next try is a matter of pacing.
 const ATTEMPTS: u32 = 8;
 
-/// What stands in our table's place after a reconcile.
+/// State of our table after a reconcile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// What should.
     Right,
-    /// Somebody else's table of the same name.
+    /// Another program's table of the same name.
     Foreign,
     /// Not what should; it will be tried again.
     Wrong,
 }
 
-/// What a reconcile came to.
+/// Outcome of a reconcile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Report {
     /// For pacing.
     pub outcome: Outcome,
-    /// What stands in the kernel now.
+    /// State of the table now.
     pub standing: Standing,
     /// Transactions committed.
     pub commits: u32,
@@ -69,30 +69,30 @@ pub struct Reconciler<R> {
     foreign: ForeignTable,
     /// Interfaces whose hook the kernel refused, with its reason; tried again when they change.
     refused: BTreeMap<IfIndex, String>,
-    /// The same as last reported: what is refused again is no news.
+    /// As last reported: a repeated refusal isn't reported.
     reported: BTreeMap<IfIndex, String>,
-    /// What the kernel has, as long as nobody else commits.
+    /// What the kernel has, until another program commits.
     cache: Option<Observed>,
-    /// Sets of exclusions, as long as nobody changes them, while the rest isn't known: there may be very many keys in them.
+    /// Sets of exclusions, until another program changes them, while the rest isn't known: they may have very many keys.
     known: Vec<ObservedSet>,
     /// What stood in the kernel when the last reconcile ended well.
     achieved: Option<Desired>,
-    /// Links that have changed since, if nothing else has that decides what should stand there.
+    /// Links that have changed since, if nothing else that the table depends on has.
     changed: Option<BTreeSet<IfIndex>>,
     standing: Option<Standing>,
     /// Why the last reconcile failed, as last reported.
     failure: Option<String>,
-    /// What others have put into our table, as last reported.
+    /// What other programs have put into our table, as last reported.
     foreign_objects: Vec<String>,
     /// Conntrack ids that the next transaction lists.
     assisted: Vec<u32>,
     /// Those that there was no room for, since they were last asked for.
     postponed: Vec<u32>,
-    /// The set of assisted connections stands.
+    /// The set of assisted connections is installed.
     assists: bool,
-    /// See [`Self::take_anew`].
-    anew: bool,
-    /// Offers to the flowtable when it was last emptied, as long as the rules that count them stand.
+    /// See [`Self::take_renewed`].
+    renewed: bool,
+    /// Offers to the flowtable when it was last emptied, as long as the rules that count them stay installed.
     offers_when_emptied: Option<u64>,
 }
 
@@ -115,7 +115,7 @@ impl<R: Ruleset> Reconciler<R> {
             assisted: Vec::new(),
             postponed: Vec::new(),
             assists: false,
-            anew: false,
+            renewed: false,
             offers_when_emptied: None,
         }
     }
@@ -161,7 +161,7 @@ impl<R: Ruleset> Reconciler<R> {
     }
 
     /// Another program changed our table, with whichever generation that is announced: several may wait, and what all of
-    /// them changed is heard of with the first.
+    /// them changed comes with the first.
     pub fn touched(&mut self) {
         self.cache = None;
         self.known.clear();
@@ -199,13 +199,13 @@ impl<R: Ruleset> Reconciler<R> {
         self.offers_when_emptied = None;
     }
 
-    /// Changes what the table is to look like from the next reconcile on.
+    /// Changes the wanted table from the next reconcile on.
     pub fn want(&mut self, change: impl FnOnce(&mut Policy)) {
         change(&mut self.policy);
         self.changed = None;
     }
 
-    /// Takes what others have on this node; says whether it is something new, which takes a reconcile.
+    /// Takes what other programs have on this node; returns whether it is new, which takes a reconcile.
     pub fn surrounded_by(&mut self, surroundings: Surroundings) -> bool {
         if self.policy.surroundings == surroundings {
             return false;
@@ -215,7 +215,7 @@ impl<R: Ruleset> Reconciler<R> {
         true
     }
 
-    /// What others have, as it was last taken.
+    /// What other programs have, as last taken.
     pub fn surroundings(&self) -> &Surroundings {
         &self.policy.surroundings
     }
@@ -236,7 +236,7 @@ impl<R: Ruleset> Reconciler<R> {
         self.failure.as_deref()
     }
 
-    /// After how many packets flows are offloaded, and between which interfaces; `None` while no rule of ours stands.
+    /// After how many packets flows are offloaded, and between which interfaces; `None` while no rule of the agent is installed.
     pub fn offloads(&self) -> Option<(u32, impl ExactSizeIterator<Item = IfIndex>)> {
         let table = self.achieved.as_ref().filter(|_| self.standing == Some(Standing::Right))?.as_ref()?;
         Some((self.policy.threshold, table.devices.keys().copied()))
@@ -256,9 +256,9 @@ impl<R: Ruleset> Reconciler<R> {
         std::mem::take(&mut self.postponed)
     }
 
-    /// Whether since this was last asked the rules came to stand, or were made anew without the flows that they had.
-    pub fn take_anew(&mut self) -> bool {
-        std::mem::take(&mut self.anew)
+    /// Whether the rules were installed, or made again and lost their flows, since the last call.
+    pub fn take_renewed(&mut self) -> bool {
+        std::mem::take(&mut self.renewed)
     }
 
     /// Leaves these traces in the table, if that is right. Nothing is lost if it isn't, or changes meanwhile.
@@ -278,8 +278,8 @@ impl<R: Ruleset> Reconciler<R> {
         }
     }
 
-    /// Whether one-way streams may be helped, and of which families those whose addresses are translated: nobody could deny their
-    /// answers.
+    /// Whether one-way streams may be helped (no rule could deny their answers), and of which families those whose addresses
+    /// are translated.
     pub fn may_help_one_way(&self) -> Option<Translates> {
         let Surroundings { sure_of_answers, translates, .. } = &self.policy.surroundings;
         (*sure_of_answers && self.standing == Some(Standing::Right)).then_some(*translates)
@@ -297,7 +297,7 @@ impl<R: Ruleset> Reconciler<R> {
 
     /// Makes the kernel have what it should have.
     ///
-    /// Errors are those that no retry mends (no permission, no nf_tables); others are logged, and the report says that
+    /// Returns errors that no retry mends (no permission, no nf_tables). Other errors are logged, and the report says that
     /// it has to be tried again.
     #[tracing::instrument(level = "debug", skip_all, fields(%trigger))]
     pub fn reconcile(&mut self, trigger: Trigger, links: &LinkTable) -> Result<Report, NftError> {
@@ -329,7 +329,7 @@ impl<R: Ruleset> Reconciler<R> {
                         Decision::Foreign => {
                             self.cache = Some(observed);
                             self.assisted.clear();
-                            return Ok(self.stands(Standing::Foreign, Outcome::Done, commits));
+                            return Ok(self.reached(Standing::Foreign, Outcome::Done, commits));
                         }
                         Decision::Apply(ops) => (wanted, ops),
                     }
@@ -348,12 +348,12 @@ impl<R: Ruleset> Reconciler<R> {
                 self.changed = Some(BTreeSet::new());
                 self.reported.retain(|index, _| self.refused.contains_key(index));
                 let outcome = if repaired { Outcome::Repaired } else { Outcome::Done };
-                return Ok(self.stands(Standing::Right, outcome, commits));
+                return Ok(self.reached(Standing::Right, outcome, commits));
             }
             if commits == 0 && !ops.is_empty() && self.achieved.as_ref() == Some(&wanted) {
-                // Nothing that we know of has changed, so somebody undid what we had done.
+                // The wanted table is the same, so another program changed the installed one.
                 repaired = true;
-                info!(operations = ops.len(), "somebody changed table {TABLE}: putting it back");
+                info!(operations = ops.len(), "another program changed table {TABLE}: putting it back");
             }
             let mut ops = if split { one_device_a_message(ops) } else { ops };
             if !self.assisted.is_empty() {
@@ -367,12 +367,12 @@ impl<R: Ruleset> Reconciler<R> {
                     if !going.is_empty() {
                         warn!(
                             rules = going.join(", "),
-                            "rules of others went with a chain of table {TABLE} that had to move: put them into a table of \
+                            "moving a chain of table {TABLE} deleted other programs' rules in it: put such rules into a table of \
                              their own"
                         );
                     }
                     self.assisted.clear();
-                    self.anew |= ops.iter().any(|op| match op {
+                    self.renewed |= ops.iter().any(|op| match op {
                         Op::AddSet(OwnSet::Assist) => self.assists,
                         op => matches!(op, Op::AddFlowtable { .. }),
                     });
@@ -392,23 +392,23 @@ impl<R: Ruleset> Reconciler<R> {
                     Blame::Device => {}
                     Blame::SomeDevice => split = true,
                     Blame::NoRoom => self.postponed.append(&mut self.assisted),
-                    Blame::Ours => {
+                    Blame::Agent => {
                         return Ok(self.fail_for_now(&CommitError::Rejected(rejections), commits));
                     }
                 },
                 Err(CommitError::Io(error)) => return self.failed(error, commits),
             }
         }
-        // Others committed faster each time. What stands is as it was found, and it is tried again.
-        debug!("beaten by the transactions of others");
+        // Other programs committed first each time. The table is as it was found; try again later.
+        debug!("other programs committed first each time");
         match self.standing {
             Some(standing @ Standing::Right) => Ok(Report { outcome: Outcome::Failed, standing, commits }),
             _ => Ok(self.fail_for_now(&CommitError::Stale, commits)),
         }
     }
 
-    /// What should stand and what it takes, worked out of the links that have changed, however many others there are.
-    /// `None` if it takes a look at everything.
+    /// The wanted table and the operations to get there, worked out from the changed links only.
+    /// `None` if everything has to be compared.
     fn follow(&mut self, observed: &Observed, links: &LinkTable) -> Option<(DesiredTable, Vec<Op>)> {
         let changed = self.changed.as_ref()?;
         let table = observed.table.as_ref()?;
@@ -418,7 +418,7 @@ impl<R: Ruleset> Reconciler<R> {
         Some((wanted, ops))
     }
 
-    /// An error that may pass is retried; others end the agent.
+    /// An error that may pass is retried; any other ends the agent.
     fn failed(&mut self, error: NftError, commits: u32) -> Result<Report, NftError> {
         if error.is_final() {
             return Err(error);
@@ -429,17 +429,17 @@ impl<R: Ruleset> Reconciler<R> {
     fn fail_for_now(&mut self, error: &dyn std::error::Error, commits: u32) -> Report {
         let error = error.to_string();
         if self.failure.as_ref() != Some(&error) {
-            warn!(error, "table {TABLE} can't be put right; trying again, ever more slowly");
+            warn!(error, "table {TABLE} can't be repaired; trying again, ever more slowly");
             self.failure = Some(error);
         }
-        self.stands(Standing::Wrong, Outcome::Failed, commits)
+        self.reached(Standing::Wrong, Outcome::Failed, commits)
     }
 
-    fn stands(&mut self, standing: Standing, outcome: Outcome, commits: u32) -> Report {
+    fn reached(&mut self, standing: Standing, outcome: Outcome, commits: u32) -> Report {
         let before = self.standing.replace(standing);
         if before != Some(standing) {
             if standing == Standing::Right {
-                (self.failure, self.anew) = (None, true);
+                (self.failure, self.renewed) = (None, true);
             }
             match standing {
                 Standing::Right if self.policy.threshold == 0 => {
@@ -456,9 +456,8 @@ impl<R: Ruleset> Reconciler<R> {
                 Standing::Foreign => {
                     self.achieved = None;
                     warn!(
-                        "table inet {TABLE} was made by somebody else (kindnetd?): it is left alone and nothing is offloaded by \
-                         this agent. Switch the other one off (kindnetd: --fastpath-threshold=0), or replace its table with \
-                         --takeover"
+                        "table inet {TABLE} was made by another program (kindnetd?): it is left alone and the agent offloads nothing. \
+                         Switch that program off (kindnetd: --fastpath-threshold=0), or replace its table with --takeover"
                     );
                 }
                 Standing::Wrong => {}
@@ -467,14 +466,14 @@ impl<R: Ruleset> Reconciler<R> {
         Report { outcome, standing, commits }
     }
 
-    /// Says once what others have put into our table. True if that changed: it may have held a refused interface.
+    /// Logs once what other programs have put into our table. True if that changed: it may have held a refused interface.
     fn note_foreign_objects(&mut self, observed: &Observed) -> bool {
         let found = observed.table.as_ref().map(diff::foreign_objects).unwrap_or_default();
         if found == self.foreign_objects {
             return false;
         }
         if !found.is_empty() {
-            warn!(objects = found.join(", "), "table {TABLE} holds things of others: they are left alone");
+            warn!(objects = found.join(", "), "table {TABLE} holds other programs' objects: left alone");
         }
         self.foreign_objects = found;
         let released = !self.refused.is_empty();

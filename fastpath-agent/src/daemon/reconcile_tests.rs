@@ -1,4 +1,4 @@
-//! The reconciler against a ruleset in memory: convergence, culprits, others' changes, a failure at every step.
+//! The reconciler against a ruleset in memory: convergence, culprits, other programs' changes, a failure at every step.
 
 use std::io;
 
@@ -173,7 +173,7 @@ fn hardware_offload_falls_back_to_software_where_an_interface_cannot() {
 }
 
 #[test]
-fn what_somebody_deleted_is_put_back_and_counted_as_a_repair() {
+fn what_another_program_deleted_is_put_back_and_counted_as_a_repair() {
     let mut r = reconciler(1..=3);
     r.reconcile(Trigger::Start).unwrap();
     let right = r.ruleset.table.clone();
@@ -199,7 +199,7 @@ fn what_somebody_deleted_is_put_back_and_counted_as_a_repair() {
     }
 }
 
-/// What all waiting generations changed is heard of with the first of them, which may be our own.
+/// What all waiting generations changed comes with the first of them, which may be our own.
 #[test]
 fn a_deletion_that_is_heard_of_early_is_mended() {
     let mut r = reconciler(1..=3);
@@ -226,7 +226,7 @@ fn a_foreign_table_is_left_alone_until_it_goes_away() {
     assert_eq!((report.standing, report.commits), (Standing::Foreign, 0));
     assert_eq!(r.ruleset.table, Some(foreign));
     assert_eq!(remove_table(&mut r.inner.ruleset).unwrap(), TableCleanup::Foreign);
-    assert!(r.ruleset.table.is_some(), "removing ours leaves theirs");
+    assert!(r.ruleset.table.is_some(), "removing the agent's table leaves the other one");
 
     r.ruleset.disturb(|t| *t = None);
     r.notice();
@@ -356,7 +356,7 @@ fn the_flowtable_is_emptied_only_when_a_flow_has_entered_it() {
         assert!(matches!(r.empty().unwrap(), Emptied::Done { .. }));
         assert_eq!(r.empty().unwrap(), Emptied::NothingNew);
     }
-    // Somebody's change of our table may have begun the counting anew.
+    // Another program's change of our table may have reset the counter.
     r.ruleset.disturb(|_| {});
     r.notice();
     assert!(matches!(r.empty().unwrap(), Emptied::Done { .. }));
@@ -375,7 +375,7 @@ fn emptying_is_tried_again_when_others_were_faster_and_fails_in_the_end() {
     assert!(matches!(r.empty(), Err(EmptyError::Commit(CommitError::Stale))));
     r.ruleset.script.clear();
     make_foreign(r.inner.ruleset.table.as_mut().unwrap());
-    assert_eq!(r.empty().unwrap(), Emptied::Absent, "somebody else's table is left alone");
+    assert_eq!(r.empty().unwrap(), Emptied::Absent, "another program's table is left alone");
 }
 
 #[test]
@@ -388,7 +388,7 @@ fn changes_elsewhere_leave_what_is_known_of_our_table() {
         r.inner.passed(generation);
         assert_eq!(r.cache.as_ref().map(|cache| cache.generation), Some(generation));
     }
-    // One that wasn't announced yet makes it unknown where we stand.
+    // One that wasn't announced yet makes the kernel's state unknown.
     r.ruleset.generation += 2;
     let generation = Generation(r.ruleset.generation);
     r.inner.passed(generation);
@@ -426,7 +426,7 @@ fn some_link(index: u32, (up, port): (bool, bool)) -> Link {
 }
 
 proptest! {
-    /// Changes of links that are followed one by one come to what all of the links together come to.
+    /// Following changes of links one by one gives the same table as comparing all links.
     #[test]
     fn following_links_is_as_good_as_looking_at_all(
         events in prop::collection::vec((1u32..12, prop::option::of(any::<(bool, bool)>()), any::<bool>()), 1..60),

@@ -1,4 +1,4 @@
-//! Has the kernel judge offloaded flows anew after changes that may concern them: the flowtable is emptied, and flows that
+//! Has the kernel revalidate offloaded flows after changes that may concern them: the flowtable is emptied, and flows that
 //! the filters still accept come back with their next packet.
 
 use std::collections::BTreeMap;
@@ -25,10 +25,10 @@ use crate::{
 /// Transactions that may be beaten by other people's before we give up.
 const ATTEMPTS: u32 = 8;
 
-/// What became of the flowtable.
+/// Result for the flowtable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Emptied {
-    /// There is none of ours.
+    /// The agent has none.
     Absent,
     /// No flow has entered it since it was last emptied.
     NothingNew,
@@ -58,7 +58,7 @@ pub fn empty_flowtable(ruleset: &mut impl Ruleset, offers_then: Option<u64>) -> 
     let mut refusal = CommitError::Stale;
     for _ in 0..ATTEMPTS {
         let observed = ruleset.observe_but(Unread::Exclusions)?;
-        let Some(table) = observed.table.filter(|table| table.owner == Owner::Ours) else {
+        let Some(table) = observed.table.filter(|table| table.owner == Owner::Agent) else {
             return Ok(Emptied::Absent);
         };
         let offers = empty::offers(&table);
@@ -72,7 +72,7 @@ pub fn empty_flowtable(ruleset: &mut impl Ruleset, offers_then: Option<u64>) -> 
         match ruleset.commit(&ops, observed.generation) {
             Ok(_) => return Ok(Emptied::Done { offers }),
             Err(CommitError::Io(error)) => return Err(error.into()),
-            // Beaten by somebody else's commit, or an interface has gone meanwhile.
+            // Another program committed first, or an interface has gone meanwhile.
             Err(error) => refusal = error,
         }
     }
@@ -83,7 +83,7 @@ pub fn empty_flowtable(ruleset: &mut impl Ruleset, offers_then: Option<u64>) -> 
 pub struct Revalidation {
     /// `None` with `--revalidate=off`.
     pace: Option<Pace>,
-    /// While there are rules that change without an announcement.
+    /// While there are rules that change without an event.
     recurring: Recurring,
     /// `None` while they can't be read.
     chains: Option<BaseChains>,
@@ -92,17 +92,17 @@ pub struct Revalidation {
     /// What the next one is for.
     trigger: Trigger,
     counts: Counts,
-    /// How often rules that change without an announcement had the flowtable emptied, by what they ask.
+    /// How often rules that change without an event had the flowtable emptied, by what they ask.
     by_cause: BTreeMap<&'static str, u64>,
 }
 
-/// How often flows were judged anew, by the names of what triggered it and of what came of it.
+/// Number of revalidations by trigger and outcome.
 pub type Counts = BTreeMap<(&'static str, &'static str), u64>;
 
-/// Why flows are judged anew.
+/// What triggered revalidations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trigger {
-    /// Somebody changed the ruleset.
+    /// The ruleset changed.
     Ruleset,
     /// Announcements of changes were lost.
     Overrun,
@@ -114,9 +114,9 @@ pub enum Trigger {
     Forwarding,
     /// A link has another master (VRF, bridge, bond), or none any more.
     Master,
-    /// Our rules heed something else of others than before.
+    /// Other programs' settings that our rules respect have changed.
     Surroundings,
-    /// A rule of others may have changed its mind without an announcement.
+    /// Another program's rule may have changed its verdict without an event.
     ChangingRule,
 }
 
@@ -155,7 +155,7 @@ impl Revalidation {
     }
 
     /// What the transactions since the last call, but for our own, may concern.
-    /// `each` hears of all of them.
+    /// `each` is called for all of them.
     pub fn touched(
         &mut self,
         monitor: &mut impl RulesetMonitor,
@@ -204,12 +204,12 @@ impl Revalidation {
         }
     }
 
-    /// What others changed can't be read: it may be anything.
+    /// Other programs' changes can't be read: they may be anything.
     fn unread(&mut self, error: NftError, ruleset: &mut impl Ruleset) -> Result<Touched, NftError> {
         if error.is_final() {
             return Err(error);
         }
-        warn!(%error, "what others changed can't be read: everything is read again");
+        warn!(%error, "changes of the ruleset can't be read: reading everything again");
         self.chains = read_chains(ruleset);
         Ok(Touched::EVERYTHING)
     }
@@ -229,7 +229,7 @@ impl Revalidation {
         &self.counts
     }
 
-    /// What rules of others make necessary that change without an announcement.
+    /// Sets what other programs' rules that change without an event make necessary.
     pub fn recurs(&mut self, need: Need, now: u64) {
         self.recurring.needed(need, now);
     }
@@ -241,7 +241,7 @@ impl Revalidation {
         }
     }
 
-    /// The clock came to a moment at which a rule's verdict may change, or was set.
+    /// The clock has reached a moment at which a rule's verdict may change, or was set.
     pub fn strikes(&mut self, now: u64) {
         self.recurring.strikes(now);
     }
@@ -251,13 +251,13 @@ impl Revalidation {
         &self.by_cause
     }
 
-    /// When the flowtable is to be emptied, if it is.
+    /// When to empty the flowtable, if at all.
     pub fn due(&self) -> Option<u64> {
         let announced = self.pace.as_ref()?.due();
         [announced, self.recurring.due()].into_iter().flatten().min()
     }
 
-    /// It was tried; a failure is said once and tried again.
+    /// It was tried; a failure is logged once and tried again.
     pub fn ran(&mut self, result: Result<Emptied, EmptyError>, now: u64) -> Result<(), NftError> {
         let Some(pace) = &mut self.pace else { return Ok(()) };
         let announced = pace.due().is_some_and(|due| due <= now);
@@ -285,7 +285,7 @@ impl Revalidation {
             Err(error) => {
                 let error = error.to_string();
                 if self.failure.as_ref() != Some(&error) {
-                    warn!("policy isn't enforced on flows that are offloaded: {error}; trying again");
+                    warn!("policy isn't enforced on offloaded flows: {error}; trying again");
                 }
                 pace.changed(now);
                 Some(error)
@@ -299,7 +299,7 @@ fn read_chains(ruleset: &mut impl Ruleset) -> Option<BaseChains> {
     match ruleset.base_chains() {
         Ok(chains) => Some(chains),
         Err(error) => {
-            warn!(%error, "every change of the ruleset is taken for one that concerns forwarding, until the safety net reads again");
+            warn!(%error, "base chains can't be read: until the next reading, every change of the ruleset counts as one that concerns forwarding");
             None
         }
     }

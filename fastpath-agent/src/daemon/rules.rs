@@ -1,4 +1,4 @@
-//! Says in the log which rules of others cost acceleration, and how to have them passed by: once for each change. Decides nothing.
+//! Logs which of other programs' rules cost acceleration, and how to ignore them: once for each change. Decides nothing.
 
 use std::collections::BTreeMap;
 
@@ -22,14 +22,15 @@ impl Said {
         if self.changing != changing {
             match &changing {
                 Some(rule) if always => info!(
-                    "offloaded flows are judged anew every so often (--enforce-within), since a rule's verdict changes without \
-                     an announcement: {rule}"
+                    %rule,
+                    "offloaded flows are revalidated at intervals (--enforce-within): a rule's verdict changes without an event"
                 ),
                 Some(rule) => info!(
-                    "offloaded flows are judged anew when it is time, since a rule's verdict changes by the clock or with elements \
-                     that run out: {rule}"
+                    %rule,
+                    "offloaded flows are revalidated at known moments: a rule's verdict changes by the clock or when elements \
+                     time out"
                 ),
-                None => info!("no rule's verdict changes without an announcement any more"),
+                None => info!("no rule's verdict changes without an event any more"),
             }
         }
         self.changing = changing;
@@ -37,10 +38,11 @@ impl Said {
         if self.everything != everything {
             match &everything {
                 Some(rule) => warn!(
-                    "no flow is offloaded, since a rule without conditions that could be copied wants every packet: {rule}. To \
-                     have it passed by, start the agent with --ignore-rule, by the rule's comment, chain or handle"
+                    %rule,
+                    "no flow is offloaded: a rule wants every packet and has no conditions that the agent could copy. To offload \
+                     flows anyway, name its comment, chain or handle in --ignore-rule"
                 ),
-                None => info!("no rule leaves all flows out any more"),
+                None => info!("no rule keeps all flows on the normal path any more"),
             }
         }
         self.everything = everything;
@@ -57,7 +59,7 @@ fn first(rules: &[Concern], is: impl Fn(&Concern) -> bool) -> Option<String> {
     })
 }
 
-/// How many rules there are, by class and by what is done about them.
+/// Number of rules, by class and by how the agent handles them.
 pub(super) fn counted(rules: &[Concern]) -> BTreeMap<(&'static str, &'static str), u64> {
     let mut counts = BTreeMap::new();
     for rule in rules {

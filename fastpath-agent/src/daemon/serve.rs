@@ -1,5 +1,5 @@
 //! The HTTP port: `/healthz`, `/readyz` and `/metrics`. Knows nothing itself: every answer is asked of the loop that
-//! reconciles, so that an answer proves that the loop is alive. Nobody is served fast, nobody is waited for.
+//! reconciles, so that an answer proves that the loop is alive. A slow client delays no other.
 
 use std::{
     collections::VecDeque,
@@ -37,7 +37,7 @@ use crate::daemon::metrics::{self, Format};
 const MOST_CONNECTIONS: usize = 16;
 /// How long a connection may take, from its first byte to the last of the answer.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(60);
-/// How long somebody may take to say what is wanted.
+/// Time that a client has for its request.
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 /// Bytes that a connection's request may take; by itself hyper would hold 400 KB for each.
 const MOST_BYTES: usize = 16 * 1024;
@@ -51,21 +51,21 @@ const MOST_QUESTIONS: usize = 16;
 /// The port can't be opened.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "cannot listen at {address} for /metrics, /healthz and /readyz: {source}; flows are accelerated without them. Choose \
-     another address with --metrics-bind-address, or an empty one to do without"
+    "cannot listen at {address} for /metrics, /healthz and /readyz: {source}; flows are still accelerated. Choose \
+     another address with --metrics-bind-address, or an empty one for no server"
 )]
 pub struct ServeError {
     address: SocketAddr,
     source: std::io::Error,
 }
 
-/// What somebody asks the loop.
+/// A client's question to the loop.
 pub enum Question {
     /// Whether it is alive: any answer says so.
     Alive(oneshot::Sender<()>),
     /// Whether the node is as it should be.
     Ready(oneshot::Sender<Result<(), NotReady>>),
-    /// What it has counted; nothing if nobody is to know.
+    /// What it has counted; `None` if no metrics are served.
     Metrics(oneshot::Sender<Option<Box<Asked>>>),
 }
 
@@ -124,7 +124,7 @@ async fn accept(listener: TcpListener, asker: Asker) {
                 yield_now().await;
             }
             Err(error) => {
-                warn!(%error, "nobody can read the metrics for the moment");
+                warn!(%error, "the metrics can't be read for now");
                 sleep(ACCEPT_AGAIN).await;
             }
         }
@@ -173,7 +173,7 @@ impl Connections {
         self.open.push_back((task, stage));
     }
 
-    /// Sees to it that there is room for one more. Whoever has taken longest to ask, or to read, makes room; those that are being
+    /// Makes room for one more. The client that has taken longest to ask, or to read, makes room; those that are being
     /// answered are waited for.
     async fn make_room(&mut self) {
         while self.tasks.try_join_next().is_some() {}
@@ -181,7 +181,7 @@ impl Connections {
         while self.open.len() >= MOST_CONNECTIONS {
             let slow = self.open.iter().position(|(_, stage)| !stage.is(Stage::WAITING));
             if let Some((task, _)) = slow.and_then(|slow| self.open.remove(slow)) {
-                debug!("a reader of the metrics makes room for others");
+                debug!("a client of the metrics is dropped for a new one");
                 task.abort();
             } else {
                 tokio::select! {
@@ -194,7 +194,7 @@ impl Connections {
     }
 }
 
-/// One request and its answer: whoever comes once a quarter of a minute needs no connection in between.
+/// One request and its answer: a client that comes every 15 s needs no connection in between.
 async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, asker: Asker, stage: Arc<Stage>) {
     let answer = service_fn(|request| {
         let (asker, stage) = (asker.clone(), Arc::clone(&stage));
@@ -213,8 +213,8 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, asker: Asker, stage:
         .serve_connection(TokioIo::new(stream), answer);
     match timeout(CONNECTION_LIMIT, connection).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(%error, "a reader of the metrics is gone"),
-        Err(_) => debug!("a reader of the metrics took too long"),
+        Ok(Err(error)) => debug!(%error, "a client of the metrics is gone"),
+        Err(_) => debug!("a client of the metrics took too long"),
     }
 }
 
@@ -277,7 +277,7 @@ impl Asker {
         {
             return page.clone();
         }
-        // Who waits for this is told if it comes to nothing: the sender is dropped.
+        // If this fails, the sender is dropped, which tells the waiting clients.
         let (made, receiver) = watch::channel(None);
         *self.making.lock().unwrap_or_else(PoisonError::into_inner) = Some((format, receiver));
         let asked = self.put(Question::Metrics).await.flatten()?;

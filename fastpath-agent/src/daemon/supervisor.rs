@@ -18,7 +18,7 @@ pub struct Supervisor {
     status: String,
 }
 
-/// Whether this process is a service of systemd's that is to tell how it does.
+/// Whether this process is a service that has to notify systemd.
 pub(super) fn by_systemd() -> bool {
     env::var_os("NOTIFY_SOCKET").is_some_and(|socket| !socket.is_empty())
 }
@@ -48,7 +48,7 @@ impl Supervisor {
         self.sign_every_ms.map(|every| self.last_sign_ms.saturating_add(every))
     }
 
-    /// Says that the agent lives, and what is so if that has changed. Started is said once: a node that gets worse later is
+    /// Tells systemd that the agent lives, and its status if that has changed. Started is said once: a node that gets worse later is
     /// still a service that runs. It ends a reload, whatever came of it.
     pub fn report(&mut self, started: bool, status: String, now_ms: u64) {
         send(self.listens, &self.messages(started, status, now_ms));

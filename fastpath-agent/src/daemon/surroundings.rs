@@ -1,6 +1,6 @@
-//! Follows what others have on this node: what is announced is read again, gathered for some milliseconds and on another
-//! thread, so that the loop goes on; an overrun and the safety net have all of it read. What came of it goes to the
-//! reconciler, and offloaded flows are judged anew by it.
+//! Follows what other programs have on this node: what the kernel announces is read again, gathered for some milliseconds
+//! and on another thread, so that the loop goes on; an overrun and the safety net have all of it read. The result goes to
+//! the reconciler, and offloaded flows are revalidated if needed.
 
 use std::{collections::BTreeSet, io, path::PathBuf, sync::Arc};
 
@@ -51,12 +51,12 @@ const RETRY_MS: u64 = 5_000;
 /// From one look for tables of iptables-legacy to the next.
 const LEGACY_MS: u64 = 1_000;
 
-/// What is known of others, and what of it is to be read again.
+/// What is known of other programs, and which parts must be read again.
 pub struct Observer<N> {
     source: N,
     settings: Settings,
     pin_path: PathBuf,
-    /// Rules that may be passed by.
+    /// Rules that flows may bypass.
     ignored: Arc<[Ignore]>,
     /// What was said of rules.
     said: Said,
@@ -108,14 +108,14 @@ impl Clock {
     }
 
     fn fails(&mut self, error: &io::Error) {
-        warn!(%error, "the clock can't be followed: flows are judged anew every so often");
+        warn!(%error, "the clock can't be followed: flows are revalidated at intervals");
         self.alarm = None;
     }
 }
 
-/// Looks for tables of iptables-legacy, which nobody announces; only where the kernel can have some.
+/// Looks for tables of iptables-legacy, which the kernel doesn't announce; only where it can have some.
 struct Legacy {
-    /// Says when that may come to be so; `None` if it can't be listened to.
+    /// Says when such a kernel module was loaded; `None` if that can't be followed.
     modules: Option<ModuleMonitor>,
     /// Those that were found last.
     tables: Option<BTreeSet<String>>,
@@ -123,7 +123,7 @@ struct Legacy {
 }
 
 impl Legacy {
-    /// Read anew: `tables` are there.
+    /// Read again: `tables` are there.
     fn read(&mut self, tables: &Option<BTreeSet<String>>, now: u64) {
         self.tables.clone_from(tables);
         self.look_at = surroundings::may_have_legacy_tables().then_some(now + LEGACY_MS);
@@ -171,7 +171,7 @@ impl<N: Neighbourhood> Observer<N> {
                 before.differs(&self.settings)
             }
             Err(error) => {
-                warn!(%error, "settings of forwarding (sysctl) can't be read: each announcement of one counts as a change");
+                warn!(%error, "forwarding settings (sysctl) can't be read: each event about one counts as a change");
                 self.settings = Settings::default();
                 false
             }
@@ -200,7 +200,7 @@ impl<N: Neighbourhood> Observer<N> {
     /// What the rules make necessary that change by themselves.
     fn need(&mut self, rules: &[Concern]) -> Need {
         let mut need = self.known.as_ref().map(|known| known.need(rules)).unwrap_or_default();
-        // Where flows are judged anew all the time, nothing is gained by the clock.
+        // Flows that are revalidated at intervals don't need the clock.
         let moments = if need.anytime { BTreeSet::new() } else { need.moments.clone() };
         need.anytime |= !self.clock.follow(&moments);
         need
@@ -226,7 +226,7 @@ impl<N: Neighbourhood> Observer<N> {
         if !self.wanted.is_empty() {
             self.schedule(now);
         }
-        debug!(?found, "what others have");
+        debug!(?found, "read the surroundings");
         found
     }
 
@@ -242,12 +242,12 @@ impl<N: Neighbourhood> Observer<N> {
         self.wanted.programs.extend([Some(index), master].into_iter().flatten());
     }
 
-    /// All is to be read again.
+    /// Everything must be read again.
     pub fn distrust(&mut self) {
         self.wanted = Parts::all();
     }
 
-    /// Says when what is wanted is to be read, if anything is.
+    /// Sets the time of the next reading, if one is wanted.
     pub fn schedule(&mut self, now: u64) {
         if !self.wanted.is_empty() {
             let due = (now + DELAY_MS).max(self.read_at + GAP_MS);
@@ -266,7 +266,7 @@ impl<N: Neighbourhood> Observer<N> {
         *all || !tables.is_empty() || !sets.is_empty()
     }
 
-    /// When something is to be read; not while a thread does.
+    /// Time of the next reading; `None` while a thread reads.
     pub fn due(&self) -> Option<u64> {
         let due = self.due.into_iter().chain(self.legacy.look_at).min();
         due.filter(|_| self.reading.is_none())
@@ -305,7 +305,7 @@ impl<N: Neighbourhood> Observer<N> {
         self.reading = Some((task, parts));
     }
 
-    /// The next announcement, the end of a reading, or the time for one; never where there is nobody to follow. Cancelling
+    /// The next event, the end of a reading, or the time for one; never without an observer. Cancelling
     /// it loses nothing.
     pub(super) async fn next(observer: &mut Option<Self>, started: Instant) -> Happened {
         let Some(observer) = observer else { return std::future::pending().await };
@@ -343,7 +343,7 @@ impl<N: Neighbourhood> Observer<N> {
         }
     }
 
-    /// Takes note of announcements; says which of them offloaded flows have to be judged anew for.
+    /// Takes note of events; returns the trigger if offloaded flows have to be revalidated.
     fn announced(&mut self, events: Vec<NodeEvent>) -> (Option<Trigger>, bool) {
         let (mut trigger, mut lost) = (None, false);
         for event in events {
@@ -372,9 +372,9 @@ pub(super) enum Happened {
     Due,
     /// Something was announced.
     Announced(std::io::Result<Vec<NodeEvent>>),
-    /// The clock came to a moment, or was set; or it can't be followed any more.
+    /// The clock reached a moment, or was set; or it can't be followed any more.
     Struck(io::Result<()>),
-    /// A kernel module was loaded, or can't be heard of any more.
+    /// A kernel module was loaded, or that can't be followed any more.
     ModuleLoaded(std::io::Result<()>),
     /// A thread has read what was wanted; `None` if it didn't get to its end.
     Read(Option<(Known, Report)>),
@@ -387,8 +387,8 @@ pub(super) fn hear<N: Neighbourhood>(observer: &mut Option<Observer<N>>, notice:
     }
 }
 
-/// Hands on what was read; says whether it is something new, which takes a reconcile.
-fn heed<H: Host>(
+/// Passes on what was read; returns whether it is new, which takes a reconcile.
+fn surround<H: Host>(
     offload: &mut Offload<H>,
     observer: &mut Observer<H::Neighbourhood>,
     found: Surroundings,
@@ -400,15 +400,15 @@ fn heed<H: Host>(
 }
 
 impl<H: Host> Agent<H> {
-    /// Reads what others have before anything is written.
+    /// Reads what other programs have before anything is written.
     pub(super) fn look_around(&mut self) {
         if let (Some(offload), Some(observer)) = (&mut self.offload, &mut self.observer) {
             let found = observer.read_now(&self.links);
-            heed(offload, observer, found, 0);
+            surround(offload, observer, found, 0);
         }
     }
 
-    /// All that is believed of others is read again, and compared.
+    /// Reads everything about other programs again, and compares.
     pub(super) fn distrust_surroundings(&mut self) -> Result<(), DaemonError> {
         let now = self.now();
         let (Some(offload), Some(observer)) = (&mut self.offload, &mut self.observer) else { return Ok(()) };
@@ -437,7 +437,7 @@ impl<H: Host> Agent<H> {
         }
     }
 
-    /// A link changed: packets may fare otherwise where it has another master, and it may be on top of others.
+    /// A link changed: with another master its packets may take other chains, and it may be on top of other links.
     pub(super) fn link_surroundings(&mut self, change: &LinkChange) {
         let now = self.now();
         let (Some(offload), Some(observer)) = (&mut self.offload, &mut self.observer) else { return };
@@ -468,7 +468,7 @@ impl<H: Host> Agent<H> {
         }
     }
 
-    /// Something was announced, is to be read, or has been.
+    /// Handles an event, the time for a reading, or its end.
     pub(super) fn surroundings_event(&mut self, happened: Happened) -> Result<(), DaemonError> {
         let now = self.now();
         if let Happened::Announced(Ok(events)) = &happened {
@@ -497,13 +497,13 @@ impl<H: Host> Agent<H> {
                 }
             }
             Happened::ModuleLoaded(Err(error)) => {
-                debug!(%error, "kernel modules that are loaded aren't heard of any more");
+                debug!(%error, "loading of kernel modules can't be followed any more");
                 observer.legacy.modules = None;
             }
             Happened::Announced(events) => {
                 let (trigger, lost) = observer.announced(events.map_err(LinkError::Listen)?);
                 if let Some(trigger) = trigger {
-                    debug!(?trigger, "a change that may concern offloaded flows");
+                    debug!(?trigger, "a change may concern offloaded flows");
                     offload.revalidation.changed(trigger, now);
                 }
                 observer.schedule(now);
@@ -518,9 +518,9 @@ impl<H: Host> Agent<H> {
                 let (known, report) = read
                     .unwrap_or_else(|| (Known::default(), Report { unsettled: true, ..Report::default() }));
                 let found = observer.take(known, report, now);
-                let anew = !offload.reconciler.surroundings().judges_as(&found);
-                if heed(offload, observer, found, now) {
-                    self.heeds_anew |= anew;
+                let other = !offload.reconciler.surroundings().judges_as(&found);
+                if surround(offload, observer, found, now) {
+                    self.surroundings_changed |= other;
                     self.pace.trigger(pace::Trigger::Surroundings, now);
                 }
             }
@@ -528,11 +528,11 @@ impl<H: Host> Agent<H> {
         Ok(())
     }
 
-    /// A reconcile ended well. Flows that were offloaded by rules that stood before others' are judged anew.
-    pub(super) fn heeded(&mut self) {
+    /// A reconcile ended well: flows that the rules before it offloaded are revalidated.
+    pub(super) fn reconciled(&mut self) {
         let now = self.now();
         if let Some(offload) = &mut self.offload
-            && std::mem::take(&mut self.heeds_anew)
+            && std::mem::take(&mut self.surroundings_changed)
         {
             offload.revalidation.changed(Trigger::Surroundings, now);
         }

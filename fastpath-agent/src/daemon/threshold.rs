@@ -23,9 +23,9 @@ pub(super) struct Chooser {
 }
 
 impl Chooser {
-    /// Looks for the first time once the threshold has stood for long enough: `stands_ms` until now.
-    pub(super) fn new(stands_ms: Option<u64>, now_ms: u64) -> Self {
-        let wait = stands_ms.map_or(0, |stands| EVERY_MS.saturating_sub(stands));
+    /// Looks for the first time once the threshold has stood for long enough: `age_ms` until now.
+    pub(super) fn new(age_ms: Option<u64>, now_ms: u64) -> Self {
+        let wait = age_ms.map_or(0, |age| EVERY_MS.saturating_sub(age));
         Self { due_ms: now_ms.saturating_add(wait), counting: None }
     }
 
@@ -41,11 +41,11 @@ impl Chooser {
     }
 }
 
-/// The threshold to begin with: the one that an earlier agent chose, if its rules still stand.
+/// The threshold to begin with: the one that an earlier agent chose, if its rules are still installed.
 pub(super) fn standing() -> u32 {
     let table = Nft::open().and_then(|mut nft| nft.observe()).ok().and_then(|observed| observed.table);
-    let ours = table.filter(|table| table.owner == Owner::Ours);
-    ours.and_then(|table| table.threshold()).filter(|chosen| LADDER.contains(chosen)).unwrap_or(DEFAULT)
+    let own = table.filter(|table| table.owner == Owner::Agent);
+    own.and_then(|table| table.threshold()).filter(|chosen| LADDER.contains(chosen)).unwrap_or(DEFAULT)
 }
 
 impl<H: Host> Agent<H> {
@@ -58,7 +58,7 @@ impl<H: Host> Agent<H> {
                 chooser.due_ms = now + EVERY_MS;
                 chooser.counting = Some(self.host.lengths(&self.config, addresses));
             }
-            Err(error) => debug!(%error, "the lengths of flows aren't looked at yet"),
+            Err(error) => debug!(%error, "the lengths of flows can't be read yet"),
         }
     }
 
@@ -66,7 +66,7 @@ impl<H: Host> Agent<H> {
     pub(super) fn choose_threshold(&mut self, lengths: Option<&Lengths>) -> Result<(), DaemonError> {
         let standing = self.config.rules.threshold;
         let Some(advice) = lengths.and_then(|lengths| lengths.advise(standing)) else { return Ok(()) };
-        debug!(?advice, "looked at the lengths of flows");
+        debug!(?advice, "checked the lengths of flows");
         if !advice.is_to_change() {
             return Ok(());
         }
@@ -93,7 +93,7 @@ impl<H: Host> Agent<H> {
             self.signal_after(threshold);
         }
         if let Some(crossings) = &mut self.crossings {
-            crossings.judge_anew();
+            crossings.judge_again();
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ impl Turns {
         Self(Cell::new(Instant::now()))
     }
 
-    /// A turn has ended, and the loop looks what there is to do.
+    /// A turn has ended, and the loop goes on to the next.
     pub(super) fn ended(&self) {
         let away = self.0.get().elapsed();
         if away >= LONG {

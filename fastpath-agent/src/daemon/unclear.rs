@@ -1,11 +1,11 @@
-//! Sorts out the signals of flows that the programs saw go over: nothing is left to find out about those.
+//! Sorts out signals of flows that the programs saw offloaded: nothing is left to find out about those.
 
 use fastpath_common::{FlowEvent, FlowKey};
 use tracing::debug;
 
 use crate::{core::flow::connection::Tuple, kernel::bpf::FlowEyes};
 
-/// Of which it takes a look at conntrack to tell what became of them.
+/// Those whose state only conntrack knows.
 pub(super) fn unclear(events: &[FlowEvent], eyes: &mut dyn FlowEyes) -> Vec<Tuple> {
     let keys: Vec<FlowKey> = events.iter().map(|event| event.key).collect();
     match eyes.went_over(&keys) {
@@ -14,7 +14,7 @@ pub(super) fn unclear(events: &[FlowEvent], eyes: &mut dyn FlowEyes) -> Vec<Tupl
             unclear.map(|(key, _)| Tuple::from_flow_key(key)).collect()
         }
         Err(error) => {
-            debug!(%error, "conntrack is asked about all that cross");
+            debug!(%error, "asking conntrack about every flow that crossed");
             all(events)
         }
     }

@@ -1,5 +1,5 @@
 //! Keeps the eBPF programs attached where `core::link::watch` wants them. Whatever fails here costs sight, never packets:
-//! it is said once and tried again when the link changes.
+//! it is logged once and tried again when the link changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,7 +19,7 @@ use crate::{
     kernel::bpf::FlowEyes,
 };
 
-/// Links that are attached to before the agent looks what else there is to do.
+/// Links that get programs before the agent does something else.
 const AT_A_TIME: usize = 8;
 
 /// The attached programs.
@@ -39,7 +39,7 @@ pub struct Watch {
     stuck: BTreeSet<IfIndex>,
     /// Links that couldn't be attached to, as they were then; tried again when they change, and by the safety net.
     refused: BTreeMap<IfIndex, Link>,
-    /// Why, as last reported: what is refused again is no news.
+    /// Why, as last reported: a repeated refusal isn't reported.
     reported: BTreeMap<IfIndex, String>,
 }
 
@@ -67,7 +67,7 @@ impl Watch {
         }
     }
 
-    /// Takes over what an earlier agent left attached: its programs are replaced by ours, in place, before the agent says that its
+    /// Replaces the programs that an earlier agent left attached, in place, before the agent says that its
     /// programs are there.
     pub fn take_over(&mut self, links: &LinkTable) {
         let wanted = self.look_at_all(links);
@@ -98,7 +98,7 @@ impl Watch {
         }
     }
 
-    /// All links were read again. One that has gone took its programs along, though nobody announced it.
+    /// All links were read again. One that has gone took its programs along, even if no event said so.
     pub fn links_read(&mut self, links: &LinkTable) {
         self.changed = None;
         self.refused.clear();
@@ -160,7 +160,7 @@ impl Watch {
             }
             Ok(_) => false,
             Err(error) => {
-                debug!(iface = %link.name, %error, "it can't be told whether the programs are attached");
+                debug!(iface = %link.name, %error, "unknown whether the programs are attached");
                 false
             }
         }
@@ -201,12 +201,12 @@ impl Watch {
                     warn!(iface = %link.name, "watched with TC instead of XDP: {reason}");
                 }
                 if self.detached.remove(&link.index) {
-                    warn!(iface = %link.name, "another program had detached the programs: attached again");
+                    warn!(iface = %link.name, "another program detached the eBPF programs: attached again");
                 }
                 self.attached.insert(link.index);
                 self.reported.remove(&link.index);
             }
-            // It has gone; the announcement is on its way.
+            // It has gone; its event follows.
             Err(error) if error.is_about_absence() => {
                 debug!(iface = %link.name, %error, "not watched");
                 self.refused.insert(link.index, link.clone());

@@ -1,4 +1,4 @@
-//! Wakes the agent when the wall clock comes to a moment, and when somebody sets the clock.
+//! Wakes the agent when the wall clock reaches a moment, and when the clock is set.
 #![expect(
     unsafe_code,
     reason = "the kernel's time zone has no safe wrapper, and tokio cannot know that a descriptor stays open"
@@ -65,7 +65,7 @@ impl Alarm {
     pub async fn next(&mut self) -> io::Result<()> {
         loop {
             let mut ready = self.0.readable_mut().await?;
-            // That somebody set the clock isn't an error here.
+            // That the clock was set isn't an error here.
             let rang = ready.try_io(|timer| Ok(timer.get_ref().0.wait()?));
             if let Ok(result) = rang {
                 return result;

@@ -2,7 +2,7 @@
 //! ruleset in the router's. Shows whether offloaded packets pass the forward path by and arrive as they were sent.
 //!
 //! Works in namespaces of its own only, and needs no other program. The namespaces have no name and live as long as the
-//! process that [`run`] was called in: whatever ends it, nothing stays behind. Judges nothing.
+//! process that [`run`] was called in: whatever ends it, nothing stays behind. Decides nothing.
 
 use std::io;
 

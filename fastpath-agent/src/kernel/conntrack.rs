@@ -90,7 +90,7 @@ impl ConntrackError {
     }
 }
 
-/// What became of a deletion.
+/// Result of a deletion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deletion {
     /// It is deleted.
@@ -167,7 +167,7 @@ impl Conntrack {
                 Self::open()?.dump(|entry| {
                     chunk.push(entry);
                     if chunk.len() == CHUNK {
-                        // Fails only once nobody listens any more.
+                        // Fails only once the receiver is gone.
                         let _ = filled.send(mem::replace(&mut chunk, Vec::with_capacity(CHUNK)));
                     }
                 })?;

@@ -54,7 +54,7 @@ impl Ethtool {
         Ok((available || active).then_some(active))
     }
 
-    /// Number of features, and the position of ours among them.
+    /// Number of features, and the position of the wanted one among them.
     fn find(&self, device: &IfName) -> io::Result<(usize, usize)> {
         // struct ethtool_sset_info: cmd, reserved, sset_mask (u64), data.
         let mut info = [ETHTOOL_GSSET_INFO, 0, 0, 0, 0];

@@ -13,11 +13,11 @@ use std::{
 /// Name of the socket in the run directory.
 const SOCKET: &str = "events.sock";
 
-/// The socket can't be made, or nobody is there.
+/// The socket can't be made, or no agent listens.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// A running agent has it.
-    #[error("another agent publishes at {} already; give each a directory of its own with --run-dir", path.display())]
+    #[error("another agent already publishes at {}; give each agent its own directory with --run-dir", path.display())]
     Taken {
         /// The socket.
         path: PathBuf,
@@ -49,7 +49,7 @@ pub struct EventSocket {
 }
 
 impl EventSocket {
-    /// Makes the directory, for nobody else's eyes, and the socket. One that a dead agent left behind is replaced.
+    /// Makes the directory, for this user only, and the socket. One that a dead agent left behind is replaced.
     pub fn open(run_dir: &Path) -> Result<Self, SocketError> {
         let path = run_dir.join(SOCKET);
         let mut builder = fs::DirBuilder::new();
@@ -102,7 +102,7 @@ pub fn cleanup(run_dir: &Path) -> Result<bool, SocketError> {
 #[derive(PartialEq, Eq)]
 enum Socket {
     Absent,
-    /// Nobody listened; it is removed now.
+    /// No agent listened; it is removed now.
     Dead,
     Alive,
 }
@@ -112,7 +112,7 @@ fn remove_dead(path: &Path) -> Result<Socket, SocketError> {
         Ok(_) => Ok(Socket::Alive),
         Err(error) => match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(Socket::Absent),
-            // Also for what isn't a socket: then it isn't ours to remove.
+            // Also for what isn't a socket: that isn't the agent's to remove.
             io::ErrorKind::ConnectionRefused if is_socket(path) => {
                 fs::remove_file(path).map_err(|source| failed("remove", path, source))?;
                 Ok(Socket::Dead)

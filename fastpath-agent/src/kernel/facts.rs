@@ -1,4 +1,4 @@
-//! Reads what `doctor` judges: procfs, links, nftables, eBPF. What can't be read is a fact too. Judges nothing.
+//! Reads what `doctor` judges: procfs, links, nftables, eBPF. What can't be read is a fact too. Decides nothing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,8 +22,8 @@ use super::{
 use crate::{
     core::{
         doctor::facts::{
-            AgentFacts, EbpfFacts, Facts, Families, Feature, IngressProgram, KernelFacts, MapFacts, Missing,
-            Reading, Unread,
+            AgentFacts, EbpfFacts, Families, Feature, IngressProgram, KernelFacts, MapFacts, Missing,
+            NodeFacts, Reading, Unread,
         },
         known_bugs::KernelNames,
         link::select::Selection,
@@ -84,7 +84,7 @@ pub fn agent_processes() -> Vec<AgentProcess> {
             let path = entry.path();
             let name = fs::read_to_string(path.join("comm")).ok()?;
             let same = pid != std::process::id() && name.trim_end() == NAME;
-            // One whose namespace can't be read is somebody's whom we may not look at.
+            // A process whose namespace can't be read is another user's, which this one may not see.
             (same && fs::read_link(path.join("ns/net")).is_ok_and(|there| there == here)).then(|| {
                 AgentProcess {
                     pid,
@@ -134,7 +134,7 @@ impl KernelName {
 }
 
 /// Reads everything. Fails only where links can't be listed: nothing is known without them.
-pub async fn gather(given: Given, kernel: &Kernel) -> Result<Facts, LinkError> {
+pub async fn gather(given: Given, kernel: &Kernel) -> Result<NodeFacts, LinkError> {
     let mut sockets = Links::open()?;
     let links = sockets.list()?;
     let addresses = sockets.addresses()?;
@@ -154,7 +154,7 @@ pub async fn gather(given: Given, kernel: &Kernel) -> Result<Facts, LinkError> {
     {
         policy.threshold = table.threshold().unwrap_or(policy.threshold);
     }
-    Ok(Facts {
+    Ok(NodeFacts {
         kernel: KernelFacts {
             release: name.release,
             version: name.version,

@@ -19,7 +19,7 @@ use crate::{
     kernel::old_connections::{Crossed, SourceError},
 };
 
-/// Says which flows cross the threshold, and what became of them.
+/// Says which flows cross the threshold, and their state.
 pub trait FlowSource {
     /// Waits until flows have signalled. Cancelling it loses nothing.
     fn signalled(&mut self) -> impl Future<Output = Result<(), BpfError>>;
@@ -48,7 +48,7 @@ pub trait FlowSource {
     /// The connections that have these tuples in one of their directions, in zone 0.
     fn connections(&mut self, tuples: &[Tuple]) -> Result<Vec<Option<Entry>>, ConntrackError>;
 
-    /// Looks for connections that crossed before, as long as the receiver is kept. `None` if that can't be done (which is said).
+    /// Looks for connections that crossed before, as long as the receiver is kept. `None` if that can't be done (which is logged).
     fn crossed_before(&self) -> Option<mpsc::Receiver<Vec<Crossed>>>;
 
     /// The time by the clock of packets, in ns.

@@ -77,15 +77,15 @@ pub async fn node(pin_path: &Path) -> Result<Node, FlowsError> {
 
 /// Rules of other programs because of which our table leaves flows out. They are read only if there are any.
 fn left_out(nft: &mut Nft, table: &ObservedTable) -> Result<LeftOut, NftError> {
-    let heeded: Vec<_> = table.left_out().collect();
-    if heeded.is_empty() {
+    let copied: Vec<_> = table.left_out().collect();
+    if copied.is_empty() {
         return Ok(LeftOut::default());
     }
     let mut others = Others::default();
     nft.read_others(&mut others, Which::All)?;
-    let all = heeded.iter().any(|conditions| conditions.0.is_empty());
+    let all = copied.iter().any(|conditions| conditions.0.is_empty());
     Ok(LeftOut::new(&others.concerns(super::surroundings::ends_leave()), |conditions| {
-        all || heeded.contains(conditions)
+        all || copied.contains(conditions)
     }))
 }
 

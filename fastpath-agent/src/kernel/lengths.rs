@@ -24,7 +24,7 @@ use crate::core::{
 /// A flow without a packet for so long has ended, or is idle: what it had is its length.
 const SILENT_NS: u64 = 30_000_000_000;
 
-/// Begins to count; nothing comes if that fails, which is said.
+/// Begins to count; nothing comes if that fails, which is logged.
 pub fn count(pin_path: PathBuf, addresses: BTreeSet<IpAddr>) -> oneshot::Receiver<Lengths> {
     let (answer, receiver) = oneshot::channel();
     let work = move || {

@@ -72,7 +72,7 @@ pub enum LinkError {
 pub struct Links {
     requests: Socket,
     events: AsyncFd<Socket>,
-    /// Whether some were lost, of which nobody has heard yet.
+    /// Whether some were lost that weren't reported yet.
     lost: bool,
     /// Heard and not yet told.
     heard: VecDeque<LinkEvent>,

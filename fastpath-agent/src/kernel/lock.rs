@@ -22,7 +22,7 @@ pub struct Lock(#[expect(dead_code, reason = "it is held by being open")] UnixLi
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another agent has it.
-    #[error("another agent runs in this network namespace{}: stop it first; there is one for each", process(*.holder))]
+    #[error("another agent runs in this network namespace{}: stop it first; each namespace can have one", process(*.holder))]
     Held {
         /// Its process; unknown where it belongs to another process namespace.
         holder: Option<i32>,
@@ -50,7 +50,7 @@ impl Lock {
     }
 }
 
-/// Who listens there; nobody has to answer for that.
+/// The process that listens there; it need not answer.
 fn holder(address: &SocketAddr) -> Option<i32> {
     let stream = UnixStream::connect_addr(address).ok()?;
     let credentials = getsockopt(&stream, PeerCredentials).ok()?;

@@ -1,4 +1,4 @@
-//! Standard error and the journal's socket, written without ever waiting for who reads them: what doesn't fit is lost, and
+//! Standard error and the journal's socket, written without ever waiting for a reader: what doesn't fit is lost, and
 //! counted. Knows nothing of what a line looks like.
 
 use std::{
@@ -28,7 +28,7 @@ const AT_ONCE: usize = 4096;
 
 /// How standard error is written without waiting.
 enum Way {
-    /// A file: nobody has to read it.
+    /// A file: it needs no reader.
     File,
     /// A pipe or terminal, opened once more: whether a write waits is a matter of the open file, which others may share.
     Opened(File),
@@ -152,7 +152,7 @@ pub fn unwaiting<T>(make: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
 
 #[expect(unsafe_code, reason = "the library doesn't show its socket")]
 fn never_wait(number: RawFd) -> io::Result<()> {
-    // SAFETY: used in this function only, in which nobody closes descriptors; one that isn't open is an error.
+    // SAFETY: used in this function only, which closes no descriptors; one that isn't open is an error.
     let socket = unsafe { BorrowedFd::borrow_raw(number) };
     if getsockopt(&socket, sockopt::SockType)? == SockType::Datagram {
         let flags = OFlag::from_bits_retain(fcntl(socket, FcntlArg::F_GETFL)?);

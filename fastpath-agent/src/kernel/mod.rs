@@ -62,7 +62,7 @@ pub enum Unread<'k> {
 
 /// The ruleset as far as it concerns us.
 pub trait Ruleset {
-    /// Reads all that stands under our table's name, at one generation (reads again when it changed meanwhile).
+    /// Reads the table of our name, at one generation (reads again when it changed meanwhile).
     fn observe(&mut self) -> Result<Observed, nft::NftError>;
 
     /// The same without reading keys of exclusions, of which there may be very many.
@@ -72,19 +72,19 @@ pub trait Ruleset {
     }
 
     /// Applies `ops` in one transaction, provided that the ruleset is still at `expected`; all or nothing.
-    /// Returns the generation after the commit. Anything above `expected + 1` says that others changed something too.
+    /// Returns the generation after the commit. Anything above `expected + 1` says that another program changed something too.
     fn commit(&mut self, ops: &[Op], expected: Generation) -> Result<Generation, nft::CommitError>;
 
     /// The base chains of all tables of all families.
     fn base_chains(&mut self) -> Result<BaseChains, nft::NftError>;
 }
 
-/// Hears of changes of the ruleset.
+/// Follows changes of the ruleset.
 pub trait RulesetMonitor {
     /// The next one. Cancelling it loses nothing.
     fn next(&mut self) -> impl Future<Output = Result<nft::Event, nft::NftError>>;
 
-    /// Calls `each` for all that others changed since the last call. The notices of a transaction are there when its
+    /// Calls `each` for all that other programs changed since the last call. The notices of a transaction are there when its
     /// [`nft::Event::Generation`] is, and those of the next ones may be.
     fn changes(&mut self, each: impl FnMut(&Notice<'_>)) -> Result<Result<(), nft::Lost>, nft::NftError>;
 }
@@ -104,7 +104,7 @@ pub trait LinkSource {
     fn addresses(&mut self) -> Result<BTreeSet<IpAddr>, links::LinkError>;
 }
 
-/// What else decides over forwarded packets: what others have in the ruleset, policy rules, settings, programs.
+/// What else decides over forwarded packets: other programs' rulesets, policy rules, settings, eBPF programs.
 pub trait Neighbourhood {
     /// Waits until something is announced, and gives all that waits. Cancelling it loses nothing.
     fn next(&mut self) -> impl Future<Output = io::Result<Vec<node_monitor::NodeEvent>>>;

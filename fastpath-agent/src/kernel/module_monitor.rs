@@ -1,4 +1,4 @@
-//! Hears of kernel modules that are loaded (NETLINK_KOBJECT_UEVENT): with one come tables that nobody announces.
+//! Events of loaded kernel modules (NETLINK_KOBJECT_UEVENT): modules bring tables that the kernel doesn't announce.
 #![expect(unsafe_code, reason = "tokio cannot know that a descriptor stays open")]
 
 use std::{
@@ -19,7 +19,7 @@ use super::netlink::filter::{attach, statement};
 /// The kernel's own events, not those that udev hands on.
 const KERNEL_EVENTS: u32 = 1;
 
-/// A socket that hears of them.
+/// A socket that gets them.
 pub struct ModuleMonitor(AsyncFd<OwnedFd>);
 
 impl ModuleMonitor {

@@ -1,4 +1,4 @@
-//! Hears of changes that decide over forwarded packets and that neither links nor the ruleset announce: policy rules, routes that
+//! Follows changes that decide over forwarded packets and that neither links nor the ruleset announce: policy rules, routes that
 //! the flowtable doesn't notice, settings of forwarding, traffic control. Decides nothing about them.
 #![expect(unsafe_code, reason = "tokio cannot know that a descriptor stays open")]
 
@@ -52,7 +52,7 @@ pub enum NodeEvent {
     Overrun,
 }
 
-/// A socket that hears of them.
+/// A socket that gets them.
 pub struct NodeMonitor(AsyncFd<Socket>);
 
 impl NodeMonitor {

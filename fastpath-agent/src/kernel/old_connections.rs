@@ -40,7 +40,7 @@ pub enum SourceError {
     Conntrack(#[from] ConntrackError),
 }
 
-/// Begins a search, which ends soon after the receiver is dropped. `None` if there is no thread to be had, which is said.
+/// Begins a search, which ends soon after the receiver is dropped. `None` if no thread can be started, which is logged.
 pub(super) fn search(pin_path: PathBuf) -> Option<mpsc::Receiver<Vec<Crossed>>> {
     let (chunks, receiver) = mpsc::channel(CHUNKS_AHEAD);
     let search = move || {
@@ -58,7 +58,7 @@ fn hand_over(pin_path: &Path, chunks: &mpsc::Sender<Vec<Crossed>>) -> Result<(),
     let pinned = Pinned::open(pin_path)?;
     let reading = pinned.reading()?;
     let threshold = u64::from(pinned.config()?.threshold);
-    // A direction is also taken for signalled when its flow went into the flowtable before it crossed.
+    // A direction also counts as signalled when its flow was offloaded before it crossed.
     let crossed = |tuple: &Tuple| {
         let counted = tuple.flow_key().and_then(|key| reading.flow(&key).ok().flatten());
         counted.is_some_and(|c| c.signal == Signal::Sent as u64 && c.packets > threshold)
@@ -74,11 +74,11 @@ fn hand_over(pin_path: &Path, chunks: &mpsc::Sender<Vec<Crossed>>) -> Result<(),
             chunk.push(Crossed { entry, directions });
         }
         if chunk.len() == CHUNK {
-            // Fails once nobody listens any more.
+            // Fails once the receiver is gone.
             let _ = chunks.blocking_send(std::mem::replace(&mut chunk, Vec::with_capacity(CHUNK)));
         }
     })?;
     let _ = chunks.blocking_send(chunk);
-    debug!(connections, "connections that crossed before were looked for");
+    debug!(connections, "searched for connections that crossed before");
     Ok(())
 }

@@ -208,9 +208,9 @@ const RT_IPSEC: Part = Part {
 /// What this machine says about how its kernel was built.
 struct Host {
     release: String,
-    /// The kernel's configuration, if it is to be found.
+    /// The kernel's configuration, if it can be found.
     config: Option<String>,
-    /// List of installed modules, if it is to be found (a container usually has none).
+    /// List of installed modules, if it can be found (a container usually has none).
     installed: Option<String>,
     /// `/proc/modules`.
     loaded: Option<String>,

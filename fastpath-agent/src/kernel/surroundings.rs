@@ -1,5 +1,5 @@
-//! Reads what others have on this node that our ruleset heeds: at the start, when it is announced, after an overrun and
-//! by the safety net, always by the one function here. Takes up to some 100 ms; judges nothing.
+//! Reads what other programs have on this node that our ruleset must respect: at the start, after events, after an overrun and
+//! by the safety net, always by the one function here. Takes up to some 100 ms; decides nothing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,11 +34,11 @@ const MOST_SETS: usize = 64;
 pub struct Ask {
     /// The parts.
     pub parts: Parts,
-    /// Interfaces on top of others.
+    /// Interfaces on top of other interfaces.
     pub uppers: BTreeMap<IfIndex, IfName>,
     /// The point from which on times are counted.
     pub started: Instant,
-    /// Where our programs are pinned, by which they are told from others'.
+    /// Where our programs are pinned; the pins tell them from other programs'.
     pub pin_path: PathBuf,
 }
 
@@ -70,7 +70,7 @@ pub fn read(known: &mut Known, ask: &Ask) -> Report {
                 known.tables = Some(Arc::new(tables));
             }
             Err(error) => report.failures.push(format!(
-                "{error}: our chain comes after all priorities that are usual, until they can be read (the agent needs \
+                "{error}: until they can be read, the agent's chain comes after all usual priorities (the agent needs \
                  CAP_NET_ADMIN)"
             )),
         }
@@ -81,7 +81,7 @@ pub fn read(known: &mut Known, ask: &Ask) -> Report {
             legacy_tables(),
             &mut report,
             "the tables of iptables-legacy can't be read",
-            "they are taken to be in use (/proc/self/net has to be there)",
+            "they count as in use (needs /proc/self/net)",
         );
     }
     if parts.all || parts.route_rules {
@@ -89,7 +89,7 @@ pub fn read(known: &mut Known, ask: &Ask) -> Report {
             route_rules::read(),
             &mut report,
             "policy rules (ip rule) can't be read",
-            "each flow's route is taken to depend on them, until they can; `ip rule` shows why",
+            "until they can, every flow's route counts as dependent on them; `ip rule` shows why",
         );
     }
     read_programs(known, ask, &mut report);
@@ -105,7 +105,7 @@ fn pppoe_carriers() -> BTreeSet<IfName> {
     lines.filter_map(|line| IfName::from_bytes(line.rsplit(|byte| *byte == b' ').next()?)).collect()
 }
 
-/// Reads all of it once, for somebody who doesn't follow it.
+/// Reads all of it once, for a command that doesn't follow it.
 pub fn read_once(links: &LinkTable, pin_path: &Path) -> (Known, Report) {
     let mut known = Known::default();
     let ask = Ask {
@@ -135,7 +135,7 @@ fn read_expiries(known: &mut Known, ask: &Ask, report: &mut Report) {
         let expiries = expiries.unwrap_or_else(|error| {
             report
                 .failures
-                .push(format!("{error}: flows are judged anew every so often, until they can be read"));
+                .push(format!("{error}: flows are revalidated at intervals until they can be read"));
             None
         });
         known.expiries.insert(set, expiries);
@@ -153,7 +153,7 @@ fn read_programs(known: &mut Known, ask: &Ask, report: &mut Report) {
                 bpf::is_inspected(*index, &ask.pin_path),
                 report,
                 what,
-                "those interfaces are taken to have some (the agent needs CAP_BPF and CAP_NET_ADMIN)",
+                "those interfaces count as having some (the agent needs CAP_BPF and CAP_NET_ADMIN)",
             )
         } else {
             known.uppers.get(index).and_then(|upper| upper.programs)
@@ -178,7 +178,7 @@ fn take<T>(result: io::Result<T>, report: &mut Report, what: &str, follows: &str
 /// Where the kernel lists the tables of iptables-legacy; the files are there once it can have some.
 const LEGACY: [&str; 2] = ["/proc/self/net/ip_tables_names", "/proc/self/net/ip6_tables_names"];
 
-/// Whether this network namespace can have tables of iptables-legacy now. It has none before they are used first, and nobody
+/// Whether this network namespace can have tables of iptables-legacy now. It has none before they are first used, and no event
 /// announces that.
 pub fn may_have_legacy_tables() -> bool {
     LEGACY.iter().any(|file| Path::new(file).exists())

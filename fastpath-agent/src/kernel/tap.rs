@@ -36,7 +36,7 @@ impl Tap {
         attach(&socket, &filter(leaving))?;
         let address = libc::sockaddr_ll {
             sll_family: libc::AF_PACKET as libc::c_ushort,
-            // Only who asks for all protocols sees what leaves.
+            // Only sockets for all protocols see what leaves.
             sll_protocol: (libc::ETH_P_ALL as u16).to_be(),
             sll_ifindex: 0,
             sll_hatype: 0,

@@ -1,5 +1,5 @@
-//! Reads all that there is to know of one flow, in two looks about a second apart, so that it shows which way its packets
-//! take at that moment. Changes nothing; judges nothing.
+//! Reads everything about one flow, in two readings about a second apart, so that they show which path its packets
+//! take at that moment. Changes nothing, decides nothing.
 
 use std::{collections::BTreeSet, io, net::IpAddr, path::Path, time::Duration};
 
@@ -39,7 +39,7 @@ use crate::core::{
         exclude::{self, Exclusions},
         sets::OwnSet,
     },
-    why::{self, Direction, Facts, FlowSpec, Flowtable, Moved, Program, Route, Ruleset, Slow},
+    why::{self, Direction, FlowFacts, FlowSpec, Flowtable, Moved, Program, Route, Ruleset, Slow},
 };
 
 /// Time between the two looks.
@@ -63,7 +63,7 @@ impl Flags<'_> {
     }
 }
 
-/// A flow can't be looked at.
+/// A flow can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum WhyError {
     /// The connections.
@@ -78,7 +78,7 @@ pub enum WhyError {
     /// The ruleset.
     #[error(transparent)]
     Nft(#[from] NftError),
-    /// Programs of others.
+    /// Other programs' eBPF programs.
     #[error("cannot look at the programs on {interface}: {source}")]
     Programs {
         /// Where.
@@ -93,7 +93,11 @@ pub enum WhyError {
 
 /// Reads everything about a flow. Takes about a second.
 /// `agent` are the running agent's flags; `None` if none runs.
-pub async fn gather(spec: &FlowSpec, pin_path: &Path, agent: Option<Flags<'_>>) -> Result<Facts, WhyError> {
+pub async fn gather(
+    spec: &FlowSpec,
+    pin_path: &Path,
+    agent: Option<Flags<'_>>,
+) -> Result<FlowFacts, WhyError> {
     let mut links = Links::open()?;
     let (link_table, addresses): (LinkTable, _) = (links.list()?.into_iter().collect(), links.addresses()?);
     let mut eyes = Eyes::open(pin_path)?;
@@ -141,7 +145,7 @@ pub async fn gather(spec: &FlowSpec, pin_path: &Path, agent: Option<Flags<'_>>) 
         // It has begun meanwhile: once more, now that everything can be asked for.
         return Box::pin(gather(spec, pin_path, agent)).await;
     }
-    // One that has ended meanwhile is told of as it was; what was asked of the kernel is about that one.
+    // One that has ended meanwhile is shown as it was; the kernel's answers are about that one.
     let same = first.entry.as_ref().map(|entry| entry.id) == second.entry.as_ref().map(|entry| entry.id);
     let (counted, entry) =
         if same { (second.counted, second.entry) } else { (first.counted, first.entry.clone()) };
@@ -185,7 +189,7 @@ pub async fn gather(spec: &FlowSpec, pin_path: &Path, agent: Option<Flags<'_>>) 
         _ => Vec::new(),
     };
     let unmanaged = unmanaged(&mut eyes.nft, &link_table, &ruleset, agent, &directions)?;
-    Ok(Facts {
+    Ok(FlowFacts {
         asked: spec.tuple,
         tracked: tracked(first.entry.as_ref(), entry.as_ref()),
         ipvs: entry.as_ref().is_some_and(|entry| ipvs::has_service(&entry.original)),
@@ -317,7 +321,7 @@ fn forwarded(entry: &Entry) -> [Tuple; 4] {
     [between, between.reversed(), entry.reply.reversed(), entry.original.reversed()]
 }
 
-/// The interface that the forward path sees packets come in on: where routing leads back to, if that stands on the one
+/// The interface that the forward path sees packets come in on: where routing leads back to, if that is on top of the one
 /// that they were counted on; else the topmost above it.
 fn input(links: &LinkTable, counted: Option<IfIndex>, back: Option<IfIndex>) -> Option<IfIndex> {
     let Some(counted) = counted else { return back };
@@ -398,7 +402,7 @@ fn unmanaged(
     Ok(found)
 }
 
-/// Programs of others where packets of the flow come in, or would.
+/// Other programs' eBPF programs where packets of the flow come in, or would.
 fn programs(
     table: &LinkTable,
     directions: &[(Option<IfIndex>, Option<IfIndex>, Route)],
@@ -429,7 +433,7 @@ fn programs(
     Ok(found)
 }
 
-/// Flowtables of others, and the place of who adds to them.
+/// Other programs' flowtables, and the rules that add to them.
 fn flowtables(nft: &mut Nft) -> Result<Vec<Flowtable>, NftError> {
     let others = nft.survey()?.flowtables;
     if others.is_empty() {
@@ -450,7 +454,7 @@ fn flowtables(nft: &mut Nft) -> Result<Vec<Flowtable>, NftError> {
     Ok(others.into_iter().map(flowtable).collect())
 }
 
-/// The meter's two readings; its element may be new, or may have gone and begun anew.
+/// The meter's two readings; its element may be new, or may have gone and started again at 0.
 fn slow(first: Option<SlowPath>, second: Option<SlowPath>) -> Option<Slow> {
     let SlowPath { counter, idle_ms, .. } = second?;
     let before =

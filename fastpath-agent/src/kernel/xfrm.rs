@@ -55,7 +55,7 @@ fn read(wanted: &dyn Fn(&Selector) -> bool) -> io::Result<Vec<String>> {
         Err(error) if has_none(&error) => return Ok(Vec::new()),
         socket => socket?,
     };
-    // Which family is asked for stands in the selector, and the kernel lists all (xfrm_dump_policy).
+    // The selector names the family, and the kernel lists all (xfrm_dump_policy).
     let found = settle(ATTEMPTS, || {
         let dump = Dump::without_family(XFRM_MSG_GETPOLICY, &[0; POLICY_ID_BYTES]);
         socket.dump(dump, Vec::new(), |found, message| found.extend(policy(message, wanted)))
@@ -156,16 +156,16 @@ mod tests {
 
     #[test]
     fn a_policy_applies_to_what_it_selects() {
-        let ours = tuple("10.1.7.2", "10.2.0.2");
-        assert_eq!(found(|_| {}, ours).as_deref(), Some("out 10.1.0.0/16 > 10.2.0.0/24"));
+        let inside = tuple("10.1.7.2", "10.2.0.2");
+        assert_eq!(found(|_| {}, inside).as_deref(), Some("out 10.1.0.0/16 > 10.2.0.0/24"));
         assert_eq!(found(|_| {}, tuple("10.3.0.2", "10.2.0.2")), None);
         assert_eq!(found(|_| {}, tuple("10.1.7.2", "10.2.1.2")), None);
         assert_eq!(found(|_| {}, tuple("fd00::1", "fd00::2")), None);
-        assert!(found(|p| p[44] = 6, ours).is_some());
-        assert_eq!(found(|p| p[44] = 17, ours), None);
+        assert!(found(|p| p[44] = 6, inside).is_some());
+        assert_eq!(found(|p| p[44] = 17, inside), None);
         let https = |p: &mut [u8]| p[32..36].copy_from_slice(&[0x01, 0xbb, 0xff, 0xff]);
-        assert!(found(https, ours).is_some());
-        assert_eq!(found(https, Tuple { destination_port: 80, ..ours }), None);
+        assert!(found(https, inside).is_some());
+        assert_eq!(found(https, Tuple { destination_port: 80, ..inside }), None);
     }
 
     #[test]

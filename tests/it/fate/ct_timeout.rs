@@ -34,7 +34,7 @@ fn flows_with_a_timeout_of_their_own_keep_it() {
     }
 }
 
-/// Only a connection's first packet comes to chains of type nat.
+/// Only a connection's first packet reaches chains of type nat.
 #[test]
 fn flows_with_a_timeout_that_a_nat_chain_gives_keep_it() {
     for older in [true, false] {

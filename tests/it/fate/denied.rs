@@ -1,4 +1,4 @@
-//! Rules that deny one direction, or both, of running flows, wherever they stand.
+//! Rules that deny one direction, or both, of running flows, in every place.
 
 use fastpath_tests::{
     topology::{Layout, Nat},
@@ -66,7 +66,7 @@ fn of_one_direction_with_a_service_address() {
     case.run(With::Agent).assert_same_fate();
 }
 
-/// Chains that see a packet after the rule that offloads, wherever that stands when they come.
+/// Chains that see a packet after the rule that offloads, wherever that is when they come.
 const LATE: Case = Case {
     name: "denied late",
     flows: Flows::AllNext,

@@ -2,7 +2,7 @@
 
 use fastpath_tests::topology::Topology;
 
-/// So no rule there can be fooled. Should a kernel come to take one, all flows are left out (`core/policy/blind.rs`), and that
+/// So no rule there can be fooled. If a kernel takes one, all flows are left out (`core/policy/blind.rs`), and that
 /// wants a test.
 #[test]
 fn the_kernel_takes_no_rule_there_that_asks_for_the_connection() {

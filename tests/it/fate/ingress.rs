@@ -1,4 +1,4 @@
-//! What others do with packets when they come in: netdev and inet ingress chains, filters of traffic control, on the interface
+//! What other programs do with packets when they come in: netdev and inet ingress chains, filters of traffic control, on the interface
 //! itself or on one above it.
 
 use fastpath_tests::{

@@ -18,7 +18,7 @@ const IPVS: Case = Case {
              -a $proto [fd00:96::1]:$port -r [fd00:2::2]:$port -m\"
          done; done | ipvsadm -R",
     )],
-    // Nobody counts the requests: they don't come to the forward hook.
+    // Nothing counts the requests: they don't reach the forward hook.
     path: Path::Any,
     ..Case::PLAIN
 };

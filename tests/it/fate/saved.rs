@@ -12,7 +12,7 @@ use fastpath_tests::{
 };
 use serde_json::Value;
 
-const REFUSED: &str = "was made by somebody else";
+const REFUSED: &str = "was made by another program";
 const SOON: Duration = Duration::from_secs(10);
 
 /// The remedy that `doctor` gives.
@@ -82,7 +82,7 @@ fn rendered_and_loaded_by_hand() {
 }
 
 #[test]
-fn somebody_elses_is_left_alone_however_it_was_loaded() {
+fn another_programs_table_is_left_alone_however_it_was_loaded() {
     let topology = Topology::routed();
     let node = &topology.node;
     node.nft(&reference::kindnet(&["c0", "s0"]));

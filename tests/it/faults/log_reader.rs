@@ -1,4 +1,4 @@
-//! Nobody reads the log any more. The agent doesn't wait for that, says afterwards how much is missing, and ends when it is told to.
+//! Nothing reads the log any more. The agent doesn't wait for a reader, says afterwards how much is missing, and ends when told to.
 
 use std::{
     fs,
@@ -24,7 +24,7 @@ use nix::{
     unistd::Pid,
 };
 
-const LOST: &str = "lines of the log are missing here";
+const LOST: &str = "log lines were dropped here";
 
 /// An agent whose standard error is this, with its ruleset in place.
 fn start(topology: &Topology, stderr: OwnedFd, format: &str) -> Child {
@@ -114,7 +114,7 @@ fn a_pipe() {
     let (reader, writer) = io::pipe().expect("a pipe");
     let filler = writer.try_clone().expect("a descriptor").into();
     assert_not_waited_for(reader, writer.into(), filler, |filler| {
-        // Opened anew: the agent's descriptor is to be one that waits.
+        // Opened again: the agent's descriptor has to be one that waits.
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&filler));
         let flags = nix::libc::O_NONBLOCK;
         let mut options = fs::OpenOptions::new();

@@ -1,4 +1,4 @@
-//! What the agent has of eBPF goes, is full, or can't be had: flows are accelerated all the same, and nothing is left half-done.
+//! The agent's eBPF objects go, are full, or can't be made: flows are accelerated anyway, and nothing is left half-done.
 
 use std::{fs, net::UdpSocket, os::unix::process::CommandExt as _, process::Command, time::Duration};
 

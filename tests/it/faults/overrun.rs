@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 
 use super::Traffic;
 
-const LOST: &str = "announcements came too fast";
+const LOST: &str = "events came too fast";
 
 /// The ruleset is announced by one small message a transaction, and the agent's own table by many, which another socket takes.
 #[test]

@@ -50,7 +50,7 @@ impl Node {
 
     fn build(layout: Layout) -> Self {
         let topology = Topology::build(layout);
-        // Frames are addressed as `frames::ethernet` does it, and nobody answers them.
+        // Frames are addressed as `frames::ethernet` does it, and nothing answers them.
         topology.node.ip("link set c0 address 02:00:00:00:00:02\nlink set s0 address 02:00:00:00:00:02\n");
         for pod in &topology.pods {
             pod.ns.ip("link set eth0 address 02:00:00:00:00:01\n");
@@ -67,7 +67,7 @@ impl Node {
         &self.topology.node
     }
 
-    /// These flags, and those that keep this node's agent apart from others'.
+    /// These flags, and those that keep this node's agent apart from other agents.
     fn flags(&self, flags: &[&str]) -> Vec<String> {
         let own = [
             format!("--pin-path={}", self.bpffs.pin_path().display()),

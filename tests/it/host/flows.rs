@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::crowd::Crowd;
 
 const FLOWS: u32 = 100_000;
-/// What somebody waits without wondering.
+/// What a user waits without wondering.
 const TIME_LIMIT: Duration = Duration::from_secs(1);
 
 /// Times of flows have the resolution of the kernel's tick.
@@ -129,7 +129,7 @@ fn high_water_kib(status: &str) -> u64 {
 /// A terminal multiplexer with one screen, as people have it.
 struct Tmux<'n> {
     node: &'n Netns,
-    /// One for each server: an old one may still be on its way out.
+    /// One for each server: an old one may still be ending.
     socket: String,
 }
 

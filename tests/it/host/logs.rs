@@ -132,7 +132,7 @@ fn under_systemd_the_journal_gets_fields() {
     }
 }
 
-/// A variable that came down from somebody else's service isn't about us; and without a journal that is one line.
+/// A variable inherited from another service isn't about the agent; and without a journal that is one line.
 #[test]
 fn a_journal_that_is_not_there() {
     let topology = Topology::routed();

@@ -87,10 +87,10 @@ fn a_stopped_loop_is_not_alive() {
     agent.signal(Signal::SIGCONT);
     assert_eq!(http::get(&node.topology.node, "/healthz").status, 200);
     agent.stop();
-    assert!(http::try_get(&node.topology.node, "/healthz", "").is_err(), "somebody still listens");
+    assert!(http::try_get(&node.topology.node, "/healthz", "").is_err(), "the port is still open");
 }
 
-/// Metrics that can't be served are said to be missing, and the agent runs all the same.
+/// Metrics that can't be served are said to be missing, and the agent runs anyway.
 #[test]
 fn a_port_that_is_taken_is_one_line_and_the_agent_runs() {
     let node = Watched::new();
@@ -131,7 +131,7 @@ fn a_second_agent_is_told_who_runs() {
     first.stop();
 }
 
-/// Whoever opens connections and says nothing keeps nobody else from being served, but for so long.
+/// A client that opens connections and sends nothing delays others for a limited time only.
 #[test]
 fn silent_connections_are_closed_after_a_while() {
     let node = Watched::new();

@@ -83,7 +83,7 @@ fn add_table(node: &Netns) {
     let table = named(1, TABLE);
     let new =
         |kind: u16, attributes: &[Vec<u8>]| message(10 << 8 | kind, CREATE, INET, 0, &attributes.concat());
-    // Over a million packets a second, which nobody here sends.
+    // Over a million packets a second, which no test sends.
     let [rate, second] = [1_000_000_u64, 1].map(u64::to_be_bytes);
     let limit = instruction("limit", &[attribute(1, &rate), attribute(2, &second), number(5, 1)]);
     let verdict =
@@ -182,7 +182,7 @@ pub(crate) fn assert_harmless_on_a_terminal(node: &Netns, arguments: &[&str], sh
     let written = top.written();
     let has = |sequence: &[u8]| written.windows(sequence.len()).any(|window| window == sequence);
     for (name, _) in DEVICES {
-        // Escape sequences are whole in what the terminal gets, however little else of a line is drawn anew.
+        // Escape sequences are whole in what the terminal gets, however little else of a line is drawn again.
         let start = name.iter().position(|byte| *byte == 0x1b || *byte >= 0x80);
         let sequence = start.map_or(name, |start| &name[start..]);
         assert!(!has(sequence), "the terminal got {}", sequence.escape_ascii());
@@ -250,12 +250,12 @@ fn hostile_names_do_nothing_to_whoever_reads_them() {
 
     // And yet they are told, each as another one.
     for (name, shown) in DEVICES {
-        assert!(told.contains(shown), "{}: nobody tells of {shown}:\n{told}", name.escape_ascii());
+        assert!(told.contains(shown), "{}: nothing tells of {shown}:\n{told}", name.escape_ascii());
     }
     for shown in
         [r"t\x0aFORGED 1\x0d\x1b]0;owned\x07", r"c\xff\x22}\x0a# FORGED \\", r"c\xfe\x22}\x0a# FORGED \\"]
     {
-        assert!(told.contains(shown), "nobody tells of {shown}:\n{told}");
+        assert!(told.contains(shown), "nothing tells of {shown}:\n{told}");
     }
     assert!(told.contains(r"say \x22hi\x22\x0alevel=FORGED \x1b[2J\u{202e}\xff"), "{told}");
 }

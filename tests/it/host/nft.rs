@@ -154,7 +154,7 @@ fn what_was_committed_is_observed() {
         let observed = nft.observe().expect("observe");
         assert_eq!(observed.generation, after);
         let table = observed.table.expect("our table");
-        assert_eq!(table.owner, Owner::Ours);
+        assert_eq!(table.owner, Owner::Agent);
         assert_eq!(table.flowtables, []);
         let want = wanted(forward_only());
         assert_has(&table, &want);
@@ -162,7 +162,7 @@ fn what_was_committed_is_observed() {
         let hook = ChainHook { kind: "filter".to_owned(), hook: 2, priority: 300, accept: true };
         assert_eq!(table.chain(OwnChain::Base).expect("the base chain").hook, Some(hook));
         let rules: Vec<_> = table.chains.iter().flat_map(|chain| &chain.rules).collect();
-        assert!(rules.iter().all(|rule| rule.owner == Owner::Ours));
+        assert!(rules.iter().all(|rule| rule.owner == Owner::Agent));
         let counters: Vec<_> = rules.iter().filter_map(|rule| rule.counter).collect();
         assert_eq!(counters.iter().map(|counter| counter.packets).collect::<Vec<_>>(), [0; 7]);
 
@@ -326,7 +326,7 @@ fn excluding(file: &str) -> Vec<Op> {
 #[test]
 fn exclusions_are_what_nft_makes_of_them() {
     let node = Netns::new("node");
-    let ours = node.run(|| {
+    let own = node.run(|| {
         let mut nft = Nft::open().expect("open");
         let generation = generation(&mut nft);
         nft.commit(&excluding(EXCLUDED), generation).expect("commit");
@@ -346,11 +346,11 @@ fn exclusions_are_what_nft_makes_of_them() {
     }
     node.nft(&format!("delete table inet {TABLE}\n{listing}"));
     let theirs = node.run(|| table(&mut Nft::open().expect("open")));
-    assert_eq!(exprs(&theirs, OwnChain::Offload), exprs(&ours, OwnChain::Offload));
+    assert_eq!(exprs(&theirs, OwnChain::Offload), exprs(&own, OwnChain::Offload));
     let sets = |table: &ObservedTable| {
         table.sets.iter().map(|set| (set.name.clone(), set.shape, set.keys.clone())).collect::<Vec<_>>()
     };
-    assert_eq!(sets(&theirs), sets(&ours));
+    assert_eq!(sets(&theirs), sets(&own));
 }
 
 #[test]
@@ -432,7 +432,7 @@ fn the_monitor_hears_of_generations_and_of_nothing_else() {
     });
 }
 
-/// What the monitor tells of others' changes, one line an object.
+/// What the monitor tells of other programs' changes, one line an object.
 fn heard(monitor: &mut Monitor) -> Vec<String> {
     let mut heard = Vec::new();
     let complete = monitor

@@ -14,7 +14,7 @@ const A_WHILE: Duration = Duration::from_millis(200);
 /// A router may have hundreds of thousands in table main; the kernel itself judges flows by those. Routes of other tables matter, once
 /// they come.
 #[test]
-fn ordinary_routes_wake_nobody() {
+fn ordinary_routes_cause_no_wake_up() {
     let node = Netns::new("node");
     let ip = |command: &str| drop(node.output("ip", &command.split(' ').collect::<Vec<_>>()));
     ip("link add c0 type veth peer name c1");

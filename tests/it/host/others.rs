@@ -1,4 +1,4 @@
-//! Chains and rules of others, as the kernel hands them out, and what is made of them.
+//! Other programs' chains and rules, as the kernel gives them, and what the agent makes of them.
 
 use std::{collections::BTreeSet, fs, time::Duration};
 

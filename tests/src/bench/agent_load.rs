@@ -70,7 +70,7 @@ fn ports(flows: u32) -> (u16, u16) {
 
 /// A node with a running agent, and as many flows, which are still to come.
 fn node_for_flows(flows: u32, threshold: u32) -> (Node, packets::Setup, Stream) {
-    node_with_rules(Rules::OursEbpf, flows, threshold)
+    node_with_rules(Rules::AgentEbpf, flows, threshold)
 }
 
 /// The same with anybody's rules.
@@ -205,7 +205,7 @@ pub(super) fn enforced() -> Vec<f64> {
     node.topology.node.nft(
         "table inet firewall { chain forward { type filter hook forward priority filter; ct state invalid drop; }; }",
     );
-    node.load(Rules::OursEbpf, 20, &[]);
+    node.load(Rules::AgentEbpf, 20, &[]);
     let agent = node.agent.as_ref().expect("it runs");
     (0..5u16)
         .map(|turn| {
@@ -230,7 +230,7 @@ pub(super) fn enforced() -> Vec<f64> {
                 scope.spawn(|| {
                     let begun = Instant::now();
                     while !ended.load(Ordering::Relaxed) && begun.elapsed() < Duration::from_secs(20) {
-                        // Once it is denied, nobody tells.
+                        // Once it is denied, nothing answers.
                         let _ = client.send(b"ask");
                         thread::sleep(Duration::from_micros(500));
                     }
@@ -267,7 +267,7 @@ pub(super) fn helped() -> f64 {
     let forth = setup.forth(&node);
     setup.converse(&node, &forth, 1);
     let back = setup.back(&node, &forth);
-    node.load(Rules::OursEbpf, 2, &[]);
+    node.load(Rules::AgentEbpf, 2, &[]);
     node.settle();
     let (client, server) = (node.topology.client().ns.clone(), node.topology.server().ns.clone());
     let flows = u64::from(FLOWS);

@@ -1,4 +1,4 @@
-//! What the agent itself does: how soon, how much of the machine it takes, and what it costs the flows of others.
+//! What the agent itself does: how soon, how much of the machine it takes, and what it costs flows.
 //!
 //! Times are of the guest's clock: milliseconds of a processor that executes a thousand million instructions a second.
 
@@ -45,9 +45,9 @@ pub enum Task {
     LinkUpCost(usize, &'static str),
     /// Offloaded flows that take the forward path again since an interface was added to the flowtable.
     Lost(Rules),
-    /// From the ruleset's deletion by somebody to the table back.
+    /// From the ruleset's deletion by another program to the table back.
     Restored,
-    /// From somebody's rule to the last packet of an offloaded flow that it denies.
+    /// From another program's rule to the last packet of an offloaded flow that it denies.
     Enforced,
     /// Connections older than the ruleset that are offloaded in a second.
     Helped,
@@ -304,7 +304,7 @@ fn wakeups(interfaces: usize) -> f64 {
 pub(super) fn rows() -> Vec<Row> {
     [
         Task::Crossing(Rules::Alone),
-        Task::Crossing(Rules::OursEbpf),
+        Task::Crossing(Rules::AgentEbpf),
         Task::Start(2, "tc"),
         Task::Start(10, "tc"),
         Task::Start(100, "tc"),
@@ -326,7 +326,7 @@ pub(super) fn rows() -> Vec<Row> {
         Task::LinkUpCost(100, "tc"),
         Task::LinkUpCost(1000, "tc"),
         Task::Lost(Rules::Kindnet),
-        Task::Lost(Rules::OursEbpf),
+        Task::Lost(Rules::AgentEbpf),
         Task::Helped,
         Task::Memory(10),
         Task::Memory(100),

@@ -17,9 +17,9 @@ use crate::{bench::node::Base, topology::Family};
 
 /// Packets of one repetition, about.
 const PACKETS: usize = 12_000;
-/// With more, the shortest connections would come to ports that earlier ones had, and be taken for those.
+/// With more, the shortest connections would get ports that earlier ones had, and be taken for those.
 const REPETITIONS: usize = 5;
-/// Packets of an offloaded connection that are forwarded all the same: that with which it is offloaded, FIN from both ends, and
+/// Packets of an offloaded connection on the normal path: that with which it is offloaded, FIN from both ends, and
 /// what follows.
 const AT_THE_END: f64 = 6.0;
 /// Bytes of a request and of a response.
@@ -122,8 +122,8 @@ impl Setup {
 
 pub(super) fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
-    let compared = [(Rules::None, 0), (Rules::Kindnet, 20), (Rules::Alone, 20), (Rules::OursEbpf, 20)];
-    let lower = [(Rules::OursEbpf, 6), (Rules::OursEbpf, 1)];
+    let compared = [(Rules::None, 0), (Rules::Kindnet, 20), (Rules::Alone, 20), (Rules::AgentEbpf, 20)];
+    let lower = [(Rules::AgentEbpf, 6), (Rules::AgentEbpf, 1)];
     for rounds in [0, 3, 7, 22, 100, 500] {
         // Those two are for the length from which on a connection gains.
         let lower = if matches!(rounds, 3 | 100) { &[][..] } else { &lower };

@@ -1,6 +1,6 @@
 //! Instructions for each offloaded flow when the flowtable is emptied: to throw the flow out, and to take it up again.
 //!
-//! The table is deleted and made anew by `nft`, in one transaction, as kindnet does it. What that costs without a flow, and
+//! The table is deleted and made again by `nft`, in one transaction, as kindnet does it. What that costs without a flow, and
 //! what the packets cost when nothing is emptied, is taken off. The kernel throws flows out some time later, so all that the
 //! processor does meanwhile is counted.
 

@@ -91,7 +91,7 @@ impl Row {
 }
 
 impl Row {
-    /// Prints the kernel's functions, or those of its modules only, and then sends the row's packets until somebody ends it.
+    /// Prints the kernel's functions, or those of its modules only, and then sends the row's packets until it is ended.
     ///
     /// Or makes its connections. The line `@@PROFILE` names the function that is called once for each. Panics when the row is
     /// about neither.

@@ -40,7 +40,7 @@ struct Turn {
 /// Panics when the flow of the side with the agent isn't offloaded.
 #[must_use]
 pub fn measure() -> Value {
-    let mut sides = [Rules::None, Rules::OursEbpf].map(Side::open);
+    let mut sides = [Rules::None, Rules::AgentEbpf].map(Side::open);
     let mut turns = [Vec::new(), Vec::new()];
     for _ in 0..TURNS {
         for (side, turns) in sides.iter_mut().zip(&mut turns) {

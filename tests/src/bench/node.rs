@@ -34,7 +34,7 @@ pub enum Base {
 /// Whose rules for the fast path the node has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rules {
-    /// Nobody's.
+    /// No rules.
     None,
     /// kindnet's, as its current source writes them.
     Kindnet,
@@ -43,20 +43,20 @@ pub enum Rules {
     /// Those that `fastpath-agent render` prints, loaded by nft; no agent runs.
     Alone,
     /// The agent's, without eBPF programs.
-    Ours,
+    Agent,
     /// The agent's, with eBPF programs.
-    OursEbpf,
+    AgentEbpf,
     /// The agent's, with XDP programs.
-    OursXdp,
+    AgentXdp,
 }
 
 impl Rules {
     /// All that have rows of their own in each state.
     pub const ALL: [Self; 5] =
-        [Self::Kindnet, Self::KindnetDocument, Self::Ours, Self::OursEbpf, Self::OursXdp];
+        [Self::Kindnet, Self::KindnetDocument, Self::Agent, Self::AgentEbpf, Self::AgentXdp];
 
     /// Those that other kinds of traffic are measured with.
-    pub const MAIN: [Self; 3] = [Self::Kindnet, Self::Ours, Self::OursEbpf];
+    pub const MAIN: [Self; 3] = [Self::Kindnet, Self::Agent, Self::AgentEbpf];
 
     /// As rows call it.
     #[must_use]
@@ -66,14 +66,14 @@ impl Rules {
             Self::Kindnet => "kindnet",
             Self::KindnetDocument => "kindnet-document",
             Self::Alone => "rules-alone",
-            Self::Ours => "ours",
-            Self::OursEbpf => "ours-ebpf",
-            Self::OursXdp => "ours-xdp",
+            Self::Agent => "ours",
+            Self::AgentEbpf => "ours-ebpf",
+            Self::AgentXdp => "ours-xdp",
         }
     }
 
     /// What established connections are measured under.
-    pub(super) const FOR_CONNECTIONS: [Self; 4] = [Self::None, Self::Kindnet, Self::Ours, Self::OursEbpf];
+    pub(super) const FOR_CONNECTIONS: [Self; 4] = [Self::None, Self::Kindnet, Self::Agent, Self::AgentEbpf];
 
     /// As rows of established connections call it.
     pub(super) fn of_connection(self) -> String {
@@ -180,9 +180,9 @@ impl Node {
                 return node.nft(&reference::kindnet_document_above(threshold, &DEVICES));
             }
             Rules::Alone => return node.nft(&rendered(node, threshold)),
-            Rules::Ours => "--ebpf=off",
-            Rules::OursEbpf => "--ebpf=tc",
-            Rules::OursXdp => "--ebpf=xdp",
+            Rules::Agent => "--ebpf=off",
+            Rules::AgentEbpf => "--ebpf=tc",
+            Rules::AgentXdp => "--ebpf=xdp",
         };
         let mut flags = vec![threshold_flag.as_str(), ebpf, MAX_FLOWS];
         if !exclusions.is_empty() {
@@ -194,7 +194,7 @@ impl Node {
         self.agent = Some(agent);
     }
 
-    /// Lets what has been begun come to its end. While nothing happens, the guest's time passes at once.
+    /// Waits for the end of what has been begun. While nothing happens, the guest's time passes at once.
     pub(super) fn settle(&self) {
         thread::sleep(Duration::from_secs(2));
     }

@@ -206,15 +206,15 @@ impl Setup {
             State::Offloaded => true,
             State::OneWay => matches!(
                 self.rules,
-                Rules::Kindnet | Rules::KindnetDocument | Rules::OursEbpf | Rules::OursXdp
+                Rules::Kindnet | Rules::KindnetDocument | Rules::AgentEbpf | Rules::AgentXdp
             ),
-            State::TooOld => matches!(self.rules, Rules::OursEbpf | Rules::OursXdp),
+            State::TooOld => matches!(self.rules, Rules::AgentEbpf | Rules::AgentXdp),
             State::Young | State::Assisting | State::Excluded => false,
         }
     }
 
     /// Prints the kernel's functions, of those that belong to it from the start only the first if `modules_only`, and sends
-    /// packets. Never returns: it is for somebody who watches from outside.
+    /// packets. Never returns: a program outside watches.
     pub(super) fn send_forever(&self, modules_only: bool) -> ! {
         let (node, forth) = self.prepare();
         super::print_symbols(modules_only);
@@ -366,15 +366,15 @@ pub(super) fn rows() -> Vec<Row> {
         setups.extend(Rules::ALL.map(|rules| Setup { state, rules, ..plain }));
     }
     setups.extend(Rules::MAIN.map(|rules| Setup { state: State::OneWay, rules, ..plain }));
-    setups.push(Setup { state: State::Assisting, rules: Rules::OursEbpf, ..plain });
+    setups.push(Setup { state: State::Assisting, rules: Rules::AgentEbpf, ..plain });
     // A list of that length takes long to load, and packets of young flows never come near it.
     let some = [
-        (10, State::Young, Rules::Ours),
-        (10, State::Young, Rules::OursEbpf),
-        (10, State::Offloaded, Rules::OursEbpf),
-        (10, State::Excluded, Rules::OursEbpf),
-        (100_000, State::Young, Rules::OursEbpf),
-        (100_000, State::Excluded, Rules::OursEbpf),
+        (10, State::Young, Rules::Agent),
+        (10, State::Young, Rules::AgentEbpf),
+        (10, State::Offloaded, Rules::AgentEbpf),
+        (10, State::Excluded, Rules::AgentEbpf),
+        (100_000, State::Young, Rules::AgentEbpf),
+        (100_000, State::Excluded, Rules::AgentEbpf),
     ];
     setups.extend(some.map(|(exclusions, state, rules)| Setup { exclusions, state, rules, ..plain }));
     let services = Setup { base: Base::Services, ..plain };
@@ -387,7 +387,7 @@ pub(super) fn rows() -> Vec<Row> {
     }
     let services_only = Setup { base: Base::ServicesOnly, ..plain };
     setups.push(services_only);
-    setups.push(Setup { state: State::Offloaded, rules: Rules::OursEbpf, ..services_only });
+    setups.push(Setup { state: State::Offloaded, rules: Rules::AgentEbpf, ..services_only });
     let large = Setup { frame_bytes: 1400, ..plain };
     let thousand = Setup { ports: (125, 8), ..plain };
     let many = Setup { ports: (3125, 32), ..plain };

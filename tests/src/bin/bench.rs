@@ -1,7 +1,7 @@
 //! The guest's side of `cargo xtask bench`: lists the rows, or measures one.
 //!
 //! `bench list` prints names; `bench run NAME` prints a line `@@ROW` with JSON; `bench profile all|modules NAME` prints the
-//! kernel's functions as lines `@@SYMBOL`, then `@@PROFILE`, and sends the row's packets until somebody ends it;
+//! kernel's functions as lines `@@SYMBOL`, then `@@PROFILE`, and sends the row's packets until it is ended;
 //! `bench native` measures on this machine's own clock, and prints a line `@@NATIVE`.
 
 use std::process::ExitCode;

@@ -23,7 +23,7 @@ const SECONDS: u64 = 8;
 /// When the node is looked at: late enough for the flow to be offloaded, early enough for a slow machine.
 const LOOK_AT: Duration = Duration::from_secs(3);
 
-/// What one transfer came to.
+/// Result of one transfer.
 struct Transfer {
     bits_per_second: f64,
     /// Packets that reached the node, both directions; a packet of many segments is one.

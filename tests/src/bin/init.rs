@@ -139,7 +139,7 @@ fn shell() -> Result<()> {
 /// Runs the command in `/job/arguments`, or, if there is none, obeys the host until it says `exit`: `test SECONDS NAME VARIABLE=VALUE…`
 /// runs that one test of the `it` binary, `run SECONDS PROGRAM ARGUMENTS…` another program.
 ///
-/// The command doesn't wait for a word of the host, which would come at another moment of the guest's time in each run.
+/// The command doesn't wait for a word of the host, which would arrive at another moment of the guest's time in each run.
 /// Each line that the job prints comes back behind `| `, and at the end `@@END WORD NUMBER SECONDS`.
 fn serve() -> Result<()> {
     let raw = Command::new("stty").args(["-F", PORT, "115200", "raw", "-echo"]).status()?;

@@ -232,7 +232,7 @@ impl Node {
         background(flow, pause)
     }
 
-    /// Requests that nobody answers.
+    /// Requests without answers.
     fn without_answers(&self, port: u16, stop: &Stop) {
         let mut flow = self.topology.open(Proto::Udp, Family::V4, port);
         while !stop.load(Ordering::Relaxed) {

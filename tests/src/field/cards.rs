@@ -270,7 +270,7 @@ fn trial(node: &mut Node, kind: &Kind) {
     kind.set_up_near(1);
     node.comes_back(&mut udp);
     node.fast("UDP after it is bound", &mut udp);
-    // Of virtio, what stands on the bus is one device above.
+    // Of virtio, the device on the bus is one above.
     let device = behind(0);
     let on_bus =
         if device.join("remove").exists() { device } else { device.parent().expect("a bus").to_owned() };

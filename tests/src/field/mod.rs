@@ -96,7 +96,7 @@ pub const TRIALS: &[Trial] = &[
 pub enum Order {
     /// It isn't: what is seen now is what must be seen with it.
     Without,
-    /// It comes to software that runs, and to its flows.
+    /// The software runs already, with its flows.
     SoftwareFirst,
     /// The software starts beside it.
     AgentFirst,

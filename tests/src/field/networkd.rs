@@ -1,4 +1,4 @@
-//! systemd-networkd: it configures the server's link, again and anew.
+//! systemd-networkd: it configures the server's link, again and again.
 
 use super::{Node, Trial};
 use crate::{

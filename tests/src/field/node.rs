@@ -31,7 +31,7 @@ const SILENCE: Duration = Duration::from_secs(2);
 const LOST: usize = 6;
 /// How long a message may take that must arrive.
 const PATIENCE: Duration = Duration::from_secs(6);
-/// How long it may take until a flow is fast: it may just be judged anew.
+/// How long it may take until a flow is fast: it may just be revalidated.
 const FAST_WITHIN: Duration = Duration::from_secs(15);
 /// Rounds of a measurement.
 const ROUNDS: usize = 100;
@@ -105,7 +105,7 @@ impl Node {
         println!("  {:?}: the software runs after {:.1} s", self.order, began.elapsed().as_secs_f64());
     }
 
-    /// Starts the agent where the software comes first. The flow goes on meanwhile; nothing of others' may change.
+    /// Starts the agent where the software comes first. The flow goes on meanwhile; nothing of other programs may change.
     #[track_caller]
     pub fn agent(&mut self, flow: Flow) -> Flow {
         if self.order != Order::SoftwareFirst {
@@ -167,7 +167,7 @@ impl Node {
         }
     }
 
-    /// Has the software start again, then stops the agent and cleans up after it. The flow goes on meanwhile, and takes the forward path then; nothing of others' may change.
+    /// Has the software start again, then stops the agent and cleans up after it. The flow goes on meanwhile, and takes the forward path then; nothing of other programs may change.
     #[track_caller]
     pub fn agent_goes(&mut self, flow: Flow) {
         let mut flow = self.again(flow);
@@ -348,7 +348,7 @@ impl Node {
         self.note(what, if arrived { "arrives" } else { "doesn't arrive" });
     }
 
-    /// Waits until a UDP flow arrives again, after its way was interrupted.
+    /// Waits until a UDP flow arrives again, after an interruption.
     #[track_caller]
     pub fn comes_back(&self, flow: &mut Flow) {
         flow.set_patience(Duration::from_millis(200));

@@ -16,9 +16,9 @@ pub(super) const TRIAL: Trial = Trial {
         ("doctor --no-canary", "offloaded packets pass them too: netdev portal in on c0"),
         (
             "doctor --no-canary",
-            "set auth: changes by itself, so offloaded flows are judged anew when an element",
+            "set auth: changes by itself, so offloaded flows are revalidated when an element",
         ),
-        ("status", "set auth; when an element runs out"),
+        ("status", "set auth; when an element times out"),
     ],
     run: trial,
     ..Trial::PLAIN
@@ -45,7 +45,7 @@ nft 'add element inet portal auth { 10.1.0.2 timeout 1h }'
 tc qdisc replace dev s0 clsact
 tc filter add dev s0 ingress protocol ip prio 10 u32 match u32 0 0 police rate 10gbit burst 10m conform-exceed drop";
 
-/// Admits the client anew, for so long.
+/// Admits the client again, for so long.
 fn admit(time: &str) {
     sh(&format!(
         "nft 'delete element inet portal auth {{ 10.1.0.2 }}; add element inet portal auth {{ 10.1.0.2 timeout {time} }}'"

@@ -83,7 +83,7 @@ fn trial(node: &mut Node) {
     docker_host(node);
 }
 
-/// The package is removed first, and what stands in the document puts it back.
+/// The package is removed first, and the document's commands put it back.
 fn router(node: &mut Node) {
     let (client, server) = (node.client(), node.server());
     run("dpkg", &["--purge", "fastpath-agent"]);

@@ -43,7 +43,7 @@ impl Surroundings {
             }
             add("link", &line);
         }
-        // An empty one stays on kernels before 6.6, for others who may have come to rely on it.
+        // An empty one stays on kernels before 6.6, for other programs that may rely on it.
         let qdiscs = said("tc", &["qdisc", "show"]);
         add(
             "qdisc",

@@ -186,7 +186,7 @@ impl<S: FnMut(&str)> Life<S> {
     }
 
     /// To the agent whose maps have another layout, or back, with the flags that there are: an offloaded flow stays offloaded, and
-    /// counting starts anew.
+    /// counting starts again at 0.
     pub(super) fn upgrade_or_downgrade(&mut self) {
         if !self.watches {
             self.restart(&self.program.clone(), &[]);

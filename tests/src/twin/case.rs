@@ -53,7 +53,7 @@ pub enum Flows {
     BothCross,
     /// After a change the client sends first, the server does, or both go on all the time.
     AllNext,
-    /// UDP only, of which the server answers just the first message.
+    /// UDP only; the server answers just the first message.
     OneWay,
 }
 
@@ -62,8 +62,8 @@ pub enum Flows {
 pub enum Path {
     /// Past the forward hook.
     Fast,
-    /// Past it, but for the packets that it takes to be judged anew: a rule changes without an announcement.
-    Anew,
+    /// Past it, but for the packets that it takes to be revalidated: a rule changes without an event.
+    Revalidated,
     /// Through it, every one.
     Slow,
     /// Whatever is right.

@@ -12,8 +12,8 @@ use crate::{
     traffic::Proto,
 };
 
-/// Packets of a direction on the forward path in a window in which flows are judged anew once, and strays.
-const ANEW: u64 = 3 + STRAYS;
+/// Packets of a direction on the forward path in a window in which flows are revalidated once, and strays.
+const REVALIDATED: u64 = 3 + STRAYS;
 /// How many flows a message names.
 const NAMED: usize = 6;
 
@@ -183,7 +183,7 @@ impl Finding {
             _ if self.fate == Fate::Stop => true,
             Path::Any => true,
             Path::Fast => original <= STRAYS && reply <= STRAYS,
-            Path::Anew => original <= ANEW && reply <= ANEW,
+            Path::Revalidated => original <= REVALIDATED && reply <= REVALIDATED,
             Path::Slow if self.spec.next == Next::ClientOnly => original >= WINDOW as u64,
             Path::Slow => original >= WINDOW as u64 && reply >= WINDOW as u64,
         }

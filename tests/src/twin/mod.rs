@@ -155,7 +155,7 @@ impl<'a> Twin<'a> {
             perform(world, change.steps);
         }
         if self.with == With::Rendered {
-            // As somebody does who has no agent that would.
+            // As an administrator without an agent does.
             load_rendered(&self.worlds[0].node);
         }
         let begun = Instant::now();

@@ -167,7 +167,7 @@ fn decades(values: impl Iterator<Item = f64>) -> (i32, i32) {
     (least, most.max(least + 1))
 }
 
-/// Where a value stands between two ends that are powers of ten.
+/// Place of a value between two ends that are powers of ten.
 fn place(value: f64, (least, most): (i32, i32), (begin, end): (i32, i32)) -> i32 {
     let share = (value.log10() - f64::from(least)) / f64::from(most - least);
     begin + (share * f64::from(end - begin)) as i32

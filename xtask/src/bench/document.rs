@@ -14,7 +14,7 @@ use crate::{document, workspace};
 /// The command that writes this part of the document.
 const WRITER: &str = "cargo xtask bench --render";
 
-/// Writes the document's numbers and the charts anew.
+/// Writes the document's numbers and the charts again.
 pub(super) fn render(report: &Report) -> Result<()> {
     let docs = workspace::root().join("docs");
     chart::bars(
@@ -65,7 +65,7 @@ fn section(report: &Report, images: &str) -> String {
     text += "\n## All rows\n";
     let rows = report.kernels.values().flat_map(|kernel| &kernel.rows);
     let states: BTreeSet<&str> = rows.filter_map(|row| row.earlier.as_deref()).collect();
-    // The sign that stands behind numbers of a state.
+    // The sign behind numbers of a state.
     let earlier: BTreeMap<&str, String> =
         states.into_iter().zip(1..).map(|(state, number)| (state, format!("<sup>{number}</sup>"))).collect();
     if !earlier.is_empty() {

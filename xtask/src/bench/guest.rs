@@ -29,7 +29,7 @@ use crate::{
     process,
 };
 
-/// For a row, in the guest's time, which is longer than ours when it does little.
+/// For a row, in the guest's time, which is longer than this machine's when it does little.
 const LIMIT: Duration = Duration::from_secs(900);
 /// Guests at a time, each of which takes some 500 MB of memory.
 const MOST_GUESTS: usize = 8;

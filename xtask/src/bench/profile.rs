@@ -102,7 +102,7 @@ fn measure(wanted: &Wanted, binaries: &Binaries, row: &str, seed: u32) -> Result
         }
     });
     let Some(counts) = result else {
-        bail!("the guest didn't come to send packets: {ended:?}; see {}", machine.log.display());
+        bail!("the guest sent no packets: {ended:?}; see {}", machine.log.display());
     };
     symbols.remember(&kernel.release)?;
     Ok(profile(symbols.complete(), &counts?, span.looked_at))
@@ -122,7 +122,7 @@ fn executed(
     let mut monitor = UnixStream::connect(monitor).context("cannot connect to QEMU's monitor")?;
     let mut answers = monitor.try_clone()?;
     std::thread::spawn(move || {
-        // Nobody asks what it answers, but it stops when nobody reads.
+        // The answers don't matter, but it stops without a reader.
         let _ = std::io::copy(&mut answers, &mut std::io::sink());
     });
     // The second is for emulators before 8.1, the first for later ones; each refuses the other in words.

@@ -138,7 +138,7 @@ impl Panel {
         other.unwrap_or(self.field_config.defaults.custom.fill_opacity) / 100.0
     }
 
-    /// Whether a curve of that name stands on those before it.
+    /// Whether a curve of that name is stacked on those before it.
     pub(super) fn stacks(&self, name: &str) -> bool {
         let other = self.overrides(name).find_map(|property| match property {
             Property::Stacking(stacking) => Some(stacking),
@@ -160,7 +160,7 @@ impl Board {
         serde_json::from_str(&text).with_context(|| format!("cannot understand {PATH}"))
     }
 
-    /// Panels that stand beside each other, from the top down.
+    /// Panels side by side, from the top down.
     pub(super) fn rows(&self) -> Vec<Vec<&Panel>> {
         self.panels
             .chunk_by(|one, next| one.grid_pos.y == next.grid_pos.y)

@@ -130,7 +130,7 @@ impl<'a> Chart<'a> {
         self.legend.draw(root, (self.left, frame.bottom + TIMES))
     }
 
-    /// The curve that this one stands on.
+    /// The curve that this one is stacked on.
     fn below(&self, number: usize) -> Option<usize> {
         let stacks = |number: &usize| self.panel.stacks(&self.curves[*number].name);
         (0..number).rfind(stacks).filter(|_| stacks(&number))
@@ -213,7 +213,7 @@ impl Curve {
     }
 }
 
-/// Where curves are drawn, and what its edges stand for.
+/// Where curves are drawn, and the values at its edges.
 struct Frame {
     left: i32,
     right: i32,

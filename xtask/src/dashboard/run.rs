@@ -23,7 +23,7 @@ use crate::{
     process,
 };
 
-/// For the whole run, in the guest's time, and in ours, which may be longer.
+/// For the whole run, in the guest's time, and in this machine's, which may be longer.
 const LIMIT: Duration = Duration::from_secs(1800);
 
 pub(super) fn record(kernel: &Kernel, binaries: &Binaries) -> Result<Recording> {

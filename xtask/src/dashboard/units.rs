@@ -3,7 +3,7 @@
 use super::board::Unit;
 
 impl Unit {
-    /// What stands below a panel's title.
+    /// The text below a panel's title.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Number => "number",

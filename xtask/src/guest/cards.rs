@@ -35,7 +35,7 @@ fn ends() -> impl Iterator<Item = (usize, usize, usize)> {
     (0..KINDS.len()).flat_map(|kind| (0..2).flat_map(move |link| (0..2).map(move |end| (kind, link, end))))
 }
 
-/// Words that QEMU's own stand behind: it runs in a network namespace of its own, which holds the taps.
+/// Words before QEMU's own: it runs in a network namespace of its own, which holds the taps.
 pub(crate) fn surroundings() -> Vec<String> {
     let mut script = String::from("set -e\n");
     for (kind, link, end) in ends().filter(|(kind, ..)| KINDS[*kind].2 != Joint::Hub) {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{process, progress, workspace};
 
-/// What nobody reads in a guest.
+/// What no test reads in a guest.
 const LEFT_OUT: &[&str] =
     &["/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/zoneinfo/*", "/usr/share/i18n/*"];
 

@@ -88,7 +88,7 @@ pub(crate) fn run(
         let queue = Mutex::new(queue);
         jobs.push(Job { kernel, initramfs, queue });
     }
-    // Its clock stands still while the guest has no processor of this machine's, and waiting takes no time: how busy this machine is
+    // Its clock stops while the guest has no processor of this machine's, and waiting takes no time: how busy this machine is
     // makes no test fail, and none takes longer than what it computes.
     let processor = if how.kvm { Processor::Kvm } else { Processor::Counted { seed: 1 } };
     let results = Mutex::new(Counts { skipped: tests.ignored * jobs.len(), ..Counts::default() });

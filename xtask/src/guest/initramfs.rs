@@ -1,5 +1,5 @@
 //! The guest's initial file system, in two archives that the kernel unpacks one over the other: a base for each kernel
-//! (tools of this machine, their libraries, the kernel's modules), made anew only when those change, and a small one
+//! (tools of this machine, their libraries, the kernel's modules), made again only when those change, and a small one
 //! with our own binaries. Uncompressed, since the guest's processor is emulated and this machine's is not.
 
 use std::{
@@ -65,7 +65,7 @@ const MODULES: &[&str] = &[
 const NOT_MODULES: &[&str] =
     &["kernel/drivers/net/ethernet", "kernel/drivers/net/wireless", "kernel/net/wireless"];
 
-/// What stands at a path of the archive.
+/// Entry at a path of the archive.
 enum Node {
     Directory,
     Link(String),

@@ -150,9 +150,9 @@ pub(crate) fn assemble(
         extra.program(&path, source)?;
     }
     fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
-    let (ours, whole) = (directory.join("ours.cpio"), directory.join("initramfs.cpio"));
-    extra.write(&ours)?;
-    initramfs::concatenate(&[&base, &ours], &whole)?;
+    let (own, whole) = (directory.join("extra.cpio"), directory.join("initramfs.cpio"));
+    extra.write(&own)?;
+    initramfs::concatenate(&[&base, &own], &whole)?;
     Ok(whole)
 }
 

@@ -52,7 +52,7 @@ impl Processor {
     /// How many of our seconds one of the guest's may take, when other work keeps this machine busy too.
     fn slowness(self) -> u32 {
         match self {
-            // It executes some 150 million instructions in one of ours.
+            // It executes some 150 million instructions in a second of this machine's.
             Self::Counted { .. } => 20,
             Self::Emulated | Self::Kvm => 1,
         }
@@ -114,8 +114,8 @@ impl<'a> Machine<'a> {
         command.args(["-display", "none", "-no-reboot"]);
         // An oops is a panic, and a panic ends QEMU: nothing runs on with a broken kernel. Without the crypto
         // library's self-tests it boots in half the time. The timer needn't be checked: on a busy machine the
-        // emulated one can be late, which Linux 6.1 takes for broken. Programs always stand at the same addresses, since
-        // the emulator translates their code anew wherever it hasn't seen it yet: `ip` takes a third of the time then.
+        // emulated one can be late, which Linux 6.1 takes for broken. Programs always have the same addresses, since
+        // the emulator translates their code again wherever it hasn't seen it yet: `ip` takes a third of the time then.
         let mut append = format!(
             "console=ttyS0,115200 loglevel=5 panic=-1 oops=panic mitigations=off cryptomgr.notests no_timer_check \
              norandmaps rdinit=/init fastpath.mode={mode}"
@@ -200,7 +200,7 @@ fn read_lines(stream: impl Read + Send + 'static, to: Sender<Event>, event: fn(S
         while stream.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
             let text = String::from_utf8_lossy(&line);
             if to.send(event(text.trim_end_matches(['\r', '\n']).to_owned())).is_err() {
-                break; // nobody follows this guest any more
+                break; // nothing follows this guest any more
             }
             line.clear();
         }
@@ -217,7 +217,7 @@ pub(crate) struct Guest {
     slowness: u32,
 }
 
-/// Why nothing more is to be expected of a guest.
+/// Why a guest can't go on.
 pub(crate) type Broken = String;
 
 impl Guest {

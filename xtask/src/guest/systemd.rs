@@ -28,10 +28,10 @@ while read -r word limit command; do
 done
 ";
 
-/// Units that only cost time: consoles that nobody looks at.
+/// Units that only cost time: consoles without a user.
 const MASKED: &[&str] = &["getty.target", "serial-getty@ttyS0.service", "getty-static.service"];
 
-/// Puts it in, below `top` (empty, or a directory with a slash behind it) where it is to be a part of the system's own files.
+/// Puts it in, below `top` (empty, or a directory with a slash behind it) where it becomes a part of the system's own files.
 pub(crate) fn add(archive: &mut Archive, top: &str) {
     archive.text("job/serve", SERVE);
     // The one that mmdebstrap leaves there forbids to start services.

@@ -84,7 +84,7 @@ pub(crate) fn for_tests(binaries: &build::Binaries) -> Result<PathBuf> {
     Ok(output)
 }
 
-/// Reads the archive in both of its forms with a program that isn't ours: digests and sizes are checked as it copies.
+/// Reads the archive in both of its forms with another program: digests and sizes are checked as it copies.
 pub(crate) fn check(archive: &Path) -> Result<()> {
     let to = workspace::target().join("image").join(format!("copy-{}", std::process::id()));
     fs::create_dir_all(&to).with_context(|| format!("cannot make {}", to.display()))?;
@@ -157,7 +157,7 @@ fn git(arguments: &[&str]) -> Option<String> {
     Some(text.trim().to_owned()).filter(|text| !text.is_empty())
 }
 
-/// Written beside and renamed, so that nobody reads half an archive.
+/// Written beside and renamed, so that no reader gets half an archive.
 fn write(archive: &Archive, path: &Path) -> Result<()> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;

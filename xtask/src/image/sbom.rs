@@ -154,7 +154,7 @@ fn libraries(rootfs: &Rootfs) -> Result<Components> {
     Ok(components)
 }
 
-/// In a package URL `+`, `:` and `~` of a version stand as they are but the first, which has another meaning there.
+/// In a package URL `+`, `:` and `~` of a version stay as they are but for the first, which has another meaning there.
 fn escaped(version: &str) -> String {
     version.replace('+', "%2B").replace(':', "%3A")
 }

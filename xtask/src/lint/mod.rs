@@ -120,7 +120,7 @@ fn rules_for(path: &Path, text: &str) -> Vec<String> {
     let mut broken = Vec::new();
     for (number, line) in text.lines().enumerate() {
         if let Some(found) = machine_path(line) {
-            broken.push(format!("{shown}:{}: path of somebody's machine: {found}", number + 1));
+            broken.push(format!("{shown}:{}: path on a developer's machine: {found}", number + 1));
         }
     }
     if path.extension().is_none_or(|extension| extension != "rs") {
@@ -155,7 +155,7 @@ struct UseGroup {
 }
 
 impl UseGroup {
-    /// The line of code, with the prefix in front of each name that stands directly within the braces.
+    /// The line of code, with the prefix in front of each name directly within the braces.
     fn expand(&mut self, code: &str) -> String {
         let mut expanded = String::with_capacity(code.len());
         let mut name_follows = self.depth == 1;

@@ -23,7 +23,7 @@ type Names = Vec<String>;
 /// What a file says, before any of it is looked up.
 #[derive(Default)]
 struct Source {
-    /// Names that it hands on, and what they stand for.
+    /// Names that it re-exports, and what they mean.
     handed_on: BTreeMap<String, Names>,
     /// Paths that it uses, from the crate's root.
     uses: BTreeSet<Names>,

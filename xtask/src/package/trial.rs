@@ -73,15 +73,15 @@ fn file_system(kernel: &Kernel, binaries: &Binaries, packages: &Packages) -> Res
     let base = initramfs::base(kernel, &crate::guest::directory().join(&kernel.name))?;
     let system = debian::SMALL.cached()?.context("set-up has made the small system")?;
     let trial = binaries.get("package").context("cargo built no program that tries the package")?;
-    let mut ours = Archive::default();
-    ours.link("init", &format!("/{}", systemd::INIT));
-    ours.program("job/package", trial)?;
-    ours.file("job/old.deb", &packages.old)?;
-    ours.file("job/new.deb", &packages.new)?;
-    systemd::add(&mut ours, "");
+    let mut extra = Archive::default();
+    extra.link("init", &format!("/{}", systemd::INIT));
+    extra.program("job/package", trial)?;
+    extra.file("job/old.deb", &packages.old)?;
+    extra.file("job/new.deb", &packages.new)?;
+    systemd::add(&mut extra, "");
     std::fs::create_dir_all(&own).with_context(|| format!("cannot make {}", own.display()))?;
-    let (archive, whole) = (own.join("ours.cpio"), own.join("initramfs.cpio"));
-    ours.write(&archive)?;
+    let (archive, whole) = (own.join("extra.cpio"), own.join("initramfs.cpio"));
+    extra.write(&archive)?;
     initramfs::concatenate(&[&base, &system, &archive], &whole)?;
     Ok(whole)
 }

@@ -207,7 +207,7 @@ fn who_scrapes_reaches_what_the_agent_serves() {
     assert!(strings(&container["args"]).contains(&flag.as_str()));
     for probe in ["livenessProbe", "readinessProbe"] {
         assert_eq!(container[probe]["httpGet"]["port"], port["containerPort"]);
-        assert!(container[probe]["httpGet"].get("host").is_none(), "{probe} asks where nobody listens");
+        assert!(container[probe]["httpGet"].get("host").is_none(), "{probe} asks where nothing listens");
     }
 }
 

@@ -73,9 +73,9 @@ pub(super) struct App {
     pub(super) order: Order,
     pub(super) interface_order: InterfaceOrder,
     pub(super) reversed: bool,
-    /// What is typed, as it stands.
+    /// The text typed so far.
     pub(super) search: String,
-    /// While somebody types: what was searched before.
+    /// While the user types: what was searched before.
     pub(super) search_before: Option<String>,
     pub(super) help: bool,
     /// Why the last reading failed; what is shown is older.
@@ -131,7 +131,7 @@ impl App {
         }
     }
 
-    /// Takes the result of a reading, unless somebody paused meanwhile and is looking at the last one.
+    /// Takes the result of a reading, unless the user paused meanwhile to look at the last one.
     pub(super) fn take(&mut self, result: Result<Snapshot, String>) {
         match result {
             Ok(snapshot) => {

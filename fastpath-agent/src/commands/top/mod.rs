@@ -45,7 +45,7 @@ pub(super) fn run(args: &TopArgs) -> anyhow::Result<ExitCode> {
 #[derive(Debug, thiserror::Error)]
 pub enum TopError {
     /// Standard input or output is something else.
-    #[error("top needs a terminal; use `fastpath-agent flows` where there is none")]
+    #[error("top needs a terminal; without one, use `fastpath-agent flows`")]
     NoTerminal,
     /// Flows can't be read, from the beginning.
     #[error(transparent)]
@@ -58,7 +58,7 @@ pub enum TopError {
     Reading(#[from] JoinError),
 }
 
-/// Shows the live view until somebody quits or the process is told to end (SIGTERM, SIGINT, SIGHUP).
+/// Shows the live view until the user quits or the process is told to end (SIGTERM, SIGINT, SIGHUP).
 pub async fn show(args: &TopArgs, node: &str) -> Result<(), TopError> {
     if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
         return Err(TopError::NoTerminal);
@@ -69,7 +69,7 @@ pub async fn show(args: &TopArgs, node: &str) -> Result<(), TopError> {
         .map(signal)
         .into_iter()
         .collect::<Result<Vec<_>, _>>()?;
-    // Before the screen is taken, so that what can't work at all is said where it stays.
+    // Before the screen is taken, so that a fatal error stays visible.
     let (rates, snapshot) = read(Rates::new(MAX_REMEMBERED), args.pin_path.clone(), app.wanted()).await?;
     let mut rates = Some(rates);
     app.take(Ok(snapshot?));
@@ -94,7 +94,7 @@ pub async fn show(args: &TopArgs, node: &str) -> Result<(), TopError> {
                     Next::Reschedule => due = began + app.interval(),
                     Next::Draw => {}
                 },
-                Some(Ok(_)) => {} // another size: drawn anew
+                Some(Ok(_)) => {} // another size: drawn again
                 Some(Err(error)) => return Err(error.into()),
                 None => return Ok(()),
             },
@@ -150,7 +150,7 @@ fn kernel_release() -> String {
     nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// The terminal while it is ours.
+/// The terminal while the view has it.
 struct Screen {
     terminal: DefaultTerminal,
 }

@@ -74,7 +74,7 @@ pub(super) fn state(flow: &Flow) -> String {
 pub(super) fn state_in_full(flow: &Flow) -> String {
     match (&flow.state, flow.path.metered) {
         (other, Some(metered)) if flow.slow() => {
-            format!("{}, but {} packets took the forward path", other.name(), short(metered as f64))
+            format!("{}, but {} packets took the normal path", other.name(), short(metered as f64))
         }
         (State::Stalled(cause), _) => format!("stalled: {cause}"),
         (other, _) => other.name().to_owned(),
@@ -87,7 +87,7 @@ pub(super) fn ends(tuple: &Tuple, width: usize) -> String {
     let source = end(tuple.source, tuple.source_port);
     let destination = end(tuple.destination, tuple.destination_port);
     let room = width.saturating_sub(protocol.len() + " ".len() + " > ".len());
-    // Whoever needs less than half leaves the rest to the other.
+    // One that needs less than half leaves the rest to the other.
     let for_source = (room / 2).max(room.saturating_sub(destination.len()));
     let source = keep_end(&source, for_source);
     let destination = keep_end(&destination, room.saturating_sub(source.chars().count()));

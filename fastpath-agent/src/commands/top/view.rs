@@ -29,13 +29,13 @@ p b f o n   order of interfaces: packets/s, bits/s, flows, offloaded, name
 r           the other way round
 /           show only flows that match all words: an address or network,
             a port, a part of an interface, state, cause or protocol
-            (Enter keeps it, Esc gives it up, Ctrl-U empties it)
-arrows, PgUp, PgDn, Home, End   select; the selected flow is spelt out
+            (Enter keeps it, Esc drops it, Ctrl-U empties it)
+arrows, PgUp, PgDn, Home, End   select; the selected flow is shown in full
 space       pause        + -   read less often, more often
 q, Esc, Ctrl-C           quit
 
-Offloaded is what conntrack calls so: the flow is in a flowtable. Slow: its
-packets take the forward path all the same, as a meter in the ruleset shows.
+Offloaded: in a flowtable, as conntrack says. Slow: offloaded, but its
+packets are still on the normal path, as a meter in the ruleset shows.
 Rates are of packets as counted at ingress, both directions of a flow added.
 A dash: not known yet, or not counted (neither TCP nor UDP).";
 
@@ -317,9 +317,7 @@ fn footer(frame: &mut Frame<'_>, area: Rect, app: &App, theme: Theme) {
         .as_ref()
         .map(|error| format!("not up to date: {error}"))
         .or_else(|| snapshot.and_then(|s| s.note.clone()))
-        .or_else(|| {
-            crowded.map(|n| format!("too many flows: {n} directions that were idle have no rate at first"))
-        });
+        .or_else(|| crowded.map(|n| format!("too many flows: {n} idle directions have no rate at first")));
     let line = match note {
         Some(note) => Line::styled(note, theme.fg(Color::Yellow)),
         None => {

@@ -113,7 +113,7 @@ fn a_slow_flow_is_called_so() {
     assert_eq!(words(&lines, "offloaded, slow")[2], "tcp");
     assert!(lines[1].contains("slow 1  stalled 0"), "{}", lines[1]);
     assert!(
-        lines[22].starts_with("offloaded, but 1.23k packets took the forward path | tcp 10.0.0.2:40000"),
+        lines[22].starts_with("offloaded, but 1.23k packets took the normal path | tcp 10.0.0.2:40000"),
         "{}",
         lines[22]
     );

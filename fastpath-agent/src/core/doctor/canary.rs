@@ -2,7 +2,7 @@
 
 use super::{
     Finding,
-    facts::{Canary, CanaryFlow, Facts},
+    facts::{Canary, CanaryFlow, NodeFacts},
     lacks_flowtable,
 };
 
@@ -11,13 +11,13 @@ const CHECK: &str = "canary";
 /// the packet after the threshold, and stray ones (neighbour discovery, acknowledgements under way) come by.
 const SLOW_PERCENT: u64 = 10;
 
-pub(super) fn findings(facts: &Facts, canary: &Canary) -> Vec<Finding> {
+pub(super) fn findings(facts: &NodeFacts, canary: &Canary) -> Vec<Finding> {
     match (lacks_flowtable(facts), canary) {
         (_, Canary::NotWanted) => Vec::new(),
         (Some(_), _) => vec![Finding::red(
             CHECK,
             "no flow can be accelerated on this kernel, so none was sent",
-            "do what the kernel's finding says, then run doctor again",
+            "follow the finding `kernel` above, then run doctor again",
         )],
         (None, Canary::Failed(why)) => vec![Finding::amber(
             CHECK,
@@ -34,7 +34,7 @@ fn judge(flow: &CanaryFlow) -> Finding {
     let finding = if let Some(why) = &flow.error {
         Finding::amber(
             CHECK,
-            format!("couldn't be tried: {why}"),
+            format!("couldn't be sent: {why}"),
             "run doctor as root on the host, or in a privileged container",
         )
     } else if intact < rounds {
@@ -48,14 +48,14 @@ fn judge(flow: &CanaryFlow) -> Finding {
     } else if *ingress == 0 || forwarded * 100 > ingress * SLOW_PERCENT {
         Finding::red(
             CHECK,
-            format!("not accelerated: {forwarded} of {ingress} packets took the forward path"),
-            "look for the cause in the kernel's findings above; if there is none, report it",
+            format!("not accelerated: {forwarded} of {ingress} packets took the normal path"),
+            "look for the cause in the findings `kernel` and `known-bugs` above; if there is none, report it",
         )
     } else {
         Finding::green(
             CHECK,
             format!(
-                "accelerated: {past} of {ingress} packets passed the forward path by, all {rounds} answers intact"
+                "accelerated: {past} of {ingress} packets took the fast path, all {rounds} answers intact"
             ),
         )
     };

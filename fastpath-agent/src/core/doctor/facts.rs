@@ -1,4 +1,4 @@
-//! What the checks are made on: a node's state as it was read, or why it couldn't be. Judges nothing.
+//! What the checks are made on: a node's state as it was read, or why it couldn't be. Decides nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ use crate::core::{
 pub type Reading<T> = Result<T, String>;
 
 /// All that is known of a node.
-pub struct Facts {
+pub struct NodeFacts {
     /// The kernel.
     pub kernel: KernelFacts,
     /// The process that runs as the agent in this network namespace; `None` if there is none.
@@ -37,7 +37,7 @@ pub struct Facts {
     pub links: Vec<Link>,
     /// Families of which this node has an address that others can reach (not loopback, not link-local).
     pub reachable: Families,
-    /// What stands under our table's name.
+    /// The table of our name.
     pub observed: Reading<Observed>,
     /// What others have in nftables.
     pub others: Reading<Others>,
@@ -57,7 +57,7 @@ pub struct Facts {
     pub pin_path: String,
     /// Our programs and maps.
     pub ebpf: Reading<EbpfFacts>,
-    /// Programs of others at ingress, by interface; interfaces without one are left out.
+    /// Other programs' eBPF programs at ingress, by interface; interfaces without one are left out.
     pub at_ingress: Reading<BTreeMap<IfIndex, Vec<IngressProgram>>>,
     /// Filters of traffic control at egress of interfaces that ask for packets' marks: kind and interface, in words.
     pub mark_filters: Reading<Vec<String>>,
@@ -106,9 +106,9 @@ pub struct AgentFacts {
 /// What of a running agent's flags couldn't be read, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unread {
-    /// All of them; doctor's own stand in.
+    /// All of them; doctor's own are used instead.
     Flags(String),
-    /// The file of exclusions; those in the table stand in.
+    /// The file of exclusions; those in the table are used instead.
     Exclusions(String),
 }
 
@@ -152,7 +152,7 @@ pub struct OtherTable {
     pub name: String,
 }
 
-/// A flowtable that isn't ours, in whatever table.
+/// Another program's flowtable, in whatever table.
 #[derive(Clone, Debug)]
 pub struct OtherFlowtable {
     /// Its table.
@@ -166,7 +166,7 @@ pub struct OtherFlowtable {
 /// Our programs and maps.
 #[derive(Debug, Default)]
 pub struct EbpfFacts {
-    /// Interfaces with a program of ours.
+    /// Interfaces with one of the agent's programs.
     pub attached: BTreeSet<IfIndex>,
     /// What the maps say; `None` if none are pinned.
     pub maps: Option<MapFacts>,
@@ -177,7 +177,7 @@ pub struct EbpfFacts {
 pub struct MapFacts {
     /// Packets counted.
     pub counted: u64,
-    /// Crossings of the threshold that nobody heard of, since the ring was full.
+    /// Crossings of the threshold that weren't signalled, since the ring was full.
     pub events_lost: u64,
     /// Packets of flows that the map had no room for.
     pub no_room: u64,
@@ -189,7 +189,7 @@ pub struct MapFacts {
     pub max_flows: u32,
 }
 
-/// A program of somebody else that sees packets before the flowtable does.
+/// Another program's eBPF program that sees packets before the flowtable does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IngressProgram {
     /// "XDP", "TCX" or "tc filter".
@@ -200,7 +200,7 @@ pub struct IngressProgram {
     pub before_ours: bool,
 }
 
-/// What became of the canary's flows.
+/// Results of the canary's flows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CanaryFlow {
     /// "tcp" or "udp".

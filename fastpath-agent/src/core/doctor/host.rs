@@ -2,7 +2,7 @@
 
 use super::{
     Finding, Level,
-    facts::{Facts, KernelFacts, Unread},
+    facts::{KernelFacts, NodeFacts, Unread},
 };
 use crate::core::{
     capability::{BPF, NET_ADMIN, PERFMON, has, missing},
@@ -11,7 +11,7 @@ use crate::core::{
     ruleset::observed::Owner,
 };
 
-pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
+pub(super) fn findings(facts: &NodeFacts) -> Vec<Finding> {
     let mut findings = kernel(&facts.kernel);
     findings.extend(known_bugs(facts));
     findings.push(agent(facts));
@@ -38,7 +38,7 @@ fn kernel(kernel: &KernelFacts) -> Vec<Finding> {
                 format!("load the module that is named, or give this node a kernel with {}", feature.name)
             }
             (true, false) => {
-                "use a newer kernel: conntrack's counters stand still for offloaded flows on this one"
+                "use a newer kernel: on this one conntrack doesn't count packets of offloaded flows"
                     .to_owned()
             }
         };
@@ -52,24 +52,22 @@ fn kernel(kernel: &KernelFacts) -> Vec<Finding> {
     findings
 }
 
-fn known_bugs(facts: &Facts) -> Vec<Finding> {
+fn known_bugs(facts: &NodeFacts) -> Vec<Finding> {
     const CHECK: &str = "known-bugs";
     let KernelFacts { release, version, signature, .. } = &facts.kernel;
     let names = KernelNames { release, version, signature: signature.as_deref() };
     let Some(kernel) = KernelVersion::of(&names) else {
-        return vec![Finding::green(CHECK, format!("{release} has no version that could be looked up"))];
+        return vec![Finding::green(CHECK, format!("{release} has no version to look up"))];
     };
     let findings: Vec<_> = bugs_of(kernel)
         .map(|bug| {
-            let found = format!("{release} is known for a bug ({}): {}", bug.name, bug.what);
+            let found = format!("{release} has a known bug ({}): {}", bug.name, bug.what);
             let use_another = format!("use a kernel with the fix (Linux {})", bug.fixed_in);
             if facts.ignores_known_bugs {
                 Finding::red(
                     CHECK,
-                    format!("{found}; offloading goes on all the same (--ignore-known-bugs)"),
-                    format!(
-                        "{use_another}, or leave --ignore-known-bugs out, so that offloading is switched off"
-                    ),
+                    format!("{found}; the agent offloads anyway (--ignore-known-bugs)"),
+                    format!("{use_another}, or remove --ignore-known-bugs, so that nothing is offloaded"),
                 )
             } else {
                 Finding::red(CHECK, format!("{found}; so the agent doesn't offload here"), use_another)
@@ -82,16 +80,16 @@ fn known_bugs(facts: &Facts) -> Vec<Finding> {
         (true, None) => {
             vec![Finding::green(
                 CHECK,
-                format!("{release} doesn't tell which fixes it has; the canary tries it out"),
+                format!("{release} doesn't tell which fixes it has; the canary tests it"),
             )]
         }
     }
 }
 
-fn agent(facts: &Facts) -> Finding {
+fn agent(facts: &NodeFacts) -> Finding {
     const CHECK: &str = "agent";
-    let ours =
-        facts.observed.as_ref().is_ok_and(|o| o.table.as_ref().is_some_and(|t| t.owner == Owner::Ours));
+    let installed =
+        facts.observed.as_ref().is_ok_and(|o| o.table.as_ref().is_some_and(|t| t.owner == Owner::Agent));
     let pinned = facts.ebpf.as_ref().is_ok_and(|ebpf| ebpf.maps.is_some());
     match &facts.agent {
         Some(agent) => match &agent.unread {
@@ -99,7 +97,7 @@ fn agent(facts: &Facts) -> Finding {
             Some(Unread::Exclusions(why)) => Finding::amber(
                 CHECK,
                 format!("runs as process {}, but its exclusions can't be read any more: {why}", agent.pid),
-                "put the file right and send the agent a SIGHUP; till then it keeps what it has read",
+                "correct the file and send the agent a SIGHUP; until then the agent keeps the exclusions that it has",
             ),
             Some(Unread::Flags(why)) => Finding::amber(
                 CHECK,
@@ -108,9 +106,9 @@ fn agent(facts: &Facts) -> Finding {
             ),
         },
         None => {
-            let found = match (ours, pinned) {
+            let found = match (installed, pinned) {
                 (true, _) => {
-                    "no agent runs in this network namespace; its ruleset is there, so flows are accelerated, but nobody follows the interfaces"
+                    "no agent runs in this network namespace; its ruleset still accelerates flows, but doesn't follow new interfaces"
                 }
                 (false, true) => "no agent runs in this network namespace; its pinned maps are there",
                 (false, false) => "no agent runs in this network namespace",
@@ -120,7 +118,7 @@ fn agent(facts: &Facts) -> Finding {
     }
 }
 
-fn capabilities(facts: &Facts) -> Finding {
+fn capabilities(facts: &NodeFacts) -> Finding {
     const CHECK: &str = "capabilities";
     let who = if facts.agent.is_some() { "the agent" } else { "this process" };
     let set = match &facts.capabilities {
@@ -151,7 +149,7 @@ fn capabilities(facts: &Facts) -> Finding {
     Finding::green(CHECK, format!("{who} has what it needs"))
 }
 
-fn bpffs(facts: &Facts) -> Finding {
+fn bpffs(facts: &NodeFacts) -> Finding {
     const CHECK: &str = "bpffs";
     let place = &facts.pin_path;
     match &facts.bpffs {
@@ -172,7 +170,7 @@ fn bpffs(facts: &Facts) -> Finding {
     }
 }
 
-fn forwarding(facts: &Facts) -> Vec<Finding> {
+fn forwarding(facts: &NodeFacts) -> Vec<Finding> {
     let reachable = facts.reachable;
     vec![
         family_forwarding(facts, "ipv4", reachable.v4 || !reachable.v6, Level::Red),
@@ -181,7 +179,7 @@ fn forwarding(facts: &Facts) -> Vec<Finding> {
     ]
 }
 
-fn family_forwarding(facts: &Facts, family: &str, used: bool, level_if_off: Level) -> Finding {
+fn family_forwarding(facts: &NodeFacts, family: &str, used: bool, level_if_off: Level) -> Finding {
     const CHECK: &str = "forwarding";
     let get = |name: &str| facts.sysctls.get(&format!("net.{family}.conf.{name}.forwarding")).copied();
     let on = |name: &str| get(name).is_some_and(|value| value != 0);
@@ -213,7 +211,7 @@ fn family_forwarding(facts: &Facts, family: &str, used: bool, level_if_off: Leve
         } else if get("default") == Some(0) {
             Finding::amber(
                 CHECK,
-                "on, but off for interfaces that are yet to come (conf.default)",
+                "on, but off for new interfaces (conf.default)",
                 "switch it on with `sysctl -w net.ipv4.conf.default.forwarding=1`",
             )
         } else {
@@ -223,7 +221,7 @@ fn family_forwarding(facts: &Facts, family: &str, used: bool, level_if_off: Leve
     finding.about(family)
 }
 
-fn rp_filter(facts: &Facts) -> Finding {
+fn rp_filter(facts: &NodeFacts) -> Finding {
     const STRICT: i64 = 1;
     const CHECK: &str = "rp_filter";
     let get =
@@ -244,14 +242,14 @@ fn rp_filter(facts: &Facts) -> Finding {
     Finding::green(CHECK, found)
 }
 
-fn conntrack(facts: &Facts) -> Vec<Finding> {
+fn conntrack(facts: &NodeFacts) -> Vec<Finding> {
     const CHECK: &str = "conntrack";
     let get = |name: &str| facts.sysctls.get(&format!("net.netfilter.{name}")).copied();
     let mut findings = Vec::new();
-    let ours =
-        facts.observed.as_ref().is_ok_and(|o| o.table.as_ref().is_some_and(|t| t.owner == Owner::Ours));
+    let installed =
+        facts.observed.as_ref().is_ok_and(|o| o.table.as_ref().is_some_and(|t| t.owner == Owner::Agent));
     findings.push(match get("nf_conntrack_acct") {
-        Some(0) if ours => Finding::red(
+        Some(0) if installed => Finding::red(
             CHECK,
             "accounting is off although the ruleset is there: new connections have no packet counter and never cross the threshold",
             "switch it on with `sysctl -w net.netfilter.nf_conntrack_acct=1`, and find out what switches it off",
@@ -314,6 +312,6 @@ fn conntrack(facts: &Facts) -> Vec<Finding> {
 }
 
 /// Links that belong into the flowtable.
-pub(super) fn managed(facts: &Facts) -> impl Iterator<Item = &Link> {
+pub(super) fn managed(facts: &NodeFacts) -> impl Iterator<Item = &Link> {
     facts.links.iter().filter(|link| facts.policy.selection.reject(link).is_none())
 }

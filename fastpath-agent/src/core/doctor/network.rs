@@ -1,10 +1,10 @@
-//! Checks of the ruleset, of others who have a hand in the same packets, of the interfaces, and of eBPF.
+//! Checks of the ruleset, of other programs that handle the same packets, of the interfaces, and of eBPF.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Finding,
-    facts::{Facts, OtherFlowtable, Others},
+    facts::{NodeFacts, OtherFlowtable, Others},
     host::managed,
     lacks_flowtable, some,
 };
@@ -21,7 +21,7 @@ use crate::core::{
     },
 };
 
-pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
+pub(super) fn findings(facts: &NodeFacts) -> Vec<Finding> {
     let mut findings = vec![ruleset(facts)];
     findings.extend(order(facts));
     findings.extend(others(facts));
@@ -31,19 +31,19 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-fn table(facts: &Facts) -> Option<&ObservedTable> {
+fn table(facts: &NodeFacts) -> Option<&ObservedTable> {
     facts.observed.as_ref().ok().and_then(|observed| observed.table.as_ref())
 }
 
-fn our_table(facts: &Facts) -> Option<&ObservedTable> {
-    table(facts).filter(|table| table.owner == Owner::Ours)
+fn our_table(facts: &NodeFacts) -> Option<&ObservedTable> {
+    table(facts).filter(|table| table.owner == Owner::Agent)
 }
 
-fn our_flowtable(facts: &Facts) -> Option<&ObservedFlowtable> {
+fn our_flowtable(facts: &NodeFacts) -> Option<&ObservedFlowtable> {
     our_table(facts)?.flowtables.iter().find(|flowtable| flowtable.name == FLOWTABLE)
 }
 
-fn ruleset(facts: &Facts) -> Finding {
+fn ruleset(facts: &NodeFacts) -> Finding {
     const CHECK: &str = "ruleset";
     let observed = match &facts.observed {
         Ok(observed) => observed,
@@ -59,15 +59,13 @@ fn ruleset(facts: &Facts) -> Finding {
                 "none: offloading is switched off (threshold 0)",
                 "set --fastpath-threshold to more than 0",
             ),
-            (.., Some(_)) => Finding::amber(
-                CHECK,
-                "none: this kernel has no flowtables",
-                "do what the kernel's finding says",
-            ),
+            (.., Some(_)) => {
+                Finding::amber(CHECK, "none: this kernel has no flowtables", "follow the finding `kernel`")
+            }
             (_, true, None) => Finding::red(
                 CHECK,
                 format!("there is no table inet {TABLE} although the agent runs"),
-                "read the agent's log for what keeps it from installing it",
+                "the agent's log says what keeps it from installing the table",
             ),
             (_, false, None) => {
                 Finding::amber(CHECK, format!("there is no table inet {TABLE}"), "start fastpath-agent")
@@ -85,12 +83,12 @@ fn ruleset(facts: &Facts) -> Finding {
         return Finding::red(
             CHECK,
             format!(
-                "table inet {TABLE} was made by somebody else (kindnetd has one of that name), so the agent leaves it alone"
+                "table inet {TABLE} was made by another program (kindnetd has one of that name), so the agent leaves it alone"
             ),
-            "switch kindnetd's off with its --fastpath-threshold=0, or start the agent with --takeover",
+            "switch that program's off (kindnetd: --fastpath-threshold=0), or start the agent with --takeover",
         );
     }
-    let Decision::Apply(ops) = difference(facts, observed) else { unreachable!("the table is ours") };
+    let Decision::Apply(ops) = difference(facts, observed) else { unreachable!("the table is the agent's") };
     if ops.is_empty() {
         let devices =
             our_flowtable(facts).and_then(|flowtable| flowtable.devices.as_ref()).map_or(0, BTreeSet::len);
@@ -104,7 +102,7 @@ fn ruleset(facts: &Facts) -> Finding {
         Finding::red(
             CHECK,
             format!("not as it should be; missing: {plan}"),
-            "run doctor again, since the agent repairs within a second; if it stays so, read the agent's log for who keeps changing it",
+            "run doctor again, since the agent repairs within a second; if it stays so, read the agent's log: another program may keep changing it",
         )
     } else {
         Finding::amber(
@@ -117,7 +115,7 @@ fn ruleset(facts: &Facts) -> Finding {
 
 /// What an agent would change. Interfaces that aren't in the flowtable have findings of their own, and hardware
 /// offload that the devices refused isn't asked for again.
-fn difference(facts: &Facts, observed: &Observed) -> Decision {
+fn difference(facts: &NodeFacts, observed: &Observed) -> Decision {
     let refused: BTreeMap<IfIndex, String> =
         absent(facts).into_iter().map(|link| (link.index, String::new())).collect();
     let hw_offload =
@@ -132,7 +130,7 @@ fn difference(facts: &Facts, observed: &Observed) -> Decision {
 }
 
 /// Links that should be in our flowtable and aren't.
-fn absent(facts: &Facts) -> Vec<&Link> {
+fn absent(facts: &NodeFacts) -> Vec<&Link> {
     let Some(devices) = our_flowtable(facts).and_then(|flowtable| flowtable.devices.as_ref()) else {
         return Vec::new();
     };
@@ -142,26 +140,29 @@ fn absent(facts: &Facts) -> Vec<&Link> {
     managed(facts).filter(|link| !devices.contains(&link.name)).filter(is_wanted).collect()
 }
 
-/// Whether a bridge stands for the link in the flowtable.
-fn is_port(facts: &Facts, link: &Link) -> bool {
+/// Whether the link's bridge is in the flowtable instead.
+fn is_port(facts: &NodeFacts, link: &Link) -> bool {
     let bridge = |index| managed(facts).find(|link| link.index == index);
     !facts.policy.hw_offload && is_bridged(link, bridge)
 }
 
-fn order(facts: &Facts) -> Option<Finding> {
+fn order(facts: &NodeFacts) -> Option<Finding> {
     const CHECK: &str = "chain-priority";
     let hook = our_table(facts)?.chains.iter().find(|chain| chain.name == CHAIN)?.hook.as_ref()?;
     let last = facts.policy.surroundings.last_forward;
     Some(if last.is_none_or(|last| hook.priority > last) {
         Finding::green(
             CHECK,
-            format!("{}: after the filters of others, so only what they accept is offloaded", hook.priority),
+            format!(
+                "{}: after all other programs' filters, so only flows that they accept are offloaded",
+                hook.priority
+            ),
         )
     } else {
         Finding::amber(
             CHECK,
             format!(
-                "{}: not after all filters of others (the last has {}), so a flow that a new rule there denies is offloaded again by the packet that the rule would drop",
+                "{}: not after all other programs' filters (the last has {}), so a flow that a new rule there denies is offloaded again by the packet that the rule would drop",
                 hook.priority,
                 last.unwrap_or_default()
             ),
@@ -175,13 +176,13 @@ fn order(facts: &Facts) -> Option<Finding> {
     })
 }
 
-fn others(facts: &Facts) -> Vec<Finding> {
+fn others(facts: &NodeFacts) -> Vec<Finding> {
     let others = match &facts.others {
         Ok(others) => others,
         Err(why) => {
             return vec![Finding::amber(
                 "other-owners",
-                format!("others' rulesets can't be read: {why}"),
+                format!("other programs' rulesets can't be read: {why}"),
                 "run doctor with CAP_NET_ADMIN",
             )];
         }
@@ -201,13 +202,13 @@ fn others(facts: &Facts) -> Vec<Finding> {
     findings
 }
 
-/// Flowtables of others: whoever's hook comes first takes a flow's packets, without our rule's conditions.
-fn flowtables(facts: &Facts, others: &Others) -> Vec<Finding> {
+/// Other programs' flowtables: the one whose hook comes first takes a flow's packets, without our rule's conditions.
+fn flowtables(facts: &NodeFacts, others: &Others) -> Vec<Finding> {
     const CHECK: &str = "other-flowtables";
-    let ours: BTreeSet<&IfName> = managed(facts).map(|link| &link.name).collect();
+    let own: BTreeSet<&IfName> = managed(facts).map(|link| &link.name).collect();
     let mut findings = Vec::new();
     for OtherFlowtable { table, name, devices } in &others.flowtables {
-        let shared: Vec<_> = devices.iter().filter(|device| ours.contains(device)).collect();
+        let shared: Vec<_> = devices.iter().filter(|device| own.contains(device)).collect();
         if shared.is_empty() {
             continue;
         }
@@ -215,19 +216,19 @@ fn flowtables(facts: &Facts, others: &Others) -> Vec<Finding> {
             "firewalld" => {
                 "empty NftablesFlowtable in /etc/firewalld/firewalld.conf and reload firewalld, or exclude those interfaces here with --exclude-interfaces"
             }
-            _ => "switch it off where it is made, or exclude those interfaces here with --exclude-interfaces",
+            _ => "switch it off in its program, or exclude those interfaces here with --exclude-interfaces",
         };
         findings.push(
             Finding::amber(
                 CHECK,
-                format!("has {} too: which of the two takes a flow is chance, and flows that it takes obey its rules only", some(shared)),
+                format!("has {} too: chance decides which of the two takes a flow, and flows that it takes follow its rules only", some(shared)),
                 remedy,
             )
             .about(format!("{} {} {name}", table.family, table.name)),
         );
     }
     if findings.is_empty() {
-        findings.push(Finding::green(CHECK, "none on the interfaces that are managed here"));
+        findings.push(Finding::green(CHECK, "none on the managed interfaces"));
     }
     findings
 }
@@ -254,7 +255,7 @@ fn known(others: &Others) -> Vec<&'static str> {
     known.into_iter().filter_map(|(name, found)| found.then_some(name)).collect()
 }
 
-fn kube_proxy(facts: &Facts, others: &Others) -> Finding {
+fn kube_proxy(facts: &NodeFacts, others: &Others) -> Finding {
     const CHECK: &str = "kube-proxy";
     let mut modes = Vec::new();
     if others.tables.iter().any(|table| table.name == "kube-proxy") {
@@ -272,16 +273,16 @@ fn kube_proxy(facts: &Facts, others: &Others) -> Finding {
     match modes.as_slice() {
         [] if facts.legacy_tables.iter().any(|table| table == "nat") => Finding::green(
             CHECK,
-            "can't be told: iptables-legacy has a nat table, which doctor can't look into; its connections are offloaded like others",
+            "can't be told: iptables-legacy has a nat table, which doctor can't look into; its connections are offloaded like other ones",
         ),
         [] if facts.ipvs_services > 0 => Finding::green(
             CHECK,
-            "no rules of kube-proxy; services of IPVS stay on the normal path, since requests to them don't pass the forward path",
+            "no rules of kube-proxy; services of IPVS stay on the normal path, since requests to them don't pass the forward hook",
         ),
         [] => Finding::green(CHECK, "no rules of kube-proxy"),
         ["ipvs"] => Finding::green(
             CHECK,
-            "ipvs mode: connections to Services stay on the normal path, since their requests don't pass the forward path; others are offloaded",
+            "ipvs mode: connections to Services stay on the normal path, since their requests don't pass the forward hook; other connections are offloaded",
         ),
         [mode] => Finding::green(
             CHECK,
@@ -295,7 +296,7 @@ fn kube_proxy(facts: &Facts, others: &Others) -> Finding {
     }
 }
 
-fn hardware(facts: &Facts) -> Finding {
+fn hardware(facts: &NodeFacts) -> Finding {
     const CHECK: &str = "hardware-offload";
     let has = |on: bool| facts.hardware.iter().filter(move |(_, is_on)| **is_on == on).map(|(name, _)| name);
     let capable = match facts.hardware.len() {
@@ -317,7 +318,7 @@ fn or_none(list: String) -> String {
     if list.is_empty() { "none".to_owned() } else { list }
 }
 
-fn interfaces(facts: &Facts) -> Vec<Finding> {
+fn interfaces(facts: &NodeFacts) -> Vec<Finding> {
     const CHECK: &str = "interface";
     let in_set = our_table(facts).and_then(ObservedTable::managed);
     let absent: BTreeSet<IfIndex> = absent(facts).into_iter().map(|link| link.index).collect();
@@ -375,7 +376,7 @@ fn interfaces(facts: &Facts) -> Vec<Finding> {
 }
 
 /// Another flowtable in our table that has the device.
-fn taken_by<'f>(facts: &'f Facts, device: &IfName) -> Option<&'f str> {
+fn taken_by<'f>(facts: &'f NodeFacts, device: &IfName) -> Option<&'f str> {
     let has = |flowtable: &&ObservedFlowtable| {
         flowtable.name != FLOWTABLE
             && flowtable.devices.as_ref().is_some_and(|devices| devices.contains(device))
@@ -383,7 +384,7 @@ fn taken_by<'f>(facts: &'f Facts, device: &IfName) -> Option<&'f str> {
     Some(our_table(facts)?.flowtables.iter().find(has)?.name.as_str())
 }
 
-fn ebpf(facts: &Facts) -> Vec<Finding> {
+fn ebpf(facts: &NodeFacts) -> Vec<Finding> {
     let mut findings = at_ingress(facts);
     if facts.without_ebpf {
         findings.push(Finding::green("ebpf", "switched off (--ebpf=off): flows aren't counted"));
@@ -392,7 +393,7 @@ fn ebpf(facts: &Facts) -> Vec<Finding> {
     let ebpf = match &facts.ebpf {
         Ok(ebpf) => ebpf,
         Err(why) => {
-            findings.push(Finding::amber("ebpf", format!("can't be looked at: {why}"), "run doctor as root"));
+            findings.push(Finding::amber("ebpf", format!("can't be read: {why}"), "run doctor as root"));
             return findings;
         }
     };
@@ -429,7 +430,10 @@ fn ebpf(facts: &Facts) -> Vec<Finding> {
     } else {
         Finding::amber(
             "ebpf",
-            format!("no program of ours on {}: packets that come in there aren't counted", some(missing)),
+            format!(
+                "the agent has no program on {}: packets that come in there aren't counted",
+                some(missing)
+            ),
             match facts.agent {
                 Some(_) => "run doctor again; if it stays so, read the agent's log for the kernel's reason",
                 None => "start fastpath-agent",
@@ -441,12 +445,12 @@ fn ebpf(facts: &Facts) -> Vec<Finding> {
 }
 
 /// Programs at ingress run before the flowtable's hook, whatever their order among themselves.
-fn at_ingress(facts: &Facts) -> Vec<Finding> {
+fn at_ingress(facts: &NodeFacts) -> Vec<Finding> {
     const CHECK: &str = "ebpf-order";
     let programs = match &facts.at_ingress {
         Ok(programs) => programs,
         Err(why) => {
-            let why = format!("programs of others can't be looked at: {why}");
+            let why = format!("other programs' eBPF programs can't be read: {why}");
             return vec![Finding::amber(CHECK, why, "run doctor as root")];
         }
     };
@@ -455,8 +459,8 @@ fn at_ingress(facts: &Facts) -> Vec<Finding> {
         for program in programs.get(&link.index).into_iter().flatten() {
             let order = match (facts.without_ebpf, program.before_ours) {
                 (true, _) => "before the flowtable",
-                (false, true) => "before our counters and the flowtable",
-                (false, false) => "after our counters and before the flowtable",
+                (false, true) => "before the agent's counters and the flowtable",
+                (false, false) => "after the agent's counters and before the flowtable",
             };
             let cilium = if program.name.starts_with("cil_") { " (Cilium's)" } else { "" };
             findings.push(
@@ -476,7 +480,7 @@ fn at_ingress(facts: &Facts) -> Vec<Finding> {
         }
     }
     if findings.is_empty() {
-        findings.push(Finding::green(CHECK, "no program of others at ingress of the managed interfaces"));
+        findings.push(Finding::green(CHECK, "no other program at ingress of the managed interfaces"));
     }
     findings
 }
@@ -489,10 +493,10 @@ fn loss(maps: &super::facts::MapFacts) -> Vec<Finding> {
             Finding::amber(
                 CHECK,
                 format!(
-                    "{} crossings of the threshold went unheard, since the ring was full",
+                    "{} crossings of the threshold were found late, since the ring was full",
                     maps.events_lost
                 ),
-                "see whether the agent gets enough processor time; flows are offloaded all the same",
+                "check that the agent gets enough processor time; flows are offloaded anyway",
             )
             .about("events"),
         );
@@ -513,7 +517,7 @@ fn loss(maps: &super::facts::MapFacts) -> Vec<Finding> {
             Finding::amber(
             CHECK,
             format!("{} packets beside {} counted ones weren't what their headers say", maps.malformed, maps.counted),
-            "capture some with `tcpdump -nne` at the interface with most errors (`ip -s link`): somebody sends broken packets",
+            "capture some with `tcpdump -nne` at the interface with most errors (`ip -s link`): some host sends broken packets",
             )
             .about("malformed packets"),
         );

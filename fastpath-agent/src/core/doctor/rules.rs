@@ -1,20 +1,20 @@
-//! Rules of others that offloaded packets don't pass: what each asks, and what is done about it.
+//! Other programs' rules that offloaded packets bypass: what each asks, and how the agent handles it.
 
-use super::{Finding, facts::Facts};
+use super::{Finding, facts::NodeFacts};
 use crate::core::policy::concern::{Class, Concern};
 
 const CHECK: &str = "rules";
 /// More than these aren't told one by one.
 const SHOWN: usize = 20;
 
-pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
+pub(super) fn findings(facts: &NodeFacts) -> Vec<Finding> {
     let rules = &facts.policy.surroundings.rules;
     let decisive = || rules.iter().filter(|rule| rule.class != Class::NotDecisive);
     let mut findings: Vec<Finding> = decisive().take(SHOWN).map(finding).collect();
     let (listed, rest) = (findings.len(), rules.len() - findings.len());
     if listed == 0 {
         let found = match rest {
-            0 => "none wants every packet or changes without an announcement".to_owned(),
+            0 => "none wants every packet or changes without an event".to_owned(),
             more => format!("{more} that only log or mark packets; `fastpath-agent status` lists them"),
         };
         findings.push(Finding::green(CHECK, found));
@@ -26,12 +26,12 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
 }
 
 /// Rules that mark packets for traffic control: offloaded packets don't pass them, and are shaped as unmarked ones.
-fn shaping(facts: &Facts) -> Vec<Finding> {
+fn shaping(facts: &NodeFacts) -> Vec<Finding> {
     let filters = match &facts.mark_filters {
         Ok(filters) if filters.is_empty() => return Vec::new(),
         Ok(filters) => filters.join(", "),
         Err(why) => {
-            let why = format!("filters of traffic control can't be looked at: {why}");
+            let why = format!("filters of traffic control can't be read: {why}");
             return vec![Finding::amber(CHECK, why, "run doctor as root")];
         }
     };
@@ -41,7 +41,7 @@ fn shaping(facts: &Facts) -> Vec<Finding> {
     };
     let finding = |rule: &Concern| {
         let found = format!(
-            "marks packets, and traffic control asks for marks ({filters}): offloaded packets carry none, and are shaped as such"
+            "marks packets, and traffic control uses marks ({filters}): offloaded packets carry none"
         );
         let remedy =
             "mark in a netdev chain at ingress, which offloaded packets pass, or exclude those flows";
@@ -56,9 +56,9 @@ fn finding(rule: &Concern) -> Finding {
         Finding::amber(
             CHECK,
             format!(
-                "{cause}: wants every packet and has no condition that could be copied, so no flow of its family is offloaded"
+                "{cause}: wants every packet and has no condition that the agent could copy, so no flow of its family is offloaded"
             ),
-            "give the rule conditions (addresses, interfaces, ports, protocol) in front of it, or have it passed by with --ignore-rule",
+            "give the rule conditions (addresses, interfaces, ports, protocol) before its verdict, or name it in --ignore-rule",
         )
     } else {
         let found = match rule.class {
@@ -67,10 +67,10 @@ fn finding(rule: &Concern) -> Finding {
                 format!("{cause}: wants every packet, so flows of these aren't offloaded: {conditions}")
             }
             _ if rule.when.anytime => format!(
-                "{cause}: changes without an announcement, so offloaded flows are judged anew every so often \
+                "{cause}: changes without an event, so offloaded flows are revalidated at intervals \
                  (--enforce-within)"
             ),
-            _ => format!("{cause}: changes by itself, so offloaded flows are judged anew {}", rule.when),
+            _ => format!("{cause}: changes by itself, so offloaded flows are revalidated {}", rule.when),
         };
         Finding::green(CHECK, found)
     };

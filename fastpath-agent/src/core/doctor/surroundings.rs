@@ -3,7 +3,7 @@
 
 use super::{
     Finding,
-    facts::{Facts, IngressChain},
+    facts::{IngressChain, NodeFacts},
     some,
 };
 use crate::core::{
@@ -11,7 +11,7 @@ use crate::core::{
     policy::traits::TIMEOUT,
 };
 
-pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
+pub(super) fn findings(facts: &NodeFacts) -> Vec<Finding> {
     let mut findings = vec![route_rules(facts)];
     findings.extend(postrouting(facts));
     findings.extend(ingress(facts));
@@ -22,7 +22,7 @@ pub(super) fn findings(facts: &Facts) -> Vec<Finding> {
 }
 
 /// Policy rules that keep flows from being offloaded.
-fn route_rules(facts: &Facts) -> Finding {
+fn route_rules(facts: &NodeFacts) -> Finding {
     const CHECK: &str = "route-rules";
     let rules = &facts.policy.surroundings.unguessed;
     if rules.is_empty() {
@@ -38,7 +38,7 @@ fn route_rules(facts: &Facts) -> Finding {
 }
 
 /// Policies without an interface, which the flowtable would pass by.
-fn ipsec(facts: &Facts) -> Finding {
+fn ipsec(facts: &NodeFacts) -> Finding {
     const CHECK: &str = "ipsec-policies";
     match &facts.ipsec {
         Err(why) => Finding::amber(CHECK, format!("can't be read: {why}"), "run doctor with CAP_NET_ADMIN"),
@@ -50,27 +50,27 @@ fn ipsec(facts: &Facts) -> Finding {
     }
 }
 
-fn postrouting(facts: &Facts) -> Option<Finding> {
+fn postrouting(facts: &NodeFacts) -> Option<Finding> {
     let priority = facts.policy.surroundings.denying_postrouting?;
     Some(Finding::green(
         "postrouting",
         format!(
-            "others may deny packets there (up to priority {priority}): a flow is offloaded once packets of both directions have left"
+            "other programs may deny packets there (up to priority {priority}): a flow is offloaded once packets of both directions have left"
         ),
     ))
 }
 
 /// Ingress chains that offloaded packets don't pass, since the flowtable's hook comes first.
 /// That they can't be read has a finding of its own.
-fn ingress(facts: &Facts) -> Option<Finding> {
+fn ingress(facts: &NodeFacts) -> Option<Finding> {
     const CHECK: &str = "ingress-chains";
     let others = facts.others.as_ref().ok()?;
     let table = facts.observed.as_ref().ok().and_then(|observed| observed.table.as_ref());
     let flowtable =
         table.and_then(|table| table.flowtables.iter().find(|flowtable| flowtable.name == FLOWTABLE));
-    let ours = flowtable.map_or(facts.policy.flowtable_priority, |flowtable| flowtable.priority);
+    let own = flowtable.map_or(facts.policy.flowtable_priority, |flowtable| flowtable.priority);
     let places = |behind: bool| -> Vec<&str> {
-        let wanted = others.ingress.iter().filter(|chain| behind == (chain.priority >= ours));
+        let wanted = others.ingress.iter().filter(|chain| behind == (chain.priority >= own));
         wanted.map(|chain| chain.place.as_str()).collect()
     };
     let passed = places(true);
@@ -83,7 +83,7 @@ fn ingress(facts: &Facts) -> Option<Finding> {
         _ => Finding::amber(
             CHECK,
             format!(
-                "offloaded packets don't pass these, whose priority isn't below the flowtable's ({ours}): {}",
+                "offloaded packets bypass these, whose priority isn't below the flowtable's ({own}): {}",
                 some(passed)
             ),
             "give them a lower priority, or start the agent without --flowtable-priority",
@@ -92,7 +92,7 @@ fn ingress(facts: &Facts) -> Option<Finding> {
 }
 
 /// Objects that give flows a timeout of their own, which is lost when such a flow leaves the flowtable.
-fn timeouts(facts: &Facts) -> Finding {
+fn timeouts(facts: &NodeFacts) -> Finding {
     const CHECK: &str = "flow-timeouts";
     match &facts.timeouts {
         Err(why) => Finding::amber(CHECK, format!("can't be read: {why}"), "run doctor with CAP_NET_ADMIN"),
@@ -115,13 +115,13 @@ fn timeouts(facts: &Facts) -> Finding {
     }
 }
 
-fn gives_timeouts(facts: &Facts) -> bool {
+fn gives_timeouts(facts: &NodeFacts) -> bool {
     facts.policy.surroundings.rules.iter().any(|rule| rule.cause.word == TIMEOUT && !rule.ignored)
 }
 
 /// Our table in a file that is loaded at boot: as a file it names interfaces, and one that is missing then makes all of the
 /// file fail.
-fn saved(facts: &Facts) -> Finding {
+fn saved(facts: &NodeFacts) -> Finding {
     const CHECK: &str = "saved-ruleset";
     match facts.saved.as_slice() {
         [] => Finding::green(CHECK, "the files that nft loads at boot don't have the agent's table"),

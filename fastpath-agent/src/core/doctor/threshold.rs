@@ -1,11 +1,11 @@
 //! Whether another threshold would save this node more work, by the lengths of its connections.
 
-use super::{Finding, facts::Facts};
+use super::{Finding, facts::NodeFacts};
 use crate::core::threshold::{DEFAULT, LADDER};
 
 const CHECK: &str = "threshold";
 
-pub(super) fn findings(facts: &Facts) -> Option<Finding> {
+pub(super) fn findings(facts: &NodeFacts) -> Option<Finding> {
     let standing = facts.policy.threshold;
     let lengths = facts.lengths.as_ref().filter(|_| standing > 0)?;
     let Some(advice) = lengths.advise(standing) else {
@@ -15,13 +15,13 @@ pub(super) fn findings(facts: &Facts) -> Option<Finding> {
         return Some(Finding::green(CHECK, found));
     };
     if !advice.is_to_change() {
-        let found = format!("{standing}: {advice}; no other would save much more work");
+        let found = format!("{standing}: {advice}; no other threshold would save much more work");
         return Some(Finding::green(CHECK, found));
     }
     let best = advice.best;
     let found = format!("{standing}: {advice}; {} saves more work ({} %)", best.threshold, best.fast_percent);
     Some(if facts.chooses_threshold {
-        Finding::green(CHECK, format!("{found}, and the agent takes what its next look finds"))
+        Finding::green(CHECK, format!("{found}, which the agent takes at its next check"))
     } else {
         let (low, high) = (LADDER[0], LADDER[LADDER.len() - 1]);
         let remedy = format!(

@@ -1,10 +1,8 @@
 //! Which connections the agent helps into the flowtable, and for how long. Connections that are older than the first
 //! rule with `ct packets` have no packet counters, so that rule never matches them; the agent lists their conntrack ids
-//! in a set with a rule of its own. Time is handed in as milliseconds since any fixed point.
-//!
-//! The rule costs every packet that isn't offloaded, so nothing stays listed for long. A connection is listed when it
-//! crosses the threshold, until it is offloaded; one that has no packets in time is armed instead: its next packet
-//! signals again. So is one that was offloaded and isn't any more (30 s without packets, or a change of policy).
+//! in a set with a rule of its own. That rule costs every packet that isn't offloaded, so a connection is listed only from
+//! the threshold until it is offloaded. One without packets meanwhile, or that leaves the flowtable, is armed: its next
+//! packet signals again. Time is handed in as milliseconds since any fixed point.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -16,13 +14,13 @@ use crate::core::why_not::WhyNot;
 
 /// Time that an id stays in the set.
 pub const LISTED_MS: u64 = 30_000;
-/// First wait for what became of those that were listed last; doubles up to [`LOOK_MAX_MS`].
+/// First wait until those that were listed last are checked; doubles up to [`LOOK_MAX_MS`].
 const LOOK_MS: u64 = 200;
 /// Longest wait.
 const LOOK_MAX_MS: u64 = 5_000;
 /// Ids listed at a time; others have their turn later.
 const MOST_LISTED: usize = 16_384;
-/// Ids listed within [`LISTED_MS`]: what stands in the set at any time is at most twice as much, and it takes 65,536.
+/// Ids listed within [`LISTED_MS`]: the set holds at most twice as many at any time, and has room for 65,536.
 const MOST_IN_TIME: usize = 30_000;
 /// Connections remembered after they were offloaded, to be armed when they aren't any more.
 const MOST_HELPED: usize = 65_536;
@@ -32,12 +30,12 @@ const DOUBTS_MS: [u64; 3] = [2_500, 1_000, 300];
 /// A listed connection that has had so many packets and isn't offloaded won't be: the kernel has a reason of its own.
 const PACKETS_IN_VAIN: u64 = 5;
 
-/// What is to be done about a connection.
+/// What to do about a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// Nothing.
     Nothing,
-    /// Both its directions are to signal their next packets.
+    /// Both its directions should signal their next packets.
     Arm,
 }
 
@@ -50,7 +48,7 @@ pub struct Assist {
     new: Vec<u32>,
     /// Were offloaded with our help, or will have their turn.
     helped: VecDeque<Tuple>,
-    /// May be helped later, when others change what keeps them on the normal path: looked at with the safety net only.
+    /// May be helped later, when what keeps them on the normal path changes: checked with the safety net only.
     later: VecDeque<Tuple>,
     /// Since when how many were listed.
     in_time: (u64, usize),
@@ -108,7 +106,7 @@ impl Assist {
         self.look_at = Some(now_ms + LOOK_MS);
     }
 
-    /// When to look what became of those that are listed.
+    /// When to check those that are listed.
     pub fn due_ms(&self) -> Option<u64> {
         self.look_at.into_iter().chain(self.doubts.last().copied()).min()
     }
@@ -139,7 +137,7 @@ impl Assist {
         self.helped.drain(..).chain(self.later.drain(..)).collect()
     }
 
-    /// This one can't be helped for now, or not be looked at. One that is listed has its next look anyway.
+    /// This one can't be helped for now, or not be checked. One that is listed is checked again anyway.
     pub fn later(&mut self, tuple: Tuple) {
         if !self.listed.contains_key(&tuple) {
             keep(&mut self.later, tuple);
@@ -209,7 +207,7 @@ impl Assist {
         Some(Wanted { rule, ids: std::mem::take(&mut self.new) })
     }
 
-    /// The set is empty again, for whatever reason: everything has to be told anew.
+    /// The set is empty again, for whatever reason: everything has to be told again.
     pub fn tell_again(&mut self) {
         self.new = self.listed.values().map(|listed| listed.id).collect();
         self.told = false;

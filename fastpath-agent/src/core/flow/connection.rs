@@ -54,7 +54,7 @@ impl Status {
     }
 }
 
-/// Where a TCP connection stands, as conntrack sees it.
+/// State of a TCP connection, as conntrack sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TcpState {
@@ -98,18 +98,18 @@ pub struct Entry {
     pub helper: Option<String>,
     /// `ct mark`.
     pub mark: u32,
-    /// Packets and bytes in the original and in the reply direction; `None` if nobody counts (`nf_conntrack_acct` was
+    /// Packets and bytes in the original and in the reply direction; `None` if conntrack doesn't count (`nf_conntrack_acct` was
     /// off when the connection began).
     pub counters: Option<[Counter; 2]>,
 }
 
 impl Entry {
-    /// Whether addresses or ports of its packets are to be translated.
+    /// Whether addresses or ports of its packets are translated.
     pub fn is_translated(&self) -> bool {
         self.original.reversed() != self.reply
     }
 
-    /// Whether nothing more becomes of it: it is offloaded, or it ends and won't be.
+    /// Whether its state is final: it is offloaded, or it ends and won't be.
     pub fn is_decided(&self) -> bool {
         self.status.offloaded() || self.tcp_state == Some(TcpState::Closing)
     }
@@ -149,7 +149,7 @@ impl Tuple {
         })
     }
 
-    /// The tuple that a key stands for.
+    /// The tuple of a key.
     pub fn from_flow_key(key: &FlowKey) -> Self {
         Self {
             source: address(key.src, key.family),

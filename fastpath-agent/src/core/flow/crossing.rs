@@ -1,4 +1,4 @@
-//! From the signal that one direction of a flow has crossed the threshold to what became of the flow: one answer for
+//! From the signal that one direction of a flow has crossed the threshold to the flow's state: one answer for
 //! each connection, however many of its directions signal. Time is handed in as milliseconds since any fixed point.
 
 use std::{

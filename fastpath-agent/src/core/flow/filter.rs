@@ -29,7 +29,7 @@ impl Filter {
         self.admits(&flow.state, flow.slow(), &flow.original, flow.reply.as_ref(), names)
     }
 
-    /// Whether a flow that an agent has told of is shown.
+    /// Whether a flow that an agent has published is shown.
     pub fn matches_record(&self, flow: &FlowRecord) -> bool {
         let names = flow.interfaces.iter().map(String::as_str);
         let slow = flow.path.accelerated == Some(false);
@@ -85,7 +85,7 @@ pub enum Sort {
     Recent,
     /// When the first packet was seen, oldest first
     Age,
-    /// What became of them
+    /// State
     State,
 }
 

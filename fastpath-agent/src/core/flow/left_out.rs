@@ -15,13 +15,13 @@ const MOST: usize = 256;
 pub struct LeftOut(Vec<(Conditions, String)>);
 
 impl LeftOut {
-    /// Of these rules; `heeded` says whether our table has a rule with such conditions.
-    pub fn new(rules: &[Concern], heeded: impl Fn(&Conditions) -> bool) -> Self {
+    /// Of these rules; `copied` says whether our table has a rule with such conditions.
+    pub fn new(rules: &[Concern], copied: impl Fn(&Conditions) -> bool) -> Self {
         let wanting = rules.iter().filter(|rule| rule.wants_every_packet());
         let conditions =
             wanting.flat_map(|rule| rule.left_out(false).into_iter().map(move |one| (one, rule)));
-        let ours = conditions.filter(|(conditions, _)| heeded(conditions));
-        Self(ours.take(MOST).map(|(conditions, rule)| (conditions, rule.to_string())).collect())
+        let known = conditions.filter(|(conditions, _)| copied(conditions));
+        Self(known.take(MOST).map(|(conditions, rule)| (conditions, rule.to_string())).collect())
     }
 
     /// The first rule that surely wants the packets of one of its directions.

@@ -55,13 +55,13 @@ pub struct Flow {
     pub reply: Option<Tuple>,
     /// What was counted at ingress, original and reply direction; `None` where nothing was seen.
     pub seen: [Option<FlowCounters>; 2],
-    /// What became of it.
+    /// Its state.
     pub state: State,
     /// Which way its packets take, if it is offloaded.
     pub path: Path,
 }
 
-/// What became of a flow.
+/// State of a flow.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, IntoStaticStr)]
 #[serde(rename_all = "kebab-case", tag = "state", content = "cause")]
 #[strum(serialize_all = "kebab-case")]
@@ -72,7 +72,7 @@ pub enum State {
     Offloaded,
     /// Has just had more packets than the threshold.
     Crossed,
-    /// Has had more packets than the threshold and isn't offloaded all the same.
+    /// Has had more packets than the threshold and still isn't offloaded.
     Stalled(Cause),
     /// The same without anything that keeps it out, and without packets: the next one brings it back.
     Idle,
@@ -91,7 +91,7 @@ pub struct Node {
     pub threshold: Option<u32>,
     /// The one before.
     pub earlier: Earlier,
-    /// Whether a rule meters packets that could be offloaded and are on the forward path all the same.
+    /// Whether a rule meters packets that could be offloaded but are still on the normal path.
     pub metered: bool,
     /// Flows that are never offloaded.
     pub exclusions: Arc<Exclusions>,
@@ -109,12 +109,12 @@ pub struct Node {
     pub tick_ns: u64,
 }
 
-/// A threshold that doesn't stand any more.
+/// An earlier threshold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Earlier {
     /// The greatest that flows may have crossed which began before; 0 if there was none.
     pub highest: u32,
-    /// Since when it doesn't stand, `CLOCK_MONOTONIC` in ns.
+    /// Until when it was in force, `CLOCK_MONOTONIC` in ns.
     pub until_ns: u64,
 }
 
@@ -189,7 +189,7 @@ impl Flow {
         self.seen.iter().flatten().any(|counted| counted.flags & FlowCounters::WENT_OVER != 0)
     }
 
-    /// Whether it is offloaded, and its packets take the forward path all the same.
+    /// Whether it is offloaded, but its packets are still on the normal path.
     pub fn slow(&self) -> bool {
         self.path.accelerated == Some(false)
     }

@@ -1,5 +1,5 @@
 //! Streams that were answered once and go one way since (`iperf3 -u`, RTP): they have no second direction past the threshold
-//! that could leave a trace. The agent leaves it in the answer's place, where that is as good: no rule of others can deny a
+//! that could leave a trace. The agent leaves it in the answer's place, where that is as good: no other program's rule can deny a
 //! packet of an established connection, and the route that the kernel has for an answer is the way back.
 
 use std::{
@@ -15,9 +15,9 @@ use crate::core::{model::IfIndex, ruleset::expr::Direction};
 
 /// Most streams that are followed; others stay on the normal path.
 const MOST: usize = 1024;
-/// Most of them that are looked at together.
+/// Most of them that are checked together.
 const TOGETHER: usize = 64;
-/// First wait until a stream is looked at again, in ms; doubles up to [`LOOK_MAX_MS`]. Looks are at multiples of the wait, many
+/// First wait until a stream is checked again, in ms; doubles up to [`LOOK_MAX_MS`]. Checks are at multiples of the wait, many
 /// streams at one of them.
 const LOOK_MS: u64 = 300;
 /// Longest wait. A stream that the kernel throws out of the flowtable comes back within it.
@@ -60,14 +60,14 @@ pub fn may_be(entry: &Entry) -> bool {
 #[derive(Debug, Default)]
 pub struct Streams(HashMap<Tuple, Stream>);
 
-/// What is to be done about a stream.
+/// What to do about a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// Nothing.
     Nothing,
     /// It isn't offloaded: a trace may be left for it.
     Help,
-    /// It is idle and followed no more: its next packet is to signal again.
+    /// It is idle and followed no more: its next packet has to signal again.
     Arm,
 }
 
@@ -95,7 +95,7 @@ impl Streams {
         }
     }
 
-    /// When one is to be looked at.
+    /// When to check one.
     pub fn due_ms(&self) -> Option<u64> {
         self.0.values().map(|stream| stream.due_ms).min()
     }
@@ -127,7 +127,7 @@ impl Streams {
         if entry.status.offloaded() { Next::Nothing } else { Next::Help }
     }
 
-    /// Those couldn't be looked at: again later.
+    /// Those couldn't be checked: again later.
     pub fn later(&mut self, tuples: &[Tuple], now_ms: u64) {
         for tuple in tuples {
             if let Some(stream) = self.0.get_mut(tuple) {

@@ -1,7 +1,7 @@
-//! Which way the packets of an offloaded flow take: what came in, compared with what was metered on the forward path.
+//! Which path the packets of an offloaded flow take: what came in, compared with what was metered on the normal path.
 //!
 //! The meter is a rule behind `flow add`: it counts packets that could have been offloaded, of flows with more packets
-//! than the threshold, and that are on the forward path all the same, flow by flow.
+//! than the threshold, and that are still on the normal path, flow by flow.
 
 use fastpath_common::FlowCounters;
 use serde::{Deserialize, Serialize};
@@ -68,7 +68,7 @@ impl Path {
                 let last = || seen.iter().flatten().map(|c| c.last_seen_ns);
                 let last_was_slow = last().all(|at| at < from_ns) || last().any(same_time);
                 match last_was_slow {
-                    // One direction's packets may be slow and the other's not: both are looked at.
+                    // One direction's packets may be slow and the other's not: both are checked.
                     true if slow > STRAYS => Some(false),
                     true => None,
                     false => Some(true),

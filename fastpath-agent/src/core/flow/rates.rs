@@ -17,7 +17,7 @@ use crate::core::{model::IfIndex, why_not::WhyNot};
 /// size of the flows map, in at most 9 MB (32 bytes and a control byte for each of 262,144 slots, 7/8 of them used).
 pub const MAX_REMEMBERED: usize = 262_144 / 8 * 7;
 
-/// The clock of the counters stands still within a tick of the kernel (10 ms at most) and packets may wait.
+/// The clock of the counters stops within a tick of the kernel (10 ms at most) and packets may wait.
 const CLOCK_LAG_NS: u64 = 100_000_000;
 
 /// Packets and bits in a second.
@@ -131,7 +131,7 @@ impl Reading<'_> {
             let packets = whole.packets.checked_sub(before.packets);
             let bytes = whole.bytes.checked_sub(before.bytes);
             *before = count;
-            // Less than before: it was evicted and began anew.
+            // Less than before: it was evicted and started again at 0.
             let since = packets.zip(bytes).map_or(whole, |(packets, bytes)| Tally { packets, bytes });
             return self.since_ns.map(|_| since);
         }
@@ -183,7 +183,7 @@ pub enum Order {
     Total,
     /// When the first packet was seen, oldest first
     Age,
-    /// What became of them, offloaded first
+    /// State, offloaded first
     State,
 }
 
@@ -209,7 +209,7 @@ impl Order {
     }
 }
 
-/// What is to be kept of a reading.
+/// What to keep of a reading.
 #[derive(Clone, Debug)]
 pub struct Wanted {
     /// Which flows come first.
@@ -246,7 +246,7 @@ pub struct Traffic {
     pub flows: u64,
     /// Those among them that conntrack calls offloaded, to hardware or not.
     pub offloaded_flows: u64,
-    /// Those among these whose packets take the forward path all the same.
+    /// Those among these whose packets are still on the normal path.
     pub slow_flows: u64,
     /// Those that could be offloaded, have had more packets than the threshold, and aren't.
     pub stalled_flows: u64,

@@ -166,7 +166,7 @@ fn packets_on_the_forward_path_are_not_on_the_fast_path_though_their_flow_is_off
     share(1, 100, metered(10));
     assert_eq!(share(2, 200, metered(10)), Some(1.0), "what was metered before doesn't count again");
     assert_eq!(share(3, 300, metered(160)), Some(0.5));
-    assert_eq!(share(4, 400, metered(75)), Some(0.75), "the meter forgot it and began anew");
+    assert_eq!(share(4, 400, metered(75)), Some(0.75), "the meter forgot it and started again");
     assert_eq!(share(5, 500, Metered::Unknown), None);
 }
 
@@ -179,7 +179,7 @@ fn packets_up_to_the_threshold_were_not_on_the_fast_path() {
     for counters in flow.seen.iter_mut().flatten() {
         counters.first_seen_ns = SECOND + 1;
     }
-    // 42 packets, of which the 21st offloaded the flow.
+    // 42 packets; the 21st offloaded the flow.
     assert_eq!(read(&mut rates, 2 * SECOND, &wanted, &[flow]).total.share(), Some(0.5));
 }
 
@@ -219,7 +219,7 @@ fn idle_flows_make_room_for_busy_ones() {
     assert_eq!(second.rows[2].rate, None, "it isn't known yet, and nothing is made up");
     let fourth = readings.nth(1).unwrap();
     assert_eq!(fourth.rows[0].rate.map(|r| r.packets), Some(10.0));
-    assert_eq!(fourth.rows[1].rate.map(|r| r.packets), Some(0.0), "no packets since: known all the same");
+    assert_eq!(fourth.rows[1].rate.map(|r| r.packets), Some(0.0), "no packets since: known anyway");
 }
 
 #[test]

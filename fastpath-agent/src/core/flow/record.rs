@@ -1,4 +1,4 @@
-//! A flow, and what happens to flows, as JSON has it. Fields are only ever added: programs of others read them.
+//! A flow, and what happens to flows, as JSON has it. Fields are only ever added: other programs read them.
 
 use fastpath_common::FlowCounters;
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ pub struct FlowRecord {
     pub original: Tuple,
     /// The reply direction likewise, as far as it is known.
     pub reply: Option<Tuple>,
-    /// What became of it.
+    /// Its state.
     #[serde(flatten)]
     pub state: State,
     /// Interfaces that packets come in on.
@@ -106,7 +106,7 @@ pub fn interfaces(flow: &Flow, node: &Node) -> Vec<String> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
-    /// A flow has crossed the threshold, and this is what became of it.
+    /// A flow that has crossed the threshold, with its state.
     Crossed {
         /// When that was found out, in ms since 1970 (UTC).
         time_ms: u64,

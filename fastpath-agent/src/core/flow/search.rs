@@ -1,4 +1,4 @@
-//! What somebody types to find flows: words, all of which must match. Any text is a valid search.
+//! What a user types to find flows: words, all of which must match. Any text is a valid search.
 
 use std::net::IpAddr;
 

@@ -18,7 +18,7 @@ pub struct FlowSums {
     pub stalled: BTreeMap<&'static str, u64>,
     /// Those of them that a rule of another program wants every packet of, by the rule's family, table and chain.
     pub left_out: BTreeMap<String, u64>,
-    /// Offloaded ones whose packets take the forward path all the same.
+    /// Offloaded ones whose packets are still on the normal path.
     pub slow: u64,
 }
 

@@ -11,7 +11,7 @@ pub struct Trace {
     /// Its direction.
     #[serde(serialize_with = "as_word")]
     pub direction: Direction,
-    /// Where it came in. Behind a postrouting filter the VRF's device stands for its links.
+    /// Where it came in. Behind a postrouting filter it is the VRF's device instead of its link.
     pub input: IfIndex,
     /// Where it left.
     pub output: IfIndex,
@@ -23,7 +23,7 @@ fn as_word<S: serde::Serializer>(direction: &Direction, serializer: S) -> Result
     serializer.collect_str(direction)
 }
 
-/// What the traces of a flow that isn't offloaded come to.
+/// What the traces of a flow that isn't offloaded show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Evidence {
     /// No packet got as far as the rule that offloads.

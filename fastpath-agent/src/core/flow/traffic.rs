@@ -1,9 +1,7 @@
 //! Packets and bytes of each interface, in all and past the forward path, added up from one reading of all flows to the
-//! next. What bypassed the forward path is measured as it is for `top` (`core/flow/rates.rs`): what came in, less what the meter saw.
-//!
-//! A flow that ended between two readings isn't in the flowtable any more when it is read. The programs note of a flow that
-//! it went there; where they don't see that, whoever follows flows across the threshold marks those that were offloaded
-//! ([`Marks`]). So such a flow counts with all its packets.
+//! next. What bypassed the forward path is measured as for `top` (`core/flow/rates.rs`): what came in, less what the meter saw.
+//! A flow that ended between two readings counts too: the programs note that it was offloaded, or the follower of crossings
+//! marks it ([`Marks`]).
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque, hash_map::RandomState},
@@ -71,7 +69,7 @@ impl Traffic {
         Self { rates: Rates::since(limit, started_ns), interfaces: BTreeMap::new(), unmeasured: 0 }
     }
 
-    /// For whoever finds out which flows are offloaded.
+    /// For the part that finds out which flows are offloaded.
     pub fn marks(&self) -> Marks {
         Marks { hasher: self.rates.hasher(), hashes: VecDeque::new() }
     }
@@ -126,7 +124,7 @@ impl Adding<'_> {
             self.marked.contains(&key) || self.reading.was_offloaded(key)
         });
         let was_offloaded = was_offloaded || flow.went_over();
-        // One that is there, isn't ending and isn't offloaded has left the flowtable for a reason: nothing is known of its way.
+        // One that is there, isn't ending and isn't offloaded has left the flowtable for a reason: its path is unknown.
         let ends = matches!(flow.state, State::Closing | State::Gone);
         let offloaded = flow.offloaded() || was_offloaded && ends;
         let mut since = [None; 2];

@@ -1,12 +1,10 @@
-//! What kind of link it is, where that decides what becomes of its flows.
+//! What kind of link it is, where that decides about its flows.
 
 use crate::core::model::{IfIndex, Link};
 
 /// Whether `link` is a port of a bridge that is managed too: then the bridge is in the flowtable and the port isn't.
-///
-/// With the port in it the kernel would offload flows past the bridge and the routing table, to the port and the MAC address
-/// of that moment (`FLOW_OFFLOAD_XMIT_DIRECT`), and go on so when the host moves to another port, a neighbour's address or
-/// the route changes. Hardware needs the ports.
+/// With the port in it, offloaded flows would go to the port and MAC address of that moment (`FLOW_OFFLOAD_XMIT_DIRECT`),
+/// even after the host, a neighbour's address or the route has changed. Hardware needs the ports.
 pub fn is_bridged<'a>(link: &Link, managed: impl Fn(IfIndex) -> Option<&'a Link>) -> bool {
     link.master.and_then(managed).is_some_and(is_bridge)
 }

@@ -72,11 +72,11 @@ pub enum Unmanaged {
     },
     /// A port whose bridge is in the flowtable instead.
     Port,
-    /// There is no flowtable of the agent's.
+    /// The agent has no flowtable.
     NoRuleset,
     /// One of the flags leaves it out, or it is new; no agent runs here that could be asked. Told by `why` only.
     LeftOut,
-    /// Nothing speaks against it: the agent is about to take it in, or stands still. Told by `why` only.
+    /// Nothing keeps it out: the agent is about to add it, or doesn't run. Told by `why` only.
     NotYet,
     /// Packets come in here, and the link on top of it is in the flowtable. Told by `why` only.
     Layered {
@@ -99,7 +99,7 @@ impl Unmanaged {
     }
 }
 
-const NO_TEXT: &str = "its name is no text (UTF-8), which nft can't list; rename it";
+const NO_TEXT: &str = "its name isn't UTF-8, which nft can't list; rename it";
 
 impl Unmanaged {
     /// Its name.

@@ -66,7 +66,7 @@ impl LinkTable {
         self.0.values()
     }
 
-    /// `managed` with the ports of the bridges among them, which stand for their ports in the flowtable.
+    /// `managed` with the ports of the bridges among them, which replace their ports in the flowtable.
     pub fn with_ports(&self, managed: &BTreeSet<IfIndex>) -> BTreeSet<IfIndex> {
         let managed_link = |index| self.get(index).filter(|_| managed.contains(&index));
         let ports = self.iter().filter(|link| is_bridged(link, managed_link)).map(|link| link.index);

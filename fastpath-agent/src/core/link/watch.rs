@@ -1,15 +1,14 @@
 //! On which links packets are counted, so that each one is counted once.
 //!
-//! A packet that comes in on a bridge port is seen again on the bridge, one with a VLAN tag again on the VLAN's link,
-//! and so on. The lowest link is the one that sees every packet: the flowtable's hook there takes the packets of
-//! offloaded flows away, and the links above never see them. So packets are counted at the lowest managed link.
-//! A tunnel is no link above in this sense: what it unpacks are other packets than those that carried them.
+//! A packet is seen on each link of a stack (port and bridge, trunk and VLAN), but only the lowest one sees every packet: the
+//! flowtable's hook there takes those of offloaded flows away. So the lowest managed link counts. A tunnel isn't a link
+//! above in this sense, since it unpacks other packets.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::core::model::{IfIndex, Link};
 
-/// Kinds of links that hand up the very packets of the link that they stand on.
+/// Kinds of links that hand up the very packets of the link below.
 const STACKED: [&str; 5] = ["vlan", "macvlan", "macvtap", "ipvlan", "ipvtap"];
 
 /// Of the links in `managed`, those to count packets on: all that have no managed link below them, at any depth.
@@ -50,7 +49,7 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// A link is now like this, or gone. Returns the links that may have come to be watched by it, or may not be any more.
+    /// A link is now like this, or gone. Returns the links that may be watched now, or may not be any more.
     pub fn follow(&mut self, index: IfIndex, link: Option<&Link>, managed: bool) -> BTreeSet<IfIndex> {
         let mut concerned = self.upwards(index);
         for (upper, lower) in self.steps.remove(&index).into_iter().flatten() {
@@ -78,7 +77,7 @@ impl Watched {
         concerned
     }
 
-    /// Whether packets are to be counted there.
+    /// Whether packets should be counted there.
     pub fn is_watched(&self, index: IfIndex) -> bool {
         self.managed.contains(&index) && !covered(index, &self.below, &self.managed)
     }
@@ -146,7 +145,7 @@ pub fn not_for_xdp(link: &Link) -> Option<NotForXdp> {
     }
 }
 
-/// Interfaces that hand up packets of others. Those of kind ppp may.
+/// Interfaces that hand up packets of other interfaces. Those of kind ppp may.
 pub fn uppers(links: &super::table::LinkTable) -> BTreeMap<IfIndex, crate::core::model::IfName> {
     let mut indices: BTreeSet<IfIndex> = lower_links(links.iter()).into_keys().collect();
     indices.extend(links.iter().filter(|link| link.kind.as_deref() == Some("ppp")).map(|link| link.index));

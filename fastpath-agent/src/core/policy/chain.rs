@@ -15,11 +15,11 @@ pub type SetKey = (TableKey, Box<str>);
 pub struct Chain {
     /// Where it is hooked; `None` for one that is only jumped to.
     pub base: Option<Base>,
-    /// Its rules in order; empty where nobody asks what they do.
+    /// Its rules in order; empty where what they do doesn't matter.
     pub rules: Vec<Rule>,
     /// Maps that say where packets of established connections go from here.
     pub maps: BTreeSet<Box<str>>,
-    /// Its table has timeouts for connections, so it matters what becomes of the first packet of one.
+    /// Its table has timeouts for connections, so the fate of a connection's first packet matters.
     pub sees_first: bool,
     /// Sets that its rules ask and whose elements run out; only netlink puts them in.
     pub expiring: BTreeSet<Box<str>>,

@@ -1,4 +1,4 @@
-//! Rules of others that offloaded packets don't pass and that can't be settled once for a flow: they change by themselves, or
+//! Other programs' rules that offloaded packets bypass and that can't be settled once for a flow: they change by themselves, or
 //! want every packet. Jumps are followed; a rule that no packet of an established connection reaches isn't one of them.
 
 use std::{
@@ -39,7 +39,7 @@ const SNAT: i32 = 100;
 pub enum Class {
     /// Flows that it matches aren't offloaded.
     EveryPacket,
-    /// Offloaded flows are judged anew, again and again.
+    /// Offloaded flows are revalidated, again and again.
     Changing,
     /// Nothing: it decides over no packet's fate.
     NotDecisive,
@@ -76,10 +76,10 @@ pub struct Concern {
     /// When its verdict may change, if it changes by itself.
     #[serde(rename = "judged", serialize_with = "how_often")]
     pub when: When,
-    /// The ways on which packets come to it, and what they meet by then; none where that doesn't matter.
+    /// The ways by which packets reach it, and what they meet by then; none where that doesn't matter.
     #[serde(rename = "conditions", serialize_with = "written")]
     pub ways: Vec<Way>,
-    /// It may be passed by (`--ignore-rule`).
+    /// Offloaded flows may bypass it (`--ignore-rule`).
     pub ignored: bool,
 }
 
@@ -133,7 +133,7 @@ impl Concern {
         conditions(&self.ways)
     }
 
-    /// Offloaded flows have to be judged anew because of it.
+    /// Offloaded flows have to be revalidated because of it.
     pub fn is_changing(&self) -> bool {
         self.changes_by().is_some()
     }
@@ -163,8 +163,8 @@ impl Concern {
         self.wants_every_packet() && self.left_out(false).iter().any(has_none)
     }
 
-    /// The conditions that our chain has to ask for it: those of the rule and of the jumps that lead to it, or what they say of the
-    /// connection where NAT stands between the rule and our chain. `in_vrf`: a packet may come in by another interface there than
+    /// The conditions that our chain has to check for it: those of the rule and of the jumps that lead to it, or what they say of the
+    /// connection where NAT is between the rule and our chain. `in_vrf`: a packet may come in by another interface there than
     /// before it was routed.
     pub fn left_out(&self, in_vrf: bool) -> Vec<Conditions> {
         let mut all: Vec<Conditions> = Vec::new();
@@ -173,13 +173,13 @@ impl Concern {
                 if in_vrf && view.prerouting { conditions.without_input() } else { conditions.clone() };
             let by_tuple = [(Seen::BeforeNat, view.before_nat), (Seen::BehindNat, view.behind_nat)];
             let by_tuple = by_tuple.into_iter().filter(|(_, is)| *is);
-            let mut ours: Vec<Conditions> = by_tuple
+            let mut asked: Vec<Conditions> = by_tuple
                 .flat_map(|(seen, _)| Direction::ALL.map(|direction| conditions.by_tuple(direction, seen)))
                 .collect();
-            if view.as_ours || ours.is_empty() {
-                ours.insert(0, conditions);
+            if view.as_ours || asked.is_empty() {
+                asked.insert(0, conditions);
             }
-            for one in ours {
+            for one in asked {
                 if !all.contains(&one) {
                     all.push(one);
                 }
@@ -200,7 +200,7 @@ impl Concern {
     }
 }
 
-/// What is done about a rule: its flows aren't offloaded; they are judged anew all the time; nothing, by choice; nothing, since it
+/// What is done about a rule: its flows aren't offloaded; they are revalidated all the time; nothing, by choice; nothing, since it
 /// decides over no packet's fate.
 pub const FOLLOWS: [&str; 4] = ["respected", "re-validated", "ignored", "not-decisive"];
 
@@ -250,7 +250,7 @@ impl Others {
                 walk.from(name, view);
             }
             let family_of_table = Conditions::of_family(*family);
-            // What no packet meets that comes to a rule, since earlier ones of its chain took it.
+            // What no packet that reaches a rule meets, since earlier rules of its chain took such packets.
             let (mut in_chain, mut taken) = ("", Conditions::default());
             for ((chain, position), ways) in walk.found() {
                 let rule = &chains[chain].rules[position];
@@ -300,7 +300,7 @@ pub fn family_name(family: u8) -> &'static str {
     }
 }
 
-/// `ways`: those to the rule. `edits_seen`: chains that offloaded packets pass ask for what rules edit. `taken`: what no packet that comes to the rule
+/// `ways`: those to the rule. `edits_seen`: chains that offloaded packets pass ask for what rules edit. `taken`: what no packet that reaches the rule
 /// meets.
 fn concern(
     traits: &Traits,
@@ -351,7 +351,7 @@ fn concern(
     })
 }
 
-/// Whether what becomes of a packet may hang on a rule with this outcome. Chains that only log decide nothing, nor do those that
+/// Whether a packet's fate may depend on a rule with this outcome. Chains that only log decide nothing, nor do those that
 /// mark packets, unless marks count.
 fn decides<'c>(
     chains: &'c BTreeMap<String, Chain>,

@@ -1,4 +1,4 @@
-//! Which rules of others concern offloaded flows.
+//! Which of other programs' rules concern offloaded flows.
 
 use super::*;
 use crate::core::policy::{
@@ -60,7 +60,7 @@ fn only_rules_that_established_connections_reach_and_that_decide() {
     assert_eq!(one(&[&jump], &[&[DROP]]), every("c 1"));
     assert_eq!(one(&[&jump], &[&log])[0].1, "not-decisive");
     assert_eq!(one(&[&[Other::Verdict(Verdict::Jump("d"))]], &[&[LIMIT, DROP]]), every("d 1"));
-    assert_eq!(one(&[], &[&[LIMIT, DROP]]), [], "nobody jumps there");
+    assert_eq!(one(&[], &[&[LIMIT, DROP]]), [], "nothing jumps there");
     let time = [Other::Meta { key: 32, register: 1 }, DROP];
     assert_eq!(one(&[&time], &[]), [("c 1".to_owned(), "changing")]);
     for (kind, hook, listed) in [("nat", 2, 0), ("filter", 1, 0), ("filter", 0, 1), ("filter", 4, 1)] {

@@ -144,7 +144,7 @@ pub enum Expr<'a> {
     },
 }
 
-/// What becomes of a packet.
+/// A packet's fate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict<'a> {
     /// Goes on behind this base chain.

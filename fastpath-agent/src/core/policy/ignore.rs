@@ -1,4 +1,4 @@
-//! Rules that an operator allows to be passed by (`--ignore-rule`). Pure text in, yes or no out.
+//! Rules that flows may bypass by the operator's choice (`--ignore-rule`). Pure text in, yes or no out.
 
 use super::{
     concern::{Class, Concern},

@@ -1,4 +1,4 @@
-//! All that was read of others, and what our ruleset has to heed of it. A part that couldn't be read counts as the worst
+//! All that was read of other programs, and what our ruleset must respect. A part that couldn't be read counts as the worst
 //! that could be there, never as absent.
 
 use std::{
@@ -45,24 +45,24 @@ pub struct Known {
     pub ends_leave: bool,
     /// Policy rules.
     pub route_rules: Option<RouteRules>,
-    /// Interfaces that hand up packets of others: those that matter, since a flowtable's hook may be below them.
+    /// Interfaces that hand up packets of interfaces below: those that matter, since a flowtable's hook may be there.
     pub uppers: BTreeMap<IfIndex, Upper>,
     /// Interfaces that carry PPPoE sessions.
     pub pppoe: BTreeSet<IfName>,
 }
 
-/// An interface on top of others.
+/// An interface on top of other interfaces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upper {
     /// Its name.
     pub name: IfName,
-    /// Others have programs or filters at its ingress; `None` if that couldn't be read.
+    /// Other programs have eBPF programs or filters at its ingress; `None` if that couldn't be read.
     pub programs: Option<bool>,
 }
 
 impl Known {
     /// What follows for our ruleset.
-    /// `ignored` are rules that may be passed by.
+    /// `ignored` are rules that flows may bypass.
     pub fn surroundings(&self, ignored: &[Ignore]) -> Surroundings {
         let tables = self.tables.as_deref();
         let legacy = |places: &[(&str, i32)]| match &self.legacy {
@@ -157,7 +157,7 @@ fn is_passed(name: impl AsRef<str>) -> bool {
     LEGACY_PASSED.contains(&name.as_ref())
 }
 
-/// What is to be read again.
+/// What must be read again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parts {
     /// All of it.
@@ -170,7 +170,7 @@ pub struct Parts {
     pub legacy: bool,
     /// Policy rules.
     pub route_rules: bool,
-    /// Programs of these interfaces, where they are on top of others.
+    /// Programs of these interfaces, where they are on top of other interfaces.
     pub programs: BTreeSet<IfIndex>,
     /// Programs of all of those.
     pub all_programs: bool,

@@ -44,13 +44,13 @@ fn upper(name: &str, programs: Option<bool>) -> Upper {
 }
 
 #[test]
-fn nothing_of_others_is_nothing_to_heed() {
+fn without_other_programs_there_is_nothing_to_respect() {
     let expected = Surroundings { sure_of_answers: true, ..Surroundings::default() };
     assert_eq!(read().surroundings(&[]), expected);
 }
 
 #[test]
-fn answers_are_sure_while_nobody_can_deny_them() {
+fn answers_are_sure_while_no_rule_can_deny_them() {
     let sure = |known: Known| known.surroundings(&[]).sure_of_answers;
     let with = |tables: &[_]| {
         sure(Known { tables: Some(Arc::new(Others(tables.iter().cloned().collect()))), ..read() })
@@ -136,7 +136,7 @@ fn counts(known: Option<&Others>, reading: Option<&Parts>, subject: Subject<'_>)
 }
 
 #[test]
-fn only_what_may_change_what_we_heed_is_read_again() {
+fn only_what_may_change_our_ruleset_is_read_again() {
     let hook = |number| Some(Hook { kind: "filter", number, priority: 0 });
     let none = Others::default();
     let input = Others([table(IPV4, "t", &[("c", chain(1, 0, &[]))])].into());

@@ -30,7 +30,7 @@ pub struct Lookups {
     pub(super) own: Option<Looked>,
     /// Which packets match if the state is as asked.
     pub(super) established: Option<Established>,
-    /// What packets meet that come to the map, and what fills the register with its key, if that can be copied.
+    /// What packets that reach the map meet, and what fills the register with its key, if that can be copied.
     pub(super) lead: (Conditions, Option<Vec<Expr>>),
 }
 
@@ -109,7 +109,7 @@ impl Elements {
         Self { intervals, all: Some(Vec::new()), ..Self::default() }
     }
 
-    /// Takes note of an element. A key of no bytes stands for all others; `ends` an interval before its key.
+    /// Takes note of an element. A key of no bytes means all other keys; `ends` an interval before its key.
     pub fn add(&mut self, key: &[u8], verdict: Option<Verdict<'_>>, ends: bool) {
         let said = verdict.map_or(Outcome::Continue, outcome);
         if let Some(all) = &mut self.all {
@@ -132,7 +132,7 @@ impl Elements {
         }
     }
 
-    /// The chains that packets go to by it which have come to it as `lead` says.
+    /// The chains that it sends packets to which reach it as `lead` says.
     pub(super) fn leads(&self, (conditions, load): &(Conditions, Option<Vec<Expr>>)) -> Box<[Lead]> {
         let mut leads = Vec::new();
         for (to, keys) in &self.keys {

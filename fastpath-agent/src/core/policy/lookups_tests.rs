@@ -69,7 +69,7 @@ fn another_map_leads_to_all_chains_that_it_names() {
     assert_eq!(rule.leads_to().collect::<Vec<_>>(), ["x", "y"]);
 }
 
-/// What packets meet that come to the chain behind a jump, and what the rule's own limit asks for.
+/// What packets that reach the chain behind a jump meet, and what the rule's own limit asks for.
 #[test]
 fn a_set_of_the_rules_own_is_copied_element_by_element() {
     let saddr = Expr::Payload { base: 1, offset: 12, length: 4, register: 1 };

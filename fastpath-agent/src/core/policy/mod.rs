@@ -1,5 +1,5 @@
-//! What the rules of others do to forwarded packets: their tables, chains and rules as compact data, and what follows for
-//! ours. Reads nothing itself; what it doesn't know counts as a rule that may deny.
+//! What other programs' rules do to forwarded packets: their tables, chains and rules as compact data, and what follows for
+//! our rules. Reads nothing itself; what it doesn't know counts as a rule that may deny.
 
 mod blind;
 pub mod chain;

@@ -82,15 +82,15 @@ impl When {
     }
 }
 
-/// In words: "when the clock strikes".
+/// In words: "at known times".
 impl fmt::Display for When {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let by_clock = !self.moments.is_empty();
         f.write_str(match (by_clock, !self.sets.is_empty()) {
-            _ if self.anytime => "every so often",
-            (true, false) => "when the clock strikes",
-            (true, true) => "when the clock strikes and when an element runs out",
-            _ => "when an element runs out",
+            _ if self.anytime => "at intervals",
+            (true, false) => "at known times",
+            (true, true) => "at known times and when an element times out",
+            _ => "when an element times out",
         })
     }
 }
@@ -112,8 +112,8 @@ pub(super) struct Read {
 }
 
 impl Read {
-    /// When a comparison with this value may give another answer, whichever it is: as the clock comes to the value, and as it leaves it.
-    /// The hour also begins anew.
+    /// When a comparison with this value may give another answer: as the clock reaches the value, and as it leaves it.
+    /// The hour also wraps round.
     fn moments(self, value: &[u8]) -> Option<Vec<Moment>> {
         Some(match self.unit {
             Unit::Nanoseconds => {

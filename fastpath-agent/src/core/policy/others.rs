@@ -1,4 +1,4 @@
-//! The tables, chains and rules of others, as much of them as is kept, and what of it our ruleset heeds.
+//! Other programs' tables, chains and rules, as much of them as is kept, and what of it our ruleset respects.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,8 +17,8 @@ const IPV6: u8 = 10;
 pub(super) const PREROUTING: u32 = 0;
 const FORWARD: u32 = 2;
 pub(super) const POSTROUTING: u32 = 4;
-/// Filter chains in the forward hook that come before this are heeded whatever their rules deny: that is where nearly all
-/// are, and where our chain stands behind them anyway (`--chain-priority`, by default).
+/// Filter chains in the forward hook that come before this count whatever their rules deny: nearly all are there, and our
+/// chain is behind them anyway (`--chain-priority`, by default).
 const LATE: i32 = 300;
 /// Hooks that forwarded packets pass and offloaded ones don't.
 const PASSED: [u32; 3] = [PREROUTING, FORWARD, POSTROUTING];
@@ -29,7 +29,7 @@ const INET_INGRESS: u32 = 5;
 const BRIDGE_OUTPUT: u32 = 3;
 const BRIDGE_POSTROUTING: u32 = 4;
 
-/// All tables but ours.
+/// All tables but the agent's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Others(pub BTreeMap<TableKey, BTreeMap<String, Chain>>);
 
@@ -151,7 +151,7 @@ fn sees_offloaded(family: u8, base: &Base) -> bool {
     family == BRIDGE || family == NETDEV && base.hook == NETDEV_EGRESS
 }
 
-/// Whether packets that leave pass a chain there: offloaded ones come to it without their connection.
+/// Whether packets that leave pass a chain there: offloaded ones reach it without their connection.
 pub(super) fn is_behind_flowtable(family: u8, base: &Base) -> bool {
     match family {
         BRIDGE => matches!(base.hook, BRIDGE_OUTPUT | BRIDGE_POSTROUTING),

@@ -1,4 +1,4 @@
-//! What becomes of packets that a rule matches, and which of established connections it matches.
+//! The fate of packets that a rule matches, and which packets of established connections it matches.
 
 use super::expr::Verdict;
 use crate::core::ruleset::conditions::Conditions;

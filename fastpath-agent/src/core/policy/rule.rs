@@ -84,7 +84,7 @@ const CONDITIONS: [&str; 25] = [
 pub struct Rule {
     /// The kernel's handle, unique within the table.
     pub handle: u64,
-    /// What becomes of packets that match.
+    /// The fate of packets that match.
     pub outcome: Outcome,
     /// Which packets of established connections match.
     pub established: Established,
@@ -324,7 +324,7 @@ impl Reader {
         }
     }
 
-    /// What becomes of a packet that has come so far, if this expression says it.
+    /// The fate of a packet that gets to this expression, if the expression decides it.
     fn read(&mut self, expr: Expr<'_>) -> Option<Outcome> {
         match expr {
             Expr::Ct { register, .. } | Expr::Meta { register, .. } | Expr::Payload { register, .. }

@@ -242,7 +242,7 @@ impl Sorter {
         }
     }
 
-    /// What was found. `reached`: established connections come to the rule; `leads`: it leads them to other chains.
+    /// What was found. `reached`: established connections reach the rule; `leads`: it leads them to other chains.
     pub(super) fn sorted(mut self, reached: bool, leads: bool) -> Sorted {
         let (when, clock) = self.clock.finish();
         self.traits.when.anytime |= when.anytime;

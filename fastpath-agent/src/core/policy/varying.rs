@@ -1,9 +1,7 @@
 //! Which of a rule's expressions ask for what differs between packets of one flow, and which only packets meet that never take the
 //! flowtable. Reads one rule's expressions in order.
-//!
-//! What the flowtable leaves to the normal path (`nf_flow_tuple_ip`, `nf_flow_tuple_ipv6`, `nf_flow_state_check` in
-//! net/netfilter/nf_flow_table_ip.c): other protocols than TCP, UDP and GRE, fragments, IPv4 options, IPv6 extension headers, a TTL or hop limit of at most 1; before Linux
-//! 6.14 also FIN and RST.
+//! The flowtable leaves to the normal path (net/netfilter/nf_flow_table_ip.c): protocols but TCP, UDP and GRE, fragments, IPv4
+//! options, IPv6 extension headers, a TTL or hop limit of at most 1, and before Linux 6.14 FIN and RST.
 
 use super::expr::Expr;
 

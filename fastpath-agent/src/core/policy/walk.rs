@@ -46,7 +46,7 @@ impl Way {
     }
 }
 
-/// Where rules lead is only asked of those on the way to a rule that wants every packet: the others' leads are forgotten.
+/// Where rules lead is only asked of those on the way to a rule that wants every packet: the leads of the rest are forgotten.
 pub fn forget_leads(chains: &mut BTreeMap<String, Chain>) {
     let wanted = on_the_way(chains);
     for rule in chains.values_mut().flat_map(|chain| &mut chain.rules) {
@@ -99,7 +99,7 @@ pub(super) struct Walk<'c> {
     ends_leave: bool,
     /// Packets aren't routed yet.
     prerouting: bool,
-    /// Whether all packets of established connections that come to the chain are accepted, or denied, in it.
+    /// Whether all packets of established connections that reach the chain are accepted, or denied, in it.
     fates: BTreeMap<&'c str, bool>,
     /// Chains that packets reach from the base chain, each behind those that it leads to.
     done: Vec<&'c str>,
@@ -171,7 +171,7 @@ impl<'c> Walk<'c> {
         }
     }
 
-    /// What packets have met that come to each chain whose rules' conditions matter.
+    /// What packets have met when they reach each chain whose rules' conditions matter.
     fn ways(&self, base: &'c str) -> BTreeMap<&'c str, Alternatives> {
         let matters = |rule: &Rule| {
             rule.traits

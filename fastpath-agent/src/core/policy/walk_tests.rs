@@ -1,4 +1,4 @@
-//! What packets have met that come to a rule.
+//! What packets have met when they reach a rule.
 
 use super::*;
 use crate::core::policy::{

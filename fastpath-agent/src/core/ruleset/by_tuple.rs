@@ -1,5 +1,5 @@
-//! Conditions on addresses and ports as packets have them before or behind NAT, said of the connection's tuples: those our
-//! chain, which stands between, can ask.
+//! Conditions on addresses and ports as packets have them before or behind NAT, expressed by the connection's tuples: those our
+//! chain, which is between, can check.
 
 use super::{
     conditions::{Conditions, IPV6, is_load, side_of},

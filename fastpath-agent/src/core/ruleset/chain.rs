@@ -44,7 +44,7 @@ impl OwnChain {
         Self::ALL.into_iter().find(|chain| chain.name() == name)
     }
 
-    /// Number of the hook that it stands in (enum nf_inet_hooks); `None` for one that others go to.
+    /// Number of its hook (enum nf_inet_hooks); `None` for a chain that other chains go to.
     pub fn hook(self) -> Option<u32> {
         match self {
             Self::Base => Some(2),

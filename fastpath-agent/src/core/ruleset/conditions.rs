@@ -1,5 +1,5 @@
-//! Conditions of our rules that come from elsewhere: copied from rules of others instruction by instruction (which may be is
-//! `core::policy`'s to say), or made of a policy rule's selectors. And how nft writes them.
+//! Conditions of our rules that come from elsewhere: copied from other programs' rules instruction by instruction
+//! (`core::policy` says which), or made of a policy rule's selectors. And how nft writes them.
 
 use std::{
     fmt,

@@ -47,10 +47,11 @@ pub fn desired<'a>(
     let carriers = carriers(policy, &managed);
     excluded_devices
         .extend(carriers.iter().filter_map(|index| managed.get(index)).map(|link| link.name.clone()));
-    let stands = |link: &Link| policy.hw_offload || !is_bridged(link, |index| managed.get(&index).copied());
+    let is_device =
+        |link: &Link| policy.hw_offload || !is_bridged(link, |index| managed.get(&index).copied());
     let devices: BTreeMap<IfIndex, IfName> = managed
         .values()
-        .filter(|link| stands(link) && !carriers.contains(&link.index))
+        .filter(|link| is_device(link) && !carriers.contains(&link.index))
         .map(|link| (link.index, link.name.clone()))
         .collect();
     let evidence = evidence::Wanted::of(policy, managed.values().copied());
@@ -88,10 +89,10 @@ pub fn desired<'a>(
     Some(table)
 }
 
-/// More rules than these of others that want every packet: they aren't told apart any more, all flows are left out.
+/// With more rules than this that want every packet, they aren't told apart any more: no flow is offloaded.
 const MOST_WANTED: usize = 256;
 
-/// Leaves out flows that rules of others want every packet of. Where traces are left in postrouting, packets that leave one
+/// Leaves out flows that other programs' rules want every packet of. Where traces are left in postrouting, packets that leave one
 /// there must meet the guards too: a packet of the other direction offloads the flow by it.
 fn wanted_by_others(policy: &Policy, managed: &BTreeMap<IfIndex, &Link>, table: &mut DesiredTable) {
     // In a VRF a packet that is forwarded comes in by the VRF's interface, one before routing by the link's.
@@ -158,8 +159,8 @@ fn is_vlan(link: &Link) -> bool {
 
 impl DesiredTable {
     /// Makes this table what [`desired`] computes, if since then nothing but the `changed` links came, went or changed.
-    /// Returns those of them that were among its devices. `None` if others may be concerned too, and the table is as it was:
-    /// a bridge stands for its ports, and excluded flows may have to leave.
+    /// Returns those of them that were among its devices. `None` if other links may be concerned too, and the table is as it was:
+    /// a bridge replaces its ports, and excluded flows may have to leave.
     pub fn follow(
         &mut self,
         policy: &Policy,
@@ -176,8 +177,8 @@ impl DesiredTable {
         }
         let before = changed.iter().filter_map(|index| self.devices.remove_entry(index)).collect();
         for link in there() {
-            let stands = policy.hw_offload || !is_bridged(link, accepted);
-            if stands && accepted(link.index).is_some() {
+            let is_device = policy.hw_offload || !is_bridged(link, accepted);
+            if is_device && accepted(link.index).is_some() {
                 self.devices.insert(link.index, link.name.clone());
             }
         }

@@ -30,12 +30,12 @@ pub enum ForeignTable {
     TakeOver,
 }
 
-/// What a comparison of desired and observed state comes to.
+/// Result of comparing desired and observed state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Apply these operations; none means that all is right.
     Apply(Vec<Op>),
-    /// A table of our name is somebody else's and stays as it is.
+    /// A table of our name is another program's and stays as it is.
     Foreign,
 }
 
@@ -49,7 +49,7 @@ pub fn diff(desired: &Desired, observed: &Observed, foreign: ForeignTable) -> De
         (None, Some(_)) => vec![Op::DeleteTable],
         (Some(want), None) => create(want),
         (Some(want), Some(table)) => match (&table.owner, foreign) {
-            (Owner::Ours, _) => repair(want, table),
+            (Owner::Agent, _) => repair(want, table),
             (Owner::Foreign, ForeignTable::Refuse) if !table.is_rendering() => return Decision::Foreign,
             (Owner::Foreign, _) => {
                 let mut ops = vec![Op::DeleteTable];
@@ -61,8 +61,8 @@ pub fn diff(desired: &Desired, observed: &Observed, foreign: ForeignTable) -> De
     Decision::Apply(ops)
 }
 
-/// What [`diff`] says if nothing is to be done but about links that changed: `before` are those of them that were devices of
-/// the table, `changed` all of them. `None` if it takes a look at everything.
+/// What [`diff`] says if only links changed: `before` are those of them that were devices of
+/// the table, `changed` all of them. `None` if everything has to be compared.
 pub fn diff_links(
     want: &DesiredTable,
     before: &BTreeMap<IfIndex, IfName>,
@@ -92,13 +92,13 @@ pub fn create(want: &DesiredTable) -> Vec<Op> {
     ops
 }
 
-/// A plan that makes our table right and leaves alone what others put into it.
+/// A plan that makes our table right and leaves alone what other programs put into it.
 fn repair(want: &DesiredTable, table: &ObservedTable) -> Vec<Op> {
     let flowtable = table.flowtables.iter().find(|f| f.name == FLOWTABLE);
     let right_flowtable = flowtable.filter(|f| flowtable_is_right(want, f));
-    let ours = table.sets.iter().filter_map(|set| OwnSet::named(&set.name));
+    let own = table.sets.iter().filter_map(|set| OwnSet::named(&set.name));
     let (right_sets, stale_sets): (Vec<OwnSet>, Vec<OwnSet>) =
-        ours.partition(|set| want.sets.contains(set) && set_is_right(*set, want, table));
+        own.partition(|set| want.sets.contains(set) && set_is_right(*set, want, table));
     let right_set = |set: OwnSet| table.set(set).filter(|_| right_sets.contains(&set));
 
     let keys = Keyed::compare(want, right_set);
@@ -109,18 +109,18 @@ fn repair(want: &DesiredTable, table: &ObservedTable) -> Vec<Op> {
     let flushed = |set: OwnSet| flowtable.is_some() && keep_flowtable.is_none() && EVIDENCE.contains(&set);
     let keep_set = |set: OwnSet| right_set(set).filter(|_| !flushed(set));
 
-    // Rules refer to sets and flowtable, and to other chains. Where one of those is made anew, chains go first as a whole,
-    // with what others put into them: that may refer to it too. Sets with keys are apart: all keys of one that is made anew
-    // are new, and so are then our rules.
+    // Rules refer to sets and flowtable, and to other chains. Where one of those is made again, chains go first as a whole,
+    // with what other programs put into them: that may refer to it too. Sets with keys are apart: all keys of one that is made
+    // again are new, and so are then our rules.
     let refers_other = |set: &&OwnSet| want.sets.contains(set) && !set.has_keys();
     let is_hooked = |chain: &OwnChain| table.chain(*chain).is_some_and(|c| c.hook.is_some());
-    let anew = stale_sets.iter().any(|set| refers_other(&set))
+    let remade = stale_sets.iter().any(|set| refers_other(&set))
         || (flowtable.is_some() && keep_flowtable.is_none() && !(empties && only_we_refer(table)))
         || OwnChain::ALL.iter().filter(|chain| chain.hook().is_none()).any(is_hooked);
     let keep_chain = |chain: OwnChain| {
         table
             .chain(chain)
-            .filter(|has| !anew && want.chains.contains_key(&chain) && chain_is_right(want, chain, has))
+            .filter(|has| !remade && want.chains.contains_key(&chain) && chain_is_right(want, chain, has))
     };
     let goes = |exprs: &[Expr]| {
         let stale = |expr: &Expr| matches!(expr, Expr::Lookup { set, .. } if stale_sets.iter().any(|s| s.name() == *set));
@@ -179,7 +179,7 @@ fn repair(want: &DesiredTable, table: &ObservedTable) -> Vec<Op> {
     ops
 }
 
-/// What is to be done about the keys of sets.
+/// Changes of the keys of sets.
 struct Keyed {
     gone: Vec<Op>,
     new: Vec<Op>,
@@ -223,7 +223,7 @@ fn guards_more(
         rule.is_guard() && !has.iter().any(|observed| observed.exprs == rule.exprs())
     };
     let device_leaves = |device: &IfName| flowtable.devices.as_ref().is_some_and(|d| d.contains(device));
-    // Flows came in before filters that this chain stands behind from now on.
+    // Flows were offloaded before filters that this chain is behind from now on.
     let moves_back = |chain: OwnChain| {
         let hook = table.chain(chain).and_then(|has| has.hook.as_ref());
         hook.is_some_and(|hook| hook.priority < priority(want, chain))
@@ -234,7 +234,7 @@ fn guards_more(
         || want.chains.keys().filter(|chain| chain.hook().is_some()).any(|chain| moves_back(*chain))
 }
 
-/// No rule of others refers to what is made anew with the flowtable.
+/// No other program's rule refers to what is made again with the flowtable.
 fn only_we_refer(table: &ObservedTable) -> bool {
     let rules = table.chains.iter().flat_map(|chain| &chain.rules);
     !rules.filter(|rule| rule.owner == Owner::Foreign).any(|rule| refers(&rule.exprs))
@@ -245,7 +245,7 @@ fn set_is_right(set: OwnSet, want: &DesiredTable, table: &ObservedTable) -> bool
 }
 
 fn flowtable_is_right(want: &DesiredTable, has: &ObservedFlowtable) -> bool {
-    // One that can't be read is the work of our own hands, or of somebody who knows what he does.
+    // Only the agent, or a program that means to, makes one that can't be read.
     has.devices.is_none()
         || (has.priority, has.counter, has.hw_offload)
             == (want.flowtable_priority, want.counter, want.hw_offload)
@@ -282,17 +282,17 @@ struct Counted {
     untraced: Option<Counter>,
 }
 
-/// What is to be done about the rules of one chain.
+/// Changes of the rules of one chain.
 struct Rules {
-    /// Deletions of ours that shouldn't be there.
+    /// Deletions of the agent's rules that shouldn't be there.
     stale: Vec<Op>,
     /// Additions of those that should be but aren't.
     missing: Vec<Op>,
 }
 
 impl Rules {
-    /// Our rules in another order are as good as wrong: all are made anew. Rules without our marker don't count.
-    /// They are made anew, too, where one refers to something that `goes`. The first that offloads and the first that counts
+    /// Our rules in another order are as good as wrong: all are made again. Rules without our marker don't count.
+    /// They are made again, too, where one refers to something that `goes`. The first that offloads and the first that counts
     /// missing traces go on from what was `counted`.
     fn compare(
         chain: OwnChain,
@@ -301,14 +301,14 @@ impl Rules {
         goes: impl Fn(&[Expr]) -> bool,
         mut counted: Counted,
     ) -> Self {
-        let ours: Vec<_> =
-            has.map(|c| c.rules.iter().filter(|r| r.owner == Owner::Ours).collect()).unwrap_or_default();
+        let own: Vec<_> =
+            has.map(|c| c.rules.iter().filter(|r| r.owner == Owner::Agent).collect()).unwrap_or_default();
         let want: Vec<Vec<Expr>> = want.iter().map(Rule::exprs).collect();
-        if !want.iter().any(|exprs| goes(exprs)) && ours.iter().map(|r| &r.exprs).eq(&want) {
+        if !want.iter().any(|exprs| goes(exprs)) && own.iter().map(|r| &r.exprs).eq(&want) {
             return Self { stale: Vec::new(), missing: Vec::new() };
         }
         Self {
-            stale: ours.iter().map(|r| Op::DeleteRule { chain, handle: r.handle }).collect(),
+            stale: own.iter().map(|r| Op::DeleteRule { chain, handle: r.handle }).collect(),
             missing: want
                 .into_iter()
                 .map(|exprs| {
@@ -360,13 +360,13 @@ fn lacking_indices(want: &BTreeMap<IfIndex, IfName>, has: &BTreeSet<IfIndex>) ->
     gone.chain(new).collect()
 }
 
-/// What others put into our table, in words, in no particular order. It stays while the table stands.
+/// What other programs put into our table, in words, in no particular order. It stays as long as the table.
 pub fn foreign_objects(table: &ObservedTable) -> Vec<String> {
     let is_ours = |chain: &&ObservedChain| OwnChain::named(&chain.name).is_some();
-    let (ours, foreign): (Vec<_>, Vec<_>) = table.chains.iter().partition(is_ours);
+    let (own, foreign): (Vec<_>, Vec<_>) = table.chains.iter().partition(is_ours);
     let flowtables = table.flowtables.iter().map(|f| &f.name).filter(|name| *name != FLOWTABLE);
     let sets = table.sets.iter().map(|s| &s.name).filter(|name| OwnSet::named(name).is_none());
-    let rules = ours.into_iter().flat_map(foreign_rules);
+    let rules = own.into_iter().flat_map(foreign_rules);
     flowtables
         .map(|name| format!("flowtable {name}"))
         .chain(foreign.into_iter().map(|chain| format!("chain {}", chain.name)))
@@ -380,7 +380,7 @@ fn foreign_rules(chain: &ObservedChain) -> impl Iterator<Item = String> {
     foreign.map(|r| format!("rule with handle {} in chain {}", r.handle, chain.name))
 }
 
-/// Rules of others that go with our chains by these operations: a chain that moves is made anew.
+/// Other programs' rules that go with our chains by these operations: a chain that moves is made again.
 pub fn rules_that_go(table: &ObservedTable, ops: &[Op]) -> Vec<String> {
     let chains = ops.iter().filter_map(|op| match op {
         Op::DeleteChain(chain) => table.chain(*chain),
@@ -410,7 +410,7 @@ pub fn after(observed: Observed, ops: &[Op]) -> Option<ObservedTable> {
                     set.elements.remove(index);
                 }
             }
-            // Nobody looks at what is in those sets.
+            // The contents of those sets aren't compared.
             Op::AddAssisted { .. } | Op::RemoveAssisted(_) | Op::AddRevoked { .. } | Op::AddTraces(_) => {}
             _ => return None,
         }

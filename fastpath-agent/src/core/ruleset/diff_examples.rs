@@ -1,4 +1,4 @@
-//! Single cases of the difference, by what they come to.
+//! Single cases of the difference, by their results.
 
 use super::*;
 
@@ -18,7 +18,9 @@ fn a_rendering_of_ours_is_taken_over_whoever_loaded_it() {
             .for_each(|rule| rule.owner = Owner::Foreign);
     };
     kernel.disturb(unmarked);
-    let Decision::Apply(ops) = step(&mut kernel, &want, ForeignTable::Refuse) else { panic!("ours") };
+    let Decision::Apply(ops) = step(&mut kernel, &want, ForeignTable::Refuse) else {
+        panic!("not the agent's")
+    };
     assert_eq!(ops[0], Op::DeleteTable);
     assert_eq!(step(&mut kernel, &want, ForeignTable::Refuse), Decision::Apply(Vec::new()));
     kernel.disturb(unmarked);
@@ -46,7 +48,7 @@ fn a_chain_that_moves_behind_others_puts_flows_out_and_one_that_moves_forward_do
     step(&mut kernel, &at(300), ForeignTable::Refuse);
     for (priority, expected) in [(401, true), (300, false)] {
         let Decision::Apply(ops) = step(&mut kernel, &at(priority), ForeignTable::Refuse) else {
-            panic!("ours")
+            panic!("not the agent's")
         };
         assert_eq!(empties(&ops), expected, "{priority}: {ops:#?}");
         assert!(ops.contains(&Op::AddBaseChain { chain: OwnChain::Base, priority }));
@@ -115,7 +117,7 @@ fn a_flowtable_too_long_to_be_read_is_kept_and_changed_by_what_the_set_lacks() {
     assert_eq!(step(&mut kernel, &want(1..7), ForeignTable::Refuse), Decision::Apply(one_more.into()));
     assert_eq!(step(&mut kernel, &want(1..7), ForeignTable::Refuse), settled);
 
-    // What nobody wants any more leaves the set, so that no rule refers to it, and the flowtable once it can be read.
+    // What isn't wanted any more leaves the set, so that no rule refers to it, and the flowtable once it can be read.
     let fewer = [Op::RemoveIndices(vec![IfIndex(1)])];
     assert_eq!(step(&mut kernel, &want(2..7), ForeignTable::Refuse), Decision::Apply(fewer.into()));
     assert_eq!(step(&mut kernel, &want(2..7), ForeignTable::Refuse), settled);
@@ -127,7 +129,9 @@ fn a_flowtable_too_long_to_be_read_is_kept_and_changed_by_what_the_set_lacks() {
 
 /// Operations that make the kernel have `want`.
 fn ops(kernel: &mut FakeRuleset, want: DesiredTable) -> Vec<Op> {
-    let Decision::Apply(ops) = step(kernel, &Some(want), ForeignTable::Refuse) else { panic!("ours") };
+    let Decision::Apply(ops) = step(kernel, &Some(want), ForeignTable::Refuse) else {
+        panic!("not the agent's")
+    };
     ops
 }
 
@@ -152,7 +156,7 @@ fn flows_that_are_excluded_from_now_on_leave_the_flowtable() {
         for set in EVIDENCE {
             assert!(added.contains(&Op::DeleteSet(set)) && added.contains(&Op::AddSet(set)), "{added:#?}");
         }
-        // Fewer exclusions put nobody out.
+        // Fewer exclusions put no flow out.
         let removed = ops(&mut kernel, excluding(plain(), &["10.9.9.9"]));
         assert!(!removed.is_empty() && !empties(&removed), "{entry}: {removed:#?}");
     }
@@ -166,7 +170,7 @@ fn an_excluded_interface_leaves_with_its_flows() {
     let out = ops(&mut kernel, want());
     assert!(empties(&out), "{out:#?}");
     assert_eq!(ops(&mut kernel, want()), []);
-    // One that was never in it takes nobody along.
+    // One that was never in it takes no flow along.
     let more = DesiredTable { excluded_devices: [name(2), name(7), name(8)].into(), ..table([1]) };
     assert_eq!(ops(&mut kernel, more), []);
 }
@@ -209,13 +213,13 @@ fn the_table_of_an_earlier_agent_is_upgraded_around_its_flowtable() {
         t.sets.retain(|s| s.name == OwnSet::Devices.name());
         t.chains[0].rules = vec![ObservedRule {
             handle: 4711,
-            owner: Owner::Ours,
+            owner: Owner::Agent,
             exprs: vec![Expr::FlowAdd { flowtable: FLOWTABLE.to_owned() }, Expr::Counter],
             counter: None,
         }];
     });
     let Decision::Apply(ops) = step(&mut kernel, &Some(table(1..300)), ForeignTable::Refuse) else {
-        panic!("ours");
+        panic!("not the agent's");
     };
     assert_eq!(ops[0], Op::DeleteRule { chain: OwnChain::Base, handle: 4711 });
     let added = |op: &Op| matches!(op, Op::AddSet(_) | Op::AddChain(_) | Op::AddRule { .. });
@@ -231,7 +235,7 @@ fn assist_comes_and_goes_without_touching_anything_else() {
     assisting.sets.push(OwnSet::Assist);
     rules_mut(&mut assisting, OwnChain::Base).insert(0, Rule::Assist { to: OwnChain::Offload });
     let base_only = |decision: Decision, set: Op| {
-        let Decision::Apply(ops) = decision else { panic!("ours") };
+        let Decision::Apply(ops) = decision else { panic!("not the agent's") };
         assert!(ops.contains(&set), "{ops:#?}");
         for op in ops.iter().filter(|op| **op != set) {
             assert!(
@@ -258,7 +262,7 @@ fn foreign_objects_are_named() {
     }
     assert_eq!(
         foreign_objects(kernel.table.as_ref().unwrap()),
-        ["chain somebody", "set somebodys", "rule with handle 1099511627776 in chain kindnet-fastpath-chain"]
+        ["chain another", "set others", "rule with handle 1099511627776 in chain kindnet-fastpath-chain"]
     );
     let _: BTreeMap<IfIndex, IfName> = table([1]).devices;
 }

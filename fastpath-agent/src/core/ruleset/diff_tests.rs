@@ -1,4 +1,4 @@
-//! Properties of the difference: a plan applied converges, applied twice is empty, what others made stays. Single cases are
+//! Properties of the difference: a plan applied converges, applied twice is empty, what other programs made stays. Single cases are
 //! in `examples`.
 
 use std::{
@@ -168,7 +168,7 @@ fn some_desired() -> impl Strategy<Value = Desired> {
     prop::option::weighted(0.9, table)
 }
 
-/// What others may do to our table.
+/// What other programs may do to our table.
 #[derive(Clone, Debug)]
 enum Disturbance {
     DeleteTable,
@@ -260,7 +260,7 @@ fn disturb(table: &mut Option<ObservedTable>, disturbance: &Disturbance) {
             table.chains[offload].rules.insert(0, foreign(1 << 42));
         }
         (Disturbance::ForeignChain, ..) => table.chains.push(ObservedChain {
-            name: "somebody".to_owned(),
+            name: "another".to_owned(),
             hook: None,
             rules: vec![ObservedRule {
                 handle: 1 << 41,
@@ -270,7 +270,7 @@ fn disturb(table: &mut Option<ObservedTable>, disturbance: &Disturbance) {
             }],
         }),
         (Disturbance::ForeignSet, ..) => table.sets.push(ObservedSet {
-            name: "somebodys".to_owned(),
+            name: "others".to_owned(),
             handle: 4,
             shape: OwnSet::Devices.shape(),
             elements: BTreeSet::from([IfIndex(3)]),
@@ -281,8 +281,8 @@ fn disturb(table: &mut Option<ObservedTable>, disturbance: &Disturbance) {
 }
 
 fn foreign_parts(table: &ObservedTable) -> (Vec<ObservedChain>, Vec<ObservedSet>, Vec<ObservedRule>) {
-    let ours = |chain: &&ObservedChain| OwnChain::named(&chain.name).is_some();
-    let (in_ours, foreign): (Vec<_>, Vec<_>) = table.chains.iter().partition(ours);
+    let own = |chain: &&ObservedChain| OwnChain::named(&chain.name).is_some();
+    let (in_ours, foreign): (Vec<_>, Vec<_>) = table.chains.iter().partition(own);
     let foreign_rules = |chain: &&ObservedChain| {
         chain.rules.iter().filter(|r| r.owner == Owner::Foreign).cloned().collect::<Vec<_>>()
     };
@@ -311,11 +311,11 @@ proptest! {
                 for (chain, want) in &want.chains {
                     let rules = &has.chain(*chain).unwrap().rules;
                     let rules: Vec<_> =
-                        rules.iter().filter(|r| r.owner == Owner::Ours).map(|r| r.exprs.clone()).collect();
+                        rules.iter().filter(|r| r.owner == Owner::Agent).map(|r| r.exprs.clone()).collect();
                     prop_assert_eq!(rules, want.iter().map(Rule::exprs).collect::<Vec<_>>());
                 }
-                let ours: BTreeSet<_> = has.sets.iter().filter_map(|s| OwnSet::named(&s.name)).collect();
-                prop_assert_eq!(ours, want.sets.iter().copied().collect());
+                let own: BTreeSet<_> = has.sets.iter().filter_map(|s| OwnSet::named(&s.name)).collect();
+                prop_assert_eq!(own, want.sets.iter().copied().collect());
                 for set in &want.sets {
                     prop_assert!(set.fits(&has.set(*set).unwrap().shape, 100), "{set}");
                 }
@@ -345,7 +345,7 @@ proptest! {
         for disturbance in &disturbances {
             kernel.disturb(|t| disturb(t, disturbance));
         }
-        // The chain itself stays as long as it is right, and so do rules of others in it.
+        // The chain itself stays as long as it is right, and so do other programs' rules in it.
         use Disturbance::*;
         let chain_wrong = disturbances.iter().any(
             |d| matches!(d, WrongPolicy | WrongSetType | WrongMeter | DeleteTable | HookOffloadChain));
@@ -370,7 +370,7 @@ proptest! {
         prop_assert_eq!(&kernel.table, &table);
         step(&mut kernel, &desired, ForeignTable::TakeOver);
         if desired.is_some() {
-            prop_assert_eq!(&kernel.table.as_ref().unwrap().owner, &Owner::Ours);
+            prop_assert_eq!(&kernel.table.as_ref().unwrap().owner, &Owner::Agent);
             prop_assert_eq!(
                 step(&mut kernel, &desired, ForeignTable::Refuse), Decision::Apply(Vec::new()));
         } else {
@@ -387,7 +387,7 @@ proptest! {
         step(&mut kernel, &Some(table(before.clone())), ForeignTable::Refuse);
         let observed = kernel.observe().unwrap();
         let Decision::Apply(ops) = diff(&Some(table(after.clone())), &observed, ForeignTable::Refuse) else {
-            panic!("ours");
+            panic!("not the agent's");
         };
         let mut added = BTreeSet::new();
         let mut removed = BTreeSet::new();

@@ -1,9 +1,7 @@
 //! Empties the flowtable: all flows in it go back to the normal path, and those that the filters still accept come back
 //! with their next packet. Connections with their NAT mappings aren't touched.
-//!
-//! nftables has no such operation. The flowtable is deleted and made again with the same devices in one transaction, and
-//! with it the sets of evidence: what was seen before says nothing about what is accepted now. So are the rules that refer
-//! to them, since nothing may refer to what is deleted.
+//! nftables has no such operation: the flowtable is deleted and made again in one transaction, with the sets of evidence
+//! (what was accepted before says nothing about now) and the rules that refer to them.
 
 use std::collections::BTreeSet;
 
@@ -26,13 +24,13 @@ use crate::core::{
 pub enum Obstacle {
     /// Its devices have to be known to make it again.
     #[error(
-        "its more than about 1,600 interfaces don't fit the kernel's answer. `nft delete table inet {TABLE}` does it: a running agent makes \
+        "its more than about 1,600 interfaces don't fit the kernel's answer. Run `nft delete table inet {TABLE}`: a running agent makes \
          the table again at once"
     )]
     Unreadable,
-    /// Nobody else's rule is deleted for it.
+    /// No other program's rule is deleted for it.
     #[error(
-        "a rule that somebody else put into table inet {TABLE} refers to {FLOWTABLE} or its evidence: delete that rule"
+        "another program's rule in table inet {TABLE} refers to {FLOWTABLE} or its evidence: delete that rule"
     )]
     InUse,
 }
@@ -61,7 +59,7 @@ pub fn revoke(table: &ObservedTable, ids: Vec<u32>, timeout_ms: u64) -> Result<V
     }
     ops.push(Op::AddRevoked { ids, timeout_ms });
     let rest = without_flows(table, (!known).then_some(&Rule::Revoked))?;
-    // Without a flowtable nothing is offloaded, or by somebody else.
+    // Without a flowtable nothing is offloaded, or by another program.
     Ok(if rest.is_empty() { rest } else { ops.into_iter().chain(rest).collect() })
 }
 
@@ -95,21 +93,21 @@ pub(super) fn remove_most(devices: &BTreeSet<IfName>) -> impl Iterator<Item = Op
     chunks(devices.iter().skip(MAX_DEVICES_PER_MESSAGE)).map(Op::RemoveDevices)
 }
 
-/// Deletes our rules from the first that refers to what is made anew on, and appends them again, so that they stay in
-/// order; all of the chain where there is to be another one before them.
+/// Deletes our rules, from the first that refers to what is made again, and appends them again, so that they stay in
+/// order; all of the chain if another rule has to come before them.
 fn rules(table: &ObservedTable, first: Option<&Rule>) -> Result<(Vec<Op>, Vec<Op>), Obstacle> {
     let (mut delete, mut add) = (Vec::new(), Vec::new());
     for ObservedChain { name, rules, .. } in &table.chains {
-        let ours = OwnChain::named(name);
-        let in_the_way = |rule: &&ObservedRule| ours.is_none() || rule.owner == Owner::Foreign;
+        let own = OwnChain::named(name);
+        let in_the_way = |rule: &&ObservedRule| own.is_none() || rule.owner == Owner::Foreign;
         if rules.iter().filter(in_the_way).any(|rule| refers(&rule.exprs)) {
             return Err(Obstacle::InUse);
         }
-        let Some(chain) = ours else { continue };
+        let Some(chain) = own else { continue };
         let first = first.filter(|_| chain == OwnChain::Offload);
         add.extend(first.map(|rule| Op::AddRule { chain, exprs: rule.exprs() }));
         let behind = rules.iter().skip_while(|rule| first.is_none() && !refers(&rule.exprs));
-        for rule in behind.filter(|rule| rule.owner == Owner::Ours) {
+        for rule in behind.filter(|rule| rule.owner == Owner::Agent) {
             delete.push(Op::DeleteRule { chain, handle: rule.handle });
             add.push(Op::AddRule { chain, exprs: counting_from(rule.counter, rule.exprs.clone()) });
         }
@@ -124,7 +122,7 @@ fn offers_flows(exprs: &[Expr]) -> bool {
     exprs.iter().any(|e| matches!(e, Expr::FlowAdd { flowtable } if flowtable == FLOWTABLE))
 }
 
-/// To something that is made anew when the flowtable is emptied.
+/// To something that is made again when the flowtable is emptied.
 pub(super) fn refers(exprs: &[Expr]) -> bool {
     let is_evidence = |name: &str| EVIDENCE.iter().any(|set| set.name() == name);
     let refers = |expr: &Expr| match expr {

@@ -1,4 +1,4 @@
-//! Emptying against a ruleset in memory: all stands as before, and what can't be done right isn't done.
+//! Emptying against a ruleset in memory: all is as before, and what can't be done right isn't done.
 
 use std::collections::BTreeMap;
 
@@ -47,7 +47,9 @@ fn kernel(devices: u32) -> FakeRuleset {
     });
     let mut kernel = FakeRuleset::new((1..=devices).map(name));
     let observed = kernel.observe().unwrap();
-    let Decision::Apply(ops) = diff::diff(&want, &observed, ForeignTable::Refuse) else { panic!("ours") };
+    let Decision::Apply(ops) = diff::diff(&want, &observed, ForeignTable::Refuse) else {
+        panic!("not the agent's")
+    };
     kernel.commit(&ops, observed.generation).unwrap();
     let rules = rules(&mut kernel);
     rules[OFFLOADS].counter = Some(Counter { packets: 7, bytes: 100 });
@@ -70,7 +72,7 @@ fn ops(kernel: &FakeRuleset) -> Vec<Op> {
     empty(kernel.table.as_ref().unwrap()).unwrap()
 }
 
-/// Nothing but handles, which the kernel gives anew.
+/// Without handles, which the kernel gives again.
 fn without_handles(kernel: &FakeRuleset) -> ObservedTable {
     let mut table = kernel.table.clone().unwrap();
     table.chains.iter_mut().flat_map(|c| &mut c.rules).for_each(|rule| rule.handle = 0);

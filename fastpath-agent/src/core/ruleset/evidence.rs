@@ -33,7 +33,7 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    /// Works it out from the managed links and from what others have.
+    /// Works it out from the managed links and from what other programs have.
     pub(super) fn of<'l>(policy: &Policy, managed: impl Iterator<Item = &'l Link>) -> Self {
         let mut inputs = vec![Input::Link];
         let mut indices: BTreeMap<&IfName, IfIndex> = BTreeMap::new();

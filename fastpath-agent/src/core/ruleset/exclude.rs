@@ -26,7 +26,7 @@ use crate::core::{
 /// What an entry may look like, for messages and `--help`.
 pub const GRAMMAR: &str = "an address or network (10.1.0.2, 10.1.0.0/16, fd00::/8), a port or range (tcp/443, udp/8000-8100, port/53 for both), a \
      protocol (protocol/udp, protocol/47), an interface (interface/veth*), or a firewall mark (mark/0x10, mark/0x10/0xff)";
-/// Most firewall marks: each costs the packets that come to it two comparisons.
+/// Most firewall marks: each costs the packets that reach it two comparisons.
 const MAX_MARKS: usize = 16;
 
 /// Flows that stay on the normal path. Equal ones are the same however they were written.
@@ -94,7 +94,7 @@ impl Exclusions {
             self.sets.entry(set).or_default().push(key);
             return Ok(());
         }
-        let (kind, value) = entry.split_once('/').ok_or_else(|| format!("it isn't {GRAMMAR}"))?;
+        let (kind, value) = entry.split_once('/').ok_or_else(|| format!("use {GRAMMAR}"))?;
         match kind {
             "tcp" => self.ports(&[ExcludeSet::TcpPorts], value)?,
             "udp" => self.ports(&[ExcludeSet::UdpPorts], value)?,
@@ -113,10 +113,10 @@ impl Exclusions {
                     mark(value).ok_or("marks are like 0x10, or 0x10/0xff with a mask that covers them")?;
                 self.marks.insert(mark);
                 if self.marks.len() > MAX_MARKS {
-                    return Err(format!("there can be {MAX_MARKS} marks, and this is one more"));
+                    return Err(format!("at most {MAX_MARKS} marks are possible"));
                 }
             }
-            _ => return Err(format!("it isn't {GRAMMAR}")),
+            _ => return Err(format!("use {GRAMMAR}")),
         }
         Ok(())
     }

@@ -80,7 +80,7 @@ pub enum Expr {
         /// Goes on when the set doesn't have it (`!= @NAME`).
         inverted: bool,
     },
-    /// `update @NAME { reg counter }`: the element gets the set's timeout anew and its counter counts the packet; one
+    /// `update @NAME { reg counter }`: the element gets the set's timeout again and its counter counts the packet; one
     /// that isn't there is made. Ends the rule where the set has no room for it.
     UpdateCounter {
         /// Name of the set, same table.
@@ -88,7 +88,7 @@ pub enum Expr {
         /// Source register of the key.
         sreg: u32,
     },
-    /// `update @NAME { reg }`: the element gets the set's timeout anew; one that isn't there is made. Ends the rule where the
+    /// `update @NAME { reg }`: the element gets the set's timeout again; one that isn't there is made. Ends the rule where the
     /// set has no room for it.
     Update {
         /// Name of the set, same table.
@@ -225,7 +225,7 @@ pub enum MetaKey {
 /// Keys of `rt` (enum nft_rt_keys).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RtKey {
-    /// `NFT_RT_XFRM`: u8, 1 if an IPsec policy transforms the packet on its way out.
+    /// `NFT_RT_XFRM`: u8, 1 if an IPsec policy transforms the packet when it leaves.
     Ipsec,
     /// Any other key.
     Other(u32),

@@ -42,7 +42,7 @@ pub struct Observed {
     pub table: Option<ObservedTable>,
 }
 
-/// A table of our name, ours or not.
+/// A table of our name, the agent's or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObservedTable {
     /// Who made it.
@@ -55,12 +55,13 @@ pub struct ObservedTable {
     pub sets: Vec<ObservedSet>,
 }
 
-/// Who made a table.
+/// Which program made a table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Owner {
     /// It carries our marker in its user data (beside the comment; `nft` doesn't print it).
-    Ours,
+    #[serde(rename = "ours")]
+    Agent,
     /// It doesn't.
     Foreign,
 }
@@ -92,7 +93,7 @@ pub struct ObservedChain {
     pub rules: Vec<ObservedRule>,
 }
 
-/// Where a base chain stands.
+/// Place of a base chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChainHook {
     /// "filter", "nat" or "route".
@@ -134,9 +135,9 @@ pub struct ObservedSet {
 }
 
 impl ObservedTable {
-    /// An empty one of ours.
+    /// The agent's, empty.
     pub fn empty() -> Self {
-        Self { owner: Owner::Ours, flowtables: Vec::new(), chains: Vec::new(), sets: Vec::new() }
+        Self { owner: Owner::Agent, flowtables: Vec::new(), chains: Vec::new(), sets: Vec::new() }
     }
 
     /// One of our chains, by its name.
@@ -169,7 +170,7 @@ impl ObservedTable {
         rules.filter_map(|rule| conditions_of(&rule.exprs))
     }
 
-    /// Whether packets of offloaded flows that are on the forward path all the same are metered.
+    /// Whether packets of offloaded flows that are still on the forward path are metered.
     pub fn metered(&self) -> bool {
         self.set(OwnSet::SlowPath).is_some()
             && self.rules_of(OwnChain::Offload).any(|(_, rule)| rule == Rule::MeterOffloaded)
@@ -201,11 +202,12 @@ impl ObservedTable {
     /// The same of one chain.
     pub(super) fn untraced_of(&self, chain: OwnChain) -> Option<Counter> {
         // A table that `render` printed carries no markers, nor do its rules.
-        let ours = |(rule, kind): &(&ObservedRule, Rule)| rule.owner == self.owner && *kind == Rule::Untraced;
-        self.rules_of(chain).find(ours)?.0.counter
+        let untraced =
+            |(rule, kind): &(&ObservedRule, Rule)| rule.owner == self.owner && *kind == Rule::Untraced;
+        self.rules_of(chain).find(untraced)?.0.counter
     }
 
-    /// A table that an agent or `render` made, whoever loaded it: it has our chains behind the base chain and our set of interfaces, and nothing
+    /// A table that an agent or `render` made, however it was loaded: it has our chains behind the base chain and our set of interfaces, and nothing
     /// that we wouldn't make. Other programs that use the name have neither.
     pub fn is_rendering(&self) -> bool {
         let goes_on = |rule: &ObservedRule| matches!(rule.exprs.last(), Some(Expr::Goto { chain }) if *chain == OwnChain::Offload.name());

@@ -32,7 +32,7 @@ pub struct Packet {
 }
 
 impl Packet {
-    /// Those of a connection, original direction first; nothing is said of interfaces.
+    /// Those of a connection, original direction first, without interfaces.
     pub fn of(entry: &Entry) -> [Self; 2] {
         let Entry { original, reply, mark, .. } = entry;
         let between = Tuple { destination: reply.source, destination_port: reply.source_port, ..*original };

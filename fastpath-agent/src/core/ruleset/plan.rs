@@ -43,16 +43,16 @@ pub enum Op {
     },
     /// Make a chain that others go to.
     AddChain(OwnChain),
-    /// Delete a chain of ours with its rules.
+    /// Delete one of our chains with its rules.
     DeleteChain(OwnChain),
-    /// Append a rule with our marker to a chain of ours.
+    /// Append a rule with our marker to one of our chains.
     AddRule {
         /// The chain.
         chain: OwnChain,
         /// Its instructions.
         exprs: Vec<Expr>,
     },
-    /// Delete one rule of a chain of ours.
+    /// Delete one rule of one of our chains.
     DeleteRule {
         /// The chain.
         chain: OwnChain,
@@ -126,7 +126,7 @@ impl fmt::Display for Op {
                 let ids: Vec<u32> = answers.iter().map(|answer| answer.id).collect();
                 write!(f, "leave traces of answers for conntrack ids {}", List(&ids))
             }
-            Self::RemoveAssisted(ids) => write!(f, "assist conntrack ids {} no more", List(ids)),
+            Self::RemoveAssisted(ids) => write!(f, "stop assisting conntrack ids {}", List(ids)),
         }
     }
 }

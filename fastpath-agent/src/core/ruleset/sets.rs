@@ -37,7 +37,7 @@ mod key_type {
     }
 }
 
-/// A set of ours.
+/// One of our sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum OwnSet {
     /// Indices of the interfaces that are in the flowtable.
@@ -45,7 +45,7 @@ pub enum OwnSet {
     /// The meter: conntrack ids of flows that have had packets on the forward path although they were eligible, with
     /// a counter each. Rules fill it, elements go by themselves.
     SlowPath,
-    /// Conntrack ids of connections without packet counters that are to be offloaded. The agent fills it, elements go
+    /// Conntrack ids of connections without packet counters that should be offloaded. The agent fills it, elements go
     /// by themselves.
     Assist,
     /// Conntrack ids of connections that aren't to be offloaded any more. `fastpath-agent revoke` makes it and fills it,
@@ -102,7 +102,7 @@ impl Key {
     }
 }
 
-/// Size for a set of so many keys: room for as many again, so that it is seldom made anew.
+/// Size for a set of so many keys: room for as many again, so that it is seldom made again.
 pub fn size_for(keys: usize) -> u32 {
     u32::try_from(keys.next_power_of_two().saturating_mul(2).max(1024)).unwrap_or(u32::MAX)
 }
@@ -165,7 +165,7 @@ fn v4(bytes: &[u8; 16]) -> Ipv4Addr {
     Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3])
 }
 
-/// How a set is made. A set of our name that is made otherwise is made anew.
+/// How a set is made. A set of our name that is made otherwise is replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SetShape {
     /// Type of the keys as nft numbers them.

@@ -22,7 +22,7 @@ use crate::core::{
 pub struct Policy {
     /// A flow is offloaded with the packet after this many, both directions counted; 0 offloads nothing.
     pub threshold: u32,
-    /// Priority of the chain in the forward hook, where filters of others don't move it back.
+    /// Priority of the chain in the forward hook, where other programs' filters don't move it back.
     pub chain_priority: i32,
     /// Priority of the flowtable in the ingress hook.
     pub flowtable_priority: i32,
@@ -39,12 +39,12 @@ pub struct Policy {
     pub selection: Selection,
     /// Flows that are never offloaded.
     pub exclusions: Arc<Exclusions>,
-    /// What others have on this node.
+    /// What other programs have on this node.
     pub surroundings: Surroundings,
 }
 
 impl Default for Policy {
-    /// All interfaces, nothing excluded, a node with nobody else: an agent without flags, but for the flowtable's priority,
+    /// All interfaces, nothing excluded, a node without other programs: an agent without flags, but for the flowtable's priority,
     /// which is that of kindnet's document.
     fn default() -> Self {
         Self {
@@ -65,7 +65,7 @@ impl Default for Policy {
 /// The table as it should be; `None` if there should be none.
 pub type Desired = Option<DesiredTable>;
 
-/// What should stand in the table.
+/// What the table should hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DesiredTable {
     /// Priority of the flowtable.
@@ -76,7 +76,7 @@ pub struct DesiredTable {
     pub hw_offload: bool,
     /// Priority of the chain in the forward hook.
     pub chain_priority: i32,
-    /// Priority of the chain in the postrouting hook, if there is to be one.
+    /// Priority of the chain in the postrouting hook, if one is wanted.
     pub postrouting_priority: i32,
     /// Devices of the flowtable; the indices are the elements of the set.
     pub devices: BTreeMap<IfIndex, IfName>,

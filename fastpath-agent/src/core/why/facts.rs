@@ -22,7 +22,7 @@ const STRAYS: u64 = 2;
 
 /// All that was read.
 #[derive(Clone, Debug)]
-pub struct Facts {
+pub struct FlowFacts {
     /// As it was asked for.
     pub asked: Tuple,
     /// Its connection; `None` if conntrack has none.
@@ -49,13 +49,13 @@ pub struct Facts {
     pub ipvs: bool,
     /// Next hops of it that don't answer, and where they are looked for.
     pub dead: Vec<(IpAddr, IfIndex)>,
-    /// Flowtables of others.
+    /// Other programs' flowtables.
     pub flowtables: Vec<Flowtable>,
     /// Rules that say `notrack`: table and chain of each.
     pub notrack: Vec<String>,
     /// IPsec policies that apply to it, in words.
     pub ipsec: Vec<String>,
-    /// Programs and filters of others where its packets come in.
+    /// Other programs' eBPF programs and filters where its packets come in.
     pub programs: Vec<Program>,
     /// Interfaces of this flow that aren't managed, and why.
     pub unmanaged: Vec<(IfIndex, Unmanaged)>,
@@ -168,7 +168,7 @@ pub struct Slow {
     pub moved: Counter,
 }
 
-/// Somebody else's flowtable.
+/// Another program's flowtable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Flowtable {
     /// Family, table and name, as nft writes them.
@@ -179,14 +179,14 @@ pub struct Flowtable {
     pub priority: Option<i32>,
 }
 
-/// Somebody else's program or filter at ingress.
+/// Another program's eBPF program or filter at ingress.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Program {
     /// Interface that it is on.
     pub interface: IfName,
     /// Kind and name, in words.
     pub name: String,
-    /// It runs before ours, so what it takes isn't counted.
+    /// It runs before the agent's, so what it takes isn't counted.
     pub before_ours: bool,
 }
 
@@ -208,7 +208,7 @@ impl Direction {
     }
 }
 
-impl Facts {
+impl FlowFacts {
     /// A flow that anybody knows.
     pub fn found(&self) -> bool {
         self.entry.is_some() || self.directions.iter().any(|direction| direction.counted.is_some())
@@ -249,7 +249,7 @@ impl Facts {
         self.ruleset.meter && self.moved() > 0
     }
 
-    /// Which way its packets take now, or took when there were some. `None` for a flow that nobody knows.
+    /// Which way its packets take now, or took when there were some. `None` for an unknown flow.
     pub fn way(&self) -> Option<Way> {
         if !self.found() {
             return None;
@@ -274,7 +274,7 @@ impl Facts {
         self.counting && replied && counted == 1
     }
 
-    /// Packets of both directions so far: conntrack's count, or ours where it doesn't count.
+    /// Packets of both directions so far: conntrack's count, or the agent's where conntrack doesn't count.
     pub fn packets(&self) -> u64 {
         let counted = self.directions.iter().filter_map(|d| d.counted).map(|c| c.packets).sum();
         match self.entry.as_ref().and_then(|entry| entry.counters) {

@@ -17,7 +17,7 @@ const PROTOCOLS: [(&str, u8); 9] = [
     ("udplite", 136),
 ];
 
-/// A flow that somebody asks for.
+/// A flow that a user asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowSpec {
     /// One of its tuples, of either direction.
@@ -28,13 +28,13 @@ pub struct FlowSpec {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadFlow {
     /// The first word.
-    #[error("'{0}' is no protocol: give tcp, udp, icmp, icmpv6, gre, esp, sctp, or a number")]
+    #[error("'{0}' is no protocol: use tcp, udp, icmp, icmpv6, gre, esp, sctp, or a number")]
     Protocol(String),
     /// An address with a port.
-    #[error("'{0}' is no address with a port: give 10.0.1.2:40000 or [fd00::2]:40000")]
+    #[error("'{0}' is no address with a port: use 10.0.1.2:40000 or [fd00::2]:40000")]
     End(String),
     /// An address without one.
-    #[error("'{0}' is no address: this protocol has no ports, give 10.0.1.2 or fd00::2")]
+    #[error("'{0}' is no address: this protocol has no ports, use 10.0.1.2 or fd00::2")]
     Address(String),
     /// One of IPv4, one of IPv6.
     #[error("{0} and {1} are of different address families")]
@@ -94,8 +94,8 @@ mod tests {
     #[test]
     fn what_is_no_flow_says_what_would_be() {
         for (words, remedy) in [
-            (["tpc", "10.0.1.2:1", "10.0.2.2:2"], "give tcp"),
-            (["256", "10.0.1.2", "10.0.2.2"], "give tcp"),
+            (["tpc", "10.0.1.2:1", "10.0.2.2:2"], "use tcp"),
+            (["256", "10.0.1.2", "10.0.2.2"], "use tcp"),
             (["tcp", "10.0.1.2", "10.0.2.2:2"], "10.0.1.2:40000"),
             (["udp", "fd00::2:53", "[fd00::3]:53"], "[fd00::2]:40000"),
             (["tcp", "10.0.1.2:1", "10.0.2.2:65536"], "10.0.1.2:40000"),

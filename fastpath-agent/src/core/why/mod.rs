@@ -12,9 +12,9 @@ use crate::core::why_not::Reason;
 use serde::Serialize;
 
 pub use self::{
-    facts::{Direction, Facts, Flowtable, Moved, Program, Route, Ruleset, Slow, Wanted, Way},
+    facts::{Direction, FlowFacts, Flowtable, Moved, Program, Route, Ruleset, Slow, Wanted, Way},
     flow_spec::{BadFlow, FlowSpec},
-    story::{Mark, Step, StepName},
+    story::{Step, StepMark, StepName},
     wanted::{matching, named, packets},
 };
 
@@ -27,7 +27,7 @@ pub struct Explanation {
     pub verdict: Verdict,
 }
 
-/// What becomes of the flow.
+/// Whether the flow is accelerated.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Verdict {
     /// Whether its packets bypass the forward path.
@@ -58,12 +58,12 @@ pub enum Accelerated {
 }
 
 /// Explains.
-pub fn explain(facts: &Facts) -> Explanation {
+pub fn explain(facts: &FlowFacts) -> Explanation {
     let obstacles = obstacles::of(facts);
     Explanation { steps: story::tell(facts, &obstacles), verdict: verdict(facts, obstacles) }
 }
 
-fn verdict(facts: &Facts, obstacles: Vec<obstacles::Obstacle>) -> Verdict {
+fn verdict(facts: &FlowFacts, obstacles: Vec<obstacles::Obstacle>) -> Verdict {
     let first = obstacles.into_iter().next();
     let (accelerated, text) = match (facts.way(), &first) {
         (None, _) => (Accelerated::NotFound, None),

@@ -1,6 +1,6 @@
 //! Which reasons hold for a flow.
 
-use super::facts::{Direction, Facts, Program, Route, Wanted, Way};
+use super::facts::{Direction, FlowFacts, Program, Route, Wanted, Way};
 
 use crate::core::{
     flow::{
@@ -22,8 +22,8 @@ pub(super) struct Obstacle {
     pub(super) certain: bool,
 }
 
-/// All that hold, the first to be looked at first.
-pub(super) fn of(facts: &Facts) -> Vec<Obstacle> {
+/// All obstacles, the first to remove first.
+pub(super) fn of(facts: &FlowFacts) -> Vec<Obstacle> {
     let mut found = Found { facts, obstacles: Vec::new() };
     match facts.way() {
         None => found.of_stranger(),
@@ -43,7 +43,7 @@ pub(super) fn of(facts: &Facts) -> Vec<Obstacle> {
 }
 
 struct Found<'f> {
-    facts: &'f Facts,
+    facts: &'f FlowFacts,
     obstacles: Vec<Obstacle>,
 }
 
@@ -56,7 +56,7 @@ impl Found<'_> {
         self.obstacles.push(Obstacle { reason, certain: false });
     }
 
-    /// Nobody knows the flow.
+    /// The flow is unknown.
     fn of_stranger(&mut self) {
         self.programs(|program| program.before_ours, false);
         if !self.facts.counting {
@@ -349,7 +349,7 @@ impl Found<'_> {
         }
     }
 
-    /// In a flowtable, but hardly in ours.
+    /// In a flowtable, but hardly in the agent's.
     fn other_flowtable(&mut self) {
         let facts = self.facts;
         if !facts.offloaded() {
@@ -374,9 +374,9 @@ impl Found<'_> {
             || facts.ruleset.revoked
             || path.iter().any(|index| !facts.ruleset.managed.contains(index))
             || facts.packets() <= u64::from(facts.ruleset.threshold.unwrap_or(0));
-        // Ours would go on counting for conntrack.
-        let not_counted_by_ours = facts.ruleset.counter && facts.moved() > 1 && facts.tracked == Some(0);
-        if not_by_our_rule || not_counted_by_ours {
+        // The agent's would go on counting for conntrack.
+        let not_counted_by_agent = facts.ruleset.counter && facts.moved() > 1 && facts.tracked == Some(0);
+        if not_by_our_rule || not_counted_by_agent {
             self.sure(reason);
         } else if flowtable.priority.is_some_and(|priority| priority < facts.ruleset.priority)
             && !facts.ruleset.counter
@@ -399,7 +399,7 @@ impl Found<'_> {
 }
 
 /// The link below `upper` whose packets it hands up, if that isn't managed.
-fn below(facts: &Facts, upper: IfIndex) -> Option<IfIndex> {
+fn below(facts: &FlowFacts, upper: IfIndex) -> Option<IfIndex> {
     let lower = watch::lower_links(facts.links.iter()).remove(&upper)?;
     lower.into_iter().find(|lower| !facts.ruleset.managed.contains(lower))
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{
     Accelerated,
-    facts::{Direction, Facts, Route, Way},
+    facts::{Direction, FlowFacts, Route, Way},
     obstacles::Obstacle,
 };
 
@@ -19,8 +19,8 @@ use crate::core::{
 pub struct Step {
     /// What it is about.
     pub step: StepName,
-    /// How it stands.
-    pub ok: Mark,
+    /// Whether it is fine.
+    pub ok: StepMark,
     /// In one line.
     pub text: String,
     /// Names of the reasons that were found here.
@@ -62,24 +62,24 @@ impl StepName {
     }
 }
 
-/// How a step stands. In JSON true, false or null.
+/// Whether a step is fine. In JSON true, false or null.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(into = "Option<bool>")]
-pub enum Mark {
+pub enum StepMark {
     /// Nothing here keeps the flow from being accelerated.
     Ok,
     /// Something does.
     NotOk,
-    /// It couldn't be looked at.
+    /// It couldn't be checked.
     Unknown,
 }
 
-impl From<Mark> for Option<bool> {
-    fn from(mark: Mark) -> Self {
+impl From<StepMark> for Option<bool> {
+    fn from(mark: StepMark) -> Self {
         match mark {
-            Mark::Ok => Some(true),
-            Mark::NotOk => Some(false),
-            Mark::Unknown => None,
+            StepMark::Ok => Some(true),
+            StepMark::NotOk => Some(false),
+            StepMark::Unknown => None,
         }
     }
 }
@@ -124,7 +124,7 @@ fn place(reason: &Reason) -> StepName {
 }
 
 /// Tells it.
-pub(super) fn tell(facts: &Facts, obstacles: &[Obstacle]) -> Vec<Step> {
+pub(super) fn tell(facts: &FlowFacts, obstacles: &[Obstacle]) -> Vec<Step> {
     let told = [
         Some(flow(facts)),
         Some(ingress(facts, StepName::Original, &facts.directions[0])),
@@ -137,7 +137,7 @@ pub(super) fn tell(facts: &Facts, obstacles: &[Obstacle]) -> Vec<Step> {
     let mut steps: Vec<Step> = told.into_iter().flatten().collect();
     for obstacle in obstacles {
         let Some(step) = steps.iter_mut().find(|step| step.step == place(&obstacle.reason)) else { continue };
-        step.ok = Mark::NotOk;
+        step.ok = StepMark::NotOk;
         step.reasons.push(obstacle.reason.name());
         let probably = if obstacle.certain { "" } else { "probably " };
         step.text += &format!("; {probably}{}", obstacle.reason.text(facts));
@@ -145,11 +145,11 @@ pub(super) fn tell(facts: &Facts, obstacles: &[Obstacle]) -> Vec<Step> {
     steps
 }
 
-fn step(step: StepName, ok: Mark, text: String) -> Step {
+fn step(step: StepName, ok: StepMark, text: String) -> Step {
     Step { step, ok, text, reasons: Vec::new() }
 }
 
-fn flow(facts: &Facts) -> Step {
+fn flow(facts: &FlowFacts) -> Step {
     let text = match &facts.entry {
         None => facts.asked.to_string(),
         Some(Entry { original, reply, .. }) => {
@@ -171,22 +171,26 @@ fn flow(facts: &Facts) -> Step {
             }
         }
     };
-    step(StepName::Flow, Mark::Ok, text)
+    step(StepName::Flow, StepMark::Ok, text)
 }
 
 fn without_protocol(tuple: &str) -> &str {
     tuple.split_once(' ').map_or(tuple, |(_, ends)| ends)
 }
 
-fn ingress(facts: &Facts, name: StepName, direction: &Direction) -> Step {
+fn ingress(facts: &FlowFacts, name: StepName, direction: &Direction) -> Step {
     if !facts.counting {
-        return step(name, Mark::Unknown, "not counted: no eBPF programs of ours".to_owned());
+        return step(
+            name,
+            StepMark::Unknown,
+            "not counted: the agent's eBPF programs aren't attached".to_owned(),
+        );
     }
     let Some(counted) = direction.counted else {
-        return step(name, Mark::Unknown, "no packet was counted at ingress".to_owned());
+        return step(name, StepMark::Unknown, "no packet was counted at ingress".to_owned());
     };
     let mut text = format!(
-        "comes in on {}: {}, {}, {} within the look",
+        "comes in on {}: {}, {}, {} while watching",
         direction.counted_on().map_or_else(String::new, |index| facts.name(index)),
         packets(counted.packets),
         bytes(counted.bytes),
@@ -204,12 +208,12 @@ fn ingress(facts: &Facts, name: StepName, direction: &Direction) -> Step {
             text += words;
         }
     }
-    step(name, Mark::Ok, text)
+    step(name, StepMark::Ok, text)
 }
 
-fn conntrack(facts: &Facts) -> Step {
+fn conntrack(facts: &FlowFacts) -> Step {
     let Some(entry) = &facts.entry else {
-        return step(StepName::Conntrack, Mark::NotOk, "has no such connection".to_owned());
+        return step(StepName::Conntrack, StepMark::NotOk, "has no such connection".to_owned());
     };
     let state = match (entry.tcp_state, entry.status.seen_reply()) {
         (Some(TcpState::Opening), _) => "opening",
@@ -222,10 +226,10 @@ fn conntrack(facts: &Facts) -> Step {
         None => "not counted".to_owned(),
     };
     let zone = if entry.zone == 0 { String::new() } else { format!(", zone {}", entry.zone) };
-    step(StepName::Conntrack, Mark::Ok, format!("{state}, {counts}{zone}"))
+    step(StepName::Conntrack, StepMark::Ok, format!("{state}, {counts}{zone}"))
 }
 
-fn route(facts: &Facts) -> Step {
+fn route(facts: &FlowFacts) -> Step {
     let way = |direction: &Direction| match direction.route {
         Route::Forward { output, gateway, mtu } => {
             let via = gateway.map_or(String::new(), |gateway| format!(" via {gateway}"));
@@ -238,16 +242,16 @@ fn route(facts: &Facts) -> Step {
     let [original, reply] = &facts.directions;
     let known = !matches!((original.route, reply.route), (Route::NotAsked, Route::NotAsked));
     let text = format!("original direction to {}, reply direction to {}", way(original), way(reply));
-    step(StepName::Route, if known { Mark::Ok } else { Mark::Unknown }, text)
+    step(StepName::Route, if known { StepMark::Ok } else { StepMark::Unknown }, text)
 }
 
-fn rule(facts: &Facts) -> Step {
+fn rule(facts: &FlowFacts) -> Step {
     let Some(threshold) = facts.ruleset.threshold else {
         let text = match facts.ruleset.owner {
-            None => "there is no table of ours",
-            Some(_) => "the table kindnet-fastpath has no rule of ours",
+            None => "the agent's table isn't installed",
+            Some(_) => "the table kindnet-fastpath has no rule of the agent",
         };
-        return step(StepName::Rule, Mark::NotOk, text.to_owned());
+        return step(StepName::Rule, StepMark::NotOk, text.to_owned());
     };
     let text = format!(
         "offloads established flows of more than {threshold} packets; this one has {}",
@@ -255,26 +259,26 @@ fn rule(facts: &Facts) -> Step {
     );
     let below = facts.packets() <= u64::from(threshold);
     // What is in a flowtable needs no rule any more.
-    step(StepName::Rule, if below && !facts.offloaded() { Mark::NotOk } else { Mark::Ok }, text)
+    step(StepName::Rule, if below && !facts.offloaded() { StepMark::NotOk } else { StepMark::Ok }, text)
 }
 
-fn flowtable(facts: &Facts) -> Step {
+fn flowtable(facts: &FlowFacts) -> Step {
     if !facts.offloaded() {
-        return step(StepName::Flowtable, Mark::NotOk, "doesn't have it".to_owned());
+        return step(StepName::Flowtable, StepMark::NotOk, "doesn't have it".to_owned());
     }
     let hardware = facts.entry.as_ref().is_some_and(|entry| entry.status.hw_offloaded());
     let has = if hardware { "has it, in hardware" } else { "has it" };
     let (mark, text) = match (facts.moved(), facts.slow_moved()) {
-        _ if !facts.ruleset.meter => (Mark::Ok, "no meter says which way its packets take".to_owned()),
-        (0, 0) => (Mark::Ok, "no packets within the look".to_owned()),
-        (all, 0) => (Mark::Ok, format!("{} within the look, all past the forward path", packets(all))),
+        _ if !facts.ruleset.meter => (StepMark::Ok, "no meter tells which path its packets take".to_owned()),
+        (0, 0) => (StepMark::Ok, "no packets while watching".to_owned()),
+        (all, 0) => (StepMark::Ok, format!("{} while watching, all on the fast path", packets(all))),
         (all, slow) => {
-            (Mark::NotOk, format!("{} within the look, {slow} of them on the forward path", packets(all)))
+            (StepMark::NotOk, format!("{} while watching, {slow} of them on the normal path", packets(all)))
         }
     };
     let so_far = match facts.slow {
         Some(slow) => format!(
-            "; since {} the forward path had {}, the last {} ago",
+            "; since {} the normal path had {}, the last {} ago",
             "its last quiet minute",
             packets(slow.counter.packets),
             duration(slow.idle_ms)
@@ -284,12 +288,12 @@ fn flowtable(facts: &Facts) -> Step {
     step(StepName::Flowtable, mark, format!("{has}: {text}{so_far}"))
 }
 
-/// The verdict on a flow whose packets bypass the forward path.
-pub(super) fn accelerated(facts: &Facts) -> String {
+/// The verdict on a flow whose packets take the fast path.
+pub(super) fn accelerated(facts: &FlowFacts) -> String {
     let mut text = match (facts.way(), facts.measured()) {
         (Some(Way::Mixed), _) => {
             format!(
-                "accelerated in part: {} of {} took the forward path",
+                "accelerated in part: {} of {} took the normal path",
                 facts.slow_moved(),
                 packets(facts.moved())
             )
@@ -303,15 +307,11 @@ pub(super) fn accelerated(facts: &Facts) -> String {
                 Some([original, reply]) => format!(", {} left again", original + reply),
                 None => String::new(),
             };
-            format!(
-                "accelerated: {} within the look{left}, {slow} on the forward path",
-                packets(facts.moved())
-            )
+            format!("accelerated: {} while watching{left}, {slow} on the normal path", packets(facts.moved()))
         }
         (_, false) if facts.moved() == 0 => "accelerated, with no packets just now".to_owned(),
         (_, false) => {
-            "conntrack calls it offloaded; which way its packets take can't be seen without our meter"
-                .to_owned()
+            "offloaded; which path its packets take can't be seen without the agent's meter".to_owned()
         }
     };
     if facts.ruleset.meter && facts.ruleset.threshold.is_some() {
@@ -326,13 +326,13 @@ pub(super) fn accelerated(facts: &Facts) -> String {
 }
 
 /// The verdict on a flow that a reason hinders.
-pub(super) fn hindered(accelerated: Accelerated, obstacle: &Obstacle, facts: &Facts) -> String {
+pub(super) fn hindered(accelerated: Accelerated, obstacle: &Obstacle, facts: &FlowFacts) -> String {
     let probably = if obstacle.certain { "" } else { "probably " };
     let verdict = match accelerated {
         Accelerated::Partly if facts.slow_moved() == 0 => "accelerated in one direction only".to_owned(),
         Accelerated::Partly => {
             format!(
-                "accelerated in part ({} of {} took the forward path)",
+                "accelerated in part ({} of {} took the normal path)",
                 facts.slow_moved(),
                 packets(facts.moved())
             )
@@ -342,10 +342,10 @@ pub(super) fn hindered(accelerated: Accelerated, obstacle: &Obstacle, facts: &Fa
     format!("{verdict}: {probably}{}", obstacle.reason.text(facts))
 }
 
-/// The verdict on a flow that nobody knows.
-pub(super) fn not_found(facts: &Facts, first: Option<&Obstacle>) -> String {
+/// The verdict on an unknown flow.
+pub(super) fn not_found(facts: &FlowFacts, first: Option<&Obstacle>) -> String {
     let who = if facts.counting {
-        "neither conntrack nor our counters know it"
+        "neither conntrack nor the agent's counters know it"
     } else {
         "conntrack doesn't know it"
     };
@@ -356,11 +356,12 @@ pub(super) fn not_found(facts: &Facts, first: Option<&Obstacle>) -> String {
 }
 
 /// What may help then.
-pub(super) fn not_found_remedy(facts: &Facts) -> String {
+pub(super) fn not_found_remedy(facts: &FlowFacts) -> String {
     if facts.counting {
         "check addresses and ports (`fastpath-agent flows --address=… --port=…`), and that it passes this node".to_owned()
     } else {
-        "check addresses and ports; with --ebpf=tc the agent also sees what conntrack doesn't".to_owned()
+        "check addresses and ports; with --ebpf=tc the agent also sees flows that conntrack doesn't"
+            .to_owned()
     }
 }
 

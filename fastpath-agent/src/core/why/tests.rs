@@ -42,8 +42,8 @@ fn link(index: IfIndex, name: &str) -> Link {
 }
 
 /// An established flow of 50 packets each way through managed interfaces, which nothing keeps from being accelerated; it
-/// isn't in the flowtable, and 10 packets came within the look.
-fn facts() -> Facts {
+/// isn't in the flowtable, and 10 packets came while watching.
+fn facts() -> FlowFacts {
     let original = tuple(TCP);
     let count = Counter { packets: 50, bytes: 5000 };
     let direction = |tuple: Tuple, input: IfIndex, output| Direction {
@@ -62,7 +62,7 @@ fn facts() -> Facts {
         back: Some(input),
         route: Route::Forward { output, gateway: None, mtu: 1500 },
     };
-    Facts {
+    FlowFacts {
         asked: original,
         entry: Some(Entry {
             id: 7,
@@ -80,7 +80,7 @@ fn facts() -> Facts {
         counting: true,
         left: Some([5, 5]),
         ruleset: Ruleset {
-            owner: Some(Owner::Ours),
+            owner: Some(Owner::Agent),
             earlier: Earlier::default(),
             threshold: Some(20),
             priority: 300,
@@ -120,29 +120,29 @@ fn slow(packets: u64, moved: u64) -> Slow {
     Slow { counter: counter(packets), idle_ms: 100, moved: counter(moved) }
 }
 
-fn accelerated() -> Facts {
+fn accelerated() -> FlowFacts {
     changed(|facts| {
         facts.slow = None;
         entry(facts).status = Status(SEEN_REPLY | OFFLOAD);
     })
 }
 
-fn changed(change: impl FnOnce(&mut Facts)) -> Facts {
+fn changed(change: impl FnOnce(&mut FlowFacts)) -> FlowFacts {
     let mut facts = facts();
     change(&mut facts);
     facts
 }
 
-fn entry(facts: &mut Facts) -> &mut Entry {
+fn entry(facts: &mut FlowFacts) -> &mut Entry {
     facts.entry.as_mut().unwrap()
 }
 
-fn offloaded_and_slow(facts: &mut Facts) {
+fn offloaded_and_slow(facts: &mut FlowFacts) {
     entry(facts).status.0 |= OFFLOAD;
     facts.slow = Some(slow(70, 10));
 }
 
-fn quiet(facts: &mut Facts) {
+fn quiet(facts: &mut FlowFacts) {
     facts.tracked = Some(0);
     facts.traces.clear();
     for direction in &mut facts.directions {
@@ -167,7 +167,7 @@ fn other_flowtable(priority: i32) -> Flowtable {
 }
 
 /// Makes both interfaces ports of a bridge.
-fn bridge(facts: &mut Facts) {
+fn bridge(facts: &mut FlowFacts) {
     facts.links = [
         Link { master: Some(BR0), ..link(C0, "c0") },
         Link { master: Some(BR0), ..link(S0, "s0") },
@@ -177,7 +177,7 @@ fn bridge(facts: &mut Facts) {
     .collect::<LinkTable>();
 }
 
-type Change = fn(&mut Facts);
+type Change = fn(&mut FlowFacts);
 
 /// What each reason looks like, and what the verdict says.
 const REASONS: &[(&str, Change, &str)] = &[
@@ -194,7 +194,7 @@ const REASONS: &[(&str, Change, &str)] = &[
         },
         "thief on c0",
     ),
-    ("no-rule", |f| f.ruleset = Ruleset::default(), "no rule of ours"),
+    ("no-rule", |f| f.ruleset = Ruleset::default(), "no rule of the agent"),
     ("no-route", |f| f.directions[0].route = Route::Nowhere(ENETUNREACH), "Network is unreachable"),
     (
         "interface",
@@ -229,7 +229,7 @@ const REASONS: &[(&str, Change, &str)] = &[
         },
         "probably excluded: mark/0x10",
     ),
-    ("revoked", |f| f.ruleset.revoked = true, "`fastpath-agent revoke` holds it out"),
+    ("revoked", |f| f.ruleset.revoked = true, "`fastpath-agent revoke` keeps it"),
     (
         "ipsec",
         |f| f.ipsec = vec!["out 10.1.0.0/24 > 10.2.0.0/24".to_owned()],
@@ -316,7 +316,7 @@ const REASONS: &[(&str, Change, &str)] = &[
         },
         "10.2.0.2 on s0 doesn't answer",
     ),
-    ("blocked", |f| f.traces.clear(), "don't get as far as our rule"),
+    ("blocked", |f| f.traces.clear(), "don't reach the agent's rule"),
     ("idle", quiet, "no packets just now"),
     (
         "idle",
@@ -324,11 +324,11 @@ const REASONS: &[(&str, Change, &str)] = &[
             quiet(f);
             f.now_ns += 30_000_000_000;
         },
-        "lets go of a flow after 30 s",
+        "leaves the flowtable after 30 s",
     ),
     ("unknown", |_| {}, "doesn't take it"),
-    ("unknown", offloaded_and_slow, "yet its packets take the forward path"),
-    ("unknown-to-conntrack", |f| f.entry = None, "conntrack doesn't have it (its table is full"),
+    ("unknown", offloaded_and_slow, "but its packets are still on the normal path"),
+    ("unknown-to-conntrack", |f| f.entry = None, "conntrack doesn't have it: its table is full"),
     (
         "unknown-to-conntrack",
         |f| {
@@ -374,7 +374,7 @@ fn every_reason_is_told_from_the_others() {
         // It shows in just one step, which isn't called right.
         let shown: Vec<_> = steps.iter().filter(|step| step.reasons.contains(reason)).collect();
         assert_eq!(shown.len(), 1, "{reason}: {steps:#?}");
-        assert_eq!(shown[0].ok, Mark::NotOk);
+        assert_eq!(shown[0].ok, StepMark::NotOk);
     }
 }
 
@@ -397,7 +397,7 @@ fn accelerated_since_when_and_how_many() {
     assert_eq!((verdict.accelerated, &verdict.reason, verdict.certain), (Accelerated::Yes, &None, true));
     // 100 packets, of which 21 came before.
     assert!(
-        verdict.text.contains("10 packets within the look, 10 left again, none on the forward path"),
+        verdict.text.contains("10 packets while watching, 10 left again, none on the normal path"),
         "{}",
         verdict.text
     );
@@ -448,9 +448,9 @@ fn another_flowtable_shows_by_what_ours_would_not_do() {
     };
     let theirs = Some(("other-flowtable", true));
     assert_eq!(owner(|_| {}), None, "conntrack counts on, as only a flowtable with a counter makes it do");
-    assert_eq!(owner(|f| f.tracked = Some(0)), theirs, "ours would have counted");
+    assert_eq!(owner(|f| f.tracked = Some(0)), theirs, "the agent's would have counted");
     assert_eq!(owner(|f| f.ruleset = Ruleset::default()), theirs, "we have no rule");
-    assert_eq!(owner(|f| f.ruleset.threshold = Some(1000)), theirs, "ours waits for more packets");
+    assert_eq!(owner(|f| f.ruleset.threshold = Some(1000)), theirs, "the agent's waits for more packets");
     assert_eq!(owner(|f| f.ruleset.excluded = Some("x".to_owned())), theirs);
     assert_eq!(
         owner(|f| {
@@ -458,7 +458,7 @@ fn another_flowtable_shows_by_what_ours_would_not_do() {
         }),
         theirs
     );
-    // A flowtable that the flow doesn't go through, or that nobody adds to, isn't it.
+    // A flowtable that the flow doesn't go through, or that no rule adds to, isn't it.
     let elsewhere: Change = |f| {
         f.ruleset = Ruleset::default();
         f.flowtables[0].devices = Some([name("eth7")].into());
@@ -508,7 +508,7 @@ fn packets_that_come_in_below_a_managed_interface() {
 }
 
 #[test]
-fn a_flow_that_nobody_knows() {
+fn an_unknown_flow() {
     let mut facts = changed(|f| {
         quiet(f);
         f.entry = None;
@@ -519,14 +519,14 @@ fn a_flow_that_nobody_knows() {
     });
     let verdict = explain(&facts).verdict;
     assert_eq!((verdict.accelerated, &verdict.reason), (Accelerated::NotFound, &None));
-    assert!(verdict.text.contains("neither conntrack nor our counters"), "{}", verdict.text);
-    // A program after ours would have left the flow to be counted.
+    assert!(verdict.text.contains("neither conntrack nor the agent's counters"), "{}", verdict.text);
+    // A program after the agent's would have left the flow to be counted.
     facts.programs = vec![program(false)];
     assert_eq!(explain(&facts).verdict.reason, None);
     facts.programs = vec![program(true)];
     let verdict = explain(&facts).verdict;
     assert_eq!((verdict.reason.map(|r| r.name()), verdict.certain), (Some("redirected"), false));
-    // Without programs of ours one can't tell that it isn't there.
+    // Without the agent's programs one can't tell that it isn't there.
     facts.programs.clear();
     facts.counting = false;
     facts.notrack = vec!["table ip raw, chain PREROUTING".to_owned()];

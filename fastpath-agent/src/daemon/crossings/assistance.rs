@@ -30,13 +30,13 @@ impl<S: FlowSource> Crossings<S> {
         let seen = if self.helps() { self.counted(entry).ok() } else { None };
         let Some(assist) = &mut self.assist else { return };
         let Some(seen) = seen else {
-            // Its turn comes when the rules stand, and the maps can be read.
+            // Later: once the rules are installed and the maps can be read.
             return assist.later(entry.original);
         };
         assist.consider(&Flow::settled(entry.clone(), seen, &self.node), &self.node, now);
     }
 
-    /// Looks what became of connections that were helped.
+    /// Checks connections that were helped.
     pub(super) fn look_at_assisted(&mut self, eyes: &mut dyn FlowEyes) {
         let now = self.now_ms();
         let Some(assist) = &mut self.assist else { return };
@@ -61,14 +61,14 @@ impl<S: FlowSource> Crossings<S> {
         }
     }
 
-    /// Those couldn't be looked at.
+    /// Those couldn't be checked.
     pub(super) fn look_later(&mut self, tuples: &[Tuple]) {
         if let Some(assist) = &mut self.assist {
             tuples.iter().for_each(|tuple| assist.later(*tuple));
         }
     }
 
-    /// Connections that were helped and may not be offloaded any more are to be found out.
+    /// Finds connections that were helped and may not be offloaded any more.
     pub fn look_at_helped(&mut self) {
         if let Some(assist) = &mut self.assist {
             self.to_look_up.extend(assist.take_helped());
@@ -84,7 +84,7 @@ impl<S: FlowSource> Crossings<S> {
         }
     }
 
-    /// The rules stand that didn't, or were made anew: the set of assisted connections and the flowtable may be empty.
+    /// The rules were installed, or made again: the set of assisted connections and the flowtable may be empty.
     pub fn offloads_again(&mut self) {
         if let Some(assist) = &mut self.assist {
             assist.tell_again();
@@ -118,7 +118,7 @@ impl<S: FlowSource> Crossings<S> {
     }
 
     /// There are no rules that a connection could be helped by.
-    pub fn help_nobody(&mut self) {
+    pub fn help_none(&mut self) {
         self.assist = None;
     }
 
@@ -130,7 +130,7 @@ impl<S: FlowSource> Crossings<S> {
     /// There was no room for these connections: they wait their turn.
     pub fn postpone(&mut self, ids: &[u32]) {
         if let (Some(assist), false) = (&mut self.assist, ids.is_empty()) {
-            debug!(connections = ids.len(), "no room to help more connections for the moment");
+            debug!(connections = ids.len(), "no room to help more connections now");
             assist.postpone(ids);
         }
     }

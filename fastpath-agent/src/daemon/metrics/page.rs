@@ -1,4 +1,4 @@
-//! Families of metrics with values that stand: what the crate's registry takes, in a line each. Nothing here counts.
+//! Families of metrics with given values, as the crate's registry takes them, one call each. Nothing here counts.
 
 use prometheus_client::{
     encoding::{EncodeMetric, MetricEncoder},
@@ -12,7 +12,7 @@ type Labels = Vec<(&'static str, String)>;
 /// Before the names of all metrics but the process's own.
 const PREFIX: &str = "fastpath_";
 
-/// What is to be written.
+/// The page to write.
 #[derive(Default)]
 pub(super) struct Page(Registry);
 

@@ -1,4 +1,4 @@
-//! Reads from the kernel what the metrics need, when somebody asks for them. Keeps only what makes counters of it.
+//! Reads from the kernel what a page of metrics needs. Keeps only what counters are made of.
 
 use std::{
     collections::VecDeque,
@@ -52,7 +52,7 @@ impl Scraper {
         Self { pin_path, watches, kept: Mutex::new(Kept { traffic, counted: Tally::default(), left: 0 }) }
     }
 
-    /// For whoever finds out which flows are offloaded.
+    /// For the part that finds out which flows are offloaded.
     pub fn marks(&self) -> Marks {
         self.lock().traffic.marks()
     }
@@ -89,7 +89,7 @@ impl Scraper {
         kernel
     }
 
-    /// A reading that fails half-way ends all the same: what it has seen is counted.
+    /// A reading that fails half-way still counts what it has seen.
     fn flows(
         &self,
         traffic: &mut Traffic,

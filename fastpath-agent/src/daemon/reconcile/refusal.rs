@@ -1,4 +1,4 @@
-//! Who is to blame for a transaction that the kernel refused, and what is left out because of it.
+//! Finds the cause of a transaction that the kernel refused, and what is left out because of it.
 
 use std::io;
 
@@ -15,7 +15,7 @@ use crate::{
 };
 
 impl<R: Ruleset> Reconciler<R> {
-    /// Finds out who is to blame for a refused transaction, and remembers devices that were.
+    /// Finds the cause of a refused transaction, and remembers devices that were refused.
     pub(super) fn blame(
         &mut self,
         ops: &[Op],
@@ -23,7 +23,7 @@ impl<R: Ruleset> Reconciler<R> {
         split: bool,
         links: &LinkTable,
     ) -> Blame {
-        let mut blame = Blame::Ours;
+        let mut blame = Blame::Agent;
         let no_room = |rejection: &Rejection| {
             rejection.source.raw_os_error() == Some(libc::ENFILE)
                 && matches!(ops.get(rejection.index), Some(Op::AddAssisted { .. }))
@@ -44,7 +44,7 @@ impl<R: Ruleset> Reconciler<R> {
         };
         // Where the flowtable itself was refused, the devices' refusals only follow from that.
         if !rejections.iter().all(about_devices) {
-            return Blame::Ours;
+            return Blame::Agent;
         }
         if self.policy.hw_offload && self.fall_back_to_software(ops, rejections) {
             return Blame::Device;
@@ -70,12 +70,12 @@ impl<R: Ruleset> Reconciler<R> {
     fn refuse(&mut self, name: &IfName, error: &io::Error, links: &LinkTable) {
         let Some(index) = links.iter().find(|l| l.name == *name).map(|l| l.index) else { return };
         if error.raw_os_error() == Some(libc::ENOENT) {
-            // Went away, or got another name: the announcement is on its way.
+            // It went away or was renamed; the event follows.
             debug!(iface = %name, "this interface has just gone");
         } else if self.reported.insert(index, error.to_string()) != Some(error.to_string()) {
             warn!(
                 iface = %name, errno = error.raw_os_error(),
-                "the kernel refused this interface in {FLOWTABLE} ({error}): its flows take the normal path; tried again \
+                "the kernel refused this interface in {FLOWTABLE} ({error}): its flows take the normal path; trying again \
                  when it changes"
             );
         }
@@ -94,7 +94,7 @@ impl<R: Ruleset> Reconciler<R> {
         let iface = cannot.device.as_ref().or(names.first()).map(ToString::to_string);
         warn!(
             iface,
-            "no hardware offload: not every managed interface can do it, and a flowtable is either hardware or software; \
+            "no hardware offload: not every managed interface supports it, and a flowtable is either hardware or software; \
              flows are offloaded in software (--exclude-interfaces leaves interfaces out, --hw-offload=off silences this)"
         );
         self.policy.hw_offload = false;
@@ -112,7 +112,7 @@ pub(super) enum Blame {
     /// The set of connections that are helped is full.
     NoRoom,
     /// The plan itself, or the kernel's resources.
-    Ours,
+    Agent,
 }
 
 /// The same operations, with each new device in a message of its own so that the kernel names the culprits.

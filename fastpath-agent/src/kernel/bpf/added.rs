@@ -26,7 +26,7 @@ impl Added {
         let io = |operation: &'static str| move |error| BpfError::io(operation, error);
         let found = layout::of_this_kernel().map_err(io("read the kernel's types"))?;
         let Some(layout) = found else {
-            return Err(BpfError::BadObject("this kernel's flowtable isn't as it is known".to_owned()));
+            return Err(BpfError::BadObject("this kernel's flowtable has an unknown layout".to_owned()));
         };
         let namespace = fs::metadata("/proc/thread-self/ns/net").map_err(io("read the network namespace"))?;
         let probe = Probe { netns: namespace.ino() as u32, ..layout };

@@ -18,8 +18,8 @@ use aya::{
     },
 };
 use fastpath_common::{
-    Ask, FlowKey, Mark, NoXdp, PROGRAM_ASK, PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK, PROGRAM_XDP,
-    PROGRAM_XDP_IDLE, Signal,
+    Ask, FlowKey, NoXdp, PROGRAM_ASK, PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK, PROGRAM_XDP,
+    PROGRAM_XDP_IDLE, Signal, SignalChange,
 };
 use nix::net::if_::if_indextoname;
 
@@ -71,7 +71,7 @@ impl Programs {
         Self { object, pin_path, hook, tcx: true, added, log }
     }
 
-    /// What the programs say; `None` if they say nothing, or somebody has it already.
+    /// What the programs log; `None` if they log nothing, or it was taken already.
     pub fn take_log(&mut self) -> Option<ProgramLog> {
         self.log.take()
     }
@@ -135,7 +135,7 @@ impl FlowEyes for Programs {
     }
 
     fn mark(&mut self, key: &FlowKey, from: Signal, to: Signal) -> Result<bool, BpfError> {
-        let frame = maps::mark_frame(&Mark { key: *key, from: from as u64, to: to as u64 });
+        let frame = maps::mark_frame(&SignalChange { key: *key, from: from as u64, to: to as u64 });
         let program = classifier(&mut self.object, PROGRAM_MARK)?;
         let run = program.test_run(TestRunOptions { data_in: Some(&frame), ..TestRunOptions::new() });
         run.map(|run| run.return_value == 1).map_err(|e| BpfError::io("mark a flow", program_io(e)))
@@ -229,7 +229,7 @@ fn link_pin(pin_path: &Path, index: IfIndex) -> PathBuf {
     pin_path.join(LINKS).join(index.to_string())
 }
 
-/// The name that goes with an index now: it may have been renamed since the caller heard of it.
+/// The name that goes with an index now: it may have been renamed since the caller read it.
 pub(super) fn current_name(index: IfIndex) -> io::Result<IfName> {
     // nix (0.31) takes if_indextoname's null pointer for success, and the name is empty then.
     let name = if_indextoname(index.0)?;
@@ -281,14 +281,14 @@ fn update_tcx(program: &mut SchedClassifier, pin: &Path, index: IfIndex) -> io::
     detach_link_at(pin).map(|_| false).map_err(io::Error::other)
 }
 
-/// Attaches a filter, or replaces the program of ours; returns its priority.
+/// Attaches a filter, or replaces the agent's program; returns its priority.
 fn attach_clsact(program: &mut SchedClassifier, index: IfIndex, name: &IfName) -> io::Result<u16> {
-    let mut ours = our_filters(index)?.into_iter();
-    if let Some(filter) = ours.next() {
+    let mut attached = our_filters(index)?.into_iter();
+    if let Some(filter) = attached.next() {
         let link = attached_filter(name, filter.priority, filter.handle.into())?;
         let id = program.attach_to_link(link).map_err(program_io)?;
         keep(program, id)?;
-        for duplicate in ours {
+        for duplicate in attached {
             attached_filter(name, duplicate.priority, duplicate.handle.into())?
                 .detach()
                 .map_err(program_io)?;
@@ -338,7 +338,7 @@ pub(super) fn detach_clsact(index: IfIndex, name: &IfName) -> Result<bool, BpfEr
     Ok(!filters.is_empty())
 }
 
-/// Every interface of this namespace that a program of ours is attached to, in order of index.
+/// Every interface of this namespace with one of the agent's programs, in order of index.
 pub(super) fn attachments(pin_path: &Path) -> Result<Vec<Attachment>, BpfError> {
     let interfaces = nix::net::if_::if_nameindex().map_err(|e| BpfError::io("list interfaces", e.into()))?;
     let mut found = Vec::new();

@@ -22,11 +22,11 @@ use crate::{
 /// What is pinned and attached.
 #[derive(Clone, Debug, Serialize)]
 pub struct Inspection {
-    /// The directory that was looked at.
+    /// The directory that was searched.
     pub pin_path: PathBuf,
     /// The maps; `None` if nothing is pinned.
     pub maps: Option<MapsInspection>,
-    /// Interfaces of this namespace with a program of ours.
+    /// Interfaces of this namespace with one of the agent's programs.
     pub attachments: Vec<Attachment>,
 }
 
@@ -108,7 +108,7 @@ pub struct CleanupReport {
 
 /// Detaches our programs from every interface of this namespace and removes our pins; links pinned in the pin
 /// directory are removed wherever their interface is. Leaves everything else as it is, the clsact qdiscs too:
-/// somebody else may be using them by now.
+/// another program may use them.
 pub fn cleanup(pin_path: &Path) -> Result<CleanupReport, BpfError> {
     let mut report = CleanupReport::default();
     for attachment in attachments(pin_path)? {

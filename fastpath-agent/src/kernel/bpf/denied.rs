@@ -1,5 +1,5 @@
-//! Why the kernel refuses eBPF to this process, so that the error can name the remedy: a missing capability, or somebody's policy
-//! although all are there.
+//! Why the kernel refuses eBPF to this process, so that the error can name the remedy: a missing capability, or a policy
+//! that forbids it although the capabilities are there.
 
 use std::{fmt, path::Path};
 
@@ -8,7 +8,7 @@ use crate::{
     kernel::capabilities::capabilities,
 };
 
-/// What stands between this process and eBPF. Displays as the end of a sentence that begins with what isn't permitted.
+/// What this process lacks for eBPF. Displays as the end of a sentence that begins with what isn't permitted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Denied {
     /// These capabilities aren't there.

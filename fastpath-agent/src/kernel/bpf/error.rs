@@ -65,7 +65,7 @@ pub enum BpfError {
     },
     /// A setting of the kernel forbids the probe.
     #[error(
-        "the kernel allows no probe without CAP_SYS_ADMIN while kernel.perf_event_paranoid is above 2: set it to 2 for cheaper sight"
+        "the kernel allows no probe without CAP_SYS_ADMIN while kernel.perf_event_paranoid is above 2: set it to 2 to follow offloaded flows at lower cost"
     )]
     PerfEventParanoid,
     /// There is no memory for them.

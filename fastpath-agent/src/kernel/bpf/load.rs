@@ -111,7 +111,7 @@ fn load_object(config: &LoadConfig, takes_over: bool) -> Result<Programs, BpfErr
     }
     let added = Added::attach(&mut object)
         .inspect_err(
-            |error| tracing::debug!(%error, "conntrack is asked about each flow that crosses the threshold"),
+            |error| tracing::debug!(%error, "asking conntrack about each flow that crosses the threshold"),
         )
         .ok();
     tracing::info!(pin_path = %config.pin_path.display(), max_flows = config.max_flows, takes_over, "eBPF programs loaded");

@@ -13,7 +13,7 @@ use aya::{
 };
 use fastpath_common::{
     ABI_VERSION, Ask, Config, FlowCounters, FlowEvent, FlowKey, HotFlow, MAP_CONFIG, MAP_EVENTS, MAP_FLOWS,
-    MAP_HOT, MAP_NO_XDP, MAP_STATS, Mark, MatchWords, NoXdp, PacketStats, Tally,
+    MAP_HOT, MAP_NO_XDP, MAP_STATS, MatchWords, NoXdp, PacketStats, SignalChange, Tally,
 };
 
 use super::{BpfError, error::map_io, sys};
@@ -143,7 +143,7 @@ impl Pinned {
         Ok((entries, room))
     }
 
-    /// What became of the packets seen, sum over the CPUs. Under traffic, packets of the last tick may be missing.
+    /// Packets seen, by how they were counted, sum over the CPUs. Under traffic, packets of the last tick may be missing.
     pub fn stats(&self) -> Result<PacketStats, BpfError> {
         let per_cpu = self.stats.get(&0, 0).map_err(|e| BpfError::map("read the statistics map", e))?;
         let mut sum = per_cpu.iter().fold(PacketStats::default(), |sum, cpu| add(&sum, cpu));
@@ -181,12 +181,8 @@ impl Pinned {
     }
 }
 
-/// Many flows, read with about one system call each, or fewer. What is handed out of a flow was true of each CPU's
-/// packets at some moment between the beginning of the reading and then: nothing is counted twice, nothing is missing
-/// that had been counted before the reading began.
-///
-/// How: flows with counts outside of the flows map at the beginning are read as [`Pinned::flow`] does it. What is
-/// counted outside of it later is no older than the reading.
+/// Many flows, read with at most about one system call each. Nothing is counted twice, and nothing is missing that was
+/// counted before the reading began: flows with counts outside of the flows map then are read as [`Pinned::flow`] does it.
 pub struct Reading<'p> {
     pinned: &'p Pinned,
     hot: HashSet<FlowKey>,
@@ -262,7 +258,7 @@ pub(in crate::kernel) fn add(a: &PacketStats, b: &PacketStats) -> PacketStats {
 pub struct Events(RingBuf<MapData>);
 
 impl Events {
-    /// Opens the ring in `pin_path`; events that nobody has read yet are still there.
+    /// Opens the ring in `pin_path`; events that weren't read yet are still there.
     pub fn open(pin_path: &Path) -> Result<Self, BpfError> {
         let ring = Map::RingBuf(pinned(pin_path, MAP_EVENTS)?);
         Ok(Self(ring.try_into().map_err(|e| BpfError::map("open the event ring", e))?))
@@ -285,10 +281,10 @@ pub(in crate::kernel) fn plain<T: Pod>(bytes: &[u8]) -> Option<T> {
 }
 
 /// The packet that the program [`PROGRAM_MARK`](fastpath_common::PROGRAM_MARK) is run with.
-pub(super) fn mark_frame(mark: &Mark) -> [u8; Mark::OFFSET + size_of::<Mark>()] {
-    let mut frame = [0; Mark::OFFSET + size_of::<Mark>()];
-    // SAFETY: there are as many bytes behind the offset; a Mark has no padding (Pod).
-    unsafe { frame.as_mut_ptr().add(Mark::OFFSET).cast::<Mark>().write_unaligned(*mark) };
+pub(super) fn mark_frame(change: &SignalChange) -> [u8; SignalChange::OFFSET + size_of::<SignalChange>()] {
+    let mut frame = [0; SignalChange::OFFSET + size_of::<SignalChange>()];
+    // SAFETY: there are as many bytes behind the offset; a SignalChange has no padding (Pod).
+    unsafe { frame.as_mut_ptr().add(SignalChange::OFFSET).cast::<SignalChange>().write_unaligned(*change) };
     frame
 }
 
@@ -343,7 +339,7 @@ pub(super) fn write_threshold(pin_path: &Path, threshold: u32) -> Result<(), Bpf
     config.and_then(|mut c| c.set(0, value, 0)).map_err(|e| BpfError::map("write the config map", e))
 }
 
-/// Why an interface does without XDP, if somebody had asked for it.
+/// Why an interface does without XDP, if XDP was asked for.
 pub(super) fn read_no_xdp(pin_path: &Path, index: IfIndex) -> Result<Option<NoXdp>, BpfError> {
     let map = match no_xdp(pin_path) {
         Err(BpfError::NotPinned { .. }) => return Ok(None),

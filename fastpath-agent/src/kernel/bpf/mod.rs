@@ -63,7 +63,7 @@ pub trait FlowEyes {
     /// Attaches to `link`, ahead of other programs, or takes over what an earlier agent attached there.
     fn attach(&mut self, link: &Link) -> Result<Attachment, BpfError>;
 
-    /// Detaches from an interface; nothing happens if nothing of ours is attached, or the interface is gone.
+    /// Detaches from an interface; nothing happens if no program of the agent is attached, or the interface is gone.
     fn detach(&mut self, index: IfIndex) -> Result<(), BpfError>;
 
     /// What is attached, by this agent or an earlier one.
@@ -82,7 +82,7 @@ pub trait FlowEyes {
     /// Which of these flows were seen to go into the flowtable, at some time. Many at once take little more than one.
     fn went_over(&mut self, keys: &[FlowKey]) -> Result<Vec<bool>, BpfError>;
 
-    /// Whether crossings are to be signalled of flows too that were seen to go into the flowtable.
+    /// Whether crossings of flows that were seen to be offloaded are signalled too.
     fn tell_all(&mut self, all: bool) -> Result<(), BpfError>;
 }
 
@@ -95,13 +95,13 @@ pub struct LoadConfig {
     pub max_flows: u32,
     /// See [`FlowEyes::set_threshold`].
     pub threshold: u32,
-    /// Where packets are looked at.
+    /// Where packets are counted.
     pub hook: Hook,
     /// How much the programs say about single packets.
     pub chatter: Chatter,
 }
 
-/// Where in the kernel packets are looked at.
+/// Where in the kernel packets are counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Hook {
     /// Ingress of traffic control: skbs.
@@ -118,7 +118,7 @@ pub enum Hook {
 pub struct Attachment {
     /// Index of the interface.
     pub index: IfIndex,
-    /// Its name when it was looked at.
+    /// Its name when it was read.
     pub name: IfName,
     /// How.
     pub mechanism: Mechanism,
@@ -149,7 +149,7 @@ impl fmt::Display for WithoutXdp {
             Self::Stacked => write!(f, "it gets its packets from other interfaces"),
             // dev_xdp_attach (net/core/dev.c).
             Self::Refused { errno: libc::EBUSY | libc::EEXIST } => {
-                write!(f, "somebody else's XDP program is there, or on an interface above it")
+                write!(f, "another program's XDP program is there, or on an interface above it")
             }
             Self::Refused { errno: libc::EOPNOTSUPP } => {
                 write!(f, "its driver, or this kernel, doesn't support it")

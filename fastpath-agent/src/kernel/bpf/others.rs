@@ -1,5 +1,5 @@
-//! Programs of others that see an interface's packets before the flowtable does: XDP, TCX, and tc filters of any
-//! kind. Looks only.
+//! Other programs' eBPF programs and filters that see an interface's packets before the flowtable does: XDP, TCX, and tc
+//! filters of any kind. Changes nothing.
 
 use std::{collections::BTreeSet, io, path::Path};
 
@@ -24,9 +24,10 @@ use crate::{
 };
 
 /// What all names of our programs begin with.
-const OURS: &str = "fastpath_";
+const PREFIX: &str = "fastpath_";
 
-/// Programs of others at ingress of an interface, in the order in which they run. None if the interface is gone.
+/// Other programs' eBPF programs and filters at ingress of an interface, in the order in which they run. None if the
+/// interface is gone.
 pub fn at_ingress(index: IfIndex) -> io::Result<Vec<IngressProgram>> {
     let Ok(name) = current_name(index) else { return Ok(Vec::new()) };
     let mut found = Vec::new();
@@ -62,10 +63,10 @@ pub fn filters_by_mark(index: IfIndex) -> io::Result<BTreeSet<String>> {
     Ok(tc::filters_by_mark(index)?.into_iter().collect())
 }
 
-/// Whether there is any program or filter of others at ingress of an interface. Ours are told by their pins, since to ask
-/// for a program's name takes CAP_SYS_ADMIN. False if the interface is gone.
+/// Whether another program has an eBPF program or filter at ingress of an interface. Pins tell the agent's own, since
+/// asking for a program's name takes CAP_SYS_ADMIN. False if the interface is gone.
 pub fn is_inspected(index: IfIndex, pin_path: &Path) -> io::Result<bool> {
-    let is_ours = |filter: Filter| filter.program.is_some_and(|name| name.starts_with(OURS));
+    let is_ours = |filter: Filter| filter.program.is_some_and(|name| name.starts_with(PREFIX));
     if !all_filters(index)?.into_iter().all(is_ours) {
         return Ok(true);
     }
@@ -83,19 +84,19 @@ pub fn is_inspected(index: IfIndex, pin_path: &Path) -> io::Result<bool> {
     if programs.is_empty() {
         return Ok(false);
     }
-    let ours =
+    let pinned =
         link_pins(pin_path, index).into_iter().map(|pin| match PinnedLink::from_pin(pin).map_err(link_io) {
             Ok(pinned) => FdLink::from(pinned).info().map(|info| Some(info.program_id())).map_err(link_io),
             Err(error) if is_absent(&error) => Ok(None),
             Err(error) => Err(error),
         });
-    let ours = ours.collect::<io::Result<Vec<_>>>()?;
-    Ok(programs.into_iter().any(|id| !ours.contains(&Some(id))))
+    let pinned = pinned.collect::<io::Result<Vec<_>>>()?;
+    Ok(programs.into_iter().any(|id| !pinned.contains(&Some(id))))
 }
 
 fn see(found: &mut Vec<IngressProgram>, ours_seen: &mut bool, kind: &'static str, name: String) {
-    debug_assert!(PROGRAM_ETHERNET.starts_with(OURS) && PROGRAM_L3.starts_with(OURS));
-    if name.starts_with(OURS) {
+    debug_assert!(PROGRAM_ETHERNET.starts_with(PREFIX) && PROGRAM_L3.starts_with(PREFIX));
+    if name.starts_with(PREFIX) {
         *ours_seen = true;
     } else {
         found.push(IngressProgram { kind, name, before_ours: !*ours_seen });

@@ -17,7 +17,7 @@ pub enum Chatter {
     /// Nothing, at no cost: the object that is loaded has no such code.
     #[default]
     Silent,
-    /// What becomes of flows: entered, crossed, no room.
+    /// Events of flows: entered, crossed, no room.
     Flows,
     /// Also every packet that belongs to no flow.
     Packets,
@@ -51,7 +51,7 @@ impl ProgramLog {
         self.0.0.flush();
     }
 
-    /// The same whenever something is said, for good. Must be called inside a tokio runtime with I/O enabled.
+    /// The same whenever something is logged, for good. Must be called inside a tokio runtime with I/O enabled.
     pub async fn follow(self) {
         // SAFETY: the ring owns its descriptor, doesn't close it before it is dropped, and always returns the same.
         let Ok(mut ring) = (unsafe { AsyncFd::register(self.0) }) else { return };

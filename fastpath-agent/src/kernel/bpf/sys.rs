@@ -1,5 +1,5 @@
-//! What aya has no call for, or makes more of than is wanted: its way to attach an XDP program goes on by netlink where
-//! the kernel says EINVAL, and could so replace somebody else's.
+//! What aya has no call for, or makes more of than is wanted: where the kernel says EINVAL, aya goes on to attach an XDP
+//! program by netlink, and could so replace another program's.
 #![expect(unsafe_code, reason = "bpf(2) has no safe wrapper")]
 
 use std::{
@@ -78,7 +78,7 @@ fn c_path(path: &Path) -> io::Result<CString> {
     Ok(CString::new(path.as_os_str().as_bytes())?)
 }
 
-/// Attaches a program at XDP; `flags` are `XDP_FLAGS_*`. Fails where there is one already, whoever's it is.
+/// Attaches a program at XDP; `flags` are `XDP_FLAGS_*`. Fails where there is one already, of any program.
 pub(super) fn link_create_xdp(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Result<OwnedFd> {
     let attribute =
         LinkCreate { prog_fd: raw(program), target_ifindex: ifindex, attach_type: BPF_XDP, flags };
@@ -146,11 +146,9 @@ struct BatchAttr {
     flags: u64,
 }
 
-/// Reads the next entries of a map, as many as there is room for: of a hash map whole buckets, of an array one after the other.
-/// `per_key` is how many values an entry has: in a per-CPU map as many as there are possible CPUs. Gives how many entries, and
-/// where to go on; `None` at the map's end. `ENOSPC`: the next bucket has more than there is room for.
-///
-/// Without changes meanwhile every entry comes once; an entry that stays in the map comes once in any case (Linux 5.6).
+/// Reads the next entries of a map, as many as fit: whole buckets of a hash map, which is why `ENOSPC` is possible. An entry
+/// has `per_key` values, one for each possible CPU in a per-CPU map. Returns the number of entries, and where to go on; `None` at the
+/// end. An entry that stays in the map comes exactly once (Linux 5.6).
 pub(super) fn lookup_batch<K: Pod, V: Pod>(
     map: BorrowedFd<'_>,
     from: Option<Bucket>,
@@ -182,7 +180,7 @@ pub(super) fn lookup_batch<K: Pod, V: Pod>(
     }
 }
 
-/// Detaches a link for good, whoever else holds it. One whose interface is gone is detached already.
+/// Detaches a link for good, even if another process holds it. One whose interface is gone is detached already.
 pub(super) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     bpf(BPF_LINK_DETACH, &LinkDetach { link_fd: raw(link) }).map(drop)
 }

@@ -44,7 +44,7 @@ pub(super) struct Filter {
     pub(super) priority: u16,
     /// "bpf", "flower", "u32" …
     pub(super) kind: String,
-    /// Of a bpf filter the program's name, as whoever attached it gave it.
+    /// Of a bpf filter the program's name, as given when it was attached.
     pub(super) program: Option<String>,
 }
 
@@ -92,12 +92,13 @@ fn dump<T>(index: IfIndex, parent: u32, parse: fn(&[u8]) -> Option<T>) -> io::Re
     }
 }
 
-/// The filter if it is ours. Attributes are walked by hand: others' filters may be of kinds nobody here knows.
+/// The filter if it is the agent's. Attributes are walked by hand: other programs' filters may be of unknown kinds.
 fn parse(payload: &[u8]) -> Option<OurFilter> {
     let options = find(payload.get(TC_HEADER..)?, TCA_OPTIONS)?;
     let name = find(options.value(), TCA_BPF_NAME)?;
-    let ours = [PROGRAM_ETHERNET, PROGRAM_L3].iter().any(|ours| name.name() == ours.as_bytes());
-    ours.then(|| OurFilter { priority: priority(payload), handle: u32_at(payload, TC_HANDLE).unwrap_or(0) })
+    let is_ours = [PROGRAM_ETHERNET, PROGRAM_L3].iter().any(|known| name.name() == known.as_bytes());
+    is_ours
+        .then(|| OurFilter { priority: priority(payload), handle: u32_at(payload, TC_HANDLE).unwrap_or(0) })
 }
 
 /// A filter as such; the kernel also lists the chains that filters hang on, without options.

@@ -81,8 +81,8 @@ pub(super) fn link_pin(pin_path: &Path, mode: XdpMode, index: IfIndex) -> PathBu
     pin_path.join(LINKS).join(format!("{}{index}", mode.pin_prefix()))
 }
 
-/// Has `program` at an interface. An earlier link is updated in place; a new one begins with `idle`, and calls
-/// `make_way` before it counts, so that nobody else of us counts the same packets.
+/// Attaches `program` to an interface. An earlier link is updated in place; a new one begins with `idle`, and calls
+/// `make_way` before it counts, so that no other program of the agent counts the same packets.
 pub(super) fn attach(
     program: BorrowedFd<'_>,
     idle: BorrowedFd<'_>,

@@ -133,7 +133,7 @@ impl Scratch {
     }
 }
 
-/// Networks for benchmarks (RFC 2544) and for documentation (RFC 3849); nobody else is in these namespaces anyway.
+/// Networks for benchmarks (RFC 2544) and for documentation (RFC 3849); nothing else is in these namespaces.
 fn address(family: Family, net: u8, host: u8) -> IpAddr {
     match family {
         Family::V4 => Ipv4Addr::new(198, 18, net, host).into(),

@@ -10,8 +10,8 @@ use caps::{CapSet, Capability};
 
 pub use files::Files;
 
-/// What starting takes: the ruleset and links, maps and programs, the probe at a function of the kernel. The last one stands in for
-/// two of them where a container runtime doesn't know those, and Debian's kernels want it for probes (`kernel.perf_event_paranoid`).
+/// What starting takes: the ruleset and links, maps and programs, the probe at a function of the kernel. The last one replaces
+/// two of them where a container runtime doesn't know those, and Debian's kernels need it for probes (`kernel.perf_event_paranoid`).
 const TO_START: [Capability; 4] =
     [Capability::CAP_NET_ADMIN, Capability::CAP_BPF, Capability::CAP_PERFMON, Capability::CAP_SYS_ADMIN];
 /// What is left then. Programs that are loaded are attached with it, too.
@@ -48,7 +48,7 @@ pub fn before_start() -> Result<(), ConfineError> {
 }
 
 /// Gives up what only starting takes: capabilities but `CAP_NET_ADMIN`, system calls that a running agent doesn't make, files but
-/// those in `files`. Each part is tried whatever becomes of the others.
+/// those in `files`. Each part is tried even if another one fails.
 pub fn when_started(files: &Files) -> (Result<Restriction, ConfineError>, Vec<ConfineError>) {
     // Landlock and a filter take CAP_SYS_ADMIN, or this. Both crates set it too.
     let restriction = files.restrict();

@@ -1,5 +1,5 @@
-//! All that the agent's loop stands on, as a script: ruleset, links, programs and announcements, changed by a test while the loop
-//! runs, also in the middle of a transaction. Announcements are queued as the kernel does it, the agent's own among them.
+//! All that the agent's loop depends on, as a script: ruleset, links, programs and events, changed by a test while the loop
+//! runs, also in the middle of a transaction. Events are queued as the kernel does it, the agent's own among them.
 
 use std::{
     cell::RefCell,
@@ -51,7 +51,7 @@ pub enum Fault {
     RefusedFirst,
     /// The kernel refuses its last operation.
     RefusedLast,
-    /// Somebody else's transaction comes between reading and committing.
+    /// Another program's transaction comes between reading and committing.
     Beaten,
     /// The kernel takes no program on a link.
     Attach,
@@ -65,7 +65,7 @@ pub enum Fault {
     Links,
     /// Addresses can't.
     Addresses,
-    /// What others changed can't be read.
+    /// Other programs' changes can't be read.
     Changes,
     /// Nor can all chains.
     Chains,
@@ -110,7 +110,7 @@ pub struct World {
     /// What happens at the next of such moments, one each time.
     pub at: VecDeque<(Moment, Happening)>,
     generations: VecDeque<Event>,
-    /// Of others' transactions: whether our table was changed.
+    /// For each transaction of another program: whether it changed our table.
     notices: Vec<bool>,
     notices_lost: bool,
     link_events: VecDeque<LinkEvent>,
@@ -120,7 +120,7 @@ pub struct World {
 }
 
 impl World {
-    /// Somebody changes our table, or something else in the ruleset.
+    /// Another program changes our table, or something else in the ruleset.
     pub fn commit(&mut self, change: impl FnOnce(&mut Option<ObservedTable>)) {
         let before = self.ruleset.table.clone();
         self.ruleset.disturb(change);
@@ -276,7 +276,7 @@ impl Node {
     }
 }
 
-/// What is read where others have nothing.
+/// What is read where other programs have nothing.
 pub fn nothing_of_others() -> Known {
     Known {
         tables: Some(Arc::default()),
@@ -348,8 +348,8 @@ impl RulesetMonitor for Node {
         }
         let (notices, lost) =
             self.with(|world| (std::mem::take(&mut world.notices), std::mem::take(&mut world.notices_lost)));
-        for ours in notices {
-            let table = if ours { TABLE } else { "firewall" };
+        for is_ours in notices {
+            let table = if is_ours { TABLE } else { "firewall" };
             each(&Notice { family: libc::NFPROTO_INET as u8, table, subject: Subject::Other });
         }
         Ok(if lost { Err(Lost) } else { Ok(()) })

@@ -75,7 +75,7 @@ impl FakeRuleset {
         }
     }
 
-    /// Somebody else changes the table.
+    /// Another program changes the table.
     pub fn disturb(&mut self, change: impl FnOnce(&mut Option<ObservedTable>)) {
         change(&mut self.table);
         self.generation += 1;
@@ -185,7 +185,7 @@ impl FakeRuleset {
                     return Err(libc::ENOENT);
                 }
                 let counter = exprs.contains(&Expr::Counter).then_some(start);
-                let rule = ObservedRule { handle, owner: Owner::Ours, exprs, counter };
+                let rule = ObservedRule { handle, owner: Owner::Agent, exprs, counter };
                 self::chain(table, *chain)?.rules.push(rule);
             }
             Op::DeleteRule { chain, handle } => {

@@ -1,5 +1,5 @@
 //! Lists of objects (`NLM_F_DUMP`). Whose objects are asked for has to be said, and what comes back says whether it belongs
-//! together: a part isn't taken for all by oversight.
+//! together: a part can't be mistaken for all.
 
 use std::io;
 
@@ -55,7 +55,7 @@ impl Dump {
     }
 }
 
-/// What a dump gave. The value is only had by saying what becomes of an interrupted one.
+/// What a dump gave. To get the value, the caller has to handle an interrupted dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(in crate::kernel) enum Dumped<T> {

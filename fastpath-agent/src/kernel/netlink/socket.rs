@@ -109,7 +109,7 @@ impl Socket {
         self.inner.portid()
     }
 
-    /// The first of `count` sequence numbers that nobody else uses on this socket. Never 0.
+    /// The first of `count` sequence numbers that nothing else uses on this socket. Never 0.
     pub(in crate::kernel) fn reserve_sequence(&mut self, count: u32) -> u32 {
         if self.sequence.checked_add(count).is_none() {
             self.sequence = 0;

@@ -46,7 +46,7 @@ pub(super) struct Batch {
     bytes: Vec<u8>,
     /// Sequence number of the begin message; those after it count up.
     first: u32,
-    /// For every message behind the begin: the operation's position, and where the message stands in `bytes`.
+    /// For every message behind the begin: the operation's position, and the message's place in `bytes`.
     messages: Vec<(usize, Range<usize>)>,
 }
 

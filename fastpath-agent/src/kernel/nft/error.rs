@@ -29,7 +29,7 @@ pub enum NftError {
     },
     /// The ruleset changed during every attempt to read it.
     #[error(
-        "the nftables ruleset changed during each of {attempts} attempts to read it: something rewrites it all the time (see `nft monitor`)"
+        "the nftables ruleset changed during each of {attempts} attempts to read it: another program keeps rewriting it (see `nft monitor`)"
     )]
     Unsettled {
         /// How often it was read.

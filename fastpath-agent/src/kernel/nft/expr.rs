@@ -242,7 +242,7 @@ mod tests {
     /// Through a message of libnftnl and back.
     fn round_trip(exprs: &[Expr]) -> Vec<Expr> {
         let rule = exprs.iter().fold(Rule::new().set(NFTNL_RULE_USERDATA, &marker::rule()), |rule, expr| {
-            rule.push(encode(expr).expect("an instruction of ours"))
+            rule.push(encode(expr).expect("the agent's instruction"))
         });
         decoded(&rule)
     }
@@ -252,7 +252,7 @@ mod tests {
         let mut scratch = Scratch::new();
         let message = Message::new(scratch.message(libc::NFT_MSG_NEWRULE, 0, 1, rule));
         if let Some(userdata) = message.attributes().find(|nla| nla.kind() == nfta::RULE_USERDATA) {
-            assert_eq!(marker::owner(userdata.value()), Owner::Ours);
+            assert_eq!(marker::owner(userdata.value()), Owner::Agent);
         }
         let list =
             message.attributes().find(|nla| nla.kind() == nfta::RULE_EXPRESSIONS).expect("instructions");
@@ -338,7 +338,7 @@ mod tests {
         let other = |object: ExprObject| {
             matches!(decoded(&Rule::new().push(object)).as_slice(), [Expr::Other { .. }])
         };
-        let new = |expr: Expr| encode(&expr).expect("an instruction of ours");
+        let new = |expr: Expr| encode(&expr).expect("the agent's instruction");
         assert!(other(new(Expr::Ct { key: CtKey::Packets, dreg: 1 }).set(CT_DIR, &[0])));
         let lookup = Expr::Lookup { set: "s".to_owned(), sreg: 1, inverted: false };
         assert!(other(new(lookup).set_u32(LOOKUP_FLAGS, 2)));

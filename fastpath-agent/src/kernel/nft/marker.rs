@@ -1,5 +1,5 @@
 //! User data of tables, rules and sets: a sequence of type, length and value, one byte each for the first two
-//! (libnftnl's udata.h). `nft` passes over types that it doesn't know, which is where our mark of ownership stands.
+//! (libnftnl's udata.h). `nft` passes over types that it doesn't know, so the agent's mark of ownership is there.
 
 use crate::core::ruleset::{
     observed::Owner,
@@ -69,7 +69,7 @@ pub(super) fn owner(mut data: &[u8]) -> Owner {
     while let [kind, length, rest @ ..] = data {
         let Some((value, next)) = rest.split_at_checked(usize::from(*length)) else { break };
         if *kind == TYPE && value == MARK {
-            return Owner::Ours;
+            return Owner::Agent;
         }
         data = next;
     }
@@ -87,8 +87,8 @@ mod tests {
 
     #[test]
     fn mark_is_found_behind_a_comment_only_as_a_whole_entry() {
-        assert_eq!(owner(&table("a comment")), Owner::Ours);
-        assert_eq!(owner(&rule()), Owner::Ours);
+        assert_eq!(owner(&table("a comment")), Owner::Agent);
+        assert_eq!(owner(&rule()), Owner::Agent);
         assert_eq!(owner(&[]), Owner::Foreign);
         assert_eq!(owner(&entry(TABLE_COMMENT_TYPE, MARK)), Owner::Foreign);
         assert_eq!(owner(&entry(TABLE_COMMENT_TYPE, &rule())), Owner::Foreign);

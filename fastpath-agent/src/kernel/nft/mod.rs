@@ -1,6 +1,6 @@
-//! nftables over nfnetlink: reads our table and others' in place, applies plans (written with libnftnl), hears of changes.
+//! nftables over nfnetlink: reads our table and other programs', applies plans (written with libnftnl), follows changes.
 //!
-//! Touches no table but ours, and takes no decisions: what is to be done comes as a plan.
+//! Changes no table but the agent's, and decides nothing: the caller gives a plan.
 
 use std::io;
 
@@ -46,7 +46,7 @@ pub use others::Which;
 
 use batch::Batch;
 
-/// Oldest kernel that keeps a table's user data, where our mark of ownership stands. An older one drops it
+/// Oldest kernel that keeps a table's user data, which holds the agent's mark of ownership. An older one drops it
 /// without a word, so this is asked of its release and not of its behaviour.
 const LOWEST_KERNEL: (u32, u32) = (5, 10);
 
@@ -77,7 +77,7 @@ impl Nft {
         Ok(nft)
     }
 
-    /// Port of its socket, by which its own changes are told from others'.
+    /// Port of its socket, by which its own changes are told from other programs'.
     fn port(&self) -> u32 {
         self.socket.port()
     }

@@ -1,5 +1,5 @@
-//! Hears that the ruleset changed, and what was changed. One wake-up for each transaction, whatever its size: all
-//! notifications but the new generation's come to a second socket, which is only read when somebody wants to know.
+//! Follows changes of the ruleset. One wake-up for each transaction, whatever its size: all
+//! notifications but the new generation's come to a second socket, which is read on request only.
 #![expect(unsafe_code, reason = "tokio cannot know that a descriptor stays open")]
 
 use std::{io, os::fd::AsRawFd};
@@ -33,12 +33,12 @@ pub enum Event {
     Overrun,
 }
 
-/// A socket that hears of every new generation of this network namespace's ruleset, including those that the
+/// A socket that gets every new generation of this network namespace's ruleset, including those that the
 /// agent makes.
 pub struct Monitor {
     socket: AsyncFd<Socket>,
     details: Socket,
-    /// Port of the socket whose own changes are no news.
+    /// Port of the socket whose own changes are left out.
     own: u32,
 }
 
@@ -47,13 +47,10 @@ pub struct Monitor {
 pub struct Lost;
 
 impl Monitor {
-    /// Begins to listen. Must be called inside a tokio runtime with I/O enabled.
+    /// Begins to listen, inside a tokio runtime with I/O enabled. [`changes`](RulesetMonitor::changes) leaves out those of `own`.
     ///
-    /// A change is heard of after it took effect, but a reader may see a new generation's number an instant
-    /// before all of its changes; so read (again) when told of a generation even if its number is known, unless
-    /// it was made by one's own commit.
-    ///
-    /// [`changes`](RulesetMonitor::changes) leaves out those that `own` makes.
+    /// A reader may see a new generation's number an instant before all of its changes: read again when told of a
+    /// generation, even if its number is known.
     pub fn open(own: &Nft) -> Result<Self, NftError> {
         let failed = |error| NftError::new("listening to changes of", OBJECT, error);
         let groups = 1 << (libc::NFNLGRP_NFTABLES - 1);

@@ -4,7 +4,7 @@ use std::{borrow::Cow, cell::OnceCell};
 
 use crate::kernel::netlink::Attribute;
 
-/// Names that had to be made printable, for as long as what was read is looked at. Nearly always none.
+/// Names that had to be made printable, as long as the message is in use. Nearly always none.
 #[derive(Default)]
 pub(super) struct Names(OnceCell<Box<(String, Names)>>);
 

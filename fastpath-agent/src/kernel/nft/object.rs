@@ -140,7 +140,7 @@ macro_rules! object {
 
         impl Drop for $name {
             fn drop(&mut self) {
-                // SAFETY: the object is ours alone.
+                // SAFETY: nothing else has the object.
                 unsafe { sys::$free(self.0.as_ptr()) }
             }
         }
@@ -186,7 +186,7 @@ object!(
 impl Rule {
     /// Appends an instruction.
     pub(super) fn push(self, expr: ExprObject) -> Self {
-        // SAFETY: both are ours; the rule takes over the instruction and frees it.
+        // SAFETY: both are owned here; the rule takes over the instruction and frees it.
         unsafe { sys::nftnl_rule_add_expr(self.0.as_ptr(), expr.0.as_ptr()) };
         std::mem::forget(expr);
         self
@@ -215,14 +215,14 @@ impl Flowtable {
 impl Elements {
     /// Adds an element.
     pub(super) fn push(self, element: Element) -> Self {
-        // SAFETY: both are ours; the set takes over the element and frees it.
+        // SAFETY: both are owned here; the set takes over the element and frees it.
         unsafe { sys::nftnl_set_elem_add(self.0.as_ptr(), element.0.as_ptr()) };
         std::mem::forget(element);
         self
     }
 }
 
-/// An element that is ours until a set takes it over.
+/// An element, owned until a set takes it over.
 pub(super) struct Element(NonNull<sys::nftnl_set_elem>);
 
 impl Element {
@@ -257,7 +257,7 @@ impl Drop for Element {
     }
 }
 
-/// An instruction that is ours until a rule takes it over.
+/// An instruction, owned until a rule takes it over.
 pub(super) struct ExprObject(NonNull<sys::nftnl_expr>);
 
 impl ExprObject {
@@ -284,7 +284,7 @@ impl ExprObject {
 
     /// Adds an instruction inside this one, which takes it over.
     pub(super) fn nest(self, attribute: u32, inner: Self) -> Self {
-        // SAFETY: both are ours; the outer one takes over the inner one and frees it.
+        // SAFETY: both are owned here; the outer one takes over the inner one and frees it.
         unsafe { sys::nftnl_expr_add_expr(self.0.as_ptr(), attribute, inner.0.as_ptr()) };
         std::mem::forget(inner);
         self

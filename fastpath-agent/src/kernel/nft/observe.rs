@@ -1,4 +1,4 @@
-//! Reads what stands under our table's name, at one generation of the ruleset.
+//! Reads the table of our name, at one generation of the ruleset.
 
 use std::{collections::BTreeSet, io};
 

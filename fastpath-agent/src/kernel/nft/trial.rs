@@ -19,7 +19,7 @@ use crate::core::{
     ruleset::expr::{Expr, RtKey},
 };
 
-/// Name of everything in the transaction; nobody ever sees it.
+/// Name of everything in the transaction, which is never committed.
 const NAME: &str = "fastpath-trial";
 /// Name of the second flowtable in it.
 const NAME_WITH_COUNTER: &str = "fastpath-trial-counter";
@@ -59,7 +59,7 @@ pub(in crate::kernel) enum Verdict {
 }
 
 impl Nft {
-    /// Tries each of these by itself. Nothing is changed, and nobody is notified.
+    /// Tries each of these by itself. Nothing is changed, and no event is sent.
     ///
     /// All are in one transaction, since the kernel waits for all its processors (`synchronize_rcu`) when it drops one. It goes
     /// on behind a message that it refuses, and says so for each.
@@ -85,7 +85,7 @@ impl Nft {
                 next += 1;
                 errno(next - 1)
             };
-            // A refusal of what the thing itself stands in is no answer.
+            // A refusal of the thing's container is no answer.
             let before = match trial {
                 Trial::Table => None,
                 Trial::Flowtable { .. } => table,

@@ -156,7 +156,7 @@ const LEGACY: Case = Case {
     ..Case::PLAIN
 };
 
-/// The node's first legacy table, which nobody announces.
+/// The node's first legacy table, which the kernel doesn't announce.
 const FIRST_LEGACY: Case = Case { name: "first table of iptables-legacy", set_up: &[], ..LEGACY };
 
 #[test]
@@ -200,7 +200,7 @@ fn first_legacy_table() {
     FIRST_LEGACY.run(With::Agent).assert_same_fate();
 }
 
-/// Without them being judged anew flows feel none of it.
+/// Without them being revalidated flows feel none of it.
 #[test]
 fn sets_ignored_by_choice() {
     SETS.run(With::Ignoring).assert_each_change_wrongs();

@@ -1,4 +1,4 @@
-//! What it costs to have flows judged anew: printed, with a bound that only a blunder passes.
+//! What it costs to have flows revalidated: printed, with a bound that only a blunder passes.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ const ROUNDS: usize = 4;
 const REPETITIONS: u32 = 20;
 
 #[test]
-fn of_judging_a_flow_anew() {
+fn of_revalidating_a_flow() {
     let topology = Topology::routed();
     let node = &topology.node;
     let _agent = Agent::start(node, &[]);
@@ -34,8 +34,10 @@ fn of_judging_a_flow_anew() {
             *spent += begun.elapsed();
         }
     }
-    let [fast, anew] = spent.map(|spent| spent / REPETITIONS / flows.len() as u32);
-    let cost = anew.saturating_sub(fast);
-    println!("{ROUNDS} rounds of a flow take {fast:?}, {anew:?} after it is judged anew: {cost:?} more");
+    let [fast, revalidated] = spent.map(|spent| spent / REPETITIONS / flows.len() as u32);
+    let cost = revalidated.saturating_sub(fast);
+    println!(
+        "{ROUNDS} rounds of a flow take {fast:?}, {revalidated:?} after it is revalidated: {cost:?} more"
+    );
     assert!(cost < Duration::from_micros(200), "{cost:?}");
 }

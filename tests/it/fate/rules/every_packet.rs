@@ -67,7 +67,7 @@ const NFT: Case = Case {
             ..STOP_V4
         },
         Change {
-            name: "queue that nobody serves",
+            name: "queue without a program",
             steps: &[Node("nft add rule inet fw forward ip saddr 10.1.0.2 ct packets \\> 150 queue num 3")],
             ..STOP_V4
         },
@@ -140,7 +140,7 @@ const OWN_SETS: Case = Case {
             ..STOP_V4
         },
         Change {
-            name: "by the addresses of others",
+            name: "by other addresses",
             steps: &[Node(
                 "nft 'add rule inet fw forward ip saddr { 10.9.0.0/16, 10.1.0.3-10.1.0.9 } jump shape
                   add rule inet fw forward tcp dport { 22, 8000-8100 } limit rate over 10/second drop'",
@@ -251,7 +251,7 @@ const XTABLES: Case = Case {
             ..XT_V4
         },
         Change {
-            name: "NFQUEUE that nobody serves",
+            name: "NFQUEUE without a program",
             steps: &[Node(
                 "iptables-nft -A FORWARD -s 10.1.0.2 -m connbytes --connbytes 150: --connbytes-dir both --connbytes-mode packets -j NFQUEUE --queue-num 3",
             )],
@@ -316,7 +316,7 @@ fn that_drop_nothing_yet() {
     SEES_ALL.run(With::Agent).assert_same_fate();
 }
 
-/// The same changes where the operator has such rules passed by: no flow feels them.
+/// The same changes where the operator ignores such rules: no flow feels them.
 #[test]
 fn ignored_by_choice() {
     NFT.run(With::Ignoring).assert_each_change_wrongs();

@@ -160,7 +160,7 @@ const SEES_ALL: Case = Case {
 const ADDED: Change = Change { undo: FLUSH, ..Change::HARMLESS };
 const XT: Change = Change { undo: XT_FLUSH, ..Change::HARMLESS };
 const FAST: Case = Case {
-    name: "headers of others",
+    name: "headers of other flows",
     family: None,
     changes: &[
         Change {
@@ -169,7 +169,7 @@ const FAST: Case = Case {
             ..ADDED
         },
         Change {
-            name: "TTL behind a jump of others",
+            name: "TTL behind a jump for other flows",
             steps: &[Node(
                 "nft 'add chain inet fw low { ip ttl < 40 drop; }; add rule inet fw forward ip saddr 10.9.0.1 jump low'",
             )],
@@ -265,7 +265,7 @@ fn others_leave_flows_fast() {
     FAST.run(With::Agent).assert_same_fate();
 }
 
-/// Where the operator has such rules passed by, no flow feels them.
+/// Where the operator ignores such rules, no flow feels them.
 #[test]
 fn ignored_by_choice() {
     NFT.run(With::Ignoring).assert_each_change_wrongs();

@@ -1,4 +1,4 @@
-//! Rules whose moments are known: flows are judged anew then, and not in the meantime. The tests set the guest's clock.
+//! Rules whose moments are known: flows are revalidated then, and not in the meantime. The tests set the guest's clock.
 
 use std::{
     thread,
@@ -19,9 +19,9 @@ const WITHIN: Duration = Duration::from_millis(1500);
 /// Well over a period.
 const MEANTIME: Duration = Duration::from_secs(4);
 
-/// How often flows were judged anew because of a rule that changes by itself, whatever came of it.
+/// How often flows were revalidated because of a rule that changes by itself, whatever came of it.
 #[track_caller]
-fn anew(node: &Netns) -> u64 {
+fn revalidations(node: &Netns) -> u64 {
     let page = http::get(node, "/metrics").body;
     let series = "fastpath_revalidations_total{trigger=\"changing-rule\"";
     let values = page.lines().filter(|line| line.starts_with(series));
@@ -35,18 +35,18 @@ fn start(topology: &Topology) -> Agent {
     Agent::start(&topology.node, &[SERVE])
 }
 
-/// Sends for so long, and says how often flows were judged anew meanwhile. All must arrive, past the forward path.
+/// Sends for so long, and says how often flows were revalidated meanwhile. All must arrive, past the forward path.
 #[track_caller]
 fn judged_in_the_meantime(topology: &Topology, flow: &mut Flow) -> u64 {
     // What belongs to the start, and to what was changed last.
     thread::sleep(Duration::from_millis(2500));
     topology.assert_becomes_accelerated(flow);
-    let (before, begun) = (anew(&topology.node), Instant::now());
+    let (before, begun) = (revalidations(&topology.node), Instant::now());
     while begun.elapsed() < MEANTIME {
         topology.assert_accelerated(flow);
         thread::sleep(Duration::from_millis(500));
     }
-    anew(&topology.node) - before
+    revalidations(&topology.node) - before
 }
 
 /// Sends until nothing arrives any more; how long that took.
@@ -92,7 +92,7 @@ fn elements_run_out() {
     );
     assert_eq!(judged(node), ["at-known-moments"; 3]);
     let agent = start(&topology);
-    assert!(agent.log().join("\n").contains("judged anew when it is time"), "{:?}", agent.log());
+    assert!(agent.log().join("\n").contains("revalidated at known moments"), "{:?}", agent.log());
     let mut flow = open(&topology, 7001);
     assert_eq!(judged_in_the_meantime(&topology, &mut flow), 0);
     let mut port = 7001;
@@ -109,12 +109,12 @@ fn elements_run_out() {
         let mut flow = open(&topology, port);
         thread::sleep(Duration::from_millis(2500));
         topology.assert_becomes_accelerated(&mut flow);
-        let before = anew(node);
+        let before = revalidations(node);
         while begun.elapsed() < Duration::from_millis(7500) {
             topology.assert_accelerated(&mut flow);
             thread::sleep(Duration::from_millis(400));
         }
-        assert_eq!(anew(node), before, "{set}");
+        assert_eq!(revalidations(node), before, "{set}");
         stops(&mut flow);
         let took = begun.elapsed();
         println!("{set}: stopped {took:?} after it was added");
@@ -168,7 +168,7 @@ fn a_day_begins() {
     ]);
 }
 
-/// Flows stop at midnight by each of these rules, and aren't judged anew before.
+/// Flows stop at midnight by each of these rules, and aren't revalidated before.
 #[track_caller]
 fn assert_strikes(rules: &[(&str, &str)]) {
     let topology = Topology::routed();
@@ -190,12 +190,12 @@ fn assert_strikes(rules: &[(&str, &str)]) {
         let left = midnight.duration_since(SystemTime::now()).expect("it is before midnight");
         thread::sleep(left.saturating_sub(Duration::from_millis(300)));
         topology.assert_accelerated(&mut flow);
-        let before = anew(node);
+        let before = revalidations(node);
         stops(&mut flow);
         let took = SystemTime::now().duration_since(midnight).expect("it is past midnight");
         println!("{name}: stopped {took:?} after midnight");
         assert!(took < WITHIN, "{name}: {took:?}");
-        assert!((1..=2).contains(&(anew(node) - before)), "{name}");
+        assert!((1..=2).contains(&(revalidations(node) - before)), "{name}");
     }
     agent.stop();
 }
@@ -221,7 +221,7 @@ fn the_clock_is_set() {
     agent.stop();
 }
 
-/// What can't be followed is judged anew every second, as ever.
+/// What can't be followed is revalidated every second, as ever.
 #[test]
 fn moments_that_are_not_known() {
     let many: Vec<String> = (0..5000).map(|n| format!("10.{}.{}.9", 100 + n / 250, n % 250)).collect();
@@ -269,12 +269,12 @@ fn moments_that_are_not_known() {
         let agent = start(&topology);
         let mut flow = open(&topology, 7001);
         thread::sleep(Duration::from_secs(2));
-        let before = anew(node);
+        let before = revalidations(node);
         for _ in 0..30 {
             assert_eq!(flow.rounds(10), 10);
             thread::sleep(Duration::from_millis(100));
         }
-        let more = anew(node) - before;
+        let more = revalidations(node) - before;
         assert!((2..=4).contains(&more), "{name}: {more}");
         agent.stop();
     }

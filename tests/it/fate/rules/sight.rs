@@ -41,7 +41,7 @@ fn rules_are_listed_with_what_is_done_about_each() {
     node.nft(RULES);
     let agent = Agent::start(node, &[]);
     let log = agent.log().join("\n");
-    assert!(log.contains("judged anew when it is time"), "{log}");
+    assert!(log.contains("revalidated at known moments"), "{log}");
     assert!(log.contains("inet edge forward handle") && log.contains("(set portal)"), "{log}");
     assert!(!log.contains("no flow is offloaded"), "{log}");
     let expected =
@@ -52,7 +52,7 @@ fn rules_are_listed_with_what_is_done_about_each() {
     assert_eq!(status["rules"][0]["conditions"], json!("meta nfproto ipv4 ip saddr 10.1.0.2"));
     let text = agent::output(node, &["status"]);
     println!("{text}");
-    assert!(text.contains("leaves out: meta nfproto ipv4 ip saddr 10.1.0.2"), "{text}");
+    assert!(text.contains("keeps on the normal path: meta nfproto ipv4 ip saddr 10.1.0.2"), "{text}");
     let doctor = json(node, &["doctor", "--no-canary", "-o", "json"]);
     assert_eq!(handling(&doctor["rules"]), expected);
     let findings = doctor["findings"].as_array().expect("findings").iter();

@@ -22,14 +22,14 @@ const CASE: Case = Case {
             ..ADDED
         },
         Change {
-            name: "a limit of others' addresses",
+            name: "a limit of other addresses",
             steps: &[Node(
                 "nft add rule inet fw forward ip saddr 10.9.0.0/16 limit rate over 10/second drop",
             )],
             ..ADDED
         },
         Change {
-            name: "a limit of others' addresses, before NAT",
+            name: "a limit of other addresses, before NAT",
             steps: &[Node(
                 "nft 'table inet pre { chain c { type filter hook prerouting priority raw; ip saddr 10.9.0.0/16 limit rate over 10/second drop; udp dport 9 limit rate over 10/second drop; }; }'",
             )],
@@ -37,7 +37,7 @@ const CASE: Case = Case {
             ..ADDED
         },
         Change {
-            name: "a limit of others' addresses, behind NAT",
+            name: "a limit of other addresses, behind NAT",
             steps: &[Node(
                 "nft 'table inet post { chain c { type filter hook postrouting priority 300; ip daddr 10.9.0.0/16 limit rate over 10/second drop; tcp sport 9 limit rate over 10/second drop; }; }'",
             )],
@@ -50,7 +50,7 @@ const CASE: Case = Case {
             ..ADDED
         },
         Change {
-            name: "a limit behind jumps of others",
+            name: "a limit behind jumps for other flows",
             steps: &[Node(
                 "nft 'add rule inet fw forward ip saddr 10.9.0.1 jump shape; add rule inet fw forward oifname eth7 goto shape; add rule inet fw forward iifname vmap { eth7 : jump shape, eth8 : goto shape }'",
             )],
@@ -88,17 +88,17 @@ const CASE: Case = Case {
             steps: &[Node(
                 "nft 'add element inet fw ban { 10.9.0.1 timeout 1h }; add rule inet fw forward ip saddr @ban drop'",
             )],
-            path: Path::Anew,
+            path: Path::Revalidated,
             ..ADDED
         },
         Change {
             name: "a time of day for others",
             steps: &[Node("nft add rule inet fw forward ip saddr 10.9.0.1 meta hour \\>= 00:00 drop")],
-            path: Path::Anew,
+            path: Path::Revalidated,
             ..ADDED
         },
         Change {
-            name: "hashlimit of others",
+            name: "hashlimit of other flows",
             steps: &[Node(
                 "iptables-nft -A FORWARD -s 10.9.0.1 -m hashlimit --hashlimit-above 10/s --hashlimit-name x -j DROP",
             )],

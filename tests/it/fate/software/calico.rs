@@ -1,6 +1,6 @@
 //! Calico's Felix (calico, felix/rules: static.go, dispatch.go, endpoints.go), with iptables and with nftables. The server is a
-//! workload, whose link has the prefix `s` (`InterfacePrefix`). Its policies stand behind `RELATED,ESTABLISHED`; its
-//! limit of packets a second stands before.
+//! workload, whose link has the prefix `s` (`InterfacePrefix`). Its policies are behind `RELATED,ESTABLISHED`; its
+//! limit of packets a second is before.
 
 use fastpath_tests::twin::{
     Case, Change,

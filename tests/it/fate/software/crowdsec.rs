@@ -10,7 +10,7 @@ use fastpath_tests::{
     },
 };
 
-use super::{ANEW, HARMLESS_ANEW, STOP_V4_ANEW, concerned};
+use super::{HARMLESS_REVALIDATED, REVALIDATED, STOP_V4_REVALIDATED, concerned};
 
 const NFTABLES: Step = Node(
     "nft 'table ip crowdsec {
@@ -33,22 +33,22 @@ const NFTABLES_CASE: Case = Case {
             name: "a ban",
             steps: &[Node("nft 'add element ip crowdsec crowdsec-blacklists { 10.1.0.2 timeout 4h }'")],
             undo: &[Node("nft 'delete element ip crowdsec crowdsec-blacklists { 10.1.0.2 }'")],
-            ..STOP_V4_ANEW
+            ..STOP_V4_REVALIDATED
         },
         Change {
             name: "a ban of an IPv6 address",
             steps: &[Node("nft 'add element ip6 crowdsec6 crowdsec6-blacklists { fd00:1::2 timeout 4h }'")],
             undo: &[Node("nft 'delete element ip6 crowdsec6 crowdsec6-blacklists { fd00:1::2 }'")],
             family: Some(Family::V6),
-            ..STOP_V4_ANEW
+            ..STOP_V4_REVALIDATED
         },
         Change {
             name: "a ban of another",
             steps: &[Node("nft 'add element ip crowdsec crowdsec-blacklists { 10.9.0.1 timeout 4h }'")],
-            ..HARMLESS_ANEW
+            ..HARMLESS_REVALIDATED
         },
     ],
-    ..ANEW
+    ..REVALIDATED
 };
 
 /// With logging: a set for each origin of bans is asked at the head of FORWARD.
@@ -69,15 +69,15 @@ const IPTABLES_CASE: Case = Case {
             name: "a ban",
             steps: &[Node("echo add crowdsec-blacklists-1 10.1.0.0/24 timeout 14400 -exist | ipset restore")],
             undo: &[Node("ipset del crowdsec-blacklists-1 10.1.0.0/24")],
-            ..STOP_V4_ANEW
+            ..STOP_V4_REVALIDATED
         },
         Change {
             name: "a ban of another",
             steps: &[Node("echo add crowdsec-blacklists-0 10.9.0.1 timeout 14400 -exist | ipset restore")],
-            ..HARMLESS_ANEW
+            ..HARMLESS_REVALIDATED
         },
     ],
-    ..ANEW
+    ..REVALIDATED
 };
 
 #[test]

@@ -1,5 +1,5 @@
 //! Docker: chains of its iptables backend (moby, daemon/libnetwork/drivers/bridge/internal/iptabler, golden files of
-//! TestIptabler) and of its nftables backend (…/internal/nftabler). The server stands for a container, `s0` for its bridge.
+//! TestIptabler) and of its nftables backend (…/internal/nftabler). The server plays a container, `s0` its bridge.
 
 use fastpath_tests::twin::{
     Case, Change,
@@ -7,7 +7,7 @@ use fastpath_tests::twin::{
     With,
 };
 
-use super::{ANEW, HARMLESS_ANEW, STOP_V4, STOP_V4_ANEW, concerned};
+use super::{HARMLESS_REVALIDATED, REVALIDATED, STOP_V4, STOP_V4_REVALIDATED, concerned};
 
 /// Gateway mode `routed`, with all ports of the tests published; DOCKER-USER has an administrator's block list.
 const IPTABLES: Step = Node(
@@ -53,22 +53,22 @@ const IPTABLES_CASE: Case = Case {
                 "iptables-nft -I DOCKER -d 10.2.0.9/32 ! -i s0 -o s0 -p tcp -m tcp --dport 80 -j ACCEPT",
             )],
             undo: &[Node("iptables-nft -D DOCKER 1")],
-            ..HARMLESS_ANEW
+            ..HARMLESS_REVALIDATED
         },
         Change {
             name: "a rule in DOCKER-USER",
             steps: &[Node("iptables-nft -I DOCKER-USER -s 10.1.0.2 -j DROP")],
             undo: &[Node("iptables-nft -D DOCKER-USER 1")],
-            ..STOP_V4_ANEW
+            ..STOP_V4_REVALIDATED
         },
         Change {
             name: "an entry of the block list in DOCKER-USER",
             steps: &[Node("ipset add block 10.1.0.2")],
             undo: &[Node("ipset del block 10.1.0.2")],
-            ..STOP_V4_ANEW
+            ..STOP_V4_REVALIDATED
         },
     ],
-    ..ANEW
+    ..REVALIDATED
 };
 
 /// Gateway mode `routed`. Chains of a network are reached by verdict maps.

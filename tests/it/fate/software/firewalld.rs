@@ -1,5 +1,5 @@
 //! firewalld with its nftables backend (firewalld, src/firewall/core/nftables.py: `build_default_rules`, `_rich_rule_*`):
-//! everything stands behind `ct state { established, related } accept`.
+//! everything is behind `ct state { established, related } accept`.
 
 use fastpath_tests::twin::{
     Case, Change,

@@ -8,9 +8,9 @@ use fastpath_tests::twin::{
     With,
 };
 
-use super::{ANEW, HARMLESS_ANEW, STOP_V4_ANEW, concerned};
+use super::{HARMLESS_REVALIDATED, REVALIDATED, STOP_V4_REVALIDATED, concerned};
 
-/// The first rule stands for the program. Nobody serves the queue, so what goes there is dropped.
+/// The first rule replaces the program. Nothing serves the queue, so what goes there is dropped.
 const RULES: Step = Node(
     "nft 'table inet kube-network-policies {
         set podips-v4 { type ipv4_addr; elements = { 10.2.0.2 }; }
@@ -48,7 +48,7 @@ const FORGET: Change = Change {
         "mkdir -p /etc/xtables; [ -e /etc/xtables/connlabel.conf ] || echo 100 accepted > /etc/xtables/connlabel.conf
          conntrack -U -s 10.1.0.2 --label-del",
     )],
-    ..STOP_V4_ANEW
+    ..STOP_V4_REVALIDATED
 };
 
 const CASE: Case = Case {
@@ -59,14 +59,18 @@ const CASE: Case = Case {
         Change {
             name: "another pod",
             steps: &[Node("nft 'add element inet kube-network-policies podips-v4 { 10.2.0.9 }'")],
-            ..HARMLESS_ANEW
+            ..HARMLESS_REVALIDATED
         },
     ],
-    ..ANEW
+    ..REVALIDATED
 };
 
-const ALL: Case =
-    Case { name: "kube-network-policies, all packets", set_up: &[DIVERT_ALL], changes: &[FORGET], ..ANEW };
+const ALL: Case = Case {
+    name: "kube-network-policies, all packets",
+    set_up: &[DIVERT_ALL],
+    changes: &[FORGET],
+    ..REVALIDATED
+};
 
 /// Up to 0.7 the program wanted new connections only.
 const OLDER: Step = Node(

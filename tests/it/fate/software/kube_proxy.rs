@@ -7,7 +7,7 @@ use fastpath_tests::twin::{
     With,
 };
 
-use super::{ANEW, HARMLESS_ANEW, STOP_V4, STOP_V4_ANEW, concerned};
+use super::{HARMLESS_REVALIDATED, REVALIDATED, STOP_V4, STOP_V4_REVALIDATED, concerned};
 
 const IPTABLES: Step = Node(
     "iptables-nft-restore --noflush <<'END'
@@ -108,7 +108,7 @@ const NFTABLES_CASE: Case = Case {
     ..Case::PLAIN
 };
 
-/// The balancer's firewall stands in front of `RELATED,ESTABLISHED`. The server stands for a balancer's address.
+/// The balancer's firewall is in front of `RELATED,ESTABLISHED`. The server has a balancer's address.
 const IPVS: Step = Node(
     "ipset create KUBE-LOAD-BALANCER-FW hash:ip,port; ipset create KUBE-LOAD-BALANCER-SOURCE-CIDR hash:ip,port,net
      ipset create KUBE-LOAD-BALANCER-SOURCE-IP hash:ip,port,ip; ipset create KUBE-HEALTH-CHECK-NODE-PORT bitmap:port range 0-65535
@@ -143,7 +143,7 @@ const IPVS_CASE: Case = Case {
             name: "another service",
             steps: &[Node("ipset add KUBE-LOAD-BALANCER-FW 5.6.7.8,tcp:80")],
             undo: &[Node("ipset del KUBE-LOAD-BALANCER-FW 5.6.7.8,tcp:80")],
-            ..HARMLESS_ANEW
+            ..HARMLESS_REVALIDATED
         },
         Change {
             name: "loadBalancerSourceRanges lose the client",
@@ -151,10 +151,10 @@ const IPVS_CASE: Case = Case {
             undo: &[Node(
                 "for port in {7001..7012}; do for proto in tcp udp; do ipset add KUBE-LOAD-BALANCER-SOURCE-CIDR 10.2.0.2,$proto:$port,10.1.0.0/24; done; done",
             )],
-            ..STOP_V4_ANEW
+            ..STOP_V4_REVALIDATED
         },
     ],
-    ..ANEW
+    ..REVALIDATED
 };
 
 #[test]

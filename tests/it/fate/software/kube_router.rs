@@ -1,5 +1,5 @@
 //! kube-router's network policies (kube-router, pkg/controllers/netpol: network_policy_controller.go, pod.go, policy.go). The
-//! server is a pod with a policy for what comes in and goes out; ipsets, marks and the limited NFLOG stand behind
+//! server is a pod with a policy for what comes in and goes out; ipsets, marks and the limited NFLOG are behind
 //! `RELATED,ESTABLISHED` in KUBE-NWPLCY-COMMON.
 
 use fastpath_tests::twin::{

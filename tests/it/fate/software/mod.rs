@@ -21,11 +21,11 @@ use serde_json::Value;
 /// Stops IPv4 flows; those of IPv6 stay fast.
 const STOP_V4: Change = Change { family: Some(Family::V4), path: Path::Fast, ..Change::STOP };
 
-/// The same where a rule has flows judged anew, again and again.
-const STOP_V4_ANEW: Change = Change { path: Path::Anew, ..STOP_V4 };
-const HARMLESS_ANEW: Change = Change { path: Path::Anew, ..Change::HARMLESS };
+/// The same where a rule has flows revalidated, again and again.
+const STOP_V4_REVALIDATED: Change = Change { path: Path::Revalidated, ..STOP_V4 };
+const HARMLESS_REVALIDATED: Change = Change { path: Path::Revalidated, ..Change::HARMLESS };
 /// A node with such a rule.
-const ANEW: Case = Case { path: Path::Anew, ..Case::PLAIN };
+const REVALIDATED: Case = Case { path: Path::Revalidated, ..Case::PLAIN };
 
 /// Loads the rules on a node, and says which of them concern offloaded flows: class, cause, table and chain of each. Rules that
 /// decide nothing are left out.

@@ -204,8 +204,8 @@ fn kernel_version() -> (u32, u32) {
 }
 
 #[test]
-fn a_tcx_program_of_somebody_else_stays() {
-    // Somebody else: the same program, pinned elsewhere.
+fn another_programs_tcx_program_stays() {
+    // Another program's: the same program, pinned elsewhere.
     let pair = Pair::new();
     let theirs = Bpffs::mount();
     let mut their_programs = load(&LoadConfig {
@@ -222,8 +222,8 @@ fn a_tcx_program_of_somebody_else_stays() {
         // Clsact filters are told apart by their names, so theirs couldn't be the same program.
         return;
     }
-    let mut ours = pair.load(0, 1024);
-    attach(&pair, &mut ours);
+    let mut own = pair.load(0, 1024);
+    attach(&pair, &mut own);
     let raw = RawSocket::open(&pair.sender, "tx0");
     raw.send(&frame());
     pair.stats_of(1);
@@ -234,25 +234,25 @@ fn a_tcx_program_of_somebody_else_stays() {
     fastpath_tests::wait_until("their three packets", Duration::from_secs(10), || stats() == 3);
 }
 
-/// Which pins are ours says whose a program is; filters are told by their names.
+/// The agent's pins tell whose a program is; filters are told by their names.
 #[test]
 fn programs_of_others_are_told_from_ours() {
     for mechanism in MECHANISMS {
         let pair = Pair::new();
         let index = pair.rx0().index;
-        let (ours, theirs) = (pair.bpffs.pin_path(), Bpffs::mount());
+        let (own, theirs) = (pair.bpffs.pin_path(), Bpffs::mount());
         let inspected = |pins: &Path| pair.node.run(|| is_inspected(index, pins)).unwrap();
-        assert!(!inspected(&ours));
+        assert!(!inspected(&own));
         let mut programs = load_for(&pair, mechanism);
         let by_name = matches!(attach(&pair, &mut programs).mechanism, Mechanism::Clsact { .. });
-        assert!(!inspected(&ours), "{mechanism}");
+        assert!(!inspected(&own), "{mechanism}");
         assert_eq!(inspected(&theirs.pin_path()), !by_name, "{mechanism}");
         // Other filters may hang on a clsact qdisc that is there already.
         let _ = pair.node.try_run("tc", &["qdisc", "add", "dev", "rx0", "clsact"], "");
-        assert!(!inspected(&ours), "{mechanism}");
+        assert!(!inspected(&own), "{mechanism}");
         let filter = ["ingress", "bpf", "bytecode", "1,6 0 0 0", "classid", "1:1"];
         pair.node.output("tc", &[&["filter", "add", "dev", "rx0"], filter.as_slice()].concat());
-        assert!(inspected(&ours), "{mechanism}");
+        assert!(inspected(&own), "{mechanism}");
     }
     let gone = Pair::new().node.run(|| is_inspected(IfIndex(4711), Path::new("/")));
     assert!(!gone.unwrap());
@@ -372,7 +372,7 @@ fn inspection_and_cleanup_need_no_agent() {
         assert_eq!((maps.flows, maps.max_flows, maps.threshold, maps.counted_packets), (1, 1024, 9, 1));
         assert_eq!((maps.uncounted_packets, maps.flows_left, maps.events_lost), (0, 0, 0));
 
-        // Not ours: stays, and its directory with it.
+        // Not the agent's: stays, and its directory with it.
         let foreign = pin_path.join("foreign");
         fs::create_dir(&foreign).unwrap();
         let report = pair.node.run(|| cleanup(&pin_path).unwrap());

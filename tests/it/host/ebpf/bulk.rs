@@ -67,12 +67,12 @@ fn iperf3_is_counted_to_the_packet_with_gro_and_without() {
             };
             let whole = !(gro && hook == Hook::Tc);
             let agree = || {
-                let (ours, its) = (counted(), received());
-                ours.0 == its.0 && (ours.1 == its.1 || !whole)
+                let (own, its) = (counted(), received());
+                own.0 == its.0 && (own.1 == its.1 || !whole)
             };
             wait_until(&format!("{case}: all packets and bytes that the interface counted"), LIMIT, agree);
             let (packets, segments, bytes) = totals();
-            // iperf3 throws away what is on its way when it ends.
+            // iperf3 throws away what is in flight when it ends.
             assert!(segments > 1000, "{packets} {segments} {bytes}, {case}");
             if whole {
                 assert_eq!(packets, segments, "{case}");

@@ -81,10 +81,10 @@ fn without_it_the_programs_have_no_code_for_it() {
         };
         let _programs = load(&config).unwrap_or_else(|e| panic!("{e}"));
         let map = aya::maps::MapInfo::from_pin(pair.bpffs.pin_path().join("fastpath_flows")).unwrap().id();
-        let ours = loaded_programs()
+        let own = loaded_programs()
             .filter_map(Result::ok)
             .filter(|info| info.map_ids().ok().flatten().is_some_and(|ids| ids.contains(&map)));
-        let mut found: Vec<_> = ours
+        let mut found: Vec<_> = own
             .map(|info| {
                 let maps = info.map_ids().unwrap().unwrap().len();
                 (

@@ -347,7 +347,7 @@ fn more_flows_than_room_still_add_up() {
         let stats = pair.stats_of(FLOWS);
         let flows = pair.flows();
         assert!(flows.len() <= 1000 && flows.len() > 500, "{}", flows.len());
-        // One packet each: what was entered, or not for want of room, is all.
+        // One packet each: what was entered, or not because there was no room, is all.
         assert_eq!(stats.flows_entered + stats.no_room.packets, FLOWS);
         assert_eq!(stats.counted.packets, stats.flows_entered);
         let kept: u64 = flows.values().map(|c| c.packets).sum();

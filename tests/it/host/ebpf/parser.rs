@@ -31,7 +31,7 @@ use proptest::{
 
 use super::{frames, frames::*, setup::*};
 
-/// What a frame is to be counted as.
+/// What a frame should be counted as.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Outcome {
     Flow { key: FlowKey, bytes: u64, flags: u64 },
@@ -189,7 +189,7 @@ pub(crate) fn program(pin_path: &Path, hook: Hook) -> ProgramInfo {
     let name = if hook == Hook::Tc { "fastpath_tc" } else { "fastpath_xdp" };
     let map = MapInfo::from_pin(pin_path.join("fastpath_flows")).unwrap().id();
     loaded_programs()
-        // Others' may go while one looks.
+        // Those of other programs may go meanwhile.
         .filter_map(Result::ok)
         .filter(|info| info.name_as_str() == Some(name))
         .find(|info| info.map_ids().ok().flatten().is_some_and(|ids| ids.contains(&map)))

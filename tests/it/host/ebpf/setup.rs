@@ -28,7 +28,7 @@ pub(crate) const HOOKS: [Hook; 2] = [Hook::Tc, Hook::Xdp];
 /// How long counters may take to become what they must be.
 pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 
-/// A bpf file system on a directory of its own: its pins concern nobody else, and go with it.
+/// A bpf file system on a directory of its own: its pins concern no other test, and go with it.
 pub(crate) struct Bpffs {
     directory: tempfile::TempDir,
 }
@@ -53,7 +53,7 @@ impl Drop for Bpffs {
     }
 }
 
-/// `tx0` in `sender` is the other end of `rx0` in `node`. Nobody but the test sends anything on it.
+/// `tx0` in `sender` is the other end of `rx0` in `node`. Only the test sends anything on it.
 pub(crate) struct Pair {
     pub(crate) sender: Netns,
     pub(crate) node: Netns,

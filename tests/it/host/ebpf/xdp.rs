@@ -28,7 +28,7 @@ fn attached_to_rx0(pair: &Pair) -> String {
 }
 
 #[test]
-fn an_xdp_program_of_somebody_else_stays() {
+fn another_programs_xdp_program_stays() {
     for theirs_by in ["a link", "xdpdrv", "xdpgeneric"] {
         for hook in [Hook::Xdp, Hook::XdpGeneric] {
             let pair = Pair::new();
@@ -51,9 +51,9 @@ fn an_xdp_program_of_somebody_else_stays() {
             let before = attached_to_rx0(&pair);
             assert!(before.contains("prog/xdp id"), "{before}");
 
-            let mut ours = pair.load_at(hook, 0, 1024);
+            let mut own = pair.load_at(hook, 0, 1024);
             for _ in 0..2 {
-                let attachment = pair.node.run(|| ours.attach(&pair.rx0()).unwrap());
+                let attachment = pair.node.run(|| own.attach(&pair.rx0()).unwrap());
                 let refused = attachment.without_xdp;
                 assert!(
                     matches!(refused, Some(WithoutXdp::Refused { errno: libc::EBUSY | libc::EEXIST })),

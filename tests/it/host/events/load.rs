@@ -85,7 +85,7 @@ fn what_does_not_fit_the_ring_is_found_in_the_map() {
         }
     }
     agent.signal(Signal::SIGCONT);
-    agent.wait_for("didn't fit the ring", LIMIT);
+    agent.wait_for("the ring of events overflowed", LIMIT);
     reader.expect(flows as usize, LIMIT);
     // It works on as before.
     node.send(flows, 0, 2);

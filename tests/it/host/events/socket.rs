@@ -117,7 +117,7 @@ fn a_flow_with_nat_is_told_once() {
 }
 
 #[test]
-fn a_slow_reader_is_told_what_it_missed_and_holds_nobody_up() {
+fn a_slow_reader_is_told_what_it_missed_and_delays_no_other() {
     const FLOWS: u32 = 15_000;
     let node = Node::new();
     let mut agent = node.agent(&[THRESHOLD]);

@@ -1,4 +1,4 @@
-//! What must be right at rest beside the flows: nothing of others' was changed, our table is there and behind their filters, and
+//! What must be right at rest beside the flows: nothing of other programs was changed, our table is there and behind their filters, and
 //! the log is short.
 
 use crate::{
@@ -19,18 +19,18 @@ pub(super) fn others_are_untouched(worlds: &[Topology; 2]) -> Result<(), String>
     if with == without {
         return Ok(());
     }
-    Err(format!("what is others' was changed:\n{with}\nwithout the agent:\n{without}"))
+    Err(format!("other programs' objects were changed:\n{with}\nwithout the agent:\n{without}"))
 }
 
 fn without_ours(ruleset: &str) -> String {
-    let mut ours = false;
+    let mut is_ours = false;
     let mut kept = String::new();
     for line in ruleset.split_inclusive('\n') {
-        ours |= line == format!("table inet {TABLE} {{\n");
-        if !ours {
+        is_ours |= line == format!("table inet {TABLE} {{\n");
+        if !is_ours {
             kept += line;
         }
-        ours &= line != "}\n";
+        is_ours &= line != "}\n";
     }
     kept
 }
@@ -39,14 +39,14 @@ fn without_ours(ruleset: &str) -> String {
 pub(super) fn table_is_right(node: &Netns) -> Result<(), String> {
     let ruleset = node.output("nft", &["-y", "-s", "list", "ruleset"]);
     let chains = forward_chains(&ruleset);
-    let Some(ours) = chains.iter().find(|chain| chain.ours) else {
+    let Some(own) = chains.iter().find(|chain| chain.is_ours) else {
         return Err(format!("our chain isn't there:\n{ruleset}"));
     };
     if !table::listing(node).is_some_and(|listing| listing.contains("flow add @")) {
         return Err(format!("no rule offloads:\n{ruleset}"));
     }
     match chains.iter().find(|other| {
-        !other.ours && (other.denies || other.drops_the_rest) && other.priority >= ours.priority
+        !other.is_ours && (other.denies || other.drops_the_rest) && other.priority >= own.priority
     }) {
         Some(other) => Err(format!("a filter at {} comes after our chain:\n{ruleset}", other.priority)),
         None => Ok(()),
@@ -56,7 +56,7 @@ pub(super) fn table_is_right(node: &Netns) -> Result<(), String> {
 #[derive(Default)]
 struct ForwardChain {
     priority: i64,
-    ours: bool,
+    is_ours: bool,
     /// By a rule, or by its policy.
     denies: bool,
     drops_the_rest: bool,
@@ -75,9 +75,9 @@ fn forward_chains(ruleset: &str) -> Vec<ForwardChain> {
             && ["inet ", "ip ", "ip6 "].iter().any(|family| table[6..].starts_with(family))
         {
             let priority = rest.split(';').next().and_then(|number| number.parse().ok()).unwrap_or(0);
-            let ours = table.contains(TABLE);
+            let is_ours = table.contains(TABLE);
             let drops_the_rest = rest.contains("policy drop");
-            found.push(ForwardChain { priority, ours, denies: false, drops_the_rest });
+            found.push(ForwardChain { priority, is_ours, denies: false, drops_the_rest });
             within = true;
         } else if within && let Some(chain) = found.last_mut() {
             match line.trim() {

@@ -25,7 +25,7 @@ use crate::{
     traffic::{self, Direction, Flow, Proto},
 };
 
-/// Within this time a connection is made where nothing is in its way, the first packet of which may get lost.
+/// Within this time a connection is made where nothing hinders it, the first packet of which may get lost.
 const OPENING: Duration = Duration::from_millis(1300);
 /// Time between two messages of an end while its fate is judged, or it gets older.
 const TICK: Duration = Duration::from_millis(10);
@@ -46,7 +46,7 @@ enum Kind {
     Steady,
     /// A fresh one for each operation, below the threshold when that comes.
     Young,
-    /// Nobody between an operation and the judgement.
+    /// None between an operation and the judgement.
     Idle,
     /// After an operation the client alone for a while, or the server.
     ClientNext,
@@ -249,7 +249,7 @@ impl Flows {
 
     /// Shows that what the agent says of flows is so, and says of how many it does. `counts` if programs are wherever they should be.
     pub(super) fn tools_are_true(&mut self, node: &Netns, counts: bool) -> Result<usize, String> {
-        // Flows may be judged anew in the midst of it.
+        // Flows may be revalidated in the midst of it.
         self.told(node, counts).or_else(|_| self.told(node, counts))
     }
 
@@ -341,7 +341,7 @@ impl fmt::Display for Judged {
     }
 }
 
-/// A flow on its way.
+/// A flow being opened.
 enum Opening {
     Udp([UdpSocket; 2], SocketAddr),
     Tcp(TcpListener, TcpStream, SocketAddr),

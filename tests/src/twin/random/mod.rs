@@ -1,5 +1,5 @@
 //! Sequences of operations that a generator draws, done to two nodes of which one has the agent: after each of them the same flows
-//! have the same fate, our table is there, nothing of others' was changed, and the log is short.
+//! have the same fate, our table is there, nothing of other programs was changed, and the log is short.
 //!
 //! A seed gives the same sequence again. A sequence that fails is made shorter, as long as it fails. Without an agent on
 //! either node no sequence may fail, or it says nothing.
@@ -63,7 +63,7 @@ const OTHER_FLAGS: &[&str] = &["--fastpath-threshold=10", "--max-flows=4096"];
 const LENGTH: std::ops::Range<usize> = 5..11;
 /// Sequences that are tried to make one shorter.
 const MOST_TRIES: usize = 24;
-/// Repairs that the agent makes at once. It comes to more of them ever later.
+/// Repairs that the agent makes at once. It makes further ones ever later.
 const MOST_HARMS: usize = 3;
 
 /// A kind of node, and what is done to it.
@@ -298,7 +298,7 @@ impl<'a> Run<'a> {
             let topology = Topology::build(layout);
             topology.add_second_links();
             if !sequence.programs {
-                // Without its eBPF side the agent can't help connections whose packets nobody has counted.
+                // Without its eBPF side the agent can't help connections whose packets weren't counted.
                 topology.node.sysctl("net/netfilter/nf_conntrack_acct", "1");
             }
             topology.node.feed("bash", &["-euc", NODE_SETTINGS], "");
@@ -403,7 +403,7 @@ impl<'a> Run<'a> {
                     return Err(format!("a second agent ends well: {}", second.log().join("\n")));
                 }
             }
-            // Filters of others go with it.
+            // Other programs' filters go with it.
             AgentOperation::ClsactDeleted => {
                 for world in &self.worlds {
                     drop(world.node.try_run("bash", &["-euc", operation.text()], ""));

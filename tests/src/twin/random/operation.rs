@@ -1,5 +1,5 @@
 //! What may be done to a node: typed, drawn by `proptest`, and written as a script for `bash -euc`. Whether it succeeds is
-//! nobody's matter here; on both nodes it ends alike.
+//! no matter; on both nodes it ends alike.
 
 pub(super) mod firewall;
 pub(super) mod network;
@@ -58,7 +58,7 @@ pub enum Operation {
     Reroute(End, Via),
     /// A policy rule.
     PolicyRule(Selector, RuleAction),
-    /// A MAC address that nobody has, for an end's near address.
+    /// A MAC address that no host has, for an end's near address.
     WrongNeighbour(End),
     /// A filter at a link that drops.
     Tc(Device, TcHook, TcMatch),
@@ -127,7 +127,7 @@ choices! {
     }
 }
 choices! {
-    /// Where a filter stands.
+    /// Place of a filter.
     TcHook { Ingress = "ingress", Egress = "egress", }
 }
 choices! {
@@ -139,7 +139,7 @@ choices! {
     }
 }
 choices! {
-    /// What a policy rule asks; CLIENT and SERVER stand for their near addresses.
+    /// What a policy rule asks; CLIENT and SERVER are replaced by their near addresses.
     Selector {
         InputClient = "iif c0",
         InputServer = "iif $top",
@@ -221,7 +221,7 @@ impl AgentOperation {
         )
     }
 
-    /// Whether the agent has to make its table anew: it does so ever more slowly if that goes on.
+    /// Whether the agent has to make its table again: it does so ever more slowly if that goes on.
     pub(super) fn harms_the_table(self) -> bool {
         matches!(self, Self::TableDeleted | Self::TableFlushed | Self::CleanedUp)
     }

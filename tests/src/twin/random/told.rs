@@ -33,7 +33,7 @@ pub(super) struct Sent {
 }
 
 impl Told {
-    /// Asks. `None` where nobody can tell: the maps or the test's own counters are gone.
+    /// Asks. `None` if that can't be known: the maps or the test's own counters are gone.
     pub(super) fn ask(node: &Netns) -> Option<Self> {
         node.try_run("nft", &["list", "table", "inet", path::TABLE], "").status.success().then_some(())?;
         let forwarded = path::all_forwarded(node);

@@ -87,7 +87,7 @@ impl Input {
 }
 
 impl Input {
-    /// Where traces are left in the postrouting hook `meta sdif` isn't to be had there: the VRF stands for its links, so
+    /// In the postrouting hook there is no `meta sdif`. Where traces are left there the VRF replaces its links, so
     /// that the other direction is known by the VRF and by the link that it left by.
     fn mirrored_behind_postrouting(self) -> Vec<Expr> {
         match self {
@@ -155,7 +155,7 @@ pub(super) fn trace(direction: Direction, input: Input) -> Vec<Expr> {
     exprs
 }
 
-/// What keeps a packet from offloading its flow and lets it leave its trace all the same. It goes there for good: a rule that
+/// What keeps a packet from offloading its flow but lets it leave its trace. It goes there for good: a rule that
 /// left the trace itself would end where the set is full, and the next one could offload the flow.
 fn spared(traced: Traced) -> Expr {
     match traced {

@@ -35,9 +35,9 @@ pub enum End {
     OriginalSource,
     /// Whom it was opened to.
     OriginalDestination,
-    /// Who answers, if that is somebody else.
+    /// Who answers, if that isn't the destination.
     ReplySource,
-    /// Whom the answers go to, if that is somebody else.
+    /// Whom the answers go to, if that isn't the source.
     ReplyDestination,
 }
 
@@ -52,7 +52,7 @@ pub enum Marked {
 
 /// A rule of our chains. Printed as `nft` writes it.
 ///
-/// The first two stand in the base chains, so that packets of short flows end at one comparison; those after them in the
+/// The first two are in the base chains, so that packets of short flows end at one comparison; those after them in the
 /// chain behind it, in the order in which they are listed here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rule {
@@ -101,12 +101,12 @@ pub enum Rule {
         /// Whose.
         of: Marked,
     },
-    /// Flows that a rule of others wants every packet of stay on the normal path: its conditions, those that can be copied.
+    /// Flows that another program's rule wants every packet of stay on the normal path: its conditions, those that can be copied.
     EveryPacket {
         /// What packets of one direction meet.
         conditions: Conditions,
     },
-    /// Counts packets of offloaded flows that are on the forward path all the same, flow by flow.
+    /// Counts packets of offloaded flows that are still on the forward path, flow by flow.
     MeterOffloaded,
     /// Sends packets on by their direction.
     ByDirection(Direction),

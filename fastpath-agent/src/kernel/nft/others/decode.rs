@@ -230,7 +230,7 @@ fn compare(data: &[u8]) -> Option<Expr<'_>> {
     })
 }
 
-/// What becomes of a packet, by the data of an expression or of a map's element.
+/// A packet's fate, by the data of an expression or of a map's element.
 pub(super) fn verdict<'a>(data: &'a [u8], names: &'a Names) -> Verdict<'a> {
     let (mut code, mut chain) = (None, None);
     for nla in attributes(data).filter(|nla| nla.kind() == nfta::DATA_VERDICT) {

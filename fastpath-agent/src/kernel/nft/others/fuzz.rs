@@ -1,4 +1,4 @@
-//! What is read of others' rulesets, from any message. For fuzzing only.
+//! What is read of other programs' rulesets, from any message. For fuzzing only.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! Reads tables, chains and rules of others, of all families, as much of them as `core::policy` keeps.
+//! Reads other programs' tables, chains and rules of all families, as much of them as `core::policy` keeps.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -146,7 +146,7 @@ impl Nft {
         Ok(())
     }
 
-    /// All chains but ours, without rules.
+    /// All chains but the agent's, without rules.
     fn chains_of_others(&mut self, interrupted: &mut bool) -> Result<Others, NftError> {
         let chains = list(libc::NFT_MSG_GETCHAIN, Families::All);
         let mut others = self.list(chains, interrupted, |others: &mut Others, message| {
@@ -190,7 +190,7 @@ impl Nft {
 }
 
 fn failed(error: std::io::Error) -> NftError {
-    NftError::new("reading", "the rulesets of others", error)
+    NftError::new("reading", "other programs' rulesets", error)
 }
 
 fn rules_of(table: &TableKey, chain: &str) -> Dump {

@@ -1,5 +1,5 @@
-//! Looks through all rules of all tables for what concerns us: `notrack`, and who else adds to a flowtable. A node may have
-//! a hundred thousand rules, so this is for who asks, not for every reconcile; nothing is kept but what was looked for.
+//! Searches all rules of all tables for what concerns the agent: `notrack`, and other programs' `flow add`. A node may have
+//! a hundred thousand rules, so this is for commands, not for every reconcile; only what was found is kept.
 
 use std::borrow::Cow;
 
@@ -25,7 +25,7 @@ pub struct Found {
 }
 
 impl Nft {
-    /// Looks through all rules, ours included. What changes meanwhile may be missed.
+    /// Searches all rules, the agent's included. What changes meanwhile may be missed.
     pub fn search_rules(&mut self) -> Result<Found, NftError> {
         let rules = list(libc::NFT_MSG_GETRULE, Families::All);
         let found = self.socket.dump(rules, Found::default(), |found, message| rule(message, found));

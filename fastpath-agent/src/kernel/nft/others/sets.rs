@@ -1,4 +1,4 @@
-//! Reads the sets of others: which of them change by themselves, and when their elements run out.
+//! Reads other programs' sets: which of them change by themselves, and when their elements time out.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,4 +1,4 @@
-//! Reads what others have in nftables: tables and chains by name and hook, and their flowtables. All families, iptables-nft
+//! Reads what other programs have in nftables: tables and chains by name and hook, and their flowtables. All families, iptables-nft
 //! included; no rules, which may be hundreds of thousands.
 
 use super::{decode, failed};
@@ -41,7 +41,7 @@ impl Nft {
         }
     }
 
-    /// What stands beside our table, for people: what keeps changing is shown as it was last seen.
+    /// What is there beside our table, for display: what keeps changing is shown as last seen.
     pub fn survey(&mut self) -> Result<Others, NftError> {
         let read = || {
             let mut interrupted = false;

@@ -9,7 +9,7 @@ choices! {
     TableFamily { Inet = "inet", Ip = "ip", Ip6 = "ip6", Bridge = "bridge", Netdev = "netdev", }
 }
 choices! {
-    /// Where a base chain stands.
+    /// Place of a base chain.
     Hook {
         Prerouting = "prerouting",
         Input = "input",
@@ -87,7 +87,7 @@ choices! {
 pub struct Chain {
     /// Family of its table, which is named `edge`.
     pub family: TableFamily,
-    /// Where it stands.
+    /// Its place.
     pub hook: Hook,
     /// When it is asked.
     pub priority: i32,
