@@ -13,7 +13,7 @@ use crate::{
             chain::OwnChain,
             desired::desired,
             rule::Rule,
-            sets::{ExcludeSet, OwnSet, flags, size_for},
+            sets::{OwnSet, flags, size_for},
             wanted::{Desired, DesiredTable, Policy},
         },
     },
@@ -81,25 +81,11 @@ fn elements(table: &DesiredTable, set: OwnSet) -> String {
     if keys.is_empty() { String::new() } else { format!("\t\telements = {{ {} }}\n", keys.join(", ")) }
 }
 
-fn key_type(set: OwnSet) -> &'static str {
-    match set {
-        OwnSet::Devices | OwnSet::RuleInputs => "type iface_index",
-        OwnSet::Seen(_) => "typeof ct id . iif . oif",
-        OwnSet::Bridges => "type iface_index . iface_index",
-        OwnSet::BridgeAddresses => "type ether_addr",
-        OwnSet::SlowPath | OwnSet::Assist | OwnSet::Revoked => "typeof ct id",
-        OwnSet::Exclude(ExcludeSet::V4(_)) => "type ipv4_addr",
-        OwnSet::Exclude(ExcludeSet::V6(_)) => "type ipv6_addr",
-        OwnSet::Exclude(ExcludeSet::TcpPorts | ExcludeSet::UdpPorts) => "type inet_service",
-        OwnSet::Exclude(ExcludeSet::Protocols) => "type inet_proto",
-    }
-}
-
 /// How a set is made, line by line, as `nft list` has it.
 fn declaration(set: OwnSet, table: &DesiredTable) -> String {
     let shape = set.shape();
     let size = if set.has_keys() { size_for(table.keys(set).len()) } else { shape.size };
-    let mut text = format!("\t\t{}\n", key_type(set));
+    let mut text = format!("\t\t{}\n", set.key_words());
     if size != 0 {
         let _ = writeln!(text, "\t\tsize {size}");
     }

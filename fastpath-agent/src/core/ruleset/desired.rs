@@ -9,11 +9,10 @@ use super::{
     chain::OwnChain,
     conditions::Conditions,
     evidence,
-    exclude::Exclusions,
     expr::Direction,
     observed::Observed,
-    rule::{End, Marked, Rule, Traced},
-    sets::{ExcludeSet, OwnSet},
+    rule::{Rule, Traced},
+    sets::OwnSet,
 };
 
 use crate::core::{
@@ -200,23 +199,9 @@ fn offload_rules(policy: &Policy, evidence: &evidence::Wanted) -> Vec<Rule> {
     rules.extend(policy.spare_ipsec.then_some(Rule::SpareIpsec));
     rules.extend([Rule::OnlyManagedInput, Rule::OnlyManagedOutput]);
     rules.extend(evidence.has_bridges().then_some(Rule::Bridged));
-    rules.extend(exclusion_rules(&policy.exclusions));
+    rules.extend(policy.exclusions.rules());
     rules.push(Rule::MeterOffloaded);
     rules.extend(Direction::ALL.map(Rule::ByDirection));
-    rules
-}
-
-fn exclusion_rules(exclusions: &Exclusions) -> Vec<Rule> {
-    let mut rules = Vec::new();
-    for mark in exclusions.marks() {
-        rules.extend([Marked::Packet, Marked::Connection].map(|of| Rule::ExcludedMark { mark, of }));
-    }
-    for (set, _) in exclusions.sets() {
-        match set {
-            ExcludeSet::Protocols => rules.push(Rule::ExcludedProtocol),
-            set => rules.extend(End::ALL.map(|end| Rule::Excluded { set, end })),
-        }
-    }
     rules
 }
 

@@ -131,6 +131,21 @@ impl Exclusions {
         Ok(())
     }
 
+    /// The rules that keep these flows on the normal path.
+    pub(super) fn rules(&self) -> Vec<Rule> {
+        let mut rules = Vec::new();
+        for mark in self.marks() {
+            rules.extend([Marked::Packet, Marked::Connection].map(|of| Rule::ExcludedMark { mark, of }));
+        }
+        for (set, _) in self.sets() {
+            match set {
+                ExcludeSet::Protocols => rules.push(Rule::ExcludedProtocol),
+                set => rules.extend(End::ALL.map(|end| Rule::Excluded { set, end })),
+            }
+        }
+        rules
+    }
+
     /// Sets with their keys.
     pub fn sets(&self) -> impl Iterator<Item = (ExcludeSet, &Keys)> {
         self.sets.iter().map(|(set, keys)| (*set, keys))

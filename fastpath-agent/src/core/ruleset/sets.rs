@@ -223,6 +223,23 @@ impl OwnSet {
             .or_else(|| ExcludeSet::named(name).map(Self::Exclude))
     }
 
+    /// Its keys' type, as nft writes it.
+    pub fn key_words(self) -> &'static str {
+        match self {
+            Self::Devices | Self::RuleInputs => "type iface_index",
+            Self::Seen(_) => "typeof ct id . iif . oif",
+            Self::Bridges => "type iface_index . iface_index",
+            Self::BridgeAddresses => "type ether_addr",
+            Self::SlowPath | Self::Assist | Self::Revoked => "typeof ct id",
+            Self::Exclude(set) => match set {
+                ExcludeSet::V4(_) => "type ipv4_addr",
+                ExcludeSet::V6(_) => "type ipv6_addr",
+                ExcludeSet::TcpPorts | ExcludeSet::UdpPorts => "type inet_service",
+                ExcludeSet::Protocols => "type inet_proto",
+            },
+        }
+    }
+
     /// How it is made; the size of a set with keys is another matter.
     pub fn shape(self) -> SetShape {
         let plain = |key_type, key_len| SetShape { key_type, key_len, flags: 0, size: 0, timeout_ms: 0 };
