@@ -66,8 +66,8 @@ pub trait Host {
     /// Gives up the privileges that only starting took.
     fn confine(&self, config: &Config);
 
-    /// Gives back memory that only starting took. With `code`, that of code too.
-    fn give_back(&self, code: bool);
+    /// Gives back memory that only starting took.
+    fn give_back(&self);
 }
 
 /// What people, or the service manager, tell the agent.
@@ -183,10 +183,7 @@ impl Host for Linux {
         sandbox::when_started(config);
     }
 
-    fn give_back(&self, code: bool) {
+    fn give_back(&self) {
         memory::give_back();
-        if code {
-            memory::drop_code();
-        }
     }
 }

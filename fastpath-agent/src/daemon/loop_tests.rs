@@ -66,7 +66,7 @@ impl Host for Node {
 
     fn confine(&self, _: &Config) {}
 
-    fn give_back(&self, _: bool) {}
+    fn give_back(&self) {}
 }
 
 impl Orders for mpsc::UnboundedReceiver<Order> {

@@ -294,7 +294,7 @@ impl<H: Host> Agent<H> {
         self.host.confine(&self.config);
         self.follow_flows();
         // Most of what starting took: the kernel's types (BTF), above all. To attach to many links takes its time.
-        self.host.give_back(false);
+        self.host.give_back();
     }
 
     fn load_programs(&mut self) {
@@ -340,7 +340,7 @@ impl<H: Host> Agent<H> {
             if let Some(watch) = &self.watch {
                 info!(interfaces = watch.attached(), "flows are watched");
             }
-            self.host.give_back(true);
+            self.host.give_back();
         }
     }
 

@@ -48,7 +48,6 @@ pub(super) fn search(pin_path: PathBuf) -> Option<mpsc::Receiver<Vec<Crossed>>> 
             debug!(%error, "connections that crossed before the start aren't assisted");
         }
         memory::give_back();
-        memory::drop_code();
     };
     let spawned = thread::Builder::new().name("old connections".to_owned()).spawn(search);
     spawned.inspect_err(|error| debug!(%error, "connections that crossed before aren't assisted")).ok()?;

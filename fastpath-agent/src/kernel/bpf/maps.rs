@@ -19,7 +19,10 @@ use fastpath_common::{
 use super::{BpfError, error::map_io, sys};
 use crate::{
     core::{flow::Earlier, model::IfIndex},
-    kernel::{bpf::pins::is_absent, clock::monotonic_ns},
+    kernel::{
+        bpf::{batches::Batches, pins::is_absent},
+        clock::monotonic_ns,
+    },
 };
 
 /// The maps in a pin directory, of this agent's ABI version.
@@ -133,7 +136,7 @@ impl Pinned {
             .map_err(|e| BpfError::map("look at the flows map", e))?
             .max_entries();
         let mut entries = 0;
-        let mut batches = Batches::new(&self.flows_data);
+        let mut batches = Batches::of(&self.flows_data);
         while let Some((keys, _)) = batches.next_batch()? {
             entries += keys.len() as u32;
         }
@@ -200,7 +203,7 @@ impl<'p> Reading<'p> {
 
     /// All flows.
     pub fn into_flows(self) -> impl Iterator<Item = Result<(FlowKey, FlowCounters), BpfError>> + 'p {
-        let mut batches = Batches::new(&self.pinned.flows_data);
+        let mut batches = Batches::of(&self.pinned.flows_data);
         let mut left = 0;
         std::iter::from_fn(move || {
             if left == 0 {
@@ -211,7 +214,7 @@ impl<'p> Reading<'p> {
                 }
             }
             left = left.checked_sub(1)?;
-            Some(Ok((batches.keys[left], batches.values[left])))
+            Some(Ok(batches.entry(left)))
         })
         .filter_map(move |flow| match flow {
             Ok((key, _)) if self.hot.contains(&key) => {
@@ -219,57 +222,6 @@ impl<'p> Reading<'p> {
             }
             flow => Some(flow),
         })
-    }
-}
-
-/// Keys, and the value of each.
-type Entries<'b> = (&'b [FlowKey], &'b [FlowCounters]);
-
-/// A walk through the flows map, many entries to a system call.
-struct Batches<'m> {
-    map: &'m MapData,
-    keys: Vec<FlowKey>,
-    values: Vec<FlowCounters>,
-    at: Option<sys::Bucket>,
-    ended: bool,
-}
-
-impl<'m> Batches<'m> {
-    /// 100 KB of entries.
-    const ENTRIES: usize = 1024;
-
-    /// `map` must be one of these keys and values.
-    fn new(map: &'m MapData) -> Self {
-        Self {
-            map,
-            keys: vec![FlowKey::default(); Self::ENTRIES],
-            values: vec![FlowCounters::default(); Self::ENTRIES],
-            at: None,
-            ended: false,
-        }
-    }
-
-    /// The next entries, at least one; `None` after the last.
-    fn next_batch(&mut self) -> Result<Option<Entries<'_>>, BpfError> {
-        while !self.ended {
-            match sys::lookup_batch(self.map.fd().as_fd(), self.at, &mut self.keys, &mut self.values, 1) {
-                Ok((read, next)) => {
-                    (self.at, self.ended) = (next, next.is_none());
-                    if read > 0 {
-                        return Ok(Some((&self.keys[..read], &self.values[..read])));
-                    }
-                }
-                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
-                    self.keys.resize(2 * self.keys.len(), FlowKey::default());
-                    self.values.resize(2 * self.values.len(), FlowCounters::default());
-                }
-                Err(error) => {
-                    self.ended = true;
-                    return Err(BpfError::io("read the flows map", error));
-                }
-            }
-        }
-        Ok(None)
     }
 }
 

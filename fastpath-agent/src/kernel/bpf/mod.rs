@@ -6,6 +6,7 @@
 
 mod added;
 mod attach;
+mod batches;
 mod cleanup;
 mod denied;
 mod error;
