@@ -360,7 +360,7 @@ pub struct TopArgs {
 pub struct WhyArgs {
     /// tcp, udp, or another protocol's name or number
     pub protocol: String,
-    /// Address and port, as in 10.0.1.2:40000 or [fd00:1::2]:40000; no port if the protocol has none
+    /// Address and port, as in 10.0.1.2:40000 or `[fd00:1::2]:40000`; no port if the protocol has none
     pub source: String,
     /// The same of the other end
     pub destination: String,
