@@ -285,7 +285,7 @@ fn a_reload_with_many_connections_keeps_no_flow_waiting() {
     let before = agent.count("the loop was away");
     agent.signal(Signal::SIGHUP);
     agent.wait_for("exclusions read again", LIMIT);
-    agent.wait_for_count("crossed before were looked for", 2, LIMIT);
+    agent.wait_for_count("searched for connections that crossed before", 2, LIMIT);
     let log = agent.log().join("\n");
     assert_eq!(agent.count("the loop was away"), before, "{log}");
 }

@@ -277,7 +277,7 @@ fn listed_connections_are_forgotten_in_time() {
     assert_eq!(reconcile(node, false), []);
 }
 
-/// The rule of the agent's first version, which was all that stood in its only chain.
+/// The rule of the agent's first version, the only one in its only chain.
 fn first_rule() -> Vec<Expr> {
     let reg = 1;
     let devices = || Expr::Lookup { set: OwnSet::Devices.name().into_owned(), sreg: reg, inverted: false };

@@ -53,7 +53,7 @@ pub async fn show(args: &FlowsArgs, out: &mut dyn Write) -> Result<(), ShowError
 
 async fn show_once(args: &FlowsArgs, out: &mut dyn Write, before: &str) -> Result<(), ShowError> {
     let mut out = BufWriter::with_capacity(BUFFER_BYTES, out);
-    // Goes out with the first flows, so that a screen isn't empty while they are looked for.
+    // Written with the first flows, so that the screen isn't empty while they are read.
     write!(out, "{before}")?;
     let mut writer: Box<dyn Writer> = match args.output {
         Output::Text => Box::new(Table::default()),

@@ -1,4 +1,4 @@
-//! `flows --follow`: what a running agent says of flows that cross the threshold, as it says it.
+//! `flows --follow`: prints the running agent's records of flows that cross the threshold, as they come.
 
 use std::{
     io::{self, BufRead, BufReader, BufWriter, Write},
@@ -32,7 +32,7 @@ pub fn follow(args: &FlowsArgs, out: &mut dyn Write) -> Result<(), ShowError> {
             eprintln!("the agent has ended");
             return Ok(());
         }
-        // What a later agent says that this one doesn't know.
+        // A record of a later version that this one doesn't know.
         let Ok(event) = serde_json::from_str::<Event>(&line) else { continue };
         match &event {
             Event::Crossed { flow, .. } if !filter.matches_record(flow) => continue,

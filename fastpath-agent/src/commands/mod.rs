@@ -1,4 +1,4 @@
-//! What a person runs and then ends: a file for each subcommand.
+//! Subcommands, a file for each.
 
 mod canary;
 pub mod cleanup;

@@ -1,4 +1,4 @@
-//! `revalidate`: empties the flowtable, so that every flow is judged by the filters again. Works without a running agent.
+//! `revalidate`: empties the flowtable, so that every flow passes the filters again. Works without a running agent.
 
 use std::{fmt, process::ExitCode};
 
@@ -22,11 +22,11 @@ pub(super) fn run() -> anyhow::Result<ExitCode> {
 #[derive(Debug)]
 pub struct ByHand {
     emptied: Emptied,
-    /// Connections that were in a flowtable, of so many; unknown where the kernel doesn't hand them out.
+    /// Connections that were in a flowtable, of so many; unknown where the kernel doesn't list them.
     offloaded: Option<(u64, u64)>,
 }
 
-/// Empties the flowtable, also while no agent runs. One that does has nothing to put back.
+/// Empties the flowtable, also while no agent runs. A running agent has nothing to put back.
 pub fn by_hand() -> Result<ByHand, EmptyError> {
     let mut nft = Nft::open()?;
     let offloaded = conntrack::summary().ok().map(|summary| (summary.offloaded, summary.entries));

@@ -31,7 +31,7 @@ pub(super) fn run(args: &RevokeArgs) -> anyhow::Result<ExitCode> {
     print(&revoke(args)?.to_string())
 }
 
-/// Transactions that may be beaten by other people's before we give up.
+/// Transactions that may lose against other programs' before the agent gives up.
 const ATTEMPTS: u32 = 8;
 /// How long the kernel may take to free connections that have left the flowtable.
 const FREED_WITHIN: Duration = Duration::from_secs(5);

@@ -15,7 +15,7 @@ pub(super) struct Flags {
     pub(super) node: String,
     pub(super) without_ebpf: bool,
     pub(super) pin_path: PathBuf,
-    /// What of an agent's flags couldn't be had.
+    /// The part of an agent's flags that couldn't be read.
     pub(super) unread: Option<Unread>,
 }
 

@@ -92,7 +92,7 @@ pub struct Table {
     pub chain_priority: Option<i32>,
     /// Offloads since the rule was installed, as its counter has them: packets that moved their flow to the flowtable.
     pub offloads: Option<Counter>,
-    /// Packets that left no trace for the other direction, since the set of traces was full; none without the rules.
+    /// Packets without a trace, since the set of traces was full; none without the rules.
     pub untraced: Option<u64>,
     /// The flowtable asks the devices to forward in hardware.
     pub hw_offload: bool,
@@ -207,7 +207,7 @@ fn interface(bridged: bool, link: Link, table: Option<&ObservedTable>) -> Interf
     let in_set = table.and_then(|t| t.managed()).is_some_and(|managed| managed.contains(&link.index));
     let in_flowtable = table
         .and_then(|t| t.flowtables.iter().find(|f| f.name == FLOWTABLE))
-        // Where the kernel can't list the devices the set has to speak for them.
+        // Where the kernel can't list the devices, the set tells them.
         .is_some_and(|f| f.devices.as_ref().is_none_or(|d| d.contains(&link.name)));
     let managed = in_set && in_flowtable;
     let reason = if managed {

@@ -40,7 +40,7 @@ struct Record<'a> {
     explanation: &'a Explanation,
 }
 
-/// A flow's story, and whether anybody knows the flow.
+/// A flow's story, and whether the flow was found.
 pub async fn show(args: &WhyArgs, spec: &FlowSpec) -> Result<(String, bool), WhyError> {
     let agent = running_config();
     let flags = agent.as_ref().map(|config| Flags {

@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hundred_changes_a_second_cost_ten_looks() {
+    fn a_hundred_changes_a_second_cost_ten_readings() {
         let mut pace = Pace::default();
         pace.ran(Outcome::Done, 0);
         let mut looks = 0;

@@ -73,7 +73,7 @@ fn in_a_mixed_table_rules_of_base_chains_are_told_apart() {
     ]);
     assert!(!chains.note(&rule(IPV4, "filter", "INPUT")).forwarding);
     assert!(chains.note(&rule(IPV4, "filter", "FORWARD")).forwarding);
-    assert!(chains.note(&rule(IPV4, "filter", "f2b-sshd")).forwarding, "who jumps there isn't known");
+    assert!(chains.note(&rule(IPV4, "filter", "f2b-sshd")).forwarding, "which chain jumps there isn't known");
     assert!(chains.note(&other(IPV4, "filter")).forwarding);
     // The same names elsewhere are others.
     chains.note(&new(IPV6, "filter"));

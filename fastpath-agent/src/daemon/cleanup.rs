@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-/// Transactions that may be beaten by other people's before we give up.
+/// Transactions that may lose against other programs' before the agent gives up.
 const ATTEMPTS: u32 = 8;
 
 /// Result for the table.

@@ -1,4 +1,4 @@
-//! The running agent: waits for the kernel's announcements, and has the reconciler answer them.
+//! The running agent: waits for the kernel's events, and has the reconciler answer them.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -198,7 +198,7 @@ struct Agent<H: Host> {
 }
 
 impl<H: Host> Agent<H> {
-    /// `offload` and `neighbourhood` are both there or both absent. Everybody listens already.
+    /// `offload` and `neighbourhood` are both there or both absent. All of them listen already.
     fn new(
         host: H,
         config: Config,
@@ -441,7 +441,7 @@ impl<H: Host> Agent<H> {
         Ok(())
     }
 
-    /// Has the kernel revalidate offloaded flows.
+    /// Revalidates offloaded flows.
     fn revalidate(&mut self) -> Result<(), DaemonError> {
         let now = self.now();
         if let Some(offload) = &mut self.offload {

@@ -30,10 +30,10 @@ const WRITE: usize = 64 * 1024;
 /// Wait after a connection that couldn't be accepted (no descriptors left).
 const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
 
-/// The socket, and everybody who is connected to it.
+/// The socket, and all readers.
 pub struct Readers {
     records: broadcast::Sender<Bytes>,
-    /// Whether anybody reads.
+    /// Whether there are readers.
     any: watch::Receiver<bool>,
     task: JoinHandle<()>,
     /// Removed last.
@@ -60,7 +60,7 @@ impl Readers {
         }
     }
 
-    /// Whether anybody reads.
+    /// Whether there are readers.
     pub fn any(&self) -> bool {
         self.records.receiver_count() > 0
     }

@@ -75,7 +75,7 @@ pub struct Reconciler<R> {
     cache: Option<Observed>,
     /// Sets of exclusions, until another program changes them, while the rest isn't known: they may have very many keys.
     known: Vec<ObservedSet>,
-    /// What stood in the kernel when the last reconcile ended well.
+    /// What the kernel had when the last reconcile ended well.
     achieved: Option<Desired>,
     /// Links that have changed since, if nothing else that the table depends on has.
     changed: Option<BTreeSet<IfIndex>>,
@@ -220,7 +220,7 @@ impl<R: Ruleset> Reconciler<R> {
         &self.policy.surroundings
     }
 
-    /// What stood in our table's place after the last reconcile; `None` before the first.
+    /// State of our table after the last reconcile; `None` before the first.
     pub fn standing(&self) -> Option<Standing> {
         self.standing
     }

@@ -1,4 +1,4 @@
-//! Has the kernel revalidate offloaded flows after changes that may concern them: the flowtable is emptied, and flows that
+//! Revalidates offloaded flows after changes that may concern them: the flowtable is emptied, and flows that
 //! the filters still accept come back with their next packet.
 
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// Transactions that may be beaten by other people's before we give up.
+/// Transactions that may lose against other programs' before the agent gives up.
 const ATTEMPTS: u32 = 8;
 
 /// Result for the flowtable.

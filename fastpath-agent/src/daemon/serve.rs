@@ -73,7 +73,7 @@ pub enum Question {
 #[derive(Clone)]
 struct Asker {
     questions: mpsc::Sender<Question>,
-    /// The page that is being made, if one is. Who asks meanwhile gets the same: a page takes a few milliseconds, and many who ask
+    /// The page that is being made, if one is. Requests meanwhile get the same: a page takes a few milliseconds, and many requests
     /// at once would keep the others waiting.
     making: Arc<Mutex<Option<(Format, BeingMade)>>>,
 }

@@ -1,4 +1,4 @@
-//! `--fastpath-threshold=auto`: looks now and then how long this node's flows are, and takes the threshold that pays.
+//! `--fastpath-threshold=auto`: checks now and then how long this node's flows are, and takes the threshold that pays.
 
 use tokio::sync::oneshot;
 use tracing::{debug, info};
@@ -16,20 +16,20 @@ use crate::{
 /// Least time from one change to the next, and from one look to the next.
 const EVERY_MS: u64 = 600_000;
 
-/// When it looks.
+/// When it checks.
 pub(super) struct Chooser {
     due_ms: u64,
     counting: Option<oneshot::Receiver<Lengths>>,
 }
 
 impl Chooser {
-    /// Looks for the first time once the threshold has stood for long enough: `age_ms` until now.
+    /// Checks for the first time once the threshold is old enough; it is `age_ms` old now.
     pub(super) fn new(age_ms: Option<u64>, now_ms: u64) -> Self {
         let wait = age_ms.map_or(0, |age| EVERY_MS.saturating_sub(age));
         Self { due_ms: now_ms.saturating_add(wait), counting: None }
     }
 
-    /// What was counted; never without a look. `None` if it failed. Cancelling it loses nothing.
+    /// What was counted; never without a check. `None` if it failed. Cancelling it loses nothing.
     pub(super) async fn next(chooser: &mut Option<Self>) -> Option<Lengths> {
         let counting = chooser.as_mut().and_then(|chooser| chooser.counting.as_mut());
         let Some(counting) = counting else { return std::future::pending().await };
@@ -49,7 +49,7 @@ pub(super) fn standing() -> u32 {
 }
 
 impl<H: Host> Agent<H> {
-    /// Begins a look if one is due.
+    /// Begins a check if one is due.
     pub(super) fn look_at_lengths(&mut self) {
         let now = self.now();
         let Some(chooser) = self.chooser.as_mut().filter(|chooser| now >= chooser.due_ms) else { return };

@@ -63,7 +63,7 @@ impl EventSocket {
         }
         let listener = UnixListener::bind(&path).map_err(|source| failed("listen at", &path, source))?;
         let socket = Self { listener, path };
-        // The directory may have been there before, open to everybody.
+        // The directory may have been there before, open to all users.
         fs::set_permissions(&socket.path, fs::Permissions::from_mode(0o600))
             .and_then(|()| socket.listener.set_nonblocking(true))
             .map_err(|source| failed("set up", &socket.path, source))?;

@@ -58,7 +58,7 @@ fn limit_below(mounted: &Path, groups: &str) -> Option<u64> {
 /// Gives memory that isn't used any more back to the kernel. The allocator by itself keeps most of what a burst has taken:
 /// it lies between what is still in use.
 pub fn give_back() {
-    // SAFETY: no preconditions; it changes nothing that anybody uses.
+    // SAFETY: no preconditions; it changes nothing that is in use.
     #[cfg(target_env = "gnu")]
     unsafe {
         libc::malloc_trim(0);

@@ -65,7 +65,7 @@ pub trait Ruleset {
     /// Reads the table of our name, at one generation (reads again when it changed meanwhile).
     fn observe(&mut self) -> Result<Observed, nft::NftError>;
 
-    /// The same without reading keys of exclusions, of which there may be very many.
+    /// The same without reading keys of exclusions, which may be very many.
     fn observe_but(&mut self, unread: Unread<'_>) -> Result<Observed, nft::NftError> {
         let _ = unread;
         self.observe()

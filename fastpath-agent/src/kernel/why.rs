@@ -42,7 +42,7 @@ use crate::core::{
     why::{self, Direction, FlowFacts, FlowSpec, Flowtable, Moved, Program, Route, Ruleset, Slow},
 };
 
-/// Time between the two looks.
+/// Time between the two readings.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// What the running agent was told of interfaces.

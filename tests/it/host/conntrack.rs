@@ -23,7 +23,7 @@ fn tuple(from: SocketAddr, to: SocketAddr) -> Tuple {
     }
 }
 
-/// Two sockets on loopback, of which the first has sent one datagram to the second.
+/// Two sockets on loopback; the first has sent one datagram to the second.
 fn datagram(address: &str) -> (UdpSocket, UdpSocket, Tuple) {
     let bind = || UdpSocket::bind((address.parse::<IpAddr>().expect("address"), 0)).expect("bind");
     let (client, server) = (bind(), bind());

@@ -522,7 +522,7 @@ fn more_changes_than_the_monitor_holds_are_told() {
 #[test]
 fn probes_answer_as_nft_does_and_leave_no_trace() {
     let node = Netns::new("node");
-    // Below /proc/sys/net everybody sees his own namespace's.
+    // Below /proc/sys/net each process sees its own namespace's.
     let accounting = || fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_acct").expect("sysctl");
     node.nft("table inet other { chain c { counter; }; }");
     let ruleset = || node.output("nft", &["-a", "list", "ruleset"]);

@@ -73,7 +73,7 @@ fn node_for_flows(flows: u32, threshold: u32) -> (Node, packets::Setup, Stream) 
     node_with_rules(Rules::AgentEbpf, flows, threshold)
 }
 
-/// The same with anybody's rules.
+/// The same with any rules.
 fn node_with_rules(rules: Rules, flows: u32, threshold: u32) -> (Node, packets::Setup, Stream) {
     let setup = packets::Setup { ports: ports(flows), ..packets::Setup::PLAIN };
     packets::allow_connections(4 * u64::from(flows));

@@ -220,7 +220,7 @@ fn isolated() -> Result<std::convert::Infallible> {
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).context("cannot leave the namespaces")?;
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
         .context("cannot make mounts private")?;
-    // A sysfs mounted here shows this network namespace; what stood below the old one goes on top again.
+    // A sysfs mounted here shows this network namespace; what was below the old one goes on top again.
     mount_at("sysfs", "/sys")?;
     mount_at("cgroup2", "/sys/fs/cgroup")?;
     mount_at("debugfs", "/sys/kernel/debug")?;

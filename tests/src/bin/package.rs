@@ -104,7 +104,7 @@ impl Trial {
         assert_eq!((mask("CapBnd:"), mask("CapPrm:")), (TO_START, CAPABILITIES));
         assert!(said("journalctl", &["-o", "cat", "-u", SERVICE]).contains("privileges given up"));
         assert_eq!((field("NoNewPrivs:").as_str(), field("Seccomp:").as_str()), ("1", "2"));
-        // Pins are for everybody, not only for the service's own view of the file system.
+        // Pins are for all processes, not only for the service's own view of the file system.
         assert!(fs::read_dir(PINS).is_ok_and(|entries| entries.count() > 0), "nothing is pinned in {PINS}");
         assert!(Path::new("/run/fastpath/events.sock").exists(), "no socket");
         let unit = unit_file();

@@ -40,7 +40,7 @@ pub enum Ends {
     Near,
     /// Those behind them, to which only routes lead.
     Distant,
-    /// From the client's distant one to this one, of which the node makes the server's near one; IPv4, IPv6.
+    /// From the client's distant one to this one, which the node translates to the server's near one; IPv4, IPv6.
     Service(&'static str, &'static str),
 }
 

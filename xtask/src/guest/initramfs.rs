@@ -48,7 +48,7 @@ const ALIASES: &[(&str, &str)] = &[
 /// What container runtimes allow by default.
 const SECCOMP_PROFILE: &str = "/usr/share/containers/seccomp.json";
 
-/// Modules, and directories of which the guest gets everything; what they need from elsewhere comes along.
+/// Modules, and directories that the guest gets whole; what they need from elsewhere comes along.
 const MODULES: &[&str] = &[
     "kernel/net",
     "kernel/crypto",

@@ -144,7 +144,7 @@ impl Assist {
         }
     }
 
-    /// What a look found: the connection, and the packets of both directions counted so far.
+    /// What a check found: the connection, and the packets of both directions counted so far.
     pub fn looked(&mut self, tuple: &Tuple, entry: Option<&Entry>, packets: u64, now_ms: u64) -> Next {
         let listed = self.listed.get(tuple);
         // Another connection with the same tuple, which has counters: it goes by the rule.

@@ -106,7 +106,7 @@ impl Streams {
         due.map(|(tuple, _)| *tuple).take(TOGETHER).collect()
     }
 
-    /// What a look found.
+    /// What a check found.
     pub fn looked(&mut self, tuple: &Tuple, entry: Option<&Entry>, now_ms: u64) -> Next {
         let hash_map::Entry::Occupied(mut known) = self.0.entry(*tuple) else { return Next::Nothing };
         let stream = known.get_mut();
@@ -136,7 +136,7 @@ impl Streams {
         }
     }
 
-    /// The flowtable was emptied. The kernel takes its time to take marks away, so that several looks may be needed.
+    /// The flowtable was emptied. The kernel takes its time to take marks away, so that several checks may be needed.
     pub fn emptied(&mut self, now_ms: u64) {
         for stream in self.0.values_mut() {
             stream.due_ms = now_ms + LOOK_MS;

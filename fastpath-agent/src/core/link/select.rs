@@ -93,7 +93,7 @@ impl Unmanaged {
         } else if !link.admin_up || link.oper_state == OperState::Down {
             Some(Self::Down)
         } else {
-            // In a flowtable it would keep everybody's `nft -j list ruleset` from working.
+            // In a flowtable it would break every `nft -j list ruleset`.
             (!link.name.is_text()).then(|| Self::Refused { error: NO_TEXT.to_owned() })
         }
     }

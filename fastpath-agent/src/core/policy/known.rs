@@ -22,7 +22,7 @@ use crate::core::{
     surroundings::{Surroundings, Translates},
 };
 
-/// Behind all filters that anybody has.
+/// Behind all filters of any program.
 const UNKNOWN_PRIORITY: i32 = 1000;
 /// Legacy tables with a chain in the forward hook, by the priority that it has there (include/uapi/linux/netfilter_ipv4.h).
 const LEGACY_FORWARD: [(&str, i32); 3] = [("mangle", -150), ("filter", 0), ("security", 50)];

@@ -1,4 +1,4 @@
-//! What was read of one flow, in two looks about a second apart.
+//! What was read of one flow, in two readings about a second apart.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -27,13 +27,13 @@ pub struct FlowFacts {
     pub asked: Tuple,
     /// Its connection; `None` if conntrack has none.
     pub entry: Option<Entry>,
-    /// Packets that conntrack counted between the two looks; `None` where it doesn't count.
+    /// Packets that conntrack counted between the two readings; `None` where it doesn't count.
     pub tracked: Option<u64>,
     /// The original and the reply direction. Without a connection: what was asked for and the same turned round.
     pub directions: [Direction; 2],
     /// Whether packets are counted at ingress at all: the programs' maps are pinned.
     pub counting: bool,
-    /// Packets of either direction that left between the two looks, of an offloaded flow; `None` where that can't be seen.
+    /// Packets of either direction that left between the two readings, of an offloaded flow; `None` where that can't be seen.
     pub left: Option<[u64; 2]>,
     /// Our table.
     pub ruleset: Ruleset,
@@ -76,7 +76,7 @@ pub struct Direction {
     pub tuple: Tuple,
     /// What was counted at ingress, up to the second look.
     pub counted: Option<FlowCounters>,
-    /// Of that, between the looks.
+    /// Of that, between the readings.
     pub moved: Moved,
     /// The interface that routing says it comes in on: the way back to where it comes from.
     pub input: Option<IfIndex>,
@@ -86,7 +86,7 @@ pub struct Direction {
     pub route: Route,
 }
 
-/// What came between the two looks.
+/// What came between the two readings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moved {
     /// As the stack handles them.
@@ -164,7 +164,7 @@ pub struct Slow {
     pub counter: Counter,
     /// Time since the last.
     pub idle_ms: u64,
-    /// Of them, between the two looks.
+    /// Of them, between the two readings.
     pub moved: Counter,
 }
 
@@ -209,7 +209,7 @@ impl Direction {
 }
 
 impl FlowFacts {
-    /// A flow that anybody knows.
+    /// A flow that was found.
     pub fn found(&self) -> bool {
         self.entry.is_some() || self.directions.iter().any(|direction| direction.counted.is_some())
     }
@@ -219,7 +219,7 @@ impl FlowFacts {
         self.entry.as_ref().is_some_and(|entry| entry.status.offloaded() || entry.status.hw_offloaded())
     }
 
-    /// Packets that came between the looks, both directions.
+    /// Packets that came between the readings, both directions.
     pub fn moved(&self) -> u64 {
         if self.counting {
             self.directions.iter().map(|direction| direction.moved.packets).sum()
@@ -233,7 +233,7 @@ impl FlowFacts {
         self.slow.map_or(0, |slow| slow.moved.packets)
     }
 
-    /// The direction of which packets came during the looks and none left, in a word.
+    /// The direction of which packets came during the readings and none left, in a word.
     pub fn lost(&self) -> Option<&'static str> {
         // Fragments of IPv6, which take the forward path, aren't seen to leave.
         let left = self.left.filter(|_| self.slow_moved() == 0)?;
@@ -244,7 +244,7 @@ impl FlowFacts {
         [0, 1].into_iter().find(is_lost).map(|d| ["the original", "the reply"][d])
     }
 
-    /// Packets came during the looks, and which way they took is known.
+    /// Packets came during the readings, and which path they took is known.
     pub fn measured(&self) -> bool {
         self.ruleset.meter && self.moved() > 0
     }

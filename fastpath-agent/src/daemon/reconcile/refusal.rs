@@ -35,7 +35,7 @@ impl<R: Ruleset> Reconciler<R> {
             ops.get(rejection.index).is_some_and(|op| match op {
                 Op::AddDevices(_) => true,
                 // A device that is gone already leaves the flowtable by itself; a table that was recreated has other
-                // handles. The next look shows.
+                // handles. The next reading shows.
                 Op::RemoveDevices(_) | Op::RemoveIndices(_) | Op::DeleteRule { .. } => {
                     rejection.source.raw_os_error() == Some(libc::ENOENT)
                 }
@@ -103,9 +103,9 @@ impl<R: Ruleset> Reconciler<R> {
     }
 }
 
-/// Who it was.
+/// The cause.
 pub(super) enum Blame {
-    /// A device that is left out from now on, or something that a new look clears up.
+    /// A device that is left out from now on, or something that a new reading clears up.
     Device,
     /// One of several devices in a message: each has to be sent alone to tell which.
     SomeDevice,

@@ -53,7 +53,7 @@ pub fn load(config: &LoadConfig) -> Result<Programs, BpfError> {
         }
     }
     load_object(config, takes_over).inspect_err(|_| {
-        // Maps without programs would only mislead who looks at them.
+        // Maps without programs would only mislead.
         if !takes_over && let Err(error) = unpin_maps(&config.pin_path) {
             tracing::debug!(%error, "maps of a failed attempt stay pinned");
         }

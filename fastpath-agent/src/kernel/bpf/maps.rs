@@ -1,4 +1,4 @@
-//! The pinned maps, as anybody may read them: the agent, its subcommands without a running agent, tests.
+//! The pinned maps, for all that read them: the agent, its subcommands without a running agent, tests.
 #![expect(unsafe_code, reason = "events come as plain bytes")]
 
 use std::{
@@ -325,7 +325,7 @@ pub(super) fn read_config(pin_path: &Path) -> Result<Config, BpfError> {
     config.and_then(|c| c.get(&0, 0)).map_err(|e| BpfError::map("read the config map", e))
 }
 
-/// The threshold that stood before the one that does, as far as flows may have crossed it; none where no maps are pinned.
+/// The earlier threshold, if flows may have crossed it; none where no maps are pinned.
 pub fn earlier_threshold(pin_path: &Path) -> Earlier {
     let config = read_config(pin_path).unwrap_or_default();
     Earlier { highest: config.highest, until_ns: config.changed_ns }

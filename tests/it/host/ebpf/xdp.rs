@@ -1,4 +1,4 @@
-//! What is XDP's own: other people's programs, interfaces that can't, large frames. Counting itself is tested where TC's is.
+//! What is XDP's own: other programs' XDP programs, interfaces that can't, large frames. Counting itself is tested where TC's is.
 
 use std::io::{Read, Write};
 

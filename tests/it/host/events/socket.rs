@@ -170,7 +170,7 @@ fn a_dead_agents_socket_is_replaced_and_a_live_ones_is_not() {
     let pin_path = format!("--pin-path={}", other.bpffs.pin_path().display());
     let mut second =
         agent::Agent::spawn(other.ns(), &mut agent::command(&[THRESHOLD, &run_dir, &pin_path, "--v=5"]));
-    second.wait_for("another agent publishes", LIMIT);
+    second.wait_for("another agent already publishes", LIMIT);
     other.wait_until_watched();
     other.send(0, 0, 2);
     second.wait_for("crossed the threshold", LIMIT);
