@@ -121,7 +121,7 @@ fn draw(samples: &[Sample], title: &str, path: &Path) -> Result<()> {
     let root = SVGBackend::new(path, (WIDTH as u32, height as u32)).into_drawing_area();
     let x = |minute: f64| LEFT + (minute / last * f64::from(WIDTH - LEFT - RIGHT)) as i32;
     let panels = [
-        ("resident memory of the agent, MiB", Sample::resident_mib as fn(&Sample) -> f64),
+        ("memory of its own (RssAnon), MiB", Sample::resident_mib as fn(&Sample) -> f64),
         ("its descriptors", Sample::descriptors),
     ];
     let all = || -> Drawn {

@@ -30,7 +30,7 @@ impl fmt::Display for Sample {
 }
 
 /// What memory may grow by, in KiB: pages that the allocator needs once.
-const MEMORY_SLACK_KIB: u64 = 768;
+const MEMORY_SLACK_KIB: u64 = 256;
 /// A connection that is being served.
 const DESCRIPTOR_SLACK: usize = 2;
 
