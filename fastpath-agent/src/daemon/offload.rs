@@ -29,7 +29,7 @@ impl Offload<Linux> {
     /// Subscribes before anything is read, so that nothing is missed in between.
     pub(super) fn open(config: &Config, kernel: &Kernel) -> Result<Option<Self>, NftError> {
         if let Some(reason) = kernel.lacks_flowtable() {
-            warn!("nothing is offloaded, flows are only watched: {reason}; then restart the agent");
+            warn!("nothing is offloaded, flows are only watched: {reason}");
             return Ok(None);
         }
         let mut nft = Nft::open()?;

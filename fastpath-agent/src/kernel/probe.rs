@@ -252,19 +252,19 @@ impl Host {
         let as_module = options.iter().any(|option| self.option(option) == Some(Built::AsModule));
         match &self.installed {
             Some(installed) if is_installed(installed, module) => format!(
-                "this kernel has no {what} yet: module {module} isn't loaded and can't be loaded from here: run `{modprobe}` on the host"
+                "this kernel has no {what} yet: module {module} isn't loaded and can't be loaded from here: run `{modprobe}` on the host, then restart the agent"
             ),
             Some(_) if as_module => format!(
                 "this kernel has no {what}: module {module} isn't installed for {}: install the package with the rest of this kernel's modules",
                 self.release
             ),
             _ if as_module => format!(
-                "this kernel has no {what} yet: module {module} isn't loaded: run `{modprobe}` on the host"
+                "this kernel has no {what} yet: module {module} isn't loaded: run `{modprobe}` on the host, then restart the agent"
             ),
             _ => {
                 let error = io::Error::from_raw_os_error(errno);
                 format!(
-                    "this kernel has no {what} ({error}): try `{modprobe}` on the host, or a kernel with {}",
+                    "this kernel has no {what} ({error}): try `{modprobe}` on the host, then restart the agent; or use a kernel with {}",
                     options.join(" and ")
                 )
             }
@@ -336,7 +336,10 @@ mod tests {
             ),
             (host(Some(as_modules), None, Some("")), "module nf_flow_table_inet isn't loaded: run `modprobe"),
             (host(None, Some(dep), None), "can't be loaded from here"),
-            (host(None, None, None), "or a kernel with CONFIG_NF_FLOW_TABLE and CONFIG_NF_FLOW_TABLE_INET"),
+            (
+                host(None, None, None),
+                "or use a kernel with CONFIG_NF_FLOW_TABLE and CONFIG_NF_FLOW_TABLE_INET",
+            ),
             (
                 host(Some(as_modules), Some(dep), Some("nf_flow_table_inet 16384 0 - Live 0x0\n")),
                 "this kernel has no flowtables: No such file or directory",
