@@ -358,12 +358,13 @@ pub struct TopArgs {
 /// Flags of `why`.
 #[derive(Clone, Debug, Args)]
 pub struct WhyArgs {
-    /// tcp, udp, or another protocol's name or number
-    pub protocol: String,
-    /// Address and port, as in 10.0.1.2:40000 or `[fd00:1::2]:40000`; no port if the protocol has none
-    pub source: String,
-    /// The same of the other end
-    pub destination: String,
+    /// The protocol, which may be left out, and one or two ends in either order, before or after NAT: 10.0.1.2:40000,
+    /// `[fd00:1::2]:40000`, 10.0.1.2 or :443. If several flows match, they are listed
+    #[arg(value_name = "WORD", num_args = 1..=3, required_unless_present = "top")]
+    pub words: Vec<String>,
+    /// The flow with the most packets that isn't accelerated and could be
+    #[arg(long, conflicts_with = "words")]
+    pub top: bool,
     /// Output format
     #[arg(short, long, value_name = "FORMAT", default_value = "text", env = "FASTPATH_OUTPUT")]
     pub output: Output,

@@ -263,7 +263,7 @@ fn exit_codes_and_words() {
     assert!(out.contains("not found: neither conntrack nor the agent's counters know it"), "{out}");
     for words in [
         ["tpc", "10.1.0.2:1", "10.2.0.2:2"],
-        ["tcp", "10.1.0.2", "10.2.0.2:2"],
+        ["tcp", "10.1.0.2:x", "10.2.0.2:2"],
         ["udp", "10.1.0.2:1", "[fd00:2::2]:2"],
     ] {
         let (code, out, err) = why(&words);
@@ -284,5 +284,43 @@ fn exit_codes_and_words() {
     assert_eq!((code, err.as_str()), (Some(0), ""), "{out}");
     for text in ["flow       tcp 10.1.0.2", "comes in on c0", "conntrack  established", "accelerated: "] {
         assert!(out.contains(text), "{text:?} not in\n{out}");
+    }
+}
+
+#[test]
+fn a_part_of_a_flow_is_enough() {
+    let topology = Topology::routed();
+    let node: &Netns = &topology.node;
+    let _agent = start(&topology, &[]);
+    let mut fast = topology.open(Proto::Tcp, Family::V4, 7001);
+    assert_eq!(fast.rounds(50), 50);
+    // Nothing answers it, so it isn't offloaded.
+    let mut slow = topology.open(Proto::Udp, Family::V4, 7002);
+    for _ in 0..30 {
+        assert!(slow.request());
+    }
+    let why = |words: &[&str]| {
+        let output = agent::run(node, &[&["why", "-o", "json"], words].concat());
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        (output.status.code(), answer, String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for words in [&["tcp"][..], &[":7001"], &["10.1.0.2", ":7001"], &["tcp", "10.2.0.2:7001", "10.1.0.2"]] {
+        let (code, answer, said) = why(words);
+        assert_eq!((code, said.as_str()), (Some(0), ""), "{words:?}: {answer:#}");
+        assert_eq!(answer["original"]["destination_port"], 7001, "{words:?}: {answer:#}");
+    }
+    let (code, answer, said) = why(&["--top"]);
+    assert_eq!((code, &answer["verdict"]["reason"]), (Some(0), &json!("one-way")), "{said}{answer:#}");
+    // Several are listed, the larger one first.
+    let (code, answer, said) = why(&["10.1.0.2"]);
+    assert_eq!(code, Some(1), "{answer:#}");
+    assert!(said.contains("2 flows match: name one"), "{said}");
+    let ports: Vec<_> =
+        answer.as_array().expect("a list").iter().map(|f| &f["original"]["destination_port"]).collect();
+    assert_eq!(ports, [&json!(7001), &json!(7002)], "{answer:#}");
+    for words in [&["10.1.0.9"][..], &["udp", ":7001"]] {
+        let (code, answer, said) = why(words);
+        assert_eq!((code, answer), (Some(1), Value::Null), "{words:?}");
+        assert!(said.contains("no connection matches"), "{said}");
     }
 }

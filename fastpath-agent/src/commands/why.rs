@@ -4,23 +4,83 @@ use std::{fmt::Write, process::ExitCode};
 
 use serde::Serialize;
 
-use super::running::running_config;
+use super::{
+    flow_writer::{Json, Table, Writer},
+    running::running_config,
+};
 use crate::{
     cli::{Output, WhyArgs},
     commands::{print, runtime},
     core::{
-        flow::connection::Tuple,
-        why::{Accelerated, Explanation, FlowSpec, StepMark, explain},
+        flow::{Flow, best::Best, connection::Tuple, filter::Sort},
+        why::{Accelerated, Explanation, FlowQuery, FlowSpec, StepMark, explain},
     },
-    kernel::why::{Flags, WhyError, gather},
+    kernel::{
+        flows,
+        why::{Flags, WhyError, gather},
+    },
 };
 
 /// Runs `why`; fails quietly if the flow is unknown.
 pub(super) fn run(args: &WhyArgs) -> anyhow::Result<ExitCode> {
-    let flow = FlowSpec::parse(&args.protocol, &args.source, &args.destination)?;
-    let (text, found) = runtime()?.block_on(show(args, &flow))?;
+    let runtime = runtime()?;
+    let flow = if args.top {
+        runtime.block_on(choose(args, could_be_fast))?
+    } else {
+        match FlowQuery::parse(&args.words)? {
+            FlowQuery::Exact(flow) => Some(flow),
+            FlowQuery::Partial(partial) => runtime.block_on(choose(args, |flow| partial.admits(flow)))?,
+        }
+    };
+    let Some(flow) = flow else { return Ok(ExitCode::FAILURE) };
+    let (text, found) = runtime.block_on(show(args, &flow))?;
     print(&text)?;
     Ok(if found { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Flows that are listed if several match.
+const LISTED: usize = 20;
+
+fn could_be_fast(flow: &Flow) -> bool {
+    flow.slow() || flow.state.why_not().is_some_and(|why| !why.is_for_good())
+}
+
+/// The one connection that is meant. Otherwise it has listed those that may be, or said that there is none.
+async fn choose(args: &WhyArgs, is_meant: impl Fn(&Flow) -> bool) -> anyhow::Result<Option<FlowSpec>> {
+    let node = flows::node(&args.pin_path).await?;
+    let mut matching = 0;
+    let mut best = Best::new(LISTED, |a: &Flow, b: &Flow| Sort::Packets.compare(a, b));
+    flows::for_each(&args.pin_path, &node, |flow| {
+        if flow.entry.is_some() && is_meant(&flow) {
+            matching += 1;
+            best.push(flow);
+        }
+    })?;
+    let best = best.into_sorted();
+    if let [flow, ..] = best.as_slice()
+        && (matching == 1 || args.top)
+    {
+        return Ok(Some(FlowSpec { tuple: flow.original }));
+    }
+    if best.is_empty() {
+        let none = if args.top { "no flow is slow that could be fast" } else { "no connection matches" };
+        eprintln!("{none}; `fastpath-agent flows` lists all");
+        return Ok(None);
+    }
+    let mut writer: Box<dyn Writer> = match args.output {
+        Output::Text => Box::new(Table::default()),
+        Output::Json => Box::new(Json::default()),
+    };
+    let mut listed = Vec::new();
+    writer.begin(&mut listed)?;
+    for flow in &best {
+        writer.flow(&mut listed, flow, &node)?;
+    }
+    writer.end(&mut listed)?;
+    print(&String::from_utf8_lossy(&listed))?;
+    let shown = if matching > best.len() { format!(", {} of them shown", best.len()) } else { String::new() };
+    eprintln!("{matching} flows match{shown}: name one by more of its ends");
+    Ok(None)
 }
 
 /// What `why -o json` prints. Fields are only ever added.

@@ -36,6 +36,14 @@ pub enum BadFlow {
     /// An address without one.
     #[error("'{0}' is no address: this protocol has no ports, use 10.0.1.2 or fd00::2")]
     Address(String),
+    /// A part of an end.
+    #[error("'{0}' is no end of a flow: use 10.0.1.2, 10.0.1.2:40000, [fd00::2]:40000 or :443")]
+    PartOfEnd(String),
+    /// No words.
+    #[error(
+        "name a flow by its ends (10.0.1.2:40000, 10.0.1.2 or :443), or take the heaviest that could be fast: --top"
+    )]
+    Nothing,
     /// One of IPv4, one of IPv6.
     #[error("{0} and {1} are of different address families")]
     Families(IpAddr, IpAddr),
@@ -61,7 +69,7 @@ impl FlowSpec {
     }
 }
 
-fn protocol(word: &str) -> Option<u8> {
+pub(super) fn protocol(word: &str) -> Option<u8> {
     let word = word.to_lowercase();
     let named = PROTOCOLS.iter().find(|(name, _)| *name == word).map(|(_, number)| *number);
     named.or_else(|| word.parse().ok())
