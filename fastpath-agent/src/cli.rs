@@ -129,6 +129,11 @@ The ruleset is compared with the flags of the running agent; if none runs, with 
         #[arg(value_name = "DIR")]
         directory: PathBuf,
     },
+    /// Print the script that completes flags and subcommands in a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
     /// Remove the table, eBPF programs and pinned maps that the agent made, and nothing else
     Cleanup(CleanupArgs),
 }

@@ -17,12 +17,10 @@ pub fn write(directory: &Path) -> io::Result<()> {
     let (man, completions) = (directory.join("man"), directory.join("completions"));
     fs::create_dir_all(&man)?;
     fs::create_dir_all(&completions)?;
-    let mut command = without_hidden(Cli::command()).disable_help_subcommand(true);
-    for (shell, name) in [(Shell::Bash, "bash"), (Shell::Fish, "fish"), (Shell::Zsh, "zsh")] {
-        let mut script = Vec::new();
-        clap_complete::generate(shell, &mut command.clone(), "fastpath-agent", &mut script);
-        fs::write(completions.join(format!("fastpath-agent.{name}")), script)?;
+    for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
+        fs::write(completions.join(format!("fastpath-agent.{shell}")), completion(shell))?;
     }
+    let mut command = shown();
     command.build();
     page(command.clone(), &man)?;
     for below in command.get_subcommands() {
@@ -31,12 +29,20 @@ pub fn write(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// The script that completes flags and subcommands in this shell.
+pub fn completion(shell: Shell) -> Vec<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut shown(), "fastpath-agent", &mut script);
+    script
+}
+
 fn page(command: Command, directory: &Path) -> io::Result<()> {
     clap_mangen::Man::new(command).section(SECTION).manual("Fastpath").generate_to(directory).map(drop)
 }
 
 /// The command as a user knows it.
-fn without_hidden(command: Command) -> Command {
+fn shown() -> Command {
+    let command = Cli::command();
     let kept: Vec<_> = command.get_subcommands().filter(|below| !below.is_hide_set()).cloned().collect();
     let arguments: Vec<_> = command.get_arguments().cloned().collect();
     let mut shown = Command::new("fastpath-agent").args(arguments).subcommands(kept);
@@ -49,7 +55,7 @@ fn without_hidden(command: Command) -> Command {
     if let Some(text) = command.get_after_help() {
         shown = shown.after_help(text.clone());
     }
-    shown.args_conflicts_with_subcommands(true)
+    shown.args_conflicts_with_subcommands(true).disable_help_subcommand(true)
 }
 
 #[cfg(test)]

@@ -5,10 +5,11 @@
 libfuzzer_sys::fuzz_target!(|text: &str| {
     use fastpath_agent::core::{
         flow::{record::Event, search::Search},
-        why::FlowSpec,
+        why::{FlowQuery, FlowSpec},
     };
 
     drop(Search::new(text));
+    let _ = FlowQuery::parse(&text.split(' ').collect::<Vec<_>>());
     let mut words = text.split(' ');
     let mut word = || words.next().unwrap_or_default();
     if let Ok(spec) = FlowSpec::parse(word(), word(), word()) {

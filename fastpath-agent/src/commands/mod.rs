@@ -52,6 +52,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Doctor(args)) => doctor::run(args),
         Some(Command::Canary(args)) => canary::run(args),
         Some(Command::Cleanup(args)) => cleanup::run(args),
+        Some(Command::Completions { shell }) => print(&String::from_utf8_lossy(&pages::completion(*shell))),
         Some(Command::Pages { directory }) => {
             pages::write(directory)
                 .with_context(|| format!("cannot write man pages to {}", directory.display()))?;
