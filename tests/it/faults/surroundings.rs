@@ -196,14 +196,18 @@ fn conntrack_is_missing() {
         thread::sleep(Duration::from_secs(5));
         let log = agent.log();
         let said: Vec<_> = log.iter().filter(|line| line.contains("nothing is offloaded")).collect();
-        let has_remedy = said[0].contains("modprobe nft_ct");
+        let has_remedy = said[0].contains("modprobe -a nft_ct");
         assert!(said.len() == 1 && has_remedy && log.len() < 8, "without {modules:?}: {log:#?}");
         assert!(agent.is_running());
         agent.stop();
     }
     let output = agent::run(&node, &["doctor"]);
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.code() == Some(1) && text.contains("modprobe nft_ct"), "{}: {text}", output.status);
+    assert!(
+        output.status.code() == Some(1) && text.contains("modprobe -a nft_ct"),
+        "{}: {text}",
+        output.status
+    );
 
     drop(missing);
     let topology = Topology::routed();
