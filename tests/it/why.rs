@@ -109,7 +109,7 @@ fn idle_and_back_again() {
     wait_until("the flowtable lets go", Duration::from_secs(15), || !topology.marked_offloaded(7001));
     let answer = assert_reason(&topology, 7001, "idle");
     assert!(
-        answer["verdict"]["text"].as_str().unwrap().contains("lets go of a flow after 2 s"),
+        answer["verdict"]["text"].as_str().unwrap().contains("leaves the flowtable after 2 s"),
         "{answer:#}"
     );
     let background = flow.in_background();
