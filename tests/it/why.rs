@@ -324,3 +324,19 @@ fn a_part_of_a_flow_is_enough() {
         assert!(said.contains("no connection matches"), "{said}");
     }
 }
+
+/// Where nothing is watched, conntrack says which flow is the heaviest.
+#[test]
+fn the_heaviest_flow_without_programs() {
+    let topology = Topology::routed();
+    let _agent = Agent::start(&topology.node, &[]);
+    for (port, packets) in [(7001, 25), (7002, 60), (7003, 30)] {
+        let mut flow = topology.open(Proto::Udp, Family::V4, port);
+        for _ in 0..packets {
+            assert!(flow.request());
+        }
+    }
+    let answer = agent::output(&topology.node, &["why", "-o", "json", "--top"]);
+    let answer: Value = serde_json::from_str(&answer).expect("JSON");
+    assert_eq!(answer["original"]["destination_port"], 7002, "{answer:#}");
+}

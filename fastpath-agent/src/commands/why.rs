@@ -12,7 +12,7 @@ use crate::{
     cli::{Output, WhyArgs},
     commands::{print, runtime},
     core::{
-        flow::{Flow, best::Best, connection::Tuple, filter::Sort},
+        flow::{Flow, best::Best, connection::Tuple},
         why::{Accelerated, Explanation, FlowQuery, FlowSpec, StepMark, explain},
     },
     kernel::{
@@ -45,11 +45,18 @@ fn could_be_fast(flow: &Flow) -> bool {
     flow.slow() || flow.state.why_not().is_some_and(|why| !why.is_for_good())
 }
 
+/// As counted at ingress, or as conntrack counts them where nothing watches.
+fn packets(flow: &Flow) -> u64 {
+    let counters = flow.entry.as_ref().and_then(|entry| entry.counters);
+    let counted = counters.map_or(0, |counters| counters.iter().map(|counter| counter.packets).sum());
+    flow.packets().max(counted)
+}
+
 /// The one connection that is meant. Otherwise it has listed those that may be, or said that there is none.
 async fn choose(args: &WhyArgs, is_meant: impl Fn(&Flow) -> bool) -> anyhow::Result<Option<FlowSpec>> {
     let node = flows::node(&args.pin_path).await?;
     let mut matching = 0;
-    let mut best = Best::new(LISTED, |a: &Flow, b: &Flow| Sort::Packets.compare(a, b));
+    let mut best = Best::new(LISTED, |a: &Flow, b: &Flow| packets(b).cmp(&packets(a)));
     flows::for_each(&args.pin_path, &node, |flow| {
         if flow.entry.is_some() && is_meant(&flow) {
             matching += 1;
