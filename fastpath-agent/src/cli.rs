@@ -26,36 +26,51 @@ pub const DEFAULT_PIN_PATH: &str = "/sys/fs/bpf/fastpath";
 #[command(
     name = "fastpath-agent",
     version,
-    args_conflicts_with_subcommands = true,
+    arg_required_else_help = true,
     after_help = "Examples:
-  fastpath-agent                                      accelerate flows of more than 20 packets on all interfaces
-  fastpath-agent --fastpath-threshold=6 --v=2         the same from the 7th packet on, with more log
-  fastpath-agent --exclude-interfaces='docker*'       leave some interfaces out
-  fastpath-agent --exclude=udp/53,10.9.0.0/16         never offload DNS, nor flows of these addresses
-  fastpath-agent render | nft -c -f -                 check the ruleset without installing it
-  fastpath-agent status                               what is installed, and on which interfaces
-  fastpath-agent doctor                               what is wrong with this node, and how to fix it
-  fastpath-agent cleanup                              remove everything the agent installed
+  fastpath-agent run                     accelerate flows of more than 20 packets, on all interfaces
+  fastpath-agent render | nft -c -f -    check the ruleset without installing it
+  fastpath-agent status                  does it work, what is installed, on which interfaces
+  fastpath-agent flows                   flows through this node, and which of them are fast
+  fastpath-agent why --top               why the heaviest slow flow isn't fast
+  fastpath-agent doctor                  what is wrong with this node, and how to fix it
+  fastpath-agent cleanup                 remove everything that the agent installed
 
-Every flag can also be set by the environment variable that its help names, or in the file of --config. Flags win over
-the environment, the environment over the file.
-When the agent stops, its ruleset stays and goes on accelerating flows (see --cleanup-on-exit)."
+Flags of `run` can also be set by environment variables (`run --help` names them), or in the file of
+--config. Flags win over the environment, the environment over the file."
 )]
 pub struct Cli {
-    /// What to do instead of running the agent.
+    /// What to do.
     #[command(subcommand)]
-    pub command: Option<Command>,
+    pub command: Command,
     /// File with settings that neither flags nor environment give, one `FLAG = VALUE` per line (docs/configuration.md)
     #[arg(long, global = true, value_name = "FILE", env = "FASTPATH_CONFIG", value_parser = OsStringValueParser::new())]
     pub config: Option<OsString>,
-    /// Flags of the agent itself.
-    #[command(flatten)]
-    pub run: RunArgs,
+}
+
+impl Cli {
+    /// The agent's flags; `None` for another subcommand.
+    pub fn agent(&self) -> Option<&RunArgs> {
+        match &self.command {
+            Command::Run(run) => Some(run),
+            _ => None,
+        }
+    }
 }
 
 /// Subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Start the agent: accelerate flows until it is stopped, and after that as well (see --cleanup-on-exit)
+    #[command(after_help = "Examples:
+  fastpath-agent run                                  accelerate flows of more than 20 packets on all interfaces
+  fastpath-agent run --fastpath-threshold=6 --v=2     the same from the 7th packet on, with more log
+  fastpath-agent run --fastpath-threshold=0           only watch, and say what could be accelerated (`flows`, `doctor`)
+  fastpath-agent run --exclude-interfaces='docker*'   leave some interfaces out
+  fastpath-agent run --exclude=udp/53,10.9.0.0/16     never offload DNS, nor flows of these addresses
+
+When the agent stops, its ruleset stays and goes on accelerating flows (see --cleanup-on-exit).")]
+    Run(Box<RunArgs>),
     /// Print the ruleset that would be installed, as input for `nft -f`; changes nothing
     #[command(after_help = "Examples:
   fastpath-agent render --fastpath-threshold=6

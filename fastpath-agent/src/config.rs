@@ -307,8 +307,8 @@ mod tests {
     use crate::{cli::Cli, core::model::test_link as link};
 
     fn config(args: &[&str]) -> Result<Config, BadValue> {
-        let cli = Cli::try_parse_from([&["fastpath-agent"], args].concat()).unwrap();
-        Config::new(&cli.run, "node-1".to_owned())
+        let cli = Cli::try_parse_from([&["fastpath-agent", "run"], args].concat()).unwrap();
+        Config::new(cli.agent().unwrap(), "node-1".to_owned())
     }
 
     #[test]

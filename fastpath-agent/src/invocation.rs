@@ -19,7 +19,10 @@ use clap::{
 };
 use toml::de::{DeTable, DeValue};
 
-use crate::{cli::Cli, config::BadValue};
+use crate::{
+    cli::{Cli, Command as Subcommand},
+    config::BadValue,
+};
 
 /// The flag that names the file; it can't be set in the file.
 const CONFIG: &str = "config";
@@ -100,8 +103,10 @@ impl Invocation {
         let arguments = with_environment(&command, arguments, environment);
         let arguments = arguments.into_iter().map(Into::into).collect();
         let mut invocation = Self::of(without_environment(command), arguments, Some(seen))?;
-        let file = &mut invocation.cli.run.rules.exclude_file;
-        *file = file.take().map(|path| seen(&path));
+        if let Subcommand::Run(run) = &mut invocation.cli.command {
+            let file = &mut run.rules.exclude_file;
+            *file = file.take().map(|path| seen(&path));
+        }
         Ok(invocation)
     }
 
@@ -110,7 +115,8 @@ impl Invocation {
         arguments: Vec<OsString>,
         seen: Option<&dyn Fn(&Path) -> PathBuf>,
     ) -> Result<Self, InvocationError> {
-        let mut matches = command.clone().try_get_matches_from(&arguments)?;
+        let matches = command.clone().try_get_matches_from(&arguments);
+        let mut matches = matches.map_err(|error| with_run_suggested(error, &command))?;
         let path = matches.get_one::<OsString>(CONFIG).filter(|path| !path.is_empty()).map(PathBuf::from);
         let mut from_file = BTreeMap::new();
         if let Some(mut path) = path {
@@ -142,15 +148,43 @@ impl fmt::Display for Place {
     }
 }
 
-/// Flags of the agent that a file can set, by their names.
+/// For flags of the agent without `run` before them.
+fn with_run_suggested(mut error: clap::Error, command: &Command) -> clap::Error {
+    let flag = match (error.kind(), error.get(ContextKind::InvalidArg)) {
+        (ErrorKind::UnknownArgument, Some(ContextValue::String(flag))) => {
+            flag.trim_start_matches('-').to_owned()
+        }
+        _ => return error,
+    };
+    if error.get(ContextKind::InvalidSubcommand).is_none()
+        && settable(command).any(|(known, _)| known == flag)
+    {
+        let tip = format!("`fastpath-agent run --{flag}` starts the agent with it");
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
+}
+
+/// The subcommand that starts the agent. A configuration file's keys are its flags.
+const RUN: &str = "run";
+
+/// Flags of the agent that a file can set, by their names. `command` is the program's.
 pub fn settable(command: &Command) -> impl Iterator<Item = (&str, &Arg)> {
+    command.find_subcommand(RUN).into_iter().flat_map(settable_of)
+}
+
+fn settable_of(command: &Command) -> impl Iterator<Item = (&str, &Arg)> {
     command.get_arguments().filter_map(|arg| Some((arg.get_long()?, arg))).filter(|(flag, _)| *flag != CONFIG)
 }
 
 /// Appends to the command line what the environment says and the command line doesn't.
 fn with_environment(command: &Command, arguments: &[String], environment: &[String]) -> Vec<String> {
     let mut arguments = arguments.to_vec();
-    for argument in command.get_arguments() {
+    // Variables that are for the agent aren't flags of other subcommands.
+    let Some(sub) = arguments.iter().skip(1).find_map(|word| command.find_subcommand(word)) else {
+        return arguments;
+    };
+    for argument in command.get_arguments().chain(sub.get_arguments()) {
         let (Some(variable), Some(long)) = (argument.get_env(), argument.get_long()) else { continue };
         let flag = format!("--{long}");
         let given = arguments.iter().any(|word| {
@@ -176,38 +210,27 @@ fn with_environment(command: &Command, arguments: &[String], environment: &[Stri
 }
 
 fn without_environment(command: Command) -> Command {
-    command.mut_args(|argument| argument.env(Resettable::Reset))
+    let reset = |argument: Arg| argument.env(Resettable::Reset);
+    command.mut_args(reset).mut_subcommands(|below| below.mut_args(reset))
 }
 
-/// The flags of what runs (the agent or a subcommand) that neither the command line nor the environment says.
+/// The flags of the subcommand that neither the command line nor the environment says.
 fn used(command: &Command, matches: &ArgMatches) -> Vec<String> {
-    let (command, matches) = match matches.subcommand() {
-        Some((name, below)) => match command.find_subcommand(name) {
-            Some(command) => (command, below),
-            None => return Vec::new(),
-        },
-        None => (command, matches),
-    };
-    settable(command)
+    let Some((name, matches)) = matches.subcommand() else { return Vec::new() };
+    let Some(command) = command.find_subcommand(name) else { return Vec::new() };
+    settable_of(command)
         .filter(|(_, arg)| matches.value_source(arg.get_id().as_str()) == Some(ValueSource::DefaultValue))
         .map(|(flag, _)| flag.to_owned())
         .collect()
 }
 
-/// The command with the file's values for defaults, and so with its subcommands where they have the same flags.
-fn with_defaults(mut command: Command, settings: &BTreeMap<String, Setting>) -> Command {
-    let names: Vec<_> = command.get_subcommands().map(|below| below.get_name().to_owned()).collect();
-    for name in names {
-        command = command.mut_subcommand(name, |below| with_own_defaults(below, settings));
-    }
-    with_own_defaults(command, settings)
-}
-
-fn with_own_defaults(command: Command, settings: &BTreeMap<String, Setting>) -> Command {
-    command.mut_args(|arg| match arg.get_long().and_then(|flag| settings.get(flag)) {
+/// The file's values are the defaults of `run`, and of other subcommands where they have the same flags.
+fn with_defaults(command: Command, settings: &BTreeMap<String, Setting>) -> Command {
+    let with_default = |arg: Arg| match arg.get_long().and_then(|flag| settings.get(flag)) {
         Some(setting) => arg.default_values(setting.values.clone()),
         None => arg,
-    })
+    };
+    command.mut_subcommands(|below| below.mut_args(with_default))
 }
 
 fn read(command: &Command, path: &Path) -> Result<BTreeMap<String, Setting>, FileError> {
@@ -280,7 +303,7 @@ fn values(arg: &Arg, value: &DeValue<'_>) -> Result<Vec<String>, &'static str> {
 
 /// Has clap judge one value.
 fn check(checker: &Command, flag: &str, value: &str) -> Result<(), String> {
-    let words = [checker.get_name().to_owned(), format!("--{flag}={value}")];
+    let words = [checker.get_name().to_owned(), RUN.to_owned(), format!("--{flag}={value}")];
     match checker.clone().try_get_matches_from(words) {
         Ok(_) => Ok(()),
         Err(error) => {
@@ -294,7 +317,7 @@ fn check(checker: &Command, flag: &str, value: &str) -> Result<(), String> {
 
 /// What to say about a key that no flag has.
 fn unknown(checker: &Command, key: &str) -> String {
-    let words = [checker.get_name().to_owned(), format!("--{key}=")];
+    let words = [checker.get_name().to_owned(), RUN.to_owned(), format!("--{key}=")];
     let similar = checker.clone().try_get_matches_from(words).err().and_then(|error| {
         match (error.kind(), error.get(ContextKind::SuggestedArg)?) {
             (ErrorKind::UnknownArgument, ContextValue::String(flag)) => {
@@ -305,7 +328,7 @@ fn unknown(checker: &Command, key: &str) -> String {
     });
     let similar = similar.unwrap_or_default();
     format!(
-        "there is no key '{key}'{similar}; keys are the flags of `fastpath-agent --help`, without the dashes"
+        "there is no key '{key}'{similar}; keys are the flags of `fastpath-agent run --help`, without the dashes"
     )
 }
 

@@ -19,7 +19,7 @@ fn owned(words: &[&str]) -> Vec<String> {
 fn agent(text: &str, flags: &[&str], environment: &[&str]) -> Result<Invocation, InvocationError> {
     let mut file = NamedTempFile::new().unwrap();
     file.write_all(text.as_bytes()).unwrap();
-    let mut arguments = owned(&["fastpath-agent"]);
+    let mut arguments = owned(&["fastpath-agent", "run"]);
     arguments.extend(owned(flags));
     arguments.push(format!("--config={}", file.path().display()));
     Invocation::of_another(&arguments, &owned(environment), &Path::to_owned)
@@ -35,15 +35,20 @@ fn complaint(text: &str) -> String {
 fn a_flag_wins_over_the_environment_and_that_over_the_file() {
     let text = "fastpath-threshold = 5\nhw-offload = 'auto'\nebpf = 'xdp'\ninterfaces = ['a*', 'b*']\ntakeover = true\n";
     let run = agent(text, &["--fastpath-threshold=7"], &["FASTPATH_THRESHOLD=6", "FASTPATH_EBPF=off"]);
-    let run = run.unwrap().cli.run;
+    let cli = run.unwrap().cli;
+    let run = cli.agent().unwrap();
     assert_eq!(run.rules.fastpath_threshold, "7");
     assert_eq!(run.ebpf, EbpfMode::Off);
     assert_eq!(run.rules.hw_offload, HwOffload::Auto);
     assert_eq!(run.rules.interfaces, ["a*", "b*"]);
     assert!(run.takeover);
     assert_eq!(run.rules.chain_priority, "300"); // the default
-    let run = agent(text, &["--interfaces=c*"], &["FASTPATH_THRESHOLD=6"]).unwrap().cli.run;
-    assert_eq!((run.rules.fastpath_threshold.as_str(), run.rules.interfaces), ("6", vec!["c*".to_owned()]));
+    let cli = agent(text, &["--interfaces=c*"], &["FASTPATH_THRESHOLD=6"]).unwrap().cli;
+    let rules = &cli.agent().unwrap().rules;
+    assert_eq!(
+        (rules.fastpath_threshold.as_str(), rules.interfaces.as_slice()),
+        ("6", &["c*".to_owned()][..])
+    );
 }
 
 #[test]
@@ -51,25 +56,28 @@ fn the_file_can_be_named_by_the_environment_and_holds_for_subcommands() {
     let mut file = NamedTempFile::new().unwrap();
     writeln!(file, "fastpath-threshold = 0x10\npin-path = \"/sys/fs/bpf/other\"\nassist = 'off'").unwrap();
     let variable = format!("FASTPATH_CONFIG={}", file.path().display());
-    let run =
-        Invocation::of_another(&owned(&["fastpath-agent"]), std::slice::from_ref(&variable), &Path::to_owned);
-    assert_eq!(run.unwrap().cli.run.rules.fastpath_threshold, "16");
+    let run = Invocation::of_another(
+        &owned(&["fastpath-agent", "run"]),
+        std::slice::from_ref(&variable),
+        &Path::to_owned,
+    );
+    assert_eq!(run.unwrap().cli.agent().unwrap().rules.fastpath_threshold, "16");
     let flag = format!("--config={}", file.path().display());
     for words in [["fastpath-agent", "render", &flag], ["fastpath-agent", "cleanup", &flag]] {
         match Invocation::of_another(&owned(&words), &[], &Path::to_owned).unwrap().cli.command {
-            Some(Subcommand::Render(args)) => assert_eq!(args.fastpath_threshold, "16"),
-            Some(Subcommand::Cleanup(args)) => assert_eq!(args.pin_path, Path::new("/sys/fs/bpf/other")),
+            Subcommand::Render(args) => assert_eq!(args.fastpath_threshold, "16"),
+            Subcommand::Cleanup(args) => assert_eq!(args.pin_path, Path::new("/sys/fs/bpf/other")),
             other => panic!("{other:?}"),
         }
     }
     // No file.
     let run = Invocation::of_another(
-        &owned(&["fastpath-agent"]),
+        &owned(&["fastpath-agent", "run"]),
         &["FASTPATH_CONFIG=".to_owned()],
         &Path::to_owned,
     )
     .unwrap();
-    assert_eq!(run.cli.run.rules.fastpath_threshold, "20");
+    assert_eq!(run.cli.agent().unwrap().rules.fastpath_threshold, "20");
 }
 
 #[test]
@@ -77,9 +85,10 @@ fn another_processs_files_are_looked_for_where_it_is() {
     let root = tempfile::tempdir().unwrap();
     let below = |root: &Path, path: &Path| root.join(path.strip_prefix("/").unwrap());
     fs::write(root.path().join("agent.toml"), "v = 3\nexclude-file = '/etc/exclude'").unwrap();
-    let words = owned(&["fastpath-agent", "--config", "/agent.toml"]);
-    let run = Invocation::of_another(&words, &[], &|path| below(root.path(), path)).unwrap().cli.run;
-    assert_eq!((run.v.as_str(), run.rules.exclude_file), ("3", Some(root.path().join("etc/exclude"))));
+    let words = owned(&["fastpath-agent", "run", "--config", "/agent.toml"]);
+    let cli = Invocation::of_another(&words, &[], &|path| below(root.path(), path)).unwrap().cli;
+    let run = cli.agent().unwrap();
+    assert_eq!((run.v.as_str(), &run.rules.exclude_file), ("3", &Some(root.path().join("etc/exclude"))));
     let nowhere = |path: &Path| below(Path::new("/no/such"), path);
     let error = Invocation::of_another(&words, &[], &nowhere).unwrap_err().to_string();
     assert!(error.contains("/no/such/agent.toml") && error.contains("No such file"), "{error}");
@@ -113,7 +122,8 @@ fn what_is_wrong_is_said_in_one_line_with_its_place() {
 #[test]
 fn a_value_that_only_the_configuration_refuses_has_its_place_too() {
     let text = "# comment\nfastpath-threshold = 'many'\npin-path = 'here'\n";
-    let bad = |invocation: &Invocation| Config::new(&invocation.cli.run, String::new()).unwrap_err();
+    let bad =
+        |invocation: &Invocation| Config::new(invocation.cli.agent().unwrap(), String::new()).unwrap_err();
     let invocation = agent(text, &[], &[]).unwrap();
     let error = bad(&invocation);
     assert_eq!((error.flag(), invocation.place(&error).map(|place| place.line)), ("pin-path", Some(3)));
@@ -134,17 +144,31 @@ fn flags_of_a_process_are_its_command_line_and_then_its_environment() {
         "FASTPATH_INTERFACES=a*,b*",
         "FASTPATH_TAKEOVER=true",
     ];
-    let cli = flags(&["fastpath-agent", "--fastpath-threshold=6"], &environment).expect("valid");
-    assert!(cli.command.is_none());
-    assert_eq!(cli.run.rules.fastpath_threshold, "6");
-    assert_eq!(cli.run.rules.interfaces, ["a*", "b*"]);
-    assert_eq!(cli.run.ebpf, EbpfMode::Off);
-    assert!(cli.run.takeover);
-    assert!(!flags(&["fastpath-agent"], &["FASTPATH_TAKEOVER=No"]).expect("valid").run.takeover);
-    let cli = flags(&["fastpath-agent", "--fastpath-threshold", "7"], &environment).expect("valid");
-    assert_eq!(cli.run.rules.fastpath_threshold, "7");
-    assert!(flags(&["fastpath-agent", "status"], &[]).expect("valid").command.is_some());
-    assert!(flags(&["fastpath-agent", "--no-such-flag"], &[]).is_err());
+    let cli = flags(&["fastpath-agent", "run", "--fastpath-threshold=6"], &environment).expect("valid");
+    assert_eq!(cli.agent().unwrap().rules.fastpath_threshold, "6");
+    assert_eq!(cli.agent().unwrap().rules.interfaces, ["a*", "b*"]);
+    assert_eq!(cli.agent().unwrap().ebpf, EbpfMode::Off);
+    assert!(cli.agent().unwrap().takeover);
+    assert!(
+        !flags(&["fastpath-agent", "run"], &["FASTPATH_TAKEOVER=No"])
+            .expect("valid")
+            .agent()
+            .unwrap()
+            .takeover
+    );
+    let cli = flags(&["fastpath-agent", "run", "--fastpath-threshold", "7"], &environment).expect("valid");
+    assert_eq!(cli.agent().unwrap().rules.fastpath_threshold, "7");
+    assert!(flags(&["fastpath-agent", "status"], &environment).expect("valid").agent().is_none());
+    assert!(flags(&["fastpath-agent", "run", "--no-such-flag"], &[]).is_err());
+}
+
+#[test]
+fn flags_without_run_are_told_where_they_belong() {
+    let said = |words: &[&str]| Invocation::parse(words.iter().copied()).unwrap_err().to_string();
+    let error = said(&["fastpath-agent", "--fastpath-threshold=6"]);
+    assert!(error.contains("`fastpath-agent run --fastpath-threshold`"), "{error}");
+    assert!(!said(&["fastpath-agent", "--no-such-flag"]).contains("fastpath-agent run"));
+    assert!(said(&["fastpath-agent"]).contains("Usage: fastpath-agent"));
 }
 
 /// The table in docs/configuration.md is what clap has; `FASTPATH_UPDATE_DOCS=1` makes it so.

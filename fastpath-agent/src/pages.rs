@@ -55,7 +55,7 @@ fn shown() -> Command {
     if let Some(text) = command.get_after_help() {
         shown = shown.after_help(text.clone());
     }
-    shown.args_conflicts_with_subcommands(true).disable_help_subcommand(true)
+    shown.subcommand_required(true).disable_help_subcommand(true)
 }
 
 #[cfg(test)]

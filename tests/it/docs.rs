@@ -131,8 +131,7 @@ impl Node {
             let has = |word: &str| {
                 words.iter().any(|found| found == word || found.starts_with(&format!("{word}=")))
             };
-            if words.first().is_none_or(|word| word.starts_with('-'))
-                && !["--help", "--version", "--once"].iter().any(|w| has(w))
+            if words.first().is_some_and(|word| word == "run") && !["--help", "--once"].iter().any(|w| has(w))
             {
                 return self.replace_agent(&command.text);
             }

@@ -335,7 +335,7 @@ fn a_file_of_another_mount_namespace_is_found() {
     let node = &topology.node;
     let script = format!(
         "mkdir -p /mnt; mount -t tmpfs none /mnt; cd /mnt; echo 10.1.0.0/16 > exclude; echo 'exclude-file = \"exclude\"' > config; \
-         exec {} --ebpf=off --config=/mnt/config",
+         exec {} run --ebpf=off --config=/mnt/config",
         agent::binary()
     );
     let mut command = Command::new("unshare");

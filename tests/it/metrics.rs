@@ -322,7 +322,7 @@ fn a_setting_of_the_kernel_may_forbid_the_probe() {
         let topology = Topology::routed();
         let mut command = Command::new("setpriv");
         command.args([format!("--bounding-set={CAPABILITIES}"), format!("--inh-caps={CAPABILITIES}")]);
-        command.args([&agent::binary(), "--v=3"]).env("FASTPATH_METRICS_BIND_ADDRESS", "");
+        command.args([&agent::binary(), "run", "--v=3"]).env("FASTPATH_METRICS_BIND_ADDRESS", "");
         let mut agent = Agent::spawn(&topology.node, &mut command);
         agent.wait_for_programs();
         assert_eq!(agent.count("kernel.perf_event_paranoid") == 0, allowed, "{}", agent.log().join("\n"));

@@ -40,9 +40,12 @@ pub fn command(args: &[&str]) -> Command {
     command_of(&binary(), args)
 }
 
-/// The same of this agent.
+/// The same of this agent. Without a subcommand the words are flags of `run`.
 pub fn command_of(program: &str, args: &[&str]) -> Command {
     let mut command = Command::new(program);
+    if args.first().is_none_or(|word| word.starts_with("--")) {
+        command.arg("run");
+    }
     command.args(args);
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("FASTPATH_") || name == "NODE_NAME")
     {

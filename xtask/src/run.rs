@@ -65,7 +65,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 /// The agent in the foreground, as root.
 fn on_this_node(agent: &Path, flags: &[String]) -> Result<ExitCode> {
     let mut command = as_root(agent)?;
-    command.args(flags);
+    command.arg("run").args(flags);
     eprintln!("running {} (Ctrl-C ends it)", process::shown(&command));
     let status = command.status().with_context(|| format!("cannot run `{}`", process::shown(&command)))?;
     let code = status.code().and_then(|code| u8::try_from(code).ok());

@@ -25,7 +25,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use crate::{
-    cli::{Cli, Command},
+    cli::{Cli, Command, RunArgs},
     config::Config,
     core::printable::printable,
     daemon,
@@ -33,7 +33,7 @@ use crate::{
     logging, pages,
 };
 
-/// Runs the subcommand, or the agent where there is none.
+/// Runs the subcommand.
 ///
 /// # Errors
 ///
@@ -41,19 +41,19 @@ use crate::{
 /// [`ExitCode::FAILURE`].
 pub fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     match &cli.command {
-        None => run_agent(cli),
-        Some(Command::Render(args)) => render::run(args),
-        Some(Command::Status(args)) => status::run(args),
-        Some(Command::Flows(args)) => flows::run(args),
-        Some(Command::Top(args)) => top::run(args),
-        Some(Command::Revalidate) => revalidate::run(),
-        Some(Command::Revoke(args)) => revoke::run(args),
-        Some(Command::Why(args)) => why::run(args),
-        Some(Command::Doctor(args)) => doctor::run(args),
-        Some(Command::Canary(args)) => canary::run(args),
-        Some(Command::Cleanup(args)) => cleanup::run(args),
-        Some(Command::Completions { shell }) => print(&String::from_utf8_lossy(&pages::completion(*shell))),
-        Some(Command::Pages { directory }) => {
+        Command::Run(args) => run_agent(args),
+        Command::Render(args) => render::run(args),
+        Command::Status(args) => status::run(args),
+        Command::Flows(args) => flows::run(args),
+        Command::Top(args) => top::run(args),
+        Command::Revalidate => revalidate::run(),
+        Command::Revoke(args) => revoke::run(args),
+        Command::Why(args) => why::run(args),
+        Command::Doctor(args) => doctor::run(args),
+        Command::Canary(args) => canary::run(args),
+        Command::Cleanup(args) => cleanup::run(args),
+        Command::Completions { shell } => print(&String::from_utf8_lossy(&pages::completion(*shell))),
+        Command::Pages { directory } => {
             pages::write(directory)
                 .with_context(|| format!("cannot write man pages to {}", directory.display()))?;
             Ok(ExitCode::SUCCESS)
@@ -61,8 +61,8 @@ pub fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn run_agent(cli: &Cli) -> anyhow::Result<ExitCode> {
-    let config = Config::new(&cli.run, hostname())?;
+fn run_agent(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let config = Config::new(args, hostname())?;
     logging::start(config.log_format, config.verbosity)?;
     let kernel = probe::probe();
     runtime()?.block_on(daemon::run(config, &kernel))?;

@@ -22,8 +22,8 @@ pub(super) struct Flags {
 /// The configuration of the agent that runs here; `None` if none runs, or its flags can't be read.
 pub(super) fn running_config() -> Option<Config> {
     facts::agent_processes().iter().find_map(|process| {
-        let Cli { command: None, run, .. } = started_with(process)?.ok()? else { return None };
-        checked(run, String::new()).map(|(config, _)| config)
+        let cli = started_with(process)?.ok()?;
+        checked(cli.agent()?.clone(), String::new()).map(|(config, _)| config)
     })
 }
 
@@ -42,7 +42,7 @@ fn checked(mut run: RunArgs, node: String) -> Option<(Config, Option<Unread>)> {
 /// The process of the agent that runs here.
 pub(super) fn running_agent_pid() -> Option<u32> {
     let is_agent = |process: &AgentProcess| match started_with(process) {
-        Some(Ok(cli)) => cli.command.is_none(),
+        Some(Ok(cli)) => cli.agent().is_some(),
         Some(Err(_)) => true,
         None => false,
     };
@@ -53,13 +53,14 @@ pub(super) fn running_agent_pid() -> Option<u32> {
 pub(super) fn running_agent(own: Flags) -> (Option<AgentProcess>, Flags) {
     for process in facts::agent_processes() {
         let run = match started_with(&process) {
-            Some(Ok(Cli { command: None, run, .. })) => run,
+            Some(Ok(cli)) => cli.agent().cloned(),
             Some(Err(error)) => {
                 return (Some(process), Flags { unread: Some(Unread::Flags(error)), ..own });
             }
-            // Another subcommand, or one that is about to end since its flags are wrong.
-            Some(Ok(_)) | None => continue,
+            // It is about to end since its flags are wrong.
+            None => None,
         };
+        let Some(run) = run else { continue };
         let Some((config, unread)) = checked(run, own.node.clone()) else { continue };
         let flags = Flags {
             without_ebpf: config.ebpf == EbpfMode::Off,

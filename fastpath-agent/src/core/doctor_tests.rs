@@ -26,8 +26,8 @@ use crate::{
 };
 
 fn policy(flags: &[&str]) -> Policy {
-    let cli = Cli::try_parse_from([&["fastpath-agent"], flags].concat()).unwrap();
-    Config::new(&cli.run, "n1".to_owned()).unwrap().rules.policy(true, true)
+    let cli = Cli::try_parse_from([&["fastpath-agent", "run"], flags].concat()).unwrap();
+    Config::new(cli.agent().unwrap(), "n1".to_owned()).unwrap().rules.policy(true, true)
 }
 
 fn name(name: &str) -> IfName {

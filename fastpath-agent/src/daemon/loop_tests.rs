@@ -255,9 +255,9 @@ fn config() -> Config {
 }
 
 fn config_with(flags: &[&str]) -> Config {
-    let words = [&["fastpath-agent", "--metrics-bind-address="], flags].concat();
+    let words = [&["fastpath-agent", "run", "--metrics-bind-address="], flags].concat();
     let cli = Cli::try_parse_from(words).expect("flags");
-    Config::new(&cli.run, "node".to_owned()).expect("a configuration")
+    Config::new(cli.agent().unwrap(), "node".to_owned()).expect("a configuration")
 }
 
 fn agent(node: &Node, config: Config) -> Agent<Node> {

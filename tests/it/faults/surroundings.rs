@@ -257,7 +257,11 @@ fn a_capability_is_missing() {
         let topology = Topology::routed();
         let mut command = Command::new("setpriv");
         let set = [format!("--bounding-set=-{capability}"), format!("--inh-caps=-{capability}")];
-        command.args(set).arg(agent::binary()).env("FASTPATH_METRICS_BIND_ADDRESS", "").stdin(Stdio::null());
+        command
+            .args(set)
+            .args([&agent::binary(), "run"])
+            .env("FASTPATH_METRICS_BIND_ADDRESS", "")
+            .stdin(Stdio::null());
         let mut agent = Agent::spawn(&topology.node, &mut command);
         agent.wait_for_ruleset();
         agent.wait_for_programs();

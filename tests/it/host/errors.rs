@@ -63,7 +63,10 @@ fn wrong_values_in_the_environment_are_named_too() {
 /// Runs the agent without CAP_NET_ADMIN, still as root.
 fn without_net_admin(topology: &Topology, args: &[&str]) -> std::process::Output {
     let mut command = Command::new("setpriv");
-    command.args(["--bounding-set=-net_admin", "--inh-caps=-net_admin"]).arg(agent::binary()).args(args);
+    command
+        .args(["--bounding-set=-net_admin", "--inh-caps=-net_admin"])
+        .args([&agent::binary(), "run"])
+        .args(args);
     command.env("FASTPATH_METRICS_BIND_ADDRESS", "");
     topology.node.run(|| command.output()).expect("run setpriv")
 }

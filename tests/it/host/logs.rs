@@ -107,7 +107,9 @@ fn under_systemd_the_journal_gets_fields() {
             };
         }
         command = shell;
-        command.args(["-c", script, "sh", &binary, "--ebpf=off", "--hostname-override=n1"]).args(flags);
+        command
+            .args(["-c", script, "sh", &binary, "run", "--ebpf=off", "--hostname-override=n1"])
+            .args(flags);
         let mut agent = Agent::spawn(&topology.node, &mut command);
         if found {
             let first = entry(&socket);

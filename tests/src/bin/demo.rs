@@ -61,7 +61,7 @@ fn main() -> Result<()> {
     let mut words = vec!["--hostname-override=node"];
     words.extend(flags.iter().map(String::as_str));
     let agent = Agent::start_with(&topology.node, &words);
-    println!("fastpath-agent {}", words.join(" "));
+    println!("fastpath-agent run {}", words.join(" "));
     let (with, seen) = transfer(&topology)?;
     for line in agent.stop().iter().take(20) {
         println!("  {line}");

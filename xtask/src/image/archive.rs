@@ -55,6 +55,7 @@ pub(crate) fn build(rootfs: &Rootfs, about: &About) -> Result<Archive> {
 
     let config = ConfigBuilder::default()
         .entrypoint(vec![format!("/{AGENT}")])
+        .cmd(vec!["run".to_owned()])
         .env(vec![format!("PATH={PATH}")])
         .labels(hash_map(&about.labels))
         .build()?;

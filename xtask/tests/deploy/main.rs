@@ -113,8 +113,11 @@ fn a_typing_error_is_found() {
 #[test]
 fn every_flag_is_the_agents() {
     let command = Cli::command();
-    let variables: BTreeSet<_> =
-        command.get_arguments().filter_map(|flag| flag.get_env()?.to_str()).collect();
+    let variables: BTreeSet<_> = command
+        .get_subcommands()
+        .flat_map(|below| below.get_arguments())
+        .filter_map(|flag| flag.get_env()?.to_str())
+        .collect();
     for (name, objects) in all() {
         let set = one(&objects, "DaemonSet");
         let container = container(&set);
@@ -137,8 +140,8 @@ fn every_flag_is_the_agents() {
             words.push(filled);
         }
         let cli = Cli::try_parse_from(&words).unwrap_or_else(|e| panic!("{name}: {words:?}: {e}"));
-        let config =
-            Config::new(&cli.run, "host".to_owned()).unwrap_or_else(|e| panic!("{name}: {words:?}: {e}"));
+        let config = Config::new(cli.agent().expect("the agent's flags"), "host".to_owned())
+            .unwrap_or_else(|e| panic!("{name}: {words:?}: {e}"));
         assert_eq!(config.node, "node-1", "{name}");
     }
 }
@@ -173,7 +176,7 @@ fn overlays_change_what_they_are_for() {
     };
     assert_eq!(
         args("base"),
-        ["--hostname-override=$(NODE_NAME)", "--fastpath-threshold=20", "--v=2"],
+        ["run", "--hostname-override=$(NODE_NAME)", "--fastpath-threshold=20", "--v=2"],
         "the arguments of kindnet's document"
     );
     assert!(args("overlays/monitoring-only").contains(&"--fastpath-threshold=0".to_owned()));
