@@ -13,6 +13,7 @@ use crate::core::{
         STATE_NAMES,
         connection::{TCP, UDP},
         filter::Sort,
+        group::Group,
     },
     model::IfName,
 };
@@ -85,7 +86,7 @@ When the agent stops, its ruleset stays and goes on accelerating flows (see --cl
     #[command(after_help = "Examples:
   fastpath-agent flows                                        every flow, in the kernel's order
   fastpath-agent flows --sort=bytes --limit=20                the largest
-  fastpath-agent flows --state=stalled                        what should be offloaded and isn't, with the reason
+  fastpath-agent flows --group=could-be-fast                  what isn't fast and could be, with what to do
   fastpath-agent flows --address=10.1.0.0/16 --port=443 --protocol=tcp
   fastpath-agent flows --watch --sort=recent                  again every 2 seconds
   fastpath-agent flows --follow --state=stalled               what isn't offloaded, as soon as it is known
@@ -319,6 +320,9 @@ pub struct FlowsArgs {
     /// Only flows in this state (repeatable)
     #[arg(long, value_name = "STATE", value_parser = PossibleValuesParser::new(STATE_NAMES))]
     pub state: Vec<String>,
+    /// Only flows that are fast, that could be, or that never will be (repeatable)
+    #[arg(long, value_name = "GROUP")]
+    pub group: Vec<Group>,
     /// Sort by this; without it flows come in the kernel's order, and none is held in memory
     #[arg(long, value_name = "BY")]
     pub sort: Option<Sort>,

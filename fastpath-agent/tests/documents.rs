@@ -220,11 +220,12 @@ fn every_reason_is_in_the_tables() {
         writeln!(rows, "| `{}` | {means} | {fields} |", why.name()).unwrap();
     }
     assert_written("why.md", "reasons", &rows);
-    let mut rows = "| `cause` | Means |\n| --- | --- |\n".to_owned();
+    let mut rows = "| `cause` | Means | What makes it fast |\n| --- | --- | --- |\n".to_owned();
     for why in WhyNot::of_flows() {
         let name = why.name();
         let cause = if why.is_about_something() { format!("{{\"{name}\": …}}") } else { name.to_owned() };
-        writeln!(rows, "| `{cause}` | {} |", why.get_message().unwrap()).unwrap();
+        let todo = prose(why.todo().unwrap_or("never"));
+        writeln!(rows, "| `{cause}` | {} | {todo} |", why.get_message().unwrap()).unwrap();
     }
     assert_written("flows.md", "causes", &rows);
 }

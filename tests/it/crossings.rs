@@ -129,7 +129,7 @@ fn what_is_not_offloaded_is_told_with_its_cause() {
     let mut helped = topology.open(Proto::Tcp, Family::V4, 7002);
     assert_eq!(helped.rounds(60), 60);
     let record = follow.only(7002);
-    assert_eq!(fate(&record), ("stalled", &serde_json::json!({"helper": "ftp"})), "{record:#}");
+    assert_eq!(fate(&record), ("never", &serde_json::json!({"helper": "ftp"})), "{record:#}");
 
     // It was on the way when conntrack forgot it.
     let mut gone = topology.open(Proto::Udp, Family::V6, 7003);

@@ -257,7 +257,7 @@ fn old_connections_are_let_in_again() {
     // Its packets are counted from the moment on that the programs are attached.
     wait_until("enough packets", SOON, || {
         assert_eq!(old.rounds(5), 5);
-        flows(&topology.node, &["--port=7001", "--state=stalled"]).len() == 1
+        flows(&topology.node, &["--port=7001", "--state=never"]).len() == 1
     });
     topology.assert_forwarded(&mut old);
     assert_cause(&topology.node, 7001, "excluded");

@@ -31,6 +31,10 @@ fn stalled(cause: impl Into<Value>) -> (Value, Value) {
     ("stalled".into(), cause.into())
 }
 
+fn never(cause: impl Into<Value>) -> (Value, Value) {
+    ("never".into(), cause.into())
+}
+
 #[test]
 fn older_than_the_rule_helper_local_and_other_protocols() {
     let topology = Topology::routed();
@@ -61,12 +65,13 @@ fn older_than_the_rule_helper_local_and_other_protocols() {
 
     thread::sleep(NO_LONGER_JUST_CROSSED);
     assert_eq!(fate(node, 7001), stalled("not-counted"));
-    assert_eq!(fate(node, 7002), stalled(json!({ "helper": "ftp" })));
-    assert_eq!(fate(node, 7003), stalled("local"));
+    assert_eq!(fate(node, 7002), never(json!({ "helper": "ftp" })));
+    assert_eq!(fate(node, 7003), never("local"));
     for protocol in ["icmp", "gre"] {
         let found = flows(node, &["--address=10.2.0.2"]);
         let flow = found.iter().find(|flow| flow["protocol"] == protocol);
         assert_eq!(flow.map(|flow| &flow["cause"]), Some(&json!("protocol")), "{protocol} in {found:#?}");
+        assert_eq!(flow.map(|flow| &flow["group"]), Some(&json!("never")), "{protocol} in {found:#?}");
     }
     let table = agent::output(node, &["flows", "--port=7002"]);
     assert!(table.contains("conntrack helper ftp"), "{table}");
@@ -85,7 +90,7 @@ fn an_interface_that_was_taken_out() {
     agent::wait_for_programs(node, &["c0"]);
     assert_eq!(flow.rounds(50), 50);
     thread::sleep(NO_LONGER_JUST_CROSSED);
-    assert_eq!(fate(node, 7001), stalled(json!({ "interface": "s0" })));
+    assert_eq!(fate(node, 7001), never(json!({ "excluded": "the choice of interfaces: s0" })));
 }
 
 #[test]
@@ -125,7 +130,34 @@ fn no_rule_closing_and_gone() {
     wait_until("the FIN seen", SOON, || fate(node, 7002) == ("closing".into(), Value::Null));
 
     node.output("conntrack", &["-D", "-p", "udp", "--dport", "7001"]);
-    let directions = flows(node, &["--port=7001"]);
-    assert_eq!(directions.len(), 2, "each direction by itself: {directions:#?}");
-    assert!(directions.iter().all(|flow| flow["state"] == "gone" && flow["reply"] == Value::Null));
+    thread::sleep(NO_LONGER_JUST_CROSSED);
+    let gone = self::flow(node, 7001);
+    assert_eq!(gone["state"], "gone");
+    assert_eq!(
+        (&gone["original"]["destination_port"], &gone["reply"]["source_port"]),
+        (&json!(7001), &json!(7001))
+    );
+}
+
+#[test]
+fn without_conntrack_and_with_packets() {
+    let topology = Topology::routed();
+    let node = &topology.node;
+    node.nft("table inet raw { chain pre { type filter hook prerouting priority -300; udp dport 7001 notrack; udp sport 7001 notrack; }; }");
+    let _agent = Agent::start_with(node, &[]);
+    agent::wait_for_programs(node, &["c0", "s0"]);
+    for family in [Family::V4, Family::V6] {
+        let mut flow = topology.open(Proto::Udp, family, 7001);
+        assert_eq!(flow.rounds(30), 30);
+        let found = flows(
+            node,
+            &["--port=7001", if family == Family::V4 { "--address=0.0.0.0/0" } else { "--address=::/0" }],
+        );
+        assert_eq!(found.len(), 1, "both directions are one flow: {found:#?}");
+        assert_eq!(
+            (&found[0]["state"], &found[0]["cause"]),
+            (&json!("never"), &json!("unknown-to-conntrack"))
+        );
+        assert_eq!(found[0]["original"]["destination_port"], 7001, "{found:#?}");
+    }
 }

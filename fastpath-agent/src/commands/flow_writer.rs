@@ -51,7 +51,7 @@ impl Writer for Table {
         let (protocol, ends) = ends.split_once(' ').unwrap_or(("", &ends));
         let idle = flow.last_seen_ns().map_or("-".to_owned(), |at| idle(node.now_ns.saturating_sub(at)));
         let why = match (&flow.state, flow.path.metered) {
-            (State::Stalled(cause), _) => cause.to_string(),
+            (State::Stalled(cause) | State::Never(cause), _) => cause.to_string(),
             (_, Some(metered)) if flow.slow() => format!("{metered} packets took the normal path"),
             _ => String::new(),
         };
@@ -123,6 +123,7 @@ pub(super) fn filter(args: &FlowsArgs) -> Filter {
         protocols: args.protocol.iter().map(|protocol| protocol.number()).collect(),
         interfaces: args.interface.clone(),
         states: args.state.clone(),
+        groups: args.group.clone(),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
     cli::{FlowsArgs, Output},
     commands::{
         flow_writer::{ShowError, filter},
-        runtime,
+        running, runtime,
     },
     core::flow::{
         Flow, Node,
@@ -59,7 +59,7 @@ async fn show_once(args: &FlowsArgs, out: &mut dyn Write, before: &str) -> Resul
         Output::Text => Box::new(Table::default()),
         Output::Json => Box::new(Json::default()),
     };
-    let node = flows::node(&args.pin_path).await?;
+    let node = running::node(&args.pin_path).await?;
     writer.begin(&mut out)?;
     let mut shown =
         Shown { node: &node, filter: filter(args), limit: args.limit.unwrap_or(usize::MAX), count: 0 };

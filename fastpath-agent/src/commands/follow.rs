@@ -8,10 +8,7 @@ use std::{
 use crate::{
     cli::{FlowsArgs, Output},
     commands::flow_writer::{ShowError, filter},
-    core::flow::{
-        State,
-        record::{Event, FlowRecord},
-    },
+    core::flow::record::{Event, FlowRecord},
     kernel::event_socket,
 };
 
@@ -60,7 +57,7 @@ fn write_flow(out: &mut dyn Write, time_ms: u64, flow: &FlowRecord) -> io::Resul
     let ends = flow.original.to_string();
     let ends = ends.split_once(' ').map_or(ends.as_str(), |(_, ends)| ends);
     let packets: u64 = flow.ingress.iter().flatten().map(|counted| counted.packets).sum();
-    let why = if let State::Stalled(cause) = &flow.state { cause.to_string() } else { String::new() };
+    let why = flow.state.cause().map(ToString::to_string).unwrap_or_default();
     let time = clock(UNIX_EPOCH + Duration::from_millis(time_ms));
     let (packets, interfaces) = (packets.to_string(), flow.interfaces.join(","));
     write_line(out, [&time, flow.state.name(), &flow.protocol, ends, &packets, &interfaces, &why])
@@ -104,7 +101,9 @@ mod tests {
             protocol: "udp".to_owned(),
             original: tuple,
             reply: None,
-            state: State::stalled(WhyNot::OneWay),
+            state: crate::core::flow::State::not(WhyNot::OneWay),
+            group: None,
+            todo: None,
             interfaces: vec!["c0".to_owned()],
             ingress: [None; 2],
             conntrack: None,

@@ -3,11 +3,14 @@
 use crate::{
     cli::{Cli, EbpfMode, RunArgs},
     config::{Config, Rules},
-    core::doctor::facts::Unread,
+    core::{doctor::facts::Unread, flow::Node},
     invocation::{Invocation, InvocationError},
-    kernel::facts::{self, AgentProcess},
+    kernel::{
+        facts::{self, AgentProcess},
+        flows::{self, FlowsError},
+    },
 };
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What the flags say.
 pub(super) struct Flags {
@@ -17,6 +20,12 @@ pub(super) struct Flags {
     pub(super) pin_path: PathBuf,
     /// The part of an agent's flags that couldn't be read.
     pub(super) unread: Option<Unread>,
+}
+
+/// What flows are judged by, on this node and by the flags of the agent that runs here.
+pub(super) async fn node(pin_path: &Path) -> Result<Node, FlowsError> {
+    let config = running_config();
+    flows::node(pin_path, config.as_ref().map(|config| &config.rules.selection)).await
 }
 
 /// The configuration of the agent that runs here; `None` if none runs, or its flags can't be read.

@@ -6,13 +6,13 @@ use serde::Serialize;
 
 use super::{
     flow_writer::{Json, Table, Writer},
-    running::running_config,
+    running::{self, running_config},
 };
 use crate::{
     cli::{Output, WhyArgs},
     commands::{print, runtime},
     core::{
-        flow::{Flow, best::Best, connection::Tuple},
+        flow::{Flow, best::Best, connection::Tuple, group::Group},
         why::{Accelerated, Explanation, FlowQuery, FlowSpec, StepMark, explain},
     },
     kernel::{
@@ -42,7 +42,7 @@ pub(super) fn run(args: &WhyArgs) -> anyhow::Result<ExitCode> {
 const LISTED: usize = 20;
 
 fn could_be_fast(flow: &Flow) -> bool {
-    flow.slow() || flow.state.why_not().is_some_and(|why| !why.is_for_good())
+    flow.group() == Group::CouldBeFast
 }
 
 /// As counted at ingress, or as conntrack counts them where nothing watches.
@@ -54,7 +54,7 @@ fn packets(flow: &Flow) -> u64 {
 
 /// The one connection that is meant. Otherwise it has listed those that may be, or said that there is none.
 async fn choose(args: &WhyArgs, is_meant: impl Fn(&Flow) -> bool) -> anyhow::Result<Option<FlowSpec>> {
-    let node = flows::node(&args.pin_path).await?;
+    let node = running::node(&args.pin_path).await?;
     let mut matching = 0;
     let mut best = Best::new(LISTED, |a: &Flow, b: &Flow| packets(b).cmp(&packets(a)));
     flows::for_each(&args.pin_path, &node, |flow| {

@@ -72,13 +72,17 @@ pub enum Reason {
     },
     /// Its packets are counted and conntrack doesn't have it.
     #[strum_discriminants(strum(
-        message = "counted, but not in conntrack: it has ended, the table is full, or its packets are invalid"
+        message = "counted, but not in conntrack: it has ended, the table is full, or its packets are invalid",
+        props(flows = "not in conntrack")
     ))]
     UnknownToConntrack,
     /// No rule offloads flows.
     #[strum_discriminants(strum(
         message = "no rule of the agent offloads flows",
-        props(flows = "no rule offloads flows")
+        props(
+            flows = "no rule offloads flows",
+            todo = "start the agent, or set --fastpath-threshold above 0"
+        )
     ))]
     NoRule,
     /// There is no route for one direction.
@@ -91,7 +95,10 @@ pub enum Reason {
     #[strum_discriminants(strum(
         message = "uses an interface that isn't in the flowtable",
         detailed_message = "`interface`, `problem` (below)",
-        props(flows = "{} isn't in the flowtable")
+        props(
+            flows = "{} isn't in the flowtable",
+            todo = "put the interface into the flowtable (`status` says why it isn't)"
+        )
     ))]
     Interface {
         /// Which.
@@ -103,7 +110,10 @@ pub enum Reason {
     /// One direction comes in on an interface that isn't managed. Told by `flows` only.
     #[strum_discriminants(strum(
         message = "one direction comes in on an interface that isn't managed (down, excluded, left out)",
-        props(flows = "one direction comes in on an interface that isn't managed")
+        props(
+            flows = "one direction comes in on an interface that isn't managed",
+            todo = "put both interfaces into the flowtable (`status` lists them)"
+        )
     ))]
     NotWatched,
     /// An exclusion names it.
@@ -126,7 +136,7 @@ pub enum Reason {
     #[strum_discriminants(strum(
         message = "a rule of another program [wants every packet](policy.md#rules-that-want-every-packet) (with a label: probable)",
         detailed_message = "`rule`: family, table, chain, handle, comment; `asks`: limit, queue …",
-        props(flows = "{} wants every packet")
+        props(flows = "{} wants every packet", todo = "--ignore-rule, if the rule needn't see every packet")
     ))]
     EveryPacket {
         /// Family, table, chain, handle and comment; where the rule isn't found any more, what it asked for.
@@ -159,20 +169,20 @@ pub enum Reason {
     /// Packets in one direction only.
     #[strum_discriminants(strum(
         message = "packets in one direction only",
-        props(flows = "one direction only")
+        props(flows = "one direction only", todo = "nothing: the other end has to answer")
     ))]
     OneWay,
     /// The TCP handshake isn't complete.
     #[strum_discriminants(strum(
         message = "the TCP handshake isn't complete",
-        props(flows = "not established")
+        props(flows = "not established", todo = "nothing: its handshake has to be complete")
     ))]
     NotEstablished,
     /// Older than the rule: conntrack doesn't count its packets.
     #[strum_discriminants(strum(
         message = "older than the ruleset, so conntrack doesn't count its packets. Doesn't last: the agent helps it (`--assist`)",
         detailed_message = "`pending`: its next packet offloads it",
-        props(flows = "older than the ruleset")
+        props(flows = "older than the ruleset", todo = "wait a moment: the agent helps it (--assist)")
     ))]
     NotCounted {
         /// The agent has listed it: its next packet offloads it.
@@ -181,7 +191,8 @@ pub enum Reason {
     /// Hasn't had more packets than the threshold.
     #[strum_discriminants(strum(
         message = "not more packets than the threshold",
-        detailed_message = "`packets`, `threshold`"
+        detailed_message = "`packets`, `threshold`",
+        props(todo = "nothing: it needs more packets than --fastpath-threshold")
     ))]
     BelowThreshold {
         /// So far.
@@ -198,7 +209,8 @@ pub enum Reason {
     /// Its packets are larger than the MTU of the way out.
     #[strum_discriminants(strum(
         message = "its packets are larger than the MTU of the way out (from the forward path only: probable)",
-        detailed_message = "`size`, `mtu`"
+        detailed_message = "`size`, `mtu`",
+        props(todo = "raise the MTU of the way out")
     ))]
     Mtu {
         /// Average size in bytes.
@@ -215,7 +227,10 @@ pub enum Reason {
     #[strum_discriminants(strum(
         message = "only one direction was accepted here in the last 2 s: the other one is dropped, goes another way, or has nothing to send",
         detailed_message = "`direction`: \"original\" or \"reply\"",
-        props(flows = "one direction only since the threshold")
+        props(
+            flows = "one direction only since the threshold",
+            todo = "find out where the other direction goes"
+        )
     ))]
     OneDirection {
         /// "original" or "reply".
@@ -225,7 +240,10 @@ pub enum Reason {
     #[strum_discriminants(strum(
         message = "the directions take different interfaces; the flowtable knows one way for both",
         detailed_message = "`original`, `reply`: input and output of each",
-        props(flows = "the directions take different interfaces")
+        props(
+            flows = "the directions take different interfaces",
+            todo = "route both directions through the same interfaces"
+        )
     ))]
     Asymmetric {
         /// Way of the original direction, in words.
@@ -236,7 +254,8 @@ pub enum Reason {
     /// A policy rule decides one direction's route by what the kernel doesn't ask when it offloads.
     #[strum_discriminants(strum(
         message = "`ip rule` may route one direction by what the kernel ignores when it offloads (input interface, protocol, ports, DSCP, tunnel) (probable)",
-        detailed_message = "`rule`"
+        detailed_message = "`rule`",
+        props(todo = "let the route not depend on what the rule asks")
     ))]
     RouteRule {
         /// The rule, as `ip rule` writes it.
@@ -245,7 +264,8 @@ pub enum Reason {
     /// The route back to where its packets come from doesn't lead out where they come in.
     #[strum_discriminants(strum(
         message = "the route back doesn't lead out where its packets come in (probable)",
-        detailed_message = "`interface`"
+        detailed_message = "`interface`",
+        props(todo = "route back out where packets come in")
     ))]
     NoWayBack {
         /// Where they come in.
@@ -254,7 +274,8 @@ pub enum Reason {
     /// It is offloaded, and a next hop doesn't answer.
     #[strum_discriminants(strum(
         message = "offloaded, but the next hop doesn't answer: packets are lost",
-        detailed_message = "`neighbour`, `interface`"
+        detailed_message = "`neighbour`, `interface`",
+        props(todo = "see why the next hop doesn't answer")
     ))]
     DeadNeighbour {
         /// Its address.
@@ -265,7 +286,8 @@ pub enum Reason {
     /// It is offloaded, packets come in, and none leaves.
     #[strum_discriminants(strum(
         message = "offloaded, but no packet leaves with the addresses that conntrack has: dropped or rewritten on the way out (netdev chain, tc). Takes CAP_NET_RAW",
-        detailed_message = "`direction`: \"the original\", \"the reply\", or \"either\""
+        detailed_message = "`direction`: \"the original\", \"the reply\", or \"either\"",
+        props(todo = "see which chain or filter takes its packets on the way out")
     ))]
     Lost {
         /// Of which direction: "the original", "the reply", or "either" where that isn't counted.
@@ -276,11 +298,15 @@ pub enum Reason {
     Blocked,
     /// No packets just now.
     #[strum_discriminants(strum(
-        message = "no packets just now; after 30 s a flow leaves the flowtable (`nf_flowtable_tcp_timeout`, `nf_flowtable_udp_timeout`)"
+        message = "no packets just now; after 30 s a flow leaves the flowtable (`nf_flowtable_tcp_timeout`, `nf_flowtable_udp_timeout`)",
+        props(todo = "nothing: its next packet brings it back")
     ))]
     Idle,
     /// None of these.
-    #[strum_discriminants(strum(message = "none of these", props(flows = "cause unknown here: ask `why`")))]
+    #[strum_discriminants(strum(
+        message = "none of these",
+        props(flows = "cause unknown here: ask `why`", todo = "ask `why`")
+    ))]
     Unknown,
 }
 
@@ -290,9 +316,9 @@ impl WhyNot {
         self.into()
     }
 
-    /// Nothing can be done about it, or it was chosen.
-    pub fn is_for_good(self) -> bool {
-        matches!(self, Self::Local | Self::Protocol | Self::Excluded | Self::Revoked)
+    /// What to do about it, in a few words; `None` if nothing can be done, or it was chosen.
+    pub fn todo(self) -> Option<&'static str> {
+        self.get_str("todo")
     }
 
     /// All that `flows` tells ([`Cause`]).

@@ -430,7 +430,7 @@ impl<S: FlowSource> Crossings<S> {
         let flow = self.flow(settled);
         if !counted {
             let cause = match flow.as_ref().map(|flow| &flow.state) {
-                Ok(State::Stalled(cause)) => cause.why.name(),
+                Ok(State::Stalled(cause) | State::Never(cause)) => cause.why.name(),
                 Ok(State::BelowThreshold) => BELOW_THRESHOLD,
                 Ok(_) => ENDED,
                 Err(_) => WhyNot::Unknown.name(),
@@ -441,7 +441,7 @@ impl<S: FlowSource> Crossings<S> {
             Ok(flow) => flow,
             Err(error) => return debug!(%error, "a flow that crossed the threshold can't be published"),
         };
-        let cause = if let State::Stalled(cause) = &flow.state { Some(cause.to_string()) } else { None };
+        let cause = flow.state.cause().map(ToString::to_string);
         trace!(flow = %flow.original, fate = flow.state.name(), cause, "crossed the threshold");
         if let (true, Some(readers)) = (publishes, &self.readers) {
             let flow = Box::new(FlowRecord::new(&flow, &self.node));

@@ -13,6 +13,7 @@ use prometheus_client::{
 use crate::{
     core::{
         flow::{
+            group::Group,
             sums::{COUNTED_STATES, FlowSums},
             traffic::Passed,
         },
@@ -28,6 +29,7 @@ mod page;
 pub mod scrape;
 
 use page::Page;
+use strum::IntoEnumIterator;
 
 /// What is shown.
 #[derive(Clone, Debug, Default)]
@@ -308,12 +310,21 @@ fn flows(page: &mut Page, agent: &Agent, kernel: &Kernel) {
     let states =
         COUNTED_STATES.map(|state| ([state.to_owned()], sums.states.get(state).copied().unwrap_or(0)));
     page.gauges("flows", None, "Connections in conntrack now", ["state"], states);
+    let groups =
+        Group::iter().map(|group| ([group.name().to_owned()], sums.groups.get(&group).copied().unwrap_or(0)));
+    page.gauges(
+        "flow_groups",
+        None,
+        "Connections that are fast, could be fast (see fastpath_flows_stalled, and fastpath-agent why), and never will be",
+        ["group"],
+        groups,
+    );
     let stalled = WhyNot::of_flows().map(WhyNot::name);
     let stalled = stalled.map(|cause| ([cause.to_owned()], sums.stalled.get(cause).copied().unwrap_or(0)));
     page.gauges(
         "flows_stalled",
         None,
-        "Connections above the threshold that are not offloaded, by cause",
+        "Connections above the threshold that are not offloaded, or never will be, by cause",
         ["cause"],
         stalled,
     );

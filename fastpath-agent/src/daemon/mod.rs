@@ -154,7 +154,8 @@ fn judges<H: Host>(links: &LinkTable, offload: Option<&Offload<H>>, config: &Con
     let exclusions = Arc::clone(&config.rules.exclusions);
     let rules = offload.map_or(&[][..], |offload| &offload.reconciler.surroundings().rules);
     let left_out = Arc::new(LeftOut::new(rules, |_| true));
-    Node { threshold, exclusions, left_out, managed, names, ..Node::default() }
+    let unselected = config.rules.selection.left_out(links.iter());
+    Node { threshold, exclusions, left_out, managed, unselected, names, ..Node::default() }
 }
 
 struct Agent<H: Host> {

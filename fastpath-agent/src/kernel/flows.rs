@@ -26,7 +26,7 @@ use crate::core::{
         path::Metered,
         trace::{Evidence, Trace},
     },
-    link::table::LinkTable,
+    link::{select::Selection, table::LinkTable},
     policy::others::Others,
     ruleset::{exclude::Exclusions, observed::ObservedTable, sets::OwnSet},
     why_not::WhyNot,
@@ -49,8 +49,9 @@ pub enum FlowsError {
     Nft(#[from] NftError),
 }
 
-/// Reads what flows are judged by; `pin_path` is where the maps are pinned, if they are.
-pub async fn node(pin_path: &Path) -> Result<Node, FlowsError> {
+/// Reads what flows are judged by; `pin_path` is where the maps are pinned, if they are, `selection` what the agent's flags say of
+/// interfaces, if that is known.
+pub async fn node(pin_path: &Path, selection: Option<&Selection>) -> Result<Node, FlowsError> {
     let mut links = Links::open()?;
     let link_table: LinkTable = links.list()?.into_iter().collect();
     let addresses = links.addresses()?;
@@ -68,6 +69,8 @@ pub async fn node(pin_path: &Path) -> Result<Node, FlowsError> {
             .as_ref()
             .and_then(|t| t.managed())
             .map_or_else(Default::default, |m| link_table.with_ports(m)),
+        unselected: selection
+            .map_or_else(Default::default, |selection| selection.left_out(link_table.iter())),
         names: link_table.iter().map(|link| (link.index, link.name.clone())).collect(),
         addresses,
         now_ns: monotonic_ns(),
@@ -133,15 +136,15 @@ pub fn for_each_metered(
         let mut flow = Flow::join(entry, seen, node);
         let unknown = flow.state.why_not() == Some(WhyNot::Unknown);
         if (unknown || flow.state == State::Idle) && revoked(id)? {
-            flow.state = State::stalled(WhyNot::Revoked);
+            flow.state = State::not(WhyNot::Revoked);
         }
-        if flow.state == State::stalled(WhyNot::Unknown) {
+        if flow.state == State::not(WhyNot::Unknown) {
             let traces = match &traces {
                 Some(traces) => traces,
                 None => traces.insert(read_traces()?),
             };
             let cause = traces.get(&id).and_then(|traces| Evidence::of(traces).cause());
-            flow.state = State::stalled(cause.unwrap_or(WhyNot::Unknown));
+            flow.state = State::not(cause.unwrap_or(WhyNot::Unknown));
         }
         match &mut meter {
             Some(meter) if wants_metered(&flow) => Ok((flow, Some(meter.of(id)?))),
@@ -160,12 +163,23 @@ pub fn for_each_metered(
     if let Some(error) = failed {
         return Err(error);
     }
-    let Some(reading) = reading else { return Ok(()) };
+    let (Some(reading), Some(pinned)) = (reading, &pinned) else { return Ok(()) };
     known.sort();
     for flow in reading.into_flows() {
         let (key, counters) = flow?;
-        if !known.contains(&key) {
-            each(Flow::gone(Tuple::from_flow_key(&key), counters), None);
+        if known.contains(&key) {
+            continue;
+        }
+        let tuple = Tuple::from_flow_key(&key);
+        let answers = match tuple.reversed().flow_key() {
+            Some(back) if !known.contains(&back) => pinned.flow(&back)?.map(|counters| (back, counters)),
+            _ => None,
+        };
+        let is_answer = answers.is_some_and(|(back, answers)| {
+            (answers.first_seen_ns, back.words()) < (counters.first_seen_ns, key.words())
+        });
+        if !is_answer {
+            each(Flow::unknown(tuple, [Some(counters), answers.map(|(_, counters)| counters)], node), None);
         }
     }
     Ok(())

@@ -27,7 +27,7 @@ use tokio::{
 use self::app::{App, Next, Snapshot};
 use crate::{
     cli::TopArgs,
-    commands::{hostname, runtime},
+    commands::{hostname, running, runtime},
     core::flow::rates::{Collector, MAX_REMEMBERED, Rates, Wanted},
     kernel::{
         bpf::{BpfError, Pinned},
@@ -124,7 +124,7 @@ type Reading = Pin<Box<dyn Future<Output = Outcome>>>;
 
 /// One reading. The flows are read on another thread, so that keys are answered meanwhile.
 async fn read(mut rates: Rates, pin_path: PathBuf, wanted: Wanted) -> Outcome {
-    let node = match flows::node(&pin_path).await {
+    let node = match running::node(&pin_path).await {
         Ok(node) => node,
         Err(error) => return Ok((rates, Err(error))),
     };

@@ -63,7 +63,9 @@ pub(super) fn duration(ns: u64) -> String {
 pub(super) fn state(flow: &Flow) -> String {
     match &flow.state {
         other if flow.slow() => format!("{}, {SLOW}", other.name()),
-        State::Stalled(cause) => format!("stalled: {}", cause.why.name()),
+        state @ (State::Stalled(cause) | State::Never(cause)) => {
+            format!("{}: {}", state.name(), cause.why.name())
+        }
         State::Idle => "idle".to_owned(),
         State::BelowThreshold => "below".to_owned(),
         other => other.name().to_owned(),
@@ -76,7 +78,7 @@ pub(super) fn state_in_full(flow: &Flow) -> String {
         (other, Some(metered)) if flow.slow() => {
             format!("{}, but {} packets took the normal path", other.name(), short(metered as f64))
         }
-        (State::Stalled(cause), _) => format!("stalled: {cause}"),
+        (state @ (State::Stalled(cause) | State::Never(cause)), _) => format!("{}: {cause}", state.name()),
         (other, _) => other.name().to_owned(),
     }
 }

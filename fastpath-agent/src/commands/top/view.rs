@@ -85,7 +85,7 @@ impl Theme {
             State::HwOffloaded => self.fg(Color::Cyan),
             State::Offloaded => self.fg(Color::Green),
             State::Crossed => self.fg(Color::Yellow),
-            State::Stalled(cause) if cause.why.is_for_good() => self.fg(Color::DarkGray),
+            State::Never(_) => self.fg(Color::DarkGray),
             State::Stalled(_) => self.fg(Color::Red),
             State::Idle | State::BelowThreshold => Style::new(),
             State::Closing => self.fg(Color::Magenta),

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use ipnet::IpNet;
 
-use super::{Flow, Node, SLOW, State, connection::Tuple, record::FlowRecord};
+use super::{Flow, Node, SLOW, State, connection::Tuple, group::Group, record::FlowRecord};
 use crate::core::model::IfName;
 
 /// What a flow must have to be shown. Of several values of one kind any will do; every kind that is given must match.
@@ -20,6 +20,8 @@ pub struct Filter {
     pub interfaces: Vec<IfName>,
     /// States, out of [`STATE_NAMES`](crate::core::flow::STATE_NAMES).
     pub states: Vec<String>,
+    /// Groups.
+    pub groups: Vec<Group>,
 }
 
 impl Filter {
@@ -45,7 +47,8 @@ impl Filter {
         mut interfaces: impl Iterator<Item = &'a str>,
     ) -> bool {
         let any = |empty: bool, found: bool| empty || found;
-        any(self.states.is_empty(), self.states.iter().any(|s| s == state.name() || s == SLOW && slow))
+        any(self.groups.is_empty(), self.groups.contains(&Group::of(state, slow)))
+            && any(self.states.is_empty(), self.states.iter().any(|s| s == state.name() || s == SLOW && slow))
             && self.admits_ends(original, reply)
             && any(
                 self.interfaces.is_empty(),

@@ -5,6 +5,7 @@ pub mod best;
 pub mod connection;
 pub mod crossing;
 pub mod filter;
+pub mod group;
 pub mod left_out;
 pub mod one_way;
 pub mod path;
@@ -74,6 +75,8 @@ pub enum State {
     Crossed,
     /// Has had more packets than the threshold and still isn't offloaded.
     Stalled(Cause),
+    /// Is never offloaded, however many packets it has.
+    Never(Cause),
     /// The same without anything that keeps it out, and without packets: the next one brings it back.
     Idle,
     /// Hasn't had more packets than the threshold.
@@ -99,6 +102,8 @@ pub struct Node {
     pub left_out: Arc<LeftOut>,
     /// Interfaces in the flowtable.
     pub managed: BTreeSet<IfIndex>,
+    /// Interfaces that the operator has left out of it.
+    pub unselected: BTreeSet<IfIndex>,
     /// Names of all interfaces.
     pub names: BTreeMap<IfIndex, IfName>,
     /// Addresses of this node.
@@ -154,8 +159,19 @@ impl Flow {
         Self { original, reply, entry: Some(entry), seen, state, path }
     }
 
-    /// A direction that was counted and that conntrack has no connection for.
-    pub fn gone(tuple: Tuple, seen: FlowCounters) -> Self {
+    /// What was counted and conntrack has no connection for: it has ended, unless packets come all the same. `tuple` is of the
+    /// direction that was seen first.
+    pub fn unknown(tuple: Tuple, seen: [Option<FlowCounters>; 2], node: &Node) -> Self {
+        let reply = seen[1].map(|_| tuple.reversed());
+        let ends = seen.iter().flatten().any(|counted| counted.flags & TCP_CLOSING_FLAGS != 0);
+        let state =
+            if ends || is_idle(&seen, node) { State::Gone } else { State::not(WhyNot::UnknownToConntrack) };
+        Self { state, ..Self::ended(tuple, reply, seen) }
+    }
+
+    /// A direction that was counted, and has ended.
+    #[cfg(test)]
+    pub(crate) fn gone(tuple: Tuple, seen: FlowCounters) -> Self {
         Self::ended(tuple, None, [Some(seen), None])
     }
 
@@ -174,7 +190,7 @@ impl Flow {
 
     /// What keeps it from being offloaded besides that conntrack doesn't count its packets; `None` if conntrack does.
     pub fn uncounted(&self, node: &Node) -> Option<Cause> {
-        let entry = self.entry.as_ref().filter(|_| self.state == State::stalled(WhyNot::NotCounted))?;
+        let entry = self.entry.as_ref().filter(|_| self.state == State::not(WhyNot::NotCounted))?;
         let counted = Entry { counters: Some(Default::default()), ..entry.clone() };
         Some(stalled(&counted, &self.seen, node))
     }
@@ -244,13 +260,13 @@ fn judge(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node, just_cros
         return State::Closing;
     }
     if entry.original.flow_key().is_none() {
-        return State::stalled(WhyNot::Protocol);
+        return State::not(WhyNot::Protocol);
     }
     // A masqueraded connection's replies go to an address of this node, and yet it is forwarded.
     if node.addresses.contains(&entry.reply.source) || node.addresses.contains(&entry.original.source) {
-        return State::stalled(WhyNot::Local);
+        return State::not(WhyNot::Local);
     }
-    let Some(threshold) = node.threshold else { return State::stalled(WhyNot::NoRule) };
+    let Some(threshold) = node.threshold else { return State::not(WhyNot::NoRule) };
     let counted = match entry.counters {
         Some([original, reply]) => original.packets + reply.packets,
         None => seen.iter().flatten().map(|c| c.packets).sum(),
@@ -263,7 +279,7 @@ fn judge(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node, just_cros
     }
     match stalled(entry, seen, node) {
         cause if cause.why == WhyNot::Unknown && is_idle(seen, node) => State::Idle,
-        cause => State::Stalled(cause),
+        cause => State::because(cause),
     }
 }
 
@@ -289,10 +305,12 @@ fn stalled(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node) -> Caus
     }
     // Where its first packets came in. One that has gone since isn't what keeps others on the normal path.
     let interfaces = seen.iter().flatten().map(|counted| IfIndex(counted.ifindex));
-    let stranger =
-        interfaces.filter(|index| !node.managed.contains(index)).find_map(|index| node.names.get(&index));
+    let stranger = interfaces
+        .filter(|index| !node.managed.contains(index))
+        .find_map(|index| Some((node.names.get(&index)?, node.unselected.contains(&index))));
     match stranger {
-        Some(name) => Cause::about(WhyNot::Interface, name.to_string()),
+        Some((name, true)) => Cause::about(WhyNot::Excluded, format!("the choice of interfaces: {name}")),
+        Some((name, false)) => Cause::about(WhyNot::Interface, name.to_string()),
         None if let Some(rule) = node.left_out.by(entry) => {
             Cause::about(WhyNot::EveryPacket, rule.to_owned())
         }
@@ -302,23 +320,43 @@ fn stalled(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node) -> Caus
 }
 
 /// What flows are asked for by: all that [`State::name`] returns, and [`SLOW`].
-pub const STATE_NAMES: [&str; 9] =
-    ["offloaded", SLOW, "hw-offloaded", "crossed", "stalled", "idle", "below-threshold", "closing", "gone"];
+pub const STATE_NAMES: [&str; 10] = [
+    "offloaded",
+    SLOW,
+    "hw-offloaded",
+    "crossed",
+    "stalled",
+    "never",
+    "idle",
+    "below-threshold",
+    "closing",
+    "gone",
+];
 /// Flows that are [`Flow::slow`].
 pub const SLOW: &str = "slow";
 
 impl State {
-    /// Stalled for a reason that is about nothing further.
-    pub fn stalled(why: WhyNot) -> Self {
-        Self::Stalled(why.into())
+    /// Not offloaded for this cause: for now, or never.
+    pub fn because(cause: Cause) -> Self {
+        if cause.todo().is_some() { Self::Stalled(cause) } else { Self::Never(cause) }
     }
 
-    /// Why it stalls, if it does.
-    pub fn why_not(&self) -> Option<WhyNot> {
+    /// The same for a reason that is about nothing further.
+    pub fn not(why: WhyNot) -> Self {
+        Self::because(why.into())
+    }
+
+    /// What keeps it from being offloaded, if anything does.
+    pub fn cause(&self) -> Option<&Cause> {
         match self {
-            Self::Stalled(cause) => Some(cause.why),
+            Self::Stalled(cause) | Self::Never(cause) => Some(cause),
             _ => None,
         }
+    }
+
+    /// The same by its name.
+    pub fn why_not(&self) -> Option<WhyNot> {
+        self.cause().map(|cause| cause.why)
     }
 
     /// Its name, as filters and JSON have it.

@@ -9,9 +9,9 @@ use std::{
 
 use fastpath_common::{FlowCounters, Tally};
 
-use super::{Flow, Node, best::Best, connection::Tuple, path::Path, search::Search};
+use super::{Flow, Node, State, best::Best, connection::Tuple, path::Path, search::Search};
 
-use crate::core::{model::IfIndex, why_not::WhyNot};
+use crate::core::model::IfIndex;
 
 /// Directions of flows whose counts are remembered from one reading to the next: more than three times the default
 /// size of the flows map, in at most 9 MB (32 bytes and a control byte for each of 262,144 slots, 7/8 of them used).
@@ -285,9 +285,9 @@ impl Traffic {
     }
 }
 
-/// What isn't forwarded or has no ports is never offloaded, and nothing is wrong with that.
+/// What can never be offloaded, or was left out by choice, isn't stalled.
 fn stalled(flow: &Flow) -> bool {
-    flow.state.why_not().is_some_and(|why| !matches!(why, WhyNot::Local | WhyNot::Protocol))
+    matches!(&flow.state, State::Stalled(_))
 }
 
 /// A whole reading: the rows that are wanted, and sums over everything.

@@ -196,7 +196,7 @@ fn what_is_never_offloaded_is_not_stalled() {
     let mut rates = Rates::new(100);
     let mut flow = connection(0, counters(99, 1, 2), counters(99, 1, 3), &node(SECOND));
     let mut stalled = |why: WhyNot| {
-        flow.state = State::stalled(why);
+        flow.state = State::not(why);
         read(&mut rates, SECOND, &wanted(Order::Packets, 10), std::slice::from_ref(&flow)).total.stalled_flows
     };
     assert_eq!(

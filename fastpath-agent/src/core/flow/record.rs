@@ -1,11 +1,14 @@
 //! A flow, and what happens to flows, as JSON has it. Fields are only ever added: other programs read them.
 
+use std::borrow::Cow;
+
 use fastpath_common::FlowCounters;
 use serde::{Deserialize, Serialize};
 
 use super::{
     Flow, Node, State,
     connection::{Tuple, protocol_name},
+    group::{Group, todo},
     path::Path,
 };
 
@@ -21,6 +24,12 @@ pub struct FlowRecord {
     /// Its state.
     #[serde(flatten)]
     pub state: State,
+    /// Whether it is fast, could be, or never will be. None in records of earlier versions.
+    #[serde(default)]
+    pub group: Option<Group>,
+    /// What would make it fast, if it could be.
+    #[serde(default)]
+    pub todo: Option<Cow<'static, str>>,
     /// Interfaces that packets come in on.
     pub interfaces: Vec<String>,
     /// As counted at ingress; the original direction, then the reply direction.
@@ -83,6 +92,8 @@ impl FlowRecord {
             original: flow.original,
             reply: flow.reply,
             state: flow.state.clone(),
+            group: Some(flow.group()),
+            todo: todo(&flow.state, flow.slow()).map(Cow::Borrowed),
             interfaces: interfaces(flow, node),
             ingress,
             conntrack: flow.entry.as_ref().map(|entry| Conntrack {
@@ -148,8 +159,8 @@ mod tests {
         for state in [
             State::Offloaded,
             State::Gone,
-            State::stalled(WhyNot::OneWay),
-            State::Stalled(Cause::about(WhyNot::Helper, "ftp".to_owned())),
+            State::not(WhyNot::OneWay),
+            State::because(Cause::about(WhyNot::Helper, "ftp".to_owned())),
         ] {
             let event = Event::Crossed { time_ms: 1, flow: Box::new(record(state)) };
             let line = serde_json::to_string(&event).unwrap();
@@ -164,15 +175,15 @@ mod tests {
 
     #[test]
     fn an_event_has_the_fields_of_the_flow() {
-        let event = Event::Crossed { time_ms: 1, flow: Box::new(record(State::stalled(WhyNot::Local))) };
+        let event = Event::Crossed { time_ms: 1, flow: Box::new(record(State::not(WhyNot::Local))) };
         let event = serde_json::to_value(&event).unwrap();
-        let flow = serde_json::to_value(record(State::stalled(WhyNot::Local))).unwrap();
+        let flow = serde_json::to_value(record(State::not(WhyNot::Local))).unwrap();
         for (field, value) in flow.as_object().unwrap() {
             assert_eq!(event.get(field), Some(value));
         }
         assert_eq!(
             (&event["event"], &event["state"], &event["cause"]),
-            (&"crossed".into(), &"stalled".into(), &"local".into())
+            (&"crossed".into(), &"never".into(), &"local".into())
         );
     }
 

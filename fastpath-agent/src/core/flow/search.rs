@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Flow, Node, SLOW, State, connection::protocol_name};
+use super::{Flow, Node, SLOW, connection::protocol_name};
 
 /// Words that a flow must match, all of them. None at all match every flow.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,7 +63,8 @@ impl Word {
                     || flow.slow() && has(SLOW)
                     || has(&protocol_name(flow.original.protocol))
                     || names().any(|name| has(name.as_str()))
-                    || matches!(&flow.state, State::Stalled(cause) if has(&cause.to_string()))
+                    || flow.state.cause().is_some_and(|cause| has(&cause.to_string()))
+                    || has(flow.group().name())
                     || tuples.any(|t| has(&t.source.to_string()) || has(&t.destination.to_string()))
             }
         }
@@ -131,7 +132,7 @@ mod tests {
     #[test]
     fn a_cause_is_found() {
         let mut flow = flow();
-        flow.state = State::stalled(WhyNot::OneWay);
+        flow.state = crate::core::flow::State::not(WhyNot::OneWay);
         assert!(Search::new("stalled one direction").matches(&flow, &Node::default()));
         assert!(!Search::new("helper").matches(&flow, &Node::default()));
     }

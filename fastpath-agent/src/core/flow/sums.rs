@@ -2,18 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use super::{Flow, State, left_out};
+use super::{Flow, group::Group, left_out};
 use crate::core::why_not::{Cause, WhyNot};
 
 /// Names of the states that connections in conntrack are counted by ([`State::name`]).
-pub const COUNTED_STATES: [&str; 7] =
-    ["offloaded", "hw-offloaded", "crossed", "stalled", "idle", "below-threshold", "closing"];
+pub const COUNTED_STATES: [&str; 8] =
+    ["offloaded", "hw-offloaded", "crossed", "stalled", "never", "idle", "below-threshold", "closing"];
 
 /// Connections of each kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FlowSums {
     /// By state, one of [`COUNTED_STATES`].
     pub states: BTreeMap<&'static str, u64>,
+    /// By group.
+    pub groups: BTreeMap<Group, u64>,
     /// Stalled ones by [`WhyNot::name`].
     pub stalled: BTreeMap<&'static str, u64>,
     /// Those of them that a rule of another program wants every packet of, by the rule's family, table and chain.
@@ -29,8 +31,9 @@ impl FlowSums {
             return;
         }
         *self.states.entry(flow.state.name()).or_default() += 1;
+        *self.groups.entry(flow.group()).or_default() += 1;
         self.slow += u64::from(flow.slow());
-        if let State::Stalled(cause) = &flow.state {
+        if let Some(cause) = flow.state.cause() {
             *self.stalled.entry(cause.why.name()).or_default() += 1;
             if let Cause { why: WhyNot::EveryPacket, about: Some(rule) } = cause {
                 let place = left_out::place(rule);

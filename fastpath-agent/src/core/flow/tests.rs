@@ -79,37 +79,33 @@ fn every_state_and_every_cause_has_its_flow() {
             [seen(2).map(|c| FlowCounters { first_seen_ns: 9_500_000_000, ..c }), None],
             State::Crossed,
         ),
-        (Entry { status: Status(0), ..entry() }, both, State::stalled(WhyNot::OneWay)),
-        (
-            Entry { tcp_state: Some(TcpState::Opening), ..entry() },
-            both,
-            State::stalled(WhyNot::NotEstablished),
-        ),
+        (Entry { status: Status(0), ..entry() }, both, State::not(WhyNot::OneWay)),
+        (Entry { tcp_state: Some(TcpState::Opening), ..entry() }, both, State::not(WhyNot::NotEstablished)),
         (
             Entry { helper: Some("ftp".to_owned()), ..entry() },
             both,
-            State::Stalled(Cause::about(WhyNot::Helper, "ftp".to_owned())),
+            State::because(Cause::about(WhyNot::Helper, "ftp".to_owned())),
         ),
-        (Entry { counters: None, ..entry() }, both, State::stalled(WhyNot::NotCounted)),
-        (Entry { reply: tuple("10.1.0.1", "10.1.0.2"), ..entry() }, both, State::stalled(WhyNot::Local)),
-        (entry(), [seen(2), seen(9)], State::Stalled(Cause::about(WhyNot::Interface, "wan".to_owned()))),
+        (Entry { counters: None, ..entry() }, both, State::not(WhyNot::NotCounted)),
+        (Entry { reply: tuple("10.1.0.1", "10.1.0.2"), ..entry() }, both, State::not(WhyNot::Local)),
+        (entry(), [seen(2), seen(9)], State::because(Cause::about(WhyNot::Interface, "wan".to_owned()))),
         // An interface that has gone.
-        (entry(), [seen(2), seen(77)], State::stalled(WhyNot::Unknown)),
-        (entry(), [seen(2), None], State::stalled(WhyNot::NotWatched)),
-        (entry(), both, State::stalled(WhyNot::Unknown)),
+        (entry(), [seen(2), seen(77)], State::not(WhyNot::Unknown)),
+        (entry(), [seen(2), None], State::not(WhyNot::NotWatched)),
+        (entry(), both, State::not(WhyNot::Unknown)),
         (
             Entry { original: Tuple { protocol: 132, ..entry().original }, ..entry() },
             both,
-            State::stalled(WhyNot::Protocol),
+            State::not(WhyNot::Protocol),
         ),
     ];
     for (entry, seen, expected) in cases {
         assert_eq!(state(entry.clone(), seen, &node()), expected, "{entry:?}");
     }
-    assert_eq!(state(entry(), both, &Node { threshold: None, ..node() }), State::stalled(WhyNot::NoRule));
+    assert_eq!(state(entry(), both, &Node { threshold: None, ..node() }), State::not(WhyNot::NoRule));
     let exclusions = Arc::new(Exclusions::new(&["10.1.0.0/16".to_owned()], "").unwrap());
     let node = Node { exclusions, ..node() };
-    let excluded = State::Stalled(Cause::about(WhyNot::Excluded, "10.1.0.0/16".to_owned()));
+    let excluded = State::because(Cause::about(WhyNot::Excluded, "10.1.0.0/16".to_owned()));
     assert_eq!(state(entry(), both, &node), excluded);
     // Nor is it helped.
     let old = Flow::settled(Entry { counters: None, ..entry() }, both, &node);
@@ -119,18 +115,18 @@ fn every_state_and_every_cause_has_its_flow() {
 #[test]
 fn without_packets_it_is_idle_unless_something_keeps_it_out() {
     let last = |last_seen_ns| [seen(2), seen(3)].map(|c| c.map(|c| FlowCounters { last_seen_ns, ..c }));
-    assert_eq!(state(entry(), last(NOW_NS - IDLE_NS), &node()), State::stalled(WhyNot::Unknown));
+    assert_eq!(state(entry(), last(NOW_NS - IDLE_NS), &node()), State::not(WhyNot::Unknown));
     assert_eq!(state(entry(), last(NOW_NS - IDLE_NS - 1), &node()), State::Idle);
     let one_way = Entry { status: Status(0), ..entry() };
-    assert_eq!(state(one_way, last(1), &node()), State::stalled(WhyNot::OneWay));
+    assert_eq!(state(one_way, last(1), &node()), State::not(WhyNot::OneWay));
     let offloaded = Entry { status: Status(SEEN_REPLY | OFFLOAD), ..entry() };
     assert_eq!(state(offloaded, last(1), &node()), State::Offloaded);
-    assert_eq!(state(entry(), [None; 2], &node()), State::stalled(WhyNot::Unknown), "nothing was counted");
+    assert_eq!(state(entry(), [None; 2], &node()), State::not(WhyNot::Unknown), "nothing was counted");
 }
 
 #[test]
 fn exactly_the_threshold_is_below_it() {
-    for (packets, expected) in [(20, State::BelowThreshold), (21, State::stalled(WhyNot::Unknown))] {
+    for (packets, expected) in [(20, State::BelowThreshold), (21, State::not(WhyNot::Unknown))] {
         let counters = Some([Counter { packets, bytes: 0 }, Counter::default()]);
         assert_eq!(state(Entry { counters, ..entry() }, [seen(2), seen(3)], &node()), expected);
     }
@@ -163,4 +159,33 @@ proptest! {
         prop_assert_eq!(forth.packets(), back.packets());
         prop_assert_eq!(forth.last_seen_ns(), back.last_seen_ns());
     }
+}
+
+#[test]
+fn what_conntrack_doesnt_have_is_gone_unless_packets_come() {
+    let node = Node { now_ns: 10_000_000_000, ..Node::default() };
+    let counted = |last_seen_ns, flags| {
+        Some(FlowCounters { packets: 9, last_seen_ns, flags, ..FlowCounters::default() })
+    };
+    let tuple = entry().original;
+    let (old, now) = (5_000_000_000, 9_900_000_000);
+    for (seen, state) in [
+        ([counted(old, 0), None], State::Gone),
+        ([counted(now, 0), None], State::not(WhyNot::UnknownToConntrack)),
+        ([counted(old, 0), counted(now, 0)], State::not(WhyNot::UnknownToConntrack)),
+        ([counted(now, 1), counted(now, 0)], State::Gone),
+    ] {
+        let flow = Flow::unknown(tuple, seen, &node);
+        assert_eq!(flow.state, state, "{seen:?}");
+        assert_eq!(flow.reply, seen[1].map(|_| tuple.reversed()));
+        assert_eq!(flow.group(), group::Group::Never);
+    }
+}
+
+#[test]
+fn interfaces_that_were_left_out_by_choice_are_no_fault() {
+    let by_choice =
+        Node { unselected: node().names.keys().copied().collect(), managed: BTreeSet::new(), ..node() };
+    let cause = Flow::settled(entry(), [seen(2), seen(9)], &by_choice).state.why_not();
+    assert_eq!(cause, Some(WhyNot::Excluded));
 }

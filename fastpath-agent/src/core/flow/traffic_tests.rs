@@ -104,7 +104,7 @@ fn what_bypassed_is_what_came_in_past_the_threshold_less_what_was_metered() {
         ("offloaded", false, &[(offloaded([60, 61]), metered(0))], (121, 100)),
         ("some were metered", false, &[(offloaded([60, 61]), metered(10))], (121, 90)),
         ("all were metered", false, &[(offloaded([60, 61]), metered(500))], (121, 0)),
-        ("not offloaded", false, &[(flow(State::stalled(WhyNot::Unknown), [60, 61]), None)], (121, 0)),
+        ("not offloaded", false, &[(flow(State::not(WhyNot::Unknown), [60, 61]), None)], (121, 0)),
         (
             "two readings",
             false,

@@ -1,12 +1,12 @@
 //! Which links are in the flowtable, and why the others aren't.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use serde::Serialize;
 use strum::{EnumIter, IntoEnumIterator, IntoStaticStr};
 
-use crate::core::model::{Link, OperState};
+use crate::core::model::{IfIndex, Link, OperState};
 
 /// Globs over interface names: what to take and what to leave out. By default all are taken.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +26,13 @@ impl Selection {
     pub fn new(include: &[String], exclude: &[String]) -> Result<Self, BadGlob> {
         let include = if include.is_empty() { None } else { Some(glob_set(include)?) };
         Ok(Self { include, exclude: glob_set(exclude)? })
+    }
+
+    /// Of these links those that the patterns leave out.
+    pub fn left_out<'a>(&self, links: impl Iterator<Item = &'a Link>) -> BTreeSet<IfIndex> {
+        let by_choice =
+            |link: &&Link| matches!(self.reject(link), Some(Unmanaged::Excluded | Unmanaged::NotIncluded));
+        links.filter(by_choice).map(|link| link.index).collect()
     }
 
     /// Why `link` doesn't belong into the flowtable; `None` if it does.
