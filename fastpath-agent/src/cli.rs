@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use crate::core::{
     flow::{
         STATE_NAMES,
+        column::Column,
         connection::{TCP, UDP},
         filter::Sort,
         group::Group,
@@ -305,6 +306,10 @@ pub struct StatusArgs {
 /// Flags of `flows`.
 #[derive(Clone, Debug, Args)]
 pub struct FlowsArgs {
+    /// Only flows that this is true of, as in tcpdump: tcp, udp, proto N, [src|dst] host A, net N, port P, an end (10.1.0.2:443,
+    /// 10.1.0.0/16, :443), dev NAME, a state, a group; joined by and, or, not and parentheses
+    #[arg(value_name = "EXPRESSION", num_args = 0..)]
+    pub words: Vec<String>,
     /// Only flows with an end in this network or with this address, before or after NAT (repeatable)
     #[arg(long, value_name = "CIDR", value_parser = network)]
     pub address: Vec<IpNet>,
@@ -339,9 +344,15 @@ pub struct FlowsArgs {
     /// Directory of the running agent's socket
     #[arg(long, value_name = "DIR", default_value = "/run/fastpath", env = "FASTPATH_RUN_DIR")]
     pub run_dir: PathBuf,
+    /// Columns of the table, instead of the usual ones
+    #[arg(long, value_name = "COLUMN", value_delimiter = ',')]
+    pub columns: Vec<Column>,
+    /// Exact numbers in the table: packets, bytes, seconds
+    #[arg(long)]
+    pub raw: bool,
     /// Output format
     #[arg(short, long, value_name = "FORMAT", default_value = "text", env = "FASTPATH_OUTPUT")]
-    pub output: Output,
+    pub output: FlowsOutput,
     /// Directory of the pinned eBPF maps
     #[arg(long, value_name = "DIR", default_value = DEFAULT_PIN_PATH, env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
@@ -382,9 +393,9 @@ pub struct TopArgs {
 /// Flags of `why`.
 #[derive(Clone, Debug, Args)]
 pub struct WhyArgs {
-    /// The protocol, which may be left out, and one or two ends in either order, before or after NAT: 10.0.1.2:40000,
-    /// `[fd00:1::2]:40000`, 10.0.1.2 or :443. If several flows match, they are listed
-    #[arg(value_name = "WORD", num_args = 1..=3, required_unless_present = "top")]
+    /// Protocol and both ends, before or after NAT, in either direction; or as much of it as is known, in the words of `flows`:
+    /// 10.0.1.2, `[fd00:1::2]:40000`, :443, tcp dst port 443. If several flows match, they are listed
+    #[arg(value_name = "EXPRESSION", num_args = 1.., required_unless_present = "top")]
     pub words: Vec<String>,
     /// The flow with the most packets that isn't accelerated and could be
     #[arg(long, conflicts_with = "words")]
@@ -464,6 +475,26 @@ pub enum Output {
     Text,
     /// For programs
     Json,
+}
+
+/// Output formats of `flows`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FlowsOutput {
+    /// For people, as wide as the terminal
+    Text,
+    /// For people, all columns
+    Wide,
+    /// For programs: one array
+    Json,
+    /// For programs: one object a line
+    Ndjson,
+}
+
+impl FlowsOutput {
+    /// A table, not JSON.
+    pub fn is_for_people(self) -> bool {
+        matches!(self, Self::Text | Self::Wide)
+    }
 }
 
 /// Something that can be switched off.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use fastpath_agent::{
     commands,
     config::BadValue,
-    core::why::BadFlow,
+    core::{flow::expression::BadExpression, why::BadFlow},
     invocation::{Invocation, InvocationError},
     logging,
 };
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
             let place = error.downcast_ref().and_then(|bad| invocation.place(bad));
             let place = place.map(|place| format!("{place}: ")).unwrap_or_default();
             logging::say(&format!("error: {place}{}\n", one_line(&error)));
-            if error.is::<BadValue>() || error.is::<BadFlow>() {
+            if error.is::<BadValue>() || error.is::<BadFlow>() || error.is::<BadExpression>() {
                 eprintln!("\nFor more information, try '--help'.");
                 return ExitCode::from(EX_USAGE);
             }

@@ -1,11 +1,17 @@
 //! `render` and `status`: what they say is what is installed, and they touch nothing.
 
+use std::time::Duration;
+
 use fastpath_tests::{
     agent::{self, Agent},
+    http,
+    netns::Netns,
     reference, table,
     topology::{Family, Layout, Topology},
     traffic::Proto,
+    wait_until,
 };
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 #[test]
@@ -150,4 +156,48 @@ fn status_knows_a_table_of_others() {
     assert_eq!(theirs["table"]["owner"], "foreign", "{theirs:#}");
     let text = agent::output(&topology.node, &["status"]);
     assert!(text.contains("made by another program"), "{text}");
+}
+
+/// Exit code and what it prints.
+fn stands(node: &Netns) -> (Option<i32>, String) {
+    let output = agent::run(node, &["status"]);
+    (output.status.code(), String::from_utf8(output.stdout).expect("UTF-8"))
+}
+
+#[test]
+fn status_says_how_the_agent_stands() {
+    let topology = Topology::routed();
+    let node = &topology.node;
+    node.ip("link set lo up\n");
+    let (code, text) = stands(node);
+    assert_eq!(code, Some(3), "{text}");
+    assert!(text.starts_with("agent       NOT RUNNING: `fastpath-agent run`"), "{text}");
+
+    let flags = [http::SERVE, "--hostname-override=n7", "--exclude-interfaces=s0"];
+    let agent = Agent::start(node, &flags);
+    let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
+    assert_eq!(flow.rounds(3), 3);
+    let (code, text) = stands(node);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.starts_with("agent       ready, running since 20") && text.contains(", version "), "{text}");
+    assert!(text.contains("node        n7\n") && text.contains("excluded by --exclude-interfaces"), "{text}");
+    assert!(text.contains("flows       0 fast, 1 could be fast, 0 never\n"), "{text}");
+
+    agent.signal(Signal::SIGSTOP);
+    let (code, text) = stands(node);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.starts_with("agent       DEGRADED: it doesn't answer"), "{text}");
+    agent.signal(Signal::SIGCONT);
+    agent.stop();
+
+    // Without a port to ask at, the kernel is asked.
+    node.nft("delete table inet kindnet-fastpath");
+    node.nft(&reference::kindnet(&["c0", "s0"]));
+    let _agent = Agent::spawn(node, &mut agent::command(&["--ebpf=off"]));
+    wait_until("the agent's process", Duration::from_secs(5), || stands(node).0 == Some(1));
+    let (_, text) = stands(node);
+    assert!(
+        text.starts_with("agent       DEGRADED: table inet kindnet-fastpath was made by another"),
+        "{text}"
+    );
 }

@@ -4,12 +4,12 @@
 #[cfg(fuzzing)]
 libfuzzer_sys::fuzz_target!(|text: &str| {
     use fastpath_agent::core::{
-        flow::{record::Event, search::Search},
-        why::{FlowQuery, FlowSpec},
+        flow::{expression::Expression, record::Event, search::Search},
+        why::FlowSpec,
     };
 
     drop(Search::new(text));
-    let _ = FlowQuery::parse(&text.split(' ').collect::<Vec<_>>());
+    let _ = Expression::parse(&text.split(' ').collect::<Vec<_>>());
     let mut words = text.split(' ');
     let mut word = || words.next().unwrap_or_default();
     if let Ok(spec) = FlowSpec::parse(word(), word(), word()) {

@@ -1,104 +1,95 @@
 //! How a flow is written: a line of a table for people, an object for programs.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
+use super::flow_table::{Look, Table};
 use crate::{
-    cli::FlowsArgs,
+    cli::{FlowsArgs, FlowsOutput},
     core::flow::{
-        Flow, Node, SLOW, State,
+        Flow, Node,
+        column::Column,
+        expression::{BadExpression, Expression},
         filter::Filter,
-        record::{FlowRecord, interfaces},
+        rates::Rate,
+        record::FlowRecord,
     },
     kernel::{event_socket::SocketError, flows::FlowsError},
 };
 
 /// Writes flows one after the other.
-pub trait Writer {
-    /// Before the first flow.
-    fn begin(&mut self, out: &mut dyn Write) -> io::Result<()>;
-    /// One flow.
-    fn flow(&mut self, out: &mut dyn Write, flow: &Flow, node: &Node) -> io::Result<()>;
-    /// After the last flow.
-    fn end(&mut self, out: &mut dyn Write) -> io::Result<()>;
+pub enum Writer {
+    /// For people.
+    Table(Table),
+    /// For programs.
+    Json(Json),
 }
 
-/// A table with one line for each flow.
-#[derive(Default)]
-pub struct Table {
-    flows: u64,
-}
-
-/// A JSON array with one object for each flow, each on a line of its own. Fields are only ever added.
-#[derive(Default)]
+/// One object for each flow, each on a line of its own: in an array, or by themselves. Fields are only ever added.
 pub struct Json {
+    array: bool,
     flows: u64,
     /// The flow that is being written: into memory, since it is written in a hundred pieces.
     text: Vec<u8>,
 }
 
-impl Writer for Table {
-    fn begin(&mut self, out: &mut dyn Write) -> io::Result<()> {
-        writeln!(
-            out,
-            "{:<18}  {:<5}  {:<47}  {:>10}  {:>13}  {:>7}  {:<15}  WHY",
-            "STATE", "PROTO", "SOURCE > DESTINATION", "PACKETS", "BYTES", "IDLE", "IN"
-        )
-    }
-
-    fn flow(&mut self, out: &mut dyn Write, flow: &Flow, node: &Node) -> io::Result<()> {
-        self.flows += 1;
-        let ends = flow.original.to_string();
-        let (protocol, ends) = ends.split_once(' ').unwrap_or(("", &ends));
-        let idle = flow.last_seen_ns().map_or("-".to_owned(), |at| idle(node.now_ns.saturating_sub(at)));
-        let why = match (&flow.state, flow.path.metered) {
-            (State::Stalled(cause) | State::Never(cause), _) => cause.to_string(),
-            (_, Some(metered)) if flow.slow() => format!("{metered} packets took the normal path"),
-            _ => String::new(),
+impl Writer {
+    /// For `-o` and what else was said of how it looks; `watch`: it is shown again and again.
+    pub fn new(output: FlowsOutput, columns: &[Column], raw: bool, watch: bool) -> Self {
+        let usual = match output {
+            FlowsOutput::Json => return Self::Json(Json { array: true, flows: 0, text: Vec::new() }),
+            FlowsOutput::Ndjson => return Self::Json(Json { array: false, flows: 0, text: Vec::new() }),
+            FlowsOutput::Wide => Column::wide(),
+            FlowsOutput::Text => Column::usual(watch),
         };
-        let line = format!(
-            "{:<18}  {protocol:<5}  {ends:<47}  {:>10}  {:>13}  {idle:>7}  {:<15}  {why}",
-            state(flow),
-            flow.packets(),
-            flow.bytes(),
-            interfaces(flow, node).join(","),
-        );
-        writeln!(out, "{}", line.trim_end())
+        let columns = if columns.is_empty() { usual } else { columns.to_vec() };
+        let terminal = io::stdout().is_terminal();
+        let fits = terminal && output == FlowsOutput::Text;
+        let width =
+            fits.then(|| crossterm::terminal::size().ok()).flatten().map(|(columns, _)| columns.into());
+        let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        Self::Table(Table::new(Look { columns, raw, colour, width }))
     }
 
-    fn end(&mut self, out: &mut dyn Write) -> io::Result<()> {
-        if self.flows == 0 { writeln!(out, "no flows") } else { Ok(()) }
-    }
-}
-
-fn state(flow: &Flow) -> String {
-    if flow.slow() { format!("{}, {SLOW}", flow.state.name()) } else { flow.state.name().to_owned() }
-}
-
-/// A duration in ns, in a few characters.
-fn idle(ns: u64) -> String {
-    match ns / 1_000_000 {
-        ms @ 0..1000 => format!("{ms}ms"),
-        ms @ 1000..60_000 => format!("{}s", ms / 1000),
-        ms @ 60_000..3_600_000 => format!("{}m", ms / 60_000),
-        ms => format!("{}h", ms / 3_600_000),
-    }
-}
-
-impl Writer for Json {
-    fn begin(&mut self, out: &mut dyn Write) -> io::Result<()> {
-        write!(out, "[")
+    /// Before the first flow.
+    pub fn begin(&mut self, out: &mut dyn Write) -> io::Result<()> {
+        match self {
+            Self::Json(Json { array: true, .. }) => write!(out, "["),
+            Self::Json(_) | Self::Table(_) => Ok(()),
+        }
     }
 
-    fn flow(&mut self, out: &mut dyn Write, flow: &Flow, node: &Node) -> io::Result<()> {
-        self.text.clear();
-        self.text.extend_from_slice(if self.flows == 0 { b"\n" } else { b",\n" });
-        self.flows += 1;
-        serde_json::to_writer(&mut self.text, &FlowRecord::new(flow, node))?;
-        out.write_all(&self.text)
+    /// One flow, with its rate if that is known.
+    pub fn flow(
+        &mut self,
+        out: &mut dyn Write,
+        flow: &Flow,
+        node: &Node,
+        rate: Option<Rate>,
+    ) -> io::Result<()> {
+        let Json { array, flows, text } = match self {
+            Self::Table(table) => return table.add(out, flow, node, rate),
+            Self::Json(json) => json,
+        };
+        text.clear();
+        if *array {
+            text.extend_from_slice(if *flows == 0 { b"\n" } else { b",\n" });
+        }
+        *flows += 1;
+        let record = FlowRecord { rate: rate.map(Into::into), ..FlowRecord::new(flow, node) };
+        serde_json::to_writer(&mut *text, &record)?;
+        if !*array {
+            text.push(b'\n');
+        }
+        out.write_all(text)
     }
 
-    fn end(&mut self, out: &mut dyn Write) -> io::Result<()> {
-        writeln!(out, "\n]")
+    /// After the last flow.
+    pub fn end(&mut self, out: &mut dyn Write) -> io::Result<()> {
+        match self {
+            Self::Table(table) => table.end(out),
+            Self::Json(Json { array: true, .. }) => writeln!(out, "\n]"),
+            Self::Json(_) => Ok(()),
+        }
     }
 }
 
@@ -111,20 +102,24 @@ pub enum ShowError {
     /// They can't be followed.
     #[error(transparent)]
     Follow(#[from] SocketError),
+    /// It isn't understood which are wanted.
+    #[error(transparent)]
+    Wanted(#[from] BadExpression),
     /// They can't be written.
     #[error("cannot write: {0}")]
     Output(#[from] io::Error),
 }
 
-pub(super) fn filter(args: &FlowsArgs) -> Filter {
-    Filter {
+pub(super) fn filter(args: &FlowsArgs) -> Result<Filter, BadExpression> {
+    Ok(Filter {
+        expression: (!args.words.is_empty()).then(|| Expression::parse(&args.words)).transpose()?,
         networks: args.address.clone(),
         ports: args.port.clone(),
         protocols: args.protocol.iter().map(|protocol| protocol.number()).collect(),
         interfaces: args.interface.clone(),
         states: args.state.clone(),
         groups: args.group.clone(),
-    }
+    })
 }
 
 #[cfg(test)]
@@ -132,15 +127,13 @@ mod tests {
     use fastpath_common::FlowCounters;
 
     use super::*;
-    use crate::core::{
-        flow::{
-            connection::{TCP, Tuple},
-            path::Path,
-        },
-        model::{IfIndex, IfName},
+    use crate::core::flow::{
+        State,
+        connection::{TCP, Tuple},
+        path::Path,
     };
 
-    fn shown(writer: &mut dyn Writer, flows: usize) -> String {
+    fn written(output: FlowsOutput, flows: usize) -> String {
         let tuple = Tuple {
             source: "10.1.0.2".parse().unwrap(),
             destination: "10.2.0.2".parse().unwrap(),
@@ -148,70 +141,47 @@ mod tests {
             source_port: 40000,
             destination_port: 443,
         };
-        let counters =
-            FlowCounters { packets: 7, bytes: 700, last_seen_ns: 1, ifindex: 2, ..FlowCounters::default() };
-        let node = Node {
-            names: [(IfIndex(2), IfName::new("eth0").unwrap())].into(),
-            now_ns: 2_000_000_001,
-            ..Node::default()
-        };
-        let mut out = Vec::new();
+        let mut flow = Flow::gone(tuple, FlowCounters { packets: 7, ..FlowCounters::default() });
+        flow.state = State::Offloaded;
+        flow.path = Path { accelerated: Some(false), bypassed: Some(5), metered: Some(70) };
+        let (mut writer, mut out) = (Writer::new(output, &[], false, false), Vec::new());
         writer.begin(&mut out).unwrap();
         for _ in 0..flows {
-            writer.flow(&mut out, &Flow::gone(tuple, counters), &node).unwrap();
+            let rate = Some(Rate { packets: 2.0, bits: 8.5 });
+            writer.flow(&mut out, &flow, &Node::default(), rate).unwrap();
         }
         writer.end(&mut out).unwrap();
         String::from_utf8(out).unwrap()
     }
 
     #[test]
-    fn a_flow_is_a_line() {
-        let text = shown(&mut Table::default(), 1);
-        let words: Vec<_> = text.lines().nth(1).unwrap().split_whitespace().collect();
-        assert_eq!(words, ["gone", "tcp", "10.1.0.2:40000", ">", "10.2.0.2:443", "7", "700", "2s", "eth0"]);
-        assert!(shown(&mut Table::default(), 0).ends_with("no flows\n"));
-    }
-
-    #[test]
     fn a_flow_that_is_offloaded_and_slow_is_called_so() {
-        let mut flow = Flow::gone(
-            Tuple {
-                source: "10.1.0.2".parse().unwrap(),
-                destination: "10.2.0.2".parse().unwrap(),
-                protocol: TCP,
-                source_port: 40000,
-                destination_port: 443,
-            },
-            FlowCounters::default(),
+        let text = written(FlowsOutput::Text, 1);
+        assert!(
+            text.contains("\noffloaded, slow ") && text.contains("70 packets took the normal path\n"),
+            "{text}"
         );
-        flow.state = State::Offloaded;
-        flow.path = Path { accelerated: Some(false), bypassed: Some(5), metered: Some(70) };
-        let written = |writer: &mut dyn Writer| {
-            let mut out = Vec::new();
-            writer.flow(&mut out, &flow, &Node::default()).unwrap();
-            String::from_utf8(out).unwrap()
-        };
-        let text = written(&mut Table::default());
-        assert!(text.starts_with("offloaded, slow "), "{text}");
-        assert!(text.ends_with("70 packets took the normal path\n"), "{text}");
-        let json: serde_json::Value = serde_json::from_str(&written(&mut Json::default())).unwrap();
-        assert_eq!(json["state"], "offloaded");
-        assert_eq!(
-            (&json["accelerated"], &json["bypassed"], &json["metered"]),
-            (&false.into(), &5.into(), &70.into())
-        );
+        assert!(text.ends_with("0 fast, 1 could be fast, 0 never\n"), "{text}");
     }
 
     #[test]
-    fn json_is_an_array_whatever_its_length() {
+    fn json_is_an_array_or_lines_whatever_its_length() {
         for flows in 0..3 {
-            let json: serde_json::Value = serde_json::from_str(&shown(&mut Json::default(), flows)).unwrap();
-            assert_eq!(json.as_array().unwrap().len(), flows);
-            for flow in json.as_array().unwrap() {
-                assert_eq!(flow["state"], "gone");
+            let array: Vec<serde_json::Value> =
+                serde_json::from_str(&written(FlowsOutput::Json, flows)).unwrap();
+            let lines = written(FlowsOutput::Ndjson, flows);
+            let lines: Vec<serde_json::Value> =
+                lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+            assert_eq!((array.len(), &array), (flows, &lines));
+            for flow in array {
+                assert_eq!((&flow["state"], &flow["group"]), (&"offloaded".into(), &"could-be-fast".into()));
                 assert_eq!(flow["original"]["source"], "10.1.0.2");
-                assert_eq!(flow["ingress"][0]["packets"], 7);
-                assert_eq!(flow["ingress"][1], serde_json::Value::Null);
+                assert_eq!((&flow["ingress"][0]["packets"], &flow["ingress"][1]), (&7.into(), &().into()));
+                assert_eq!((&flow["bypassed"], &flow["metered"]), (&5.into(), &70.into()));
+                assert_eq!(
+                    flow["rate"],
+                    serde_json::json!({ "packets_per_second": 2, "bits_per_second": 8 })
+                );
             }
         }
     }

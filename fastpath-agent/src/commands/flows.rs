@@ -6,17 +6,17 @@ use std::{
     time::Duration,
 };
 
-use super::flow_writer::{Json, Table, Writer};
 use crate::{
-    cli::{FlowsArgs, Output},
+    cli::FlowsArgs,
     commands::{
-        flow_writer::{ShowError, filter},
+        flow_writer::{ShowError, Writer, filter},
         running, runtime,
     },
     core::flow::{
-        Flow, Node,
+        Flow,
         best::Best,
-        filter::{Filter, Sort},
+        filter::Filter,
+        rates::{MAX_REMEMBERED, Rates, Row},
     },
     kernel::flows::{self},
 };
@@ -30,6 +30,8 @@ pub(super) fn run(args: &FlowsArgs) -> anyhow::Result<ExitCode> {
         runtime()?.block_on(show(args, &mut out))
     };
     match shown {
+        // An error of the user's, not of the program's.
+        Err(ShowError::Wanted(bad)) => Err(bad.into()),
         Err(ShowError::Output(e)) if e.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
         shown => Ok(shown.map(|()| ExitCode::SUCCESS)?),
     }
@@ -43,75 +45,61 @@ const BUFFER_BYTES: usize = 64 * 1024;
 
 /// Shows flows as `args` ask for.
 pub async fn show(args: &FlowsArgs, out: &mut dyn Write) -> Result<(), ShowError> {
-    let Some(seconds) = args.watch else { return show_once(args, out, "").await };
-    let before = if args.output == Output::Text { CLEAR } else { "" };
+    let filter = filter(args)?;
+    let mut rates = Rates::new(MAX_REMEMBERED);
+    let Some(seconds) = args.watch else { return show_once(args, &filter, &mut rates, out, "").await };
+    let before = if args.output.is_for_people() { CLEAR } else { "" };
     loop {
-        show_once(args, out, before).await?;
+        show_once(args, &filter, &mut rates, out, before).await?;
         tokio::time::sleep(Duration::from_secs(seconds)).await;
     }
 }
 
-async fn show_once(args: &FlowsArgs, out: &mut dyn Write, before: &str) -> Result<(), ShowError> {
+async fn show_once(
+    args: &FlowsArgs,
+    filter: &Filter,
+    rates: &mut Rates,
+    out: &mut dyn Write,
+    before: &str,
+) -> Result<(), ShowError> {
     let mut out = BufWriter::with_capacity(BUFFER_BYTES, out);
     // Written with the first flows, so that the screen isn't empty while they are read.
     write!(out, "{before}")?;
-    let mut writer: Box<dyn Writer> = match args.output {
-        Output::Text => Box::new(Table::default()),
-        Output::Json => Box::new(Json::default()),
-    };
+    let mut writer = Writer::new(args.output, &args.columns, args.raw, args.watch.is_some());
     let node = running::node(&args.pin_path).await?;
     writer.begin(&mut out)?;
-    let mut shown =
-        Shown { node: &node, filter: filter(args), limit: args.limit.unwrap_or(usize::MAX), count: 0 };
+    // Nothing is remembered for a second reading that doesn't come.
+    let mut reading = args.watch.is_some().then(|| rates.begin(node.now_ns));
+    let mut rate = |flow: &Flow| reading.as_mut().and_then(|reading| reading.rate(flow));
+    let limit = args.limit.unwrap_or(usize::MAX);
     match args.sort {
-        None => shown.stream(args, &mut *writer, &mut out)?,
-        Some(sort) => shown.sorted(args, sort, &mut *writer, &mut out)?,
+        None => {
+            let (mut written, mut shown) = (Ok(()), 0);
+            flows::for_each(&args.pin_path, &node, |flow| {
+                let rate = rate(&flow);
+                if written.is_ok() && shown < limit && filter.matches(&flow, &node) {
+                    shown += 1;
+                    written = writer.flow(&mut out, &flow, &node, rate);
+                }
+            })?;
+            written?;
+        }
+        Some(sort) => {
+            let mut found = Best::new(limit, |a: &Row, b: &Row| sort.compare(a, b));
+            flows::for_each(&args.pin_path, &node, |flow| {
+                let rate = rate(&flow);
+                if filter.matches(&flow, &node) {
+                    found.push(Row { flow, rate });
+                }
+            })?;
+            for Row { flow, rate } in found.into_sorted() {
+                writer.flow(&mut out, &flow, &node, rate)?;
+            }
+        }
+    }
+    if let Some(reading) = reading {
+        reading.end();
     }
     writer.end(&mut out)?;
-    out.flush()?;
-    Ok(())
-}
-
-struct Shown<'a> {
-    node: &'a Node,
-    filter: Filter,
-    limit: usize,
-    count: usize,
-}
-
-impl Shown<'_> {
-    fn stream(
-        &mut self,
-        args: &FlowsArgs,
-        writer: &mut dyn Writer,
-        out: &mut dyn Write,
-    ) -> Result<(), ShowError> {
-        let mut failed = Ok(());
-        flows::for_each(&args.pin_path, self.node, |flow| {
-            if failed.is_ok() && self.count < self.limit && self.filter.matches(&flow, self.node) {
-                self.count += 1;
-                failed = writer.flow(out, &flow, self.node);
-            }
-        })?;
-        Ok(failed?)
-    }
-
-    fn sorted(
-        &mut self,
-        args: &FlowsArgs,
-        sort: Sort,
-        writer: &mut dyn Writer,
-        out: &mut dyn Write,
-    ) -> Result<(), ShowError> {
-        let mut found = Best::new(self.limit, |a: &Flow, b: &Flow| sort.compare(a, b));
-        flows::for_each(&args.pin_path, self.node, |flow| {
-            if self.filter.matches(&flow, self.node) {
-                found.push(flow);
-            }
-        })?;
-        for flow in found.into_sorted() {
-            writer.flow(out, &flow, self.node)?;
-        }
-        Ok(())
-    }
+    Ok(out.flush()?)
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    cli::{FlowsArgs, Output},
+    cli::{FlowsArgs, FlowsOutput},
     commands::flow_writer::{ShowError, filter},
     core::flow::record::{Event, FlowRecord},
     kernel::event_socket,
@@ -16,9 +16,9 @@ use crate::{
 pub fn follow(args: &FlowsArgs, out: &mut dyn Write) -> Result<(), ShowError> {
     let mut out = BufWriter::new(out);
     let mut lines = BufReader::new(event_socket::connect(&args.run_dir)?);
-    let filter = filter(args);
+    let filter = filter(args)?;
     let mut left = args.limit.unwrap_or(usize::MAX);
-    if args.output == Output::Text {
+    if args.output.is_for_people() {
         write_line(&mut out, HEAD)?;
         out.flush()?;
     }
@@ -37,9 +37,9 @@ pub fn follow(args: &FlowsArgs, out: &mut dyn Write) -> Result<(), ShowError> {
             Event::Lost { .. } => {}
         }
         match (args.output, event) {
-            (Output::Json, _) => out.write_all(line.as_bytes())?,
-            (Output::Text, Event::Crossed { time_ms, flow }) => write_flow(&mut out, time_ms, &flow)?,
-            (Output::Text, Event::Lost { records }) => {
+            (FlowsOutput::Json | FlowsOutput::Ndjson, _) => out.write_all(line.as_bytes())?,
+            (_, Event::Crossed { time_ms, flow }) => write_flow(&mut out, time_ms, &flow)?,
+            (_, Event::Lost { records }) => {
                 eprintln!("{records} flows are missing here: they came too fast to show");
             }
         }
@@ -108,6 +108,7 @@ mod tests {
             ingress: [None; 2],
             conntrack: None,
             path: Path::default(),
+            rate: None,
         };
         let mut out = Vec::new();
         write_flow(&mut out, 86_400_000 + 3_723_004, &flow).unwrap();

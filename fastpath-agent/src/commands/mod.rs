@@ -3,6 +3,7 @@
 mod canary;
 pub mod cleanup;
 pub mod doctor;
+pub mod flow_table;
 pub mod flow_writer;
 pub mod flows;
 pub mod follow;
@@ -13,6 +14,7 @@ pub mod rules;
 mod running;
 pub mod status;
 pub mod top;
+mod units;
 pub mod why;
 
 use std::{

@@ -1,5 +1,6 @@
 //! The agent that runs in this network namespace, and the flags that it was started with.
 
+use super::hostname;
 use crate::{
     cli::{Cli, EbpfMode, RunArgs},
     config::{Config, Rules},
@@ -8,6 +9,7 @@ use crate::{
     kernel::{
         facts::{self, AgentProcess},
         flows::{self, FlowsError},
+        why,
     },
 };
 use std::path::{Path, PathBuf};
@@ -28,12 +30,48 @@ pub(super) async fn node(pin_path: &Path) -> Result<Node, FlowsError> {
     flows::node(pin_path, config.as_ref().map(|config| &config.rules.selection)).await
 }
 
+/// The agent that runs in this network namespace.
+pub(super) enum Running {
+    /// With its configuration, and what of it couldn't be read.
+    Known(AgentProcess, Box<Config>, Option<Unread>),
+    /// With the reason why its flags can't be read.
+    Unread(AgentProcess, String),
+    /// There is none.
+    None,
+}
+
+/// Looks for it.
+pub(super) fn find() -> Running {
+    for process in facts::agent_processes() {
+        match started_with(&process) {
+            Some(Ok(cli)) => {
+                if let Some((config, unread)) = cli.agent().and_then(|run| checked(run.clone(), hostname())) {
+                    return Running::Known(process, Box::new(config), unread);
+                }
+            }
+            Some(Err(error)) => return Running::Unread(process, error),
+            // It is about to end since its flags are wrong.
+            None => {}
+        }
+    }
+    Running::None
+}
+
 /// The configuration of the agent that runs here; `None` if none runs, or its flags can't be read.
 pub(super) fn running_config() -> Option<Config> {
-    facts::agent_processes().iter().find_map(|process| {
-        let cli = started_with(process)?.ok()?;
-        checked(cli.agent()?.clone(), String::new()).map(|(config, _)| config)
-    })
+    match find() {
+        Running::Known(_, config, _) => Some(*config),
+        Running::Unread(..) | Running::None => None,
+    }
+}
+
+/// What it was told of interfaces and rules.
+pub(super) fn told(config: &Config) -> why::Flags<'_> {
+    why::Flags {
+        selection: &config.rules.selection,
+        exclusions: &config.rules.exclusions,
+        ignored: &config.rules.ignored,
+    }
 }
 
 /// The configuration of flags that an agent runs with, and what of it couldn't be read; `None` where it can't run with them.
@@ -50,37 +88,30 @@ fn checked(mut run: RunArgs, node: String) -> Option<(Config, Option<Unread>)> {
 
 /// The process of the agent that runs here.
 pub(super) fn running_agent_pid() -> Option<u32> {
-    let is_agent = |process: &AgentProcess| match started_with(process) {
-        Some(Ok(cli)) => cli.agent().is_some(),
-        Some(Err(_)) => true,
-        None => false,
-    };
-    facts::agent_processes().into_iter().find(is_agent).map(|process| process.pid)
+    match find() {
+        Running::Known(process, ..) | Running::Unread(process, _) => Some(process.pid),
+        Running::None => None,
+    }
 }
 
 /// The agent that runs here, and its flags; else doctor's own.
 pub(super) fn running_agent(own: Flags) -> (Option<AgentProcess>, Flags) {
-    for process in facts::agent_processes() {
-        let run = match started_with(&process) {
-            Some(Ok(cli)) => cli.agent().cloned(),
-            Some(Err(error)) => {
-                return (Some(process), Flags { unread: Some(Unread::Flags(error)), ..own });
-            }
-            // It is about to end since its flags are wrong.
-            None => None,
-        };
-        let Some(run) = run else { continue };
-        let Some((config, unread)) = checked(run, own.node.clone()) else { continue };
-        let flags = Flags {
-            without_ebpf: config.ebpf == EbpfMode::Off,
-            rules: config.rules,
-            node: config.node,
-            pin_path: config.pin_path,
-            unread,
-        };
-        return (Some(process), flags);
+    match find() {
+        Running::Known(process, config, unread) => {
+            let flags = Flags {
+                without_ebpf: config.ebpf == EbpfMode::Off,
+                rules: config.rules,
+                node: config.node,
+                pin_path: config.pin_path,
+                unread,
+            };
+            (Some(process), flags)
+        }
+        Running::Unread(process, error) => {
+            (Some(process), Flags { unread: Some(Unread::Flags(error)), ..own })
+        }
+        Running::None => (None, own),
     }
-    (None, own)
 }
 
 /// The flags that a process was started with, or why they can't be read; `None` where they are wrong.

@@ -5,19 +5,19 @@ use std::{fmt::Write, process::ExitCode};
 use serde::Serialize;
 
 use super::{
-    flow_writer::{Json, Table, Writer},
+    flow_writer::Writer,
     running::{self, running_config},
 };
 use crate::{
-    cli::{Output, WhyArgs},
+    cli::{FlowsOutput, Output, WhyArgs},
     commands::{print, runtime},
     core::{
-        flow::{Flow, best::Best, connection::Tuple, group::Group},
-        why::{Accelerated, Explanation, FlowQuery, FlowSpec, StepMark, explain},
+        flow::{Flow, Node, best::Best, connection::Tuple, expression::Expression, group::Group},
+        why::{Accelerated, BadFlow, Explanation, FlowSpec, StepMark, explain},
     },
     kernel::{
         flows,
-        why::{Flags, WhyError, gather},
+        why::{WhyError, gather},
     },
 };
 
@@ -25,11 +25,14 @@ use crate::{
 pub(super) fn run(args: &WhyArgs) -> anyhow::Result<ExitCode> {
     let runtime = runtime()?;
     let flow = if args.top {
-        runtime.block_on(choose(args, could_be_fast))?
+        runtime.block_on(choose(args, |flow, _| could_be_fast(flow)))?
     } else {
-        match FlowQuery::parse(&args.words)? {
-            FlowQuery::Exact(flow) => Some(flow),
-            FlowQuery::Partial(partial) => runtime.block_on(choose(args, |flow| partial.admits(flow)))?,
+        match exact(&args.words)? {
+            Some(flow) => Some(flow),
+            None => {
+                let expression = Expression::parse(&args.words)?;
+                runtime.block_on(choose(args, |flow, node| expression.holds(&flow.subject(node))))?
+            }
         }
     };
     let Some(flow) = flow else { return Ok(ExitCode::FAILURE) };
@@ -40,6 +43,15 @@ pub(super) fn run(args: &WhyArgs) -> anyhow::Result<ExitCode> {
 
 /// Flows that are listed if several match.
 const LISTED: usize = 20;
+
+/// One of a flow's tuples in full.
+fn exact(words: &[String]) -> Result<Option<FlowSpec>, BadFlow> {
+    let [protocol, source, destination] = words else { return Ok(None) };
+    match FlowSpec::parse(protocol, source, destination) {
+        Err(error @ BadFlow::Families(..)) => Err(error),
+        other => Ok(other.ok()),
+    }
+}
 
 fn could_be_fast(flow: &Flow) -> bool {
     flow.group() == Group::CouldBeFast
@@ -53,12 +65,12 @@ fn packets(flow: &Flow) -> u64 {
 }
 
 /// The one connection that is meant. Otherwise it has listed those that may be, or said that there is none.
-async fn choose(args: &WhyArgs, is_meant: impl Fn(&Flow) -> bool) -> anyhow::Result<Option<FlowSpec>> {
+async fn choose(args: &WhyArgs, is_meant: impl Fn(&Flow, &Node) -> bool) -> anyhow::Result<Option<FlowSpec>> {
     let node = running::node(&args.pin_path).await?;
     let mut matching = 0;
     let mut best = Best::new(LISTED, |a: &Flow, b: &Flow| packets(b).cmp(&packets(a)));
     flows::for_each(&args.pin_path, &node, |flow| {
-        if flow.entry.is_some() && is_meant(&flow) {
+        if flow.entry.is_some() && is_meant(&flow, &node) {
             matching += 1;
             best.push(flow);
         }
@@ -74,14 +86,12 @@ async fn choose(args: &WhyArgs, is_meant: impl Fn(&Flow) -> bool) -> anyhow::Res
         eprintln!("{none}; `fastpath-agent flows` lists all");
         return Ok(None);
     }
-    let mut writer: Box<dyn Writer> = match args.output {
-        Output::Text => Box::new(Table::default()),
-        Output::Json => Box::new(Json::default()),
-    };
+    let output = if args.output == Output::Json { FlowsOutput::Json } else { FlowsOutput::Text };
+    let mut writer = Writer::new(output, &[], false, false);
     let mut listed = Vec::new();
     writer.begin(&mut listed)?;
     for flow in &best {
-        writer.flow(&mut listed, flow, &node)?;
+        writer.flow(&mut listed, flow, &node, None)?;
     }
     writer.end(&mut listed)?;
     print(&String::from_utf8_lossy(&listed))?;
@@ -110,11 +120,7 @@ struct Record<'a> {
 /// A flow's story, and whether the flow was found.
 pub async fn show(args: &WhyArgs, spec: &FlowSpec) -> Result<(String, bool), WhyError> {
     let agent = running_config();
-    let flags = agent.as_ref().map(|config| Flags {
-        selection: &config.rules.selection,
-        exclusions: &config.rules.exclusions,
-        ignored: &config.rules.ignored,
-    });
+    let flags = agent.as_ref().map(running::told);
     let facts = gather(spec, &args.pin_path, flags).await?;
     let explanation = explain(&facts);
     let found = explanation.verdict.accelerated != Accelerated::NotFound;

@@ -389,17 +389,22 @@ fn unmanaged(
     let mut found = Vec::new();
     for index in path.into_iter().filter(|index| !ruleset.managed.contains(index)) {
         let Some(link) = links.get(index) else { continue };
-        let why = match agent.and_then(|agent| agent.reject(link)).or_else(|| Unmanaged::of_state(link)) {
-            Some(reason) => reason,
-            None => match nft.try_device(&link.name)? {
-                Some(error) => Unmanaged::Refused { error: error.to_string() },
-                None if agent.is_some() => Unmanaged::NotYet,
-                None => Unmanaged::LeftOut,
-            },
-        };
-        found.push((index, why));
+        found.push((index, why_unmanaged(nft, link, agent)?));
     }
     Ok(found)
+}
+
+/// Why a link that could be in the flowtable isn't. Asks the kernel whether it would take it, and changes nothing.
+pub fn why_unmanaged(nft: &mut Nft, link: &Link, agent: Option<Flags<'_>>) -> Result<Unmanaged, NftError> {
+    let told = agent.and_then(|agent| agent.reject(link)).or_else(|| Unmanaged::of_state(link));
+    Ok(match told {
+        Some(reason) => reason,
+        None => match nft.try_device(&link.name)? {
+            Some(error) => Unmanaged::Refused { error: error.to_string() },
+            None if agent.is_some() => Unmanaged::NotYet,
+            None => Unmanaged::LeftOut,
+        },
+    })
 }
 
 /// Other programs' eBPF programs where packets of the flow come in, or would.

@@ -205,7 +205,7 @@ fn a_hundred_thousand_flows_are_watched() {
     let ends =
         |number| format!(":{} > 10.2.0.2:{} ", Crowd::source_port(number), Crowd::destination_port(number));
     {
-        let large = ends(70_000);
+        let large = format!(":{}  10.2.0.2:{} ", Crowd::source_port(70_000), Crowd::destination_port(70_000));
         let tmux = Tmux::start(node, "160", &format!("{agent} flows --watch=1 --sort=packets --limit=10"));
         let first = |lines: &[String], packets: &str| {
             lines.get(1).is_some_and(|line| line.contains(&large) && line.contains(packets))

@@ -12,6 +12,7 @@ use super::{
     app::{App, InterfaceOrder, Snapshot, Tab},
     text,
 };
+use crate::commands::units;
 use crate::core::flow::{
     Flow, State,
     rates::{Order, Point, Row},
@@ -133,15 +134,15 @@ fn header(frame: &mut Frame<'_>, area: Rect, app: &App, theme: Theme) {
     let line = Line::from(vec![
         Span::raw(format!("flows {}  ", total.flows)),
         Span::styled(
-            format!("offloaded {} ({})  ", total.offloaded_flows, text::percent(of_flows)),
+            format!("offloaded {} ({})  ", total.offloaded_flows, units::percent(of_flows)),
             theme.fg(Color::Green),
         ),
         Span::styled(slow, theme.fg(Color::LightRed)),
         Span::styled(format!("stalled {}  ", total.stalled_flows), theme.fg(Color::Red)),
         Span::raw(format!(
             "{} packets/s  {} bits/s",
-            text::known(rate.map(|r| r.packets)),
-            text::known(rate.map(|r| r.bits))
+            units::known(rate.map(|r| r.packets)),
+            units::known(rate.map(|r| r.bits))
         )),
     ]);
     frame.render_widget(line, second);
@@ -154,13 +155,13 @@ fn history(frame: &mut Frame<'_>, area: Rect, app: &App, theme: Theme) {
     let newest = points.first();
     let span = newest.zip(points.last()).map_or(0, |(new, old)| new.at_ns.saturating_sub(old.at_ns));
     let share = newest.and_then(|point| point.share);
-    let title = format!("% packets on the fast path: {}", text::percent(share));
+    let title = format!("% packets on the fast path: {}", units::percent(share));
     let data = points.iter().map(|p| p.share.map(|share| (share * 1000.0).round() as u64));
     graph(frame, left, &title, data.collect(), 1000, theme.fg(Color::Green));
 
     let packets = |point: &&Point| point.rate.map(|rate| rate.packets.round() as u64);
     let peak = points.iter().filter_map(packets).max().unwrap_or(0);
-    let title = format!("packets/s, peak {} in {}", text::short(peak as f64), text::duration(span));
+    let title = format!("packets/s, peak {} in {}", units::short(peak as f64), units::duration(span));
     graph(frame, right, &title, points.iter().map(packets).collect(), peak.max(1), theme.fg(Color::Blue));
 }
 
@@ -232,17 +233,17 @@ fn flows(frame: &mut Frame<'_>, [tabs, area, detail]: [Rect; 3], app: &mut App, 
     let spent: u16 = widths.iter().map(|w| if let Constraint::Length(n) = w { *n } else { 0 } + 1).sum();
     let room = usize::from((area.width + 1).saturating_sub(spent));
     let age = |row: &Row| {
-        row.flow.first_seen_ns().map_or("-".to_owned(), |at| text::duration(node.now_ns.saturating_sub(at)))
+        row.flow.first_seen_ns().map_or("-".to_owned(), |at| units::duration(node.now_ns.saturating_sub(at)))
     };
     let lines = rows.iter().map(|row| {
         let mut cells = vec![
             Cell::new(text::state(&row.flow)).style(theme.state(&row.flow)),
             Cell::new(text::ends(&row.flow.original, room)),
-            right(text::known(row.rate.map(|r| r.packets))),
-            right(text::known(row.rate.map(|r| r.bits))),
+            right(units::known(row.rate.map(|r| r.packets))),
+            right(units::known(row.rate.map(|r| r.bits))),
         ];
         if wide {
-            cells.extend([right(text::short(row.flow.packets() as f64)), right(age(row))]);
+            cells.extend([right(units::short(row.flow.packets() as f64)), right(age(row))]);
         }
         cells.push(Cell::new(text::interfaces(&row.flow, node)));
         Cells::new(cells)
@@ -259,7 +260,7 @@ fn flows(frame: &mut Frame<'_>, [tabs, area, detail]: [Rect; 3], app: &mut App, 
             "{} | {} | {} packets | {}",
             text::state_in_full(&row.flow),
             text::ends(&row.flow.original, usize::MAX),
-            text::short(row.flow.packets() as f64),
+            units::short(row.flow.packets() as f64),
             age(row),
         );
         frame.render_widget(Line::styled(line, theme.state(&row.flow)), detail);
@@ -290,11 +291,11 @@ fn interfaces(frame: &mut Frame<'_>, [tabs, area]: [Rect; 2], app: &mut App, the
         Cells::new([
             Cell::new(row.name.as_str()),
             Cell::new(managed.0).style(managed.1),
-            right(text::known(rate.map(|r| r.packets))),
-            right(text::known(rate.map(|r| r.bits))),
+            right(units::known(rate.map(|r| r.packets))),
+            right(units::known(rate.map(|r| r.bits))),
             right(row.traffic.flows.to_string()),
             right(row.traffic.offloaded_flows.to_string()),
-            right(text::percent(share)),
+            right(units::percent(share)),
         ])
     });
     let table =

@@ -180,17 +180,29 @@ fn address(octets: [u8; 16], family: u8) -> IpAddr {
     }
 }
 
+/// Protocols that are known by name, and their numbers (IANA).
+const PROTOCOLS: [(&str, u8); 9] = [
+    ("tcp", TCP),
+    ("udp", UDP),
+    ("icmp", 1),
+    ("icmpv6", 58),
+    ("gre", 47),
+    ("esp", 50),
+    ("sctp", 132),
+    ("dccp", 33),
+    ("udplite", 136),
+];
+
 /// Name of an IP protocol, or its number.
 pub fn protocol_name(protocol: u8) -> String {
-    match protocol {
-        TCP => "tcp".to_owned(),
-        UDP => "udp".to_owned(),
-        1 => "icmp".to_owned(),
-        58 => "icmpv6".to_owned(),
-        47 => "gre".to_owned(),
-        132 => "sctp".to_owned(),
-        other => other.to_string(),
-    }
+    let named = PROTOCOLS.iter().find(|(_, number)| *number == protocol);
+    named.map_or_else(|| protocol.to_string(), |(name, _)| (*name).to_owned())
+}
+
+/// Number of an IP protocol by its name or number.
+pub fn protocol_number(word: &str) -> Option<u8> {
+    let named = PROTOCOLS.iter().find(|(name, _)| name.eq_ignore_ascii_case(word)).map(|(_, number)| *number);
+    named.or_else(|| word.parse().ok())
 }
 
 /// Whether packets of the protocol have ports: TCP, UDP, SCTP, DCCP, UDP-Lite.

@@ -4,7 +4,14 @@ use std::cmp::Ordering;
 
 use ipnet::IpNet;
 
-use super::{Flow, Node, SLOW, State, connection::Tuple, group::Group, record::FlowRecord};
+use super::{
+    Flow, Node, SLOW,
+    connection::Tuple,
+    expression::{Expression, Subject},
+    group::Group,
+    rates::Row,
+    record::FlowRecord,
+};
 use crate::core::model::IfName;
 
 /// What a flow must have to be shown. Of several values of one kind any will do; every kind that is given must match.
@@ -22,58 +29,45 @@ pub struct Filter {
     pub states: Vec<String>,
     /// Groups.
     pub groups: Vec<Group>,
+    /// What was said in words.
+    pub expression: Option<Expression>,
 }
 
 impl Filter {
     /// Whether `flow` is shown.
     pub fn matches(&self, flow: &Flow, node: &Node) -> bool {
-        let names = flow.interfaces().filter_map(|index| node.names.get(&index)).map(IfName::as_str);
-        self.admits(&flow.state, flow.slow(), &flow.original, flow.reply.as_ref(), names)
+        self.admits(&flow.subject(node))
     }
 
     /// Whether a flow that an agent has published is shown.
     pub fn matches_record(&self, flow: &FlowRecord) -> bool {
-        let names = flow.interfaces.iter().map(String::as_str);
-        let slow = flow.path.accelerated == Some(false);
-        self.admits(&flow.state, slow, &flow.original, flow.reply.as_ref(), names)
+        self.admits(&flow.subject())
     }
 
-    fn admits<'a>(
-        &self,
-        state: &State,
-        slow: bool,
-        original: &Tuple,
-        reply: Option<&Tuple>,
-        mut interfaces: impl Iterator<Item = &'a str>,
-    ) -> bool {
+    fn admits(&self, flow: &Subject<'_>) -> bool {
         let any = |empty: bool, found: bool| empty || found;
-        any(self.groups.is_empty(), self.groups.contains(&Group::of(state, slow)))
-            && any(self.states.is_empty(), self.states.iter().any(|s| s == state.name() || s == SLOW && slow))
-            && self.admits_ends(original, reply)
-            && any(
-                self.interfaces.is_empty(),
-                interfaces.any(|name| {
-                    self.interfaces.iter().any(|wanted| [wanted.as_str(), wanted.as_text()].contains(&name))
-                }),
-            )
+        let is_state = |wanted: &String| wanted == flow.state.name() || wanted == SLOW && flow.slow;
+        let is_in = |name: &&str| {
+            self.interfaces.iter().any(|wanted| [wanted.as_str(), wanted.as_text()].contains(name))
+        };
+        any(self.groups.is_empty(), self.groups.contains(&Group::of(flow.state, flow.slow)))
+            && any(self.states.is_empty(), self.states.iter().any(is_state))
+            && self.admits_ends(flow.original, flow.reply)
+            && any(self.interfaces.is_empty(), flow.interfaces.iter().flatten().any(is_in))
+            && self.expression.as_ref().is_none_or(|expression| expression.holds(flow))
     }
 
     /// Whether protocol, ports and addresses of a connection are those that are asked for.
     pub fn admits_ends(&self, original: &Tuple, reply: Option<&Tuple>) -> bool {
         let tuples = || std::iter::once(original).chain(reply);
         let any = |empty: bool, found: bool| empty || found;
+        let has_port =
+            |t: &Tuple| self.ports.contains(&t.source_port) || self.ports.contains(&t.destination_port);
+        let is_within =
+            |t: &Tuple| self.networks.iter().any(|n| n.contains(&t.source) || n.contains(&t.destination));
         any(self.protocols.is_empty(), self.protocols.contains(&original.protocol))
-            && any(
-                self.ports.is_empty(),
-                tuples()
-                    .any(|t| self.ports.contains(&t.source_port) || self.ports.contains(&t.destination_port)),
-            )
-            && any(
-                self.networks.is_empty(),
-                tuples().any(|t| {
-                    self.networks.iter().any(|n| n.contains(&t.source) || n.contains(&t.destination))
-                }),
-            )
+            && any(self.ports.is_empty(), tuples().any(has_port))
+            && any(self.networks.is_empty(), tuples().any(is_within))
     }
 }
 
@@ -88,18 +82,24 @@ pub enum Sort {
     Recent,
     /// When the first packet was seen, oldest first
     Age,
+    /// Bits per second, with --watch
+    Rate,
     /// State
     State,
 }
 
 impl Sort {
     /// Order of two flows; flows that are alike in what is asked are told apart by their tuples.
-    pub fn compare(self, a: &Flow, b: &Flow) -> Ordering {
+    pub fn compare(self, a: &Row, b: &Row) -> Ordering {
+        let rate = |row: &Row| row.rate.map_or(-1.0, |rate| rate.bits);
+        let by_rate = rate(b).total_cmp(&rate(a));
+        let (a, b) = (&a.flow, &b.flow);
         let order = match self {
             Self::Packets => b.packets().cmp(&a.packets()),
             Self::Bytes => b.bytes().cmp(&a.bytes()),
             Self::Recent => b.last_seen_ns().cmp(&a.last_seen_ns()),
             Self::Age => a.first_seen_ns().unwrap_or(u64::MAX).cmp(&b.first_seen_ns().unwrap_or(u64::MAX)),
+            Self::Rate => by_rate,
             Self::State => a.state.cmp(&b.state),
         };
         let end = |f: &Flow| {
@@ -164,13 +164,17 @@ mod tests {
         let record = FlowRecord::new(&flow, &node());
         assert!(yes.iter().all(|f| f.matches_record(&record)));
         assert!(no.iter().all(|f| !f.matches_record(&record)));
-        assert_eq!(flow.state, State::Gone);
+        assert_eq!(flow.state, crate::core::flow::State::Gone);
     }
 
     #[test]
     fn most_packets_come_first() {
-        let mut flows = [flow("10.0.0.1", TCP, 1), flow("10.0.0.3", TCP, 9), flow("10.0.0.2", TCP, 9)];
+        let row = |source, packets| Row { flow: flow(source, TCP, packets), rate: None };
+        let mut flows = [row("10.0.0.1", 1), row("10.0.0.3", 9), row("10.0.0.2", 9)];
         flows.sort_by(|a, b| Sort::Packets.compare(a, b));
-        assert_eq!(flows.map(|f| f.original.source.to_string()), ["10.0.0.2", "10.0.0.3", "10.0.0.1"]);
+        assert_eq!(
+            flows.map(|row| row.flow.original.source.to_string()),
+            ["10.0.0.2", "10.0.0.3", "10.0.0.1"]
+        );
     }
 }

@@ -40,6 +40,15 @@ impl Group {
         self.into()
     }
 
+    /// The same for people.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Fast => "fast",
+            Self::CouldBeFast => "could be fast",
+            Self::Never => "never",
+        }
+    }
+
     /// The group of a flow in this state; `slow`: it is offloaded and its packets take the normal path all the same.
     pub fn of(state: &State, slow: bool) -> Self {
         match state {

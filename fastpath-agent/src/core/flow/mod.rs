@@ -2,8 +2,10 @@
 
 pub mod assist;
 pub mod best;
+pub mod column;
 pub mod connection;
 pub mod crossing;
+pub mod expression;
 pub mod filter;
 pub mod group;
 pub mod left_out;
@@ -233,6 +235,18 @@ impl Flow {
     /// Interfaces that its packets came in on, original direction first.
     pub fn interfaces(&self) -> impl Iterator<Item = IfIndex> {
         self.seen.iter().flatten().map(|c| IfIndex(c.ifindex))
+    }
+
+    /// What an [`Expression`](expression::Expression) is about.
+    pub fn subject<'a>(&'a self, node: &'a Node) -> expression::Subject<'a> {
+        let name = |seen: Option<FlowCounters>| Some(node.names.get(&IfIndex(seen?.ifindex))?.as_text());
+        expression::Subject {
+            state: &self.state,
+            slow: self.slow(),
+            original: &self.original,
+            reply: self.reply.as_ref(),
+            interfaces: self.seen.map(name),
+        }
     }
 
     fn sum(&self, field: impl Fn(&FlowCounters) -> u64) -> u64 {

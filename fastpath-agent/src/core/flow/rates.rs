@@ -88,15 +88,15 @@ impl Rates {
     }
 
     /// Begins a reading at `now_ns`.
-    pub(super) fn begin(&mut self, now_ns: u64) -> Reading<'_> {
+    pub fn begin(&mut self, now_ns: u64) -> Reading<'_> {
         self.parity = !self.parity;
         let since_ns = self.read_at_ns.filter(|at| *at < now_ns);
         Reading { rates: self, since_ns, now_ns, turned_away: 0, metered: HashMap::new() }
     }
 }
 
-/// A reading in progress.
-pub(super) struct Reading<'r> {
+/// A reading in progress. One that isn't ended leaves [`Rates`] useless.
+pub struct Reading<'r> {
     rates: &'r mut Rates,
     since_ns: Option<u64>,
     now_ns: u64,
@@ -148,6 +148,22 @@ impl Reading<'_> {
         }
     }
 
+    /// How much passed of both directions of a flow since the last reading; `None` if that can't be told.
+    pub fn rate(&mut self, flow: &Flow) -> Option<Rate> {
+        let interval_ns = self.now_ns - self.since_ns.unwrap_or(self.now_ns);
+        let tuples = [Some(flow.original), flow.reply];
+        let mut sum = Some(Tally::default());
+        for (tuple, counters) in tuples.into_iter().zip(flow.seen) {
+            let (Some(tuple), Some(counters)) = (tuple, counters) else { continue };
+            let since = self.measure(&tuple, &counters, flow.offloaded());
+            sum = sum.zip(since).map(|(sum, since)| Tally {
+                packets: sum.packets + since.packets,
+                bytes: sum.bytes + since.bytes,
+            });
+        }
+        sum.filter(|_| interval_ns > 0 && flow.seen != [None; 2]).map(|sum| Rate::new(sum, interval_ns))
+    }
+
     /// Of `since` packets of an offloaded flow since the last reading, those that bypassed the forward path; `None` if that
     /// can't be told. `id` is conntrack's.
     pub(super) fn bypassed(&mut self, id: u32, path: &Path, since: u64) -> Option<u64> {
@@ -163,7 +179,7 @@ impl Reading<'_> {
     }
 
     /// Forgets what is gone; and what is idle, if others found no room.
-    pub(super) fn end(self) {
+    pub fn end(self) {
         let Rates { remembered, limit, parity, crowded, read_at_ns, metered, .. } = self.rates;
         *metered = self.metered;
         *crowded = remembered.len() as u64 + self.turned_away > *limit as u64;

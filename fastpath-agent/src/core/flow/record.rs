@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::{
     Flow, Node, State,
     connection::{Tuple, protocol_name},
+    expression::Subject,
     group::{Group, todo},
     path::Path,
+    rates::Rate,
 };
 
 /// A flow.
@@ -39,6 +41,24 @@ pub struct FlowRecord {
     /// Which way its packets take.
     #[serde(flatten)]
     pub path: Path,
+    /// Packets and bits per second of both directions since the last reading; none with the first one.
+    #[serde(default)]
+    pub rate: Option<FlowRate>,
+}
+
+/// How much passes, in whole numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowRate {
+    /// Packets as the stack handles them.
+    pub packets_per_second: u64,
+    /// From the IP header on.
+    pub bits_per_second: u64,
+}
+
+impl From<Rate> for FlowRate {
+    fn from(rate: Rate) -> Self {
+        Self { packets_per_second: rate.packets.round() as u64, bits_per_second: rate.bits.floor() as u64 }
+    }
 }
 
 /// What was counted of one direction at ingress.
@@ -74,6 +94,18 @@ pub struct Conntrack {
 }
 
 impl FlowRecord {
+    /// What an [`Expression`](super::expression::Expression) is about.
+    pub fn subject(&self) -> Subject<'_> {
+        let mut interfaces = self.interfaces.iter().map(String::as_str);
+        Subject {
+            state: &self.state,
+            slow: self.path.accelerated == Some(false),
+            original: &self.original,
+            reply: self.reply.as_ref(),
+            interfaces: [interfaces.next(), interfaces.next()],
+        }
+    }
+
     /// `flow` as seen from `node`.
     pub fn new(flow: &Flow, node: &Node) -> Self {
         let ago = |at: u64| node.now_ns.saturating_sub(at) / 1_000_000;
@@ -104,6 +136,7 @@ impl FlowRecord {
                 bytes: entry.counters.map(|c| c.map(|c| c.bytes)),
             }),
             path: flow.path,
+            rate: None,
         }
     }
 }

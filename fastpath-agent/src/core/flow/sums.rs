@@ -1,6 +1,9 @@
 //! How many connections there are of each kind. Counts one flow after the other and holds none.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
+
+use serde::Serialize;
+use strum::IntoEnumIterator;
 
 use super::{Flow, group::Group, left_out};
 use crate::core::why_not::{Cause, WhyNot};
@@ -10,7 +13,7 @@ pub const COUNTED_STATES: [&str; 8] =
     ["offloaded", "hw-offloaded", "crossed", "stalled", "never", "idle", "below-threshold", "closing"];
 
 /// Connections of each kind.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct FlowSums {
     /// By state, one of [`COUNTED_STATES`].
     pub states: BTreeMap<&'static str, u64>,
@@ -48,5 +51,19 @@ impl FlowSums {
     /// All of them.
     pub fn all(&self) -> u64 {
         self.states.values().sum()
+    }
+}
+
+impl fmt::Display for FlowSums {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, group) in Group::iter().enumerate() {
+            let separator = if number > 0 { ", " } else { "" };
+            write!(f, "{separator}{} {}", self.groups.get(&group).copied().unwrap_or(0), group.words())?;
+            let stalled = self.states.get("stalled").copied().unwrap_or(0) + self.slow;
+            if group == Group::CouldBeFast && stalled > 0 {
+                write!(f, " ({stalled} of them have had enough packets: `fastpath-agent why --top`)")?;
+            }
+        }
+        Ok(())
     }
 }

@@ -2,20 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::core::flow::connection::{TCP, Tuple, UDP, has_ports};
-
-/// Protocols that are known by name, and their numbers (IANA).
-const PROTOCOLS: [(&str, u8); 9] = [
-    ("tcp", TCP),
-    ("udp", UDP),
-    ("icmp", 1),
-    ("icmpv6", 58),
-    ("gre", 47),
-    ("esp", 50),
-    ("sctp", 132),
-    ("dccp", 33),
-    ("udplite", 136),
-];
+use crate::core::flow::connection::{Tuple, has_ports, protocol_number};
 
 /// A flow that a user asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,14 +23,6 @@ pub enum BadFlow {
     /// An address without one.
     #[error("'{0}' is no address: this protocol has no ports, use 10.0.1.2 or fd00::2")]
     Address(String),
-    /// A part of an end.
-    #[error("'{0}' is no end of a flow: use 10.0.1.2, 10.0.1.2:40000, [fd00::2]:40000 or :443")]
-    PartOfEnd(String),
-    /// No words.
-    #[error(
-        "name a flow by its ends (10.0.1.2:40000, 10.0.1.2 or :443), or take the heaviest that could be fast: --top"
-    )]
-    Nothing,
     /// One of IPv4, one of IPv6.
     #[error("{0} and {1} are of different address families")]
     Families(IpAddr, IpAddr),
@@ -52,7 +31,7 @@ pub enum BadFlow {
 impl FlowSpec {
     /// From three words.
     pub fn parse(protocol: &str, source: &str, destination: &str) -> Result<Self, BadFlow> {
-        let protocol = self::protocol(protocol).ok_or_else(|| BadFlow::Protocol(protocol.to_owned()))?;
+        let protocol = protocol_number(protocol).ok_or_else(|| BadFlow::Protocol(protocol.to_owned()))?;
         let (source, source_port) = end(source, protocol)?;
         let (destination, destination_port) = end(destination, protocol)?;
         if source.is_ipv4() != destination.is_ipv4() {
@@ -67,12 +46,6 @@ impl FlowSpec {
         let asked = [self.tuple, self.tuple.reversed()];
         asked.contains(original) || asked.contains(reply)
     }
-}
-
-pub(super) fn protocol(word: &str) -> Option<u8> {
-    let word = word.to_lowercase();
-    let named = PROTOCOLS.iter().find(|(name, _)| *name == word).map(|(_, number)| *number);
-    named.or_else(|| word.parse().ok())
 }
 
 fn end(word: &str, protocol: u8) -> Result<(IpAddr, u16), BadFlow> {

@@ -2,7 +2,6 @@
 //! `kernel::why`'s, words for people and programs are made here, lines are `report`'s.
 
 mod facts;
-mod flow_query;
 mod flow_spec;
 mod obstacles;
 mod reason;
@@ -14,7 +13,6 @@ use serde::Serialize;
 
 pub use self::{
     facts::{Direction, FlowFacts, Flowtable, Moved, Program, Route, Ruleset, Slow, Wanted, Way},
-    flow_query::{FlowQuery, Partial},
     flow_spec::{BadFlow, FlowSpec},
     story::{Step, StepMark, StepName},
     wanted::{matching, named, packets},

@@ -4,13 +4,21 @@ use std::{fmt, path::Path, process::ExitCode, time::Duration};
 
 use serde::Serialize;
 
-use super::{rules::Bypassed, running::running_config};
+mod agent;
+
+use self::agent::Agent;
+use super::{
+    rules::Bypassed,
+    running::{self, told},
+};
 use crate::{
     cli::{Output, StatusArgs},
     commands::{hostname, print, print_json, runtime},
+    config::Config,
     core::{
-        link::{kind::is_bridged, table::LinkTable},
-        model::{Counter, FLOWTABLE, Link, OperState, TABLE},
+        flow::sums::FlowSums,
+        link::{kind::is_bridged, select::Unmanaged, table::LinkTable},
+        model::{Counter, FLOWTABLE, Link, TABLE},
         ruleset::{
             chain::OwnChain,
             exclude,
@@ -22,10 +30,13 @@ use crate::{
     kernel::{
         Ruleset, bpf,
         clock::monotonic_ns,
-        conntrack, lengths,
+        conntrack,
+        flows::{self, FlowsError},
+        lengths,
         links::{LinkError, Links},
-        nft::Nft,
+        nft::{Nft, NftError},
         probe::{self, Kernel},
+        why::why_unmanaged,
     },
 };
 
@@ -33,20 +44,25 @@ use crate::{
 pub(super) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     let status = runtime()?.block_on(gather(hostname(), &args.pin_path))?;
     match args.output {
-        Output::Text => print(&status.to_string()),
-        Output::Json => print_json(&status),
-    }
+        Output::Text => print(&status.to_string())?,
+        Output::Json => print_json(&status)?,
+    };
+    Ok(ExitCode::from(status.agent.standing.exit_code()))
 }
 
 /// The whole status. Its JSON form is what `status -o json` prints; fields are only ever added.
 #[derive(Debug, Serialize)]
 pub struct Status {
+    /// The agent, and whether all is as it should be.
+    pub agent: Agent,
     /// Name of this node.
     pub node: String,
     /// What the kernel can do.
     pub kernel: Kernel,
     /// The table of our name.
     pub table: Part<Option<Table>>,
+    /// Connections that are fast, that could be, and that never will be.
+    pub flows: Part<FlowSums>,
     /// Connections that conntrack follows.
     pub conntrack: Part<conntrack::Summary>,
     /// Programs and maps.
@@ -130,22 +146,29 @@ pub struct Interface {
     pub link: Link,
     /// It is in the flowtable and its index in the set that the rule asks.
     pub managed: bool,
-    /// Why it isn't managed, as far as that can be told from outside.
-    pub reason: Option<&'static str>,
+    /// Why it isn't managed.
+    #[serde(flatten)]
+    pub unmanaged: Option<Unmanaged>,
+    /// The same in words.
+    pub reason: Option<String>,
 }
 
-/// Asks the kernel.
-pub async fn gather(node: String, pin_path: &Path) -> Result<Status, LinkError> {
+/// Asks the agent and the kernel.
+pub async fn gather(host: String, pin_path: &Path) -> Result<Status, LinkError> {
     let links = Links::open()?.list()?;
     let observed = Nft::open().and_then(|mut nft| nft.observe());
     let table = observed.as_ref().ok().and_then(|o| o.table.as_ref());
-    let chosen = table.and_then(|table| table.threshold()).and_then(|standing| chosen(standing, pin_path));
+    let (agent, config) = Agent::ask(|config| amiss(config, &observed));
+    let chosen =
+        table.and_then(|table| table.threshold()).and_then(|now| chosen(now, config.as_ref(), pin_path));
     let all: LinkTable = links.iter().cloned().collect();
     Ok(Status {
-        node,
+        agent,
+        node: config.as_ref().map_or(host, |config| config.node.clone()),
         rules: Bypassed::read(&all, pin_path),
         kernel: probe::probe(),
-        interfaces: interfaces(links, table),
+        flows: sums(pin_path).await.into(),
+        interfaces: interfaces(links, table, config.as_ref()),
         table: observed
             .map(|o: Observed| o.table.as_ref().map(|table| Table { chosen, ..summary(table) }))
             .into(),
@@ -154,14 +177,40 @@ pub async fn gather(node: String, pin_path: &Path) -> Result<Status, LinkError> 
     })
 }
 
-/// Why the agent that runs here has chosen `standing`, if that was left to it.
-fn chosen(standing: u32, pin_path: &Path) -> Option<Chosen> {
-    running_config().filter(|config| config.rules.threshold_auto)?;
+/// What of the ruleset isn't as this configuration wants it, where the agent isn't asked.
+fn amiss(config: &Config, observed: &Result<Observed, NftError>) -> Option<String> {
+    let table = match observed {
+        Ok(observed) => observed.table.as_ref(),
+        Err(error) => return Some(error.to_string()),
+    };
+    match table {
+        _ if config.rules.threshold == 0 => None,
+        None => Some(format!("no table inet {TABLE} is installed; see the agent's log")),
+        Some(table) if table.owner == Owner::Foreign => {
+            Some(format!("table inet {TABLE} was made by another program"))
+        }
+        Some(table) if table.threshold().is_none() => {
+            Some(format!("table inet {TABLE} is without the agent's rule; see the agent's log"))
+        }
+        Some(_) => None,
+    }
+}
+
+async fn sums(pin_path: &Path) -> Result<FlowSums, FlowsError> {
+    let node = running::node(pin_path).await?;
+    let mut sums = FlowSums::default();
+    flows::for_each(pin_path, &node, |flow| sums.add(&flow))?;
+    Ok(sums)
+}
+
+/// Why the agent with this configuration has chosen the threshold `now`, if that was left to it.
+fn chosen(now: u32, config: Option<&Config>, pin_path: &Path) -> Option<Chosen> {
+    config.filter(|config| config.rules.threshold_auto)?;
     let addresses = Links::open().and_then(|mut links| links.addresses()).unwrap_or_default();
     let changed_ns = bpf::earlier_threshold(pin_path).until_ns;
     Some(Chosen {
         stands_seconds: (changed_ns > 0).then(|| monotonic_ns().saturating_sub(changed_ns) / 1_000_000_000),
-        advice: lengths::read(pin_path, &addresses).ok().and_then(|lengths| lengths.advise(standing)),
+        advice: lengths::read(pin_path, &addresses).ok().and_then(|lengths| lengths.advise(now)),
     })
 }
 
@@ -195,41 +244,40 @@ fn exclusions(table: &ObservedTable) -> InstalledExclusions {
     InstalledExclusions { entries, first: first.collect() }
 }
 
-fn interfaces(links: Vec<Link>, table: Option<&ObservedTable>) -> Vec<Interface> {
+fn interfaces(links: Vec<Link>, table: Option<&ObservedTable>, config: Option<&Config>) -> Vec<Interface> {
     let all: LinkTable = links.iter().cloned().collect();
-    let managed = table.and_then(|t| t.managed());
-    let managed = |index| all.get(index).filter(|_| managed.is_some_and(|managed| managed.contains(&index)));
-    links.into_iter().map(|link| interface(is_bridged(&link, managed), link, table)).collect()
-}
-
-/// `bridged`: it is the port of a managed bridge.
-fn interface(bridged: bool, link: Link, table: Option<&ObservedTable>) -> Interface {
-    let in_set = table.and_then(|t| t.managed()).is_some_and(|managed| managed.contains(&link.index));
-    let in_flowtable = table
-        .and_then(|t| t.flowtables.iter().find(|f| f.name == FLOWTABLE))
-        // Where the kernel can't list the devices, the set tells them.
-        .is_some_and(|f| f.devices.as_ref().is_none_or(|d| d.contains(&link.name)));
-    let managed = in_set && in_flowtable;
-    let reason = if managed {
-        None
-    } else if link.loopback {
-        Some("loopback: its packets are for this node itself")
-    } else if !link.admin_up || link.oper_state == OperState::Down {
-        Some("down")
-    } else if table.is_none() {
-        Some("no ruleset is installed")
-    } else if bridged {
-        Some("a port: its bridge is managed instead")
-    } else {
-        Some(
-            "left out by --interfaces, --exclude-interfaces or --exclude, or refused by the kernel (see the agent's log)",
-        )
+    let managed = table.and_then(|table| table.managed()).cloned().unwrap_or_default();
+    let flowtable = table.and_then(|table| table.flowtables.iter().find(|found| found.name == FLOWTABLE));
+    // Where the kernel can't list the devices, the set tells them.
+    let in_flowtable = |link: &Link| {
+        flowtable.is_some_and(|flowtable| {
+            flowtable.devices.as_ref().is_none_or(|devices| devices.contains(&link.name))
+        })
     };
-    Interface { link, managed, reason }
+    let mut nft = Nft::open().ok();
+    let mut interface = |link: Link| {
+        let is_managed = managed.contains(&link.index) && in_flowtable(&link);
+        let bridged = || is_bridged(&link, |index| all.get(index).filter(|_| managed.contains(&index)));
+        let unmanaged = match (Unmanaged::of_state(&link), table) {
+            _ if is_managed => None,
+            (Some(state), _) => Some(state),
+            (None, None) => Some(Unmanaged::NoRuleset),
+            (None, Some(_)) if bridged() => Some(Unmanaged::Port),
+            (None, Some(_)) => nft.as_mut().and_then(|nft| why_unmanaged(nft, &link, config.map(told)).ok()),
+        };
+        Interface {
+            managed: is_managed,
+            reason: unmanaged.as_ref().map(ToString::to_string),
+            unmanaged,
+            link,
+        }
+    };
+    links.into_iter().map(&mut interface).collect()
 }
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "agent       {}", self.agent)?;
         writeln!(f, "node        {}", self.node)?;
         writeln!(f, "kernel      {}", self.kernel)?;
         write!(f, "ruleset     ")?;
@@ -240,6 +288,11 @@ impl fmt::Display for Status {
         }
         if let Part::Known(Some(Table { owner: Owner::Agent, exclusions, .. })) = &self.table {
             writeln!(f, "excluded    {exclusions}")?;
+        }
+        write!(f, "flows       ")?;
+        match &self.flows {
+            Part::Unknown { error } => writeln!(f, "unknown: {error}")?,
+            Part::Known(sums) => writeln!(f, "{sums}")?,
         }
         write!(f, "conntrack   ")?;
         match &self.conntrack {
@@ -256,7 +309,7 @@ impl fmt::Display for Status {
         let width = self.interfaces.iter().map(|i| i.link.name.as_str().len()).max().unwrap_or(0);
         for interface in &self.interfaces {
             let kind = interface.link.kind.as_deref().unwrap_or("-");
-            let what = interface.reason.unwrap_or("managed");
+            let what = interface.reason.as_deref().unwrap_or("managed");
             writeln!(f, "  {:width$}  {kind:10}  {what}", interface.link.name.as_str())?;
         }
         write!(f, "{}", self.rules)
