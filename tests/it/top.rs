@@ -64,7 +64,7 @@ fn offloaded_flows_are_watched_live() {
         share(lines) == Some(0) && has(lines, &["stalled: one-way", ":7002"])
     });
     assert!(lines[0].starts_with("fastpath ") && lines[0].contains("threshold 20 packets"), "{lines:#?}");
-    assert!(lines[1].contains("offloaded 0 (0%)") && lines[1].contains("stalled 1"), "{lines:#?}");
+    assert!(lines[1].contains("fast 0 (0%)") && lines[1].contains("(1 stalled)"), "{lines:#?}");
     assert!(lines[23].ends_with("? help  q quit"), "{lines:#?}");
     assert_eq!(peaks(&lines).trim_matches([' ', '·']), "", "{lines:#?}");
     let stalled = line_with(&lines, &["stalled: one-way"]).expect("seen above");
@@ -80,11 +80,17 @@ fn offloaded_flows_are_watched_live() {
     });
     println!("{}", lines.join("\n"));
     assert!(peaks(&lines).trim_start_matches([' ', '·']).chars().count() < 20, "it rose: {lines:#?}");
-    assert!(lines[1].contains("offloaded 1 "), "{lines:#?}");
+    assert!(lines[1].contains("fast 1 "), "{lines:#?}");
     let offloaded = line_with(&lines, &["offloaded", "tcp 10.1.0.2:", "> 10.2.0.2:7001", "c0,s0"]);
     assert_eq!(offloaded.map(|line| top.colour(line, 0)), Some(GREEN), "{lines:#?}");
 
     keys(&top);
+
+    top.press("g\r");
+    let lines = top.wait_for("why the flow is fast", SOON, |lines| has(lines, &["accelerated"]));
+    assert!(has(&lines, &[" Why "]) && has(&lines, &["ok", "conntrack"]), "{lines:#?}");
+    top.press("x");
+    top.wait_for("the table", SOON, |lines| !has(lines, &[" Why "]));
 
     top.press("q");
     assert!(top.wait_exit(SOON).success());

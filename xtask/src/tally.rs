@@ -78,7 +78,8 @@ impl List {
             command.args(["--list", "--format", "terse"]).args(only_ignored.then_some("--ignored"));
             let text = process::output(&mut command)?;
             let names = text.lines().filter_map(|line| line.strip_suffix(": test"));
-            Ok(names.filter(|name| name.contains(filter)).map(str::to_owned).collect())
+            let wanted = |name: &&str| filter.split(',').any(|part| name.contains(part));
+            Ok(names.filter(wanted).map(str::to_owned).collect())
         };
         let (all, ignored) = (list(false)?, list(true)?);
         let names = all.into_iter().filter(|name| !ignored.contains(name)).collect();

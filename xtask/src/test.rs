@@ -39,7 +39,7 @@ pub(crate) struct Options {
     /// Which guest kernels (see tests/kernels.toml); all if none is named. Repeatable.
     #[arg(long)]
     kernel: Vec<String>,
-    /// Only tests whose name contains this.
+    /// Only tests whose name contains this, or one of several that commas separate.
     #[arg(long, default_value = "")]
     filter: String,
     /// Run guests with KVM instead of software emulation.

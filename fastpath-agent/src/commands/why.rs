@@ -1,6 +1,6 @@
 //! `why`: one flow's story, for people or for programs.
 
-use std::{fmt::Write, process::ExitCode};
+use std::{fmt::Write, path::Path, process::ExitCode};
 
 use serde::Serialize;
 
@@ -13,7 +13,7 @@ use crate::{
     commands::{print, runtime},
     core::{
         flow::{Flow, Node, best::Best, connection::Tuple, expression::Expression, group::Group},
-        why::{Accelerated, BadFlow, Explanation, FlowSpec, StepMark, explain},
+        why::{Accelerated, BadFlow, Explanation, FlowFacts, FlowSpec, StepMark, explain},
     },
     kernel::{
         flows,
@@ -117,12 +117,24 @@ struct Record<'a> {
     explanation: &'a Explanation,
 }
 
+/// A flow's story as text, or why it can't be told.
+pub(super) async fn story(pin_path: &Path, flow: FlowSpec) -> String {
+    match look(pin_path, &flow).await {
+        Ok((facts, explanation)) => text(&facts.asked, &explanation),
+        Err(error) => error.to_string(),
+    }
+}
+
+async fn look(pin_path: &Path, flow: &FlowSpec) -> Result<(FlowFacts, Explanation), WhyError> {
+    let agent = running_config();
+    let facts = gather(flow, pin_path, agent.as_ref().map(running::told)).await?;
+    let explanation = explain(&facts);
+    Ok((facts, explanation))
+}
+
 /// A flow's story, and whether the flow was found.
 pub async fn show(args: &WhyArgs, spec: &FlowSpec) -> Result<(String, bool), WhyError> {
-    let agent = running_config();
-    let flags = agent.as_ref().map(running::told);
-    let facts = gather(spec, &args.pin_path, flags).await?;
-    let explanation = explain(&facts);
+    let (facts, explanation) = look(&args.pin_path, spec).await?;
     let found = explanation.verdict.accelerated != Accelerated::NotFound;
     let text = match args.output {
         Output::Text => text(&facts.asked, &explanation),

@@ -222,7 +222,7 @@ fn a_hundred_thousand_flows_are_watched() {
         |lines: &[String]| lines.iter().any(|line| line.contains(&ends(12_345)) && line.ends_with("c0,s0"));
     let lines = tmux.wait_for("a flow and its rate", |lines| {
         crowd.send(12_345, 20);
-        busy(lines) && lines[1].starts_with("flows 100000 ") && !lines[1].contains("- packets/s")
+        busy(lines) && lines[1].starts_with("flows 100000 ") && !lines[1].contains("- pkt/s")
     });
     println!("{}", lines.join("\n"));
     let top = process("top").expect("it runs");

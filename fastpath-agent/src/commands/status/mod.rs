@@ -158,6 +158,8 @@ pub async fn gather(host: String, pin_path: &Path) -> Result<Status, LinkError> 
     let links = Links::open()?.list()?;
     let observed = Nft::open().and_then(|mut nft| nft.observe());
     let table = observed.as_ref().ok().and_then(|o| o.table.as_ref());
+    // Before the agent is asked, which is a connection too.
+    let flows = sums(pin_path).await.into();
     let (agent, config) = Agent::ask(|config| amiss(config, &observed));
     let chosen =
         table.and_then(|table| table.threshold()).and_then(|now| chosen(now, config.as_ref(), pin_path));
@@ -167,7 +169,7 @@ pub async fn gather(host: String, pin_path: &Path) -> Result<Status, LinkError> 
         node: config.as_ref().map_or(host, |config| config.node.clone()),
         rules: Bypassed::read(&all, pin_path),
         kernel: probe::probe(),
-        flows: sums(pin_path).await.into(),
+        flows,
         interfaces: interfaces(links, table, config.as_ref()),
         table: observed
             .map(|o: Observed| o.table.as_ref().map(|table| Table { chosen, ..summary(table) }))

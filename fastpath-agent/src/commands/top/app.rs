@@ -2,7 +2,9 @@
 
 use std::{mem, time::Duration};
 
-use crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use crossterm::event::{
+    KeyCode, KeyEvent, KeyEventKind, KeyModifiers, MouseButton, MouseEvent, MouseEventKind,
+};
 use ratatui::widgets::TableState;
 
 use crate::core::{
@@ -12,6 +14,7 @@ use crate::core::{
         search::Search,
     },
     model::IfIndex,
+    why::FlowSpec,
 };
 
 /// Flows that are kept to be scrolled through.
@@ -54,6 +57,8 @@ pub(super) enum Next {
     Draw,
     /// The time of the next reading has changed.
     Reschedule,
+    /// The user wants to know why this flow is fast, or isn't.
+    Ask(FlowSpec),
     Quit,
 }
 
@@ -78,6 +83,10 @@ pub(super) struct App {
     /// While the user types: what was searched before.
     pub(super) search_before: Option<String>,
     pub(super) help: bool,
+    /// What `why` says of a flow, while that is shown.
+    pub(super) why: Option<String>,
+    /// Where the table's first row is on the screen, as last drawn.
+    pub(super) first_row: u16,
     /// Why the last reading failed; what is shown is older.
     pub(super) error: Option<String>,
     pub(super) snapshot: Option<Snapshot>,
@@ -103,6 +112,8 @@ impl App {
             search: String::new(),
             search_before: None,
             help: false,
+            why: None,
+            first_row: 0,
             error: None,
             snapshot: None,
             history: History::new(MAX_POINTS),
@@ -201,7 +212,7 @@ impl App {
             self.type_search(key.code, control);
             return Next::Draw;
         }
-        if mem::take(&mut self.help) {
+        if mem::take(&mut self.help) || self.why.take().is_some() {
             return Next::Draw;
         }
         match key.code {
@@ -218,6 +229,7 @@ impl App {
                 self.tab = if self.tab == Tab::Flows { Tab::Interfaces } else { Tab::Flows };
                 self.table = TableState::new().with_selected(0);
             }
+            KeyCode::Enter => return self.ask(),
             KeyCode::Up | KeyCode::Char('k') => self.table.select_previous(),
             KeyCode::Down | KeyCode::Char('j') => self.table.select_next(),
             KeyCode::PageUp => self.table.scroll_up_by(self.page as u16),
@@ -232,6 +244,40 @@ impl App {
             _ => {}
         }
         Next::Draw
+    }
+
+    /// Does what the mouse asks for: the wheel selects, a click too, and a second one asks why.
+    pub(super) fn mouse(&mut self, mouse: MouseEvent) -> Next {
+        match mouse.kind {
+            MouseEventKind::ScrollUp => self.table.select_previous(),
+            MouseEventKind::ScrollDown => self.table.select_next(),
+            MouseEventKind::Down(MouseButton::Left) => {
+                if mem::take(&mut self.help) || self.why.take().is_some() {
+                    return Next::Draw;
+                }
+                let Some(line) = mouse.row.checked_sub(self.first_row).map(usize::from) else {
+                    return Next::Draw;
+                };
+                if line < self.page {
+                    let row = self.table.offset() + line;
+                    if self.table.selected() == Some(row) {
+                        return self.ask();
+                    }
+                    self.table.select(Some(row));
+                }
+            }
+            _ => {}
+        }
+        Next::Draw
+    }
+
+    fn ask(&mut self) -> Next {
+        let selected = self.table.selected().filter(|_| self.tab == Tab::Flows);
+        let Some(tuple) = selected.and_then(|at| self.rows().get(at).map(|row| row.flow.original)) else {
+            return Next::Draw;
+        };
+        self.why = Some(format!("{tuple}\n\nwatching it for a second ..."));
+        Next::Ask(FlowSpec { tuple })
     }
 
     fn sort_by(&mut self, letter: char) {

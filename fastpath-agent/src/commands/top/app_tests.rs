@@ -168,3 +168,36 @@ fn interfaces_without_packets_are_there_too() {
     press(&mut app, "nr");
     assert_eq!(names(&app), ["eth1", "eth0"]);
 }
+
+#[test]
+fn enter_and_a_second_click_ask_why() {
+    use crossterm::event::{MouseButton, MouseEvent, MouseEventKind};
+
+    let mut app = app(5);
+    app.first_row = 9;
+    app.page = 10;
+    let enter = KeyEvent::new(KeyCode::Enter, KeyModifiers::NONE);
+    let asked = |next: Next| match next {
+        Next::Ask(flow) => flow.tuple.source.to_string(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(asked(app.key(enter)), "10.0.0.5");
+    assert!(app.why.as_ref().is_some_and(|why| why.contains("watching it")));
+    // Any key closes what is shown.
+    assert_eq!(app.key(enter), Next::Draw);
+    assert_eq!(app.why, None);
+
+    let mouse = |kind, row| MouseEvent { kind, column: 3, row, modifiers: KeyModifiers::NONE };
+    let click = |row| mouse(MouseEventKind::Down(MouseButton::Left), row);
+    assert_eq!(app.mouse(click(2)), Next::Draw, "above the table");
+    assert_eq!(app.mouse(click(11)), Next::Draw);
+    assert_eq!(app.table.selected(), Some(2));
+    assert_eq!(asked(app.mouse(click(11))), "10.0.0.3");
+    app.mouse(click(11));
+    assert_eq!(app.why, None);
+    app.mouse(mouse(MouseEventKind::ScrollDown, 11));
+    assert_eq!(app.table.selected(), Some(3));
+    // Interfaces have no story.
+    press(&mut app, "\t");
+    assert_eq!(app.key(enter), Next::Draw);
+}

@@ -15,7 +15,10 @@ use std::{
     time::Duration,
 };
 
-use crossterm::event::{Event, EventStream};
+use crossterm::{
+    event::{DisableMouseCapture, EnableMouseCapture, Event, EventStream},
+    execute,
+};
 use futures_util::StreamExt;
 use ratatui::DefaultTerminal;
 use tokio::{
@@ -27,7 +30,7 @@ use tokio::{
 use self::app::{App, Next, Snapshot};
 use crate::{
     cli::TopArgs,
-    commands::{hostname, running, runtime},
+    commands::{hostname, running, runtime, why},
     core::flow::rates::{Collector, MAX_REMEMBERED, Rates, Wanted},
     kernel::{
         bpf::{BpfError, Pinned},
@@ -76,6 +79,7 @@ pub async fn show(args: &TopArgs, node: &str) -> Result<(), TopError> {
     let mut screen = Screen::open()?;
     let mut keys = EventStream::new();
     let mut reading: Option<Reading> = None;
+    let mut asking: Option<Asking<'_>> = None;
     let (mut began, mut due) = (Instant::now(), Instant::now() + app.interval());
     loop {
         screen.terminal.draw(|frame| view::draw(frame, &mut app))?;
@@ -86,18 +90,38 @@ pub async fn show(args: &TopArgs, node: &str) -> Result<(), TopError> {
                 None => pending().await,
             }
         };
+        let answered = async {
+            match &mut asking {
+                Some(asking) => asking.await,
+                None => pending().await,
+            }
+        };
         let [terminate, interrupt, hangup] = &mut stop[..] else { return Ok(()) };
         tokio::select! {
             key = keys.next() => match key {
-                Some(Ok(Event::Key(key))) => match app.key(key) {
-                    Next::Quit => return Ok(()),
-                    Next::Reschedule => due = began + app.interval(),
-                    Next::Draw => {}
-                },
-                Some(Ok(_)) => {} // another size: drawn again
+                Some(Ok(event)) => {
+                    let next = match event {
+                        Event::Key(key) => app.key(key),
+                        Event::Mouse(mouse) => app.mouse(mouse),
+                        _ => Next::Draw, // another size
+                    };
+                    match next {
+                        Next::Quit => return Ok(()),
+                        Next::Reschedule => due = began + app.interval(),
+                        Next::Ask(flow) => asking = Some(Box::pin(why::story(&args.pin_path, flow))),
+                        Next::Draw => {}
+                    }
+                }
                 Some(Err(error)) => return Err(error.into()),
                 None => return Ok(()),
             },
+            story = answered => {
+                asking = None;
+                // Unless it was closed meanwhile.
+                if app.why.is_some() {
+                    app.why = Some(story);
+                }
+            }
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
             _ = hangup.recv() => return Ok(()),
@@ -121,6 +145,8 @@ pub async fn show(args: &TopArgs, node: &str) -> Result<(), TopError> {
 
 type Outcome = Result<(Rates, Result<Snapshot, FlowsError>), JoinError>;
 type Reading = Pin<Box<dyn Future<Output = Outcome>>>;
+/// What `why` has to say, while it watches a flow.
+type Asking<'a> = Pin<Box<dyn Future<Output = String> + 'a>>;
 
 /// One reading. The flows are read on another thread, so that keys are answered meanwhile.
 async fn read(mut rates: Rates, pin_path: PathBuf, wanted: Wanted) -> Outcome {
@@ -158,7 +184,10 @@ struct Screen {
 impl Screen {
     /// Raw mode, the alternate screen, and a panic hook that ends both before it prints.
     fn open() -> io::Result<Self> {
-        ratatui::try_init().map(|terminal| Self { terminal }).inspect_err(|_| give_back())
+        let terminal = ratatui::try_init().inspect_err(|_| give_back())?;
+        let screen = Self { terminal };
+        execute!(io::stdout(), EnableMouseCapture)?;
+        Ok(screen)
     }
 }
 
@@ -173,6 +202,7 @@ fn give_back() {
     // After a panic it was given back already: doing it twice would put the cursor on top of the panic's message. Where
     // it fails the terminal is gone.
     if crossterm::terminal::is_raw_mode_enabled().unwrap_or(true) {
+        let _ = execute!(io::stdout(), DisableMouseCapture);
         let _ = ratatui::try_restore();
     }
 }

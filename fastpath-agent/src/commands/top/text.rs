@@ -8,6 +8,20 @@ use crate::core::flow::{
     connection::{Tuple, protocol_name},
 };
 
+/// Who dialled what, and who answers if that is another and there is room.
+pub(super) fn flow(flow: &Flow, width: usize) -> String {
+    let dialled = ends(&flow.original, width);
+    let answers = flow.reply.filter(|reply| *reply != flow.original.reversed());
+    let answers = answers.map(|reply| ends(&reply, usize::MAX)).unwrap_or_default();
+    match answers.split(' ').nth(1) {
+        Some(end) if !flow.original.to_string().ends_with(end) => {
+            let whole = format!("{dialled} → {end}");
+            if whole.chars().count() <= width && !dialled.contains('…') { whole } else { dialled }
+        }
+        _ => dialled,
+    }
+}
+
 /// State and, if it is stalled, a word for why.
 pub(super) fn state(flow: &Flow) -> String {
     match &flow.state {

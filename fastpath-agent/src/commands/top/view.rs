@@ -5,7 +5,9 @@ use ratatui::{
     layout::{Alignment, Constraint, Layout, Rect},
     style::{Color, Modifier, Style},
     text::{Line, Span},
-    widgets::{Block, Cell, Clear, Padding, Paragraph, RenderDirection, Row as Cells, Sparkline, Table},
+    widgets::{
+        Block, Cell, Clear, Padding, Paragraph, RenderDirection, Row as Cells, Sparkline, Table, Wrap,
+    },
 };
 
 use super::{
@@ -31,12 +33,16 @@ r           the other way round
 /           show only flows that match all words: an address or network,
             a port, a part of an interface, state, cause or protocol
             (Enter keeps it, Esc drops it, Ctrl-U empties it)
-arrows, PgUp, PgDn, Home, End   select; the selected flow is shown in full
+arrows, PgUp, PgDn, Home, End, wheel, click   select; the selected flow
+            is shown in full
+Enter, second click   why it is fast, or isn't (watches it for a second)
 space       pause        + -   read less often, more often
 q, Esc, Ctrl-C           quit
 
-Offloaded: in a flowtable, as conntrack says. Slow: offloaded, but its
-packets are still on the normal path, as a meter in the ruleset shows.
+Fast: its packets bypass the normal path. Could be: it needs more packets,
+or something is in its way (stalled; slow: offloaded, but a meter shows its
+packets on the normal path). Never: not forwarded, or left out by choice.
+A > B → C: A dialled B, and C answers.
 Rates are of packets as counted at ingress, both directions of a flow added.
 A dash: not known yet, or not counted (neither TCP nor UDP).";
 
@@ -59,13 +65,17 @@ pub(super) fn draw(frame: &mut Frame<'_>, app: &mut App) {
         history(frame, graph_area, app, theme);
     }
     app.page = usize::from(table.height.saturating_sub(1)).max(1);
+    app.first_row = table.y + 1;
     match app.tab {
         Tab::Flows => flows(frame, [tabs, table, detail], app, theme),
         Tab::Interfaces => interfaces(frame, [tabs, table], app, theme),
     }
     footer(frame, foot, app, theme);
     if app.help {
-        help(frame, area);
+        popup(frame, area, " Help ", HELP);
+    }
+    if let Some(why) = &app.why {
+        popup(frame, area, " Why ", why);
     }
 }
 
@@ -128,19 +138,20 @@ fn header(frame: &mut Frame<'_>, area: Rect, app: &App, theme: Theme) {
     both_sides(frame, first, left, right);
     let Some(Snapshot { sample, .. }) = &app.snapshot else { return };
     let total = sample.total;
-    let of_flows = (total.flows > 0).then(|| total.offloaded_flows as f64 / total.flows as f64);
+    let [fast, could_be, never] = total.groups;
+    let of_flows = (total.flows > 0).then(|| fast as f64 / total.flows as f64);
+    let stalled =
+        if total.stalled_flows > 0 { format!(" ({} stalled)", total.stalled_flows) } else { String::new() };
     let rate = sample.rate(total.all);
     let slow = if total.slow_flows > 0 { format!("slow {}  ", total.slow_flows) } else { String::new() };
     let line = Line::from(vec![
         Span::raw(format!("flows {}  ", total.flows)),
-        Span::styled(
-            format!("offloaded {} ({})  ", total.offloaded_flows, units::percent(of_flows)),
-            theme.fg(Color::Green),
-        ),
+        Span::styled(format!("fast {fast} ({})  ", units::percent(of_flows)), theme.fg(Color::Green)),
         Span::styled(slow, theme.fg(Color::LightRed)),
-        Span::styled(format!("stalled {}  ", total.stalled_flows), theme.fg(Color::Red)),
+        Span::raw(format!("could be {could_be}")),
+        Span::styled(stalled, theme.fg(Color::Red)),
         Span::raw(format!(
-            "{} packets/s  {} bits/s",
+            "  never {never}  {} pkt/s  {} bit/s",
             units::known(rate.map(|r| r.packets)),
             units::known(rate.map(|r| r.bits))
         )),
@@ -238,7 +249,7 @@ fn flows(frame: &mut Frame<'_>, [tabs, area, detail]: [Rect; 3], app: &mut App, 
     let lines = rows.iter().map(|row| {
         let mut cells = vec![
             Cell::new(text::state(&row.flow)).style(theme.state(&row.flow)),
-            Cell::new(text::ends(&row.flow.original, room)),
+            Cell::new(text::flow(&row.flow, room)),
             right(units::known(row.rate.map(|r| r.packets))),
             right(units::known(row.rate.map(|r| r.bits))),
         ];
@@ -259,7 +270,7 @@ fn flows(frame: &mut Frame<'_>, [tabs, area, detail]: [Rect; 3], app: &mut App, 
         let line = format!(
             "{} | {} | {} packets | {}",
             text::state_in_full(&row.flow),
-            text::ends(&row.flow.original, usize::MAX),
+            text::flow(&row.flow, usize::MAX),
             units::short(row.flow.packets() as f64),
             age(row),
         );
@@ -329,15 +340,34 @@ fn footer(frame: &mut Frame<'_>, area: Rect, app: &App, theme: Theme) {
     frame.render_widget(line, area);
 }
 
-fn help(frame: &mut Frame<'_>, area: Rect) {
-    let lines = HELP.lines().count() as u16 + 2;
-    let width = HELP.lines().map(|line| line.chars().count()).max().unwrap_or(0) as u16 + 4;
-    let place = area.centered(Constraint::Length(width), Constraint::Length(lines));
+/// Text over the rest; lines that are too long are wrapped.
+fn popup(frame: &mut Frame<'_>, area: Rect, title: &'static str, text: &str) {
+    let longest = text.lines().map(|line| line.chars().count()).max().unwrap_or(0) as u16 + 4;
+    let width = longest.min(area.width);
+    let block = Block::bordered().padding(Padding::horizontal(1)).title(title);
+    let paragraph = Paragraph::new(text).wrap(Wrap { trim: false }).block(block);
+    // At least as many lines as words need that aren't split.
+    let inside = usize::from(width.saturating_sub(4)).max(1);
+    let lines: usize = text.lines().map(|line| wrapped(line, inside)).sum();
+    let place = area.centered(Constraint::Length(width), Constraint::Length(lines as u16 + 2));
     frame.render_widget(Clear, place);
-    frame.render_widget(
-        Paragraph::new(HELP).block(Block::bordered().padding(Padding::horizontal(1)).title(" Help ")),
-        place,
-    );
+    frame.render_widget(paragraph, place);
+}
+
+/// Lines that a line takes where words aren't split.
+fn wrapped(line: &str, width: usize) -> usize {
+    let mut lines = 1;
+    let mut column = 0;
+    for word in line.split_inclusive(' ') {
+        let length = word.chars().count();
+        if column > 0 && column + word.trim_end().chars().count() > width {
+            lines += 1;
+            column = 0;
+        }
+        lines += (column + length).saturating_sub(1) / width * usize::from(length > width);
+        column += length;
+    }
+    lines
 }
 
 #[cfg(test)]

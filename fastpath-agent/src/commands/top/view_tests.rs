@@ -39,7 +39,7 @@ fn a_small_screen_has_it_all() {
     let text = lines.join("\n");
     assert!(lines[0].starts_with("fastpath node-a  threshold 20 packets  Linux 6.12.0"), "{text}");
     assert!(lines[0].ends_with("every 1 s"), "{text}");
-    assert!(lines[1].contains("465 packets/s") && lines[1].contains("3.72M bits/s"), "{text}");
+    assert!(lines[1].contains("465 pkt/s") && lines[1].contains("3.72M bit/s"), "{text}");
     assert!(lines[2].contains("% packets on the fast path: <1%"), "{text}");
     assert!(lines[2].contains("packets/s, peak 465 in 0s"), "{text}");
     assert_eq!(words(&lines, " Flows"), ["Flows", "Interfaces"]);
@@ -111,7 +111,7 @@ fn a_slow_flow_is_called_so() {
     assert_eq!((state.symbol(), state.fg), ("o", Color::LightRed), "a colour of its own");
     let lines = lines(&mut app, 80, 24);
     assert_eq!(words(&lines, "offloaded, slow")[2], "tcp");
-    assert!(lines[1].contains("slow 1  stalled 0"), "{}", lines[1]);
+    assert!(lines[1].contains("slow 1  could be 0  never 0"), "{}", lines[1]);
     assert!(
         lines[22].starts_with("offloaded, but 1.23k packets took the normal path | tcp 10.0.0.2:40000"),
         "{}",
@@ -190,5 +190,22 @@ fn any_size_will_do() {
         for (width, height) in [(1, 1), (2, 40), (10, 3), (20, 5), (79, 15), (80, 16), (300, 100)] {
             drawn(&mut app, width, height);
         }
+    }
+}
+
+#[test]
+fn who_answers_is_shown_where_there_is_room_and_why_in_full() {
+    let mut app = app(1);
+    let rows = &mut app.snapshot.as_mut().unwrap().sample.rows;
+    rows[0].flow.reply = rows[0].flow.original.reversed().into();
+    assert!(!lines(&mut app, 120, 24).join("\n").contains('→'), "no NAT");
+    let reply = app.snapshot.as_mut().unwrap().sample.rows[0].flow.reply.as_mut().unwrap();
+    reply.source = [10, 2, 0, 2].into();
+    let shown = lines(&mut app, 120, 24).join("\n");
+    assert!(shown.contains("tcp 10.0.0.1:40000 > 192.0.2.9:443 → 10.2.0.2:443"), "{shown}");
+    for width in [40, 80] {
+        app.why = Some("a line\n\nwords that are quite long, ".repeat(9) + "the end");
+        let shown = lines(&mut app, width, 40).join("\n");
+        assert!(shown.contains(" Why ") && shown.contains("the end"), "{shown}");
     }
 }

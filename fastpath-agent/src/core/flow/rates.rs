@@ -9,7 +9,9 @@ use std::{
 
 use fastpath_common::{FlowCounters, Tally};
 
-use super::{Flow, Node, State, best::Best, connection::Tuple, path::Path, search::Search};
+use strum::EnumCount;
+
+use super::{Flow, Node, State, best::Best, connection::Tuple, group::Group, path::Path, search::Search};
 
 use crate::core::model::IfIndex;
 
@@ -260,6 +262,8 @@ pub struct Row {
 pub struct Traffic {
     /// Connections that conntrack has.
     pub flows: u64,
+    /// Those that are fast, could be, and never will be.
+    pub groups: [u64; Group::COUNT],
     /// Those among them that conntrack calls offloaded, to hardware or not.
     pub offloaded_flows: u64,
     /// Those among these whose packets are still on the normal path.
@@ -284,6 +288,7 @@ impl Traffic {
     fn count_flow(&mut self, flow: &Flow) {
         if flow.entry.is_some() {
             self.flows += 1;
+            self.groups[flow.group() as usize] += 1;
             self.offloaded_flows += u64::from(flow.offloaded());
             self.slow_flows += u64::from(flow.slow());
             self.stalled_flows += u64::from(stalled(flow));
