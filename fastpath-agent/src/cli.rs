@@ -129,6 +129,7 @@ changes nothing. No agent has to run. Exit code: 0 if the flow was found, accele
     #[command(after_help = "Examples:
   fastpath-agent doctor                               all checks and the canary
   fastpath-agent doctor --no-canary                   only checks, send nothing
+  fastpath-agent doctor --advise                      what this node would gain, by threshold
   fastpath-agent doctor -o json | jq '.findings[] | select(.level != \"green\")'
   fastpath-agent doctor --strict || echo not all green
 
@@ -417,6 +418,13 @@ pub struct DoctorArgs {
     /// Don't send flows through scratch namespaces
     #[arg(long, env = "FASTPATH_NO_CANARY", value_parser = BoolishValueParser::new())]
     pub no_canary: bool,
+    /// Instead of checking: what share of this node's packets would be fast, by threshold, from the flows that were seen. The
+    /// eBPF programs have to have counted them; `run --fastpath-threshold=0` does no more than that
+    #[arg(long)]
+    pub advise: bool,
+    /// List what is green too
+    #[arg(long)]
+    pub all: bool,
     /// Exit with 1 for amber too
     #[arg(long, env = "FASTPATH_STRICT", value_parser = BoolishValueParser::new())]
     pub strict: bool,

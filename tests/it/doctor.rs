@@ -110,7 +110,7 @@ fn a_good_node_is_green_and_the_canary_touches_nothing() {
     // Before the flow ends: its last packets take the forward path.
     assert_eq!((state(), topology.forwarded(7001)), before);
     background.stop_intact();
-    let text = agent::output(node, &["doctor", "--no-canary"]);
+    let text = agent::output(node, &["doctor", "--no-canary", "--all"]);
     for words in [
         "green  ruleset",
         "threshold 6",

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context;
 use serde::Serialize;
 
 use super::rules::Bypassed;
@@ -14,7 +15,7 @@ use crate::{
     cli::{DoctorArgs, Output},
     commands::{
         hostname, print, print_json,
-        running::{Flags, running_agent},
+        running::{Flags, running_agent, running_config},
         runtime,
     },
     config::Rules,
@@ -26,6 +27,7 @@ use crate::{
     kernel::{
         canary,
         facts::{self, Given, KernelName},
+        lengths,
         links::{LinkError, Links},
         probe,
         surroundings::read_once,
@@ -34,12 +36,15 @@ use crate::{
 
 /// Runs `doctor`; fails quietly if a finding is red, or amber with `--strict`.
 pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    if args.advise {
+        return advise(args);
+    }
     let report = runtime()?.block_on(report(args, Rules::try_from(&args.rules)?, hostname()))?;
     match args.output {
         Output::Text => {
             let colour =
                 io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-            print(&Text { report: &report, colour }.to_string())?;
+            print(&Text { report: &report, colour, all: args.all }.to_string())?;
         }
         Output::Json => drop(print_json(&report)?),
     }
@@ -120,6 +125,21 @@ pub async fn report(args: &DoctorArgs, own: Rules, hostname: String) -> Result<R
     })
 }
 
+/// What this node would gain.
+fn advise(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    const REMEDY: &str = "no flows were counted here: let `fastpath-agent run --fastpath-threshold=0` watch them for a while (it \
+                          offloads nothing)";
+    let config = running_config();
+    let pin_path = config.as_ref().map_or(&args.pin_path, |config| &config.pin_path);
+    let addresses = Links::open()?.addresses()?;
+    let lengths = lengths::read(pin_path, &addresses).context(REMEDY)?;
+    let prospect = lengths.prospect().context(REMEDY)?;
+    match args.output {
+        Output::Text => print(&prospect.to_string()),
+        Output::Json => print_json(&prospect),
+    }
+}
+
 fn send_canary() -> Canary {
     // A user sees what takes so long; scripts get no chatter.
     let progress = |text: &str| {
@@ -143,6 +163,8 @@ pub struct Text<'r> {
     pub report: &'r Report,
     /// With colours.
     pub colour: bool,
+    /// With what is green.
+    pub all: bool,
 }
 
 impl fmt::Display for Text<'_> {
@@ -150,12 +172,29 @@ impl fmt::Display for Text<'_> {
         let Report { node, version, kernel, level, findings, .. } = self.report;
         writeln!(f, "{node}: Linux {kernel}, fastpath-agent {version}\n")?;
         let check_width = findings.iter().map(|finding| finding.check.len()).max().unwrap_or(0);
-        for finding in findings {
+        let shown = |level| findings.iter().filter(move |finding| finding.level == level);
+        let green = if self.all { None } else { Some(Level::Green) };
+        let listed =
+            [Level::Red, Level::Amber, Level::Green].into_iter().filter(|level| Some(*level) != green);
+        for finding in listed.flat_map(shown) {
             let subject = finding.subject.as_ref().map(|subject| format!("{subject}: ")).unwrap_or_default();
             let check = finding.check;
             writeln!(f, "{}  {check:check_width$}  {subject}{}", self.mark(finding.level), finding.found)?;
             if let Some(remedy) = &finding.remedy {
                 writeln!(f, "{:7}{:check_width$}  -> {remedy}", "", "")?;
+            }
+        }
+        if green.is_some() {
+            let mut fine: Vec<&str> = shown(Level::Green).map(|finding| finding.check).collect();
+            fine.dedup();
+            if !fine.is_empty() {
+                writeln!(
+                    f,
+                    "{}  {:check_width$}  {} (--all says more)",
+                    self.mark(Level::Green),
+                    "fine",
+                    fine.join(", ")
+                )?;
             }
         }
         let count = |level| findings.iter().filter(|finding| finding.level == level).count();
@@ -200,13 +239,15 @@ mod tests {
             canary: Vec::new(),
         };
         assert_eq!(
-            Text { report: &report, colour: false }.to_string(),
+            Text { report: &report, colour: false, all: true }.to_string(),
             "n1: Linux 6.12, fastpath-agent 0\n\n\
-             green  forwarding  ipv4: off\n\
-             red    forwarding  ipv4: off\n                   -> switch it on\n\n\
+             red    forwarding  ipv4: off\n                   -> switch it on\n\
+             green  forwarding  ipv4: off\n\n\
              red    1 red, 0 amber, 1 green\n"
         );
-        let coloured = Text { report: &report, colour: true }.to_string();
+        let short = Text { report: &report, colour: false, all: false }.to_string();
+        assert!(short.contains("\ngreen  fine        forwarding (--all says more)\n"), "{short}");
+        let coloured = Text { report: &report, colour: true, all: true }.to_string();
         assert!(
             coloured.contains("\x1b[1;31mred  \x1b[0m") && coloured.contains("\x1b[32mgreen\x1b[0m"),
             "{coloured}"

@@ -133,6 +133,68 @@ impl Lengths {
     }
 }
 
+/// What every threshold would be worth.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Prospect {
+    /// Directions of flows that were counted.
+    pub directions: u64,
+    /// Whether that are enough to go by.
+    pub enough: bool,
+    /// The threshold that saves most.
+    pub best: u32,
+    /// By threshold, the lowest first.
+    pub thresholds: Vec<Outlook>,
+}
+
+/// What a threshold would be worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Outlook {
+    /// Percent of the flows that would be offloaded.
+    pub offloaded_percent: u64,
+    /// And of the packets.
+    #[serde(flatten)]
+    pub worth: Worth,
+}
+
+impl Lengths {
+    /// What every threshold would be worth; `None` where no flow was counted.
+    pub fn prospect(&self) -> Option<Prospect> {
+        let directions = self.directions();
+        let thresholds = LADDER.map(|threshold| Outlook {
+            offloaded_percent: self.above(threshold).directions * 100 / directions.max(1),
+            worth: self.worth(threshold),
+        });
+        // Of those that save as much, the highest: it takes the least work.
+        let best = thresholds.iter().max_by_key(|outlook| outlook.worth.saved)?.worth.threshold;
+        Some(Prospect { directions, enough: directions >= ENOUGH, best, thresholds: thresholds.to_vec() })
+            .filter(|prospect| prospect.directions > 0)
+    }
+}
+
+impl fmt::Display for Prospect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { directions, enough, best, thresholds } = self;
+        writeln!(
+            f,
+            "By the lengths of {directions} directions of flows through this node, had it offloaded them:\n"
+        )?;
+        writeln!(f, "THRESHOLD  FLOWS OFFLOADED  PACKETS ON THE FAST PATH")?;
+        for Outlook { offloaded_percent, worth } in thresholds {
+            let note = if worth.threshold == *best { "  saves most" } else { "" };
+            let (threshold, fast) = (worth.threshold, worth.fast_percent);
+            writeln!(f, "{threshold:>9}  {offloaded_percent:>13} %  {fast:>22} %{note}")?;
+        }
+        if !enough {
+            writeln!(f, "\nToo few to go by: {ENOUGH} are enough. Ask again later.")?;
+        }
+        writeln!(
+            f,
+            "\n`fastpath-agent run --fastpath-threshold={best}` does that; `auto` goes with the lengths as they change."
+        )?;
+        writeln!(f, "What can never be offloaded counts here too: `fastpath-agent status` has its number.")
+    }
+}
+
 impl Advice {
     /// Whether another threshold is worth the change.
     pub fn is_to_change(&self) -> bool {
@@ -194,6 +256,24 @@ mod tests {
         assert_eq!(advice.best, advice.now);
         assert!(!advice.is_to_change());
         assert_eq!(advice.now.fast_percent, 99);
+    }
+
+    #[test]
+    fn the_prospect_has_every_threshold_and_falls_with_it() {
+        let prospect = lengths(&[(3000, 3), (1000, 60)]).prospect().unwrap();
+        assert_eq!((prospect.directions, prospect.enough, prospect.best), (8000, true, 6));
+        assert!(
+            prospect.thresholds.is_sorted_by_key(|outlook| std::cmp::Reverse(outlook.worth.fast_percent))
+        );
+        assert_eq!(prospect.thresholds[5].offloaded_percent, 25, "1000 of 4000 at threshold 20");
+        assert!(
+            prospect
+                .to_string()
+                .contains("        6             25 %                      81 %  saves most\n"),
+            "{prospect}"
+        );
+        assert!(lengths(&[(5, 3)]).prospect().unwrap().to_string().contains("Too few"));
+        assert_eq!(lengths(&[]).prospect(), None);
     }
 
     #[test]

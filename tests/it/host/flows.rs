@@ -87,7 +87,11 @@ fn a_hundred_thousand_flows_are_listed_in_a_second() {
     let none = run(&Netns::new("idle"), &[]);
     assert!(emulated() || none.peak_kib > 0, "too short to be looked at");
     let text = timed(&[]);
-    assert_eq!(text.text.lines().count(), 1 + flows as usize, "a heading and the flows");
+    assert_eq!(
+        text.text.lines().count(),
+        1 + flows as usize + 2,
+        "a heading, the flows, an empty line and their sum"
+    );
     let all = timed(&["-o", "json"]);
     let listed = json(&all);
     assert_eq!(listed.len(), flows as usize);

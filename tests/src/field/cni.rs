@@ -10,7 +10,7 @@ use crate::{
 pub(super) const TRIAL: Trial = Trial {
     name: "cni",
     packages: &["containerd", "containernetworking-plugins"],
-    told: &[("doctor --no-canary", "rules of the CNI plugins are there")],
+    told: &[("doctor --no-canary --all", "rules of the CNI plugins are there")],
     run: trial,
     ..Trial::PLAIN
 };

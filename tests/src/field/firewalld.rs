@@ -10,7 +10,7 @@ use crate::{
 pub(super) const TRIAL: Trial = Trial {
     name: "firewalld",
     packages: &["firewalld"],
-    told: &[("doctor --no-canary", "rules of firewalld are there")],
+    told: &[("doctor --no-canary --all", "rules of firewalld are there")],
     run: trial,
     ..Trial::PLAIN
 };

@@ -17,9 +17,9 @@ pub(super) const TRIAL: Trial = Trial {
     name: "frr",
     packages: &["frr"],
     told: &[
-        ("doctor --no-canary", "s0: managed (veth, MTU 1500)"),
-        ("doctor --no-canary", "s1: managed (veth, MTU 1500)"),
-        ("doctor --no-canary", "none that the kernel leaves out when it offloads a flow"),
+        ("doctor --no-canary --all", "s0: managed (veth, MTU 1500)"),
+        ("doctor --no-canary --all", "s1: managed (veth, MTU 1500)"),
+        ("doctor --no-canary --all", "none that the kernel leaves out when it offloads a flow"),
     ],
     run: trial,
     ..Trial::PLAIN

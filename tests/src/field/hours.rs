@@ -14,7 +14,7 @@ use crate::{
 pub(super) const TRIAL: Trial = Trial {
     name: "hours",
     packages: &["nftables", "iptables"],
-    told: &[("doctor --no-canary", "time")],
+    told: &[("doctor --no-canary --all", "time")],
     run: trial,
     ..Trial::PLAIN
 };

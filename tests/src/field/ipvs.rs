@@ -10,7 +10,7 @@ pub(super) const TRIAL: Trial = Trial {
     name: "ipvs",
     packages: &["keepalived", "ipvsadm"],
     again: &["systemctl reload keepalived", "systemctl restart keepalived"],
-    told: &[("doctor --no-canary", "services of IPVS stay on the normal path")],
+    told: &[("doctor --no-canary --all", "services of IPVS stay on the normal path")],
     run: trial,
     ..Trial::PLAIN
 };

@@ -11,7 +11,7 @@ pub(super) const TRIAL: Trial = Trial {
     name: "libvirt",
     packages: &["libvirt-daemon-system"],
     again: &["systemctl restart libvirtd"],
-    told: &[("doctor --no-canary", "rules of libvirt are there"), ("status", "virbr0")],
+    told: &[("doctor --no-canary --all", "rules of libvirt are there"), ("status", "virbr0")],
     run: trial,
     ..Trial::PLAIN
 };

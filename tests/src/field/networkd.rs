@@ -10,7 +10,7 @@ pub(super) const TRIAL: Trial = Trial {
     name: "networkd",
     packages: &["systemd"],
     again: &["networkctl reload", "systemctl restart systemd-networkd"],
-    told: &[("doctor --no-canary", "s0: managed (veth, MTU 1500)")],
+    told: &[("doctor --no-canary --all", "s0: managed (veth, MTU 1500)")],
     run: trial,
     ..Trial::PLAIN
 };

@@ -11,7 +11,7 @@ pub(super) const TRIAL: Trial = Trial {
     name: "podman",
     packages: &["podman", "netavark"],
     again: &["podman network reload --all", "systemctl restart podman.socket podman.service"],
-    told: &[("doctor --no-canary", "rules of netavark are there")],
+    told: &[("doctor --no-canary --all", "rules of netavark are there")],
     run: trial,
     ..Trial::PLAIN
 };

@@ -12,10 +12,10 @@ pub(super) const TRIAL: Trial = Trial {
     name: "portal",
     packages: &["nftables"],
     told: &[
-        ("doctor --no-canary", "tc filter u32 runs"),
-        ("doctor --no-canary", "offloaded packets pass them too: netdev portal in on c0"),
+        ("doctor --no-canary --all", "tc filter u32 runs"),
+        ("doctor --no-canary --all", "offloaded packets pass them too: netdev portal in on c0"),
         (
-            "doctor --no-canary",
+            "doctor --no-canary --all",
             "set auth: changes by itself, so offloaded flows are revalidated when an element",
         ),
         ("status", "set auth; when an element times out"),

@@ -16,8 +16,8 @@ pub(super) const TRIAL: Trial = Trial {
         "systemctl restart strongswan; swanctl --initiate --child net",
     ],
     told: &[
-        ("doctor --no-canary", "flows that one of these applies to stay on the normal path: "),
-        ("doctor --no-canary", "fwd 10.98.0.0/24 > 10.1.0.0/24"),
+        ("doctor --no-canary --all", "flows that one of these applies to stay on the normal path: "),
+        ("doctor --no-canary --all", "fwd 10.98.0.0/24 > 10.1.0.0/24"),
     ],
     run: trial,
     ..Trial::PLAIN

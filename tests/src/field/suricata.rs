@@ -17,7 +17,7 @@ use crate::{
 pub(super) const TRIAL: Trial = Trial {
     name: "suricata",
     packages: &["suricata"],
-    told: &[("doctor --no-canary", "NFQUEUE")],
+    told: &[("doctor --no-canary --all", "NFQUEUE")],
     run: trial,
     ..Trial::PLAIN
 };

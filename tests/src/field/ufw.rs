@@ -11,7 +11,7 @@ pub(super) const TRIAL: Trial = Trial {
     name: "ufw",
     packages: &["ufw", "iptables"],
     again: &["ufw reload"],
-    told: &[("doctor --no-canary", "rules of ufw are there")],
+    told: &[("doctor --no-canary --all", "rules of ufw are there")],
     run: trial,
     ..Trial::PLAIN
 };
