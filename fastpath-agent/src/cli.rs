@@ -120,6 +120,7 @@ With --kill conntrack forgets them: the next packet must be accepted as the firs
     #[command(after_help = "Examples:
   fastpath-agent why tcp 10.0.1.2:40000 10.96.0.1:443
   fastpath-agent why udp [fd00:1::2]:40000 [fd00:2::2]:53
+  fastpath-agent why --pod web-0                      which flows it has, or why its only one isn't fast
   fastpath-agent why -o json tcp 10.0.1.2:40000 10.96.0.1:443 | jq .verdict
 
 Any tuple of the flow will do: before or after NAT, either direction. The command watches the flow for a second and
@@ -308,7 +309,7 @@ pub struct StatusArgs {
 #[derive(Clone, Debug, Args)]
 pub struct FlowsArgs {
     /// Only flows that this is true of, as in tcpdump: tcp, udp, proto N, [src|dst] host A, net N, port P, an end (10.1.0.2:443,
-    /// 10.1.0.0/16, :443), dev NAME, a state, a group; joined by and, or, not and parentheses
+    /// 10.1.0.0/16, :443), dev NAME, pod NAME, a state, a group; joined by and, or, not and parentheses
     #[arg(value_name = "EXPRESSION", num_args = 0..)]
     pub words: Vec<String>,
     /// Only flows with an end in this network or with this address, before or after NAT (repeatable)
@@ -354,6 +355,9 @@ pub struct FlowsArgs {
     /// Output format
     #[arg(short, long, value_name = "FORMAT", default_value = "text", env = "FASTPATH_OUTPUT")]
     pub output: FlowsOutput,
+    /// Where names of pods and containers come from, over the sockets of this node's runtimes
+    #[arg(long, value_name = "FROM", default_value = "auto", env = "FASTPATH_NAMES")]
+    pub names: NamesFrom,
     /// Directory of the pinned eBPF maps
     #[arg(long, value_name = "DIR", default_value = DEFAULT_PIN_PATH, env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
@@ -386,6 +390,9 @@ pub struct TopArgs {
     /// Seconds between two readings
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub interval: u64,
+    /// Where names of pods and containers come from, over the sockets of this node's runtimes
+    #[arg(long, value_name = "FROM", default_value = "auto", env = "FASTPATH_NAMES")]
+    pub names: NamesFrom,
     /// Directory of the pinned eBPF maps
     #[arg(long, value_name = "DIR", default_value = DEFAULT_PIN_PATH, env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
@@ -396,14 +403,20 @@ pub struct TopArgs {
 pub struct WhyArgs {
     /// Protocol and both ends, before or after NAT, in either direction; or as much of it as is known, in the words of `flows`:
     /// 10.0.1.2, `[fd00:1::2]:40000`, :443, tcp dst port 443. If several flows match, they are listed
-    #[arg(value_name = "EXPRESSION", num_args = 1.., required_unless_present = "top")]
+    #[arg(value_name = "EXPRESSION", num_args = 1.., required_unless_present_any = ["top", "pod"])]
     pub words: Vec<String>,
+    /// The flows of this pod (`web-0`, `shop/web-0`) or container: the same as the words `pod NAME`
+    #[arg(long, value_name = "NAME")]
+    pub pod: Option<String>,
     /// The flow with the most packets that isn't accelerated and could be
-    #[arg(long, conflicts_with = "words")]
+    #[arg(long, conflicts_with_all = ["words", "pod"])]
     pub top: bool,
     /// Output format
     #[arg(short, long, value_name = "FORMAT", default_value = "text", env = "FASTPATH_OUTPUT")]
     pub output: Output,
+    /// Where names of pods and containers come from, over the sockets of this node's runtimes
+    #[arg(long, value_name = "FROM", default_value = "auto", env = "FASTPATH_NAMES")]
+    pub names: NamesFrom,
     /// Directory of the pinned eBPF maps
     #[arg(long, value_name = "DIR", default_value = DEFAULT_PIN_PATH, env = "FASTPATH_PIN_PATH")]
     pub pin_path: PathBuf,
@@ -503,6 +516,19 @@ impl FlowsOutput {
     pub fn is_for_people(self) -> bool {
         matches!(self, Self::Text | Self::Wide)
     }
+}
+
+/// Whom to ask for the names of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum NamesFrom {
+    /// The container runtimes that are there
+    Auto,
+    /// containerd or CRI-O, for `namespace/pod`
+    Cri,
+    /// Docker or Podman, for names of containers
+    Docker,
+    /// Nobody
+    Off,
 }
 
 /// Something that can be switched off.

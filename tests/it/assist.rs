@@ -289,3 +289,21 @@ fn a_reload_with_many_connections_keeps_no_flow_waiting() {
     let log = agent.log().join("\n");
     assert_eq!(agent.count("the loop was away"), before, "{log}");
 }
+
+#[test]
+fn old_connections_come_back_after_a_revalidation_by_hand() {
+    let topology = Topology::routed();
+    let node = &topology.node;
+    let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
+    assert_eq!(flow.rounds(CROSSING), CROSSING);
+    let _agent = start(node, &[]);
+    assert_is_helped(&topology, &mut flow);
+    // Helped ones are looked at with the safety net too, once a minute.
+    for _ in 0..2 {
+        agent::output(node, &["revalidate"]);
+        let before = Instant::now();
+        wait_until("its mark gone", LIMIT, || !topology.marked_offloaded(7001));
+        assert_is_helped(&topology, &mut flow);
+        assert!(before.elapsed() < LIMIT, "{:?}", before.elapsed());
+    }
+}

@@ -48,3 +48,4 @@ mod twin;
 mod why;
 mod why_evidence;
 mod why_path;
+mod why_truth;

@@ -5,11 +5,12 @@
 libfuzzer_sys::fuzz_target!(|text: &str| {
     use fastpath_agent::core::{
         flow::{expression::Expression, record::Event, search::Search},
+        names::Names,
         why::FlowSpec,
     };
 
     drop(Search::new(text));
-    let _ = Expression::parse(&text.split(' ').collect::<Vec<_>>());
+    let _ = Expression::parse(&text.split(' ').collect::<Vec<_>>(), &Names::default());
     let mut words = text.split(' ');
     let mut word = || words.next().unwrap_or_default();
     if let Ok(spec) = FlowSpec::parse(word(), word(), word()) {

@@ -37,7 +37,8 @@ use crate::{
 /// Runs `doctor`; fails quietly if a finding is red, or amber with `--strict`.
 pub(super) fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     if args.advise {
-        return advise(args);
+        // Links are read within a runtime.
+        return runtime()?.block_on(async { advise(args) });
     }
     let report = runtime()?.block_on(report(args, Rules::try_from(&args.rules)?, hostname()))?;
     match args.output {

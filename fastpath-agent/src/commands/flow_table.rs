@@ -12,11 +12,12 @@ use super::units;
 use crate::core::flow::{
     Flow, Node, SLOW, State,
     column::Column,
-    connection::{Tuple, protocol_name},
+    connection::{Tuple, has_ports, protocol_name},
     group::{Group, todo},
     rates::Rate,
     record::interfaces,
 };
+use crate::core::names::Names;
 
 impl Column {
     fn heading(self) -> String {
@@ -53,8 +54,9 @@ impl Column {
         first.iter().position(|column| *column == self)
     }
 
-    fn cell(self, flow: &Flow, node: &Node, rate: Option<Rate>, raw: bool) -> String {
-        let number = |value: u64| if raw { value.to_string() } else { units::short(value as f64) };
+    fn cell(self, flow: &Flow, node: &Node, rate: Option<Rate>, look: &Look) -> String {
+        let (raw, names) = (look.raw, &look.names);
+        let number = |value: u64| if raw || value < 1000 { value.to_string() } else { units::short(value as f64) };
         let bytes = |direction: usize| flow.seen[direction].map_or("-".to_owned(), |seen| number(seen.bytes));
         let counted = |value: u64| if flow.seen == [None; 2] { "-".to_owned() } else { number(value) };
         let since = |at: Option<u64>| match at.map(|at| node.now_ns.saturating_sub(at)) {
@@ -68,17 +70,17 @@ impl Column {
             Self::State => flow.state.name().to_owned(),
             Self::Group => flow.group().name().to_owned(),
             Self::Proto => protocol_name(flow.original.protocol),
-            Self::Client => source(&flow.original),
+            Self::Client => source(&flow.original, names),
             Self::Server => {
-                let dialled = source(&flow.original.reversed());
-                match flow.reply.as_ref().map(source) {
+                let dialled = source(&flow.original.reversed(), names);
+                match flow.reply.as_ref().map(|reply| source(reply, names)) {
                     Some(answers) if answers != dialled => format!("{dialled} → {answers}"),
                     _ => dialled,
                 }
             }
             Self::As => {
-                let masqueraded = flow.reply.as_ref().map(|reply| source(&reply.reversed()));
-                masqueraded.filter(|as_| *as_ != source(&flow.original)).unwrap_or_default()
+                let masqueraded = flow.reply.as_ref().map(|reply| source(&reply.reversed(), names));
+                masqueraded.filter(|as_| *as_ != source(&flow.original, names)).unwrap_or_default()
             }
             Self::Sent => bytes(0),
             Self::Received => bytes(1),
@@ -95,10 +97,13 @@ impl Column {
     }
 }
 
-/// An end with its port, if its protocol has one.
-fn source(tuple: &Tuple) -> String {
-    let text = tuple.to_string();
-    text.split(' ').nth(1).unwrap_or_default().to_owned()
+/// An end by its name or address, with its port if its protocol has one.
+fn source(tuple: &Tuple, names: &Names) -> String {
+    match names.of(tuple.source) {
+        Some(name) if has_ports(tuple.protocol) => format!("{name}:{}", tuple.source_port),
+        Some(name) => name.to_owned(),
+        None => tuple.to_string().split(' ').nth(1).unwrap_or_default().to_owned(),
+    }
 }
 
 fn why(flow: &Flow) -> String {
@@ -114,6 +119,8 @@ fn why(flow: &Flow) -> String {
 pub struct Look {
     /// Which columns, from left to right.
     pub columns: Vec<Column>,
+    /// Shown instead of addresses.
+    pub names: Names,
     /// Exact numbers instead of three digits.
     pub raw: bool,
     /// With colours.
@@ -153,7 +160,7 @@ impl Table {
     ) -> io::Result<()> {
         self.groups[flow.group() as usize] += 1;
         let cells =
-            self.look.columns.iter().map(|column| column.cell(flow, node, rate, self.look.raw)).collect();
+            self.look.columns.iter().map(|column| column.cell(flow, node, rate, &self.look)).collect();
         self.waiting.push((cells, colour(flow)));
         if self.widths.is_some() || self.waiting.len() >= FIRST { self.write(out) } else { Ok(()) }
     }
@@ -326,7 +333,7 @@ mod tests {
     }
 
     fn look(columns: Vec<Column>, width: Option<usize>) -> Look {
-        Look { columns, raw: false, colour: false, width }
+        Look { columns, names: Names::default(), raw: false, colour: false, width }
     }
 
     #[test]
@@ -349,6 +356,15 @@ mod tests {
         assert_eq!(line, expected, "{text}");
         assert!(text.ends_with("\n1 fast, 0 could be fast, 0 never\n"), "{text}");
         assert_eq!(shown(look(Column::usual(false), None), &[]).lines().last(), Some("no flows"));
+    }
+
+    #[test]
+    fn names_stand_for_addresses() {
+        let mut names = Names::default();
+        names.add("10.1.0.2".parse().unwrap(), "shop/web-0");
+        names.add("10.2.0.2".parse().unwrap(), "shop/db-0");
+        let text = shown(Look { names, ..look(Column::usual(false), None) }, &[flow(State::Offloaded)]);
+        assert!(text.contains(" shop/web-0:40000  10.96.0.1:443 → shop/db-0:8443 "), "{text}");
     }
 
     #[test]

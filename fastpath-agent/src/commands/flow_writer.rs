@@ -13,6 +13,7 @@ use crate::{
         rates::Rate,
         record::FlowRecord,
     },
+    core::names::Names,
     kernel::{event_socket::SocketError, flows::FlowsError},
 };
 
@@ -28,16 +29,19 @@ pub enum Writer {
 pub struct Json {
     array: bool,
     flows: u64,
+    names: Names,
     /// The flow that is being written: into memory, since it is written in a hundred pieces.
     text: Vec<u8>,
 }
 
 impl Writer {
     /// For `-o` and what else was said of how it looks; `watch`: it is shown again and again.
-    pub fn new(output: FlowsOutput, columns: &[Column], raw: bool, watch: bool) -> Self {
+    pub fn new(output: FlowsOutput, columns: &[Column], raw: bool, watch: bool, names: Names) -> Self {
         let usual = match output {
-            FlowsOutput::Json => return Self::Json(Json { array: true, flows: 0, text: Vec::new() }),
-            FlowsOutput::Ndjson => return Self::Json(Json { array: false, flows: 0, text: Vec::new() }),
+            FlowsOutput::Json => return Self::Json(Json { array: true, flows: 0, names, text: Vec::new() }),
+            FlowsOutput::Ndjson => {
+                return Self::Json(Json { array: false, flows: 0, names, text: Vec::new() });
+            }
             FlowsOutput::Wide => Column::wide(),
             FlowsOutput::Text => Column::usual(watch),
         };
@@ -47,7 +51,7 @@ impl Writer {
         let width =
             fits.then(|| crossterm::terminal::size().ok()).flatten().map(|(columns, _)| columns.into());
         let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Self::Table(Table::new(Look { columns, raw, colour, width }))
+        Self::Table(Table::new(Look { columns, raw, names, colour, width }))
     }
 
     /// Before the first flow.
@@ -66,7 +70,7 @@ impl Writer {
         node: &Node,
         rate: Option<Rate>,
     ) -> io::Result<()> {
-        let Json { array, flows, text } = match self {
+        let Json { array, flows, names, text } = match self {
             Self::Table(table) => return table.add(out, flow, node, rate),
             Self::Json(json) => json,
         };
@@ -75,7 +79,13 @@ impl Writer {
             text.extend_from_slice(if *flows == 0 { b"\n" } else { b",\n" });
         }
         *flows += 1;
-        let record = FlowRecord { rate: rate.map(Into::into), ..FlowRecord::new(flow, node) };
+        let name = |address| names.of(address).map(str::to_owned);
+        let record = FlowRecord {
+            rate: rate.map(Into::into),
+            client: name(flow.original.source),
+            server: name(flow.reply.map_or(flow.original.destination, |reply| reply.source)),
+            ..FlowRecord::new(flow, node)
+        };
         serde_json::to_writer(&mut *text, &record)?;
         if !*array {
             text.push(b'\n');
@@ -110,9 +120,9 @@ pub enum ShowError {
     Output(#[from] io::Error),
 }
 
-pub(super) fn filter(args: &FlowsArgs) -> Result<Filter, BadExpression> {
+pub(super) fn filter(args: &FlowsArgs, names: &Names) -> Result<Filter, BadExpression> {
     Ok(Filter {
-        expression: (!args.words.is_empty()).then(|| Expression::parse(&args.words)).transpose()?,
+        expression: (!args.words.is_empty()).then(|| Expression::parse(&args.words, names)).transpose()?,
         networks: args.address.clone(),
         ports: args.port.clone(),
         protocols: args.protocol.iter().map(|protocol| protocol.number()).collect(),
@@ -144,7 +154,7 @@ mod tests {
         let mut flow = Flow::gone(tuple, FlowCounters { packets: 7, ..FlowCounters::default() });
         flow.state = State::Offloaded;
         flow.path = Path { accelerated: Some(false), bypassed: Some(5), metered: Some(70) };
-        let (mut writer, mut out) = (Writer::new(output, &[], false, false), Vec::new());
+        let (mut writer, mut out) = (Writer::new(output, &[], false, false, Names::default()), Vec::new());
         writer.begin(&mut out).unwrap();
         for _ in 0..flows {
             let rate = Some(Rate { packets: 2.0, bits: 8.5 });

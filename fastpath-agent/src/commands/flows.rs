@@ -10,12 +10,11 @@ use crate::{
     cli::FlowsArgs,
     commands::{
         flow_writer::{ShowError, Writer, filter},
-        running, runtime,
+        names, running, runtime,
     },
     core::flow::{
         Flow,
         best::Best,
-        filter::Filter,
         rates::{MAX_REMEMBERED, Rates, Row},
     },
     kernel::flows::{self},
@@ -45,19 +44,17 @@ const BUFFER_BYTES: usize = 64 * 1024;
 
 /// Shows flows as `args` ask for.
 pub async fn show(args: &FlowsArgs, out: &mut dyn Write) -> Result<(), ShowError> {
-    let filter = filter(args)?;
     let mut rates = Rates::new(MAX_REMEMBERED);
-    let Some(seconds) = args.watch else { return show_once(args, &filter, &mut rates, out, "").await };
+    let Some(seconds) = args.watch else { return show_once(args, &mut rates, out, "").await };
     let before = if args.output.is_for_people() { CLEAR } else { "" };
     loop {
-        show_once(args, &filter, &mut rates, out, before).await?;
+        show_once(args, &mut rates, out, before).await?;
         tokio::time::sleep(Duration::from_secs(seconds)).await;
     }
 }
 
 async fn show_once(
     args: &FlowsArgs,
-    filter: &Filter,
     rates: &mut Rates,
     out: &mut dyn Write,
     before: &str,
@@ -65,8 +62,10 @@ async fn show_once(
     let mut out = BufWriter::with_capacity(BUFFER_BYTES, out);
     // Written with the first flows, so that the screen isn't empty while they are read.
     write!(out, "{before}")?;
-    let mut writer = Writer::new(args.output, &args.columns, args.raw, args.watch.is_some());
     let node = running::node(&args.pin_path).await?;
+    let names = names::read(args.names, &node).await;
+    let filter = filter(args, &names)?;
+    let mut writer = Writer::new(args.output, &args.columns, args.raw, args.watch.is_some(), names);
     writer.begin(&mut out)?;
     // Nothing is remembered for a second reading that doesn't come.
     let mut reading = args.watch.is_some().then(|| rates.begin(node.now_ns));

@@ -9,6 +9,7 @@ use crate::{
     cli::{FlowsArgs, FlowsOutput},
     commands::flow_writer::{ShowError, filter},
     core::flow::record::{Event, FlowRecord},
+    core::names::Names,
     kernel::event_socket,
 };
 
@@ -16,7 +17,7 @@ use crate::{
 pub fn follow(args: &FlowsArgs, out: &mut dyn Write) -> Result<(), ShowError> {
     let mut out = BufWriter::new(out);
     let mut lines = BufReader::new(event_socket::connect(&args.run_dir)?);
-    let filter = filter(args)?;
+    let filter = filter(args, &Names::default())?;
     let mut left = args.limit.unwrap_or(usize::MAX);
     if args.output.is_for_people() {
         write_line(&mut out, HEAD)?;
@@ -102,6 +103,8 @@ mod tests {
             original: tuple,
             reply: None,
             state: crate::core::flow::State::not(WhyNot::OneWay),
+            client: None,
+            server: None,
             group: None,
             todo: None,
             interfaces: vec!["c0".to_owned()],

@@ -7,6 +7,7 @@ pub mod flow_table;
 pub mod flow_writer;
 pub mod flows;
 pub mod follow;
+mod names;
 pub mod render;
 pub mod revalidate;
 pub mod revoke;

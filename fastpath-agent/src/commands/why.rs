@@ -10,9 +10,9 @@ use super::{
 };
 use crate::{
     cli::{FlowsOutput, Output, WhyArgs},
-    commands::{print, runtime},
+    commands::{names, print, runtime},
     core::{
-        flow::{Flow, Node, best::Best, connection::Tuple, expression::Expression, group::Group},
+        flow::{Flow, best::Best, connection::Tuple, expression::Expression, group::Group},
         why::{Accelerated, BadFlow, Explanation, FlowFacts, FlowSpec, StepMark, explain},
     },
     kernel::{
@@ -25,14 +25,11 @@ use crate::{
 pub(super) fn run(args: &WhyArgs) -> anyhow::Result<ExitCode> {
     let runtime = runtime()?;
     let flow = if args.top {
-        runtime.block_on(choose(args, |flow, _| could_be_fast(flow)))?
+        runtime.block_on(choose(args))?
     } else {
         match exact(&args.words)? {
             Some(flow) => Some(flow),
-            None => {
-                let expression = Expression::parse(&args.words)?;
-                runtime.block_on(choose(args, |flow, node| expression.holds(&flow.subject(node))))?
-            }
+            None => runtime.block_on(choose(args))?,
         }
     };
     let Some(flow) = flow else { return Ok(ExitCode::FAILURE) };
@@ -65,12 +62,17 @@ fn packets(flow: &Flow) -> u64 {
 }
 
 /// The one connection that is meant. Otherwise it has listed those that may be, or said that there is none.
-async fn choose(args: &WhyArgs, is_meant: impl Fn(&Flow, &Node) -> bool) -> anyhow::Result<Option<FlowSpec>> {
+async fn choose(args: &WhyArgs) -> anyhow::Result<Option<FlowSpec>> {
     let node = running::node(&args.pin_path).await?;
+    let names = names::read(args.names, &node).await;
+    let pod = args.pod.iter().flat_map(|pod| ["pod", pod]).map(str::to_owned);
+    let expression = Expression::parse(&args.words.iter().cloned().chain(pod).collect::<Vec<_>>(), &names)?;
+    let is_meant =
+        |flow: &Flow| if args.top { could_be_fast(flow) } else { expression.holds(&flow.subject(&node)) };
     let mut matching = 0;
     let mut best = Best::new(LISTED, |a: &Flow, b: &Flow| packets(b).cmp(&packets(a)));
     flows::for_each(&args.pin_path, &node, |flow| {
-        if flow.entry.is_some() && is_meant(&flow, &node) {
+        if flow.entry.is_some() && is_meant(&flow) {
             matching += 1;
             best.push(flow);
         }
@@ -87,7 +89,7 @@ async fn choose(args: &WhyArgs, is_meant: impl Fn(&Flow, &Node) -> bool) -> anyh
         return Ok(None);
     }
     let output = if args.output == Output::Json { FlowsOutput::Json } else { FlowsOutput::Text };
-    let mut writer = Writer::new(output, &[], false, false);
+    let mut writer = Writer::new(output, &[], false, false, names);
     let mut listed = Vec::new();
     writer.begin(&mut listed)?;
     for flow in &best {

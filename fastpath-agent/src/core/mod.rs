@@ -8,6 +8,7 @@ pub mod known_bugs;
 pub mod link;
 pub mod memory_budget;
 pub mod model;
+pub mod names;
 pub mod pace;
 pub mod policy;
 pub mod printable;

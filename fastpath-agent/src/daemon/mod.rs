@@ -435,6 +435,10 @@ impl<H: Host> Agent<H> {
             // Of any generation: what all of them changed comes with the first one.
             Event::Generation { .. } if touched.own_table => {
                 offload.reconciler.touched();
+                // Perhaps by hand (`fastpath-agent revalidate`), which leaves nothing to reconcile.
+                if let Some(crossings) = &mut self.crossings {
+                    crossings.emptied();
+                }
                 self.pace.trigger(Trigger::Ruleset, now);
             }
             Event::Generation { generation, .. } => offload.reconciler.passed(generation),

@@ -37,6 +37,7 @@ pub mod lock;
 pub mod log_output;
 pub mod memory;
 pub mod module_monitor;
+pub mod names;
 pub mod netconf;
 mod netlink;
 pub mod nft;

@@ -113,7 +113,7 @@ fn a_hundred_thousand_flows_are_listed_in_a_second() {
     assert_eq!(largest_first[0]["original"]["source_port"], Crowd::source_port(large));
     assert_eq!(largest_first[0]["ingress"][0]["packets"], 4);
     let recent = timed(&["--sort=recent", "--limit=1000"]);
-    let ends = format!(":{} >", Crowd::source_port(last));
+    let ends = format!(":{}  10.2.0.2:", Crowd::source_port(last));
     let first = recent.text.lines().nth(1);
     assert!(first.is_some_and(|line| line.contains(&ends)), "{first:?}");
 

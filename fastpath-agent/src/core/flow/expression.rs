@@ -17,6 +17,7 @@ use super::{
     connection::{Tuple, protocol_number},
     group::Group,
 };
+use crate::core::names::Names;
 
 /// A condition on flows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,9 +92,11 @@ impl Expression {
     /// # Errors
     ///
     /// With the word that can't be understood, and what could be there.
-    pub fn parse(words: &[impl AsRef<str>]) -> Result<Self, BadExpression> {
+    ///
+    /// `names` are those that `pod` looks up.
+    pub fn parse(words: &[impl AsRef<str>], names: &Names) -> Result<Self, BadExpression> {
         let text = words.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(" ");
-        let mut parser = Parser { words: split(&text), text: &text, next: 0 };
+        let mut parser = Parser { words: split(&text), text: &text, names, next: 0 };
         if parser.words.is_empty() {
             return Ok(Self::Every(Vec::new()));
         }
@@ -160,6 +163,7 @@ fn split(text: &str) -> Vec<(usize, &str)> {
 
 struct Parser<'a> {
     text: &'a str,
+    names: &'a Names,
     words: Vec<(usize, &'a str)>,
     next: usize,
 }
@@ -267,6 +271,17 @@ impl<'a> Parser<'a> {
             return self
                 .read("the name of an interface", |word| Some(Expression::Interface(word.to_owned())));
         }
+        if self.take("pod") {
+            let names = self.names;
+            let addresses = self
+                .read("the name of a pod or container with an address on this node", |name| {
+                    Some(names.addresses(name)).filter(|found| !found.is_empty())
+                })?;
+            let ends = addresses
+                .into_iter()
+                .map(|address| Expression::End(Side::Either, Some(address.into()), None));
+            return Ok(Expression::Any(ends.collect()));
+        }
         if self.take("state") {
             let wanted = format!("a state ({})", STATE_NAMES.join(", "));
             return self.read(&wanted, state);
@@ -283,7 +298,7 @@ impl<'a> Parser<'a> {
                 self.end(Side::Either)
             }
             None => Err(self.bad(format!(
-                "`{word}` is no condition: use tcp, udp, host, net, port, src, dst, dev, state, a group (fast, could-be-fast, \
+                "`{word}` is no condition: use tcp, udp, host, net, port, src, dst, dev, pod, state, a group (fast, could-be-fast, \
                  never), an end (10.1.0.2:443, :443), and, or, not, ( )"
             ))),
         }
@@ -332,6 +347,13 @@ mod tests {
         }
     }
 
+    fn names() -> Names {
+        let mut names = Names::default();
+        names.add("10.2.0.2".parse().unwrap(), "shop/db-0");
+        names.add("10.9.9.9".parse().unwrap(), "shop/idle");
+        names
+    }
+
     /// 10.1.0.2 dials the service 10.96.0.1:443, which is 10.2.0.2:8443, and is masqueraded as 192.0.2.1.
     fn holds(text: &str) -> bool {
         let (original, reply) =
@@ -343,7 +365,7 @@ mod tests {
             reply: Some(&reply),
             interfaces: [Some("eth0"), None],
         };
-        Expression::parse(&[text]).unwrap_or_else(|error| panic!("{error}")).holds(&flow)
+        Expression::parse(&[text], &names()).unwrap_or_else(|error| panic!("{error}")).holds(&flow)
     }
 
     #[test]
@@ -361,6 +383,8 @@ mod tests {
             "dev eth0 state offloaded",
             "port 400-50000",
             "proto 6",
+            "pod db-0",
+            "tcp and pod shop/db-0",
         ] {
             assert!(holds(text), "{text}");
         }
@@ -375,6 +399,7 @@ mod tests {
             "dev eth1",
             "could-be-fast",
             "udp or never",
+            "pod idle",
             "tcp and (udp or state gone)",
         ] {
             assert!(!holds(text), "{text}");
@@ -388,6 +413,10 @@ mod tests {
                 "tcp port htp",
                 "a port or range, as 443 or 8000-8100, is wanted here\n  tcp port htp\n           ^^^",
             ),
+            (
+                "pod db",
+                "the name of a pod or container with an address on this node is wanted here\n  pod db\n      ^^",
+            ),
             ("tcp and", "a condition is wanted here\n  tcp and\n         ^"),
             ("(tcp", "`)` is wanted here\n  (tcp\n      ^"),
             ("tcp ) udp", "nothing is open that `)` could close\n  tcp ) udp\n      ^"),
@@ -396,9 +425,9 @@ mod tests {
                 "a port or range, as 443 or 8000-8100, is wanted here\n  port 90-80\n       ^^^^^",
             ),
         ] {
-            assert_eq!(Expression::parse(&[text]).unwrap_err().to_string(), said);
+            assert_eq!(Expression::parse(&[text], &names()).unwrap_err().to_string(), said);
         }
-        let said = Expression::parse(&["tcp", "hots", "10.1.0.2"]).unwrap_err().to_string();
+        let said = Expression::parse(&["tcp", "hots", "10.1.0.2"], &names()).unwrap_err().to_string();
         assert!(
             said.starts_with("`hots` is no condition") && said.ends_with("\n  tcp hots 10.1.0.2\n      ^^^^"),
             "{said}"
@@ -408,7 +437,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_is_an_expression_or_an_error_within_it(text in "(and|or|not|tcp|port|src|:1|[(]|[)]|é| ){0,12}") {
-            if let Err(error) = Expression::parse(&[&text]) {
+            if let Err(error) = Expression::parse(&[&text], &Names::default()) {
                 prop_assert!(error.at <= text.len() && error.to_string().lines().count() == 3, "{error}");
             }
         }

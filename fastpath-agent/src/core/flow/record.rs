@@ -23,6 +23,12 @@ pub struct FlowRecord {
     pub original: Tuple,
     /// The reply direction likewise, as far as it is known.
     pub reply: Option<Tuple>,
+    /// The pod or container that opened it, where the runtime was asked.
+    #[serde(default)]
+    pub client: Option<String>,
+    /// The one that answers.
+    #[serde(default)]
+    pub server: Option<String>,
     /// Its state.
     #[serde(flatten)]
     pub state: State,
@@ -123,6 +129,8 @@ impl FlowRecord {
             protocol: protocol_name(flow.original.protocol),
             original: flow.original,
             reply: flow.reply,
+            client: None,
+            server: None,
             state: flow.state.clone(),
             group: Some(flow.group()),
             todo: todo(&flow.state, flow.slow()).map(Cow::Borrowed),

@@ -267,11 +267,36 @@ impl FlowFacts {
         })
     }
 
+    /// It begins or ends on this node.
+    pub fn is_local(&self) -> bool {
+        let [original, reply] = &self.directions;
+        // A masqueraded connection's replies go to an address of this node, and yet it is forwarded.
+        let ends_here = match &self.entry {
+            Some(_) => self.addresses.contains(&reply.tuple.source),
+            None => self.addresses.contains(&original.tuple.destination),
+        };
+        ends_here || original.route == Route::Local || self.addresses.contains(&original.tuple.source)
+    }
+
     /// Packets of one direction come in where they aren't counted, and so don't pass a flowtable either.
     fn half_seen(&self) -> bool {
         let replied = self.entry.as_ref().is_some_and(|entry| entry.status.seen_reply());
-        let counted = self.directions.iter().filter(|direction| direction.counted.is_some()).count();
-        self.counting && replied && counted == 1
+        // On a managed interface they would be counted: there were none since the programs are there.
+        let is_counted =
+            |index: Option<IfIndex>| index.is_none_or(|index| self.ruleset.managed.contains(&index));
+        let [original, reply] = &self.directions;
+        let unseen = match (original.counted, reply.counted) {
+            (Some(_), None) => reply,
+            (None, Some(_)) => original,
+            _ => return false,
+        };
+        self.counting && replied && !(is_counted(unseen.input) && self.older_than_the_counts())
+    }
+
+    /// Its packets have been counted for less long than conntrack has known it: conntrack doesn't count them, as it is older than the
+    /// rules.
+    fn older_than_the_counts(&self) -> bool {
+        self.entry.as_ref().is_some_and(|entry| entry.counters.is_none())
     }
 
     /// Packets of both directions so far: conntrack's count, or the agent's where conntrack doesn't count.

@@ -49,6 +49,8 @@ pub struct Verdict {
 pub enum Accelerated {
     /// They do.
     Yes,
+    /// The flow is in the flowtable, and no packet came while it was watched.
+    Quiet,
     /// Some do.
     Partly,
     /// They don't.
@@ -75,13 +77,14 @@ fn verdict(facts: &FlowFacts, obstacles: Vec<obstacles::Obstacle>) -> Verdict {
         (Some(Way::Fast), Some(obstacle)) if matches!(obstacle.reason, Reason::Interface { .. }) => {
             (Accelerated::No, None)
         }
+        (Some(Way::Fast), _) if facts.moved() == 0 => (Accelerated::Quiet, Some(story::accelerated(facts))),
         (Some(Way::Fast), _) => (Accelerated::Yes, Some(story::accelerated(facts))),
         (Some(Way::Mixed), Some(_)) => (Accelerated::Partly, None),
         (Some(Way::Mixed), None) => (Accelerated::Partly, Some(story::accelerated(facts))),
         (Some(Way::Slow), _) => (Accelerated::No, None),
     };
     match (accelerated, first) {
-        (Accelerated::Yes, None) | (Accelerated::Partly, None) => Verdict {
+        (Accelerated::Yes | Accelerated::Quiet | Accelerated::Partly, None) => Verdict {
             accelerated,
             reason: None,
             certain: facts.measured(),

@@ -90,6 +90,9 @@ impl Found<'_> {
             self.sure(Reason::Protocol);
         }
         self.local();
+        if self.obstacles.iter().any(|obstacle| obstacle.reason == Reason::Local) {
+            return; // all that follows is about forwarding
+        }
         self.bridged();
         let vanish = facts.moved() > 0 && facts.tracked == Some(0);
         if vanish {
@@ -135,7 +138,9 @@ impl Found<'_> {
         if packets <= u64::from(threshold) {
             self.sure(Reason::BelowThreshold { packets, threshold });
         } else if entry.counters.is_none() {
-            self.sure(Reason::NotCounted { pending: facts.ruleset.assisted });
+            // Where something else keeps it out, its next packet changes nothing.
+            let pending = facts.ruleset.assisted && self.obstacles.is_empty();
+            self.sure(Reason::NotCounted { pending });
         }
         if !self.obstacles.is_empty() {
             return;
@@ -220,14 +225,7 @@ impl Found<'_> {
     }
 
     fn local(&mut self) {
-        let facts = self.facts;
-        let [original, reply] = &facts.directions;
-        // A masqueraded connection's replies go to an address of this node, and yet it is forwarded.
-        let ends_here = match &facts.entry {
-            Some(_) => facts.addresses.contains(&reply.tuple.source),
-            None => facts.addresses.contains(&original.tuple.destination),
-        };
-        if ends_here || original.route == Route::Local || facts.addresses.contains(&original.tuple.source) {
+        if self.facts.is_local() {
             self.sure(Reason::Local);
         }
     }

@@ -49,7 +49,7 @@ impl Reason {
                 "older than the ruleset, and listed by the agent: its next packet offloads it".to_owned()
             }
             Self::NotCounted { pending: false } => {
-                "older than the ruleset: conntrack doesn't count its packets, and the agent hasn't listed it".to_owned()
+                "older than the ruleset: conntrack doesn't count its packets, so the rule never takes it".to_owned()
             }
             Self::BelowThreshold { packets, threshold } => {
                 format!("below the threshold: {packets} packets so far, offloaded after {threshold}")

@@ -230,6 +230,9 @@ fn conntrack(facts: &FlowFacts) -> Step {
 }
 
 fn route(facts: &FlowFacts) -> Step {
+    if facts.is_local() {
+        return step(StepName::Route, StepMark::Ok, "nothing is forwarded".to_owned());
+    }
     let way = |direction: &Direction| match direction.route {
         Route::Forward { output, gateway, mtu } => {
             let via = gateway.map_or(String::new(), |gateway| format!(" via {gateway}"));
@@ -309,7 +312,10 @@ pub(super) fn accelerated(facts: &FlowFacts) -> String {
             };
             format!("accelerated: {} while watching{left}, {slow} on the normal path", packets(facts.moved()))
         }
-        (_, false) if facts.moved() == 0 => "accelerated, with no packets just now".to_owned(),
+        (_, false) if facts.moved() == 0 => {
+            "in the flowtable, and quiet: no packets while watching. After 30 s without any it leaves"
+                .to_owned()
+        }
         (_, false) => {
             "offloaded; which path its packets take can't be seen without the agent's meter".to_owned()
         }

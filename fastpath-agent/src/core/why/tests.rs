@@ -240,7 +240,7 @@ const REASONS: &[(&str, Change, &str)] = &[
     ("one-way", |f| entry(f).status = Status(0), "one direction only"),
     ("closing", |f| entry(f).tcp_state = Some(TcpState::Closing), "FIN or RST"),
     ("not-established", |f| entry(f).tcp_state = Some(TcpState::Opening), "handshake"),
-    ("not-counted", |f| entry(f).counters = None, "hasn't listed it"),
+    ("not-counted", |f| entry(f).counters = None, "never takes it"),
     (
         "not-counted",
         |f| {
@@ -411,8 +411,8 @@ fn accelerated_since_when_and_how_many() {
 
     quiet(&mut facts);
     let verdict = explain(&facts).verdict;
-    assert_eq!(verdict.accelerated, Accelerated::Yes);
-    assert!(!verdict.certain && verdict.text.contains("no packets just now"), "{}", verdict.text);
+    assert_eq!(verdict.accelerated, Accelerated::Quiet);
+    assert!(!verdict.certain && verdict.text.contains("no packets while watching"), "{}", verdict.text);
 }
 
 #[test]

@@ -1,0 +1,22 @@
+//! Names of addresses, as a command's flags want them.
+
+use crate::{
+    cli::NamesFrom,
+    core::{flow::Node, names::Names},
+    kernel::names::{self, Which},
+};
+
+/// Asks the runtimes; says in a line each which of them couldn't be asked.
+pub(super) async fn read(from: NamesFrom, node: &Node) -> Names {
+    let which = match from {
+        NamesFrom::Auto => Which::All,
+        NamesFrom::Cri => Which::Cri,
+        NamesFrom::Docker => Which::Docker,
+        NamesFrom::Off => return Names::default(),
+    };
+    let (names, errors) = names::read(which).await;
+    for error in errors {
+        eprintln!("{error}");
+    }
+    names.without(&node.addresses)
+}
