@@ -56,7 +56,8 @@ impl Column {
 
     fn cell(self, flow: &Flow, node: &Node, rate: Option<Rate>, look: &Look) -> String {
         let (raw, names) = (look.raw, &look.names);
-        let number = |value: u64| if raw || value < 1000 { value.to_string() } else { units::short(value as f64) };
+        let number =
+            |value: u64| if raw || value < 1000 { value.to_string() } else { units::short(value as f64) };
         let bytes = |direction: usize| flow.seen[direction].map_or("-".to_owned(), |seen| number(seen.bytes));
         let counted = |value: u64| if flow.seen == [None; 2] { "-".to_owned() } else { number(value) };
         let since = |at: Option<u64>| match at.map(|at| node.now_ns.saturating_sub(at)) {

@@ -20,7 +20,7 @@ pub(super) fn import_for_containerd() {
          d=/run/container-layout; rm -rf $d; mkdir -p $d/blobs/sha256
          put() {{ h=$(sha256sum <$1 | cut -d' ' -f1); mv $1 $d/blobs/sha256/$h; s=$(stat -c %s $d/blobs/sha256/$h); }}
          cp {layer} $d/layer; put $d/layer; l=$h; ls=$s
-         echo '{{\"architecture\":\"amd64\",\"os\":\"linux\",\"config\":{{\"Env\":[\"PATH=/usr/bin\"]}},\"rootfs\":{{\"type\":\"layers\",\"diff_ids\":[\"sha256:'$l'\"]}}}}' >$d/c
+         echo '{{\"architecture\":\"amd64\",\"os\":\"linux\",\"config\":{{\"Env\":[\"PATH=/usr/bin\"],\"Cmd\":[\"/usr/bin/sleep\",\"infinity\"]}},\"rootfs\":{{\"type\":\"layers\",\"diff_ids\":[\"sha256:'$l'\"]}}}}' >$d/c
          put $d/c; c=$h; cs=$s
          echo '{{\"schemaVersion\":2,\"mediaType\":\"application/vnd.oci.image.manifest.v1+json\",\"config\":{{\"mediaType\":\"application/vnd.oci.image.config.v1+json\",\"digest\":\"sha256:'$c'\",\"size\":'$cs'}},\"layers\":[{{\"mediaType\":\"application/vnd.oci.image.layer.v1.tar\",\"digest\":\"sha256:'$l'\",\"size\":'$ls'}}]}}' >$d/m
          put $d/m

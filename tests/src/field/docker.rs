@@ -13,7 +13,11 @@ pub(super) const TRIAL: Trial = Trial {
     name: "docker",
     packages: &["docker.io"],
     again: &["systemctl reload docker", "docker network create brief && docker network rm brief"],
-    told: &[("doctor --no-canary --all", "rules of Docker are there"), ("status", "docker0")],
+    told: &[
+        ("doctor --no-canary --all", "rules of Docker are there"),
+        ("status", "docker0"),
+        ("flows pod next", "next:"),
+    ],
     run: trial,
     ..Trial::PLAIN
 };

@@ -1,6 +1,6 @@
 //! What `top` has on its screen and what keys do to it. Reads and draws nothing.
 
-use std::{mem, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
 use crossterm::event::{
     KeyCode, KeyEvent, KeyEventKind, KeyModifiers, MouseButton, MouseEvent, MouseEventKind,
@@ -14,6 +14,7 @@ use crate::core::{
         search::Search,
     },
     model::IfIndex,
+    names::Names,
     why::FlowSpec,
 };
 
@@ -32,6 +33,8 @@ pub(super) struct Snapshot {
     pub(super) sample: Sample,
     /// What is missing, and what to do about it.
     pub(super) note: Option<String>,
+    /// Shown instead of addresses.
+    pub(super) names: Arc<Names>,
 }
 
 /// The two tables.

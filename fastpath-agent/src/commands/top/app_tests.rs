@@ -54,7 +54,7 @@ pub(in crate::commands::top) fn snapshot(count: u8, wanted: &Wanted) -> Snapshot
     };
     read(100);
     let sample = read(101);
-    Snapshot { node, sample, note: None }
+    Snapshot { node, sample, note: None, names: Arc::default() }
 }
 
 pub(in crate::commands::top) fn app(count: u8) -> App {

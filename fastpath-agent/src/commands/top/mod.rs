@@ -9,9 +9,9 @@ use std::{
     env,
     future::{Future, pending},
     io::{self, IsTerminal},
-    path::PathBuf,
     pin::Pin,
     process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 
@@ -30,7 +30,7 @@ use tokio::{
 use self::app::{App, Next, Snapshot};
 use crate::{
     cli::TopArgs,
-    commands::{hostname, running, runtime, why},
+    commands::{hostname, names, running, runtime, why},
     core::flow::rates::{Collector, MAX_REMEMBERED, Rates, Wanted},
     kernel::{
         bpf::{BpfError, Pinned},
@@ -73,12 +73,12 @@ pub async fn show(args: &TopArgs, node: &str) -> Result<(), TopError> {
         .into_iter()
         .collect::<Result<Vec<_>, _>>()?;
     // Before the screen is taken, so that a fatal error stays visible.
-    let (rates, snapshot) = read(Rates::new(MAX_REMEMBERED), args.pin_path.clone(), app.wanted()).await?;
+    let (rates, snapshot) = read(Rates::new(MAX_REMEMBERED), args, app.wanted()).await?;
     let mut rates = Some(rates);
     app.take(Ok(snapshot?));
     let mut screen = Screen::open()?;
     let mut keys = EventStream::new();
-    let mut reading: Option<Reading> = None;
+    let mut reading: Option<Reading<'_>> = None;
     let mut asking: Option<Asking<'_>> = None;
     let (mut began, mut due) = (Instant::now(), Instant::now() + app.interval());
     loop {
@@ -137,23 +137,26 @@ pub async fn show(args: &TopArgs, node: &str) -> Result<(), TopError> {
             () = sleep_until(due), if may_read => {
                 began = Instant::now();
                 let used = rates.take().unwrap_or_else(|| Rates::new(MAX_REMEMBERED));
-                reading = Some(Box::pin(read(used, args.pin_path.clone(), app.wanted())));
+                reading = Some(Box::pin(read(used, args, app.wanted())));
             }
         }
     }
 }
 
 type Outcome = Result<(Rates, Result<Snapshot, FlowsError>), JoinError>;
-type Reading = Pin<Box<dyn Future<Output = Outcome>>>;
+type Reading<'a> = Pin<Box<dyn Future<Output = Outcome> + 'a>>;
 /// What `why` has to say, while it watches a flow.
 type Asking<'a> = Pin<Box<dyn Future<Output = String> + 'a>>;
 
 /// One reading. The flows are read on another thread, so that keys are answered meanwhile.
-async fn read(mut rates: Rates, pin_path: PathBuf, wanted: Wanted) -> Outcome {
+async fn read(mut rates: Rates, args: &TopArgs, wanted: Wanted) -> Outcome {
+    let pin_path = args.pin_path.clone();
     let node = match running::node(&pin_path).await {
         Ok(node) => node,
         Err(error) => return Ok((rates, Err(error))),
     };
+    // What can't be asked isn't said on a screen that is drawn again and again: there are addresses.
+    let names = Arc::new(names::ask(args.names, &node).await.0);
     spawn_blocking(move || {
         let note = match Pinned::open(&pin_path) {
             Err(BpfError::NotPinned { path }) => {
@@ -167,7 +170,7 @@ async fn read(mut rates: Rates, pin_path: PathBuf, wanted: Wanted) -> Outcome {
         if note.is_some() {
             sample.interval_ns = None;
         }
-        (rates, result.map(|()| Snapshot { node, sample, note }))
+        (rates, result.map(|()| Snapshot { node, sample, note, names }))
     })
     .await
 }

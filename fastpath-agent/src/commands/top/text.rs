@@ -5,21 +5,23 @@ use std::net::IpAddr;
 use crate::commands::units;
 use crate::core::flow::{
     Flow, Node, SLOW, State,
-    connection::{Tuple, protocol_name},
+    connection::{Tuple, has_ports, protocol_name},
 };
+use crate::core::names::Names;
 
 /// Who dialled what, and who answers if that is another and there is room.
-pub(super) fn flow(flow: &Flow, width: usize) -> String {
-    let dialled = ends(&flow.original, width);
-    let answers = flow.reply.filter(|reply| *reply != flow.original.reversed());
-    let answers = answers.map(|reply| ends(&reply, usize::MAX)).unwrap_or_default();
-    match answers.split(' ').nth(1) {
-        Some(end) if !flow.original.to_string().ends_with(end) => {
-            let whole = format!("{dialled} → {end}");
-            if whole.chars().count() <= width && !dialled.contains('…') { whole } else { dialled }
-        }
-        _ => dialled,
-    }
+pub(super) fn flow(flow: &Flow, names: &Names, width: usize) -> String {
+    let end = |tuple: &Tuple| match names.of(tuple.source) {
+        Some(name) if has_ports(tuple.protocol) => format!("{name}:{}", tuple.source_port),
+        Some(name) => name.to_owned(),
+        None => tuple.to_string().split(' ').nth(1).unwrap_or_default().to_owned(),
+    };
+    let (client, dialled) = (end(&flow.original), end(&flow.original.reversed()));
+    let whole = format!("{} {client} > {dialled}", protocol_name(flow.original.protocol));
+    let answers = flow.reply.as_ref().map(end).filter(|answers| *answers != dialled);
+    let with_answers = answers.map_or(whole.clone(), |answers| format!("{whole} → {answers}"));
+    let fits = |text: &String| text.chars().count() <= width;
+    [with_answers, whole].into_iter().find(fits).unwrap_or_else(|| ends(&flow.original, width))
 }
 
 /// State and, if it is stalled, a word for why.

@@ -214,7 +214,7 @@ fn right<'a>(text: impl Into<Line<'a>>) -> Cell<'a> {
 fn flows(frame: &mut Frame<'_>, [tabs, area, detail]: [Rect; 3], app: &mut App, theme: Theme) {
     let mut state = app.table;
     let rows = app.rows();
-    let Some(Snapshot { node, sample, .. }) = &app.snapshot else { return };
+    let Some(Snapshot { node, sample, names, .. }) = &app.snapshot else { return };
     let shown = match (app.search.as_str(), sample.matched > rows.len() as u64) {
         ("", false) => String::new(),
         ("", true) => format!("first {} of {}", rows.len(), sample.matched),
@@ -249,7 +249,7 @@ fn flows(frame: &mut Frame<'_>, [tabs, area, detail]: [Rect; 3], app: &mut App, 
     let lines = rows.iter().map(|row| {
         let mut cells = vec![
             Cell::new(text::state(&row.flow)).style(theme.state(&row.flow)),
-            Cell::new(text::flow(&row.flow, room)),
+            Cell::new(text::flow(&row.flow, names, room)),
             right(units::known(row.rate.map(|r| r.packets))),
             right(units::known(row.rate.map(|r| r.bits))),
         ];
@@ -270,7 +270,7 @@ fn flows(frame: &mut Frame<'_>, [tabs, area, detail]: [Rect; 3], app: &mut App, 
         let line = format!(
             "{} | {} | {} packets | {}",
             text::state_in_full(&row.flow),
-            text::flow(&row.flow, usize::MAX),
+            text::flow(&row.flow, names, usize::MAX),
             units::short(row.flow.packets() as f64),
             age(row),
         );

@@ -313,8 +313,10 @@ pub(super) fn accelerated(facts: &FlowFacts) -> String {
             format!("accelerated: {} while watching{left}, {slow} on the normal path", packets(facts.moved()))
         }
         (_, false) if facts.moved() == 0 => {
-            "in the flowtable, and quiet: no packets while watching. After 30 s without any it leaves"
-                .to_owned()
+            format!(
+                "in the flowtable, and quiet: no packets while watching; it leaves after {} s without any",
+                facts.flow_timeout_ms / 1000
+            )
         }
         (_, false) => {
             "offloaded; which path its packets take can't be seen without the agent's meter".to_owned()
