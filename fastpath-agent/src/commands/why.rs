@@ -114,6 +114,7 @@ pub async fn show(args: &WhyArgs, spec: &FlowSpec) -> Result<(String, bool), Why
         selection: &config.rules.selection,
         exclusions: &config.rules.exclusions,
         ignored: &config.rules.ignored,
+        confined: false,
     });
     let facts = gather(spec, &args.pin_path, flags).await?;
     let explanation = explain(&facts);

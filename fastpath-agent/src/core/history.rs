@@ -150,7 +150,11 @@ pub struct Event {
 
 /// What happened in the last hour, or the newest part of it.
 #[derive(Clone, Debug, Default)]
-pub struct Events(VecDeque<Event>);
+pub struct Events {
+    noted: VecDeque<Event>,
+    /// What was last noted of the node's readiness: why it isn't ready, or nothing.
+    readiness: Option<Option<String>>,
+}
 
 impl Events {
     /// Notes an event. One of the same kind within the same step is counted with it: a storm takes no more room.
@@ -159,23 +163,35 @@ impl Events {
             about.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= MOST_TEXT).last();
         let about = &about[..end.unwrap_or(0)];
         let same = |event: &&mut Event| event.at_ns / STEP_NS == at_ns / STEP_NS && event.kind == kind;
-        if let Some(event) = self.0.iter_mut().rev().find(same) {
+        if let Some(event) = self.noted.iter_mut().rev().find(same) {
             event.at_ns = at_ns;
             event.times += 1;
             event.about.clear();
             event.about.push_str(about);
             return;
         }
-        if self.0.len() == MOST_EVENTS {
-            self.0.pop_front();
+        if self.noted.len() == MOST_EVENTS {
+            self.noted.pop_front();
         }
-        self.0.push_back(Event { at_ns, kind, about: about.to_owned(), times: 1 });
+        self.noted.push_back(Event { at_ns, kind, about: about.to_owned(), times: 1 });
+    }
+
+    /// Notes that the node is as it should be, or why it isn't, if that is news.
+    pub fn readiness(&mut self, problem: Option<String>, at_ns: u64) {
+        if self.readiness.as_ref() == Some(&problem) {
+            return;
+        }
+        match &problem {
+            Some(problem) => self.note(Kind::Degraded, problem, at_ns),
+            None => self.note(Kind::Ready, "", at_ns),
+        }
+        self.readiness = Some(problem);
     }
 
     /// Those of the hour before `now_ns`.
     pub fn last_hour(&self, now_ns: u64) -> Vec<Event> {
         let begin = now_ns.saturating_sub(STEP_NS * STEPS as u64);
-        self.0.iter().filter(|event| event.at_ns >= begin).cloned().collect()
+        self.noted.iter().filter(|event| event.at_ns >= begin).cloned().collect()
     }
 }
 

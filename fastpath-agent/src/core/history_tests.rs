@@ -31,12 +31,12 @@ fn it_takes_less_than_300_kb_however_much_happens() {
             }
         }
     }
-    assert_eq!(events.0.len(), MOST_EVENTS);
-    let texts: usize = events.0.iter().map(|event| event.about.capacity()).sum();
+    assert_eq!(events.noted.len(), MOST_EVENTS);
+    let texts: usize = events.noted.iter().map(|event| event.about.capacity()).sum();
     let size = size_of::<History>()
         + size_of_val(&*history.steps)
         + size_of::<Events>()
-        + events.0.capacity() * size_of::<Event>()
+        + events.noted.capacity() * size_of::<Event>()
         + texts;
     assert!(size < 300_000, "{size} bytes");
     assert!(size < 64_000, "{size} bytes: docs/page.md says 60 KB");
@@ -107,6 +107,19 @@ fn a_storm_of_events_is_one() {
         [("veth2", 2), ("ruleset", 1), ("veth3", 1)].map(|(about, times)| (about.to_owned(), times));
     assert_eq!(told, expected);
     assert_eq!(events.last_hour(3605 * SECOND).len(), 1, "an hour later");
+}
+
+#[test]
+fn readiness_is_noted_when_it_changes() {
+    let mut events = Events::default();
+    for (second, problem) in
+        [(0, None), (60, None), (120, Some("no table")), (180, Some("no table")), (240, None)]
+    {
+        events.readiness(problem.map(str::to_owned), second * SECOND);
+    }
+    let told: Vec<_> = events.last_hour(240 * SECOND).into_iter().map(|e| (e.kind, e.about)).collect();
+    let expected = [(Kind::Ready, ""), (Kind::Degraded, "no table"), (Kind::Ready, "")];
+    assert_eq!(told, expected.map(|(kind, about)| (kind, about.to_owned())));
 }
 
 proptest! {
