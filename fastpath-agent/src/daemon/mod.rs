@@ -277,9 +277,7 @@ impl<H: Host> Agent<H> {
                         }
                     }
                     self.reconcile(trigger)?;
-                    if trigger == Trigger::SafetyNet {
-                        self.sample();
-                    }
+                    self.sample();
                 }
                 () = at(self.started, self.offload.as_ref().and_then(|o| o.revalidation.due())) => self.revalidate()?,
                 // Few, and asked at most sixteen at a time. Before the announcements for the same reason.

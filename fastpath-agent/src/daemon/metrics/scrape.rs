@@ -17,7 +17,7 @@ use crate::{
             sums::FlowSums,
             traffic::{Adding, MAX_REMEMBERED, Marks, Passed, Traffic},
         },
-        history::{History, Step},
+        history::{History, STEP_NS, Step},
     },
     kernel::{
         Ruleset, Unread,
@@ -33,6 +33,8 @@ use crate::{
 const MANY: u64 = 10_000;
 /// Where nobody asks, readings take at most this part of a processor: 1/1000.
 const REST: u32 = 1000;
+/// And come at this distance at least.
+const APART: Duration = Duration::from_nanos(STEP_NS);
 
 /// Reads, one reading at a time.
 pub struct Scraper {
@@ -50,7 +52,7 @@ struct Kept {
     left: u64,
     history: History,
     /// When the last reading ended, and how long it took.
-    last: Option<(Instant, Duration)>,
+    last: (Instant, Duration),
 }
 
 /// What was read for the page of the last hour.
@@ -72,7 +74,13 @@ impl Scraper {
         let mut history = History::default();
         history.add(now_ns, Passed::default());
         let traffic = Traffic::new(MAX_REMEMBERED, now_ns);
-        let kept = Kept { traffic, counted: Tally::default(), left: 0, history, last: None };
+        let kept = Kept {
+            traffic,
+            counted: Tally::default(),
+            left: 0,
+            history,
+            last: (Instant::now(), Duration::ZERO),
+        };
         Self { pin_path, watches, kept: Mutex::new(kept) }
     }
 
@@ -123,7 +131,8 @@ impl Scraper {
     pub fn is_rested(&self) -> bool {
         // One that is being read now is reading enough.
         let Ok(kept) = self.kept.try_lock() else { return false };
-        kept.last.is_none_or(|(ended, took)| ended.elapsed() >= took * REST)
+        let (ended, took) = kept.last;
+        ended.elapsed() >= APART.max(took * REST)
     }
 
     /// Reads all flows, for [`Self::hour`] too, and hands each out as it is judged by the given node. Takes as long as
@@ -215,7 +224,7 @@ impl Scraper {
 
 impl Kept {
     fn ended(&mut self, begun: Instant) {
-        self.last = Some((Instant::now(), begun.elapsed()));
+        self.last = (Instant::now(), begun.elapsed());
     }
 }
 
