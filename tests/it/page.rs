@@ -68,10 +68,12 @@ fn it_says_what_was_sent_and_which_way_it_took() {
     assert_eq!([all, bypassed], [sent, sent - forwarded]);
     assert!(bypassed > 500, "{bypassed} of {all}");
 
-    let found = get(&topology, "/api/flows?search=10.0.0.0/8");
-    let groups =
-        |value: &Value| ["fast", "could", "never", "short"].map(|name| number(&value["groups"][name]));
-    assert_eq!(groups(&found), [1, 0, 1, 1], "{found:#}");
+    // A flow that has just crossed the threshold may be between the paths.
+    thread::sleep(Duration::from_millis(1100));
+    let in_group = |group: &str| {
+        number(&get(&topology, &format!("/api/flows?search=10.0.0.0/8&group={group}"))["matching"])
+    };
+    assert_eq!(["fast", "could", "never", "short"].map(in_group), [1, 0, 1, 1]);
     let found = get(&topology, "/api/flows?search=:7001+udp");
     let flows = found["flows"].as_array().expect("flows");
     assert_eq!((number(&found["matching"]), flows.len()), (1, 1), "{found:#}");
@@ -79,10 +81,10 @@ fn it_says_what_was_sent_and_which_way_it_took() {
         (flows[0]["group"].as_str(), number(&flows[0]["packets"])),
         (Some("fast"), by_conntrack(&topology, 7001))
     );
-    let never = get(&topology, "/api/flows?group=never");
+    let never = get(&topology, "/api/flows?group=never&search=udp");
     assert_eq!(number(&never["matching"]), 1);
     let why = never["flows"][0]["why"].as_str().expect("words");
-    assert!(why.contains("port/7003"), "{why}");
+    assert!(why.contains("udp/7003"), "{why}");
     agent.stop();
 }
 
@@ -241,6 +243,13 @@ fn an_hour_with_everything_on_it() {
             get(&topology, "/api/history");
         }
     }
+    // Until the table is there again.
+    thread::sleep(Duration::from_secs(1));
+    for flow in &mut large {
+        flow.transfer(Direction::Download, 60_000).expect("all of it");
+    }
+    // TCP acknowledges the last of it later.
+    thread::sleep(Duration::from_secs(2));
     let history = get(&topology, "/api/history");
     if recorded.is_some() {
         println!("@@PAGE before {history}");
@@ -256,8 +265,8 @@ fn an_hour_with_everything_on_it() {
         assert_eq!(hour(&history)[0], sent, "{history:#}");
     }
     let groups = &history["groups"];
-    assert_eq!(groups["never"], 1, "{groups}");
-    assert!(number(&groups["short"]) >= 1 && number(&groups["fast"]) >= 1, "{groups}");
+    let several = ["fast", "never", "short"].iter().all(|group| number(&groups[group]) >= 1);
+    assert!(several, "{groups}");
     agent.stop();
 }
 

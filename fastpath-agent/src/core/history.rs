@@ -142,7 +142,7 @@ pub struct Event {
     pub at_ns: u64,
     /// What.
     pub kind: Kind,
-    /// What it was about, the last time; may be empty.
+    /// What it was about, as far as there is room; may be empty.
     pub about: String,
     /// How often within this step.
     pub times: u32,
@@ -166,8 +166,11 @@ impl Events {
         if let Some(event) = self.noted.iter_mut().rev().find(same) {
             event.at_ns = at_ns;
             event.times += 1;
-            event.about.clear();
-            event.about.push_str(about);
+            let known = event.about.split(", ").any(|known| known == about);
+            if !known && event.about.len() + ", ".len() + about.len() <= MOST_TEXT {
+                event.about.push_str(", ");
+                event.about.push_str(about);
+            }
             return;
         }
         if self.noted.len() == MOST_EVENTS {

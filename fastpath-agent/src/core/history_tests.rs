@@ -26,8 +26,8 @@ fn it_takes_less_than_300_kb_however_much_happens() {
     for step in 0..3 * STEPS as u64 {
         history.add(step * STEP_NS, passed(step, step));
         for kind in [Kind::InterfaceCame, Kind::InterfaceWent, Kind::Overrun] {
-            for _ in 0..50 {
-                events.note(kind, &"ä".repeat(MOST_TEXT), step * STEP_NS);
+            for number in 0..50 {
+                events.note(kind, &format!("{number}{}", "ä".repeat(number)), step * STEP_NS);
             }
         }
     }
@@ -101,10 +101,11 @@ fn a_storm_of_events_is_one() {
     events.note(Kind::InterfaceCame, "veth1", SECOND);
     events.note(Kind::Revalidated, "ruleset", 2 * SECOND);
     events.note(Kind::InterfaceCame, "veth2", 3 * SECOND);
+    events.note(Kind::InterfaceCame, "veth1", 4 * SECOND);
     events.note(Kind::InterfaceCame, "veth3", 11 * SECOND);
     let told: Vec<_> = events.last_hour(11 * SECOND).into_iter().map(|e| (e.about, e.times)).collect();
     let expected =
-        [("veth2", 2), ("ruleset", 1), ("veth3", 1)].map(|(about, times)| (about.to_owned(), times));
+        [("veth1, veth2", 3), ("ruleset", 1), ("veth3", 1)].map(|(about, times)| (about.to_owned(), times));
     assert_eq!(told, expected);
     assert_eq!(events.last_hour(3605 * SECOND).len(), 1, "an hour later");
 }

@@ -44,7 +44,7 @@ fn a_browser_shows_a_running_agent() {
     let agent = Agent::spawn(node, &mut agent::command(&flags));
     agent::wait_for_programs_at(node, &["c0", "s0"], &bpffs.pin_path());
     // Names are for whoever makes an interface to choose.
-    node.ip("link add <b>x type dummy\n");
+    node.ip("link add <b>x type veth peer name e0\n");
     let mut quiet = topology.open(Proto::Tcp, Family::V4, 7002);
     assert_eq!(quiet.rounds(50), 50);
     let busy = topology.open(Proto::Udp, Family::V4, 7001).in_background();
@@ -60,7 +60,8 @@ fn a_browser_shows_a_running_agent() {
         assert_eq!(browser.text("share"), "0 %", "nothing offloads here");
         browser.wait_until("document.querySelector('#chart .slow').getAttribute('d').length > 20");
         assert!(browser.text("told").contains("took the fast path"), "{}", browser.text("told"));
-        assert!(browser.text("events").contains("interface came: <b>x"), "{}", browser.text("events"));
+        let events = browser.text("events");
+        assert!(events.contains("interface came: ") && events.contains("<b>x"), "{events}");
         assert_eq!(browser.value("document.querySelectorAll('#events b').length"), 0);
         let wide = browser.value("document.documentElement.scrollWidth").as_u64().expect("a number");
         assert!(wide <= u64::from(width), "{wide} of {width} points wide");
