@@ -11,8 +11,7 @@ use std::{
 use tracing::debug;
 
 use super::{
-    Agent, Crossings, Watch, counts::Crossed, host::Host, question::Question, ready::NotReady,
-    reconcile::Standing, rules,
+    Agent, Crossings, Watch, counts::Crossed, host::Host, ready::NotReady, reconcile::Standing, rules,
 };
 use crate::{
     cli::PageFor,
@@ -96,25 +95,14 @@ pub(super) fn unix_seconds() -> f64 {
 }
 
 impl<H: Host> Agent<H> {
-    /// Answers a client of the HTTP port, which may have gone meanwhile.
-    pub(super) fn answer(&mut self, question: Question) {
-        match question {
-            Question::Alive(answer) => drop(answer.send(())),
-            Question::Ready(answer) => drop(answer.send(self.ready())),
-            Question::Metrics(answer) => drop(answer.send(self.asked().map(Box::new))),
-            Question::Page(answer) => drop(answer.send(self.seen().map(Box::new))),
-            Question::Flags(answer) => drop(answer.send(Box::new(self.config.clone()))),
-        }
-    }
-
     /// What is known now; `None` if no metrics are served.
-    fn asked(&mut self) -> Option<Asked> {
+    pub(super) fn asked(&mut self) -> Option<Asked> {
         let (scraper, node, marked) = self.reading()?;
         Some(Asked { agent: self.counted(), node, marked, scraper })
     }
 
     /// The same for the page.
-    fn seen(&mut self) -> Option<Seen> {
+    pub(super) fn seen(&mut self) -> Option<Seen> {
         let (scraper, node, marked) = self.reading()?;
         let ready = self.ready();
         let offload = self.offload.as_ref();

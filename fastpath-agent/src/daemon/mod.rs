@@ -26,6 +26,7 @@ use crate::{
     },
 };
 
+mod answers;
 pub mod cleanup;
 pub mod counts;
 pub mod crossings;

@@ -33,6 +33,13 @@ fn assert_clean(browser: &Browser) {
     assert!(elsewhere.is_empty(), "{elsewhere:?}");
 }
 
+/// Keeps a picture to look at.
+fn keep(name: &str, picture: &[u8]) {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/page");
+    fs::create_dir_all(&directory).expect("a directory");
+    fs::write(directory.join(name), picture).expect("the tree can be written");
+}
+
 #[test]
 fn a_browser_shows_a_running_agent() {
     let topology = Topology::routed();
@@ -68,6 +75,8 @@ fn a_browser_shows_a_running_agent() {
         let background = browser.value("getComputedStyle(document.body).backgroundColor");
         assert_eq!(background == "rgb(255, 255, 255)", colours == "light", "{background}");
 
+        keep(&format!("{width}.png"), &browser.screenshot());
+
         // By keyboard: search, go to the flow, ask why, and back.
         browser.value("document.getElementById('search').focus()");
         browser.type_text("7002 tcp");
@@ -95,9 +104,9 @@ fn a_browser_shows_a_running_agent() {
         );
     }
     assert_clean(&browser);
-    drop(browser);
     busy.stop();
     agent.stop();
+    browser.wait_until("document.getElementById('standing').textContent.startsWith('No news')");
 }
 
 /// What a node of the test guest answered after an hour: see `page::an_hour_with_everything_on_it`.

@@ -135,7 +135,7 @@ impl Scraper {
         ended.elapsed() >= APART.max(took * REST)
     }
 
-    /// Reads all flows, for [`Self::hour`] too, and hands each out as it is judged by the given node. Takes as long as
+    /// Reads all flows, and the last hour with them. Hands each out as it is judged by the given node. Takes as long as
     /// `fastpath-agent flows` does.
     pub fn each_flow(
         &self,

@@ -126,12 +126,17 @@ function list() {
 
 let source = null;
 let waiting = 0;
+let silence = 0;
 
 function listen() {
   clearTimeout(waiting);
   if (source || document.hidden) return;
   source = new EventSource('/events');
-  source.onmessage = (event) => update(JSON.parse(event.data));
+  source.onmessage = (event) => {
+    update(JSON.parse(event.data));
+    patience();
+  };
+  patience();
   source.addEventListener('failed', (event) => problem(event.data));
   source.onerror = () => {
     // One that ended asks again by itself; one that was refused doesn't.
@@ -145,7 +150,14 @@ function listen() {
   };
 }
 
+// Numbers that don't come any more are worse than none.
+function patience() {
+  clearTimeout(silence);
+  silence = setTimeout(() => problem('the agent does not answer'), 8000 + 60 * (state ? state.took_ms : 0));
+}
+
 function leave() {
+  clearTimeout(silence);
   if (source) source.close();
   source = null;
   before = null;
