@@ -207,6 +207,7 @@ fn an_hour_with_everything_on_it() {
     let agent = start(&topology, &["--exclude=port/7009", "--hostname-override=router"]);
     let mut excluded = topology.open(Proto::Udp, Family::V4, 7009);
     let mut early = topology.open(Proto::Tcp, Family::V6, 7008);
+    let mut unanswered = topology.open(Proto::Udp, Family::V4, 7010);
     let mut large: Vec<_> =
         [(Proto::Tcp, Family::V4, 443), (Proto::Tcp, Family::V6, 443), (Proto::Tcp, Family::V4, 8443)]
             .into_iter()
@@ -228,6 +229,7 @@ fn an_hour_with_everything_on_it() {
             assert_eq!(flow.rounds(3 + number), 3 + number);
         }
         assert_eq!(excluded.rounds(amount * 4), amount * 4);
+        (0..10).for_each(|_| assert!(unanswered.request()));
         if step == steps / 5 {
             node.ip("link add veth7a3f type dummy\nlink set veth7a3f up\n");
         }
@@ -256,16 +258,17 @@ fn an_hour_with_everything_on_it() {
         for flow in &mut large {
             flow.transfer(Direction::Download, 60_000).expect("all of it");
         }
+        (0..10).for_each(|_| assert!(unanswered.request()));
         thread::sleep(Duration::from_secs(2));
         println!("@@PAGE after {}", get(&topology, "/api/history"));
         println!("@@PAGE flows {}", get(&topology, "/api/flows"));
     } else {
-        let ports = [7009, 7008, 443, 8443].into_iter().chain(5000..5012);
+        let ports = [7008, 7009, 7010, 443, 8443].into_iter().chain(5000..5012);
         let sent: u64 = ports.map(|port| all_by_conntrack(&topology, port)).sum();
         assert_eq!(hour(&history)[0], sent, "{history:#}");
     }
     let groups = &history["groups"];
-    let several = ["fast", "never", "short"].iter().all(|group| number(&groups[group]) >= 1);
+    let several = ["fast", "could", "never", "short"].iter().all(|group| number(&groups[group]) >= 1);
     assert!(several, "{groups}");
     agent.stop();
 }

@@ -19,8 +19,8 @@ const MOST_TEXT: usize = 160;
 /// What passed in one step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Step {
-    /// How much of it is known, in ms.
-    pub covered_ms: u16,
+    /// How much of it is known, in ns.
+    pub covered_ns: u64,
     /// Packets and bytes in that time.
     pub passed: Passed,
 }
@@ -65,7 +65,7 @@ impl History {
             let to = at_ns.min((number + 1) * STEP_NS);
             let within = |part: u64| until(part, to) - until(part, from);
             let step = &mut self.steps[index(number)];
-            step.covered_ms += ((to - from) / 1_000_000) as u16;
+            step.covered_ns += to - from;
             let (all, fast) = (&mut step.passed.all, &mut step.passed.fast);
             all.packets += within(grown.all.packets);
             all.bytes += within(grown.all.bytes);
@@ -89,7 +89,7 @@ impl History {
         let oldest = (now_ns / STEP_NS).max(self.newest).saturating_sub(STEPS as u64 - 1);
         (oldest..=self.newest)
             .map(|number| (number, self.steps[index(number)]))
-            .filter(|(_, step)| step.covered_ms > 0)
+            .filter(|(_, step)| step.covered_ns > 0)
     }
 }
 

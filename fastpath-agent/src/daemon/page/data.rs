@@ -54,6 +54,11 @@ fn group(flow: &Flow) -> Group {
     }
 }
 
+/// Whether it never leaves the node: what reads this page, for one.
+fn is_inside(flow: &Flow) -> bool {
+    flow.original.source.is_loopback() && flow.original.destination.is_loopback()
+}
+
 /// How many flows there are of each group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub(super) struct Groups {
@@ -89,7 +94,7 @@ impl Snapshot {
     pub(super) fn read(seen: Seen, mut each: impl FnMut(Flow, &Node)) -> Result<Self, FlowsError> {
         let mut groups = Groups::default();
         let (status, events, hour) = seen.read(|flow, node| {
-            if flow.entry.is_some() {
+            if flow.entry.is_some() && !is_inside(&flow) {
                 groups.add(group(&flow));
                 each(flow, node);
             }
@@ -135,7 +140,7 @@ impl Snapshot {
             took_ms: u64::try_from(self.hour.took.as_millis()).unwrap_or(u64::MAX),
             total: row(&self.hour.total),
             groups: self.groups,
-            steps: steps.map(|(n, step)| (*n, step.covered_ms, row(&step.passed))).collect(),
+            steps: steps.map(|(n, step)| (*n, step.covered_ns / 1_000_000, row(&step.passed))).collect(),
             events: self
                 .events
                 .iter()
@@ -179,7 +184,7 @@ struct Update<'a> {
     total: [u64; 4],
     groups: Groups,
     /// Number, known part in ms, and what `total` has.
-    steps: Vec<(u64, u16, [u64; 4])>,
+    steps: Vec<(u64, u64, [u64; 4])>,
     events: Vec<Told<'a>>,
 }
 

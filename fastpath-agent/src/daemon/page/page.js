@@ -72,15 +72,17 @@ function draw() {
   const [width, height] = [svg.clientWidth, svg.clientHeight];
   if (!state || !width) return;
   const [all, fast] = COLUMNS[checked('unit')];
-  const [left, right, top, bottom] = [58, 8, 14, 20];
+  const [left, right, top, bottom] = [74, 8, 14, 20];
   const end = state.now_ms / state.step_ms;
   const x = (number) => left + ((number - end + state.keeps) / state.keeps) * (width - left - right);
   const bars = [...steps].map(([number, { covered, row }]) => {
     const scale = (all ? 8000 : 1000) / covered;
-    return { from: Math.max(x(number), left), to: x(Math.min(number + 1, end)), all: row[all] * scale, fast: row[fast] * scale };
+    return { covered, from: Math.max(x(number), left), to: x(Math.min(number + 1, end)), all: row[all] * scale, fast: row[fast] * scale };
   }).filter((bar) => bar.to > bar.from);
-  const highest = Math.max(1, ...bars.map((bar) => bar.all));
-  const y = (value) => height - bottom - (value / highest) * (height - top - bottom);
+  // A step that has just begun says little.
+  const whole = bars.filter((bar) => bar.covered > 5000);
+  const highest = Math.max(1, ...(whole.length ? whole : bars).map((bar) => bar.all));
+  const y = (value) => height - bottom - Math.min(value / highest, 1) * (height - top - bottom);
   const area = (low, high) => bars.filter((bar) => high(bar) > low(bar))
     .map((bar) => `M${bar.from.toFixed(1)} ${y(low(bar)).toFixed(1)}H${bar.to.toFixed(1)}V${y(high(bar)).toFixed(1)}H${bar.from.toFixed(1)}Z`).join('');
   const parts = [
@@ -89,9 +91,9 @@ function draw() {
   ];
   for (const [value, label] of [[0, '0'], [highest / 2], [highest]]) {
     parts.push(made('line', undefined, { class: 'axis', x1: left, x2: width - right, y1: y(value), y2: y(value) }));
-    parts.push(made('text', label || `${short(value)}${all ? 'b/s' : '/s'}`, { x: left - 6, y: y(value) + 4, 'text-anchor': 'end' }));
+    parts.push(made('text', label || `${short(value)}${all ? 'bit/s' : '/s'}`, { x: left - 6, y: y(value) + 4, 'text-anchor': 'end' }));
   }
-  for (const minutes of [60, 45, 30, 15, 0]) {
+  for (const minutes of width < 500 ? [60, 30, 0] : [60, 45, 30, 15, 0]) {
     const at = x(end - (minutes * 60000) / state.step_ms);
     const anchor = minutes === 60 ? 'start' : minutes ? 'middle' : 'end';
     parts.push(made('text', minutes ? `−${minutes} min` : 'now', { x: at, y: height - 5, 'text-anchor': anchor }));

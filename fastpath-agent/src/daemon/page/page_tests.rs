@@ -197,7 +197,7 @@ fn snapshot() -> Snapshot {
         all: Tally { packets, bytes: 100 * packets },
         fast: Tally { packets: packets / 2, bytes: 50 * packets },
     };
-    let steps = (5..9).map(|number| (number, Step { covered_ms: 10_000, passed: passed(number) })).collect();
+    let steps = (5..9).map(|number| (number, Step { covered_ns: STEP_NS, passed: passed(number) })).collect();
     let hour = Hour { steps, total: passed(26), now_ns: 8 * STEP_NS + 1, took: Duration::from_millis(3) };
     let event =
         Event { at_ns: 6 * STEP_NS, kind: Kind::InterfaceCame, about: "</script>\"\n".to_owned(), times: 2 };
