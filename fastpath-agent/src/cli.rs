@@ -260,6 +260,9 @@ pub struct RunArgs {
         env = "FASTPATH_METRICS_BIND_ADDRESS"
     )]
     pub metrics_bind_address: String,
+    /// Who may see the page with this node's flows at that address: clients on this node, `all` that reach it, or nobody
+    #[arg(long, value_name = "CLIENTS", default_value = "loopback", env = "FASTPATH_PAGE")]
+    pub page: PageFor,
     /// Replace another program's table named kindnet-fastpath
     #[arg(long, env = "FASTPATH_TAKEOVER", value_parser = BoolishValueParser::new())]
     pub takeover: bool,
@@ -537,6 +540,17 @@ pub enum OnOff {
     /// Do it
     On,
     /// Don't
+    Off,
+}
+
+/// Whom the page is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PageFor {
+    /// Clients at a loopback address: of this node and its network namespace
+    Loopback,
+    /// All that reach the port
+    All,
+    /// Nobody
     Off,
 }
 

@@ -5,7 +5,7 @@ use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc};
 use fastpath_common::limits::{MAX_FLOWS, MIN_FLOWS};
 
 use crate::{
-    cli::{Assist, EbpfMode, HwOffload, LogFormat, OnOff, RuleArgs, RunArgs},
+    cli::{Assist, EbpfMode, HwOffload, LogFormat, OnOff, PageFor, RuleArgs, RunArgs},
     core::{
         known_bugs::{KernelNames, KnownBug, forbids_offload},
         link::select::Selection,
@@ -35,6 +35,8 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// Where metrics and the node's health can be read over HTTP.
     pub metrics_bind_address: Option<SocketAddr>,
+    /// Who may see the page of flows there.
+    pub page: PageFor,
     /// What to do about another program's table of our name.
     pub foreign: ForeignTable,
     /// Whether offloaded flows are revalidated after changes of the ruleset.
@@ -233,6 +235,7 @@ impl Config {
             assist: args.assist == Assist::On,
             run_dir: args.run_dir.clone(),
             metrics_bind_address: bind_address(&args.metrics_bind_address)?,
+            page: args.page,
             foreign: if args.takeover { ForeignTable::TakeOver } else { ForeignTable::Refuse },
             revalidate: args.revalidate,
             revalidate_interval_ms: interval_ms("revalidate-interval", &args.revalidate_interval)?,

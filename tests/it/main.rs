@@ -25,6 +25,7 @@ mod mtu;
 mod names;
 mod offload_chain;
 mod overrun;
+mod page;
 mod policy;
 mod policy_empty;
 mod policy_paths;

@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod attach;
 pub mod bench;
+pub mod browser;
 pub mod dashboard;
 pub mod document;
 pub mod duplex;

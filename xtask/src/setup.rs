@@ -9,7 +9,7 @@ mod packages;
 
 use packages::{
     DEBIAN_CLIPPY, DEBIAN_COMPILER, FOR_BUILD, FOR_FIELD_TRIAL, FOR_GUESTS, FOR_PACKAGE, FOR_PACKAGE_TRIAL,
-    FOR_TESTS, Package,
+    FOR_PAGE, FOR_TESTS, Package,
 };
 
 use crate::{
@@ -23,6 +23,11 @@ use crate::{
     toolchain::{self, Compiler, Origin},
     workspace,
 };
+
+/// The browser that tests show the page to; `None` where the distribution has none.
+pub(crate) fn browser() -> Option<PathBuf> {
+    find_program(packages::BROWSER)
+}
 
 /// What a command is going to do.
 #[derive(Clone, Copy)]
@@ -233,6 +238,9 @@ impl Missing {
                 }
                 Need::Host => {
                     tables.push(FOR_TESTS);
+                    if distribution != Distribution::Ubuntu2404 {
+                        tables.push(FOR_PAGE);
+                    }
                     missing.prometheus = !prometheus::is_there()?;
                 }
                 Need::Prometheus => missing.prometheus = !prometheus::is_there()?,

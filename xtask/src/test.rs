@@ -188,7 +188,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let mut alone = Counts::default();
         if let Some(binaries) = binaries.as_ref().filter(|_| has(Tier::Host)) {
             let tests = List::of(&binaries["it"], &options.filter)?;
-            let here = tests.filtered(|name| name.starts_with("host::") || name.starts_with(ONLY_HERE));
+            let mut here = tests.filtered(|name| name.starts_with("host::") || name.starts_with(ONLY_HERE));
+            // Set-up has installed it where the distribution has it.
+            if setup::browser().is_none() && here.names.iter().any(|name| name.starts_with(PAGE_TESTS)) {
+                println!("skipped {PAGE_TESTS}: this distribution has no package of the browser");
+                here = here.filtered(|name| !name.starts_with(PAGE_TESTS));
+                alone.skipped += 1;
+            }
             alone.add(&host_tests(binaries, &here, limit, None)?);
         }
         if runs_miri {
@@ -303,6 +309,9 @@ const OTHER_MAPS_TESTS: &str = "soak::seed_1";
 /// Tests below this need programs that the guest hasn't, and nothing of the kernel that differs there.
 const ONLY_HERE: &str = "here::";
 
+/// Tests that show the page to a browser.
+const PAGE_TESTS: &str = "here::page::";
+
 /// What goes wrong around the agent.
 const FAULTS: &str = "faults::";
 
@@ -319,6 +328,9 @@ fn host_tests(binaries: &Binaries, tests: &List, limit: Duration, frames: Option
         )?;
         command.arg(format!("FASTPATH_AGENT={}", binaries["fastpath-agent"].display()));
         command.arg(format!("FASTPATH_PROMETHEUS={}", prometheus::directory()?.display()));
+        command.args(setup::browser().map(|browser| format!("FASTPATH_CHROMIUM={}", browser.display())));
+        let update = std::env::var_os("FASTPATH_UPDATE_DOCS").map(|_| "FASTPATH_UPDATE_DOCS=1");
+        command.args(update);
         command.args(frames.map(|frames| format!("FASTPATH_FRAMES={frames}")));
         // With `unshare` all processes of its namespace are killed.
         command.args(["timeout", "--foreground", "--signal=KILL", &limit.as_secs().to_string()]);

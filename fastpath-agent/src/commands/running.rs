@@ -71,6 +71,7 @@ pub(super) fn told(config: &Config) -> why::Flags<'_> {
         selection: &config.rules.selection,
         exclusions: &config.rules.exclusions,
         ignored: &config.rules.ignored,
+        confined: false,
     }
 }
 

@@ -4,6 +4,7 @@ pub mod capability;
 pub mod doctor;
 pub mod flow;
 pub mod forwarding;
+pub mod history;
 pub mod known_bugs;
 pub mod link;
 pub mod memory_budget;

@@ -6,7 +6,7 @@ use tracing::warn;
 
 use super::{Agent, DaemonError, host::Host};
 use crate::{
-    core::{link::table::LinkEvent, pace::Trigger},
+    core::{history::Kind, link::table::LinkEvent, pace::Trigger},
     kernel::LinkSource,
 };
 
@@ -21,6 +21,7 @@ impl<H: Host> Agent<H> {
             self.link_announced(&event);
             if let Some(change) = self.links.apply(event) {
                 changed = true;
+                self.note_link(&change);
                 self.link_surroundings(&change);
                 if let Some(offload) = &mut self.offload {
                     offload.reconciler.link_changed(&change);
@@ -71,6 +72,7 @@ impl<H: Host> Agent<H> {
     }
 
     pub(super) fn overrun(&mut self, source: &'static str) {
+        self.note(Kind::Overrun, source);
         let overruns = &mut self.overruns[usize::from(source == "ruleset")];
         *overruns += 1;
         warn!(source, overruns = *overruns, "the kernel's events came too fast: reading everything again");

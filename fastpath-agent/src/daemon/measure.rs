@@ -1,19 +1,35 @@
-//! What the loop contributes to a page of metrics: its own counts, and what is needed to read the kernel's. The reading itself
-//! is done elsewhere, so that the loop isn't held up.
+//! What the loop contributes to answers at the HTTP port: its own counts, what happened, and what is needed to read the
+//! kernel's. The reading itself is done elsewhere, so that the loop isn't held up.
 
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
+    thread,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use tracing::debug;
 
-use super::{Agent, Crossings, counts::Crossed, host::Host, reconcile::Standing, rules};
+use super::{
+    Agent, Crossings, Watch, counts::Crossed, host::Host, ready::NotReady, reconcile::Standing, rules,
+};
 use crate::{
-    core::{flow::Node, ruleset::desired},
-    daemon::metrics::{self, Metrics, scrape::Scraper},
-    kernel::{LinkSource, clock::tick_ns},
+    cli::PageFor,
+    core::{
+        flow::{Flow, Node},
+        history::{Event, Kind},
+        link::table::LinkChange,
+        ruleset::desired,
+    },
+    daemon::metrics::{
+        self, Metrics,
+        scrape::{Hour, Scraper},
+    },
+    kernel::{
+        LinkSource,
+        clock::{monotonic_ns, tick_ns},
+        flows::FlowsError,
+    },
 };
 
 /// The numbers for a page of metrics.
@@ -31,6 +47,48 @@ impl Asked {
     }
 }
 
+/// What the loop knows for the page.
+pub struct Seen {
+    /// The node and its agent.
+    pub status: Status,
+    /// What happened within the last hour.
+    pub events: Vec<Event>,
+    node: Node,
+    marked: VecDeque<u64>,
+    scraper: Arc<Scraper>,
+}
+
+/// How node and agent are.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// `--hostname-override`, or what the kernel has.
+    pub node: String,
+    /// Release of the kernel.
+    pub kernel: String,
+    /// What the agent does, or why it can't, in a line.
+    pub standing: String,
+    /// Whether the node is as the flags want it.
+    pub ready: bool,
+    /// `--fastpath-threshold`.
+    pub threshold: u32,
+    /// Whether programs count packets.
+    pub watches: bool,
+    /// Interfaces in the flowtable.
+    pub managed: usize,
+}
+
+impl Seen {
+    /// Reads all flows from the kernel, which takes its time, and hands each out.
+    ///
+    /// # Errors
+    ///
+    /// If they can't be read.
+    pub fn read(self, each: impl FnMut(Flow, &Node)) -> Result<(Status, Vec<Event>, Hour), FlowsError> {
+        let hour = self.scraper.each_flow(self.node, self.marked, each)?;
+        Ok((self.status, self.events, hour))
+    }
+}
+
 /// Seconds since 1970, UTC.
 pub(super) fn unix_seconds() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
@@ -39,6 +97,76 @@ pub(super) fn unix_seconds() -> f64 {
 impl<H: Host> Agent<H> {
     /// What is known now; `None` if no metrics are served.
     pub(super) fn asked(&mut self) -> Option<Asked> {
+        let (scraper, node, marked) = self.reading()?;
+        Some(Asked { agent: self.counted(), node, marked, scraper })
+    }
+
+    /// The same for the page.
+    pub(super) fn seen(&mut self) -> Option<Seen> {
+        let (scraper, node, marked) = self.reading()?;
+        let ready = self.ready();
+        let offload = self.offload.as_ref();
+        let managed = offload.and_then(|o| o.reconciler.offloads()).map_or(0, |(_, managed)| managed.len());
+        let status = Status {
+            node: self.config.node.clone(),
+            kernel: self.release.clone(),
+            ready: ready.is_ok(),
+            standing: ready.map_or_else(|reason| reason.to_string(), |()| self.standing()),
+            threshold: self.config.rules.threshold,
+            watches: self.watch.as_ref().is_some_and(Watch::watches),
+            managed,
+        };
+        Some(Seen { status, events: self.events.last_hour(monotonic_ns()), node, marked, scraper })
+    }
+
+    /// Takes a reading for the history, at a time at which the loop is awake in any case. It is read beside the loop.
+    pub(super) fn sample(&mut self) {
+        let wanted = |scraper: &Arc<Scraper>| scraper.watches() && scraper.is_rested();
+        if self.config.page == PageFor::Off || !self.scraper.as_ref().is_some_and(wanted) {
+            return;
+        }
+        let Some((scraper, node, marked)) = self.reading() else { return };
+        // Not one of the runtime's threads: they wait for more to do, and end by a timer.
+        let read = move || scraper.each_flow(node, marked, |_, _| {}).map(drop);
+        let started = thread::Builder::new().name("history".to_owned()).spawn(move || {
+            if let Err(error) = read() {
+                debug!(%error, "the history lacks a reading");
+            }
+        });
+        if let Err(error) = started {
+            debug!(%error, "the history lacks a reading");
+        }
+    }
+
+    /// Notes what happened, for the page.
+    pub(super) fn note(&mut self, kind: Kind, about: &str) {
+        if self.scraper.is_some() && self.config.page != PageFor::Off {
+            self.events.note(kind, about, monotonic_ns());
+        }
+    }
+
+    /// Notes that an interface came or went.
+    pub(super) fn note_link(&mut self, change: &LinkChange) {
+        let (kind, name) = match change {
+            LinkChange::Appeared(index) => match self.links.get(*index) {
+                Some(link) => (Kind::InterfaceCame, link.name.clone()),
+                None => return,
+            },
+            LinkChange::Gone(link) => (Kind::InterfaceWent, link.name.clone()),
+            LinkChange::Changed { .. } => return,
+        };
+        self.note(kind, name.as_str());
+    }
+
+    /// Notes whether the node is as the flags want it, if that has changed.
+    pub(super) fn note_ready(&mut self, ready: &Result<(), NotReady>) {
+        if self.scraper.is_some() && self.config.page != PageFor::Off && *ready != Err(NotReady::Starting) {
+            self.events.readiness(ready.as_ref().err().map(ToString::to_string), monotonic_ns());
+        }
+    }
+
+    /// What is read by, and with.
+    fn reading(&mut self) -> Option<(Arc<Scraper>, Node, VecDeque<u64>)> {
         let scraper = Arc::clone(self.scraper.as_ref()?);
         let mut node = self.judges();
         node.metered = node.threshold.is_some();
@@ -48,7 +176,7 @@ impl<H: Host> Agent<H> {
             Err(error) => debug!(%error, "flows that end on this node can't be told from forwarded ones"),
         }
         let marked = self.crossings.as_mut().map(Crossings::take_marks).unwrap_or_default();
-        Some(Asked { agent: self.counted(), node, marked, scraper })
+        Some((scraper, node, marked))
     }
 
     fn counted(&self) -> metrics::Agent {

@@ -9,6 +9,7 @@ use crate::{
     config::Config,
     core::{
         flow::{Node, left_out::LeftOut},
+        history::{Events, Kind},
         link::table::LinkTable,
         model::TABLE,
         pace::{Outcome, Pace, Trigger},
@@ -25,6 +26,7 @@ use crate::{
     },
 };
 
+mod answers;
 pub mod cleanup;
 pub mod counts;
 pub mod crossings;
@@ -34,6 +36,8 @@ pub mod measure;
 pub mod metrics;
 mod offload;
 mod one_way;
+pub mod page;
+pub mod question;
 pub mod readers;
 pub mod ready;
 pub mod reconcile;
@@ -59,7 +63,7 @@ use offload::Offload;
 use ready::{Inputs, NotReady};
 use reconcile::Standing;
 use revalidate::Emptied;
-use serve::{Question, Server};
+use serve::Server;
 use supervisor::Supervisor;
 use surroundings::{Observer, hear};
 use threshold::Chooser;
@@ -107,7 +111,7 @@ pub async fn run(mut config: Config, kernel: &Kernel) -> Result<(), DaemonError>
             if !address.ip().is_loopback() && supervisor::by_systemd() {
                 info!(%address, "metrics for other hosts: the service's unit needs IPAddressAllow= for them");
             }
-            Server::open(address).await.inspect_err(|error| warn!("{error}")).ok()
+            Server::open(address, config.page).await.inspect_err(|error| warn!("{error}")).ok()
         }
         None => None,
     };
@@ -196,6 +200,8 @@ struct Agent<H: Host> {
     surroundings_changed: bool,
     /// Absent where the operator has chosen the threshold, or flows aren't watched.
     chooser: Option<Chooser>,
+    /// For the page.
+    events: Events,
 }
 
 impl<H: Host> Agent<H> {
@@ -234,6 +240,7 @@ impl<H: Host> Agent<H> {
             backing_off: false,
             surroundings_changed: false,
             chooser: None,
+            events: Events::default(),
             config,
         };
         agent.look_around();
@@ -272,6 +279,7 @@ impl<H: Host> Agent<H> {
                         }
                     }
                     self.reconcile(trigger)?;
+                    self.sample();
                 }
                 () = at(self.started, self.offload.as_ref().and_then(|o| o.revalidation.due())) => self.revalidate()?,
                 // Few, and asked at most sixteen at a time. Before the announcements for the same reason.
@@ -302,6 +310,7 @@ impl<H: Host> Agent<H> {
         self.watch = self.host.programs(&self.config).map(|eyes| Watch::new(eyes, &self.config));
         self.scraper = (self.server.as_ref())
             .map(|_| Arc::new(Scraper::new(self.config.pin_path.clone(), self.watch.is_some())));
+        self.note(Kind::Started, env!("CARGO_PKG_VERSION"));
         let Some(watch) = &mut self.watch else {
             if self.config.rules.threshold_auto {
                 warn!("the threshold stays {}: auto needs watched flows", self.config.rules.threshold);
@@ -455,7 +464,11 @@ impl<H: Host> Agent<H> {
             if let (Ok(Emptied::Done { .. }), Some(crossings)) = (&result, &mut self.crossings) {
                 crossings.emptied();
             }
-            offload.revalidation.ran(result, now)?;
+            let emptied = matches!(result, Ok(Emptied::Done { .. }));
+            let trigger = offload.revalidation.ran(result, now)?;
+            if emptied {
+                self.note(Kind::Revalidated, trigger);
+            }
         }
         Ok(())
     }
@@ -478,6 +491,9 @@ impl<H: Host> Agent<H> {
             if let Some(crossings) = self.crossings.as_mut().filter(|_| renewed) {
                 crossings.offloads_again();
             }
+        }
+        if outcome == Outcome::Repaired {
+            self.note(Kind::Repaired, TABLE);
         }
         if outcome != Outcome::Failed {
             self.reconciled();
@@ -516,15 +532,6 @@ impl<H: Host> Agent<H> {
         })
     }
 
-    /// Answers a client of the HTTP port, which may have gone meanwhile.
-    fn answer(&mut self, question: Question) {
-        match question {
-            Question::Alive(answer) => drop(answer.send(())),
-            Question::Ready(answer) => drop(answer.send(self.ready())),
-            Question::Metrics(answer) => drop(answer.send(self.asked().map(Box::new))),
-        }
-    }
-
     /// What flows are judged by, but for addresses and clocks.
     fn judges(&self) -> Node {
         judges(&self.links, self.offload.as_ref(), &self.config)
@@ -532,7 +539,9 @@ impl<H: Host> Agent<H> {
 
     /// Tells the service manager what is so. An agent that has done all it can is started; what is amiss is in the status.
     fn tell(&mut self) {
-        let (started, status) = match self.ready() {
+        let ready = self.ready();
+        self.note_ready(&ready);
+        let (started, status) = match ready {
             Ok(()) => (true, self.standing()),
             Err(reason) => (reason.is_lasting(), reason.to_string()),
         };

@@ -257,9 +257,9 @@ impl Revalidation {
         [announced, self.recurring.due()].into_iter().flatten().min()
     }
 
-    /// It was tried; a failure is logged once and tried again.
-    pub fn ran(&mut self, result: Result<Emptied, EmptyError>, now: u64) -> Result<(), NftError> {
-        let Some(pace) = &mut self.pace else { return Ok(()) };
+    /// It was tried; a failure is logged once and tried again. Says what for.
+    pub fn ran(&mut self, result: Result<Emptied, EmptyError>, now: u64) -> Result<&'static str, NftError> {
+        let Some(pace) = &mut self.pace else { return Ok("") };
         let announced = pace.due().is_some_and(|due| due <= now);
         let trigger = if announced { self.trigger } else { Trigger::ChangingRule }.name();
         let causes = self.recurring.ran(now);
@@ -291,7 +291,7 @@ impl Revalidation {
                 Some(error)
             }
         };
-        Ok(())
+        Ok(trigger)
     }
 }
 

@@ -1,10 +1,10 @@
-//! The HTTP port: `/healthz`, `/readyz` and `/metrics`. Knows nothing itself: every answer is asked of the loop that
+//! The HTTP port: `/healthz`, `/readyz`, `/metrics` and the page. Knows nothing itself: every answer is asked of the loop that
 //! reconciles, so that an answer proves that the loop is alive. A slow client delays no other.
 
 use std::{
     collections::VecDeque,
     convert::Infallible,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU8, Ordering},
@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
@@ -24,14 +24,20 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{Notify, mpsc, oneshot, watch},
+    sync::{Notify, mpsc, watch},
     task::{AbortHandle, JoinHandle, JoinSet, yield_now},
     time::{sleep, timeout},
 };
 use tracing::{debug, warn};
 
-use super::{measure::Asked, ready::NotReady};
-use crate::daemon::metrics::{self, Format};
+use super::{
+    page::{self, Body, Page},
+    question::{ANSWER_LIMIT, Question, Questions},
+};
+use crate::{
+    cli::PageFor,
+    daemon::metrics::{self, Format},
+};
 
 /// Connections at a time. When one more comes, one that takes long goes.
 const MOST_CONNECTIONS: usize = 16;
@@ -41,13 +47,8 @@ const CONNECTION_LIMIT: Duration = Duration::from_secs(60);
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 /// Bytes that a connection's request may take; by itself hyper would hold 400 KB for each.
 const MOST_BYTES: usize = 16 * 1024;
-/// How long the loop may take to answer.
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// Wait after a connection that couldn't be accepted (no descriptors left).
 const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
-/// Questions that may wait.
-const MOST_QUESTIONS: usize = 16;
-
 /// The port can't be opened.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -59,21 +60,12 @@ pub struct ServeError {
     source: std::io::Error,
 }
 
-/// A client's question to the loop.
-pub enum Question {
-    /// Whether it is alive: any answer says so.
-    Alive(oneshot::Sender<()>),
-    /// Whether the node is as it should be.
-    Ready(oneshot::Sender<Result<(), NotReady>>),
-    /// What it has counted; `None` if no metrics are served.
-    Metrics(oneshot::Sender<Option<Box<Asked>>>),
-}
-
 /// Whom a connection asks.
 #[derive(Clone)]
 struct Asker {
-    questions: mpsc::Sender<Question>,
-    /// The page that is being made, if one is. Requests meanwhile get the same: a page takes a few milliseconds, and many requests
+    questions: Questions,
+    page: Page,
+    /// The page of metrics that is being made, if one is. Requests meanwhile get the same: a page takes a few milliseconds, and many requests
     /// at once would keep the others waiting.
     making: Arc<Mutex<Option<(Format, BeingMade)>>>,
 }
@@ -88,10 +80,10 @@ pub struct Server {
 }
 
 impl Server {
-    /// Opens the port. Must be called inside a tokio runtime.
-    pub async fn open(address: SocketAddr) -> Result<Self, ServeError> {
+    /// Opens the port, with a page for those that `page` names. Must be called inside a tokio runtime.
+    pub async fn open(address: SocketAddr, page: PageFor) -> Result<Self, ServeError> {
         let listener = TcpListener::bind(address).await.map_err(|source| ServeError { address, source })?;
-        let (asker, questions) = Asker::new();
+        let (asker, questions) = Asker::new(page);
         Ok(Self { questions, task: tokio::spawn(accept(listener, asker)) })
     }
 
@@ -117,9 +109,9 @@ async fn accept(listener: TcpListener, asker: Asker) {
     let mut connections = Connections::default();
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, client)) => {
                 connections.make_room().await;
-                connections.add(stream, asker.clone());
+                connections.add(stream, client.ip(), asker.clone());
                 // It gets to read what has come already, before the next one may want its place.
                 yield_now().await;
             }
@@ -167,9 +159,9 @@ struct Connections {
 }
 
 impl Connections {
-    fn add(&mut self, stream: TcpStream, asker: Asker) {
+    fn add(&mut self, stream: TcpStream, client: IpAddr, asker: Asker) {
         let stage = Arc::new(Stage { answered: Arc::clone(&self.answered), ..Stage::default() });
-        let task = self.tasks.spawn(serve(stream, asker, Arc::clone(&stage)));
+        let task = self.tasks.spawn(serve(stream, client, asker, Arc::clone(&stage)));
         self.open.push_back((task, stage));
     }
 
@@ -195,12 +187,12 @@ impl Connections {
 }
 
 /// One request and its answer: a client that comes every 15 s needs no connection in between.
-async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, asker: Asker, stage: Arc<Stage>) {
+async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, client: IpAddr, asker: Asker, stage: Arc<Stage>) {
     let answer = service_fn(|request| {
         let (asker, stage) = (asker.clone(), Arc::clone(&stage));
         async move {
             stage.set(Stage::WAITING);
-            let answer = answer(&request, &asker).await;
+            let answer = answer(&request, client, &asker).await;
             stage.set(Stage::READING);
             Ok::<_, Infallible>(answer)
         }
@@ -218,31 +210,40 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, asker: Asker, stage:
     }
 }
 
-async fn answer(request: &Request<Incoming>, asker: &Asker) -> Response<Full<Bytes>> {
+async fn answer(request: &Request<Incoming>, client: IpAddr, asker: &Asker) -> Response<Body> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n".to_owned());
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
+    }
+    let asked = page::Asked {
+        uri: request.uri(),
+        headers: request.headers(),
+        head: *request.method() == Method::HEAD,
+        from: client,
+    };
+    if let Some(answer) = asker.page.answer(asked).await {
+        return answer;
     }
     let accept = request.headers().get_all(ACCEPT);
     let format = Format::accepted(accept.iter().filter_map(|value| value.to_str().ok()));
     answer_at(request.uri().path(), format, asker).await
 }
 
-async fn answer_at(path: &str, format: Format, asker: &Asker) -> Response<Full<Bytes>> {
+async fn answer_at(path: &str, format: Format, asker: &Asker) -> Response<Body> {
     match path {
-        "/healthz" => match asker.put(Question::Alive).await {
+        "/healthz" => match asker.questions.put(Question::Alive).await {
             Some(()) => text(StatusCode::OK, "ok\n".to_owned()),
             None => stuck(),
         },
-        "/readyz" => match asker.put(Question::Ready).await {
+        "/readyz" => match asker.questions.put(Question::Ready).await {
             Some(Ok(())) => text(StatusCode::OK, "ok\n".to_owned()),
             Some(Err(reason)) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
             None => stuck(),
         },
-        "/metrics" => match asker.page(format).await {
+        "/metrics" => match asker.metrics(format).await {
             Some(page) => {
-                let mut response = Response::new(Full::new(page));
+                let mut response = Response::new(Full::new(page).boxed_unsync());
                 response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
                 response
             }
@@ -255,23 +256,14 @@ async fn answer_at(path: &str, format: Format, asker: &Asker) -> Response<Full<B
 
 impl Asker {
     /// With the end at which the questions arrive.
-    fn new() -> (Self, mpsc::Receiver<Question>) {
-        let (questions, receiver) = mpsc::channel(MOST_QUESTIONS);
-        (Self { questions, making: Arc::default() }, receiver)
-    }
-
-    /// Asks the loop; `None` if it doesn't answer in time.
-    async fn put<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Option<T> {
-        let (answer, answered) = oneshot::channel();
-        let asked = async {
-            self.questions.send(question(answer)).await.ok()?;
-            answered.await.ok()
-        };
-        timeout(ANSWER_LIMIT, asked).await.ok().flatten()
+    fn new(page: PageFor) -> (Self, mpsc::Receiver<Question>) {
+        let (questions, receiver) = Questions::new();
+        let page = Page::new(questions.clone(), page);
+        (Self { questions, page, making: Arc::default() }, receiver)
     }
 
     /// The page of metrics; `None` if it can't be had.
-    async fn page(&self, format: Format) -> Option<Bytes> {
+    async fn metrics(&self, format: Format) -> Option<Bytes> {
         if let Some(mut made) = self.being_made(format)
             && let Ok(page) = made.wait_for(Option::is_some).await
         {
@@ -280,7 +272,7 @@ impl Asker {
         // If this fails, the sender is dropped, which tells the waiting clients.
         let (made, receiver) = watch::channel(None);
         *self.making.lock().unwrap_or_else(PoisonError::into_inner) = Some((format, receiver));
-        let asked = self.put(Question::Metrics).await.flatten()?;
+        let asked = self.questions.put(Question::Metrics).await.flatten()?;
         // Reads the kernel beside the loop, which has other things to do.
         let page = tokio::task::spawn_blocking(move || metrics::render(&asked.read(), format)).await.ok()?;
         *self.making.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -295,13 +287,13 @@ impl Asker {
     }
 }
 
-fn stuck() -> Response<Full<Bytes>> {
+fn stuck() -> Response<Body> {
     let limit = ANSWER_LIMIT.as_secs();
     text(StatusCode::SERVICE_UNAVAILABLE, format!("the agent's loop has not answered for {limit} s\n"))
 }
 
-fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+fn text(status: StatusCode, body: String) -> Response<Body> {
+    let mut response = Response::new(Full::new(Bytes::from(body)).boxed_unsync());
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
@@ -315,26 +307,29 @@ pub fn exchange(request: &[u8]) -> Vec<u8> {
     const ROOM: usize = 64 * 1024;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
     runtime.block_on(async {
-        let (mut client, server) = tokio::io::duplex(ROOM);
-        let (asker, mut questions) = Asker::new();
-        tokio::spawn(serve(server, asker, Arc::default()));
+        let client = IpAddr::from([127, 0, 0, 1]);
+        let (mut sender, server) = tokio::io::duplex(ROOM);
+        let (asker, mut questions) = Asker::new(PageFor::Loopback);
+        tokio::spawn(serve(server, client, asker, Arc::default()));
         tokio::spawn(async move {
             while let Some(question) = questions.recv().await {
                 match question {
                     Question::Alive(answer) => drop(answer.send(())),
                     Question::Ready(answer) => drop(answer.send(Ok(()))),
                     Question::Metrics(answer) => drop(answer.send(None)),
+                    Question::Page(answer) => drop(answer.send(None)),
+                    Question::Flags(_) => {}
                 }
             }
         });
         // The server may be gone before it has read all of it. It answers before it hears that no more comes.
-        let _ = client.write_all(&request[..request.len().min(ROOM)]).await;
+        let _ = sender.write_all(&request[..request.len().min(ROOM)]).await;
         for _ in 0..16 {
             tokio::task::yield_now().await;
         }
-        let _ = client.shutdown().await;
+        let _ = sender.shutdown().await;
         let mut answer = Vec::new();
-        let _ = client.read_to_end(&mut answer).await;
+        let _ = sender.read_to_end(&mut answer).await;
         answer
     })
 }
@@ -355,7 +350,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_loop_that_does_not_answer_is_neither_alive_nor_ready() {
-        let (asker, questions) = Asker::new();
+        let (asker, questions) = Asker::new(PageFor::Loopback);
         for path in ["/healthz", "/readyz", "/metrics"] {
             let answer = answer_at(path, Format::accepted([]), &asker).await;
             assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "{path}");

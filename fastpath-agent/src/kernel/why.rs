@@ -54,6 +54,8 @@ pub struct Flags<'a> {
     pub exclusions: &'a Exclusions,
     /// Rules that it passes by.
     pub ignored: &'a [Ignore],
+    /// The agent asks itself, and may have given up the right to ask for programs' names: then none are named.
+    pub confined: bool,
 }
 
 impl Flags<'_> {
@@ -134,7 +136,10 @@ pub async fn gather(
         };
         directions.push((input, back, route));
     }
-    let programs = programs(&link_table, &directions, &first)?;
+    let programs = match programs(&link_table, &directions, &first) {
+        Err(_) if agent.is_some_and(|agent| agent.confined) => Vec::new(),
+        programs => programs?,
+    };
     let route_rules = route_rules::read().unwrap_or_default().unguessed;
     let flowtables = if offloaded { flowtables(&mut eyes.nft)? } else { Vec::new() };
     sleep_until(began + LOOK).await;

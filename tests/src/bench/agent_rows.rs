@@ -22,6 +22,7 @@ use crate::{
         agent_load::{ms, resident_mb},
         node::Base,
     },
+    http::{SERVE, bring_loopback_up},
     link_up,
     monitor::Monitor,
     netns::Netns,
@@ -293,7 +294,9 @@ fn memory(interfaces: usize) -> f64 {
 fn wakeups(interfaces: usize) -> f64 {
     const SECONDS: u64 = 120;
     let topology = node_with(interfaces);
-    let agent = Agent::start_with(&topology.node, &[]);
+    // With the page, which keeps the last hour, and nobody who looks at it.
+    bring_loopback_up(&topology.node);
+    let agent = Agent::start_with(&topology.node, &[SERVE]);
     wait_for_programs(&topology.node, interfaces);
     agent.wait_until_idle();
     let before = agent.wake_ups();

@@ -43,6 +43,9 @@ pub(crate) struct Options {
     /// Run the guest with KVM instead of software emulation.
     #[arg(long)]
     kvm: bool,
+    /// The guest's clock counts instructions, as in tests: waiting takes no time.
+    #[arg(long, conflicts_with = "kvm")]
+    counted: bool,
     /// The guest's processors.
     #[arg(long, default_value_t = 1)]
     cpus: u32,
@@ -76,10 +79,14 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
             path.file_name().context("a path to copy must have a name")?.to_string_lossy().into_owned();
         extra.tree(&name, &path)?;
     }
+    let processor = match options.counted {
+        true => Processor::Counted { seed: 1 },
+        false => Processor::virtualised(options.kvm),
+    };
     let machine = |initramfs, log| Machine {
         cpus: options.cpus,
         memory_mib: options.memory,
-        ..Machine::new(&kernel, initramfs, log, Processor::virtualised(options.kvm))
+        ..Machine::new(&kernel, initramfs, log, processor)
     };
     let own = own_directory(&kernel)?;
     let log = new_log(&format!("guest-{}.log", kernel.name))?;

@@ -57,6 +57,15 @@ pub(super) const FOR_TESTS: &[Package] = &[
     Package("wireguard-tools", None, Program("wg")),
 ];
 
+/// A browser for the agent's page, and letters for it. Ubuntu has it as a snap only.
+pub(super) const FOR_PAGE: &[Package] = &[
+    Package(BROWSER, None, Program(BROWSER)),
+    Package("fonts-dejavu-core", None, File("/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf")),
+];
+
+/// Chromium without windows: package and program.
+pub(crate) const BROWSER: &str = "chromium-headless-shell";
+
 pub(super) const FOR_GUESTS: &[Package] = &[
     Package("kmod", None, Program("depmod")),
     Package("qemu-system-x86", None, Program("qemu-system-x86_64")),

@@ -32,6 +32,15 @@ pub struct Passed {
     pub fast: Tally,
 }
 
+impl Passed {
+    fn add(&mut self, all: Tally, fast: Tally) {
+        self.all.packets += all.packets;
+        self.all.bytes += all.bytes;
+        self.fast.packets += fast.packets;
+        self.fast.bytes += fast.bytes;
+    }
+}
+
 /// Flows that were found offloaded since the last reading.
 #[derive(Debug)]
 pub struct Marks {
@@ -59,6 +68,7 @@ impl Marks {
 pub struct Traffic {
     rates: Rates,
     interfaces: BTreeMap<IfIndex, Passed>,
+    total: Passed,
     unmeasured: u64,
 }
 
@@ -66,7 +76,12 @@ impl Traffic {
     /// Remembers `limit` directions of flows at most. Flows that began before `started_ns` (`CLOCK_MONOTONIC`) count from the
     /// first reading on.
     pub fn new(limit: usize, started_ns: u64) -> Self {
-        Self { rates: Rates::since(limit, started_ns), interfaces: BTreeMap::new(), unmeasured: 0 }
+        Self {
+            rates: Rates::since(limit, started_ns),
+            interfaces: BTreeMap::new(),
+            total: Passed::default(),
+            unmeasured: 0,
+        }
     }
 
     /// For the part that finds out which flows are offloaded.
@@ -81,6 +96,7 @@ impl Traffic {
             marked: marked.into_iter().collect(),
             node,
             interfaces: &mut self.interfaces,
+            total: &mut self.total,
             unmeasured: &mut self.unmeasured,
         }
     }
@@ -95,6 +111,11 @@ impl Traffic {
         self.interfaces.iter().map(|(index, passed)| (*index, *passed))
     }
 
+    /// Over all interfaces, also those that have gone: never goes back.
+    pub fn total(&self) -> Passed {
+        self.total
+    }
+
     /// Packets of offloaded flows of which it can't be told which way they took: there was no meter, or it was full.
     pub fn unmeasured(&self) -> u64 {
         self.unmeasured
@@ -107,6 +128,7 @@ pub struct Adding<'a> {
     marked: HashSet<u64>,
     node: &'a Node,
     interfaces: &'a mut BTreeMap<IfIndex, Passed>,
+    total: &'a mut Passed,
     unmeasured: &'a mut u64,
 }
 
@@ -143,11 +165,9 @@ impl Adding<'_> {
         for (index, tally) in since.into_iter().flatten() {
             let packets = share(left, tally.packets, of);
             (left, of) = (left - packets, of - tally.packets);
-            let passed = self.interfaces.entry(index).or_default();
-            passed.all.packets += tally.packets;
-            passed.all.bytes += tally.bytes;
-            passed.fast.packets += packets;
-            passed.fast.bytes += share(tally.bytes, packets, tally.packets);
+            let fast = Tally { packets, bytes: share(tally.bytes, packets, tally.packets) };
+            self.interfaces.entry(index).or_default().add(tally, fast);
+            self.total.add(tally, fast);
         }
     }
 
