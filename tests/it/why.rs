@@ -143,7 +143,10 @@ fn older_than_the_rules() {
     let answer = assert_reason(&topology, 7002, "not-counted");
     assert_eq!(answer["verdict"]["pending"], true);
     assert_eq!(helped.rounds(5), 5);
+    assert_eq!(ask(&topology.node, &asked(&topology, 7002))["verdict"]["accelerated"], "quiet");
+    let background = helped.in_background();
     assert_eq!(ask(&topology.node, &asked(&topology, 7002))["verdict"]["accelerated"], "yes");
+    background.stop_intact();
 }
 
 #[test]

@@ -57,7 +57,6 @@ fn answers_that_are_older_than_the_agent() {
             ask(&topology.node, &words)
         },
     );
-    println!("A {answer:#}");
     assert!(!text(&answer).contains("report"), "{answer:#}");
     assert_ne!(answer["verdict"]["accelerated"], "partly", "{answer:#}");
 }
@@ -75,7 +74,6 @@ fn connections_of_this_node() {
         let words = ["tcp".to_owned(), client.local_addr().unwrap().to_string(), end.to_owned()];
         let answer = ask(node, &words);
         drop((client, server));
-        println!("B {end} {answer:#}");
         answer
     };
     let client = &topology.client().ns;
@@ -105,6 +103,7 @@ fn an_interface_that_is_left_out_by_choice() {
     assert_eq!(old.rounds(5), 5);
     let _agent = start(&topology, &["--exclude-interfaces=s0"], &["c0"]);
     let mut young = topology.open(Proto::Udp, Family::V4, 7002);
+    assert_eq!(young.rounds(30), 30);
     for (flow, port) in [(&mut old, 7001), (&mut young, 7002)] {
         let words = asked(&topology, port);
         let answer = under(
@@ -114,7 +113,6 @@ fn an_interface_that_is_left_out_by_choice() {
                 ask(&topology.node, &words)
             },
         );
-        println!("D {answer:#}");
         assert_eq!(
             (&answer["verdict"]["reason"], &answer["verdict"]["problem"]),
             (&"interface".into(), &"excluded".into())
@@ -135,7 +133,6 @@ fn flows_that_are_dead() {
     drop(flow);
     thread::sleep(Duration::from_secs(3));
     let answer = ask(node, &words);
-    println!("E {answer:#}");
     assert_ne!(answer["verdict"]["accelerated"], "yes", "{answer:#}");
     assert!(!text(&answer).starts_with("accelerated"), "{answer:#}");
     wait_until("it is offloaded all the same", Duration::from_secs(1), || topology.marked_offloaded(7001));
