@@ -28,6 +28,7 @@ use crate::{
 pub mod cleanup;
 pub mod counts;
 pub mod crossings;
+pub mod export;
 pub mod host;
 mod links;
 pub mod measure;
@@ -54,6 +55,7 @@ mod loop_tests;
 use cleanup::TableCleanup;
 use counts::Reconciles;
 use crossings::Crossings;
+use export::{Export, Exporting};
 use host::{Host, Linux, Order, Orders, Signals};
 use offload::Offload;
 use ready::{Inputs, NotReady};
@@ -111,6 +113,7 @@ pub async fn run(mut config: Config, kernel: &Kernel) -> Result<(), DaemonError>
         }
         None => None,
     };
+    let export = if config.once { None } else { Export::open(&config).await };
     if config.rules.threshold_auto {
         config.rules.threshold = threshold::standing();
     }
@@ -124,6 +127,8 @@ pub async fn run(mut config: Config, kernel: &Kernel) -> Result<(), DaemonError>
     };
     let mut agent = Agent::new(Linux, config, links, offload, neighbourhood)?;
     agent.server = server;
+    agent.exported = export.as_ref().map(Export::counts);
+    agent.exporting = export.map(Export::run);
     agent.lacks = kernel.lacks_flowtable().map(str::to_owned);
     agent.release.clone_from(&kernel.release);
     if agent.config.once {
@@ -178,6 +183,9 @@ struct Agent<H: Host> {
     crossings: Option<Crossings<H::Flows>>,
     /// Absent if nothing is served.
     server: Option<Server>,
+    /// Absent if nothing is exported, as what it has counted.
+    exporting: Option<Exporting>,
+    exported: Option<Arc<export::Counts>>,
     /// Reads the kernel for them.
     scraper: Option<Arc<Scraper>>,
     /// Why this kernel can't offload flows, if it can't.
@@ -224,6 +232,8 @@ impl<H: Host> Agent<H> {
             crossings: None,
             server: None,
             lacks: None,
+            exporting: None,
+            exported: None,
             scraper: None,
             release: String::new(),
             started_unix: measure::unix_seconds(),
@@ -280,6 +290,7 @@ impl<H: Host> Agent<H> {
                 event = Offload::next(&mut self.offload) => self.ruleset_event(event?)?,
                 happened = Observer::next(&mut self.observer, self.started) => self.surroundings_event(happened)?,
                 lengths = Chooser::next(&mut self.chooser) => self.choose_threshold(lengths.as_ref())?,
+                () = export::go_on(&mut self.exporting), if !self.starting => {}
                 () = Crossings::ready(&mut self.crossings) => self.follow_crossings().await?,
                 // Last: everything else comes first.
                 () = tokio::task::yield_now(), if self.unwatched => self.watch_links(),
