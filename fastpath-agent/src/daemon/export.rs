@@ -36,6 +36,7 @@ use crate::{
         },
         flow::{Flow, Node, path::Metered},
     },
+    daemon::metrics::Exported,
     kernel::{
         bpf::Pinned,
         clock::monotonic_ns,
@@ -56,7 +57,7 @@ const RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 /// Records that wait for it. Of more the oldest are lost.
 const MOST_WAITING: usize = 65_536;
-/// Bytes that are appended to the file before it is written anew.
+/// Bytes that are appended to the file before all flows are read again, after which it begins anew.
 const MOST_APPENDED: u64 = 16 << 20;
 /// Flows in one reading after which memory is given back.
 const MANY: u64 = 10_000;
@@ -64,12 +65,23 @@ const MANY: u64 = 10_000;
 /// What the metrics say of it.
 #[derive(Debug, Default)]
 pub struct Counts {
-    /// Records that were sent, and arrived as far as is known or not.
-    pub sent: AtomicU64,
+    /// Records that were sent.
+    sent: AtomicU64,
     /// Records that are known to be lost.
-    pub lost: AtomicU64,
+    lost: AtomicU64,
     /// Whether the collector took the last one, as far as that can be told.
-    pub up: AtomicBool,
+    up: AtomicBool,
+}
+
+impl Counts {
+    /// At this moment.
+    pub fn shown(&self) -> Exported {
+        Exported {
+            records: self.sent.load(Ordering::Relaxed),
+            lost: self.lost.load(Ordering::Relaxed),
+            up: self.up.load(Ordering::Relaxed),
+        }
+    }
 }
 
 /// The export at work.
@@ -189,7 +201,11 @@ impl Export {
                 heard = async { sleep_until(look_at).await; self.ends.next().await } => {
                     look_at = Instant::now() + GAP;
                     match heard {
-                        Ok(heard) => self.heard(&heard),
+                        Ok(heard) => {
+                            let over = self.heard(&heard);
+                            self.notes.extend(over);
+                            self.take_due();
+                        }
                         Err(error) => return warn!(%error, "no flow records are exported any more"),
                     }
                 }
@@ -201,6 +217,9 @@ impl Export {
                 }
             }
             self.note();
+            if self.file.as_ref().is_some_and(|file| file.appended() > MOST_APPENDED) {
+                read_at = Instant::now();
+            }
         }
     }
 
@@ -212,7 +231,8 @@ impl Export {
         let (pin_path, living) = (self.pin_path.clone(), self.backoff.is_none());
         let runtime = Handle::current();
         let reading = spawn_blocking(move || {
-            let node = runtime.block_on(flows::node(&pin_path)).map(|node| Node { now_ns: monotonic_ns(), ..node });
+            let node =
+                runtime.block_on(flows::node(&pin_path)).map(|node| Node { now_ns: monotonic_ns(), ..node });
             let result = node.and_then(|node| read(&pin_path, &mut accounts, &node, living).map(|()| node));
             (accounts, result)
         });
@@ -220,35 +240,40 @@ impl Export {
         self.accounts = accounts;
         let result = result.map(|node| self.node = node);
         // Ends that were announced until now are no silent ones.
+        let mut over = Vec::new();
         while let Ok(Some(heard)) = self.ends.heard() {
-            self.heard(&heard);
+            over.extend(self.heard(&heard));
         }
-        self.accounts.settle(now());
+        self.accounts.settle(&self.node, now());
         self.take_due();
-        self.write_anew();
+        self.write_anew(&over);
         result
     }
 
-    /// Connections ended.
-    fn heard(&mut self, heard: &Heard) {
+    /// Connections ended. What the file should have of it comes back.
+    fn heard(&mut self, heard: &Heard) -> Vec<u8> {
         if heard.lost {
-            debug!("connections ended faster than they could be read: some records come with the next reading");
+            debug!(
+                "connections ended faster than they could be read: some records come with the next reading"
+            );
         }
         // Each is opened for what needs it only.
         let pinned = Pinned::open(&self.pin_path).ok();
-        let mut nft = None;
+        let (mut nft, mut over) = (None, Vec::new());
         for End { entry, times_ns } in &heard.ends {
-            let seen = [entry.original, entry.reply].map(|tuple| pinned.as_ref()?.flow(&tuple.flow_key()?).ok()?);
-            let went_over = seen.iter().flatten().any(|seen: &FlowCounters| seen.flags & FlowCounters::WENT_OVER != 0);
+            let seen =
+                [entry.original, entry.reply].map(|tuple| pinned.as_ref()?.flow(&tuple.flow_key()?).ok()?);
+            let went_over =
+                seen.iter().flatten().any(|seen: &FlowCounters| seen.flags & FlowCounters::WENT_OVER != 0);
             let metered = match went_over && self.node.metered {
                 true => metered(&mut nft, entry.id),
                 false => Metered::Unknown,
             };
             let ended = Ended { entry, times_ns: *times_ns, seen, metered };
             let key = self.accounts.ended(&ended, &self.node, now());
-            journal::over(&mut self.notes, key, entry.reply);
+            journal::over(&mut over, key, entry.reply);
         }
-        self.take_due();
+        over
     }
 
     fn take_due(&mut self) {
@@ -331,18 +356,18 @@ impl Export {
         if self.notes.is_empty() {
             return;
         }
-        if self.file.as_ref().is_some_and(|file| file.appended() > MOST_APPENDED) {
-            return self.write_anew();
-        }
         let notes = std::mem::take(&mut self.notes);
         let written = self.file.as_mut().map_or(Ok(()), |file| file.append(&notes));
         self.keep_file(written);
     }
 
-    fn write_anew(&mut self) {
+    /// `over`: ends since the reading began.
+    fn write_anew(&mut self, over: &[u8]) {
         self.notes.clear();
         let Some(file) = &mut self.file else { return };
-        let content = journal::snapshot(&self.place, &self.accounts, self.waiting.iter(), self.writer.sequence);
+        let mut content =
+            journal::snapshot(&self.place, &self.accounts, self.waiting.iter(), self.writer.sequence);
+        content.extend_from_slice(over);
         let written = file.replace(&content);
         self.keep_file(written);
     }

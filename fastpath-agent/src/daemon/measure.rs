@@ -9,7 +9,7 @@ use std::{
 
 use tracing::debug;
 
-use super::{Agent, Crossings, counts::Crossed, host::Host, reconcile::Standing, rules};
+use super::{Agent, Crossings, counts::Crossed, export, host::Host, reconcile::Standing, rules};
 use crate::{
     core::{flow::Node, ruleset::desired},
     daemon::metrics::{self, Metrics, scrape::Scraper},
@@ -83,6 +83,7 @@ impl<H: Host> Agent<H> {
             watched: self.watch.as_ref().map_or(0, |watch| watch.attached()),
             left_out: self.left_out(),
             rules: reconciler.map_or_else(BTreeMap::new, |r| rules::counted(&r.surroundings().rules)),
+            export: self.exported.as_deref().map(export::Counts::shown),
             rule_revalidations: offload.map(|o| o.revalidation.by_cause().clone()).unwrap_or_default(),
         }
     }

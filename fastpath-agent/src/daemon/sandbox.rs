@@ -58,7 +58,9 @@ fn files(config: &Config) -> Files {
         .and_directory(&config.pin_path)
         .and_directory(&config.run_dir)
         .and_its_end(&config.run_dir);
-    if let Some(Target { transport: Transport::Tcp, port, .. }) = config.export.as_ref().map(|export| &export.target) {
+    if let Some(Target { transport: Transport::Tcp, port, .. }) =
+        config.export.as_ref().map(|export| &export.target)
+    {
         files = files.and_connections_to(*port);
     }
     if config.cleanup_on_exit {

@@ -71,7 +71,9 @@ impl ExportFile {
 pub fn remove(run_dir: &Path) -> io::Result<bool> {
     match fs::remove_file(run_dir.join(NAME)) {
         Ok(()) => Ok(true),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(false)
+        }
         Err(error) => Err(error),
     }
 }

@@ -115,6 +115,8 @@ pub struct Accounts {
     read_ns: u64,
     /// Connections that the last reading missed, by their tuples, until it is clear whether their end was announced.
     missing: HashMap<Tuple, (Key, usize)>,
+    /// What the programs have of these.
+    last_seen: HashMap<Key, [Option<FlowCounters>; 2]>,
     /// Directions that were counted while no agent ran and belong to no connection any more.
     strays: HashMap<Tuple, FlowCounters>,
     /// Directions whose last record the agent before had written: they are no strays.
@@ -136,6 +138,7 @@ impl Accounts {
             reading: 0,
             read_ns: 0,
             missing: HashMap::new(),
+            last_seen: HashMap::new(),
             strays: HashMap::new(),
             gone: HashSet::new(),
             complete: false,
@@ -187,6 +190,7 @@ impl Accounts {
         self.reading += 1;
         self.watched = watched;
         self.missing.clear();
+        self.last_seen.clear();
         self.strays.clear();
         self.complete = false;
         Reading { accounts: self, node, now, living, sorted: false }
@@ -199,6 +203,9 @@ impl Accounts {
         for tuple in [&entry.original, &entry.reply] {
             self.missing.remove(tuple);
             self.strays.remove(tuple);
+            if !self.caught_up {
+                self.gone.insert(*tuple);
+            }
         }
         let account = self.known.remove(&key);
         let known = account.is_some();
@@ -221,27 +228,38 @@ impl Accounts {
             account.add_fast(grown, seen, &ended.metered, node);
         }
         let closing = account.closing || entry.tcp_state == Some(TcpState::Closing);
-        account.record(&key, if closing { Reason::Ended } else { Reason::Idle }, now, self.watched, &mut self.due);
+        account.record(
+            &key,
+            if closing { Reason::Ended } else { Reason::Idle },
+            now,
+            self.watched,
+            &mut self.due,
+        );
         key
     }
 
     /// After a reading, and after all ends that were announced until then: what it missed has ended without a word.
-    pub fn settle(&mut self, now: Now) -> Vec<(Key, Tuple)> {
+    pub fn settle(&mut self, node: &Node, now: Now) {
         let missing = std::mem::take(&mut self.missing);
+        let mut last_seen = std::mem::take(&mut self.last_seen);
         let strays = std::mem::take(&mut self.strays);
-        let mut settled = Vec::new();
         if !self.complete {
-            return settled;
+            return;
         }
         for (key, _) in missing.into_values() {
             let Some(mut account) = self.known.remove(&key) else { continue };
-            settled.push((key, account.reply));
+            if let Some(seen) = last_seen.remove(&key) {
+                // Whatever conntrack said before, from there on the programs say how it went on.
+                let grown = account.advance(None, &seen, now.ns);
+                if seen.iter().flatten().any(|seen| seen.flags & FlowCounters::WENT_OVER != 0) {
+                    account.add_fast(grown, &seen, &Metered::Nothing, node);
+                }
+            }
             let reason = if account.closing { Reason::Ended } else { Reason::Idle };
             account.record(&key, reason, now, self.watched, &mut self.due);
         }
         self.due.extend(strays.into_iter().map(|(tuple, counters)| stray(tuple, &counters, now)));
         (self.fresh, self.caught_up) = (false, true);
-        settled
     }
 }
 
@@ -335,20 +353,9 @@ impl Reading<'_> {
         self.sort();
         let tuple = flow.original;
         let Some(counters) = flow.seen[0] else { return };
-        let Accounts { known, missing, strays, gone, caught_up, read_ns, .. } = &mut *self.accounts;
+        let Accounts { missing, last_seen, strays, gone, caught_up, read_ns, .. } = &mut *self.accounts;
         match missing.get(&tuple) {
-            Some((key, direction)) => {
-                if let Some(account) = known.get_mut(key) {
-                    let mut seen = [None; 2];
-                    seen[*direction] = Some(counters);
-                    // Whatever conntrack said before, from there on the programs say how it went on.
-                    account.conntrack = None;
-                    let grown = account.advance(None, &seen, self.now.ns);
-                    if counters.flags & FlowCounters::WENT_OVER != 0 {
-                        account.add_fast(grown, &seen, &Metered::Nothing, self.node);
-                    }
-                }
-            }
+            Some((key, direction)) => last_seen.entry(*key).or_default()[*direction] = Some(counters),
             None if !*caught_up && counters.first_seen_ns > *read_ns && !gone.contains(&tuple) => {
                 strays.insert(tuple, counters);
             }
@@ -483,7 +490,8 @@ impl Account {
             let packets = share(fast, count.packets, of);
             (fast, of) = (fast - packets, of - count.packets);
             let fast = Counter { packets, bytes: share(count.bytes, packets, count.packets) };
-            let (tuple, other) = if direction == 0 { (key.original, self.reply) } else { (self.reply, key.original) };
+            let (tuple, other) =
+                if direction == 0 { (key.original, self.reply) } else { (self.reply, key.original) };
             let (input, output) = (self.interfaces[direction], self.interfaces[1 - direction]);
             let seen = watched.then_some(Seen { fast, input, output, tcp_flags: self.tcp_flags });
             let (from, last) = (self.from_ns[direction], self.last_ns[direction]);

@@ -24,7 +24,12 @@ pub struct Place {
 
 #[derive(Serialize, Deserialize)]
 enum Item {
-    Begin { version: u32, place: Place, read_ns: u64, sequence: u32 },
+    Begin {
+        version: u32,
+        place: Place,
+        read_ns: u64,
+        sequence: u32,
+    },
     Account(Key, Account),
     Unsent(Record),
     /// A connection is over; its last records were unsent then.

@@ -25,8 +25,7 @@ pub struct Target {
 }
 
 /// How it is written.
-pub const ALLOWED: &str =
-    "use ipfix://HOST[:PORT] for UDP or ipfix+tcp://HOST[:PORT], as ipfix://10.0.0.5:4739 or ipfix+tcp://[fd00::5]";
+pub const ALLOWED: &str = "use ipfix://HOST[:PORT] for UDP or ipfix+tcp://HOST[:PORT], as ipfix://10.0.0.5:4739 or ipfix+tcp://[fd00::5]";
 
 impl Target {
     /// Reads `ipfix://HOST:PORT` (UDP) or `ipfix+tcp://HOST:PORT`; `None` if it isn't that.

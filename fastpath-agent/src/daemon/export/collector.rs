@@ -29,11 +29,19 @@ pub(super) struct Collector {
 }
 
 enum Way {
-    Udp { socket: UdpSocket, connected: bool, probed: Option<Instant> },
+    Udp {
+        socket: UdpSocket,
+        connected: bool,
+        probed: Option<Instant>,
+    },
     Down,
     Connecting(Connecting),
     /// With what the connection didn't take yet, and when it took something last.
-    Tcp { stream: TcpStream, rest: Vec<u8>, took: Instant },
+    Tcp {
+        stream: TcpStream,
+        rest: Vec<u8>,
+        took: Instant,
+    },
 }
 
 /// How it is ready.
