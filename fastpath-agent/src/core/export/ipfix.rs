@@ -136,8 +136,8 @@ const V6: &[Field] = &[
 ];
 
 /// sourceTransportPort, destinationTransportPort, postNAPTSourceTransportPort, postNAPTDestinationTransportPort,
-/// protocolIdentifier, octetDeltaCount, packetDeltaCount, flowStartMilliseconds, flowEndMilliseconds, flowEndReason, flowId; and
-/// which direction of the connection it is.
+/// protocolIdentifier, octetDeltaCount, packetDeltaCount, flowStartMilliseconds, flowEndMilliseconds, flowEndReason, flowId,
+/// biflowDirection (1: the source began the connection, 2: the destination did).
 const ALWAYS: &[Field] = &[
     iana(7, 2, |record, out| out.extend(record.tuple.source_port.to_be_bytes())),
     iana(11, 2, |record, out| out.extend(record.tuple.destination_port.to_be_bytes())),
@@ -150,7 +150,7 @@ const ALWAYS: &[Field] = &[
     iana(153, 8, |record, out| out.extend(record.end_ms.to_be_bytes())),
     iana(136, 1, |record, out| out.push(record.reason as u8)),
     iana(148, 8, |record, out| out.extend(u64::from(record.id).to_be_bytes())),
-    own(3, 1, |record, out| out.push(u8::from(record.reply))),
+    iana(239, 1, |record, out| out.push(1 + u8::from(record.reply))),
 ];
 
 /// ingressInterface, egressInterface, tcpControlBits; bytes and packets that bypassed the normal path.
