@@ -84,6 +84,8 @@ pub struct Account {
     interfaces: [u32; 2],
     tcp_flags: u8,
     closing: bool,
+    /// Whether the last reading found it out of the flowtable for a reason.
+    left: bool,
     /// The reading that saw it last.
     #[serde(skip)]
     reading: u64,
@@ -224,7 +226,7 @@ impl Accounts {
         }
         let grown = account.advance(entry.counters, seen, now.ns);
         let went_over = seen.iter().flatten().any(|seen| seen.flags & FlowCounters::WENT_OVER != 0);
-        if went_over {
+        if went_over && !account.left {
             account.add_fast(grown, seen, &ended.metered, node);
         }
         let closing = account.closing || entry.tcp_state == Some(TcpState::Closing);
@@ -251,7 +253,9 @@ impl Accounts {
             if let Some(seen) = last_seen.remove(&key) {
                 // Whatever conntrack said before, from there on the programs say how it went on.
                 let grown = account.advance(None, &seen, now.ns);
-                if seen.iter().flatten().any(|seen| seen.flags & FlowCounters::WENT_OVER != 0) {
+                if !account.left
+                    && seen.iter().flatten().any(|seen| seen.flags & FlowCounters::WENT_OVER != 0)
+                {
                     account.add_fast(grown, &seen, &Metered::Nothing, node);
                 }
             }
@@ -302,7 +306,8 @@ pub struct Reading<'a> {
 impl Reading<'_> {
     /// Whether it matters what the meter has of a flow.
     pub fn wants_metered(flow: &Flow) -> bool {
-        flow.offloaded() || flow.went_over()
+        // One that is there, isn't idle or ending, and isn't offloaded has left the flowtable for a reason: its path is unknown.
+        flow.offloaded() || flow.went_over() && matches!(flow.state, State::Idle | State::Closing)
     }
 
     /// The next flow, with what the meter has of it if that [matters](Self::wants_metered).
@@ -316,6 +321,7 @@ impl Reading<'_> {
     fn connection(&mut self, entry: &Entry, flow: &Flow, metered: &Metered) {
         let Accounts { known, fresh, reading, read_ns, timeouts, due, watched, .. } = &mut *self.accounts;
         let (key, fresh, before_ns) = (Key::of(entry), *fresh, *read_ns);
+        let fast = Self::wants_metered(flow);
         let account = known.entry(key).or_insert_with(|| {
             let mut account = Account::new(entry, self.now.ns);
             if fresh {
@@ -331,9 +337,10 @@ impl Reading<'_> {
         });
         account.reading = *reading;
         let grown = account.advance(entry.counters, &flow.seen, self.now.ns);
-        if Self::wants_metered(flow) {
+        if fast {
             account.add_fast(grown, &flow.seen, metered, self.node);
         }
+        account.left = flow.went_over() && matches!(flow.state, State::Stalled(_));
         let closing = account.closing || flow.state == State::Closing;
         let idle_ns = self.now.ns.saturating_sub(account.last_ns.into_iter().max().unwrap_or(0));
         // The next reading would be too late.
@@ -398,6 +405,7 @@ impl Account {
             interfaces: [0; 2],
             tcp_flags: 0,
             closing: false,
+            left: false,
             reading: 0,
         }
     }
@@ -473,7 +481,8 @@ impl Account {
         let slow_since = slow.checked_sub(self.metered).unwrap_or(slow);
         self.metered = slow;
         let young = node.young_packets(seen).unwrap_or(1);
-        let counted: u64 = self.seen.iter().map(|counted| counted.packets).sum();
+        // The programs' counts may have another connection in them.
+        let counted: u64 = self.conntrack.unwrap_or(self.seen).iter().map(|counted| counted.packets).sum();
         self.fast += grown.saturating_sub(slow_since).min(counted.saturating_sub(young + slow));
     }
 

@@ -7,11 +7,13 @@ use crate::core::{
     export::journal::{self, Place},
     flow::connection::{Status, UDP},
     model::IfIndex,
+    why_not::WhyNot,
 };
 
 const SECOND: u64 = 1_000_000_000;
 const START: u64 = 1000 * SECOND;
 const OFFLOAD: u32 = 1 << 14;
+const SEEN_REPLY: u32 = 1 << 1;
 
 fn timeouts(active: u64, inactive: u64) -> Timeouts {
     Timeouts { active_ns: active * SECOND, inactive_ns: inactive * SECOND }
@@ -47,6 +49,8 @@ struct Connection {
     last: u64,
     counted: bool,
     offloaded: bool,
+    went_over: bool,
+    status: u32,
 }
 
 impl Connection {
@@ -61,6 +65,8 @@ impl Connection {
             last: second,
             counted: true,
             offloaded: false,
+            went_over: false,
+            status: 0,
         }
     }
 
@@ -78,7 +84,7 @@ impl Connection {
             id: self.id,
             original: tuple(self.number, false),
             reply: tuple(self.number, true),
-            status: Status(if self.offloaded { OFFLOAD } else { 0 }),
+            status: Status(self.status | if self.offloaded { OFFLOAD } else { 0 }),
             tcp_state: None,
             helper: None,
             zone: 0,
@@ -97,7 +103,7 @@ impl Connection {
                 first_seen_ns: now(self.first).ns,
                 last_seen_ns: now(self.last).ns,
                 ifindex,
-                flags: if self.offloaded { FlowCounters::WENT_OVER } else { 0 },
+                flags: if self.offloaded || self.went_over { FlowCounters::WENT_OVER } else { 0 },
                 ..FlowCounters::default()
             })
         })
@@ -186,6 +192,33 @@ fn what_bypassed_is_what_is_neither_young_nor_metered() {
     assert_eq!(fast(&read(&mut accounts, 120, &[&connection], &[])), 100);
     connection.send([5, 5], 130);
     assert_eq!(fast(&end(&mut accounts, 131, &connection)), 10);
+}
+
+/// The kernel's word that a flow went into the flowtable stays with the tuple, whatever happens to the flow and to the next one.
+#[test]
+fn what_left_the_flowtable_does_not_bypass_and_nor_does_a_young_flow() {
+    let went_over = |mut connection: Connection| {
+        connection.went_over = true;
+        connection
+    };
+    let fast = |records: &[Record]| records.iter().map(|r| r.seen.unwrap().fast.packets).sum::<u64>();
+    let mut accounts = begun();
+    let mut revoked = went_over(Connection::new(0, 7, 10));
+    revoked.send([60, 61], 59);
+    revoked.status = SEEN_REPLY;
+    let node = node();
+    let mut reading = accounts.begin(&node, now(60), true, true);
+    let flow = Flow { state: State::stalled(WhyNot::Revoked), ..revoked.flow() };
+    reading.add(&flow, None);
+    reading.end();
+    assert_eq!(fast(&accounts.take_due()), 0);
+    revoked.send([60, 61], 70);
+    assert_eq!(fast(&end(&mut accounts, 71, &revoked)), 0);
+    // Its port is used again.
+    let mut young = went_over(Connection { seen: revoked.seen, first: 10, ..Connection::new(0, 8, 80) });
+    young.send([2, 2], 81);
+    let records = end(&mut accounts, 82, &young);
+    assert_eq!((packets(&records), fast(&records)), (4, 0));
 }
 
 #[test]
