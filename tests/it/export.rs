@@ -255,6 +255,9 @@ fn nfcapd_gets_every_packet_once_over_restarts() {
     thread::sleep(TWO_READINGS);
     assert_eq!(agent.count("WARN"), 0, "{:?}", agent.log());
     agent.stop();
+    assert!(run_dir.path().join("export.state").exists());
+    agent::output(&topology.node, &["cleanup", &format!("--run-dir={}", run_dir.path().display())]);
+    assert!(!run_dir.path().exists(), "nothing is left of it");
     let records = nfcapd.stop();
     for (port, counted) in expected {
         assert_eq!(by_nfdump(&records, port), counted, "port {port}");

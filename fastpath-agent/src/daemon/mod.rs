@@ -16,7 +16,7 @@ use crate::{
     },
     daemon::metrics::scrape::Scraper,
     kernel::{
-        LinkSource, bpf, event_socket,
+        LinkSource, bpf, event_socket, export_file,
         links::{LinkError, Links},
         lock::{Lock, LockError},
         nft::{CommitError, Event, NftError},
@@ -86,6 +86,9 @@ pub enum DaemonError {
     /// What an agent left in its run directory can't be removed.
     #[error(transparent)]
     Socket(#[from] event_socket::SocketError),
+    /// The file of exported flow records can't be removed.
+    #[error("cannot remove the file of exported flow records: {0}")]
+    Exported(#[source] std::io::Error),
     /// Another agent runs here.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -582,6 +585,7 @@ impl Agent<Linux> {
         };
         drop(self.watch);
         let ebpf = bpf::cleanup(&self.config.pin_path)?;
+        export_file::remove(&self.config.run_dir).map_err(DaemonError::Exported)?;
         info!(table = ?table, ebpf = ?ebpf, "cleaned up");
         Ok(())
     }

@@ -506,7 +506,7 @@ impl Account {
             let (from, last) = (self.from_ns[direction], self.last_ns[direction]);
             due.push(Record {
                 tuple,
-                leaves: turned(&other),
+                leaves: other.reversed(),
                 reply: direction == 1,
                 id: key.id,
                 count,
@@ -518,17 +518,6 @@ impl Account {
             self.from_ns[direction] = last;
             self.recorded_ns = now.ns;
         }
-    }
-}
-
-/// What packets of the other direction's opposite have.
-fn turned(tuple: &Tuple) -> Tuple {
-    Tuple {
-        source: tuple.destination,
-        destination: tuple.source,
-        source_port: tuple.destination_port,
-        destination_port: tuple.source_port,
-        protocol: tuple.protocol,
     }
 }
 
