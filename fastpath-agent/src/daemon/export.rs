@@ -55,7 +55,7 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// First and longest wait until a collector that can't be reached is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
-/// Records that wait for it. Of more the oldest are lost.
+/// Records that wait for a collector that can't be reached, with those that waited when that began. Of more the oldest are lost.
 const MOST_WAITING: usize = 65_536;
 /// Bytes that are appended to the file before all flows are read again, after which it begins anew.
 const MOST_APPENDED: u64 = 16 << 20;
@@ -110,6 +110,8 @@ pub struct Export {
     file: Option<ExportFile>,
     place: Place,
     waiting: VecDeque<Record>,
+    /// How many may wait while the collector can't be reached.
+    most_waiting: usize,
     /// What happened since the file was written last.
     notes: Vec<u8>,
     counts: Arc<Counts>,
@@ -165,6 +167,7 @@ impl Export {
             file,
             place,
             waiting,
+            most_waiting: MOST_WAITING,
             notes: Vec::new(),
             counts: Arc::default(),
             backoff: None,
@@ -228,7 +231,9 @@ impl Export {
         // Nothing is known of any while they are away; a reader that panics leaves it so.
         let timeouts = self.accounts.timeouts();
         let mut accounts = std::mem::replace(&mut self.accounts, Accounts::new(timeouts));
-        let (pin_path, living) = (self.pin_path.clone(), self.backoff.is_none());
+        // A collector that is slow has its time: what isn't asked for yet waits in the kernel's counters.
+        let living = self.backoff.is_none() && self.waiting.len() < MOST_WAITING;
+        let pin_path = self.pin_path.clone();
         let runtime = Handle::current();
         let reading = spawn_blocking(move || {
             let node =
@@ -280,8 +285,8 @@ impl Export {
         let due = self.accounts.take_due();
         due.iter().for_each(|record| journal::unsent(&mut self.notes, record));
         self.waiting.extend(due);
-        let over = self.waiting.len().saturating_sub(MOST_WAITING);
-        if over > 0 {
+        let over = self.waiting.len().saturating_sub(self.most_waiting);
+        if over > 0 && self.backoff.is_some() {
             self.waiting.drain(..over);
             self.counts.lost.fetch_add(over as u64, Ordering::Relaxed);
             // The collector sees by the number that they are missing.
@@ -337,6 +342,7 @@ impl Export {
         let wait = match self.backoff {
             Some(wait) => (2 * wait).min(LONGEST_RETRY),
             None => {
+                self.most_waiting = MOST_WAITING.max(self.waiting.len());
                 warn!(
                     "flow records wait: {}: {error}. Does the collector run, and may this host send to it (a service's unit needs \
                      IPAddressAllow= for it)?",
