@@ -269,14 +269,18 @@ fn nfcapd_gets_every_packet_once_over_restarts() {
     assert_eq!(fast[0]["src4_xlt_ip"], "10.2.0.1", "masqueraded");
 }
 
-/// Which path, which interfaces, and what the end of a connection says.
+/// Which path, which interfaces, and what the end of a connection says; after a time in which the collector's host refused.
 #[test]
 fn what_bypassed_is_told_by_the_elements_of_its_own() {
     let topology = Topology::build(Layout { nat: Nat::Masquerade, ..Layout::default() });
     bring_loopback_up(&topology.node);
     let run_dir = tempfile::tempdir().expect("a directory");
+    let mut agent = start(&topology, run_dir.path(), &[UDP]);
+    rounds(&mut topology.open(Proto::Udp, Family::V4, 7004), 5);
+    agent.wait_for("flow records wait", LIMIT);
     let collector = Collector::udp(&topology);
-    let _agent = start(&topology, run_dir.path(), &[UDP]);
+    agent.wait_for("the collector can be reached again", LIMIT);
+    assert_eq!(agent.count("WARN"), 1, "{:?}", agent.log());
     let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
     for _ in 0..3 {
         rounds(&mut flow, 100);
