@@ -263,6 +263,24 @@ pub struct RunArgs {
     /// Who may see the page with this node's flows at that address: clients on this node, `all` that reach it, or nobody
     #[arg(long, value_name = "CLIENTS", default_value = "loopback", env = "FASTPATH_PAGE")]
     pub page: PageFor,
+    /// Export flow records in IPFIX to this collector: ipfix://HOST:PORT (UDP) or ipfix+tcp://HOST:PORT (docs/export.md)
+    #[arg(long, value_name = "URL", env = "FASTPATH_EXPORT")]
+    pub export: Option<String>,
+    /// A flow that goes on has a record at least this often, from 1s to 1h
+    #[arg(long, value_name = "TIME", default_value = "60s", env = "FASTPATH_EXPORT_ACTIVE_TIMEOUT")]
+    pub export_active_timeout: String,
+    /// A flow without packets for this long has a record, from 1s to 1h. All flows are read after the shorter of both times
+    #[arg(long, value_name = "TIME", default_value = "60s", env = "FASTPATH_EXPORT_INACTIVE_TIMEOUT")]
+    pub export_inactive_timeout: String,
+    /// Private enterprise number of the elements that only this agent has; the default is for documentation (RFC 5612)
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        default_value = "32473",
+        env = "FASTPATH_EXPORT_ENTERPRISE_NUMBER",
+        allow_hyphen_values = true
+    )]
+    pub export_enterprise_number: String,
     /// Replace another program's table named kindnet-fastpath
     #[arg(long, env = "FASTPATH_TAKEOVER", value_parser = BoolishValueParser::new())]
     pub takeover: bool,

@@ -7,6 +7,10 @@ use fastpath_common::limits::{MAX_FLOWS, MIN_FLOWS};
 use crate::{
     cli::{Assist, EbpfMode, HwOffload, LogFormat, OnOff, PageFor, RuleArgs, RunArgs},
     core::{
+        export::{
+            accounts::Timeouts,
+            target::{self, Target},
+        },
         known_bugs::{KernelNames, KnownBug, forbids_offload},
         link::select::Selection,
         policy::ignore::Ignore,
@@ -37,6 +41,8 @@ pub struct Config {
     pub metrics_bind_address: Option<SocketAddr>,
     /// Who may see the page of flows there.
     pub page: PageFor,
+    /// Where flow records are exported to, if anywhere.
+    pub export: Option<Export>,
     /// What to do about another program's table of our name.
     pub foreign: ForeignTable,
     /// Whether offloaded flows are revalidated after changes of the ruleset.
@@ -55,6 +61,17 @@ pub struct Config {
     pub verbosity: u8,
     /// What the log looks like.
     pub log_format: LogFormat,
+}
+
+/// How flow records are exported.
+#[derive(Clone, Debug)]
+pub struct Export {
+    /// To whom.
+    pub target: Target,
+    /// When.
+    pub timeouts: Timeouts,
+    /// Of the project's own elements.
+    pub enterprise: u32,
 }
 
 /// The part of the configuration that the ruleset comes from, before the kernel was asked what it can do.
@@ -236,6 +253,7 @@ impl Config {
             run_dir: args.run_dir.clone(),
             metrics_bind_address: bind_address(&args.metrics_bind_address)?,
             page: args.page,
+            export: export(args)?,
             foreign: if args.takeover { ForeignTable::TakeOver } else { ForeignTable::Refuse },
             revalidate: args.revalidate,
             revalidate_interval_ms: interval_ms("revalidate-interval", &args.revalidate_interval)?,
@@ -265,6 +283,36 @@ fn bind_address(value: &str) -> Result<Option<SocketAddr>, BadValue> {
         flag: "metrics-bind-address",
         value: value.to_owned(),
         allowed: "use an address and a port, as 127.0.0.1:19080 or [::]:19080; empty: no server".to_owned(),
+    })
+}
+
+/// Where flow records go; `None` if it is empty.
+fn export(args: &RunArgs) -> Result<Option<Export>, BadValue> {
+    let timeout_ns = |flag, value| seconds(flag, value).map(|seconds| seconds * 1_000_000_000);
+    let timeouts = Timeouts {
+        active_ns: timeout_ns("export-active-timeout", &args.export_active_timeout)?,
+        inactive_ns: timeout_ns("export-inactive-timeout", &args.export_inactive_timeout)?,
+    };
+    let allowed = "a private enterprise number, from 1 to 4294967295";
+    let enterprise = number("export-enterprise-number", &args.export_enterprise_number, allowed)?;
+    let Some(text) = args.export.as_deref().map(str::trim).filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let target = Target::parse(text).ok_or_else(|| BadValue {
+        flag: "export",
+        value: text.to_owned(),
+        allowed: target::ALLOWED.to_owned(),
+    })?;
+    Ok(Some(Export { target, timeouts, enterprise }))
+}
+
+/// A time from a second to an hour, in whole seconds.
+fn seconds(flag: &'static str, value: &str) -> Result<u64, BadValue> {
+    let parsed = humantime::parse_duration(value.trim()).ok().map(|time| time.as_secs());
+    parsed.filter(|seconds| (1..=3600).contains(seconds)).ok_or_else(|| BadValue {
+        flag,
+        value: value.to_owned(),
+        allowed: "use a time from 1s to 1h with its unit, as 30s or 5min".to_owned(),
     })
 }
 
@@ -355,6 +403,10 @@ mod tests {
             (["--enforce-within=400ms"], ["--enforce-within", "'400ms'", "500ms to 1h"]),
             (["--revalidate-interval=1"], ["--revalidate-interval", "'1'", "500ms"]),
             (["--revalidate-interval=10ms"], ["--revalidate-interval", "'10ms'", "100ms to 1h"]),
+            (["--export=collector:4739"], ["--export'", "'collector:4739'", "ipfix://HOST"]),
+            (["--export-active-timeout=60"], ["--export-active-timeout", "'60'", "1s to 1h"]),
+            (["--export-inactive-timeout=2h"], ["--export-inactive-timeout", "'2h'", "1s to 1h"]),
+            (["--export-enterprise-number=x"], ["--export-enterprise-number", "'x'", "4294967295"]),
             (["--pin-path=maps"], ["--pin-path", "'maps'", "absolute"]),
             (["--max-flows=1023"], ["--max-flows", "'1023'", "1024 to 4194304"]),
             (["--max-flows=4194305"], ["--max-flows", "'4194305'", "1024 to 4194304"]),

@@ -12,6 +12,7 @@ mod dscp;
 mod ebpf;
 mod errors;
 mod exclude;
+mod export;
 mod fate;
 mod faults;
 mod flow_path;

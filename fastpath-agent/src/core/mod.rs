@@ -2,6 +2,7 @@
 
 pub mod capability;
 pub mod doctor;
+pub mod export;
 pub mod flow;
 pub mod forwarding;
 pub mod history;

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, fmt};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::printable::printable;
 
@@ -20,7 +20,7 @@ pub const CHAIN: &str = "kindnet-fastpath-chain";
 pub const MAX_DEVICES_PER_MESSAGE: usize = 128;
 
 /// Value of a counter.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counter {
     /// Packets.
     pub packets: u64,

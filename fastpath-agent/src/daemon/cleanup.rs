@@ -13,7 +13,7 @@ use crate::{
     kernel::{
         Ruleset,
         bpf::{self, CleanupReport},
-        event_socket,
+        event_socket, export_file,
         nft::{CommitError, Nft},
     },
 };
@@ -41,14 +41,17 @@ pub struct Cleanup {
     pub ebpf: bpf::CleanupReport,
     /// Whether an agent that is gone had left its socket behind.
     pub socket: bool,
+    /// Whether there was a file of exported flow records.
+    pub exported: bool,
 }
 
 /// Removes everything; another program's table of our name stays.
 pub fn cleanup(pin_path: &Path, run_dir: &Path) -> Result<Cleanup, DaemonError> {
     let table = remove_table(&mut Nft::open()?)?;
     let ebpf = bpf::cleanup(pin_path)?;
+    let exported = export_file::remove(run_dir).map_err(DaemonError::Exported)?;
     let socket = event_socket::cleanup(run_dir)?;
-    Ok(Cleanup { table, ebpf, socket })
+    Ok(Cleanup { table, ebpf, socket, exported })
 }
 
 /// Removes our table with all that is in it.
@@ -88,6 +91,9 @@ impl fmt::Display for Cleanup {
         }
         if self.socket {
             writeln!(f, "socket    of an agent that is gone removed")?;
+        }
+        if self.exported {
+            writeln!(f, "export    what was exported is forgotten")?;
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use std::{
 use tracing::debug;
 
 use super::{
-    Agent, Crossings, Watch, counts::Crossed, host::Host, ready::NotReady, reconcile::Standing, rules,
+    Agent, Crossings, Watch, counts::Crossed, export, host::Host, ready::NotReady, reconcile::Standing, rules,
 };
 use crate::{
     cli::PageFor,
@@ -211,6 +211,7 @@ impl<H: Host> Agent<H> {
             watched: self.watch.as_ref().map_or(0, |watch| watch.attached()),
             left_out: self.left_out(),
             rules: reconciler.map_or_else(BTreeMap::new, |r| rules::counted(&r.surroundings().rules)),
+            export: self.exported.as_deref().map(export::Counts::shown),
             rule_revalidations: offload.map(|o| o.revalidation.by_cause().clone()).unwrap_or_default(),
         }
     }

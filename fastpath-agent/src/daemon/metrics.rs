@@ -85,8 +85,21 @@ pub struct Agent {
     pub left_out: BTreeMap<&'static str, u64>,
     /// Other programs' rules that offloaded packets bypass, by class and by how the agent handles them ([`HANDLED`]).
     pub rules: BTreeMap<(&'static str, &'static str), u64>,
+    /// What was exported; `None` without `--export`.
+    pub export: Option<Exported>,
     /// Times that rules that change without an event had the flowtable emptied, by what they ask ([`CHANGING`]).
     pub rule_revalidations: BTreeMap<&'static str, u64>,
+}
+
+/// What became of flow records.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Exported {
+    /// Sent.
+    pub records: u64,
+    /// Known to be lost.
+    pub lost: u64,
+    /// Whether the collector can be reached, as far as that can be told.
+    pub up: bool,
 }
 
 /// Values of [`Agent::standing`].
@@ -175,6 +188,9 @@ pub fn render(metrics: &Metrics, format: Format) -> String {
     interfaces(&mut page, &metrics.agent, &metrics.kernel);
     if let Some(maps) = &metrics.kernel.maps {
         self::maps(&mut page, maps);
+    }
+    if let Some(exported) = &metrics.agent.export {
+        export(&mut page, exported);
     }
     process(&mut page, metrics);
     let registry = page.into_registry();
@@ -421,6 +437,22 @@ fn maps(page: &mut Page, maps: &Maps) {
         None,
         "Signals that did not fit the ring and were found later",
         stats.events_lost,
+    );
+}
+
+fn export(page: &mut Page, exported: &Exported) {
+    page.counter("export_records", None, "Flow records sent to the collector", exported.records);
+    page.counter(
+        "export_lost_records",
+        None,
+        "Flow records that did not fit the queue, or that the collector's host refused",
+        exported.lost,
+    );
+    page.gauge(
+        "export_up",
+        None,
+        "1 if the collector can be reached, as far as that can be told",
+        u64::from(exported.up),
     );
 }
 

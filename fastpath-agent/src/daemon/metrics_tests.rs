@@ -23,6 +23,7 @@ fn full() -> Metrics {
             revalidations: [(("ruleset", "emptied"), 3)].into(),
             not_offloaded: [("one-way", 4)].into(),
             left_out: [("loopback", 1)].into(),
+            export: Some(Exported { records: 8, lost: 9, up: true }),
             ..Agent::default()
         },
         kernel: Kernel {
@@ -124,6 +125,9 @@ fn both_formats_say_the_same() {
         "fastpath_interface_fast_path_bytes_total{interface=\"eth0\"} 8000",
         "fastpath_rule_offloads_total 6",
         "fastpath_untraced_packets_total 7",
+        "fastpath_export_records_total 8",
+        "fastpath_export_lost_records_total 9",
+        "fastpath_export_up 1",
         "fastpath_scrape_failed{part=\"maps\"} 1",
         "process_cpu_seconds_total 0.25",
         "process_resident_memory_bytes 8000000",
@@ -153,7 +157,9 @@ fn who_asks_for_openmetrics_gets_it() {
 #[test]
 fn what_is_not_known_is_left_out() {
     let page = render(&Metrics::default(), Format::Text);
-    for name in ["fastpath_flows{", "fastpath_flow_map", "fastpath_rule_offloads", "process_cpu"] {
+    for name in
+        ["fastpath_flows{", "fastpath_flow_map", "fastpath_rule_offloads", "fastpath_export", "process_cpu"]
+    {
         assert!(!page.contains(name), "{name} in\n{page}");
     }
 }

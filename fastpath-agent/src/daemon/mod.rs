@@ -17,7 +17,7 @@ use crate::{
     },
     daemon::metrics::scrape::Scraper,
     kernel::{
-        LinkSource, bpf, event_socket,
+        LinkSource, bpf, event_socket, export_file,
         links::{LinkError, Links},
         lock::{Lock, LockError},
         nft::{CommitError, Event, NftError},
@@ -30,6 +30,7 @@ mod answers;
 pub mod cleanup;
 pub mod counts;
 pub mod crossings;
+pub mod export;
 pub mod host;
 mod links;
 pub mod measure;
@@ -58,6 +59,7 @@ mod loop_tests;
 use cleanup::TableCleanup;
 use counts::Reconciles;
 use crossings::Crossings;
+use export::{Export, Exporting};
 use host::{Host, Linux, Order, Orders, Signals};
 use offload::Offload;
 use ready::{Inputs, NotReady};
@@ -88,6 +90,9 @@ pub enum DaemonError {
     /// What an agent left in its run directory can't be removed.
     #[error(transparent)]
     Socket(#[from] event_socket::SocketError),
+    /// The file of exported flow records can't be removed.
+    #[error("cannot remove the file of exported flow records: {0}")]
+    Exported(#[source] std::io::Error),
     /// Another agent runs here.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -115,6 +120,7 @@ pub async fn run(mut config: Config, kernel: &Kernel) -> Result<(), DaemonError>
         }
         None => None,
     };
+    let export = if config.once { None } else { Export::open(&config).await };
     if config.rules.threshold_auto {
         config.rules.threshold = threshold::standing();
     }
@@ -128,6 +134,8 @@ pub async fn run(mut config: Config, kernel: &Kernel) -> Result<(), DaemonError>
     };
     let mut agent = Agent::new(Linux, config, links, offload, neighbourhood)?;
     agent.server = server;
+    agent.exported = export.as_ref().map(Export::counts);
+    agent.exporting = export.map(Export::run);
     agent.lacks = kernel.lacks_flowtable().map(str::to_owned);
     agent.release.clone_from(&kernel.release);
     if agent.config.once {
@@ -183,6 +191,9 @@ struct Agent<H: Host> {
     crossings: Option<Crossings<H::Flows>>,
     /// Absent if nothing is served.
     server: Option<Server>,
+    /// Absent if nothing is exported, as what it has counted.
+    exporting: Option<Exporting>,
+    exported: Option<Arc<export::Counts>>,
     /// Reads the kernel for them.
     scraper: Option<Arc<Scraper>>,
     /// Why this kernel can't offload flows, if it can't.
@@ -231,6 +242,8 @@ impl<H: Host> Agent<H> {
             crossings: None,
             server: None,
             lacks: None,
+            exporting: None,
+            exported: None,
             scraper: None,
             release: String::new(),
             started_unix: measure::unix_seconds(),
@@ -289,6 +302,7 @@ impl<H: Host> Agent<H> {
                 event = Offload::next(&mut self.offload) => self.ruleset_event(event?)?,
                 happened = Observer::next(&mut self.observer, self.started) => self.surroundings_event(happened)?,
                 lengths = Chooser::next(&mut self.chooser) => self.choose_threshold(lengths.as_ref())?,
+                () = export::go_on(&mut self.exporting), if !self.starting => {}
                 () = Crossings::ready(&mut self.crossings) => self.follow_crossings().await?,
                 // Last: everything else comes first.
                 () = tokio::task::yield_now(), if self.unwatched => self.watch_links(),
@@ -585,6 +599,7 @@ impl Agent<Linux> {
         };
         drop(self.watch);
         let ebpf = bpf::cleanup(&self.config.pin_path)?;
+        export_file::remove(&self.config.run_dir).map_err(DaemonError::Exported)?;
         info!(table = ?table, ebpf = ?ebpf, "cleaned up");
         Ok(())
     }

@@ -6,6 +6,7 @@ use tracing::{debug, info, warn};
 use crate::{
     cli::OnOff,
     config::Config,
+    core::export::target::{Target, Transport},
     kernel::confine::{self, Files, Restriction},
 };
 
@@ -57,6 +58,11 @@ fn files(config: &Config) -> Files {
         .and_directory(&config.pin_path)
         .and_directory(&config.run_dir)
         .and_its_end(&config.run_dir);
+    if let Some(Target { transport: Transport::Tcp, port, .. }) =
+        config.export.as_ref().map(|export| &export.target)
+    {
+        files = files.and_connections_to(*port);
+    }
     if config.cleanup_on_exit {
         files = files.and_its_end(&config.pin_path);
     }

@@ -27,6 +27,9 @@ const CTA_COUNTERS_ORIG: u16 = 9;
 const CTA_COUNTERS_REPLY: u16 = 10;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
+const CTA_TIMESTAMP: u16 = 20;
+const CTA_TIMESTAMP_START: u16 = 1;
+const CTA_TIMESTAMP_STOP: u16 = 2;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_IP_V4_SRC: u16 = 1;
@@ -291,9 +294,23 @@ pub(super) fn original(message: &Message<'_>) -> Option<Tuple> {
 
 /// The connection in a message; `None` if it isn't one of IPv4 or IPv6.
 pub(super) fn entry(message: &Message<'_>) -> Option<Entry> {
-    if message.kind() != message_type(IPCTNL_MSG_CT_NEW) {
+    (message.kind() == message_type(IPCTNL_MSG_CT_NEW)).then(|| described(message)).flatten()
+}
+
+/// The connection that a message says is over, and when it began and ended in ns since 1970, if the kernel keeps that
+/// (net.netfilter.nf_conntrack_timestamp).
+pub(super) fn over(message: &Message<'_>) -> Option<(Entry, Option<[u64; 2]>)> {
+    if message.kind() != message_type(IPCTNL_MSG_CT_DELETE) {
         return None;
     }
+    let times = message.attributes().find(|nla| nla.kind() == CTA_TIMESTAMP).and_then(|nla| {
+        let at = |kind| find(nla.value(), kind)?.fixed().map(u64::from_be_bytes);
+        Some([at(CTA_TIMESTAMP_START)?, at(CTA_TIMESTAMP_STOP)?])
+    });
+    Some((described(message)?, times))
+}
+
+fn described(message: &Message<'_>) -> Option<Entry> {
     let (mut original, mut reply, mut counters) = (None, None, [None; 2]);
     let (mut id, mut status, mut zone, mut mark) = (0, Status::default(), 0, 0);
     let (mut tcp_state, mut helper) = (None, None);

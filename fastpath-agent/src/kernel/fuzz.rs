@@ -44,6 +44,7 @@ pub fn route(datagram: &[u8]) {
 /// Messages of conntrack.
 pub fn conntrack(datagram: &[u8]) {
     each(datagram, |message| {
+        drop(conntrack::over(message));
         let Some(entry) = conntrack::entry(message) else { return };
         assert_eq!(entry.original.reversed().reversed(), entry.original);
         drop(serde_json::to_string(&entry).expect("a connection is JSON"));

@@ -21,8 +21,10 @@ mod capabilities;
 pub mod clock;
 pub mod confine;
 pub mod conntrack;
+pub mod conntrack_ends;
 mod ethtool;
 pub mod event_socket;
+pub mod export_file;
 pub mod facts;
 #[cfg(test)]
 pub mod fake;

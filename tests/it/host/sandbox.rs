@@ -78,6 +78,29 @@ fn what_is_forbidden_fails() {
     thread::spawn(observe).join().expect("a thread");
 }
 
+/// TCP to the port of a collector, and to no other.
+#[test]
+fn only_the_collectors_port_is_open() {
+    let topology = Topology::routed();
+    http::bring_loopback_up(&topology.node);
+    topology.node.run(|| {
+        let collector = TcpListener::bind("127.0.0.1:4739").expect("a port");
+        let other = TcpListener::bind("127.0.0.1:4740").expect("a port");
+        confine::before_start().expect("given up");
+        let files = Files::of_the_kernel().and_connections_to(4739);
+        let (restriction, failures) = confine::when_started(&files);
+        assert!(failures.is_empty(), "{failures:?}");
+        drop(TcpStream::connect(collector.local_addr().expect("an address")).expect("allowed"));
+        let elsewhere = TcpStream::connect(other.local_addr().expect("an address"));
+        match restriction.expect("restricted") {
+            // Landlock has rules for ports from Linux 6.7 on.
+            Restriction::Full => assert_eq!(errno(elsewhere), Errno::EACCES),
+            Restriction::Part | Restriction::None => {}
+        }
+        assert_eq!(errno(UdpSocket::bind("127.0.0.1:0")), Errno::ENOSYS);
+    });
+}
+
 /// What `/proc` says of each thread of a process.
 fn threads(pid: u32, field: &str) -> Vec<String> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");

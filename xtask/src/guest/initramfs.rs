@@ -21,7 +21,7 @@ use crate::process;
 /// programs.
 const TOOLS: &str = "
     ip tc bridge ss ethtool nft conntrack iperf3 socat wg ping tcpdump bpftool xtables-nft-multi xtables-legacy-multi
-    ipset ipvsadm jq kmod xz crun apparmor_parser
+    ipset ipvsadm jq kmod xz crun apparmor_parser nfcapd nfdump
     basename cat chmod chown chroot cksum comm cp cut date dd df dirname du echo env expr false head id join kill ln ls
     md5sum mkdir mkfifo mknod mktemp mv nice nohup nproc od paste printf pwd readlink realpath rm rmdir seq sha256sum
     shuf sleep sort stat stdbuf stty sync tac tail tee test timeout touch tr true truncate tty uname uniq wc yes

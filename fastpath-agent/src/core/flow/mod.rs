@@ -137,7 +137,7 @@ impl Earlier {
 impl Node {
     /// Packets that a flow may have had on the forward path until it was offloaded, the one that offloaded it among them; `None`
     /// if nothing offloads.
-    fn young_packets(&self, seen: &[Option<FlowCounters>; 2]) -> Option<u64> {
+    pub(in crate::core) fn young_packets(&self, seen: &[Option<FlowCounters>; 2]) -> Option<u64> {
         Some(self.earlier.young_packets(self.threshold?, first_seen(seen)))
     }
 }

@@ -1,6 +1,6 @@
 //! Which system calls a running agent makes, as a filter of seccomp (Documentation/userspace-api/seccomp_filter.rst). Another one
 //! fails with ENOSYS. Above all there is no `execve`, no new process or namespace, no socket but netlink and UNIX, no new map or
-//! program of eBPF, and no memory that can be executed.
+//! program of eBPF, and no memory that can be executed. With `--export=ipfix+tcp://…` sockets of TCP are added.
 
 use std::{collections::BTreeMap, env::consts::ARCH};
 
@@ -29,7 +29,7 @@ const ANY: &[c_long] = &[
     libc::SYS_openat, libc::SYS_fstat, libc::SYS_newfstatat, libc::SYS_statx, libc::SYS_statfs,
     libc::SYS_fstatfs, libc::SYS_lseek, libc::SYS_getdents64, libc::SYS_readlinkat, libc::SYS_faccessat,
     libc::SYS_faccessat2, libc::SYS_fcntl, libc::SYS_dup, libc::SYS_dup3, libc::SYS_mkdirat,
-    libc::SYS_unlinkat, libc::SYS_fchmod, libc::SYS_fchmodat, libc::SYS_getcwd,
+    libc::SYS_unlinkat, libc::SYS_renameat2, libc::SYS_fchmod, libc::SYS_fchmodat, libc::SYS_getcwd,
     // A long line for the journal is handed over in a file of memory.
     libc::SYS_memfd_create, libc::SYS_ftruncate,
     // Sockets that are there already, and those that are made below.
@@ -57,27 +57,40 @@ const ANY: &[c_long] = &[
 #[rustfmt::skip]
 const OLD: &[c_long] = &[
     libc::SYS_open, libc::SYS_stat, libc::SYS_lstat, libc::SYS_access, libc::SYS_readlink, libc::SYS_mkdir,
-    libc::SYS_rmdir, libc::SYS_unlink, libc::SYS_chmod, libc::SYS_poll, libc::SYS_epoll_wait,
+    libc::SYS_rmdir, libc::SYS_unlink, libc::SYS_rename, libc::SYS_renameat, libc::SYS_chmod, libc::SYS_poll, libc::SYS_epoll_wait,
     libc::SYS_accept, libc::SYS_time, libc::SYS_dup2,
 ];
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+const OLD: &[c_long] = &[libc::SYS_renameat];
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 const OLD: &[c_long] = &[];
 
-/// Installs it for all threads. It can't be taken away again.
-pub(super) fn filter() -> Result<(), FilterError> {
+/// Installs it for all threads. It can't be taken away again. `connects`: connections over TCP are made.
+pub(super) fn filter(connects: bool) -> Result<(), FilterError> {
     // What C libraries take for an older kernel, and do without, as with `clone3`, whose flags can't be seen.
     let refused = SeccompAction::Errno(libc::ENOSYS as u32);
-    let filter = SeccompFilter::new(allowed()?, refused, SeccompAction::Allow, ARCH.try_into()?)?;
+    let filter = SeccompFilter::new(allowed(connects)?, refused, SeccompAction::Allow, ARCH.try_into()?)?;
     Ok(seccompiler::apply_filter_all_threads(&BpfProgram::try_from(filter)?)?)
 }
 
 /// Each call with the arguments that it may have; without any, all.
-fn allowed() -> Result<BTreeMap<c_long, Vec<SeccompRule>>, BackendError> {
+fn allowed(connects: bool) -> Result<BTreeMap<c_long, Vec<SeccompRule>>, BackendError> {
     let mut calls: BTreeMap<_, _> = ANY.iter().chain(OLD).map(|call| (*call, Vec::new())).collect();
     let any_of = |argument, values: &[u32]| {
         values.iter().map(|value| rule(argument, !0, *value)).collect::<Result<Vec<_>, _>>()
     };
-    let sockets = any_of(0, &[libc::AF_NETLINK as u32, libc::AF_UNIX as u32])?;
+    let mut sockets = any_of(0, &[libc::AF_NETLINK as u32, libc::AF_UNIX as u32])?;
+    if connects {
+        // SOCK_CLOEXEC and SOCK_NONBLOCK come with the type.
+        let kind = !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) as u32;
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            let stream = SeccompCmpOp::MaskedEq(kind.into());
+            sockets.push(SeccompRule::new(vec![
+                SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, family as u64)?,
+                SeccompCondition::new(1, SeccompCmpArgLen::Dword, stream, libc::SOCK_STREAM as u64)?,
+            ])?);
+        }
+    }
     calls.insert(libc::SYS_socket, sockets);
     calls.insert(libc::SYS_socketpair, vec![rule(0, !0, libc::AF_UNIX as u32)?]);
     calls.insert(libc::SYS_ioctl, any_of(1, &IOCTLS)?);

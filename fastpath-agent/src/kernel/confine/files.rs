@@ -1,10 +1,10 @@
 //! Which files a running agent may touch, as rules of Landlock (Documentation/userspace-api/landlock.rst). TCP is closed to it too,
-//! but for the port that it listens at already.
+//! but for the port that it listens at already, and that of a collector of flow records.
 
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, path_beneath_rules,
 };
 
@@ -20,6 +20,8 @@ pub struct Files {
     write: Vec<PathBuf>,
     /// Empty directories may be removed from these.
     shrink: Vec<PathBuf>,
+    /// The port to which TCP may connect.
+    connect: Option<u16>,
 }
 
 impl Files {
@@ -54,6 +56,18 @@ impl Files {
         self
     }
 
+    /// Also connections over TCP to this port, whatever the address: Landlock knows no more.
+    #[must_use]
+    pub fn and_connections_to(mut self, port: u16) -> Self {
+        self.connect = Some(port);
+        self
+    }
+
+    /// Whether connections over TCP are made.
+    pub(super) fn connects(&self) -> bool {
+        self.connect.is_some()
+    }
+
     /// Restricts the calling thread to them. A directory that doesn't exist is left out.
     pub(super) fn restrict(&self) -> Result<Restriction, RulesetError> {
         let look = AccessFs::ReadFile | AccessFs::ReadDir;
@@ -66,6 +80,7 @@ impl Files {
             | AccessFs::RemoveDir;
         let beneath =
             |paths: &[PathBuf], access: BitFlags<AccessFs>| path_beneath_rules(paths.to_vec(), access);
+        let port = self.connect.map(|port| Ok::<_, RulesetError>(NetPort::new(port, AccessNet::ConnectTcp)));
         let status = Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
             .handle_access(AccessFs::from_all(KNOWN))?
@@ -75,6 +90,7 @@ impl Files {
             .add_rules(beneath(&self.read, look))?
             .add_rules(beneath(&self.write, change))?
             .add_rules(beneath(&self.shrink, AccessFs::RemoveDir.into()))?
+            .add_rules(port)?
             .restrict_self()?;
         Ok(match status.ruleset {
             RulesetStatus::FullyEnforced => Restriction::Full,

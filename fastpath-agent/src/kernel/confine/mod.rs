@@ -48,7 +48,7 @@ pub fn before_start() -> Result<(), ConfineError> {
 }
 
 /// Gives up what only starting takes: capabilities but `CAP_NET_ADMIN`, system calls that a running agent doesn't make, files but
-/// those in `files`. Each part is tried even if another one fails.
+/// those in `files`, connections but those to its port. Each part is tried even if another one fails.
 pub fn when_started(files: &Files) -> (Result<Restriction, ConfineError>, Vec<ConfineError>) {
     // Landlock and a filter take CAP_SYS_ADMIN, or this. Both crates set it too.
     let restriction = files.restrict();
@@ -57,7 +57,7 @@ pub fn when_started(files: &Files) -> (Result<Restriction, ConfineError>, Vec<Co
         failures.push(error);
     }
     // Last: it doesn't allow what the others call.
-    if let Err(error) = calls::filter() {
+    if let Err(error) = calls::filter(files.connects()) {
         failures.push(error.into());
     }
     (restriction.map_err(Into::into), failures)
