@@ -169,10 +169,12 @@ fn live_numbers_come_while_a_few_look_and_places_are_free_again() {
     let agent = start(&topology, &[]);
     let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
     assert_eq!(flow.rounds(30), 30);
+    thread::sleep(Duration::from_secs(25));
     let mut streams: Vec<_> = (0..4).map(|_| listen(&topology)).collect();
     for stream in &mut streams {
         let first = next(stream).expect("numbers");
         assert_eq!(number(&first["total"][0]), 60, "{first:#}");
+        assert!(first["steps"].as_array().is_some_and(|steps| steps.len() > 2), "all at first: {first:#}");
     }
     assert_eq!(flow.rounds(100), 100);
     for stream in &mut streams {

@@ -143,8 +143,9 @@ fn answer(mut stream: TcpStream) {
         other => panic!("{other}"),
     };
     let head = format!(
-        "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n",
-        body.len()
+        "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nContent-Security-Policy: {}\r\nConnection: close\r\n",
+        body.len(),
+        page::POLICY
     );
     // The browser may have gone.
     let _ = stream.write_all(format!("{head}\r\n{body}").as_bytes());

@@ -40,8 +40,8 @@ pub const CSS: &str = include_str!("page.css");
 /// Its script.
 pub const JS: &str = include_str!("page.js");
 
-/// Nothing from elsewhere, nothing inline, in no frame.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; \
+/// `Content-Security-Policy`: nothing from elsewhere, nothing inline, in no frame.
+pub const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 /// Clients that get live numbers at a time: a few of the port's connections.
 const MOST_LIVE: usize = 4;
