@@ -1,23 +1,21 @@
 //! Flags and subcommands as clap parses them, raw. `config` validates them.
 
+mod values;
+
 use std::{ffi::OsString, net::IpAddr, path::PathBuf};
 
 use clap::{
-    ArgGroup, Args, Parser, Subcommand, ValueEnum,
+    ArgGroup, Args, Parser, Subcommand,
     builder::{BoolishValueParser, OsStringValueParser, PossibleValuesParser},
 };
 use ipnet::IpNet;
 
 use crate::core::{
-    flow::{
-        STATE_NAMES,
-        column::Column,
-        connection::{TCP, UDP},
-        filter::Sort,
-        group::Group,
-    },
+    flow::{STATE_NAMES, column::Column, filter::Sort, group::Group},
     model::IfName,
 };
+
+pub use values::*;
 
 /// Where maps are pinned by default.
 pub const DEFAULT_PIN_PATH: &str = "/sys/fs/bpf/fastpath";
@@ -470,25 +468,6 @@ pub struct DoctorArgs {
     pub pin_path: PathBuf,
 }
 
-/// Protocols whose flows are counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Protocol {
-    /// TCP
-    Tcp,
-    /// UDP
-    Udp,
-}
-
-impl Protocol {
-    /// Its IP protocol number.
-    pub fn number(self) -> u8 {
-        match self {
-            Self::Tcp => TCP,
-            Self::Udp => UDP,
-        }
-    }
-}
-
 fn network(text: &str) -> Result<IpNet, String> {
     text.parse()
         .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
@@ -508,110 +487,4 @@ pub struct CleanupArgs {
     /// Directory of the running agent's socket
     #[arg(long, value_name = "DIR", default_value = "/run/fastpath", env = "FASTPATH_RUN_DIR")]
     pub run_dir: PathBuf,
-}
-
-/// Output formats.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Output {
-    /// For people
-    Text,
-    /// For programs
-    Json,
-}
-
-/// Output formats of `flows`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum FlowsOutput {
-    /// For people, as wide as the terminal
-    Text,
-    /// For people, all columns
-    Wide,
-    /// For programs: one array
-    Json,
-    /// For programs: one object a line
-    Ndjson,
-}
-
-impl FlowsOutput {
-    /// A table, not JSON.
-    pub fn is_for_people(self) -> bool {
-        matches!(self, Self::Text | Self::Wide)
-    }
-}
-
-/// Whom to ask for the names of addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum NamesFrom {
-    /// The container runtimes that are there
-    Auto,
-    /// containerd or CRI-O, for `namespace/pod`
-    Cri,
-    /// Docker or Podman, for names of containers
-    Docker,
-    /// Nobody
-    Off,
-}
-
-/// Something that can be switched off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum OnOff {
-    /// Do it
-    On,
-    /// Don't
-    Off,
-}
-
-/// Whom the page is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum PageFor {
-    /// Clients at a loopback address: of this node and its network namespace
-    Loopback,
-    /// All that reach the port
-    All,
-    /// Nobody
-    Off,
-}
-
-/// Formats of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// Fields in the journal where systemd has connected it, text elsewhere
-    Auto,
-    /// Lines of text, to standard error
-    Text,
-    /// One JSON object per line, to standard error
-    Json,
-    /// Fields in systemd's journal
-    Journald,
-}
-
-/// Modes of `--assist`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Assist {
-    /// Such flows are offloaded like any other
-    On,
-    /// Such flows stay on the normal path until they end
-    Off,
-}
-
-/// Modes of `--hw-offload`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum HwOffload {
-    /// Only the kernel's software fast path
-    Off,
-    /// Hardware if every managed interface supports it, software otherwise
-    Auto,
-}
-
-/// Modes of `--ebpf`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum EbpfMode {
-    /// TC ingress
-    Tc,
-    /// XDP in the driver; TC where the interface can't
-    Xdp,
-    /// XDP after the driver (slower than tc); TC where the interface can't
-    XdpGeneric,
-    /// No eBPF
-    Off,
 }

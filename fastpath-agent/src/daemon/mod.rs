@@ -1,6 +1,6 @@
 //! The running agent: waits for the kernel's events, and has the reconciler answer them.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info, warn};
@@ -8,7 +8,7 @@ use tracing::{debug, error, info, warn};
 use crate::{
     config::Config,
     core::{
-        flow::{Node, left_out::LeftOut},
+        flow::Node,
         history::{Events, Kind},
         link::table::LinkTable,
         model::TABLE,
@@ -155,19 +155,6 @@ async fn at(started: Instant, due_ms: Option<u64>) {
         Some(due) => sleep_until(started + Duration::from_millis(due)).await,
         None => std::future::pending().await,
     }
-}
-
-fn judges<H: Host>(links: &LinkTable, offload: Option<&Offload<H>>, config: &Config) -> Node {
-    let (threshold, managed) = match offload.and_then(|o| o.reconciler.offloads()) {
-        Some((threshold, managed)) => (Some(threshold), links.with_ports(&managed.collect())),
-        None => (None, BTreeSet::new()),
-    };
-    let names = links.iter().map(|link| (link.index, link.name.clone())).collect();
-    let exclusions = Arc::clone(&config.rules.exclusions);
-    let rules = offload.map_or(&[][..], |offload| &offload.reconciler.surroundings().rules);
-    let left_out = Arc::new(LeftOut::new(rules, |_| true));
-    let unselected = config.rules.selection.left_out(links.iter());
-    Node { threshold, exclusions, left_out, managed, unselected, names, ..Node::default() }
 }
 
 struct Agent<H: Host> {
@@ -408,8 +395,10 @@ impl<H: Host> Agent<H> {
                 debug!(%error, "addresses can't be read; keeping the last ones");
                 crossings.addresses()
             });
-            crossings
-                .judge_by(Node { addresses, ..judges(&self.links, self.offload.as_ref(), &self.config) });
+            crossings.judge_by(Node {
+                addresses,
+                ..offload::judges(&self.links, self.offload.as_ref(), &self.config)
+            });
         }
         crossings.handle(watch.eyes());
         let streams = crossings.take_streams();
@@ -548,7 +537,7 @@ impl<H: Host> Agent<H> {
 
     /// What flows are judged by, but for addresses and clocks.
     fn judges(&self) -> Node {
-        judges(&self.links, self.offload.as_ref(), &self.config)
+        offload::judges(&self.links, self.offload.as_ref(), &self.config)
     }
 
     /// Tells the service manager what is so. An agent that has done all it can is started; what is amiss is in the status.

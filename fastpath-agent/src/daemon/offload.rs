@@ -1,5 +1,7 @@
 //! The half of the agent that concerns the ruleset: absent where the kernel has no flowtable.
 
+use std::{collections::BTreeSet, sync::Arc};
+
 use tracing::warn;
 
 use super::{
@@ -9,6 +11,10 @@ use super::{
 };
 use crate::{
     config::Config,
+    core::{
+        flow::{Node, left_out::LeftOut},
+        link::table::LinkTable,
+    },
     kernel::{
         RulesetMonitor,
         facts::KernelName,
@@ -61,4 +67,18 @@ impl<H: Host> Offload<H> {
             None => std::future::pending().await,
         }
     }
+}
+
+/// What flows are judged by, but for addresses and clocks.
+pub(super) fn judges<H: Host>(links: &LinkTable, offload: Option<&Offload<H>>, config: &Config) -> Node {
+    let (threshold, managed) = match offload.and_then(|o| o.reconciler.offloads()) {
+        Some((threshold, managed)) => (Some(threshold), links.with_ports(&managed.collect())),
+        None => (None, BTreeSet::new()),
+    };
+    let names = links.iter().map(|link| (link.index, link.name.clone())).collect();
+    let exclusions = Arc::clone(&config.rules.exclusions);
+    let rules = offload.map_or(&[][..], |offload| &offload.reconciler.surroundings().rules);
+    let left_out = Arc::new(LeftOut::new(rules, |_| true));
+    let unselected = config.rules.selection.left_out(links.iter());
+    Node { threshold, exclusions, left_out, managed, unselected, names, ..Node::default() }
 }
