@@ -8,7 +8,7 @@ use strum::IntoEnumIterator;
 use super::{Flow, group::Group, left_out};
 use crate::core::why_not::{Cause, WhyNot};
 
-/// Names of the states that connections in conntrack are counted by ([`State::name`]).
+/// Names of the states that connections in conntrack are counted by ([`super::State::name`]).
 pub const COUNTED_STATES: [&str; 8] =
     ["offloaded", "hw-offloaded", "crossed", "stalled", "never", "idle", "below-threshold", "closing"];
 
