@@ -190,6 +190,21 @@ fn status_says_how_the_agent_stands() {
     agent.signal(Signal::SIGCONT);
     agent.stop();
 
+    // What isn't watched has no share.
+    assert!(!text.contains("packets     "), "{text}");
+    let agent = Agent::start_with(node, &[http::SERVE]);
+    agent::wait_for_programs(node, &["c0", "s0"]);
+    topology.assert_becomes_accelerated(&mut flow);
+    assert_eq!(flow.rounds(300), 300);
+    // What the agent says of the hour may be a moment old.
+    std::thread::sleep(Duration::from_millis(2500));
+    let (code, text) = stands(node);
+    assert_eq!(code, Some(0), "{text}");
+    let line = text.lines().find_map(|line| line.strip_prefix("packets     ")).unwrap_or_default();
+    let share: u32 = line.split_once('%').and_then(|(share, _)| share.parse().ok()).unwrap_or(0);
+    assert!((80..100).contains(&share) && line.contains("on the fast path in the last minute"), "{text}");
+    agent.stop();
+
     // Without a port to ask at, the kernel is asked.
     node.nft("delete table inet kindnet-fastpath");
     node.nft(&reference::kindnet(&["c0", "s0"]));

@@ -37,7 +37,7 @@ pub(crate) const FIELD: System = System {
     suffix: "-field.ext4",
     packages: "systemd,systemd-sysv,init-system-helpers,kmod,udev,dbus,libmnl0,libnftnl11,\
                iproute2,nftables,iptables,ipset,conntrack,bpftool,ethtool,procps,iputils-ping,socat,tcpdump,apparmor,apt,sudo,\
-               docker.io,containerd,containernetworking-plugins,podman,netavark,aardvark-dns,\
+               docker.io,containerd,containernetworking-plugins,curl,podman,netavark,aardvark-dns,\
                firewalld,ufw,suricata,libhtp2/bookworm-backports,keepalived,ipvsadm,strongswan-swanctl,charon-systemd,ppp,pppoe,wireguard-tools,openvpn,fail2ban,\
                openvswitch-switch,libvirt-daemon-system,libvirt-clients,dnsmasq-base,frr,network-manager",
     backports: true,

@@ -291,6 +291,9 @@ impl fmt::Display for Status {
         if let Part::Known(Some(Table { owner: Owner::Agent, exclusions, .. })) = &self.table {
             writeln!(f, "excluded    {exclusions}")?;
         }
+        if let Some(passed) = &self.agent.last_minute {
+            writeln!(f, "packets     {passed}")?;
+        }
         write!(f, "flows       ")?;
         match &self.flows {
             Part::Unknown { error } => writeln!(f, "unknown: {error}")?,
