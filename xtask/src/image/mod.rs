@@ -182,6 +182,7 @@ mod tests {
             vec!["COPY --from=build /rootfs/ /".to_owned(), format!("ENV PATH={}", archive::PATH)];
         expected.extend(labels().iter().map(|(name, value)| format!("LABEL {name}=\"{value}\"")));
         expected.push(format!("ENTRYPOINT [\"/{}\"]", rootfs::AGENT));
+        expected.push("CMD [\"run\"]".to_owned());
         let mut lines: Vec<_> = last.lines().filter(|line| !line.is_empty()).collect();
         lines.sort_unstable();
         expected.sort_unstable();
