@@ -5,5 +5,6 @@
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let answer = fastpath_agent::daemon::serve::exchange(bytes);
     assert!(answer.is_empty() || answer.starts_with(b"HTTP/1."), "{}", answer.escape_ascii());
-    assert!(answer.len() < 4096, "answers are short where there are no metrics");
+    // The largest is the page's script.
+    assert!(answer.len() < 32 * 1024, "answers are short where there are no metrics");
 });

@@ -63,10 +63,7 @@ fn wrong_values_in_the_environment_are_named_too() {
 /// Runs the agent without CAP_NET_ADMIN, still as root.
 fn without_net_admin(topology: &Topology, args: &[&str]) -> std::process::Output {
     let mut command = Command::new("setpriv");
-    command
-        .args(["--bounding-set=-net_admin", "--inh-caps=-net_admin"])
-        .args([&agent::binary(), "run"])
-        .args(args);
+    command.args(["--bounding-set=-net_admin", "--inh-caps=-net_admin"]).arg(agent::binary()).args(args);
     command.env("FASTPATH_METRICS_BIND_ADDRESS", "");
     topology.node.run(|| command.output()).expect("run setpriv")
 }
@@ -74,7 +71,7 @@ fn without_net_admin(topology: &Topology, args: &[&str]) -> std::process::Output
 #[test]
 fn without_cap_net_admin() {
     let topology = Topology::routed();
-    let output = without_net_admin(&topology, &["--ebpf=off"]);
+    let output = without_net_admin(&topology, &["run", "--ebpf=off"]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     let errors: Vec<_> = said.lines().filter(|line| line.starts_with("error: ")).collect();
