@@ -299,7 +299,8 @@ fn what_nobody_looked_at_is_kept_where_the_agent_was_awake_in_any_case() {
     let covered = |busy: bool| -> u64 {
         steps.iter().filter(|step| (number(&step[2][0]) > 0) == busy).map(|step| number(&step[1])).sum()
     };
-    // All of it came before the interface did.
-    assert!(covered(true) < 22_000 && covered(false) > 15_000, "{history:#}");
+    // All of it came before the interface did, a dozen seconds after the start: in three steps at most. Without that reading it would
+    // be spread over all the time.
+    assert!(covered(true) <= 30_000 && covered(false) > 8_000, "{history:#}");
     agent.stop();
 }
