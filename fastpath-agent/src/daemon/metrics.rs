@@ -224,11 +224,11 @@ fn agent(page: &mut Page, agent: &Agent) {
     page.gauge(
         "threshold",
         packets(),
-        "Packets after which a flow is offloaded; 0: no flow is",
+        "Packets after which a flow is offloaded; 0: no flow is (set --fastpath-threshold, or see the log for a known bug)",
         agent.threshold.into(),
     );
     let standing = STANDINGS.map(|name| ([name.to_owned()], u64::from(name == agent.standing)));
-    page.gauges("ruleset", None, "State of the agent's table: 1 at the present one", ["standing"], standing);
+    page.gauges("ruleset", None, "State of the agent's table: 1 at the present one. foreign: another program has its name, use --takeover; wrong: /readyz says why", ["standing"], standing);
     let reconciles = Trigger::ALL.map(|t| ([t.to_string()], agent.reconciles.get(&t).copied().unwrap_or(0)));
     page.counters(
         "reconciles",
@@ -240,19 +240,24 @@ fn agent(page: &mut Page, agent: &Agent) {
     if let Some(histogram) = &agent.reconcile_seconds {
         page.histogram("reconcile_duration", Unit::Seconds, "Duration of reconciles", histogram.clone());
     }
-    page.counter("reconcile_failures", None, "Reconciles that failed and are tried again", agent.failures);
+    page.counter(
+        "reconcile_failures",
+        None,
+        "Reconciles that failed and are tried again; if it grows, the log says why",
+        agent.failures,
+    );
     page.counter("ruleset_commits", None, "Transactions that changed the agent's table", agent.commits);
     page.counter(
         "ruleset_repairs",
         None,
-        "Reconciles that undid another program's change of the table",
+        "Reconciles that undid another program's change of the table; if it grows, nft monitor shows whose",
         agent.repairs,
     );
     let [links, ruleset] = agent.overruns;
     page.counters(
         "netlink_overruns",
         None,
-        "Times that the kernel's events were lost and everything was read again",
+        "Times that the kernel's events were lost and everything was read again; if it grows, the agent lacks processor time",
         ["source"],
         [(["links".to_owned()], links), (["ruleset".to_owned()], ruleset)],
     );
@@ -305,7 +310,7 @@ fn flows(page: &mut Page, agent: &Agent, kernel: &Kernel) {
     page.counters(
         "flows_not_offloaded",
         None,
-        "Connections that crossed the threshold and were not offloaded, by cause",
+        "Connections that crossed the threshold and were not offloaded, by cause (fastpath-agent flows --group=could-be-fast lists them)",
         ["cause"],
         causes,
     );
@@ -319,7 +324,7 @@ fn flows(page: &mut Page, agent: &Agent, kernel: &Kernel) {
         page.counter("rule_offloads", None, "Flows that the agent's rules have offloaded", offloads);
     }
     if let Some(untraced) = kernel.untraced {
-        let help = "Packets of flows that are offloaded later, since the set of traces had no room for them";
+        let help = "Packets of flows that are offloaded later, since the set of traces had no room for them; harmless unless it grows for long";
         page.counter("untraced_packets", None, help, untraced);
     }
     let Some(sums) = &kernel.flows else { return };
@@ -331,7 +336,7 @@ fn flows(page: &mut Page, agent: &Agent, kernel: &Kernel) {
     page.gauges(
         "flow_groups",
         None,
-        "Connections that are fast, could be fast (see fastpath_flows_stalled, and fastpath-agent why), and never will be",
+        "Connections that are fast, could be fast (fastpath-agent why --top says how), and never will be",
         ["group"],
         groups,
     );
@@ -347,14 +352,14 @@ fn flows(page: &mut Page, agent: &Agent, kernel: &Kernel) {
     page.gauges(
         "flows_left_out",
         None,
-        "Connections kept on the normal path by another program's rule that wants every packet, by the rule's family, table and chain",
+        "Connections kept on the normal path by another program's rule that wants every packet, by the rule's family, table and chain; --ignore-rule lets them be fast",
         ["rule"],
         left_out(sums),
     );
     page.gauge(
         "flows_slow",
         None,
-        "Offloaded connections whose packets are still on the normal path",
+        "Offloaded connections whose packets are still on the normal path; fastpath-agent flows --state=slow lists them, why says why",
         sums.slow,
     );
 }
@@ -382,7 +387,7 @@ fn interfaces(page: &mut Page, agent: &Agent, kernel: &Kernel) {
     page.gauges(
         "interfaces_left_out",
         None,
-        "Interfaces that are not in the flowtable",
+        "Interfaces that are not in the flowtable, by reason; fastpath-agent status names them",
         ["reason"],
         left_out,
     );
@@ -402,7 +407,7 @@ fn interfaces(page: &mut Page, agent: &Agent, kernel: &Kernel) {
     page.counter(
         "unmeasured",
         packets(),
-        "Packets of offloaded flows whose path is unknown",
+        "Packets of offloaded flows whose path is unknown; not counted as fast",
         kernel.unmeasured,
     );
 }
@@ -430,12 +435,12 @@ fn maps(page: &mut Page, maps: &Maps) {
         maps.capacity.into(),
     );
     page.counter("flow_map_entered", None, "Directions of flows entered into the map", stats.flows_entered);
-    page.counter("flow_map_evicted", None, "Directions of flows evicted or deleted from the map", maps.left);
+    page.counter("flow_map_evicted", None, "Directions of flows evicted or deleted from the map; if it grows while flow_map_entries is near its capacity, raise --max-flows", maps.left);
     page.counter("signals_sent", None, "Signals of directions that crossed the threshold", stats.events_sent);
     page.counter(
         "signals_lost",
         None,
-        "Signals that did not fit the ring and were found later",
+        "Signals that did not fit the ring and were found later; if it grows, the agent lacks processor time",
         stats.events_lost,
     );
 }
@@ -445,7 +450,7 @@ fn export(page: &mut Page, exported: &Exported) {
     page.counter(
         "export_lost_records",
         None,
-        "Flow records that did not fit the queue, or that the collector's host refused",
+        "Flow records that did not fit the queue, or that the collector's host refused; see whether the collector runs",
         exported.lost,
     );
     page.gauge(
