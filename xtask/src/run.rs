@@ -2,7 +2,7 @@
 
 use std::{
     path::Path,
-    process::{Command, ExitCode},
+    process::{Command, ExitCode, Stdio},
     time::Duration,
 };
 
@@ -98,9 +98,13 @@ pub(crate) fn lacks_flowtable(agent: &Path) -> Result<Option<String>> {
         supported: Option<bool>,
         reason: Option<String>,
     }
-    let text = process::output(as_root(agent)?.args(["status", "-o", "json"]))?;
+    let mut command = as_root(agent)?;
+    command.args(["status", "-o", "json"]).stdin(Stdio::null()).stderr(Stdio::inherit());
+    // Its exit code says whether an agent runs here.
+    let printed =
+        command.output().with_context(|| format!("cannot run `{}`", process::shown(&command)))?.stdout;
     let Kernel { nf_tables, ct, flowtable, flow_offload } =
-        serde_json::from_str::<Status>(&text).context("cannot read the agent's status")?.kernel;
+        serde_json::from_slice::<Status>(&printed).context("cannot read the agent's status")?.kernel;
     let missing = [nf_tables, ct, flowtable, flow_offload].into_iter().find(|it| it.supported == Some(false));
     Ok(missing.map(|it| it.reason.unwrap_or_else(|| "its kernel can't".to_owned())))
 }
