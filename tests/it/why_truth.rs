@@ -119,6 +119,10 @@ fn an_interface_that_is_left_out_by_choice() {
         );
         assert!(!answer.to_string().contains("next packet"), "{answer:#}");
         assert_eq!(reasons(&answer)[0], "interface");
+        let port = format!("--port={port}");
+        let listed = agent::output(&topology.node, &["flows", "-o", "json", &port]);
+        let listed: Value = serde_json::from_str(&listed).expect("JSON");
+        assert_eq!((&listed[0]["group"], &listed[0]["todo"]), (&"never".into(), &Value::Null), "{listed:#}");
     }
 }
 

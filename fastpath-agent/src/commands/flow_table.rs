@@ -99,7 +99,7 @@ impl Column {
 }
 
 /// An end by its name or address, with its port if its protocol has one.
-fn source(tuple: &Tuple, names: &Names) -> String {
+pub(super) fn source(tuple: &Tuple, names: &Names) -> String {
     match names.of(tuple.source) {
         Some(name) if has_ports(tuple.protocol) => format!("{name}:{}", tuple.source_port),
         Some(name) => name.to_owned(),
@@ -377,7 +377,7 @@ mod tests {
             "56789000",
             "3.46k",
             "older than the ruleset",
-            "the agent helps it",
+            "a running agent helps it",
             "could-be-fast",
         ] {
             assert!(text.contains(part), "no {part} in {text}");

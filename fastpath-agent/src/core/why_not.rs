@@ -182,7 +182,10 @@ pub enum Reason {
     #[strum_discriminants(strum(
         message = "older than the ruleset, so conntrack doesn't count its packets. Doesn't last: the agent helps it (`--assist`)",
         detailed_message = "`pending`: its next packet offloads it",
-        props(flows = "older than the ruleset", todo = "wait a moment: the agent helps it (--assist)")
+        props(
+            flows = "older than the ruleset",
+            todo = "nothing: a running agent helps it, unless --assist=off"
+        )
     ))]
     NotCounted {
         /// The agent has listed it: its next packet offloads it.

@@ -2,20 +2,16 @@
 
 use std::net::IpAddr;
 
-use crate::commands::units;
+use crate::commands::{flow_table::source, units};
 use crate::core::flow::{
     Flow, Node, SLOW, State,
-    connection::{Tuple, has_ports, protocol_name},
+    connection::{Tuple, protocol_name},
 };
 use crate::core::names::Names;
 
 /// Who dialled what, and who answers if that is another and there is room.
 pub(super) fn flow(flow: &Flow, names: &Names, width: usize) -> String {
-    let end = |tuple: &Tuple| match names.of(tuple.source) {
-        Some(name) if has_ports(tuple.protocol) => format!("{name}:{}", tuple.source_port),
-        Some(name) => name.to_owned(),
-        None => tuple.to_string().split(' ').nth(1).unwrap_or_default().to_owned(),
-    };
+    let end = |tuple: &Tuple| source(tuple, names);
     let (client, dialled) = (end(&flow.original), end(&flow.original.reversed()));
     let whole = format!("{} {client} > {dialled}", protocol_name(flow.original.protocol));
     let answers = flow.reply.as_ref().map(end).filter(|answers| *answers != dialled);

@@ -86,7 +86,7 @@ impl Assist {
         match cause.why {
             WhyNot::Unknown | WhyNot::NotWatched => {}
             // Not for ever.
-            WhyNot::Interface | WhyNot::EveryPacket => return self.later(entry.original),
+            WhyNot::Interface | WhyNot::EveryPacket | WhyNot::Excluded => return self.later(entry.original),
             _ => return,
         }
         if self.listed.get(&entry.original).is_some_and(|listed| listed.id == entry.id) {

@@ -192,9 +192,15 @@ impl Flow {
 
     /// What keeps it from being offloaded besides that conntrack doesn't count its packets; `None` if conntrack does.
     pub fn uncounted(&self, node: &Node) -> Option<Cause> {
-        let entry = self.entry.as_ref().filter(|_| self.state == State::not(WhyNot::NotCounted))?;
+        let entry = self.entry.as_ref().filter(|entry| entry.counters.is_none())?;
+        // An interface that was left out comes first, and the next packet may take another one.
+        let keeps_out = match self.state.why_not()? {
+            WhyNot::NotCounted => true,
+            WhyNot::Excluded => node.exclusions.of(entry).is_none(),
+            _ => false,
+        };
         let counted = Entry { counters: Some(Default::default()), ..entry.clone() };
-        Some(stalled(&counted, &self.seen, node))
+        keeps_out.then(|| stalled(&counted, &self.seen, node))
     }
 
     /// Whether conntrack calls it offloaded, to hardware or not.
@@ -314,14 +320,15 @@ fn stalled(entry: &Entry, seen: &[Option<FlowCounters>; 2], node: &Node) -> Caus
     if let Some(helper) = &entry.helper {
         return Cause::about(WhyNot::Helper, helper.clone());
     }
-    if entry.counters.is_none() {
-        return WhyNot::NotCounted.into();
-    }
     // Where its first packets came in. One that has gone since isn't what keeps others on the normal path.
     let interfaces = seen.iter().flatten().map(|counted| IfIndex(counted.ifindex));
     let stranger = interfaces
         .filter(|index| !node.managed.contains(index))
         .find_map(|index| Some((node.names.get(&index)?, node.unselected.contains(&index))));
+    let by_choice = matches!(stranger, Some((_, true)));
+    if entry.counters.is_none() && !by_choice {
+        return WhyNot::NotCounted.into();
+    }
     match stranger {
         Some((name, true)) => Cause::about(WhyNot::Excluded, format!("the choice of interfaces: {name}")),
         Some((name, false)) => Cause::about(WhyNot::Interface, name.to_string()),

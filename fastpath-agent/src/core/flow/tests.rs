@@ -188,4 +188,8 @@ fn interfaces_that_were_left_out_by_choice_are_no_fault() {
         Node { unselected: node().names.keys().copied().collect(), managed: BTreeSet::new(), ..node() };
     let cause = Flow::settled(entry(), [seen(2), seen(9)], &by_choice).state.why_not();
     assert_eq!(cause, Some(WhyNot::Excluded));
+    // Nor is one over it that is older than the rules told that it will be helped.
+    let old = Flow::settled(Entry { counters: None, ..entry() }, [seen(2), seen(9)], &by_choice);
+    assert_eq!(old.state.why_not(), Some(WhyNot::Excluded));
+    assert_eq!(old.uncounted(&by_choice).map(|cause| cause.why), Some(WhyNot::Excluded));
 }
