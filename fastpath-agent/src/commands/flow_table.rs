@@ -377,7 +377,7 @@ mod tests {
             "56789000",
             "3.46k",
             "older than the ruleset",
-            "a running agent helps it",
+            "if a running agent helps it",
             "could-be-fast",
         ] {
             assert!(text.contains(part), "no {part} in {text}");

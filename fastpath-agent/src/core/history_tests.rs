@@ -1,4 +1,4 @@
-//! The ring: its size, gaps, wrap-around, counters that begin again, and a clock that stands still.
+//! The ring: its size, gaps, wrap-around, counters that begin again, and a clock without motion.
 
 use fastpath_common::Tally;
 use proptest::prelude::*;

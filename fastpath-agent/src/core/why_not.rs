@@ -184,7 +184,7 @@ pub enum Reason {
         detailed_message = "`pending`: its next packet offloads it",
         props(
             flows = "older than the ruleset",
-            todo = "nothing: a running agent helps it, unless --assist=off"
+            todo = "nothing if a running agent helps it (--assist); else ask `why`"
         )
     ))]
     NotCounted {

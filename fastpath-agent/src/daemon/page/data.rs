@@ -211,7 +211,7 @@ impl List {
         struct Flows<'a> {
             took_ms: u64,
             groups: &'a Groups,
-            /// All that match, of which the heaviest are listed.
+            /// All that match; the heaviest are listed.
             matching: u64,
             flows: Vec<Line>,
         }
