@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use crate::core::{
     flow::{STATE_NAMES, column::Column, filter::Sort, group::Group},
     model::IfName,
+    names::NamesFrom,
 };
 
 pub use values::*;
@@ -261,6 +262,9 @@ pub struct RunArgs {
     /// Who may see the page with this node's flows at that address: clients on this node, `all` that reach it, or nobody
     #[arg(long, value_name = "CLIENTS", default_value = "loopback", env = "FASTPATH_PAGE")]
     pub page: PageFor,
+    /// Where that page has names of pods and containers from, over the sockets of this node's runtimes
+    #[arg(long, value_name = "FROM", default_value = "auto", env = "FASTPATH_NAMES")]
+    pub names: NamesFrom,
     /// Export flow records in IPFIX to this collector: ipfix://HOST:PORT (UDP) or ipfix+tcp://HOST:PORT (docs/export.md)
     #[arg(long, value_name = "URL", env = "FASTPATH_EXPORT")]
     pub export: Option<String>,

@@ -13,6 +13,7 @@ use crate::{
         },
         known_bugs::{KernelNames, KnownBug, forbids_offload},
         link::select::Selection,
+        names::NamesFrom,
         policy::ignore::Ignore,
         ruleset::{diff::ForeignTable, exclude::Exclusions, wanted::Policy},
         surroundings::Surroundings,
@@ -41,6 +42,8 @@ pub struct Config {
     pub metrics_bind_address: Option<SocketAddr>,
     /// Who may see the page of flows there.
     pub page: PageFor,
+    /// Where that page has names of addresses from.
+    pub names: NamesFrom,
     /// Where flow records are exported to, if anywhere.
     pub export: Option<Export>,
     /// What to do about another program's table of our name.
@@ -253,6 +256,7 @@ impl Config {
             run_dir: args.run_dir.clone(),
             metrics_bind_address: bind_address(&args.metrics_bind_address)?,
             page: args.page,
+            names: args.names,
             export: export(args)?,
             foreign: if args.takeover { ForeignTable::TakeOver } else { ForeignTable::Refuse },
             revalidate: args.revalidate,

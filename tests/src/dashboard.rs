@@ -7,6 +7,7 @@
 pub fn filled_in(query: &str, rate_interval: &str) -> String {
     let variables = [("$__rate_interval", rate_interval), ("$job", ".*"), ("$instance", ".*")];
     let query = variables.iter().fold(query.to_owned(), |text, (name, value)| text.replace(name, value));
-    assert!(!query.contains('$'), "a variable that isn't known: {query}");
+    // `$1` is Prometheus's own: what a pattern has caught.
+    assert!(!query.replace("$1", "").contains('$'), "a variable that isn't known: {query}");
     query
 }

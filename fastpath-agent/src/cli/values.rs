@@ -52,19 +52,6 @@ impl FlowsOutput {
     }
 }
 
-/// Whom to ask for the names of addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum NamesFrom {
-    /// The container runtimes that are there
-    Auto,
-    /// containerd or CRI-O, for `namespace/pod`
-    Cri,
-    /// Docker or Podman, for names of containers
-    Docker,
-    /// Nobody
-    Off,
-}
-
 /// Something that can be switched off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum OnOff {

@@ -12,7 +12,7 @@ use super::units;
 use crate::core::flow::{
     Flow, Node, SLOW, State,
     column::Column,
-    connection::{Tuple, has_ports, protocol_name},
+    connection::protocol_name,
     group::{Group, todo},
     rates::Rate,
     record::interfaces,
@@ -71,17 +71,17 @@ impl Column {
             Self::State => flow.state.name().to_owned(),
             Self::Group => flow.group().name().to_owned(),
             Self::Proto => protocol_name(flow.original.protocol),
-            Self::Client => source(&flow.original, names),
+            Self::Client => names.source(&flow.original),
             Self::Server => {
-                let dialled = source(&flow.original.reversed(), names);
-                match flow.reply.as_ref().map(|reply| source(reply, names)) {
+                let dialled = names.source(&flow.original.reversed());
+                match flow.reply.as_ref().map(|reply| names.source(reply)) {
                     Some(answers) if answers != dialled => format!("{dialled} → {answers}"),
                     _ => dialled,
                 }
             }
             Self::As => {
-                let masqueraded = flow.reply.as_ref().map(|reply| source(&reply.reversed(), names));
-                masqueraded.filter(|as_| *as_ != source(&flow.original, names)).unwrap_or_default()
+                let masqueraded = flow.reply.as_ref().map(|reply| names.source(&reply.reversed()));
+                masqueraded.filter(|as_| *as_ != names.source(&flow.original)).unwrap_or_default()
             }
             Self::Sent => bytes(0),
             Self::Received => bytes(1),
@@ -95,15 +95,6 @@ impl Column {
             Self::Why => why(flow),
             Self::Todo => todo(&flow.state, flow.slow()).unwrap_or_default().to_owned(),
         }
-    }
-}
-
-/// An end by its name or address, with its port if its protocol has one.
-pub(super) fn source(tuple: &Tuple, names: &Names) -> String {
-    match names.of(tuple.source) {
-        Some(name) if has_ports(tuple.protocol) => format!("{name}:{}", tuple.source_port),
-        Some(name) => name.to_owned(),
-        None => tuple.to_string().split(' ').nth(1).unwrap_or_default().to_owned(),
     }
 }
 
@@ -288,7 +279,7 @@ mod tests {
 
     use super::*;
     use crate::core::{
-        flow::connection::TCP,
+        flow::connection::{TCP, Tuple},
         model::{IfIndex, IfName},
         why_not::WhyNot,
     };

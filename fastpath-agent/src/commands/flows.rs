@@ -23,10 +23,11 @@ use crate::{
 /// Runs `flows`.
 pub(super) fn run(args: &FlowsArgs) -> anyhow::Result<ExitCode> {
     let mut out = io::stdout().lock();
+    let runtime = runtime()?;
     let shown = if args.follow {
-        super::follow::follow(args, &mut out)
+        super::follow::follow(args, runtime, &mut out)
     } else {
-        runtime()?.block_on(show(args, &mut out))
+        runtime.block_on(show(args, &mut out))
     };
     match shown {
         // An error of the user's, not of the program's.

@@ -2,22 +2,69 @@
 
 use std::{
     io::{self, BufRead, BufReader, BufWriter, Write},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
+
+use tokio::runtime::Runtime;
 
 use crate::{
     cli::{FlowsArgs, FlowsOutput},
     commands::flow_writer::{ShowError, filter},
-    core::flow::record::{Event, FlowRecord},
-    core::names::Names,
-    kernel::event_socket,
+    core::{
+        flow::record::{Event, FlowRecord},
+        names::{Names, NamesFrom},
+    },
+    kernel::{event_socket, links::Links, names},
 };
 
+/// Pods come and go: for an address without a name the runtimes are asked again, but not sooner than this.
+const ASKED_AGAIN: Duration = Duration::from_secs(5);
+
+/// Names, as they are known now.
+struct Known {
+    from: NamesFrom,
+    runtime: Runtime,
+    at: Instant,
+    names: Names,
+}
+
+impl Known {
+    /// Asks, and says in a line each which of the runtimes couldn't be asked.
+    fn new(from: NamesFrom, runtime: Runtime) -> Self {
+        let (names, errors) = runtime.block_on(ask(from));
+        for error in errors {
+            eprintln!("{error}");
+        }
+        Self { from, runtime, at: Instant::now(), names }
+    }
+
+    /// Adds the names of both ends; says whether there are any.
+    fn name(&mut self, flow: &mut FlowRecord) -> bool {
+        let (client, server) =
+            (flow.original.source, flow.reply.map_or(flow.original.destination, |reply| reply.source));
+        let unknown = [client, server].iter().any(|address| self.names.of(*address).is_none());
+        if unknown && self.at.elapsed() > ASKED_AGAIN {
+            self.names = self.runtime.block_on(ask(self.from)).0;
+            self.at = Instant::now();
+        }
+        let name = |address| self.names.of(address).map(str::to_owned);
+        (flow.client, flow.server) = (name(client), name(server));
+        flow.client.is_some() || flow.server.is_some()
+    }
+}
+
+async fn ask(from: NamesFrom) -> (Names, Vec<names::NamesError>) {
+    let (names, errors) = names::read(from).await;
+    let node = Links::open().and_then(|mut links| links.addresses());
+    (names.without(&node.unwrap_or_default()), errors)
+}
+
 /// Follows until the agent ends, or `--limit` is reached.
-pub fn follow(args: &FlowsArgs, out: &mut dyn Write) -> Result<(), ShowError> {
+pub fn follow(args: &FlowsArgs, runtime: Runtime, out: &mut dyn Write) -> Result<(), ShowError> {
     let mut out = BufWriter::new(out);
     let mut lines = BufReader::new(event_socket::connect(&args.run_dir)?);
-    let filter = filter(args, &Names::default())?;
+    let mut known = Known::new(args.names, runtime);
+    let filter = filter(args, &known.names)?;
     let mut left = args.limit.unwrap_or(usize::MAX);
     if args.output.is_for_people() {
         write_line(&mut out, HEAD)?;
@@ -31,15 +78,22 @@ pub fn follow(args: &FlowsArgs, out: &mut dyn Write) -> Result<(), ShowError> {
             return Ok(());
         }
         // A record of a later version that this one doesn't know.
-        let Ok(event) = serde_json::from_str::<Event>(&line) else { continue };
-        match &event {
-            Event::Crossed { flow, .. } if !filter.matches_record(flow) => continue,
-            Event::Crossed { .. } => left -= 1,
-            Event::Lost { .. } => {}
+        let Ok(mut event) = serde_json::from_str::<Event>(&line) else { continue };
+        let mut named = false;
+        if let Event::Crossed { flow, .. } = &mut event {
+            if !filter.matches_record(flow) {
+                continue;
+            }
+            named = known.name(flow);
+            left -= 1;
         }
         match (args.output, event) {
+            (FlowsOutput::Json | FlowsOutput::Ndjson, event) if named => {
+                serde_json::to_writer(&mut out, &event).map_err(io::Error::from)?;
+                out.write_all(b"\n")?;
+            }
             (FlowsOutput::Json | FlowsOutput::Ndjson, _) => out.write_all(line.as_bytes())?,
-            (_, Event::Crossed { time_ms, flow }) => write_flow(&mut out, time_ms, &flow)?,
+            (_, Event::Crossed { time_ms, flow }) => write_flow(&mut out, time_ms, &flow, &known.names)?,
             (_, Event::Lost { records }) => {
                 eprintln!("{records} flows are missing here: they came too fast to show");
             }
@@ -54,8 +108,8 @@ pub fn follow(args: &FlowsArgs, out: &mut dyn Write) -> Result<(), ShowError> {
 
 const HEAD: [&str; 7] = ["TIME", "STATE", "PROTO", "SOURCE > DESTINATION", "PACKETS", "IN", "WHY"];
 
-fn write_flow(out: &mut dyn Write, time_ms: u64, flow: &FlowRecord) -> io::Result<()> {
-    let ends = flow.original.to_string();
+fn write_flow(out: &mut dyn Write, time_ms: u64, flow: &FlowRecord, names: &Names) -> io::Result<()> {
+    let (ends, _) = names.ends(&flow.original, flow.reply.as_ref());
     let ends = ends.split_once(' ').map_or(ends.as_str(), |(_, ends)| ends);
     let packets: u64 = flow.ingress.iter().flatten().map(|counted| counted.packets).sum();
     let why = flow.state.cause().map(ToString::to_string).unwrap_or_default();
@@ -113,12 +167,14 @@ mod tests {
             path: Path::default(),
             rate: None,
         };
+        let mut names = Names::default();
+        names.add(tuple.source, "shop/web-0");
         let mut out = Vec::new();
-        write_flow(&mut out, 86_400_000 + 3_723_004, &flow).unwrap();
+        write_flow(&mut out, 86_400_000 + 3_723_004, &flow, &names).unwrap();
         let line = String::from_utf8(out).unwrap();
         let words: Vec<_> = line.split_whitespace().collect();
         let expected =
-            ["01:02:03.004", "stalled", "udp", "10.1.0.2:40000", ">", "10.2.0.2:443", "0", "c0", "one"];
+            ["01:02:03.004", "stalled", "udp", "shop/web-0:40000", ">", "10.2.0.2:443", "0", "c0", "one"];
         assert_eq!(words[..expected.len()], expected, "{line}");
     }
 }

@@ -5,7 +5,25 @@ use std::{
     net::IpAddr,
 };
 
-use crate::core::printable::printable;
+use clap::ValueEnum;
+
+use crate::core::{
+    flow::connection::{Tuple, has_ports, protocol_name},
+    printable::printable,
+};
+
+/// Whom to ask for names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum NamesFrom {
+    /// The container runtimes that are there
+    Auto,
+    /// containerd or CRI-O, for `namespace/pod`
+    Cri,
+    /// Docker or Podman, for names of containers
+    Docker,
+    /// Nobody
+    Off,
+}
 
 /// Names by address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +51,22 @@ impl Names {
     /// Who has this address.
     pub fn of(&self, address: IpAddr) -> Option<&str> {
         self.by_address.get(&address)?.as_deref()
+    }
+
+    /// The source of `tuple` by its name or address, with its port if its protocol has one.
+    pub fn source(&self, tuple: &Tuple) -> String {
+        match self.of(tuple.source) {
+            Some(name) if has_ports(tuple.protocol) => format!("{name}:{}", tuple.source_port),
+            Some(name) => name.to_owned(),
+            None => tuple.to_string().split(' ').nth(1).unwrap_or_default().to_owned(),
+        }
+    }
+
+    /// Who dialled whom, as in `tcp shop/web-0:40000 > 10.96.0.12:5432`; and who answers, if that is another.
+    pub fn ends(&self, original: &Tuple, reply: Option<&Tuple>) -> (String, Option<String>) {
+        let (client, dialled) = (self.source(original), self.source(&original.reversed()));
+        let answers = reply.map(|reply| self.source(reply)).filter(|end| *end != dialled);
+        (format!("{} {client} > {dialled}", protocol_name(original.protocol)), answers)
     }
 
     /// The addresses of `namespace/pod`, of all pods of that name, or of a container.

@@ -2,7 +2,8 @@
 //! kernel's. The reading itself is done elsewhere, so that the loop isn't held up.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::IpAddr,
     sync::Arc,
     thread,
     time::{SystemTime, UNIX_EPOCH},
@@ -78,6 +79,11 @@ pub struct Status {
 }
 
 impl Seen {
+    /// Addresses of the node.
+    pub fn addresses(&self) -> &BTreeSet<IpAddr> {
+        &self.node.addresses
+    }
+
     /// Reads all flows from the kernel, which takes its time, and hands each out.
     ///
     /// # Errors

@@ -116,7 +116,7 @@ pub async fn run(mut config: Config, kernel: &Kernel) -> Result<(), DaemonError>
             if !address.ip().is_loopback() && supervisor::by_systemd() {
                 info!(%address, "metrics for other hosts: the service's unit needs IPAddressAllow= for them");
             }
-            Server::open(address, config.page).await.inspect_err(|error| warn!("{error}")).ok()
+            Server::open(address, config.page, config.names).await.inspect_err(|error| warn!("{error}")).ok()
         }
         None => None,
     };

@@ -36,6 +36,7 @@ use super::{
 };
 use crate::{
     cli::PageFor,
+    core::names::NamesFrom,
     daemon::metrics::{self, Format},
 };
 
@@ -81,9 +82,9 @@ pub struct Server {
 
 impl Server {
     /// Opens the port, with a page for those that `page` names. Must be called inside a tokio runtime.
-    pub async fn open(address: SocketAddr, page: PageFor) -> Result<Self, ServeError> {
+    pub async fn open(address: SocketAddr, page: PageFor, names: NamesFrom) -> Result<Self, ServeError> {
         let listener = TcpListener::bind(address).await.map_err(|source| ServeError { address, source })?;
-        let (asker, questions) = Asker::new(page);
+        let (asker, questions) = Asker::new(page, names);
         Ok(Self { questions, task: tokio::spawn(accept(listener, asker)) })
     }
 
@@ -256,9 +257,9 @@ async fn answer_at(path: &str, format: Format, asker: &Asker) -> Response<Body> 
 
 impl Asker {
     /// With the end at which the questions arrive.
-    fn new(page: PageFor) -> (Self, mpsc::Receiver<Question>) {
+    fn new(page: PageFor, names: NamesFrom) -> (Self, mpsc::Receiver<Question>) {
         let (questions, receiver) = Questions::new();
-        let page = Page::new(questions.clone(), page);
+        let page = Page::new(questions.clone(), page, names);
         (Self { questions, page, making: Arc::default() }, receiver)
     }
 
@@ -309,7 +310,7 @@ pub fn exchange(request: &[u8]) -> Vec<u8> {
     runtime.block_on(async {
         let client = IpAddr::from([127, 0, 0, 1]);
         let (mut sender, server) = tokio::io::duplex(ROOM);
-        let (asker, mut questions) = Asker::new(PageFor::Loopback);
+        let (asker, mut questions) = Asker::new(PageFor::Loopback, NamesFrom::Off);
         tokio::spawn(serve(server, client, asker, Arc::default()));
         tokio::spawn(async move {
             while let Some(question) = questions.recv().await {
@@ -350,7 +351,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_loop_that_does_not_answer_is_neither_alive_nor_ready() {
-        let (asker, questions) = Asker::new(PageFor::Loopback);
+        let (asker, questions) = Asker::new(PageFor::Loopback, NamesFrom::Off);
         for path in ["/healthz", "/readyz", "/metrics"] {
             let answer = answer_at(path, Format::accepted([]), &asker).await;
             assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "{path}");

@@ -44,6 +44,9 @@ fn main() {
         "table inet helpers {
             ct helper reader { type \"ftp\" protocol tcp; l3proto inet; }
             chain pre { type filter hook prerouting priority 0; tcp dport 7021 ct helper set \"reader\"; }
+        }
+        table inet edge {
+            chain forward { type filter hook forward priority 0; udp dport 7025-7027 limit rate over 1000/second drop; }
         }",
     );
     let (agent_a, agent_b) = (a.start(), b.start());
@@ -63,10 +66,11 @@ fn main() {
         }
         let exchange = a.exchange(Proto::Udp, Family::V6, 7012, 20);
 
-        clock.say(40, "node-a: connections that can't be offloaded begin: over an interface that is excluded, without answers, with a helper");
+        clock.say(40, "node-a: connections that can't be offloaded begin: over an interface that is excluded, without answers, with a helper, under a rule that limits their rate");
         let excluded = background(a.topology.open_between(0, 2, Proto::Udp, Family::V4, 7022), 100);
         let helped = a.exchange(Proto::Tcp, Family::V4, 7021, 100);
         scope.spawn(|| a.without_answers(7023, &downloads_end));
+        let limited = [7025, 7026, 7027].map(|port| a.exchange(Proto::Udp, Family::V4, port, 100));
 
         clock.say(60, "node-a: an exchange whose packets have IP options begins: offloaded, and handed back to the forward path");
         let slow = a.topology.open(Proto::Udp, Family::V4, 7024);
@@ -110,7 +114,7 @@ fn main() {
 
         clock.say(205, "node-a: the connections end, and the three interfaces are removed");
         downloads_end.store(true, Ordering::Relaxed);
-        for flow in [exchange, excluded, helped, slow] {
+        for flow in [exchange, excluded, helped, slow].into_iter().chain(limited) {
             flow.stop();
         }
         drop(pods);

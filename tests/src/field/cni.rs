@@ -15,6 +15,7 @@ pub(super) const TRIAL: Trial = Trial {
     told: &[
         ("doctor --no-canary --all", "rules of the CNI plugins are there"),
         ("flows pod db-0", "shop/db-0:"),
+        ("page db-0", "shop/db-0:"),
         ("why --pod shop/db-0", "in the flowtable, and quiet"),
     ],
     run: trial,

@@ -45,7 +45,8 @@ pub struct Trial {
     pub packages: &'static [&'static str],
     /// Commands that start the software again or have it read its configuration again. A flow must go on beside each.
     pub again: &'static [&'static str],
-    /// What the agent says about the software that runs beside it: a command, and words that it must print.
+    /// What the agent says about the software that runs beside it: a command, or what is searched for on its page, and words
+    /// that it must print.
     pub told: &'static [(&'static str, &'static str)],
     /// How often it is run, and how.
     pub orders: &'static [Order],

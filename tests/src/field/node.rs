@@ -21,6 +21,8 @@ use crate::{
 
 /// What the agent promises of changes that are announced, and of all others: 1.5 s, and the time that the emulator takes.
 pub(super) const WITHIN: Duration = Duration::from_secs(2);
+/// Where the agent listens by default.
+const PAGE: &str = "http://127.0.0.1:19080";
 /// What an element's timeout may be off by, and a clock that is set to a whole second.
 const EARLY: Duration = Duration::from_secs(1);
 /// How long a flow is watched after a change.
@@ -149,7 +151,12 @@ impl Node {
     #[track_caller]
     fn examine(&self) {
         for (command, words) in self.trial.told {
-            let output = agent::output(&self.topology.node, &command.split(' ').collect::<Vec<_>>());
+            let output = match command.strip_prefix("page ") {
+                Some(search) => {
+                    service::run("curl", &["--silent", &format!("{PAGE}/api/flows?search={search}")])
+                }
+                None => agent::output(&self.topology.node, &command.split(' ').collect::<Vec<_>>()),
+            };
             assert!(output.contains(words), "no {words:?} in what {command} says:\n{output}");
         }
         let output = agent::run(&self.topology.node, &["doctor", "--no-canary", "-o", "json"]);

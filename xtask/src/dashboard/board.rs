@@ -70,6 +70,16 @@ enum Property {
     Stacking(Stacking),
     #[serde(rename = "custom.fillOpacity")]
     FillOpacity(f64),
+    #[serde(rename = "color")]
+    Colour(Colour),
+}
+
+/// One that is the same whatever else the panel shows.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Colour {
+    /// As in `#0072b2`.
+    fixed_color: String,
 }
 
 #[derive(Deserialize)]
@@ -89,6 +99,8 @@ pub(super) enum Unit {
     Share,
     #[serde(rename = "Bps")]
     Bytes,
+    #[serde(rename = "bytes")]
+    Size,
     #[serde(rename = "pps")]
     Packets,
     #[serde(rename = "cps")]
@@ -133,7 +145,7 @@ impl Panel {
         }
         let other = self.overrides(name).find_map(|property| match property {
             Property::FillOpacity(percent) => Some(*percent),
-            Property::Stacking(_) => None,
+            _ => None,
         });
         other.unwrap_or(self.field_config.defaults.custom.fill_opacity) / 100.0
     }
@@ -142,9 +154,21 @@ impl Panel {
     pub(super) fn stacks(&self, name: &str) -> bool {
         let other = self.overrides(name).find_map(|property| match property {
             Property::Stacking(stacking) => Some(stacking),
-            Property::FillOpacity(_) => None,
+            _ => None,
         });
         other.unwrap_or(&self.field_config.defaults.custom.stacking).mode == "normal"
+    }
+
+    /// The colour of a curve of that name, if it has one of its own: red, green, blue.
+    pub(super) fn colour(&self, name: &str) -> Option<[u8; 3]> {
+        self.overrides(name).find_map(|property| match property {
+            Property::Colour(colour) => {
+                let number = u32::from_str_radix(colour.fixed_color.strip_prefix('#')?, 16).ok()?;
+                let [_, rgb @ ..] = number.to_be_bytes();
+                Some(rgb)
+            }
+            _ => None,
+        })
     }
 
     fn overrides(&self, name: &str) -> impl Iterator<Item = &Property> {
@@ -190,6 +214,8 @@ mod tests {
         let look = |name| (panel.stacks(name), panel.fill(name));
         assert_eq!(look("offloaded"), (true, 0.4));
         assert_eq!(look("offloaded, but slow"), (false, 0.0));
+        assert_eq!(panel.colour("offloaded"), Some([0, 0x72, 0xb2]));
+        assert_eq!(panel.colour("stalled"), None);
     }
 
     #[test]

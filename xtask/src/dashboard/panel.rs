@@ -69,6 +69,7 @@ struct Chart<'a> {
 /// Values at each step; none where there was no value.
 struct Curve {
     name: String,
+    colour: RGBColor,
     values: Vec<Option<f64>>,
 }
 
@@ -81,9 +82,12 @@ impl<'a> Chart<'a> {
         let moves = |series: &&Series| {
             panel.kind == Kind::Stat || series.points.iter().any(|(_, value)| *value != 0.0)
         };
-        let curves: Vec<Curve> =
-            series.iter().filter(moves).map(|series| Curve::new(series, length)).collect();
-        let names: Vec<&str> = curves.iter().map(|curve| curve.name.as_str()).collect();
+        let curve = |(number, series): (usize, &Series)| {
+            let own = panel.colour(&series.name).map(|[red, green, blue]| RGBColor(red, green, blue));
+            Curve::new(series, length, own.unwrap_or(SERIES[number % SERIES.len()]))
+        };
+        let curves: Vec<Curve> = series.iter().filter(moves).enumerate().map(curve).collect();
+        let names: Vec<_> = curves.iter().map(|curve| (curve.name.as_str(), curve.colour)).collect();
         let legend = Legend::new(&names, series.len() - curves.len(), right - left);
         Self { panel, events: &recording.events, left, right, length, curves, legend }
     }
@@ -162,7 +166,7 @@ impl<'a> Chart<'a> {
 
     fn draw_curves(&self, root: &Area<'_>, frame: &Frame, sums: &[Vec<Option<f64>>]) -> Drawn {
         for (number, sums_here) in sums.iter().enumerate() {
-            let colour = colour(number);
+            let colour = self.curves[number].colour;
             let fill = self.panel.fill(&self.curves[number].name);
             let below = self.below(number).map(|below| &sums[below]);
             for run in runs(sums_here) {
@@ -202,14 +206,14 @@ impl<'a> Chart<'a> {
 }
 
 impl Curve {
-    fn new(series: &Series, length: f64) -> Self {
+    fn new(series: &Series, length: f64, colour: RGBColor) -> Self {
         let mut values = vec![None; (length / f64::from(STEP)) as usize + 1];
         for (time, value) in &series.points {
             if let Some(place) = values.get_mut((time / f64::from(STEP)).round() as usize) {
                 *place = Some(*value);
             }
         }
-        Self { name: series.name.clone(), values }
+        Self { name: series.name.clone(), colour, values }
     }
 }
 
@@ -237,10 +241,6 @@ impl Frame {
     }
 }
 
-fn colour(number: usize) -> RGBColor {
-    SERIES[number % SERIES.len()]
-}
-
 /// The greatest value, or 1 if there is none above 0.
 fn greatest(curves: &[Vec<Option<f64>>]) -> f64 {
     let most = curves.iter().flatten().flatten().copied().fold(0.0, f64::max);
@@ -256,13 +256,13 @@ fn runs(values: &[Option<f64>]) -> Vec<Vec<usize>> {
 
 /// Names with the colours of their curves, in lines.
 struct Legend {
-    /// Text, place from the left, line; a number of the curve, or none.
-    entries: Vec<(String, i32, i32, Option<usize>)>,
+    /// Text, place from the left, line; the curve's colour, or none.
+    entries: Vec<(String, i32, i32, Option<RGBColor>)>,
     lines: i32,
 }
 
 impl Legend {
-    fn new(names: &[&str], at_zero: usize, width: i32) -> Self {
+    fn new(names: &[(&str, RGBColor)], at_zero: usize, width: i32) -> Self {
         let mut entries = Vec::new();
         let (mut x, mut line) = (0, 0);
         let more = match (names.len(), at_zero) {
@@ -270,25 +270,25 @@ impl Legend {
             (0, all) => Some(format!("all {all} at 0 throughout")),
             (_, some) => Some(format!("{some} more at 0 throughout")),
         };
-        let named = names.iter().enumerate().map(|(number, name)| ((*name).to_owned(), Some(number)));
-        for (text, number) in named.chain(more.map(|text| (text, None))) {
-            let swatch = if number.is_some() { SWATCH } else { 0 };
+        let named = names.iter().map(|(name, colour)| ((*name).to_owned(), Some(*colour)));
+        for (text, colour) in named.chain(more.map(|text| (text, None))) {
+            let swatch = if colour.is_some() { SWATCH } else { 0 };
             let long = swatch + (text.chars().count() as f64 * LETTER) as i32;
             if x > 0 && x + long > width {
                 (x, line) = (0, line + 1);
             }
-            entries.push((text, x, line, number));
+            entries.push((text, x, line, colour));
             x += long + 12;
         }
         Self { entries, lines: line + 1 }
     }
 
     fn draw(&self, root: &Area<'_>, (left, top): (i32, i32)) -> Drawn {
-        for (text, x, line, number) in &self.entries {
+        for (text, x, line, colour) in &self.entries {
             let (x, y) = (left + x, top + line * LINE);
             let mut text_at = x;
-            if let Some(number) = number {
-                root.draw(&Rectangle::new([(x, y + 2), (x + 13, y + 12)], colour(*number).filled()))?;
+            if let Some(colour) = colour {
+                root.draw(&Rectangle::new([(x, y + 2), (x + 13, y + 12)], colour.filled()))?;
                 text_at += SWATCH;
             }
             write(root, text, (text_at, y), SMALL, HPos::Left)?;
@@ -310,10 +310,10 @@ mod tests {
     #[test]
     fn legends_are_broken_into_lines_that_fit() {
         let long = "x".repeat(20);
-        let legend = Legend::new(&[&long, "y", &long], 2, 220);
-        let places: Vec<(i32, Option<usize>)> =
-            legend.entries.iter().map(|entry| (entry.2, entry.3)).collect();
-        assert_eq!(places, [(0, Some(0)), (0, Some(1)), (1, Some(2)), (2, None)]);
+        let names = [(long.as_str(), RED), ("y", BLUE), (long.as_str(), GREEN)];
+        let legend = Legend::new(&names, 2, 220);
+        let places: Vec<_> = legend.entries.iter().map(|entry| (entry.2, entry.3)).collect();
+        assert_eq!(places, [(0, Some(RED)), (0, Some(BLUE)), (1, Some(GREEN)), (2, None)]);
         assert_eq!(legend.lines, 3);
         assert_eq!(Legend::new(&[], 3, 200).entries[0].0, "all 3 at 0 throughout");
     }

@@ -9,6 +9,7 @@ impl Unit {
             Self::Number => "number",
             Self::Share => "share",
             Self::Bytes => "bytes a second",
+            Self::Size => "bytes",
             Self::Packets => "packets a second",
             Self::PerSecond => "a second",
             Self::Seconds => "seconds",
@@ -22,7 +23,7 @@ impl Unit {
         }
         let scales: &[(f64, &str)] = match self {
             Self::Share => &[(0.01, " %")],
-            Self::Bytes => &[(1e9, " GB"), (1e6, " MB"), (1e3, " kB"), (1.0, " B")],
+            Self::Bytes | Self::Size => &[(1e9, " GB"), (1e6, " MB"), (1e3, " kB"), (1.0, " B")],
             Self::Seconds => &[(1.0, " s"), (1e-3, " ms"), (1e-6, " µs")],
             Self::Number | Self::Packets | Self::PerSecond => {
                 &[(1e9, " G"), (1e6, " M"), (1e4, " k"), (1.0, "")]

@@ -137,12 +137,12 @@ impl App {
 
     /// What the next reading has to keep.
     pub(super) fn wanted(&self) -> Wanted {
-        Wanted {
-            order: self.order,
-            reversed: self.reversed,
-            search: Search::new(&self.search),
-            rows: MAX_ROWS,
-        }
+        Wanted { order: self.order, reversed: self.reversed, search: self.filter(), rows: MAX_ROWS }
+    }
+
+    fn filter(&self) -> Search {
+        let names = self.snapshot.as_ref().map(|snapshot| Arc::clone(&snapshot.names));
+        Search::new(&self.search).with_names(names.unwrap_or_default())
     }
 
     /// Takes the result of a reading, unless the user paused meanwhile to look at the last one.
@@ -171,7 +171,7 @@ impl App {
 
     /// The flows on show.
     pub(super) fn rows(&self) -> Vec<&Row> {
-        let search = Search::new(&self.search);
+        let search = self.filter();
         let Some(Snapshot { node, sample, .. }) = &self.snapshot else { return Vec::new() };
         sample.rows.iter().filter(|row| search.matches(&row.flow, node)).collect()
     }

@@ -30,11 +30,12 @@ use tokio::{
 use self::app::{App, Next, Snapshot};
 use crate::{
     cli::TopArgs,
-    commands::{hostname, names, running, runtime, why},
+    commands::{hostname, running, runtime, why},
     core::flow::rates::{Collector, MAX_REMEMBERED, Rates, Wanted},
     kernel::{
         bpf::{BpfError, Pinned},
         flows::{self, FlowsError},
+        names,
     },
 };
 
@@ -156,7 +157,7 @@ async fn read(mut rates: Rates, args: &TopArgs, wanted: Wanted) -> Outcome {
         Err(error) => return Ok((rates, Err(error))),
     };
     // What can't be asked isn't said on a screen that is drawn again and again: there are addresses.
-    let names = Arc::new(names::ask(args.names, &node).await.0);
+    let names = Arc::new(names::read(args.names).await.0.without(&node.addresses));
     spawn_blocking(move || {
         let note = match Pinned::open(&pin_path) {
             Err(BpfError::NotPinned { path }) => {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::commands::{flow_table::source, units};
+use crate::commands::units;
 use crate::core::flow::{
     Flow, Node, SLOW, State,
     connection::{Tuple, protocol_name},
@@ -11,10 +11,7 @@ use crate::core::names::Names;
 
 /// Who dialled what, and who answers if that is another and there is room.
 pub(super) fn flow(flow: &Flow, names: &Names, width: usize) -> String {
-    let end = |tuple: &Tuple| source(tuple, names);
-    let (client, dialled) = (end(&flow.original), end(&flow.original.reversed()));
-    let whole = format!("{} {client} > {dialled}", protocol_name(flow.original.protocol));
-    let answers = flow.reply.as_ref().map(end).filter(|answers| *answers != dialled);
+    let (whole, answers) = names.ends(&flow.original, flow.reply.as_ref());
     let with_answers = answers.map_or(whole.clone(), |answers| format!("{whole} → {answers}"));
     let fits = |text: &String| text.chars().count() <= width;
     [with_answers, whole].into_iter().find(fits).unwrap_or_else(|| ends(&flow.original, width))

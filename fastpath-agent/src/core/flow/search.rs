@@ -1,15 +1,18 @@
 //! What a user types to find flows: words, all of which must match. Any text is a valid search.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
 use super::{Flow, Node, SLOW, connection::protocol_name};
+use crate::core::names::Names;
 
 /// Words that a flow must match, all of them. None at all match every flow.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Search {
     words: Vec<Word>,
+    /// Of ends.
+    names: Arc<Names>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,19 +21,24 @@ enum Word {
     Network(IpNet),
     /// A number: one end must have this port.
     Port(u16),
-    /// Anything else, in lower case: a part of an address, interface, protocol, state or cause.
+    /// Anything else, in lower case: a part of an address, name, interface, protocol, state or cause.
     Part(String),
 }
 
 impl Search {
     /// Reads words that white space separates.
     pub fn new(text: &str) -> Self {
-        Self { words: text.split_whitespace().map(Word::new).collect() }
+        Self { words: text.split_whitespace().map(Word::new).collect(), names: Arc::default() }
+    }
+
+    /// Finds ends by these names too.
+    pub fn with_names(self, names: Arc<Names>) -> Self {
+        Self { names, ..self }
     }
 
     /// Whether `flow` has it all. Ends count before and after NAT.
     pub fn matches(&self, flow: &Flow, node: &Node) -> bool {
-        self.words.iter().all(|word| word.matches(flow, node))
+        self.words.iter().all(|word| word.matches(flow, node, &self.names))
     }
 }
 
@@ -49,7 +57,7 @@ impl Word {
         }
     }
 
-    fn matches(&self, flow: &Flow, node: &Node) -> bool {
+    fn matches(&self, flow: &Flow, node: &Node, names: &Names) -> bool {
         let mut tuples = std::iter::once(&flow.original).chain(flow.reply.as_ref());
         match self {
             Self::Network(network) => {
@@ -58,14 +66,15 @@ impl Word {
             Self::Port(port) => tuples.any(|t| t.source_port == *port || t.destination_port == *port),
             Self::Part(part) => {
                 let has = |text: &str| text.to_lowercase().contains(part);
-                let names = || flow.interfaces().filter_map(|index| node.names.get(&index));
+                let interfaces = || flow.interfaces().filter_map(|index| node.names.get(&index));
+                let end = |address: IpAddr| has(&address.to_string()) || names.of(address).is_some_and(has);
                 has(flow.state.name())
                     || flow.slow() && has(SLOW)
                     || has(&protocol_name(flow.original.protocol))
-                    || names().any(|name| has(name.as_str()))
+                    || interfaces().any(|name| has(name.as_str()))
                     || flow.state.cause().is_some_and(|cause| has(&cause.to_string()))
                     || has(flow.group().name())
-                    || tuples.any(|t| has(&t.source.to_string()) || has(&t.destination.to_string()))
+                    || tuples.any(|t| end(t.source) || end(t.destination))
             }
         }
     }

@@ -1,12 +1,13 @@
 //! What the page shows, as JSON: the last hour, the node, its flows. Fields are only ever added.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use clap::ValueEnum;
 use serde::Serialize;
 use strum::IntoEnumIterator;
 use tokio::time::Instant;
 
+use super::names::Known;
 use crate::{
     core::{
         flow::{
@@ -19,6 +20,7 @@ use crate::{
             traffic::Passed,
         },
         history::{Event, Kind, STEP_NS, STEPS},
+        names::Names,
         why::Explanation,
     },
     daemon::{
@@ -164,6 +166,7 @@ struct Told<'a> {
 /// The heaviest flows that match.
 pub(super) struct List {
     search: Search,
+    known: Known,
     group: Option<Group>,
     matching: u64,
     best: Best<Line, fn(&Line, &Line) -> std::cmp::Ordering>,
@@ -175,6 +178,8 @@ struct Line {
     group: Group,
     /// As `why` takes it, but for the `>`.
     flow: String,
+    /// The same with names, if any are known.
+    named: Option<String>,
     /// After NAT: whom the reply comes from, where that is another than was asked.
     server: Option<String>,
     protocol: String,
@@ -190,10 +195,11 @@ struct Line {
 
 impl List {
     /// Of those that `search` finds, and that are in `group` if that is one's name.
-    pub(super) fn new(search: Search, group: Option<&str>) -> Self {
+    pub(super) fn new(search: &str, group: Option<&str>, known: Known) -> Self {
         let heaviest: fn(&Line, &Line) -> _ = |a, b| b.bytes.cmp(&a.bytes).then_with(|| a.flow.cmp(&b.flow));
         let group = group.and_then(|name| Group::from_str(name, false).ok());
-        Self { search, group, matching: 0, best: Best::new(MOST_FLOWS, heaviest) }
+        let search = Search::new(search).with_names(Arc::clone(&known.names));
+        Self { search, known, group, matching: 0, best: Best::new(MOST_FLOWS, heaviest) }
     }
 
     /// The next flow.
@@ -201,7 +207,7 @@ impl List {
         let group = flow.group();
         if self.group.is_none_or(|wanted| wanted == group) && self.search.matches(&flow, node) {
             self.matching += 1;
-            self.best.push(Line::new(group, &flow, node));
+            self.best.push(Line::new(group, &flow, node, &self.known.names));
         }
     }
 
@@ -214,18 +220,21 @@ impl List {
             /// All that match; the heaviest are listed.
             matching: u64,
             flows: Vec<Line>,
+            /// Why names may be missing.
+            unnamed: &'a [String],
         }
         written(&Flows {
             took_ms: u64::try_from(snapshot.took().as_millis()).unwrap_or(u64::MAX),
             groups: &snapshot.groups,
             matching: self.matching,
             flows: self.best.into_sorted(),
+            unnamed: &self.known.errors,
         })
     }
 }
 
 impl Line {
-    fn new(group: Group, flow: &Flow, node: &Node) -> Self {
+    fn new(group: Group, flow: &Flow, node: &Node, names: &Names) -> Self {
         // As counted at ingress, or as conntrack counts where nothing watches.
         let counted = flow.entry.as_ref().and_then(|entry| entry.counters).unwrap_or_default();
         let sum = |part: fn(&crate::core::model::Counter) -> u64| counted.iter().map(part).sum::<u64>();
@@ -238,15 +247,13 @@ impl Line {
             State::Closing => "a FIN or RST was seen".to_owned(),
             State::Offloaded | State::HwOffloaded | State::Gone => String::new(),
         };
-        let destination = (flow.original.destination, flow.original.destination_port);
-        let server = flow.reply.filter(|reply| (reply.source, reply.source_port) != destination);
+        let (addresses, server) = Names::default().ends(&flow.original, flow.reply.as_ref());
+        let (named, named_server) = names.ends(&flow.original, flow.reply.as_ref());
         Self {
             group,
-            flow: flow.original.to_string(),
-            server: server.map(|reply| {
-                let reply = reply.reversed().to_string();
-                reply.rsplit_once(' ').map_or(String::new(), |(_, end)| end.to_owned())
-            }),
+            named: (named != addresses).then_some(named),
+            flow: addresses,
+            server: named_server.or(server),
             protocol: protocol_name(flow.original.protocol),
             packets: flow.packets().max(sum(|c| c.packets)),
             bytes: flow.bytes().max(sum(|c| c.bytes)),

@@ -3,6 +3,7 @@
 
 mod data;
 mod live;
+mod names;
 
 use std::{
     convert::Infallible,
@@ -19,12 +20,16 @@ use hyper::{
 };
 use tokio::sync::{Mutex, Semaphore};
 
-use self::data::Snapshot;
-use super::question::{Question, Questions};
+use self::{data::Snapshot, names::Runtimes};
+use super::{
+    measure::Seen,
+    question::{Question, Questions},
+};
 use crate::{
     cli::PageFor,
     core::{
-        flow::{Flow, Node, search::Search},
+        flow::{Flow, Node},
+        names::NamesFrom,
         why::{FlowSpec, explain},
     },
     kernel::why::{Flags, gather},
@@ -55,6 +60,7 @@ const MOST_QUERY: usize = 1024;
 pub struct Page {
     questions: Questions,
     wanted: PageFor,
+    runtimes: Arc<Runtimes>,
     /// What was read last. Held while more is read: readings come one after the other.
     last: Arc<Mutex<Option<Arc<Snapshot>>>>,
     live: Arc<Semaphore>,
@@ -76,11 +82,12 @@ pub struct Asked<'a> {
 }
 
 impl Page {
-    /// For clients that `wanted` names.
-    pub fn new(questions: Questions, wanted: PageFor) -> Self {
+    /// For clients that `wanted` names; `names` says where those of addresses are from.
+    pub fn new(questions: Questions, wanted: PageFor, names: NamesFrom) -> Self {
         Self {
             questions,
             wanted,
+            runtimes: Arc::new(Runtimes::new(names)),
             last: Arc::default(),
             live: Arc::new(Semaphore::new(MOST_LIVE)),
             why: Arc::default(),
@@ -147,13 +154,10 @@ impl Page {
                 Ok(snapshot) => json(snapshot.since(None)),
                 Err(reason) => unavailable(&reason),
             },
-            "/api/flows" => {
-                let search = Search::new(&value("search").unwrap_or_default());
-                match self.flows(search, value("group")).await {
-                    Ok(flows) => json(flows),
-                    Err(reason) => unavailable(&reason),
-                }
-            }
+            "/api/flows" => match self.flows(&value("search").unwrap_or_default(), value("group")).await {
+                Ok(flows) => json(flows),
+                Err(reason) => unavailable(&reason),
+            },
             "/api/why" => self.explain(&value("flow").unwrap_or_default()).await,
             _ => self.live(headers),
         }
@@ -165,30 +169,24 @@ impl Page {
         if let Some(snapshot) = last.as_ref().filter(|snapshot| snapshot.taken.elapsed() < age) {
             return Ok(Arc::clone(snapshot));
         }
-        let (snapshot, _) = self.read((), |(), _, _| {}).await?;
+        let (snapshot, _) = read(self.seen().await?, (), |(), _, _| {}).await?;
         Ok(Arc::clone(last.insert(Arc::new(snapshot))))
     }
 
     /// The heaviest flows that match.
-    async fn flows(&self, search: Search, group: Option<String>) -> Result<String, String> {
+    async fn flows(&self, search: &str, group: Option<String>) -> Result<String, String> {
         let mut last = self.last.lock().await;
-        let list = data::List::new(search, group.as_deref());
-        let (snapshot, list) = self.read(list, data::List::add).await?;
+        let seen = self.seen().await?;
+        let known = self.runtimes.names(seen.addresses()).await;
+        let list = data::List::new(search, group.as_deref(), known);
+        let (snapshot, list) = read(seen, list, data::List::add).await?;
         let snapshot = last.insert(Arc::new(snapshot));
         Ok(list.written(snapshot))
     }
 
-    /// Reads beside the loop, which has other things to do; each flow is handed to `to`.
-    async fn read<T: Send + 'static>(
-        &self,
-        mut to: T,
-        each: fn(&mut T, Flow, &Node),
-    ) -> Result<(Snapshot, T), String> {
-        let seen = self.questions.put(Question::Page).await.flatten().ok_or(STUCK)?;
-        let read = tokio::task::spawn_blocking(move || {
-            Snapshot::read(*seen, |flow, node| each(&mut to, flow, node)).map(|snapshot| (snapshot, to))
-        });
-        read.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+    /// What the loop knows.
+    async fn seen(&self) -> Result<Box<Seen>, String> {
+        Ok(self.questions.put(Question::Page).await.flatten().ok_or(STUCK)?)
     }
 
     async fn explain(&self, flow: &str) -> Response<Body> {
@@ -230,6 +228,18 @@ impl Page {
         set(&mut response, header::CONTENT_TYPE, "text/event-stream");
         response
     }
+}
+
+/// Reads beside the loop, which has other things to do; each flow is handed to `to`.
+async fn read<T: Send + 'static>(
+    seen: Box<Seen>,
+    mut to: T,
+    each: fn(&mut T, Flow, &Node),
+) -> Result<(Snapshot, T), String> {
+    let read = tokio::task::spawn_blocking(move || {
+        Snapshot::read(*seen, |flow, node| each(&mut to, flow, node)).map(|snapshot| (snapshot, to))
+    });
+    read.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
 }
 
 const JSON: &str = "application/json";

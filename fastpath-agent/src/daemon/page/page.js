@@ -202,17 +202,19 @@ async function find() {
 
 const GROUPS = { fast: 'fast', 'could-be-fast': 'could be fast', never: 'never' };
 
-function show({ flows, matching }) {
+function show({ flows, matching, unnamed }) {
   const focus = document.activeElement && document.activeElement.dataset.flow;
-  $('found').textContent = `${matching} ${matching === 1 ? 'flow matches' : 'flows match'}${matching > flows.length ? `, the ${flows.length} heaviest are shown` : ''}.`;
+  const shown = matching > flows.length ? `, the ${flows.length} heaviest are shown` : '';
+  $('found').textContent = [`${matching} ${matching === 1 ? 'flow matches' : 'flows match'}${shown}.`, ...unnamed].join(' ');
   $('list').replaceChildren(...flows.map((flow) => {
     const row = made('tr');
     const group = made('td');
     group.append(made('span', GROUPS[flow.group], { class: `tag ${flow.group}` }));
     const name = made('td');
-    const button = made('button', flow.flow, { type: 'button', 'data-flow': flow.flow });
+    const button = made('button', flow.named || flow.flow, { type: 'button', 'data-flow': flow.flow });
     button.addEventListener('click', () => why(flow.flow));
     name.append(button);
+    if (flow.named) name.append(made('small', flow.flow));
     if (flow.server) name.append(made('small', `served by ${flow.server}`));
     row.append(
       group, name,

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use fastpath_common::{FlowCounters, Tally};
 use hyper::Request;
 
-use super::*;
+use super::{names::Known, *};
 use crate::{
     core::{
         flow::{State, connection::Tuple, path::Path, traffic::Passed},
@@ -47,7 +47,7 @@ fn page(wanted: PageFor) -> Page {
             }
         }
     });
-    Page::new(questions, wanted)
+    Page::new(questions, wanted, NamesFrom::Off)
 }
 
 const PARTS: [&str; 3] = ["/", "/page.css", "/page.js"];
@@ -251,7 +251,7 @@ async fn flows_are_grouped_by_what_may_become_of_them() {
         (State::BelowThreshold, Path::default(), "could-be-fast"),
         (State::Closing, Path::default(), "never"),
     ] {
-        let mut list = data::List::new(Search::new(""), Some(group));
+        let mut list = data::List::new("", Some(group), Known::of("192.0.2.1", "nobody"));
         list.add(Flow { path, ..flow(1, 1, state.clone()) }, &Node::default());
         let written: serde_json::Value = serde_json::from_str(&list.written(&snapshot())).unwrap();
         assert_eq!(written["matching"], 1, "{state:?} is {group}");
@@ -265,7 +265,7 @@ async fn only_the_heaviest_flows_are_sent_however_many_match() {
         names: HashMap::from([(IfIndex(2), IfName::new("eth0").unwrap())]).into_iter().collect(),
         ..Node::default()
     };
-    let mut list = data::List::new(Search::new("443 eth"), None);
+    let mut list = data::List::new("443 eth web-0", None, Known::of("10.1.0.2", "shop/web-0"));
     for port in 1..=50_000 {
         list.add(flow(port, u64::from(port), State::Offloaded), &node);
     }
@@ -277,6 +277,7 @@ async fn only_the_heaviest_flows_are_sent_however_many_match() {
     let flows = written["flows"].as_array().unwrap();
     assert_eq!(flows.len(), 200);
     assert_eq!(flows[0]["flow"], "tcp 10.1.0.2:50000 > 10.96.0.1:443");
+    assert_eq!(flows[0]["named"], "tcp shop/web-0:50000 > 10.96.0.1:443");
     assert_eq!(flows[0]["server"], "10.2.0.2:443");
     assert_eq!((&flows[0]["bytes"], &flows[199]["packets"]), (&5_000_000.into(), &49_801.into()));
 }

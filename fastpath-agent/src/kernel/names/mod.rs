@@ -7,18 +7,7 @@ use std::{fs, io, path::Path, time::Duration};
 
 use tokio::{net::UnixStream, time::timeout};
 
-use crate::core::names::Names;
-
-/// Which runtimes are asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Which {
-    /// Those that are there.
-    All,
-    /// Those of Kubernetes nodes.
-    Cri,
-    /// Docker, and Podman, which speaks the same.
-    Docker,
-}
+use crate::core::names::{Names, NamesFrom};
 
 /// Sockets of containerd (also as k3s has it) and CRI-O.
 const CRI: [&str; 3] =
@@ -36,42 +25,39 @@ pub struct NamesError {
     why: String,
 }
 
-/// The names that the runtimes know, and which of them couldn't be asked. A socket that isn't there is no error unless `which` says
+/// The names that the runtimes know, and which of them couldn't be asked. A socket that isn't there is no error unless `from` says
 /// that it should be.
-pub async fn read(which: Which) -> (Names, Vec<NamesError>) {
+pub async fn read(from: NamesFrom) -> (Names, Vec<NamesError>) {
     let (mut names, mut errors) = (Names::default(), Vec::new());
-    let wanted = |kind| which == Which::All || which == kind;
-    let cri = CRI.iter().filter(|_| wanted(Which::Cri)).map(|path| (*path, Which::Cri));
-    let docker = DOCKER.iter().filter(|_| wanted(Which::Docker)).map(|path| (*path, Which::Docker));
+    let wanted = |kind| from == NamesFrom::Auto || from == kind;
+    let cri = CRI.iter().filter(|_| wanted(NamesFrom::Cri)).map(|path| (*path, false));
+    let docker = DOCKER.iter().filter(|_| wanted(NamesFrom::Docker)).map(|path| (*path, true));
     let mut asked = 0;
-    for (path, kind) in cri.chain(docker) {
+    for (path, is_docker) in cri.chain(docker) {
         if fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
             continue;
         }
         asked += 1;
-        match timeout(LIMIT, ask(Path::new(path), kind, &mut names)).await {
+        match timeout(LIMIT, ask(Path::new(path), is_docker, &mut names)).await {
             Ok(Ok(())) => {}
             // containerd that serves Docker only.
-            Ok(Err(AskError::Unimplemented)) if which == Which::All => {}
+            Ok(Err(AskError::Unimplemented)) if from == NamesFrom::Auto => {}
             Ok(Err(error)) => errors.push(NamesError { path, why: error.to_string() }),
             Err(_) => {
                 errors.push(NamesError { path, why: format!("no answer within {} s", LIMIT.as_secs()) })
             }
         }
     }
-    if asked == 0 && which != Which::All {
-        let path = if which == Which::Cri { CRI[0] } else { DOCKER[0] };
+    if asked == 0 && matches!(from, NamesFrom::Cri | NamesFrom::Docker) {
+        let path = if from == NamesFrom::Cri { CRI[0] } else { DOCKER[0] };
         errors.push(NamesError { path, why: "there is no such socket".to_owned() });
     }
     (names, errors)
 }
 
-async fn ask(path: &Path, kind: Which, names: &mut Names) -> Result<(), AskError> {
+async fn ask(path: &Path, is_docker: bool, names: &mut Names) -> Result<(), AskError> {
     let stream = UnixStream::connect(path).await?;
-    match kind {
-        Which::Docker => docker::read(stream, names).await,
-        Which::All | Which::Cri => cri::read(stream, names).await,
-    }
+    if is_docker { docker::read(stream, names).await } else { cri::read(stream, names).await }
 }
 
 /// What went wrong.
