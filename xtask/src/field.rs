@@ -114,7 +114,7 @@ impl Part<'_> {
     fn has(self, trial: &str) -> bool {
         match self {
             Self::Usual => USUAL.0.contains(&trial),
-            Self::Named(filter) => trial.contains(filter),
+            Self::Named(filter) => filter.split(',').any(|part| trial.contains(part)),
         }
     }
 }

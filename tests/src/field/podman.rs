@@ -11,7 +11,7 @@ pub(super) const TRIAL: Trial = Trial {
     name: "podman",
     packages: &["podman", "netavark"],
     again: &["podman network reload --all", "systemctl restart podman.socket podman.service"],
-    told: &[("doctor --no-canary --all", "rules of netavark are there")],
+    told: &[("doctor --no-canary --all", "rules of netavark are there"), ("flows host 10.77.0.10", "last:")],
     run: trial,
     ..Trial::PLAIN
 };
@@ -62,6 +62,8 @@ fn trial(node: &mut Node) {
     node.change("a container is removed", &mut flow, || drop(sh("podman rm --force --time 0 next")));
     start("last");
     let last = namespace("last");
+    // Names are asked for there.
+    run("systemctl", &["start", "podman.socket"]);
     let out = node.open(Tcp, &last, &server, "10.2.0.2:7007", "10.2.0.2:7007");
     node.agent_goes(out);
     sh("podman rm --force --time 0 last; podman network rm inside");

@@ -142,7 +142,7 @@ impl App {
 
     fn filter(&self) -> Search {
         let names = self.snapshot.as_ref().map(|snapshot| Arc::clone(&snapshot.names));
-        Search::new(&self.search).with_names(names.unwrap_or_default())
+        Search::new(&self.search, names.unwrap_or_default())
     }
 
     /// Takes the result of a reading, unless the user paused meanwhile to look at the last one.

@@ -115,7 +115,7 @@ fn a_search_is_typed_kept_or_given_up() {
     assert!(sources(&app).is_empty());
     press(&mut app, "\x08\n");
     assert_eq!(sources(&app), ["10.0.0.2"]);
-    assert_eq!(app.wanted().search, Search::new("10.0.0.2"));
+    assert_eq!(app.wanted().search, Search::new("10.0.0.2", Arc::default()));
     press(&mut app, "/443\x1b");
     assert_eq!((app.search.as_str(), sources(&app).len()), ("10.0.0.2", 1));
     press(&mut app, "/");

@@ -1,6 +1,6 @@
 //! Tests of `rates`: nothing is counted twice or made up, the rows kept are the right ones, and memory is bounded.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, sync::Arc};
 
 use proptest::prelude::*;
 
@@ -236,7 +236,7 @@ fn there_is_room_again_when_others_are_gone() {
 #[test]
 fn the_search_narrows_rows_and_not_sums() {
     let mut rates = Rates::new(100);
-    let wanted = Wanted { search: Search::new("10.0.0.2"), ..wanted(Order::Packets, 10) };
+    let wanted = Wanted { search: Search::new("10.0.0.2", Arc::default()), ..wanted(Order::Packets, 10) };
     read(&mut rates, SECOND, &wanted, &[flow(1, 0), flow(2, 0)]);
     let sample = read(&mut rates, 2 * SECOND, &wanted, &[flow(1, 5), flow(2, 5)]);
     assert_eq!((sample.rows.len(), sample.matched, sample.total.all.packets), (1, 1, 10));

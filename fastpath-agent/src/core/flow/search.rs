@@ -1,15 +1,18 @@
-//! What a user types to find flows: words, all of which must match. Any text is a valid search.
+//! What a user types to find flows: an expression as in `flows`, or words, all of which must match. Any text is a valid search.
 
 use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
-use super::{Flow, Node, SLOW, connection::protocol_name};
+use super::{Flow, Node, SLOW, connection::protocol_name, expression::Expression};
 use crate::core::names::Names;
 
-/// Words that a flow must match, all of them. None at all match every flow.
+/// What a flow must match. Nothing at all matches every flow.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Search {
+    /// If the text is one.
+    expression: Option<Expression>,
+    /// Otherwise all of these.
     words: Vec<Word>,
     /// Of ends.
     names: Arc<Names>,
@@ -26,18 +29,18 @@ enum Word {
 }
 
 impl Search {
-    /// Reads words that white space separates.
-    pub fn new(text: &str) -> Self {
-        Self { words: text.split_whitespace().map(Word::new).collect(), names: Arc::default() }
-    }
-
-    /// Finds ends by these names too.
-    pub fn with_names(self, names: Arc<Names>) -> Self {
-        Self { names, ..self }
+    /// Reads an expression, or words that white space separates. Ends are found by `names` too.
+    pub fn new(text: &str, names: Arc<Names>) -> Self {
+        let words: Vec<_> = text.split_whitespace().collect();
+        let expression = Expression::parse(&words, &names).ok().filter(|_| !words.is_empty());
+        Self { expression, words: words.into_iter().map(Word::new).collect(), names }
     }
 
     /// Whether `flow` has it all. Ends count before and after NAT.
     pub fn matches(&self, flow: &Flow, node: &Node) -> bool {
+        if let Some(expression) = &self.expression {
+            return expression.holds(&flow.subject(node));
+        }
         self.words.iter().all(|word| word.matches(flow, node, &self.names))
     }
 }
@@ -105,7 +108,7 @@ mod tests {
 
     fn found(text: &str) -> bool {
         let node = Node { names: [(IfIndex(2), IfName::new("vethA1").unwrap())].into(), ..Node::default() };
-        Search::new(text).matches(&flow(), &node)
+        Search::new(text, Arc::default()).matches(&flow(), &node)
     }
 
     #[test]
@@ -139,11 +142,19 @@ mod tests {
     }
 
     #[test]
+    fn an_expression_is_taken_as_one() {
+        assert!(found("tcp and not src port 443") && found("net 10.1.0.0/16 or udp"));
+        assert!(!found("not tcp") && !found("tcp and src port 443") && !found("fast"));
+        // Not yet, while it is typed.
+        assert!(!found("tcp and not"));
+    }
+
+    #[test]
     fn a_cause_is_found() {
         let mut flow = flow();
         flow.state = crate::core::flow::State::not(WhyNot::OneWay);
-        assert!(Search::new("stalled one direction").matches(&flow, &Node::default()));
-        assert!(!Search::new("helper").matches(&flow, &Node::default()));
+        assert!(Search::new("stalled one direction", Arc::default()).matches(&flow, &Node::default()));
+        assert!(!Search::new("helper", Arc::default()).matches(&flow, &Node::default()));
     }
 
     proptest! {

@@ -198,7 +198,7 @@ impl List {
     pub(super) fn new(search: &str, group: Option<&str>, known: Known) -> Self {
         let heaviest: fn(&Line, &Line) -> _ = |a, b| b.bytes.cmp(&a.bytes).then_with(|| a.flow.cmp(&b.flow));
         let group = group.and_then(|name| Group::from_str(name, false).ok());
-        let search = Search::new(search).with_names(Arc::clone(&known.names));
+        let search = Search::new(search, Arc::clone(&known.names));
         Self { search, known, group, matching: 0, best: Best::new(MOST_FLOWS, heaviest) }
     }
 
