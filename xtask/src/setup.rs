@@ -1,7 +1,11 @@
 //! Finds what a command needs and this machine lacks, and installs it: packages of the distribution, a compiler for
 //! eBPF programs with bpf-linker, kernels for the test guest. With nothing missing it says nothing and starts nothing.
 
-use std::{env, fs, path::PathBuf, process::Command};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result, bail};
 
@@ -58,6 +62,7 @@ pub(crate) enum Need<'a> {
 #[derive(Clone, Copy, PartialEq)]
 enum Distribution {
     Debian12,
+    Debian13,
     Ubuntu2404,
     Other,
 }
@@ -71,6 +76,7 @@ impl Distribution {
         };
         match (value("ID").as_str(), value("VERSION_ID").as_str()) {
             ("debian", "12") => Self::Debian12,
+            ("debian", "13") => Self::Debian13,
             ("ubuntu", "24.04") => Self::Ubuntu2404,
             _ => Self::Other,
         }
@@ -130,7 +136,7 @@ pub(crate) fn ensure(needs: &[Need<'_>]) -> Result<()> {
     missing.announce();
     if distribution == Distribution::Other {
         bail!(
-            "set-up knows Debian 12 and Ubuntu 24.04; on this distribution please install the packages above by hand \
+            "set-up knows Debian 12 and 13, and Ubuntu 24.04; on this distribution please install the packages above by hand \
              (package names are Debian's)"
         );
     }
@@ -151,8 +157,8 @@ pub(crate) fn ensure(needs: &[Need<'_>]) -> Result<()> {
     } else if missing.linker && toolchain::compiler().is_some_and(|found| found.origin == Origin::Debian) {
         packages.extend(DEBIAN_COMPILER); // perhaps not all of it is there
     }
-    if distribution == Distribution::Ubuntu2404 && !missing.kernels.is_empty() {
-        packages.extend(["debian-archive-keyring", "python-apt-common"]); // the guest's kernels are Debian's
+    if distribution != Distribution::Debian12 && !missing.kernels.is_empty() {
+        packages.extend(["debian-archive-keyring", "python-apt-common"]); // the guest's kernels are Debian 12's
     }
     if missing.ebpf_clippy {
         packages.extend(clippy_for_ebpf()?);
@@ -465,8 +471,9 @@ fn download_kernels(wanted: &[Wanted], distribution: Distribution) -> Result<()>
     Ok(())
 }
 
-/// Where the archives of distributions are, from the package python-apt-common.
-const DEBIAN_TEMPLATE: &str = "/usr/share/python-apt/templates/Debian.info";
+/// Where the archives of distributions are, from the package python-apt-common; Debian 13 has it in small letters.
+const DEBIAN_TEMPLATES: [&str; 2] =
+    ["/usr/share/python-apt/templates/Debian.info", "/usr/share/python-apt/templates/debian.info"];
 
 /// apt's sources for Debian 12, from a template that has a `BaseURI:` below each `Suite:`.
 fn debian_sources(template: &str) -> Option<String> {
@@ -492,10 +499,12 @@ fn debian_archive() -> Result<Vec<String>> {
     for name in ["lists/partial", "cache/archives/partial"] {
         fs::create_dir_all(path(name)).with_context(|| format!("cannot make {}", path(name).display()))?;
     }
-    let template = fs::read_to_string(DEBIAN_TEMPLATE)
-        .with_context(|| format!("cannot read {DEBIAN_TEMPLATE}, which says where Debian's archive is"))?;
+    let path_of_it = DEBIAN_TEMPLATES.iter().find(|path| Path::new(path).exists()).with_context(|| {
+        format!("there is no {}, which says where Debian's archive is", DEBIAN_TEMPLATES.join(" or "))
+    })?;
+    let template = fs::read_to_string(path_of_it).with_context(|| format!("cannot read {path_of_it}"))?;
     let sources = debian_sources(&template)
-        .with_context(|| format!("{DEBIAN_TEMPLATE} doesn't say where Debian's archive is"))?;
+        .with_context(|| format!("{path_of_it} doesn't say where Debian's archive is"))?;
     fs::write(path("sources.list"), sources)?;
     fs::write(path("status"), "")?;
     let mut options = Vec::new();

@@ -12,7 +12,7 @@ use std::{
 
 use fastpath_tests::{
     netns::Netns,
-    path::STRAYS,
+    path::{self, STRAYS},
     service::{self, AGENT as SERVICE, run, said},
     table,
     topology::{Family, Layout, Topology},
@@ -31,6 +31,16 @@ const TO_START: u64 = CAPABILITIES | 1 << 38 | 1 << 39;
 /// What `systemd-analyze security` may say, of 10.
 const MOST_EXPOSURE: f64 = 2.0;
 
+/// As Debian ships it, with a chain that lets everything pass.
+const FIREWALL: &str = "#!/usr/sbin/nft -f
+flush ruleset
+table inet filter {
+    chain forward {
+        type filter hook forward priority filter; policy accept;
+    }
+}
+";
+
 /// One of the things that are tried.
 type Step = (&'static str, fn(&mut Trial));
 
@@ -38,6 +48,7 @@ const STEPS: &[Step] = &[
     ("install", Trial::install),
     ("sandbox", Trial::sandbox),
     ("offload", Trial::offload),
+    ("nftables.service", Trial::firewall),
     ("configure", Trial::configure),
     ("reload", Trial::reload),
     ("wrong configuration", Trial::wrong_configuration),
@@ -127,6 +138,30 @@ impl Trial {
         let seen = run("fastpath-agent", &["flows", "-o", "json", "--state=offloaded"]);
         assert!(seen.contains(&PORT.to_string()), "flows doesn't know the flow: {seen}");
         self.flow = Some(flow);
+    }
+
+    /// Debian's nftables.service flushes the whole ruleset whenever it starts, reloads or stops: the agent's table too.
+    fn firewall(&mut self) {
+        fs::write("/etc/nftables.conf", FIREWALL).expect("root");
+        for action in ["start", "reload", "stop"] {
+            let background = self.flow.take().expect("an offloaded flow").in_background();
+            run("systemctl", &[action, "nftables"]);
+            wait_until("the table is back", Duration::from_secs(20), || {
+                table::listing(&self.topology.node).is_some()
+            });
+            let (mut flow, report) = background.stop_intact();
+            path::install(&self.topology.node, ""); // what counts went too
+            // It comes back when the kernel has freed what it was in the flowtable.
+            wait_until("the flow is offloaded again", Duration::from_secs(10), || {
+                assert_eq!(flow.rounds(10), 10);
+                self.topology.marked_offloaded(PORT)
+            });
+            self.topology.assert_accelerated(&mut flow);
+            println!("  {action}: {report:?}, and fast again");
+            self.flow = Some(flow);
+        }
+        let repairs = journal().matches("putting it back").count();
+        assert!(repairs >= 3, "the log doesn't say that the table was put back:\n{}", journal());
     }
 
     /// The file counts, and a restart leaves the flow alone.

@@ -27,7 +27,7 @@ pub(crate) struct System {
 /// depends on.
 pub(crate) const SMALL: System = System {
     suffix: ".cpio",
-    packages: "systemd,systemd-sysv,init-system-helpers,kmod,libmnl0,libnftnl11",
+    packages: "systemd,systemd-sysv,init-system-helpers,kmod,libmnl0,libnftnl11,nftables",
     backports: false,
     pack: "cd \"$1\" && rm -rf var/cache/apt var/lib/apt/lists && find . -xdev | cpio --quiet -o -H newc -F \"$2\"",
 };
