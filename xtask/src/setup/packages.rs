@@ -48,6 +48,7 @@ pub(super) const FOR_TESTS: &[Package] = &[
     Package("ipvsadm", None, Program("ipvsadm")),
     Package("jq", None, Program("jq")),
     Package("mawk", None, Program("mawk")),
+    Package("mount", None, Program("mount")),
     Package("nfdump", None, Program("nfcapd")),
     Package("nftables", None, Program("nft")),
     Package("procps", None, Program("ps")),
