@@ -16,8 +16,8 @@ use crate::{
         why::{Accelerated, BadFlow, Explanation, FlowFacts, FlowSpec, StepMark, explain},
     },
     kernel::{
-        flows,
-        why::{WhyError, gather},
+        flows::{self, FlowsError},
+        why::gather,
     },
 };
 
@@ -127,7 +127,7 @@ pub(super) async fn story(pin_path: &Path, flow: FlowSpec) -> String {
     }
 }
 
-async fn look(pin_path: &Path, flow: &FlowSpec) -> Result<(FlowFacts, Explanation), WhyError> {
+async fn look(pin_path: &Path, flow: &FlowSpec) -> Result<(FlowFacts, Explanation), FlowsError> {
     let agent = running_config();
     let facts = gather(flow, pin_path, agent.as_ref().map(running::told)).await?;
     let explanation = explain(&facts);
@@ -135,7 +135,7 @@ async fn look(pin_path: &Path, flow: &FlowSpec) -> Result<(FlowFacts, Explanatio
 }
 
 /// A flow's story, and whether the flow was found.
-pub async fn show(args: &WhyArgs, spec: &FlowSpec) -> Result<(String, bool), WhyError> {
+pub async fn show(args: &WhyArgs, spec: &FlowSpec) -> Result<(String, bool), FlowsError> {
     let (facts, explanation) = look(&args.pin_path, spec).await?;
     let found = explanation.verdict.accelerated != Accelerated::NotFound;
     let text = match args.output {

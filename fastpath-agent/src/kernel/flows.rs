@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet, hash_map::RandomState},
     hash::BuildHasher,
+    io,
     path::Path,
     sync::Arc,
 };
@@ -27,6 +28,7 @@ use crate::core::{
         trace::{Evidence, Trace},
     },
     link::{select::Selection, table::LinkTable},
+    model::IfName,
     policy::others::Others,
     ruleset::{exclude::Exclusions, observed::ObservedTable, sets::OwnSet},
     why_not::WhyNot,
@@ -44,9 +46,20 @@ pub enum FlowsError {
     /// The interfaces.
     #[error(transparent)]
     Links(#[from] LinkError),
-    /// The rule.
+    /// The ruleset.
     #[error(transparent)]
     Nft(#[from] NftError),
+    /// Other programs' eBPF programs.
+    #[error("cannot look at the programs on {interface}: {source}")]
+    Programs {
+        /// Where.
+        interface: IfName,
+        /// errno.
+        source: io::Error,
+    },
+    /// IPsec policies.
+    #[error("cannot read the IPsec policies: {0}")]
+    Ipsec(#[source] io::Error),
 }
 
 /// Reads what flows are judged by; `pin_path` is where the maps are pinned, if they are, `selection` what the agent's flags say of

@@ -11,8 +11,9 @@ use super::{
     bpf::{self, BpfError, Pinned},
     clock::monotonic_ns,
     conntrack::{Conntrack, ConntrackError},
+    flows::FlowsError,
     ipvs,
-    links::{LinkError, Links},
+    links::Links,
     nft::{Nft, NftError, SlowPath},
     route::Routes,
     route_rules,
@@ -65,41 +66,13 @@ impl Flags<'_> {
     }
 }
 
-/// A flow can't be read.
-#[derive(Debug, thiserror::Error)]
-pub enum WhyError {
-    /// The connections.
-    #[error(transparent)]
-    Conntrack(#[from] ConntrackError),
-    /// The counters.
-    #[error(transparent)]
-    Bpf(#[from] BpfError),
-    /// Interfaces or routes.
-    #[error(transparent)]
-    Links(#[from] LinkError),
-    /// The ruleset.
-    #[error(transparent)]
-    Nft(#[from] NftError),
-    /// Other programs' eBPF programs.
-    #[error("cannot look at the programs on {interface}: {source}")]
-    Programs {
-        /// Where.
-        interface: IfName,
-        /// errno.
-        source: io::Error,
-    },
-    /// IPsec policies.
-    #[error("cannot read the IPsec policies: {0}")]
-    Ipsec(#[source] io::Error),
-}
-
 /// Reads everything about a flow. Takes about a second.
 /// `agent` are the running agent's flags; `None` if none runs.
 pub async fn gather(
     spec: &FlowSpec,
     pin_path: &Path,
     agent: Option<Flags<'_>>,
-) -> Result<FlowFacts, WhyError> {
+) -> Result<FlowFacts, FlowsError> {
     let mut links = Links::open()?;
     let (link_table, addresses): (LinkTable, _) = (links.list()?.into_iter().collect(), links.addresses()?);
     let mut eyes = Eyes::open(pin_path)?;
@@ -117,7 +90,7 @@ pub async fn gather(
     ruleset.managed = link_table.with_ports(&ruleset.managed);
     let notrack = if first.entry.is_none() { eyes.nft.search_rules()?.notrack } else { Vec::new() };
     let ipsec = match &first.entry {
-        Some(entry) => xfrm::policies(&forwarded(entry)).map_err(WhyError::Ipsec)?,
+        Some(entry) => xfrm::policies(&forwarded(entry)).map_err(FlowsError::Ipsec)?,
         None => Vec::new(),
     };
     let routes = Routes::open()?;
@@ -247,7 +220,7 @@ impl Look {
 }
 
 impl Eyes {
-    fn open(pin_path: &Path) -> Result<Self, WhyError> {
+    fn open(pin_path: &Path) -> Result<Self, FlowsError> {
         let pinned = match Pinned::open(pin_path) {
             Ok(pinned) => Some(pinned),
             Err(BpfError::NotPinned { .. }) => None,
@@ -256,7 +229,7 @@ impl Eyes {
         Ok(Self { conntrack: Conntrack::open()?, pinned, nft: Nft::open()? })
     }
 
-    fn look(&mut self, spec: &FlowSpec) -> Result<Look, WhyError> {
+    fn look(&mut self, spec: &FlowSpec) -> Result<Look, FlowsError> {
         let mut look = Look {
             entry: find(&mut self.conntrack, spec)?,
             counted: [None; 2],
@@ -417,7 +390,7 @@ fn programs(
     table: &LinkTable,
     directions: &[(Option<IfIndex>, Option<IfIndex>, Route)],
     look: &Look,
-) -> Result<Vec<Program>, WhyError> {
+) -> Result<Vec<Program>, FlowsError> {
     let below = watch::lower_links(table.iter());
     let mut interfaces = BTreeSet::new();
     for ((input, ..), counted) in directions.iter().zip(&look.counted) {
@@ -433,7 +406,7 @@ fn programs(
     for index in interfaces {
         let Some(link) = table.get(index) else { continue };
         let programs = bpf::at_ingress(index)
-            .map_err(|source| WhyError::Programs { interface: link.name.clone(), source })?;
+            .map_err(|source| FlowsError::Programs { interface: link.name.clone(), source })?;
         found.extend(programs.into_iter().map(|program| Program {
             interface: link.name.clone(),
             name: format!("{} {}", program.kind, program.name),
