@@ -49,29 +49,6 @@ fn start(topology: &Topology, run_dir: &Path, flags: &[&str]) -> Agent {
     agent
 }
 
-/// Packets and bytes of both directions that conntrack has counted for the only flow to `port`.
-#[track_caller]
-fn by_conntrack(topology: &Topology, port: u16) -> (u64, u64) {
-    let lines = topology.conntrack(port);
-    assert_eq!(lines.len(), 1, "{lines:?}");
-    let sum = |key: &str| -> u64 {
-        lines[0].split_whitespace().filter_map(|word| word.strip_prefix(key)?.parse::<u64>().ok()).sum()
-    };
-    (sum("packets="), sum("bytes="))
-}
-
-/// Waits until nothing comes any more: TCP may acknowledge the last round some 40 ms later.
-#[track_caller]
-fn settled(topology: &Topology, port: u16) -> (u64, u64) {
-    let mut last = by_conntrack(topology, port);
-    wait_until("quiet", Duration::from_secs(5), || {
-        thread::sleep(Duration::from_millis(150));
-        let now = by_conntrack(topology, port);
-        std::mem::replace(&mut last, now) == now
-    });
-    last
-}
-
 /// nfcapd, with the files it writes.
 struct Nfcapd {
     child: Child,
@@ -242,7 +219,7 @@ fn nfcapd_gets_every_packet_once_over_restarts() {
         rounds(&mut fast, 50);
         if round == 1 {
             rounds(&mut ending, 25);
-            ended = Some(by_conntrack(&topology, 7004));
+            ended = Some(topology.counted(7004));
             topology.node.nft("flush table inet kindnet-fastpath");
             topology.node.output("conntrack", &["-D", "-p", "udp", "--dport", "7004"]);
         }
@@ -251,7 +228,8 @@ fn nfcapd_gets_every_packet_once_over_restarts() {
         rounds(&mut between, 5);
         agent = start(&topology, run_dir.path(), &[UDP]);
     }
-    let expected: Vec<_> = [7001, 7002, 7003, 7005, 7006].map(|port| (port, settled(&topology, port))).into();
+    let expected: Vec<_> =
+        [7001, 7002, 7003, 7005, 7006].map(|port| (port, topology.counted_in_the_end(port))).into();
     thread::sleep(TWO_READINGS);
     assert_eq!(agent.count("WARN"), 0, "{:?}", agent.log());
     agent.stop();
@@ -291,11 +269,11 @@ fn what_bypassed_is_told_by_the_elements_of_its_own() {
     let mut stream = topology.open(Proto::Tcp, Family::V4, 7003);
     rounds(&mut stream, 100);
     stream.close_gracefully();
-    let closed = settled(&topology, 7003);
+    let closed = topology.counted_in_the_end(7003);
     wait_until("all records", LIMIT, || {
         collector.sum(7002, "PacketDeltaCount") == 10 && collector.sum(7003, "PacketDeltaCount") == closed.0
     });
-    let (all, forwarded) = (settled(&topology, 7001).0, topology.forwarded(7001).total());
+    let (all, forwarded) = (topology.counted_in_the_end(7001).0, topology.forwarded(7001).total());
     assert_eq!(collector.sum(7001, "PacketDeltaCount"), all);
     assert_eq!(collector.sum(7001, "own2"), all - forwarded, "{forwarded} of {all} were forwarded");
     assert!(forwarded < 30);
@@ -355,7 +333,7 @@ fn a_collector_that_is_away_costs_nothing_and_gets_all_later() {
     let collector = Collector::tcp(&topology);
     let mut agent = start(&topology, run_dir.path(), &[TCP, http::SERVE]);
     rounds(&mut flow, 10);
-    let counted = settled(&topology, 7001);
+    let counted = topology.counted_in_the_end(7001);
     wait_until("all records", LIMIT, || {
         collector.sum(7001, "PacketDeltaCount") == counted.0 && collector.sum(7002, "PacketDeltaCount") == 10
     });
@@ -379,7 +357,7 @@ fn without_ebpf_conntrack_counts() {
     thread::sleep(TWO_READINGS);
     let mut flow = topology.open(Proto::Tcp, Family::V4, 7001);
     topology.assert_becomes_accelerated(&mut flow);
-    let counted = settled(&topology, 7001);
+    let counted = topology.counted_in_the_end(7001);
     wait_until("all records", LIMIT, || collector.sum(7001, "PacketDeltaCount") == counted.0);
     assert_eq!(collector.sum(7001, "OctetDeltaCount"), counted.1);
     let [original, _] = collector.of(7001);

@@ -62,28 +62,6 @@ fn start(topology: &Topology, flags: &[&str]) -> Agent {
     agent
 }
 
-/// Packets and bytes of both directions that conntrack has counted for the only flow to `port`.
-#[track_caller]
-fn by_conntrack(topology: &Topology, port: u16) -> (u64, u64) {
-    let lines = topology.conntrack(port);
-    assert_eq!(lines.len(), 1, "{lines:?}");
-    let sum = |key: &str| -> u64 {
-        lines[0].split_whitespace().filter_map(|word| word.strip_prefix(key)?.parse::<u64>().ok()).sum()
-    };
-    (sum("packets="), sum("bytes="))
-}
-
-/// Waits until nothing comes any more: TCP may acknowledge the last round some 40 ms later.
-#[track_caller]
-fn settle(topology: &Topology, port: u16) {
-    let mut last = by_conntrack(topology, port);
-    wait_until("quiet", Duration::from_secs(5), || {
-        thread::sleep(Duration::from_millis(150));
-        let now = by_conntrack(topology, port);
-        std::mem::replace(&mut last, now) == now
-    });
-}
-
 /// Fresh flow over the threshold and on, all of it delivered.
 #[track_caller]
 fn send(topology: &Topology, proto: Proto, family: Family, port: u16, rounds: usize) -> Flow {
@@ -105,9 +83,8 @@ fn packets_on_the_fast_path_are_those_that_were_not_forwarded() {
         let mut flow = send(&topology, proto, family, port, 100);
         // Alive, from page to page.
         for _ in 0..2 {
-            settle(&topology, port);
+            let (packets, length) = topology.counted_in_the_end(port);
             let page = Page::read(&topology);
-            let (packets, length) = by_conntrack(&topology, port);
             let slow = topology.forwarded(port).total();
             assert!(slow >= 20 && packets > 2 * slow, "{proto:?}: {slow} of {packets} took the forward path");
             assert_eq!(page.all(), all + packets, "{proto:?} {family:?}: all");
@@ -120,8 +97,7 @@ fn packets_on_the_fast_path_are_those_that_were_not_forwarded() {
             assert_eq!(flow.rounds(50), 50);
         }
         flows.push(flow);
-        settle(&topology, port);
-        let last = by_conntrack(&topology, port);
+        let last = topology.counted_in_the_end(port);
         (all, bytes, forwarded) =
             (all + last.0, bytes + last.1, forwarded + topology.forwarded(port).total());
     }
@@ -168,7 +144,7 @@ fn a_flow_that_ended_before_the_page_counts_too() {
             .iter()
             .all(|line| !line.contains("ESTABLISHED") && !line.contains("[OFFLOAD]"))
     });
-    let (packets, _) = by_conntrack(&topology, 7001);
+    let (packets, _) = topology.counted(7001);
     let page = Page::read(&topology);
     assert_eq!(page.get("fastpath_flows_offloaded_total"), 1);
     let slow = topology.forwarded(7001).total();

@@ -43,14 +43,6 @@ fn hour(history: &Value) -> [u64; 2] {
     [0, 2].map(|column| steps.iter().map(|step| number(&step[2][column])).sum())
 }
 
-/// Packets of both directions that conntrack has counted for the flow to `port`.
-#[track_caller]
-fn by_conntrack(topology: &Topology, port: u16) -> u64 {
-    let lines = topology.conntrack(port);
-    assert_eq!(lines.len(), 1, "{lines:?}");
-    lines[0].split_whitespace().filter_map(|word| word.strip_prefix("packets=")?.parse::<u64>().ok()).sum()
-}
-
 #[test]
 fn it_says_what_was_sent_and_which_way_it_took() {
     let topology = Topology::build(Layout { nat: Nat::Masquerade, ..Layout::default() });
@@ -65,7 +57,7 @@ fn it_says_what_was_sent_and_which_way_it_took() {
     // `status`, which waited for the programs, has asked as well: an answer may be a second old.
     thread::sleep(Duration::from_millis(1100));
     let [all, bypassed] = hour(&get(&topology, "/api/history"));
-    let sent: u64 = [7001, 7002, 7003].map(|port| by_conntrack(&topology, port)).iter().sum();
+    let sent: u64 = [7001, 7002, 7003].map(|port| topology.counted(port).0).iter().sum();
     let forwarded: u64 = [7001, 7002, 7003].map(|port| topology.forwarded(port).total()).iter().sum();
     assert_eq!([all, bypassed], [sent, sent - forwarded]);
     assert!(bypassed > 500, "{bypassed} of {all}");
@@ -79,7 +71,7 @@ fn it_says_what_was_sent_and_which_way_it_took() {
     assert_eq!((number(&found["matching"]), flows.len()), (1, 1), "{found:#}");
     assert_eq!(
         (flows[0]["group"].as_str(), number(&flows[0]["packets"])),
-        (Some("fast"), by_conntrack(&topology, 7001))
+        (Some("fast"), topology.counted(7001).0)
     );
     let never = get(&topology, "/api/flows?group=never&search=udp");
     assert_eq!(number(&never["matching"]), 1);
@@ -266,20 +258,13 @@ fn an_hour_with_everything_on_it() {
         println!("@@PAGE flows {}", get(&topology, "/api/flows"));
     } else {
         let ports = [7008, 7009, 7010, 443, 8443].into_iter().chain(5000..5012);
-        let sent: u64 = ports.map(|port| all_by_conntrack(&topology, port)).sum();
+        let sent: u64 = ports.map(|port| topology.counted(port).0).sum();
         assert_eq!(hour(&history)[0], sent, "{history:#}");
     }
     let groups = &history["groups"];
     let several = ["fast", "could-be-fast", "never"].iter().all(|group| number(&groups[group]) >= 1);
     assert!(several, "{groups}");
     agent.stop();
-}
-
-/// The same of all flows to `port`.
-fn all_by_conntrack(topology: &Topology, port: u16) -> u64 {
-    let lines = topology.conntrack(port);
-    let words = lines.iter().flat_map(|line| line.split_whitespace());
-    words.filter_map(|word| word.strip_prefix("packets=")?.parse::<u64>().ok()).sum()
 }
 
 /// The safety net's readings are the same; it comes once a minute.

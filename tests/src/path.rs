@@ -3,8 +3,10 @@
 //! A packet that the flowtable forwards never gets to the forward hook. The test's own chain is there after
 //! the agent's, and counts by the port that the client dialled, apart for either direction.
 
+use std::{thread, time::Duration};
+
 pub use crate::forwarded::{Forwarded, PORTS, TABLE, all_forwarded, forwarded, install};
-use crate::{topology::Topology, traffic::Flow};
+use crate::{topology::Topology, traffic::Flow, wait_until};
 
 /// How many stray packets (an acknowledgement under way when a flow is offloaded) don't count as slow.
 pub const STRAYS: u64 = 2;
@@ -57,6 +59,28 @@ impl Topology {
             lines.extend(listing.lines().filter(|line| line.contains(&dport)).map(str::to_owned));
         }
         lines
+    }
+
+    /// Packets and bytes that conntrack has counted for the flows to `port`, both directions.
+    #[track_caller]
+    pub fn counted(&self, port: u16) -> (u64, u64) {
+        let lines = self.conntrack(port);
+        assert!(!lines.is_empty(), "conntrack has no flow to port {port}");
+        let words = || lines.iter().flat_map(|line| line.split_whitespace());
+        let sum = |key| words().filter_map(|word| word.strip_prefix(key)?.parse::<u64>().ok()).sum();
+        (sum("packets="), sum("bytes="))
+    }
+
+    /// The same when nothing comes any more: TCP may acknowledge the last round some 40 ms later.
+    #[track_caller]
+    pub fn counted_in_the_end(&self, port: u16) -> (u64, u64) {
+        let mut last = self.counted(port);
+        wait_until("quiet", Duration::from_secs(5), || {
+            thread::sleep(Duration::from_millis(150));
+            let now = self.counted(port);
+            std::mem::replace(&mut last, now) == now
+        });
+        last
     }
 
     /// Whether conntrack says that the flow is offloaded.

@@ -33,7 +33,7 @@ use crate::core::{
         table::LinkTable,
         watch,
     },
-    model::{Counter, FLOWTABLE, IfIndex, IfName, Link},
+    model::{Counter, FLOWTABLE, IfIndex, Link},
     policy::ignore::Ignore,
     ruleset::{
         chain::OwnChain,
