@@ -34,7 +34,8 @@ pub(super) fn render(report: &Report) -> Result<()> {
             images += &format!("\n![{title}]({file})\n");
         }
     }
-    document::write_part(&docs.join("benchmark.md"), WRITER, &section(report, &images))
+    document::write_part(&docs.join("benchmark.md"), WRITER, &section(report, &images))?;
+    document::write_part(&workspace::root().join("bench/rows.md"), WRITER, &rows(report))
 }
 
 fn section(report: &Report, images: &str) -> String {
@@ -62,7 +63,13 @@ fn section(report: &Report, images: &str) -> String {
         text += "\n## How it grows\n";
         text += images;
     }
-    text += "\n## All rows\n";
+    text + "\n"
+}
+
+/// All numbers.
+fn rows(report: &Report) -> String {
+    let kernels: Vec<&str> = report.kernels.keys().rev().map(String::as_str).collect();
+    let mut text = String::new();
     let rows = report.kernels.values().flat_map(|kernel| &kernel.rows);
     let states: BTreeSet<&str> = rows.filter_map(|row| row.earlier.as_deref()).collect();
     // The sign behind numbers of a state.
