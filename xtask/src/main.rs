@@ -13,6 +13,7 @@ mod ebpf;
 mod field;
 mod fuzz;
 mod guest;
+mod helm;
 mod image;
 mod links;
 mod lint;

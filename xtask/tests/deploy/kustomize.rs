@@ -22,6 +22,16 @@ struct Kustomization {
     components: Vec<String>,
     #[serde(default)]
     patches: Vec<PatchFile>,
+    #[serde(default)]
+    images: Vec<Image>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Image {
+    name: String,
+    new_name: Option<String>,
+    new_tag: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -98,10 +108,36 @@ fn build(directory: &Path, kind: &str, objects: &mut Vec<Value>) {
             }
         }
     }
+    this.images.iter().for_each(|image| image.apply(objects));
     for object in objects.iter_mut() {
         let Some(namespace) = &this.namespace else { break };
         let key = if object["kind"] == "Namespace" { "name" } else { "namespace" };
         object["metadata"][key] = namespace.clone().into();
+    }
+}
+
+impl Image {
+    /// Changes the image of every container that has this name.
+    fn apply(&self, objects: &mut [Value]) {
+        let containers = objects
+            .iter_mut()
+            .filter_map(|object| object.pointer_mut("/spec/template/spec/containers")?.as_array_mut());
+        let mut found = false;
+        for container in containers.flatten() {
+            let image = container["image"].as_str().expect("an image");
+            // A port of the registry has a slash behind it.
+            let (name, tag) = match image.rsplit_once(':') {
+                Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+                _ => (image, None),
+            };
+            if name == self.name {
+                let tag = self.new_tag.as_deref().or(tag);
+                let name = self.new_name.as_deref().unwrap_or(name);
+                container["image"] = tag.map_or(name.to_owned(), |tag| format!("{name}:{tag}")).into();
+                found = true;
+            }
+        }
+        assert!(found, "no image {}", self.name);
     }
 }
 
