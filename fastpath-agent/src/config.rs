@@ -172,6 +172,11 @@ impl Rules {
 }
 
 impl ModeSource {
+    /// Whether the file is there and empty, as one that is being written.
+    pub fn is_blank(&self) -> bool {
+        self.file.as_ref().and_then(|file| fs::metadata(file).ok()).is_some_and(|file| file.len() == 0)
+    }
+
     /// Reads the file, if there is one.
     pub fn load(&self) -> Result<Mode, BadValue> {
         let Some(path) = &self.file else { return Ok(self.flag) };

@@ -109,7 +109,9 @@ fn begun_by_watching() {
     topology.assert_forwarded(&mut tcp);
     assert_eq!(table::listing(&topology.node), None);
     let mut monitor = Monitor::start(&topology.node);
-    // A word that it doesn't know changes nothing, and is said once.
+    // An empty file is one that is being written. A word that it doesn't know changes nothing, and is said once.
+    fs::write(&file, "").expect("a file");
+    std::thread::sleep(Duration::from_millis(300));
     fs::write(&file, "on").expect("a file");
     wait_until("an error", SOON, || agent.count("mode unchanged") == 1);
     assert!(agent.log().iter().any(|line| line.contains("it says 'on'")), "{:#?}", agent.log());

@@ -41,6 +41,7 @@ impl<H: Host> Agent<H> {
     pub(super) fn follow_mode(&mut self) -> Result<(), DaemonError> {
         let mode = match self.config.mode.load() {
             Ok(mode) => mode,
+            Err(_) if self.config.mode.is_blank() => return Ok(()),
             Err(error) => {
                 error!("mode unchanged: {error}");
                 return Ok(());

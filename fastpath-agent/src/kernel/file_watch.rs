@@ -17,10 +17,10 @@ impl FileWatch {
             _ => Path::new("."),
         };
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-        // Not when it is created, since it is empty then.
-        let complete = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO;
-        let gone = AddWatchFlags::IN_MOVED_FROM | AddWatchFlags::IN_DELETE;
-        inotify.add_watch(directory, complete | gone)?;
+        // A link is complete once it is created, a file is empty then.
+        let comes = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO;
+        let goes = AddWatchFlags::IN_MOVED_FROM | AddWatchFlags::IN_DELETE;
+        inotify.add_watch(directory, comes | goes)?;
         // It is no pipe, but read like one.
         Receiver::from_owned_fd_unchecked(inotify.into()).map(Self)
     }
@@ -69,13 +69,21 @@ mod tests {
         let mut watch = FileWatch::open(&path("mode")).unwrap();
         assert!(!tells(&mut watch).await, "nothing has happened");
         symlink("..2", path("..data_tmp")).unwrap();
+        assert!(tells(&mut watch).await, "its preparation, too");
         fs::rename(path("..data_tmp"), path("..data")).unwrap();
         assert!(tells(&mut watch).await, "the kubelet's way");
         assert_eq!(fs::read_to_string(path("mode")).unwrap(), "watch");
         fs::remove_file(path("mode")).unwrap();
         assert!(tells(&mut watch).await, "removed");
+        symlink("..data/mode", path("mode")).unwrap();
+        assert!(tells(&mut watch).await, "the kubelet's last step with a new volume");
+        fs::remove_file(path("mode")).unwrap();
         fs::write(path("mode"), "accelerate").unwrap();
         assert!(tells(&mut watch).await, "written");
+        let elsewhere = tempfile::tempdir().unwrap();
+        fs::write(elsewhere.path().join("mode"), "watch").unwrap();
+        fs::rename(elsewhere.path().join("mode"), path("mode")).unwrap();
+        assert!(tells(&mut watch).await, "moved there");
         assert!(!tells(&mut watch).await, "each once");
     }
 }

@@ -132,6 +132,11 @@ fn values_become_flags_and_fields() {
         "--set-json=imagePullSecrets=[{\"name\":\"registry\"}]",
         "--set-json=affinity={\"nodeAffinity\":{}}",
         "--set=fullnameOverride=fastpath-arm",
+        "--set=seLinuxOptions.type=spc_t",
+        "--set=monitoring.podMonitor.enabled=true",
+        "--set=monitoring.podMonitor.interval=1m",
+        "--set=monitoring.podMonitor.labels.release=prometheus",
+        "--set-json=monitoring.podMonitor.metricRelabelings=[{\"action\":\"drop\"}]",
     ];
     let objects = rendered(&flags);
     let set = one(&objects, "DaemonSet");
@@ -147,6 +152,7 @@ fn values_become_flags_and_fields() {
             "--interfaces=eth*,veth*",
             "--exclude-interfaces=docker*",
             "--exclude=port/53,10.9.0.0/16",
+            "--metrics-bind-address=$(HOST_IP):19080",
             "--page=off",
             "--max-flows=131072",
         ]
@@ -160,6 +166,14 @@ fn values_become_flags_and_fields() {
     assert_eq!(pod["nodeSelector"]["kubernetes.io/arch"], "arm64");
     assert_eq!(pod["nodeSelector"]["kubernetes.io/os"], "linux");
     assert_eq!(pod["imagePullSecrets"][0]["name"], "registry");
+    assert_eq!(pod["securityContext"]["seLinuxOptions"]["type"], "spc_t");
+    let monitor = one(&objects, "PodMonitor");
+    assert_eq!(monitor["metadata"]["labels"]["release"], "prometheus");
+    let endpoint = &monitor["spec"]["podMetricsEndpoints"][0];
+    assert_eq!(
+        (&endpoint["interval"], &endpoint["metricRelabelings"][0]["action"]),
+        (&"1m".into(), &"drop".into())
+    );
     assert!(pod["affinity"]["nodeAffinity"].is_object());
     assert_eq!(set["spec"]["updateStrategy"]["type"], "OnDelete");
     assert_eq!(set["metadata"]["name"], "fastpath-arm");
