@@ -4,6 +4,7 @@
 mod bench;
 mod build;
 mod cargo_tool;
+mod cluster_tools;
 mod dashboard;
 mod document;
 #[cfg(test)]
@@ -13,7 +14,6 @@ mod ebpf;
 mod field;
 mod fuzz;
 mod guest;
-mod helm;
 mod image;
 mod links;
 mod lint;

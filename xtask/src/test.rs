@@ -123,7 +123,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         needs.push(Need::Lint);
     }
     if has(Tier::Unit) {
-        needs.push(Need::Chart);
+        needs.push(Need::Manifests);
     }
     if has(Tier::Fuzz) {
         needs.push(Need::Fuzz);

