@@ -10,7 +10,7 @@ use std::{collections::BTreeSet, path::Path, time::Duration};
 use fastpath_tests::{
     table,
     topology::{Family, Topology},
-    traffic::Proto,
+    traffic::{Flow, Proto},
     wait_until,
 };
 use nix::mount::MsFlags;
@@ -181,27 +181,31 @@ fn the_last_step_leaves_nothing_behind() {
 }
 
 #[test]
-fn the_kill_switch_loses_no_flow() {
+fn the_kill_switch_loses_no_packet() {
     let topology = node();
     let image = Unpacked::new();
     let mut bundle = image.pod();
     let container = started(&bundle, &topology, "agent");
-    let mut flow = topology.open(Proto::Tcp, Family::V4, 7001);
-    topology.assert_becomes_accelerated(&mut flow);
-    let background = flow.in_background();
-    bundle.mode.set("watch");
-    let off = wait_until("the table's end", SWITCH_LIMIT, || table::listing(&topology.node).is_none());
-    let (mut flow, report) = background.stop_intact();
-    println!("off after {off:?}: {report:?}");
-    topology.assert_forwarded(&mut flow);
-    // The pod stays ready, and counts on.
-    let probe = &bundle.pod.container().readiness_probe;
-    assert_eq!(topology.node.run(|| probe.http_get.ask()), "200");
-    let background = flow.in_background();
-    bundle.mode.set("accelerate");
-    wait_until("the table", SWITCH_LIMIT, || table::listing(&topology.node).is_some());
-    let (mut flow, _) = background.stop_intact();
-    topology.assert_becomes_accelerated(&mut flow);
+    // TCP would send again what is lost.
+    let mut flows =
+        [(Proto::Tcp, 7001), (Proto::Udp, 7002)].map(|(proto, port)| topology.open(proto, Family::V4, port));
+    for (word, installed) in [("watch", false), ("accelerate", true), ("0%", false), ("100%", true)] {
+        if !installed {
+            flows.iter_mut().for_each(|flow| topology.assert_becomes_accelerated(flow));
+        }
+        let background = flows.map(Flow::in_background);
+        bundle.mode.set(word);
+        let took = wait_until(word, SWITCH_LIMIT, || table::listing(&topology.node).is_some() == installed);
+        flows = background.map(|flow| flow.stop_intact().0);
+        println!("{word} after {took:?}");
+        if !installed {
+            flows.iter_mut().for_each(|flow| topology.assert_forwarded(flow));
+            // The pod stays ready, and counts on.
+            let probe = &bundle.pod.container().readiness_probe;
+            assert_eq!(topology.node.run(|| probe.http_get.ask()), "200");
+        }
+    }
+    flows.iter_mut().for_each(|flow| topology.assert_becomes_accelerated(flow));
     assert_eq!(container.warnings(), Vec::<String>::new());
 }
 
