@@ -66,7 +66,7 @@ pub enum Command {
     #[command(after_help = "Examples:
   fastpath-agent run                                  accelerate flows of more than 20 packets on all interfaces
   fastpath-agent run --fastpath-threshold=6 --v=2     the same from the 7th packet on, with more log
-  fastpath-agent run --fastpath-threshold=0           only watch, and say what could be accelerated (`flows`, `doctor`)
+  fastpath-agent run --mode=watch                     only watch, and say what could be accelerated (`flows`, `doctor`)
   fastpath-agent run --exclude-interfaces='docker*'   leave some interfaces out
   fastpath-agent run --exclude=udp/53,10.9.0.0/16     never offload DNS, nor flows of these addresses
 
@@ -225,6 +225,14 @@ pub struct RunArgs {
     /// Flags that decide what the ruleset looks like.
     #[command(flatten)]
     pub rules: RuleArgs,
+    /// Whether flows are offloaded: `accelerate`, `watch` (count every flow, offload none), or the percentage of nodes that
+    /// accelerate, as `10%`; which these are follows from the node's name
+    #[arg(long, value_name = "MODE", default_value = "accelerate", env = "FASTPATH_MODE")]
+    pub mode: String,
+    /// File with one such word, which wins over --mode. The agent follows it without a restart; while it is absent --mode
+    /// counts (docs/fleet.md#the-kill-switch)
+    #[arg(long, value_name = "FILE", env = "FASTPATH_MODE_FILE")]
+    pub mode_file: Option<PathBuf>,
     /// Name of this node in logs and status
     #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     pub hostname_override: Option<String>,
@@ -455,7 +463,7 @@ pub struct DoctorArgs {
     #[arg(long, env = "FASTPATH_NO_CANARY", value_parser = BoolishValueParser::new())]
     pub no_canary: bool,
     /// Instead of checking: what share of this node's packets would be fast, by threshold, from the flows that were seen. The
-    /// eBPF programs have to have counted them; `run --fastpath-threshold=0` does no more than that
+    /// eBPF programs have to have counted them; `run --mode=watch` does no more than that
     #[arg(long)]
     pub advise: bool,
     /// List what is green too

@@ -1,6 +1,6 @@
 //! Flags, and the file that one of them names, made into a configuration: every value checked before anything is touched.
 
-use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{fs, io, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use fastpath_common::limits::{MAX_FLOWS, MIN_FLOWS};
 
@@ -13,6 +13,7 @@ use crate::{
         },
         known_bugs::{KernelNames, KnownBug, forbids_offload},
         link::select::Selection,
+        mode::Mode,
         names::NamesFrom,
         policy::ignore::Ignore,
         ruleset::{diff::ForeignTable, exclude::Exclusions, wanted::Policy},
@@ -26,6 +27,8 @@ use crate::{
 pub struct Config {
     /// What the table looks like.
     pub rules: Rules,
+    /// Whether flows are offloaded, and where that is said.
+    pub mode: ModeSource,
     /// Name of this node.
     pub node: String,
     /// Whether and how packets are watched.
@@ -80,8 +83,10 @@ pub struct Export {
 /// The part of the configuration that the ruleset comes from, before the kernel was asked what it can do.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// See [`Policy::threshold`].
+    /// The threshold, given or chosen. What is in force is [`Self::threshold_in_force`].
     pub threshold: u32,
+    /// Whether flows are offloaded at all, by [`ModeSource`].
+    pub offloads: bool,
     /// Whether the agent chooses it by what pays.
     pub threshold_auto: bool,
     /// See [`Policy::chain_priority`].
@@ -111,6 +116,15 @@ pub struct ExcludeSource {
     pub file: Option<PathBuf>,
 }
 
+/// Where the mode comes from.
+#[derive(Clone, Debug)]
+pub struct ModeSource {
+    /// Value of `--mode`.
+    pub flag: Mode,
+    /// Value of `--mode-file`.
+    pub file: Option<PathBuf>,
+}
+
 /// A flag with a value that it can't have.
 #[derive(Debug, thiserror::Error)]
 #[error("invalid value '{value}' for '--{flag}': {allowed}")]
@@ -128,6 +142,11 @@ impl BadValue {
 }
 
 impl Rules {
+    /// See [`Policy::threshold`].
+    pub fn threshold_in_force(&self) -> u32 {
+        if self.offloads { self.threshold } else { 0 }
+    }
+
     /// Switches offloading off if this kernel is known to lose packets of offloaded flows; then with which bug.
     pub fn avoid_known_bugs(&mut self, kernel: &KernelNames<'_>) -> Option<&'static KnownBug> {
         if self.ignore_known_bugs || self.threshold == 0 {
@@ -141,7 +160,7 @@ impl Rules {
     /// The policy for a kernel whose flowtables can (`counter`) or can't count, with (`spare_ipsec`) or without IPsec.
     pub fn policy(&self, counter: bool, spare_ipsec: bool) -> Policy {
         Policy {
-            threshold: self.threshold,
+            threshold: self.threshold_in_force(),
             chain_priority: self.chain_priority,
             flowtable_priority: self.flowtable_priority,
             counter,
@@ -151,6 +170,24 @@ impl Rules {
             selection: self.selection.clone(),
             exclusions: Arc::clone(&self.exclusions),
             surroundings: Surroundings::default(),
+        }
+    }
+}
+
+impl ModeSource {
+    /// Whether the file is there and empty, as one that is being written.
+    pub fn is_blank(&self) -> bool {
+        self.file.as_ref().and_then(|file| fs::metadata(file).ok()).is_some_and(|file| file.len() == 0)
+    }
+
+    /// Reads the file, if there is one.
+    pub fn load(&self) -> Result<Mode, BadValue> {
+        let Some(path) = &self.file else { return Ok(self.flag) };
+        let bad = |allowed| BadValue { flag: "mode-file", value: path.display().to_string(), allowed };
+        match fs::read_to_string(path) {
+            Ok(text) => text.parse().map_err(|allowed| bad(format!("it says '{}'; {allowed}", text.trim()))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(self.flag),
+            Err(error) => Err(bad(error.to_string())),
         }
     }
 }
@@ -196,6 +233,7 @@ impl TryFrom<&RuleArgs> for Rules {
             exclude,
             ignored: args.ignore_rule.iter().map(|text| Ignore::parse(text)).collect(),
             threshold_auto: auto,
+            offloads: true,
             threshold: if auto { threshold::DEFAULT } else { threshold(&args.fastpath_threshold)? },
             chain_priority: number(
                 "chain-priority",
@@ -238,7 +276,15 @@ impl Config {
             let allowed = format!("use {allowed}");
             return Err(BadValue { flag: "max-flows", value: args.max_flows.clone(), allowed });
         }
-        let rules = Rules::try_from(&args.rules)?;
+        let mut rules = Rules::try_from(&args.rules)?;
+        let node = args.hostname_override.clone().filter(|name| !name.is_empty()).unwrap_or(hostname);
+        let flag = args.mode.parse().map_err(|allowed: &str| BadValue {
+            flag: "mode",
+            value: args.mode.clone(),
+            allowed: allowed.to_owned(),
+        })?;
+        let mode = ModeSource { flag, file: args.mode_file.clone() };
+        rules.offloads = mode.load()?.offloads(&node);
         if rules.threshold_auto && args.ebpf == EbpfMode::Off {
             return Err(BadValue {
                 flag: "fastpath-threshold",
@@ -248,7 +294,8 @@ impl Config {
         }
         Ok(Self {
             rules,
-            node: args.hostname_override.clone().filter(|name| !name.is_empty()).unwrap_or(hostname),
+            mode,
+            node,
             ebpf: args.ebpf,
             max_flows,
             pin_path: args.pin_path.clone(),
@@ -411,6 +458,8 @@ mod tests {
             (["--export-active-timeout=60"], ["--export-active-timeout", "'60'", "1s to 1h"]),
             (["--export-inactive-timeout=2h"], ["--export-inactive-timeout", "'2h'", "1s to 1h"]),
             (["--export-enterprise-number=x"], ["--export-enterprise-number", "'x'", "4294967295"]),
+            (["--mode=off"], ["--mode'", "'off'", "accelerate, watch"]),
+            (["--mode-file=/"], ["--mode-file'", "'/'", "directory"]),
             (["--pin-path=maps"], ["--pin-path", "'maps'", "absolute"]),
             (["--max-flows=1023"], ["--max-flows", "'1023'", "1024 to 4194304"]),
             (["--max-flows=4194305"], ["--max-flows", "'4194305'", "1024 to 4194304"]),
@@ -451,6 +500,23 @@ mod tests {
         for (args, expected) in [(["--max-flows=1024"], 1024), (["--max-flows=4194304"], 4_194_304)] {
             assert_eq!(config(&args).unwrap().max_flows, expected);
         }
+    }
+
+    #[test]
+    fn the_mode_file_wins_over_the_flag_while_it_is_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("mode");
+        let flag = format!("--mode-file={}", file.display());
+        let threshold = |mode| config(&[mode, &flag]).map(|config| config.rules.threshold_in_force());
+        assert_eq!(threshold("--mode=watch").unwrap(), 0);
+        assert_eq!(threshold("--mode=accelerate").unwrap(), 20);
+        fs::write(&file, "watch\n").unwrap();
+        assert_eq!(threshold("--mode=accelerate").unwrap(), 0);
+        fs::write(&file, "100%").unwrap();
+        assert_eq!(threshold("--mode=watch").unwrap(), 20);
+        fs::write(&file, "of").unwrap();
+        let error = threshold("--mode=watch").unwrap_err().to_string();
+        assert!(error.contains("--mode-file") && error.contains("it says 'of'; use accelerate"), "{error}");
     }
 
     #[test]

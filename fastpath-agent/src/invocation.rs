@@ -93,7 +93,7 @@ impl Invocation {
     }
 
     /// The same of another process: its environment isn't this one's, and `seen` says where this process sees a path of its. The
-    /// file of exclusions is named so too.
+    /// files of exclusions and mode are named so too.
     pub fn of_another(
         arguments: &[String],
         environment: &[String],
@@ -104,8 +104,9 @@ impl Invocation {
         let arguments = arguments.into_iter().map(Into::into).collect();
         let mut invocation = Self::of(without_environment(command), arguments, Some(seen))?;
         if let Subcommand::Run(run) = &mut invocation.cli.command {
-            let file = &mut run.rules.exclude_file;
-            *file = file.take().map(|path| seen(&path));
+            for file in [&mut run.rules.exclude_file, &mut run.mode_file] {
+                *file = file.take().map(|path| seen(&path));
+            }
         }
         Ok(invocation)
     }

@@ -22,6 +22,7 @@ mod here;
 mod host;
 mod interfaces;
 mod metrics;
+mod mode;
 mod mtu;
 mod names;
 mod offload_chain;

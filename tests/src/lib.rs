@@ -7,6 +7,7 @@ pub mod agent;
 pub mod attach;
 pub mod bench;
 pub mod browser;
+pub mod config_map;
 pub mod dashboard;
 pub mod document;
 pub mod duplex;

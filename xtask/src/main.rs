@@ -4,6 +4,7 @@
 mod bench;
 mod build;
 mod cargo_tool;
+mod cluster_tools;
 mod dashboard;
 mod document;
 #[cfg(test)]

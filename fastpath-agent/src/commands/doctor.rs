@@ -128,7 +128,7 @@ pub async fn report(args: &DoctorArgs, own: Rules, hostname: String) -> Result<R
 
 /// What this node would gain.
 fn advise(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
-    const REMEDY: &str = "no flows were counted here: let `fastpath-agent run --fastpath-threshold=0` watch them for a while (it \
+    const REMEDY: &str = "no flows were counted here: let `fastpath-agent run --mode=watch` watch them for a while (it \
                           offloads nothing)";
     let config = running_config();
     let pin_path = config.as_ref().map_or(&args.pin_path, |config| &config.pin_path);

@@ -77,6 +77,11 @@ pub(super) fn told(config: &Config) -> why::Flags<'_> {
 
 /// The configuration of flags that an agent runs with, and what of it couldn't be read; `None` where it can't run with them.
 fn checked(mut run: RunArgs, node: String) -> Option<(Config, Option<Unread>)> {
+    // A mode that can't be read, or is wrong by now, isn't the one that it has: the flag is the next best.
+    if run.mode_file.is_some() && Config::new(&run, node.clone()).is_err_and(|bad| bad.flag() == "mode-file")
+    {
+        run.mode_file = None;
+    }
     match Config::new(&run, node.clone()) {
         Ok(config) => Some((config, None)),
         // It was right at the start.

@@ -9,6 +9,7 @@ pub mod history;
 pub mod known_bugs;
 pub mod link;
 pub mod memory_budget;
+pub mod mode;
 pub mod model;
 pub mod names;
 pub mod pace;

@@ -11,6 +11,8 @@ use serde::Serialize;
 pub const LADDER: [u32; 16] = [6, 8, 10, 13, 16, 20, 25, 32, 40, 50, 64, 80, 100, 130, 160, 200];
 /// The threshold unless the operator says otherwise.
 pub const DEFAULT: u32 = 20;
+/// Those of the ladder whose prospect is worth a series on every node of a fleet.
+pub const LANDMARKS: [u32; 6] = [6, 10, 20, 50, 100, 200];
 
 /// Packets that have to follow on the fast path before a TCP connection has earned what offloading it costs: to put it into
 /// the flowtable, and to take it out at its end. Between 5 and 8 (docs/configuration.md has the reckoning).
@@ -274,6 +276,11 @@ mod tests {
         );
         assert!(lengths(&[(5, 3)]).prospect().unwrap().to_string().contains("Too few"));
         assert_eq!(lengths(&[]).prospect(), None);
+    }
+
+    #[test]
+    fn landmarks_are_on_the_ladder() {
+        assert!(LANDMARKS.iter().all(|threshold| LADDER.contains(threshold)));
     }
 
     #[test]

@@ -81,7 +81,7 @@ pub enum Reason {
         message = "no rule of the agent offloads flows",
         props(
             flows = "no rule offloads flows",
-            todo = "start the agent, or set --fastpath-threshold above 0"
+            todo = "start the agent, with --mode=accelerate and a threshold above 0"
         )
     ))]
     NoRule,

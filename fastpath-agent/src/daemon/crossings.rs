@@ -98,7 +98,10 @@ pub struct Crossings<S> {
 
 /// Whether flows should be followed.
 pub fn wanted(config: &Config) -> bool {
-    config.rules.threshold != 0 && !config.once
+    let Config { rules, mode, once, .. } = config;
+    // Where the mode may change they have to be ready for it.
+    let may_offload = rules.offloads || mode.file.is_some();
+    rules.threshold != 0 && may_offload && !once
 }
 
 impl<S: FlowSource> Crossings<S> {

@@ -1,7 +1,7 @@
 //! What the loop depends on: facilities of the kernel, each behind a trait, and the user's orders. [`Linux`] is the real one;
 //! tests have a script.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, path::PathBuf};
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -23,6 +23,7 @@ use crate::{
         LinkSource, Neighbourhood, Ruleset, RulesetMonitor,
         bpf::{self, Chatter, FlowEyes, Hook, LoadConfig},
         clock::monotonic_ns,
+        file_watch::FileWatch,
         flow_source::{FlowSource, Flows},
         lengths,
         links::Links,
@@ -81,21 +82,29 @@ pub trait Orders {
 pub enum Order {
     /// To end, by the signal of this name.
     Stop(&'static str),
-    /// To read the file of exclusions again.
+    /// To read the files of exclusions and mode again.
     Reload,
+    /// To read the file of the mode again.
+    Mode,
 }
 
-/// Signals.
+/// Signals, and the file of the mode.
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    mode: Option<FileWatch>,
 }
 
 impl Signals {
     /// From here on they end nothing by themselves.
-    pub fn open() -> std::io::Result<Self> {
+    pub fn open(config: &Config) -> std::io::Result<Self> {
+        let watch = |file: &PathBuf| {
+            let failed = |error| warn!("{}: changes are only read on SIGHUP: {error}", file.display());
+            FileWatch::open(file).map_err(failed).ok()
+        };
         Ok(Self {
+            mode: config.mode.file.as_ref().filter(|_| !config.once).and_then(watch),
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
@@ -110,7 +119,20 @@ impl Orders for Signals {
             _ = self.terminate.recv() => Order::Stop("SIGTERM"),
             _ = self.interrupt.recv() => Order::Stop("SIGINT"),
             _ = self.hangup.recv() => Order::Reload,
+            () = changed(&mut self.mode) => Order::Mode,
         }
+    }
+}
+
+async fn changed(file: &mut Option<FileWatch>) {
+    match file {
+        Some(watch) => {
+            if let Err(error) = watch.changed().await {
+                warn!("the mode is only read again on SIGHUP: {error}");
+                *file = None;
+            }
+        }
+        None => std::future::pending().await,
     }
 }
 
@@ -139,7 +161,7 @@ impl Host for Linux {
             pin_path: config.pin_path.clone(),
             max_flows: config.max_flows,
             // Otherwise nothing reads the signals.
-            threshold: if crossings::wanted(config) { config.rules.threshold } else { 0 },
+            threshold: if crossings::wanted(config) { config.rules.threshold_in_force() } else { 0 },
             hook,
             chatter: match config.verbosity {
                 ..7 => Chatter::Silent,

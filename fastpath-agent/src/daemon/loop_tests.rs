@@ -559,3 +559,35 @@ fn a_threshold_that_the_agent_chooses_follows_the_lengths_of_flows() {
         assert_eq!(standing(), Some(13), "nothing is known any more");
     });
 }
+
+/// Off, the table goes and all else goes on; on, what is there is offloaded again, by help as well. A wrong word changes nothing.
+#[test]
+fn the_mode_is_followed() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("mode");
+    let node = Node::new((0..4).map(link));
+    node.with(|world| world.connect(Connection::between(0, [IfIndex(2), IfIndex(3)])));
+    let config = config_with(&[&format!("--mode-file={}", file.display())]);
+    let has_table = || node.with(|world| world.ruleset.table.is_some());
+    run_with(&node, config, async |orders| {
+        for (word, order, offloads) in [
+            ("accelerate", Order::Mode, true),
+            ("watch", Order::Mode, false),
+            ("acelerate", Order::Mode, false),
+            ("100%", Order::Mode, true),
+            ("0%", Order::Reload, false),
+            ("accelerate\n", Order::Reload, true),
+        ] {
+            std::fs::write(&file, word).expect("a file");
+            orders.send(order).expect("the agent listens");
+            sleep(Duration::from_secs(4)).await;
+            assert_eq!(has_table(), offloads, "{word}");
+            assert_eq!(node.with(|world| world.attached.len()), 4, "programs go on counting");
+            assert!(!offloads || amiss(&node).is_none(), "{word}: {:?}", amiss(&node));
+        }
+        std::fs::write(&file, "watch").expect("a file");
+        orders.send(Order::Mode).expect("the agent listens");
+        sleep(Duration::from_secs(130)).await;
+        assert!(!has_table(), "the safety net leaves it off");
+    });
+}

@@ -118,7 +118,7 @@ impl<H: Host> Agent<H> {
             kernel: self.release.clone(),
             ready: ready.is_ok(),
             standing: ready.map_or_else(|reason| reason.to_string(), |()| self.standing()),
-            threshold: self.config.rules.threshold,
+            threshold: self.config.rules.threshold_in_force(),
             watches: self.watch.as_ref().is_some_and(Watch::watches),
             managed,
         };
@@ -195,7 +195,7 @@ impl<H: Host> Agent<H> {
             release: self.release.clone(),
             flowtable: self.lacks.is_none(),
             ready: self.ready().is_ok(),
-            threshold: self.config.rules.threshold,
+            threshold: self.config.rules.threshold_in_force(),
             standing: match reconciler.and_then(|r| r.standing()) {
                 Some(Standing::Right) => "right",
                 Some(Standing::Foreign) => "foreign",

@@ -20,6 +20,7 @@ use crate::{
         link::select::Unmanaged,
         pace::Trigger,
         policy::{concern::HANDLED, traits::CHANGING},
+        threshold::{LANDMARKS, Prospect},
         why_not::WhyNot,
     },
     kernel::memory::Usage,
@@ -51,7 +52,7 @@ pub struct Agent {
     pub flowtable: bool,
     /// The node is as the flags want it, see `daemon::ready`.
     pub ready: bool,
-    /// `--fastpath-threshold`.
+    /// The threshold in force; 0: flows are only watched.
     pub threshold: u32,
     /// State of our table, one of [`STANDINGS`].
     pub standing: &'static str,
@@ -125,6 +126,8 @@ pub struct Kernel {
     pub interfaces: Vec<(String, Passed)>,
     /// Packets of offloaded flows of which it can't be told which way they took.
     pub unmeasured: u64,
+    /// What every threshold would be worth; absent until flows were counted.
+    pub prospect: Option<Prospect>,
     /// The maps; absent without eBPF.
     pub maps: Option<Maps>,
     /// Packets that moved their flow to the flowtable since the rule was made; absent without the rule.
@@ -186,6 +189,9 @@ pub fn render(metrics: &Metrics, format: Format) -> String {
     agent(&mut page, &metrics.agent);
     flows(&mut page, &metrics.agent, &metrics.kernel);
     interfaces(&mut page, &metrics.agent, &metrics.kernel);
+    if let Some(found) = &metrics.kernel.prospect {
+        prospect(&mut page, found);
+    }
     if let Some(maps) = &metrics.kernel.maps {
         self::maps(&mut page, maps);
     }
@@ -224,8 +230,16 @@ fn agent(page: &mut Page, agent: &Agent) {
     page.gauge(
         "threshold",
         packets(),
-        "Packets after which a flow is offloaded; 0: no flow is (set --fastpath-threshold, or see the log for a known bug)",
+        "Packets after which a flow is offloaded; 0: no flow is (set --fastpath-threshold or --mode, or see the log for a known bug)",
         agent.threshold.into(),
+    );
+    let watches = agent.threshold == 0;
+    page.gauges(
+        "mode",
+        None,
+        "1 at what the node does: accelerate, or watch (offload nothing); if it isn't as planned, see --mode and its file",
+        ["mode"],
+        [("accelerate", !watches), ("watch", watches)].map(|(mode, is)| ([mode.to_owned()], u64::from(is))),
     );
     let standing = STANDINGS.map(|name| ([name.to_owned()], u64::from(name == agent.standing)));
     page.gauges("ruleset", None, "State of the agent's table: 1 at the present one. foreign: another program has its name, use --takeover; wrong: /readyz says why", ["standing"], standing);
@@ -409,6 +423,24 @@ fn interfaces(page: &mut Page, agent: &Agent, kernel: &Kernel) {
         packets(),
         "Packets of offloaded flows whose path is unknown; not counted as fast",
         kernel.unmeasured,
+    );
+}
+
+fn prospect(page: &mut Page, prospect: &Prospect) {
+    let chosen = prospect.thresholds.iter().map(|outlook| outlook.worth);
+    let chosen = chosen.filter(|worth| LANDMARKS.contains(&worth.threshold));
+    page.gauges(
+        "prospect_fast_percent",
+        None,
+        "Percent of this node's packets that are fast, or would be, at a threshold (fastpath-agent doctor --advise); if it is low at all of them, acceleration gains nothing here",
+        ["threshold"],
+        chosen.map(|worth| ([worth.threshold.to_string()], worth.fast_percent)),
+    );
+    page.gauge(
+        "prospect_flows",
+        None,
+        "Directions of flows that the prospect rests on; with fewer than 2000 wait before you go by it",
+        prospect.directions,
     );
 }
 

@@ -5,9 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use fastpath_common::Tally;
 
 use super::*;
-use crate::core::why_not::WhyNot;
+use crate::core::{threshold::Lengths, why_not::WhyNot};
 
 const DOCS: &str = include_str!("../../../docs/metrics.md");
+
+/// 1000 connections of 60 packets.
+fn lengths() -> Lengths {
+    let mut lengths = Lengths::default();
+    (0..2000).for_each(|_| lengths.add(30));
+    lengths
+}
 
 /// Everything that can be there.
 fn full() -> Metrics {
@@ -30,6 +37,7 @@ fn full() -> Metrics {
             flows: Some(FlowSums { states: [("offloaded", 5)].into(), ..FlowSums::default() }),
             interfaces: vec![("eth0".to_owned(), Passed { all: tally(100, 9000), fast: tally(90, 8000) })],
             maps: Some(Maps::default()),
+            prospect: lengths().prospect(),
             rule_offloads: Some(6),
             untraced: Some(7),
             failed: vec!["maps"],
@@ -114,6 +122,11 @@ fn both_formats_say_the_same() {
     for line in [
         "fastpath_ready 1",
         "fastpath_threshold_packets 20",
+        "fastpath_mode{mode=\"accelerate\"} 1",
+        "fastpath_mode{mode=\"watch\"} 0",
+        "fastpath_prospect_fast_percent{threshold=\"20\"} 65",
+        "fastpath_prospect_fast_percent{threshold=\"200\"} 0",
+        "fastpath_prospect_flows 2000",
         "fastpath_ruleset{standing=\"right\"} 1",
         "fastpath_ruleset{standing=\"foreign\"} 0",
         "fastpath_netlink_overruns_total{source=\"ruleset\"} 2",

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep_until};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     config::Config,
@@ -42,6 +42,7 @@ pub mod question;
 pub mod readers;
 pub mod ready;
 pub mod reconcile;
+mod reload;
 pub mod revalidate;
 pub mod rules;
 mod sandbox;
@@ -107,7 +108,7 @@ pub enum DaemonError {
 /// Runs the agent until it is told to stop, or once.
 pub async fn run(mut config: Config, kernel: &Kernel) -> Result<(), DaemonError> {
     // From here on SIGHUP doesn't end the agent.
-    let orders = Signals::open().map_err(DaemonError::Signals)?;
+    let orders = Signals::open(&config).map_err(DaemonError::Signals)?;
     info!(node = config.node, kernel = kernel.release, "fastpath-agent {}", env!("CARGO_PKG_VERSION"));
     let _lock = Lock::take()?;
     let server = match config.metrics_bind_address.filter(|_| !config.once) {
@@ -264,7 +265,8 @@ impl<H: Host> Agent<H> {
                         self.supervisor.stopping();
                         return Ok(());
                     }
-                    Order::Reload => self.reload(),
+                    Order::Reload => self.reload()?,
+                    Order::Mode => self.follow_mode()?,
                 },
                 // Before the announcements, so that a storm of them can't put it off; pacing leaves them their turn.
                 () = sleep_until(self.started + Duration::from_millis(due)) => {
@@ -358,33 +360,6 @@ impl<H: Host> Agent<H> {
     /// Milliseconds since the start.
     fn now(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    /// Reads the file of exclusions again. If it is wrong, that is logged and the old ones stay.
-    fn reload(&mut self) {
-        self.supervisor.reloading();
-        match self.config.rules.exclude.load() {
-            Ok(exclusions) => {
-                info!(exclusions = exclusions.len(), "exclusions read again");
-                self.config.rules.exclusions = Arc::new(exclusions);
-                if let Some(offload) = &mut self.offload {
-                    offload
-                        .reconciler
-                        .want(|policy| policy.exclusions = Arc::clone(&self.config.rules.exclusions));
-                }
-                // Old connections that were excluded may be helped now.
-                if let Some(crossings) = &mut self.crossings {
-                    crossings.judge_again();
-                    crossings.arm_old();
-                }
-                // What is reconciled then ends the reloading.
-                self.pace.trigger(Trigger::Exclusions, self.now());
-            }
-            Err(error) => {
-                error!("exclusions unchanged: {error}");
-                self.tell();
-            }
-        }
     }
 
     async fn follow_crossings(&mut self) -> Result<(), DaemonError> {
@@ -526,7 +501,7 @@ impl<H: Host> Agent<H> {
     fn ready(&self) -> Result<(), NotReady> {
         let offload = self.offload.as_ref();
         ready::ready(&Inputs {
-            threshold: self.config.rules.threshold,
+            threshold: self.config.rules.threshold_in_force(),
             lacks: self.lacks.as_deref(),
             bug: offload.and_then(|o| o.bug),
             standing: offload.and_then(|o| o.reconciler.standing()),

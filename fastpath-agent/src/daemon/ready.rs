@@ -6,7 +6,7 @@ use crate::core::model::TABLE;
 /// What it is judged by.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Inputs<'a> {
-    /// `--fastpath-threshold`; 0: flows are only watched.
+    /// The threshold in force; 0: flows are only watched.
     pub threshold: u32,
     /// Why this kernel can't offload flows, if it can't.
     pub lacks: Option<&'a str>,
@@ -27,12 +27,12 @@ pub enum NotReady {
     #[error("starting: the ruleset isn't verified yet")]
     Starting,
     /// The kernel can't offload flows, and isn't told to do without.
-    #[error("nothing is offloaded: {0}; to only watch flows, set --fastpath-threshold=0")]
+    #[error("nothing is offloaded: {0}; to only watch flows, set --mode=watch")]
     NoFlowtable(String),
     /// Offloading is switched off for the node's own good.
     #[error(
         "nothing is offloaded: this kernel has the known bug {0} (docs/kernels.md); to only watch flows, set \
-         --fastpath-threshold=0"
+         --mode=watch"
     )]
     KnownBug(String),
     /// Another program's table has our name.
@@ -43,7 +43,7 @@ pub enum NotReady {
     Wrong(String),
     /// No flows are wanted offloaded, and none can be watched.
     #[error(
-        "nothing is offloaded (threshold 0), and flows aren't watched either: see --ebpf, and the agent's log"
+        "nothing is offloaded (threshold 0, or mode watch), and flows aren't watched either: see --ebpf, and the agent's log"
     )]
     NotWatched,
 }

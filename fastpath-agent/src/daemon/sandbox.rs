@@ -66,8 +66,6 @@ fn files(config: &Config) -> Files {
     if config.cleanup_on_exit {
         files = files.and_its_end(&config.pin_path);
     }
-    match &config.rules.exclude.file {
-        Some(file) => files.and_file(file),
-        None => files,
-    }
+    let read_again = [&config.rules.exclude.file, &config.mode.file];
+    read_again.into_iter().flatten().fold(files, |files, file| files.and_file(file))
 }

@@ -52,7 +52,10 @@ impl<H: Host> Agent<H> {
     /// Begins a check if one is due.
     pub(super) fn look_at_lengths(&mut self) {
         let now = self.now();
-        let Some(chooser) = self.chooser.as_mut().filter(|chooser| now >= chooser.due_ms) else { return };
+        let offloads = self.config.rules.offloads;
+        let Some(chooser) = self.chooser.as_mut().filter(|chooser| offloads && now >= chooser.due_ms) else {
+            return;
+        };
         match self.links_source.addresses() {
             Ok(addresses) => {
                 chooser.due_ms = now + EVERY_MS;
@@ -67,7 +70,8 @@ impl<H: Host> Agent<H> {
         let standing = self.config.rules.threshold;
         let Some(advice) = lengths.and_then(|lengths| lengths.advise(standing)) else { return Ok(()) };
         debug!(?advice, "checked the lengths of flows");
-        if !advice.is_to_change() {
+        // It may have been switched off while they were counted.
+        if !advice.is_to_change() || !self.config.rules.offloads {
             return Ok(());
         }
         let Advice { directions, now, best } = advice;
@@ -98,7 +102,7 @@ impl<H: Host> Agent<H> {
         Ok(())
     }
 
-    fn signal_after(&mut self, threshold: u32) {
+    pub(super) fn signal_after(&mut self, threshold: u32) {
         let Some(watch) = &mut self.watch else { return };
         if let Err(error) = watch.eyes().set_threshold(threshold) {
             debug!(%error, "flows are signalled as before");

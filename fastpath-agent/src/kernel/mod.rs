@@ -28,6 +28,7 @@ pub mod export_file;
 pub mod facts;
 #[cfg(test)]
 pub mod fake;
+pub mod file_watch;
 pub mod flow_source;
 pub mod flows;
 #[cfg(any(fuzzing, test))]

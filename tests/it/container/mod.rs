@@ -10,7 +10,8 @@ use std::{collections::BTreeSet, path::Path, time::Duration};
 use fastpath_tests::{
     table,
     topology::{Family, Topology},
-    traffic::Proto,
+    traffic::{Flow, Proto},
+    wait_until,
 };
 use nix::mount::MsFlags;
 use serde_json::Value;
@@ -22,6 +23,8 @@ use self::{
 
 /// Decompressing and the container's start, emulated.
 const START_LIMIT: Duration = Duration::from_secs(30);
+/// From the kubelet's exchange of the ConfigMap on.
+const SWITCH_LIMIT: Duration = Duration::from_secs(5);
 
 /// A node between two pods, with loopback up, as the probes and the port for metrics need it.
 fn node() -> Topology {
@@ -175,6 +178,35 @@ fn the_last_step_leaves_nothing_behind() {
     container.terminate(Duration::from_secs(bundle.pod.termination_grace_period_seconds));
     assert_eq!(table::listing(&topology.node), None);
     assert!(!Path::new("/sys/fs/bpf/fastpath").exists());
+}
+
+#[test]
+fn the_kill_switch_loses_no_packet() {
+    let topology = node();
+    let image = Unpacked::new();
+    let mut bundle = image.pod();
+    let container = started(&bundle, &topology, "agent");
+    // TCP would send again what is lost.
+    let mut flows =
+        [(Proto::Tcp, 7001), (Proto::Udp, 7002)].map(|(proto, port)| topology.open(proto, Family::V4, port));
+    for (word, installed) in [("watch", false), ("accelerate", true), ("0%", false), ("100%", true)] {
+        if !installed {
+            flows.iter_mut().for_each(|flow| topology.assert_becomes_accelerated(flow));
+        }
+        let background = flows.map(Flow::in_background);
+        bundle.mode.set(word);
+        let took = wait_until(word, SWITCH_LIMIT, || table::listing(&topology.node).is_some() == installed);
+        flows = background.map(|flow| flow.stop_intact().0);
+        println!("{word} after {took:?}");
+        if !installed {
+            flows.iter_mut().for_each(|flow| topology.assert_forwarded(flow));
+            // The pod stays ready, and counts on.
+            let probe = &bundle.pod.container().readiness_probe;
+            assert_eq!(topology.node.run(|| probe.http_get.ask()), "200");
+        }
+    }
+    flows.iter_mut().for_each(|flow| topology.assert_becomes_accelerated(flow));
+    assert_eq!(container.warnings(), Vec::<String>::new());
 }
 
 /// The default profile of containerd and docker, as far as it has to do with files and mounts (contrib/apparmor/template.go in

@@ -12,6 +12,7 @@ use serde::{Deserialize, de::IgnoredAny};
 
 /// Where the guest has the manifest.
 const MANIFEST: &str = "/usr/share/fastpath/deploy/base/daemonset.yaml";
+const CONFIG_MAP: &str = "/usr/share/fastpath/deploy/base/configmap.yaml";
 
 #[derive(Deserialize)]
 struct DaemonSet {
@@ -175,6 +176,28 @@ pub(super) struct Volume {
     pub(super) name: String,
     pub(super) host_path: Option<HostPath>,
     pub(super) empty_dir: Option<EmptyDir>,
+    pub(super) config_map: Option<ConfigMapSource>,
+}
+
+/// `ConfigMapVolumeSource`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ConfigMapSource {
+    pub(super) name: String,
+    #[serde(rename = "optional")]
+    _optional: IgnoredAny, // it is there
+}
+
+/// `ConfigMap`.
+#[derive(Deserialize)]
+struct ConfigMap {
+    metadata: Named,
+    data: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+struct Named {
+    name: String,
 }
 
 /// `HostPathVolumeSource`.
@@ -203,6 +226,14 @@ impl HttpGet {
         stream.read_to_string(&mut answer).expect("an answer");
         answer.split(' ').nth(1).unwrap_or_default().to_owned()
     }
+}
+
+/// The mode in the base's ConfigMap of this name.
+pub(super) fn mode_in(name: &str) -> String {
+    let text = fs::read_to_string(CONFIG_MAP).unwrap_or_else(|e| panic!("{CONFIG_MAP}: {e}"));
+    let mut map: ConfigMap = serde_yaml_ng::from_str(&text).expect("a ConfigMap");
+    assert_eq!(map.metadata.name, name);
+    map.data.remove("mode").expect("a mode")
 }
 
 impl PodSpec {

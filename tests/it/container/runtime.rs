@@ -9,14 +9,14 @@ use std::{
     time::Duration,
 };
 
-use fastpath_tests::{agent::Agent, netns::Netns, wait_until};
+use fastpath_tests::{agent::Agent, config_map::ConfigMapVolume, netns::Netns, wait_until};
 use nix::mount::{MntFlags, MsFlags, mount as mount_now, umount2};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{
     image::{ARCHIVE, Image},
-    pod::{PodSpec, bytes},
+    pod::{PodSpec, bytes, mode_in},
     seccomp,
 };
 
@@ -47,15 +47,14 @@ impl Unpacked {
     pub(super) fn changed(&self, change: impl FnOnce(&mut PodSpec)) -> Bundle {
         let mut pod = PodSpec::read();
         change(&mut pod);
-        assert_eq!(
-            self.name,
-            format!("docker.io/library/{}", pod.container().image),
-            "the DaemonSet's image"
-        );
+        // The kustomization gives it the registry and the tag.
+        let name = format!("docker.io/library/{}:{}", pod.container().image, env!("CARGO_PKG_VERSION"));
+        assert_eq!(self.name, name, "the DaemonSet's image");
         let directory = tempfile::tempdir_in("/run").expect("a directory");
+        let mode = config_map(&pod, directory.path());
         let mut config = config(&pod, &self.config, directory.path());
         config["root"]["path"] = self.directory.path().join("rootfs").to_str().expect("plain text").into();
-        Bundle { directory, pod, config }
+        Bundle { directory, pod, config, mode }
     }
 }
 
@@ -64,6 +63,8 @@ pub(super) struct Bundle {
     directory: TempDir,
     pub(super) pod: PodSpec,
     pub(super) config: Value,
+    /// The ConfigMap's volume.
+    pub(super) mode: ConfigMapVolume,
 }
 
 impl Bundle {
@@ -204,6 +205,16 @@ fn config(pod: &PodSpec, image: &Value, directory: &Path) -> Value {
     })
 }
 
+/// Fills the volume of the ConfigMap as the kubelet does.
+fn config_map(pod: &PodSpec, directory: &Path) -> ConfigMapVolume {
+    let mut maps = pod.volumes.iter().filter_map(|volume| Some((&volume.name, volume.config_map.as_ref()?)));
+    let (volume, map) = maps.next().expect("a ConfigMap");
+    assert!(maps.next().is_none());
+    let directory = directory.join(volume);
+    fs::create_dir(&directory).expect("a directory");
+    ConfigMapVolume::new(&directory, "mode", &mode_in(&map.name))
+}
+
 fn mounts(pod: &PodSpec, directory: &Path) -> Value {
     let mount = |destination: &str, kind: &str, options: &[&str]| json!({ "destination": destination, "type": kind, "source": kind, "options": options });
     let mut mounts = vec![
@@ -222,8 +233,13 @@ fn mounts(pod: &PodSpec, directory: &Path) -> Value {
         let volume =
             pod.volumes.iter().find(|volume| volume.name == wanted.name).expect("a volume of that name");
         let access = if wanted.read_only { "ro" } else { "rw" };
-        mounts.push(match (&volume.host_path, &volume.empty_dir) {
-            (Some(host), None) => {
+        mounts.push(match (&volume.host_path, &volume.empty_dir, &volume.config_map) {
+            (None, None, Some(_)) => json!({
+                "destination": wanted.mount_path, "type": "bind",
+                "source": directory.join(&wanted.name).to_str().expect("plain text"),
+                "options": ["rbind", "rprivate", access],
+            }),
+            (Some(host), None, None) => {
                 assert_eq!(host.r#type, "Directory");
                 assert!(Path::new(&host.path).is_dir(), "the kubelet wouldn't start the pod");
                 json!({
@@ -231,7 +247,7 @@ fn mounts(pod: &PodSpec, directory: &Path) -> Value {
                     "options": ["rbind", "rprivate", access],
                 })
             }
-            (None, Some(empty)) => {
+            (None, Some(empty), None) => {
                 assert_eq!(empty.medium, "Memory");
                 let source = directory.join(&wanted.name);
                 fs::create_dir_all(&source).expect("a directory");

@@ -1,42 +1,16 @@
-//! What `kubectl kustomize` does, as far as deploy/ makes use of it. Anything else in a kustomization fails, so that nothing is
-//! believed to be checked that isn't.
+//! What the real `kubectl kustomize` makes of deploy/, which set-up brings with Helm. Warnings of kustomize's fail.
 
 use std::{
-    fs,
+    collections::BTreeMap,
+    env, fs,
     path::{Path, PathBuf},
+    process::Command,
+    sync::Mutex,
 };
 
 use json_patch::Patch;
 use serde::Deserialize;
 use serde_json::Value;
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Kustomization {
-    api_version: String,
-    kind: String,
-    namespace: Option<String>,
-    #[serde(default)]
-    resources: Vec<String>,
-    #[serde(default)]
-    components: Vec<String>,
-    #[serde(default)]
-    patches: Vec<PatchFile>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PatchFile {
-    path: String,
-    target: Option<Target>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Target {
-    kind: String,
-    name: String,
-}
 
 /// Directory of the manifests.
 pub(crate) fn directory() -> PathBuf {
@@ -49,64 +23,38 @@ pub(crate) fn read(path: &Path) -> Value {
     serde_yaml_ng::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
+/// helm or kubectl, where `xtask/src/cluster_tools.rs` puts them, told of no cluster.
+pub(crate) fn tool(name: &str) -> Command {
+    let cache = env::var_os("XDG_CACHE_HOME").filter(|cache| !cache.is_empty()).map(PathBuf::from);
+    let cache = cache.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache")));
+    let program = cache.expect("a home").join("fastpath/cluster-tools").join(name);
+    assert!(program.exists(), "no {}: `cargo xtask setup` brings it", program.display());
+    let mut command = Command::new(program);
+    command.env("KUBECONFIG", "/dev/null");
+    command
+}
+
+/// The documents of a YAML file with several, as JSON.
+pub(crate) fn documents(text: &str) -> Vec<Value> {
+    let documents = serde_yaml_ng::Deserializer::from_str(text);
+    let documents = documents.map(|document| Value::deserialize(document).expect("YAML"));
+    documents.filter(|document| !document.is_null()).collect()
+}
+
+/// Built once each.
+static BUILT: Mutex<BTreeMap<String, Vec<Value>>> = Mutex::new(BTreeMap::new());
+
 /// The objects of a kustomization below deploy/.
 pub(crate) fn render(name: &str) -> Vec<Value> {
-    let mut objects = Vec::new();
-    build(&directory().join(name), "Kustomization", &mut objects);
-    objects
+    let mut built = BUILT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    built.entry(name.to_owned()).or_insert_with(|| build(name)).clone()
 }
 
-fn build(directory: &Path, kind: &str, objects: &mut Vec<Value>) {
-    let file = directory.join("kustomization.yaml");
-    let this: Kustomization =
-        serde_json::from_value(read(&file)).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-    let version = if kind == "Component" { "v1alpha1" } else { "v1beta1" };
-    assert_eq!((this.kind.as_str(), this.api_version), (kind, format!("kustomize.config.k8s.io/{version}")));
-    for resource in &this.resources {
-        let path = directory.join(resource);
-        if path.is_dir() {
-            build(&path, "Kustomization", objects);
-        } else {
-            objects.push(read(&path));
-        }
-    }
-    for component in &this.components {
-        build(&directory.join(component), "Component", objects);
-    }
-    for patch in &this.patches {
-        let content = read(&directory.join(&patch.path));
-        match &patch.target {
-            Some(target) => {
-                let mut found = 0;
-                for object in objects.iter_mut().filter(|object| is(object, &target.kind, &target.name)) {
-                    apply(&content, object, &patch.path);
-                    found += 1;
-                }
-                assert_eq!(found, 1, "{}: the patch's target", file.display());
-            }
-            None => {
-                assert_eq!(
-                    content["$patch"], "delete",
-                    "{}: a patch that this test doesn't know",
-                    patch.path
-                );
-                let (kind, name) = (content["kind"].as_str(), content["metadata"]["name"].as_str());
-                let (kind, name) = (kind.expect("a kind"), name.expect("a name"));
-                let before = objects.len();
-                objects.retain(|object| !is(object, kind, name));
-                assert_eq!(objects.len() + 1, before, "{}: the patch's target", file.display());
-            }
-        }
-    }
-    for object in objects.iter_mut() {
-        let Some(namespace) = &this.namespace else { break };
-        let key = if object["kind"] == "Namespace" { "name" } else { "namespace" };
-        object["metadata"][key] = namespace.clone().into();
-    }
-}
-
-fn is(object: &Value, kind: &str, name: &str) -> bool {
-    object["kind"] == kind && object["metadata"]["name"] == name
+fn build(name: &str) -> Vec<Value> {
+    let output = tool("kubectl").arg("kustomize").arg(directory().join(name)).output().expect("kubectl runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "{name}: {said}");
+    documents(&String::from_utf8(output.stdout).expect("UTF-8"))
 }
 
 /// Applies a JSON patch (RFC 6902), all of it.

@@ -1,13 +1,17 @@
 //! The manifests below deploy/, without a cluster: every overlay is built, and what comes out is compared with the types of the
 //! Kubernetes API and with the agent's flags.
 
+mod helm;
 mod kustomize;
 
 use std::{collections::BTreeSet, fs};
 
 use clap::{CommandFactory, Parser};
-use fastpath_agent::{cli::Cli, config::Config};
-use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::Namespace};
+use fastpath_agent::{cli::Cli, config::Config, core::mode::Mode};
+use k8s_openapi::api::{
+    apps::v1::DaemonSet,
+    core::v1::{ConfigMap, Namespace},
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
@@ -88,6 +92,7 @@ fn every_object_is_one_of_the_api() {
             println!("{name}: {} {}", object["kind"], object["metadata"]["name"]);
             match (object["apiVersion"].as_str(), object["kind"].as_str()) {
                 (Some("apps/v1"), Some("DaemonSet")) => check::<DaemonSet>(&object),
+                (Some("v1"), Some("ConfigMap")) => check::<ConfigMap>(&object),
                 (Some("v1"), Some("Namespace")) => check::<Namespace>(&object),
                 (Some("monitoring.coreos.com/v1"), Some("PodMonitor")) => {
                     check::<PodMonitorSpec>(&object["spec"])
@@ -112,14 +117,20 @@ fn a_typing_error_is_found() {
 
 #[test]
 fn every_flag_is_the_agents() {
+    for (name, objects) in all() {
+        every_flag_is_the_agents_in(&name, &objects);
+    }
+}
+
+fn every_flag_is_the_agents_in(name: &str, objects: &[Value]) {
     let command = Cli::command();
     let variables: BTreeSet<_> = command
         .get_subcommands()
         .flat_map(|below| below.get_arguments())
         .filter_map(|flag| flag.get_env()?.to_str())
         .collect();
-    for (name, objects) in all() {
-        let set = one(&objects, "DaemonSet");
+    {
+        let set = one(objects, "DaemonSet");
         let container = container(&set);
         let mut known = BTreeSet::new();
         for variable in container["env"].as_array().expect("variables") {
@@ -143,6 +154,9 @@ fn every_flag_is_the_agents() {
         let config = Config::new(cli.agent().expect("the agent's flags"), "host".to_owned())
             .unwrap_or_else(|e| panic!("{name}: {words:?}: {e}"));
         assert_eq!(config.node, "node-1", "{name}");
+        let mode: Result<Mode, _> =
+            one(objects, "ConfigMap")["data"]["mode"].as_str().expect("a mode").parse();
+        mode.unwrap_or_else(|allowed| panic!("{name}: {allowed}"));
     }
 }
 
@@ -160,8 +174,12 @@ fn the_pod_has_no_more_than_it_needs() {
         assert!(
             !objects.iter().any(|object| object["kind"].as_str().is_some_and(|kind| kind.contains("Role")))
         );
-        // The flags of the image's version.
-        assert_eq!(container(&set)["image"], concat!("fastpath-agent:", env!("CARGO_PKG_VERSION")), "{name}");
+        // The flags of the image's version. Its name is that of the archive where that is loaded, else a placeholder.
+        let loaded = ["overlays/local", "overlays/kind"].contains(&name.as_str());
+        let registry = if loaded { "" } else { "registry.example/" };
+        let image = format!("{registry}fastpath-agent:{}", env!("CARGO_PKG_VERSION"));
+        assert_eq!(container(&set)["image"], image, "{name}");
+        assert_eq!(container(&set)["imagePullPolicy"] == "Never", loaded, "{name}");
         // An update must not take the ruleset along.
         let cleans = strings(&container(&set)["args"]).contains(&"--cleanup-on-exit");
         assert_eq!(cleans, name == "overlays/remove", "{name}");
@@ -179,8 +197,17 @@ fn overlays_change_what_they_are_for() {
         ["run", "--hostname-override=$(NODE_NAME)", "--fastpath-threshold=20", "--v=2"],
         "the arguments of kindnet's document"
     );
-    assert!(args("overlays/monitoring-only").contains(&"--fastpath-threshold=0".to_owned()));
-    assert_eq!(container(&daemon_set("overlays/kind"))["imagePullPolicy"], "Never");
+    assert_eq!(one(&render("overlays/monitoring-only"), "ConfigMap")["data"]["mode"], "watch");
+    // The agent reads the key of the ConfigMap that is mounted.
+    let set = daemon_set("base");
+    let found = container(&set);
+    let file = found["env"].as_array().expect("variables").iter();
+    let file = file.clone().find(|variable| variable["name"] == "FASTPATH_MODE_FILE").expect("the file");
+    let mount =
+        found["volumeMounts"].as_array().expect("mounts").iter().find(|mount| mount["name"] == "mode");
+    let mount = mount.expect("a mount");
+    assert_eq!(file["value"], format!("{}/mode", mount["mountPath"].as_str().expect("a path")));
+    assert!(mount.get("subPath").is_none(), "the kubelet updates no such mount");
 
     let beside = render("overlays/beside-kindnet");
     assert!(

