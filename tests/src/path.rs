@@ -65,7 +65,6 @@ impl Topology {
     #[track_caller]
     pub fn counted(&self, port: u16) -> (u64, u64) {
         let lines = self.conntrack(port);
-        assert!(!lines.is_empty(), "conntrack has no flow to port {port}");
         let words = || lines.iter().flat_map(|line| line.split_whitespace());
         let sum = |key| words().filter_map(|word| word.strip_prefix(key)?.parse::<u64>().ok()).sum();
         (sum("packets="), sum("bytes="))
