@@ -8,11 +8,12 @@ use anyhow::{Context, Result, bail};
 mod packages;
 
 use packages::{
-    DEBIAN_CLIPPY, DEBIAN_COMPILER, FOR_BUILD, FOR_FIELD_TRIAL, FOR_GUESTS, FOR_PACKAGE, FOR_PACKAGE_TRIAL,
-    FOR_PAGE, FOR_TESTS, Package,
+    DEBIAN_CLIPPY, DEBIAN_COMPILER, FOR_ARM64, FOR_ARM64_SYSTEM, FOR_BUILD, FOR_FIELD_TRIAL, FOR_GUESTS,
+    FOR_PACKAGE, FOR_PACKAGE_TRIAL, FOR_PAGE, FOR_RELEASE, FOR_TESTS, Package,
 };
 
 use crate::{
+    arch::{self, Arch},
     cargo_tool,
     guest::{
         debian,
@@ -52,6 +53,10 @@ pub(crate) enum Need<'a> {
     PackageTrial,
     /// Try the agent beside real software.
     FieldTrial,
+    /// Build for arm64, and try what was built.
+    Arm64,
+    /// Check the artefacts of a release.
+    Release,
 }
 
 /// The distributions that are known; on others the user is told what to install.
@@ -97,13 +102,17 @@ struct Missing {
     small_system: bool,
     /// The one with the software of the field.
     field_system: bool,
+    /// The one that arm64's libraries and programs come from.
+    arm64_system: bool,
+    /// Rust's standard library for arm64.
+    arm64_target: bool,
     kernels: Vec<Wanted>,
 }
 
 /// Installs what any command needs.
 pub(crate) fn everything() -> Result<()> {
     let mut kernels = kernels::all()?;
-    kernels.retain(|kernel| !kernel.is_for_field_only());
+    kernels.retain(|kernel| !kernel.is_for_field_only() && !kernel.arch.is_foreign());
     let mut needs = vec![
         Need::Build,
         Need::Lint,
@@ -113,9 +122,13 @@ pub(crate) fn everything() -> Result<()> {
         Need::Image,
         Need::Package,
         Need::PackageTrial,
+        Need::Release,
     ];
     if debian::FIELD.hindrance()?.is_none() {
         needs.push(Need::FieldTrial);
+    }
+    if debian::ARM64.hindrance()?.is_none() && find_program("rustup").is_some() {
+        needs.push(Need::Arm64);
     }
     ensure(&needs)
 }
@@ -137,6 +150,9 @@ pub(crate) fn ensure(needs: &[Need<'_>]) -> Result<()> {
     if missing.checkers {
         let mut add = Command::new("rustup");
         progress::step("adding rustfmt and clippy", add.args(["component", "add", "rustfmt", "clippy"]))?;
+    }
+    if missing.arm64_target {
+        add_arm64_target()?;
     }
     let mut packages = missing.packages.clone();
     if missing.compiler && !install_nightly()? {
@@ -185,6 +201,9 @@ pub(crate) fn ensure(needs: &[Need<'_>]) -> Result<()> {
     if missing.field_system {
         debian::FIELD.make()?;
     }
+    if missing.arm64_system {
+        debian::ARM64.make()?;
+    }
     if !missing.kernels.is_empty() {
         download_kernels(&missing.kernels, distribution)?;
     }
@@ -213,6 +232,8 @@ impl Missing {
             cargo_deb: false,
             small_system: false,
             field_system: false,
+            arm64_system: false,
+            arm64_target: false,
             kernels: Vec::new(),
         };
         for need in needs {
@@ -261,10 +282,14 @@ impl Missing {
                         tables.push(FOR_FIELD_TRIAL);
                     }
                 }
+                Need::Arm64 => missing.want_arm64(&mut tables)?,
+                Need::Release => tables.push(FOR_RELEASE),
                 Need::Guest(wanted) => {
                     tables.extend([FOR_TESTS, FOR_GUESTS]);
                     for wanted in *wanted {
-                        if kernels::cached(wanted)?.is_none() {
+                        if wanted.arch.is_foreign() {
+                            missing.want_arm64(&mut tables)?;
+                        } else if kernels::cached(wanted)?.is_none() {
                             missing.kernels.push(wanted.clone());
                         }
                     }
@@ -278,6 +303,16 @@ impl Missing {
             }
         }
         Ok(missing)
+    }
+
+    fn want_arm64(&mut self, tables: &mut Vec<&[Package]>) -> Result<()> {
+        tables.push(FOR_ARM64);
+        self.arm64_target = !arch::has_standard_library(Arch::Arm64)?;
+        self.arm64_system = debian::ARM64.cached()?.is_none();
+        if self.arm64_system {
+            tables.push(FOR_ARM64_SYSTEM);
+        }
+        Ok(())
     }
 
     fn nothing(&self) -> bool {
@@ -294,6 +329,8 @@ impl Missing {
             && !self.cargo_deb
             && !self.small_system
             && !self.field_system
+            && !self.arm64_system
+            && !self.arm64_target
             && self.kernels.is_empty()
     }
 
@@ -343,6 +380,14 @@ impl Missing {
                  packages (some minutes, 2 GB of disk)"
             );
         }
+        if self.arm64_target {
+            eprintln!("  rustup's standard library for {}", Arch::Arm64.triple());
+        }
+        if self.arm64_system {
+            eprintln!(
+                "  arm64's libraries, programs and kernel, unpacked and not installed (half a minute, 400 MB)"
+            );
+        }
         if self.linker {
             eprintln!("  bpf-linker {}, built for that compiler (1 to 3 minutes)", toolchain::BPF_LINKER);
         }
@@ -369,6 +414,17 @@ fn clippy_for_ebpf() -> Result<Option<&'static str>> {
     add.args(["component", "add", "clippy", "--toolchain"]).arg(name);
     progress::step("adding clippy for eBPF", &mut add)?;
     Ok(None)
+}
+
+fn add_arm64_target() -> Result<()> {
+    let triple = Arch::Arm64.triple();
+    if find_program("rustup").is_none() {
+        bail!(
+            "the Rust compiler here has no standard library for {triple}, and there is no rustup to add it: install \
+             rustup (https://rustup.rs), or leave arm64 out with --arch=amd64"
+        );
+    }
+    progress::step(&format!("adding {triple}"), Command::new("rustup").args(["target", "add", &triple]))
 }
 
 fn add_miri() -> Result<()> {
