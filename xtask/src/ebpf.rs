@@ -28,8 +28,8 @@ pub(crate) fn with_other_maps() -> Result<Objects> {
 /// Builds them, and takes the object away from where cargo puts every one of them.
 fn built(name: &str, arch: Arch, features: &[&str]) -> Result<PathBuf> {
     process::run(cargo("build", arch)?.arg("--release").args(features))?;
-    let place = target().join("bpfel-unknown-none/release/fastpath-ebpf");
-    let object = place.with_file_name(format!("fastpath-ebpf-{name}-{}", arch.debian()));
+    let place = target(arch).join("bpfel-unknown-none/release/fastpath-ebpf");
+    let object = place.with_file_name(format!("fastpath-ebpf-{name}"));
     let content = fs::read(&place)?;
     // Written only if it is another, so that the agent isn't built again for nothing.
     if fs::read(&object).ok().as_ref() != Some(&content) {
@@ -48,9 +48,9 @@ pub(crate) fn clippy() -> Result<()> {
     Ok(())
 }
 
-/// Apart from the other packages': two compilers would throw each other's results away.
-fn target() -> PathBuf {
-    workspace::target().join("ebpf")
+/// Apart from the other packages' and the other processor's: compilers and flags would throw each other's results away.
+fn target(arch: Arch) -> PathBuf {
+    workspace::target().join(if arch.is_foreign() { "ebpf-foreign" } else { "ebpf" })
 }
 
 /// A cargo command for the eBPF crate, set up with all that its target needs.
@@ -84,7 +84,7 @@ fn cargo(subcommand: &str, arch: Arch) -> Result<Command> {
         // Debian's compiler is not a nightly; a nightly doesn't mind.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
-        .env("CARGO_TARGET_DIR", target())
+        .env("CARGO_TARGET_DIR", target(arch))
         .current_dir(workspace::root());
     toolchain::without_callers(&mut command);
     command.env("CARGO", compiler.sysroot.join("bin/cargo"));

@@ -4,12 +4,13 @@
 pub(crate) mod trial;
 
 use std::{
-    fs,
+    env, fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::{
     arch::{Arch, Root},
@@ -68,7 +69,7 @@ fn changelog(revision: u32) -> Result<String> {
 
 /// Who makes the package: as Debian's tools are told, else as the manifest says.
 fn maintainer() -> Result<String> {
-    if let (Ok(name), Ok(address)) = (std::env::var("DEBFULLNAME"), std::env::var("DEBEMAIL")) {
+    if let (Ok(name), Ok(address)) = (env::var("DEBFULLNAME"), env::var("DEBEMAIL")) {
         return Ok(format!("{name} <{address}>"));
     }
     let manifest = fs::read_to_string(workspace::root().join("fastpath-agent/Cargo.toml"))?;
@@ -85,11 +86,36 @@ fn time() -> Result<String> {
     Ok(time.trim().to_owned())
 }
 
-/// Lets lintian look for what is wrong with packages. What deploy/debian/lintian-overrides names has a reason there.
+/// A directory with a `dpkg-shlibdeps` that looks into that processor's system. cargo-deb would make it look into the cross compiler's,
+/// whose libc isn't the one that the package will meet. What depending on a library takes is in `DEBIAN` there.
+fn shlibdeps_for(arch: Arch) -> Result<PathBuf> {
+    let directories = Root::of(arch)?.library_directories();
+    let directories: String = directories.iter().map(|lib| format!(" '-l{}'", lib.display())).collect();
+    let script = format!(
+        "#!/bin/sh\nfor word do\n\tshift\n\tcase $word in -l*) ;; *) set -- \"$@\" \"$word\" ;; esac\ndone\n\
+         exec /usr/bin/dpkg-shlibdeps{directories} \"$@\"\n"
+    );
+    let place = workspace::target().join(format!("shlibdeps-{}", arch.debian()));
+    fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
+    let file = place.join("dpkg-shlibdeps");
+    fs::write(&file, script)?;
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
+    Ok(place)
+}
+
+/// Lets lintian look for what is wrong with packages of one version, which must depend on the same libraries. What deploy/debian/lintian-overrides names has a reason there.
 pub(crate) fn check(packages: &[PathBuf]) -> Result<()> {
     let mut lintian = Command::new("lintian");
     lintian.args(["--fail-on", "error,warning", "--allow-root", "--tag-display-limit", "0"]).args(packages);
-    progress::step("checking the Debian package with lintian", &mut lintian)
+    progress::step("checking the Debian package with lintian", &mut lintian)?;
+    let depends = packages
+        .iter()
+        .map(|package| process::output(Command::new("dpkg-deb").arg("--field").arg(package).arg("Depends")));
+    let depends = depends.collect::<Result<Vec<_>>>()?;
+    if let Some(other) = depends.iter().find(|other| **other != depends[0]) {
+        bail!("packages for two processors depend on {} and on {}", depends[0].trim(), other.trim());
+    }
+    Ok(())
 }
 
 /// Makes the package of an agent that was built with that profile; says where it is.
@@ -109,9 +135,9 @@ pub(crate) fn build(
     command.env("SOURCE_DATE_EPOCH", time()?);
     if arch.is_foreign() {
         command.args(["--target", &arch.triple()]);
-        // dpkg-shlibdeps finds them there, and what depending on them takes in `DEBIAN` above.
-        let libraries = Root::of(arch)?.library_directories();
-        command.env("LD_LIBRARY_PATH", std::env::join_paths(libraries)?);
+        let mut path = vec![shlibdeps_for(arch)?];
+        path.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
+        command.env("PATH", env::join_paths(path)?);
     }
     command
         .args(["--package", "fastpath-agent", "--profile", profile, "--no-build", "--locked", "--quiet"])
