@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::{
+    arch::Arch,
     ebpf::{self, Objects},
     process, workspace,
 };
@@ -27,13 +28,13 @@ pub(crate) struct Options {
 pub(crate) type Binaries = BTreeMap<String, PathBuf>;
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    println!("{}", agent(&options.profile)?.display());
+    println!("{}", agent(&options.profile, Arch::default())?.display());
     Ok(())
 }
 
 /// The agent, with the eBPF object in it.
-pub(crate) fn agent(profile: &str) -> Result<PathBuf> {
-    let mut built = cargo(profile, &["-p", "fastpath-agent", "--bins"], &ebpf::build()?)?;
+pub(crate) fn agent(profile: &str, arch: Arch) -> Result<PathBuf> {
+    let mut built = cargo(profile, arch, &["-p", "fastpath-agent", "--bins"], &ebpf::build(arch)?)?;
     built.remove("fastpath-agent").context("cargo built no fastpath-agent")
 }
 
@@ -41,7 +42,7 @@ pub(crate) fn agent(profile: &str) -> Result<PathBuf> {
 pub(crate) fn with_program(program: &str) -> Result<Binaries> {
     // The same packages as below: with fewer of them cargo would choose other features, and build all of it twice.
     let what = ["-p", "fastpath-agent", "-p", "fastpath-tests", "--bins"];
-    complete(cargo("guest", &what, &ebpf::build()?)?, &[program])
+    complete(cargo("guest", Arch::default(), &what, &ebpf::build(Arch::default())?)?, &[program])
 }
 
 /// The same, and the agent whose maps have another layout.
@@ -66,7 +67,7 @@ fn other_maps() -> Result<PathBuf> {
     // Half of what it takes to build otherwise.
     let quickly = ["--config", "profile.guest.package.fastpath-agent.opt-level=1"];
     let what = [&what[..], &["--features", "fastpath-agent/other-maps"], &quickly].concat();
-    let mut built = cargo("guest", &what, &ebpf::with_other_maps()?)?;
+    let mut built = cargo("guest", Arch::default(), &what, &ebpf::with_other_maps()?)?;
     let built = built.remove("fastpath-agent").context("cargo built no fastpath-agent")?;
     let other = built.with_file_name(OTHER_MAPS);
     fs::copy(&built, &other).with_context(|| format!("cannot write {}", other.display()))?;
@@ -74,14 +75,14 @@ fn other_maps() -> Result<PathBuf> {
 }
 
 /// The agent and everything of the package `fastpath-tests`: also the test binary `it`.
-pub(crate) fn for_tests() -> Result<Binaries> {
+pub(crate) fn for_tests(arch: Arch) -> Result<Binaries> {
     let what = ["-p", "fastpath-agent", "-p", "fastpath-tests", "--bins", "--test", "it"];
-    complete(cargo("guest", &what, &ebpf::build()?)?, &["it", "package"])
+    complete(cargo("guest", arch, &what, &ebpf::build(arch)?)?, &["it", "package"])
 }
 
 /// The same, and the agent whose maps have another layout.
 pub(crate) fn for_tests_and_other_maps() -> Result<Binaries> {
-    and_other_maps(for_tests)
+    and_other_maps(|| for_tests(Arch::default()))
 }
 
 fn complete(built: Binaries, more: &[&str]) -> Result<Binaries> {
@@ -93,7 +94,7 @@ fn complete(built: Binaries, more: &[&str]) -> Result<Binaries> {
     Ok(built)
 }
 
-fn cargo(profile: &str, what: &[&str], objects: &Objects) -> Result<Binaries> {
+fn cargo(profile: &str, arch: Arch, what: &[&str], objects: &Objects) -> Result<Binaries> {
     #[derive(Deserialize)]
     struct Message {
         executable: Option<PathBuf>,
@@ -117,6 +118,7 @@ fn cargo(profile: &str, what: &[&str], objects: &Objects) -> Result<Binaries> {
     if profile == "release" {
         command.env("CARGO_ENCODED_RUSTFLAGS", workspace::without_paths()?.join("\x1f"));
     }
+    arch.build_for(&mut command)?;
     let output = command.output().context("cannot run cargo")?;
     if !output.status.success() {
         bail!("`{}` failed ({})", process::shown(&command), output.status);

@@ -62,6 +62,6 @@ impl CargoTool {
 
     /// What is installed, for who is asked whether it may be.
     pub(crate) fn described(&self) -> String {
-        format!("{} {} (about a minute)", self.name, self.release)
+        format!("{} {}, built here", self.name, self.release)
     }
 }

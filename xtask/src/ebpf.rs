@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result};
 
-use crate::{process, toolchain, workspace};
+use crate::{arch::Arch, process, toolchain, workspace};
 
 /// The eBPF programs as objects.
 pub(crate) struct Objects {
@@ -14,21 +14,21 @@ pub(crate) struct Objects {
     pub(crate) log: PathBuf,
 }
 
-/// Builds the eBPF programs.
-pub(crate) fn build() -> Result<Objects> {
-    Ok(Objects { log: built("log", &["--features", "log"])?, plain: built("plain", &[])? })
+/// Builds the eBPF programs for kernels of that processor: a probe finds a function's arguments in its registers.
+pub(crate) fn build(arch: Arch) -> Result<Objects> {
+    Ok(Objects { log: built("log", arch, &["--features", "log"])?, plain: built("plain", arch, &[])? })
 }
 
 /// The programs with maps of another layout. They don't log.
 pub(crate) fn with_other_maps() -> Result<Objects> {
-    let plain = built("other-maps", &["--features", "other-maps"])?;
+    let plain = built("other-maps", Arch::default(), &["--features", "other-maps"])?;
     Ok(Objects { log: plain.clone(), plain })
 }
 
 /// Builds them, and takes the object away from where cargo puts every one of them.
-fn built(name: &str, features: &[&str]) -> Result<PathBuf> {
-    process::run(cargo("build")?.arg("--release").args(features))?;
-    let place = target().join("bpfel-unknown-none/release/fastpath-ebpf");
+fn built(name: &str, arch: Arch, features: &[&str]) -> Result<PathBuf> {
+    process::run(cargo("build", arch)?.arg("--release").args(features))?;
+    let place = target(arch).join("bpfel-unknown-none/release/fastpath-ebpf");
     let object = place.with_file_name(format!("fastpath-ebpf-{name}"));
     let content = fs::read(&place)?;
     // Written only if it is another, so that the agent isn't built again for nothing.
@@ -41,20 +41,20 @@ fn built(name: &str, features: &[&str]) -> Result<PathBuf> {
 /// Checks the eBPF programs with clippy.
 pub(crate) fn clippy() -> Result<()> {
     for features in [&[][..], &["--features", "log"]] {
-        let mut clippy = cargo("clippy")?;
+        let mut clippy = cargo("clippy", Arch::default())?;
         clippy.args(["--release", "--quiet"]).args(features).args(["--", "-D", "warnings"]);
         process::run(&mut clippy)?;
     }
     Ok(())
 }
 
-/// Apart from the other packages': two compilers would throw each other's results away.
-fn target() -> PathBuf {
-    workspace::target().join("ebpf")
+/// Apart from the other packages' and the other processor's: compilers and flags would throw each other's results away.
+fn target(arch: Arch) -> PathBuf {
+    workspace::target().join(if arch.is_foreign() { "ebpf-foreign" } else { "ebpf" })
 }
 
 /// A cargo command for the eBPF crate, set up with all that its target needs.
-fn cargo(subcommand: &str) -> Result<Command> {
+fn cargo(subcommand: &str, arch: Arch) -> Result<Command> {
     let compiler = toolchain::compiler().context("no compiler for eBPF programs")?;
     let linker = compiler.linker()?.context("no bpf-linker")?;
     let mut flags = vec![
@@ -64,6 +64,7 @@ fn cargo(subcommand: &str) -> Result<Command> {
         "-Cdebuginfo=2".to_owned(),
         // Comparisons and arithmetic of 32 bits without conversions: Linux 5.1.
         "-Ctarget-cpu=v3".to_owned(),
+        format!("--cfg=bpf_target_arch=\"{}\"", arch.machine()),
     ];
     flags.extend(workspace::without_paths()?);
     // By its path: cargo itself would take rustup's cargo-clippy first, which belongs to another compiler.
@@ -83,7 +84,7 @@ fn cargo(subcommand: &str) -> Result<Command> {
         // Debian's compiler is not a nightly; a nightly doesn't mind.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
-        .env("CARGO_TARGET_DIR", target())
+        .env("CARGO_TARGET_DIR", target(arch))
         .current_dir(workspace::root());
     toolchain::without_callers(&mut command);
     command.env("CARGO", compiler.sysroot.join("bin/cargo"));

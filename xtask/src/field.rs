@@ -6,6 +6,7 @@ use std::{fs::File, io, path::PathBuf, process::Command, thread, time::Duration}
 use anyhow::{Context, Result, bail};
 
 use crate::{
+    arch::Arch,
     build::Binaries,
     guest::{
         cards, debian, directory,
@@ -127,7 +128,8 @@ pub(crate) fn run(wanted: &[Wanted], binaries: &Binaries, part: Part<'_>, kvm: b
         bail!("of the trials {} there are only {}", USUAL.0.join(", "), trials.join(", "));
     }
     let agent = &binaries["fastpath-agent"];
-    let package = package::build(agent, "guest", 1, &package::directory().join("guest"))?;
+    let package = package::build(agent, Arch::default(), "guest", 1, &package::directory().join("guest"))?;
+    package::check(std::slice::from_ref(&package))?;
     let results: Vec<_> = thread::scope(|scope| {
         let run = |kernel| {
             let (package, trials) = (&package, &trials);

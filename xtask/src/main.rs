@@ -1,6 +1,7 @@
 //! `cargo xtask`: set-up, build, test, benchmark and demonstration. Only this program knows how the pieces are built; it needs no
 //! native library itself.
 
+mod arch;
 mod bench;
 mod build;
 mod cargo_tool;
@@ -22,6 +23,7 @@ mod package;
 mod process;
 mod progress;
 mod prometheus;
+mod release;
 mod reproduce;
 mod run;
 mod setup;
@@ -66,8 +68,10 @@ enum Task {
     Run(run::Options),
     /// Build the agent's container image, without a registry
     Image(image::Options),
-    /// Build the last commit twice, and compare agent, image and package byte by byte
-    Reproduce,
+    /// Make all that a release consists of, for amd64 and arm64
+    Release(release::Options),
+    /// Make the last commit's release twice, and compare the artefacts byte by byte
+    Reproduce(reproduce::Options),
     /// Open a shell in the test guest, or run one command there
     Guest(guest::Options),
 }
@@ -89,10 +93,8 @@ fn run() -> Result<ExitCode> {
         Task::Image(options) => {
             image::run(&options)?;
         }
-        Task::Reproduce => {
-            setup::ensure(&[setup::Need::Build, setup::Need::Image, setup::Need::Package])?;
-            reproduce::run()?;
-        }
+        Task::Release(options) => release::run(&options)?,
+        Task::Reproduce(options) => reproduce::run(&options)?,
         Task::Lint => {
             setup::ensure(&[setup::Need::Build, setup::Need::Lint])?;
             lint::run()?;

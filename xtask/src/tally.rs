@@ -1,10 +1,14 @@
 //! The tests that there are, and what came of them.
 
-use std::{env, path::Path, process::Command};
+use std::{env, path::Path};
 
 use anyhow::{Result, bail};
 
-use crate::{guest::verdict, process};
+use crate::{
+    arch::{Arch, Root},
+    guest::verdict,
+    process,
+};
 
 /// Results, added up.
 #[derive(Default)]
@@ -72,9 +76,10 @@ pub(crate) struct List {
 }
 
 impl List {
-    pub(crate) fn of(it: &Path, filter: &str) -> Result<Self> {
+    pub(crate) fn of(it: &Path, arch: Arch, filter: &str) -> Result<Self> {
+        let root = Root::of(arch)?;
         let list = |only_ignored: bool| -> Result<Vec<String>> {
-            let mut command = Command::new(it);
+            let mut command = root.command(it);
             command.args(["--list", "--format", "terse"]).args(only_ignored.then_some("--ignored"));
             let text = process::output(&mut command)?;
             let names = text.lines().filter_map(|line| line.strip_suffix(": test"));

@@ -8,9 +8,10 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::{
+    arch::Arch,
     bench,
     build::{self, Binaries},
     field, fuzz,
@@ -117,7 +118,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let full = field.map_or(Ok(Vec::new()), |part| part.kernels(&wanted))?;
     // Those with tests of their own as well.
     let mut guests = if options.kernel.is_empty() { kernels::all()? } else { wanted.clone() };
-    guests.retain(|kernel| !kernel.is_for_field_only());
+    let arch = wanted.first().map_or_else(Arch::default, |kernel| kernel.arch);
+    if wanted.iter().any(|kernel| kernel.arch != arch) || arch.is_foreign() && options.tier != [Tier::Guest] {
+        bail!("on a kernel for another processor only --tier=guest runs, and no other kernel with it");
+    }
+    guests.retain(|kernel| !kernel.is_for_field_only() && kernel.arch == arch);
     let mut needs = vec![Need::Build];
     if has(Tier::Lint) {
         needs.push(Need::Lint);
@@ -140,10 +145,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         needs.push(Need::Image);
     }
     if package {
-        needs.extend([Need::Package, Need::PackageTrial]);
+        needs.extend([Need::Package, Need::PackageTrial, Need::Release]);
     }
     if !full.is_empty() {
-        needs.extend([Need::Guest(&full), Need::Package, Need::FieldTrial]);
+        needs.extend([Need::Guest(&full), Need::Package, Need::FieldTrial, Need::Release]);
     }
     setup::ensure(&needs)?;
 
@@ -171,10 +176,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     // By hand only: the host tier draws some in any case.
     let frames = options.twin.minutes.filter(|_| has(Tier::Fuzz) && FRAMES_TESTS.contains(&options.filter));
     let binaries = match has(Tier::Host) || has(Tier::Guest) || faults || frames.is_some() {
-        true if has(Tier::Guest) && OTHER_MAPS_TESTS.contains(&options.filter) => {
+        true if has(Tier::Guest) && OTHER_MAPS_TESTS.contains(&options.filter) && !arch.is_foreign() => {
             Some(build::for_tests_and_other_maps()?)
         }
-        true => Some(build::for_tests()?),
+        true => Some(build::for_tests(arch)?),
         false => None,
     };
     // Those that are there already, since others would be built with other features.
@@ -190,7 +195,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let field = field.transpose()?;
         let mut alone = Counts::default();
         if let Some(binaries) = binaries.as_ref().filter(|_| has(Tier::Host)) {
-            let tests = List::of(&binaries["it"], &options.filter)?;
+            let tests = List::of(&binaries["it"], arch, &options.filter)?;
             let mut here = tests.filtered(|name| name.starts_with("host::") || name.starts_with(ONLY_HERE));
             // Set-up has installed it where the distribution has it.
             if setup::browser().is_none() && here.names.iter().any(|name| name.starts_with(PAGE_TESTS)) {
@@ -210,15 +215,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     counts.add(&field.unwrap_or_default());
     if let Some(binaries) = &binaries {
         if let Some(minutes) = frames {
-            let tests = List::of(&binaries["it"], FRAMES_TESTS)?;
+            let tests = List::of(&binaries["it"], arch, FRAMES_TESTS)?;
             let limit = Duration::from_secs(60 + 600 * minutes);
             counts.add(&host_tests(binaries, &tests, limit, Some(minutes * FRAMES_A_MINUTE))?);
         }
-        let tests = List::of(&binaries["it"], &options.filter)?;
+        let tests = List::of(&binaries["it"], arch, &options.filter)?;
         if has(Tier::Guest) {
-            let image = image::for_tests(binaries)?;
+            let image = image::for_tests(binaries, arch)?;
             if "image".contains(&options.filter) {
-                counts.check(image::check(&image));
+                counts.check(image::check(&image, &["oci-archive", "docker-archive"], &[arch]));
             }
             let there = tests.filtered(|name| !name.starts_with(ONLY_HERE));
             let all = kernels::all()?;
@@ -230,7 +235,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             counts.add(&fleet::run(&guests, binaries, &image, &there, &how)?);
         }
         if faults {
-            let image = image::for_tests(binaries)?;
+            let image = image::for_tests(binaries, arch)?;
             let faults = tests.filtered(|name| name.starts_with(FAULTS));
             let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.as_secs());
             let variables = [options.seed(Some(now)), vec!["FASTPATH_FAULTS=full".to_owned()]].concat();
@@ -241,7 +246,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     // Without a filter, since they have no single tests.
     if package && options.filter.is_empty() {
-        for result in trial::run(&wanted, &build::for_tests()?, options.kvm)? {
+        for result in trial::run(&wanted, &build::for_tests(arch)?, options.kvm)? {
             counts.check(result);
         }
     }

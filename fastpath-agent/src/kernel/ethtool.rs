@@ -82,7 +82,8 @@ impl Ethtool {
         // SAFETY: all zero is a valid ifreq.
         let mut ifreq: libc::ifreq = unsafe { std::mem::zeroed() };
         for (to, from) in ifreq.ifr_name.iter_mut().zip(device.as_bytes().iter()) {
-            *to = from.cast_signed();
+            // Signed on some processors, not on others.
+            *to = libc::c_char::from_ne_bytes([*from]);
         }
         ifreq.ifr_ifru.ifru_data = request.as_mut_ptr().cast();
         // SAFETY: the name is NUL-terminated (at most 15 bytes), and `request` is as long as its header says.

@@ -15,6 +15,8 @@ const LEFT_OUT: &[&str] =
 pub(crate) struct System {
     /// Behind the release's name, in the cache.
     suffix: &'static str,
+    /// Whose it is, if it isn't this machine's: then its packages are only unpacked.
+    architecture: Option<&'static str>,
     /// Packages beyond what is essential.
     packages: &'static str,
     /// Whether some of them are in the release's backports only.
@@ -27,14 +29,42 @@ pub(crate) struct System {
 /// depends on.
 pub(crate) const SMALL: System = System {
     suffix: ".cpio",
+    architecture: None,
     packages: "systemd,systemd-sysv,init-system-helpers,kmod,libmnl0,libnftnl11,nftables",
     backports: false,
     pack: "cd \"$1\" && rm -rf var/cache/apt var/lib/apt/lists && find . -xdev | cpio --quiet -o -H newc -F \"$2\"",
 };
 
+/// A system for arm64, as a directory, unpacked and not installed: the libraries that the agent is linked with, and what the guest
+/// needs besides. No program of it runs on this machine, so what dpkg's tools ask for is written here: which package has a file, and in
+/// `DEBIAN` what depending on a library takes. Links don't lead out of it.
+pub(crate) const ARM64: System = System {
+    suffix: "-arm64",
+    architecture: Some("arm64"),
+    packages: "libmnl-dev,libnftnl-dev,linux-image-6.12-cloud-arm64,\
+               apparmor,bash,bpftool,conntrack,coreutils,crun,diffutils,ethtool,findutils,grep,hostname,iperf3,ipset,iproute2,iptables,\
+               iputils-ping,ipvsadm,jq,kmod,mawk,mount,nfdump,nftables,procps,sed,socat,tcpdump,util-linux,wireguard-tools,xz-utils",
+    backports: false,
+    pack: "set -e; cd \"$1\"; database=var/lib/dpkg; echo 1 > $database/info/format; mkdir DEBIAN
+for deb in var/cache/apt/archives/*.deb; do
+    rm -rf tmp/control; dpkg-deb --control \"$deb\" tmp/control
+    name=$(dpkg-deb --field \"$deb\" Package)
+    [ \"$(dpkg-deb --field \"$deb\" Multi-Arch)\" != same ] || name=$name:arm64
+    for file in symbols shlibs; do
+        [ ! -e tmp/control/$file ] || cat tmp/control/$file >> DEBIAN/$file
+    done
+    dpkg-deb --fsys-tarfile \"$deb\" | tar --list | sed 's,^\\.,,; s,/$,,; s,^$,/.,' > \"$database/info/$name.list\"
+    { cat tmp/control/control; echo 'Status: install ok installed'; echo; } >> $database/status
+done
+find bin lib sbin usr -type l -lname '/*' | while read -r link; do ln -sfnr \".$(readlink \"$link\")\" \"$link\"; done
+mkdir \"$2\"; tar --create DEBIAN bin boot lib sbin usr $database | tar --extract --no-same-owner --directory \"$2\"
+chown -R --reference=\"$(dirname \"$2\")\" \"$2\"",
+};
+
 /// A system with the software that the agent works beside, as a disk. No service starts by itself: a trial starts its own.
 pub(crate) const FIELD: System = System {
     suffix: "-field.ext4",
+    architecture: None,
     packages: "systemd,systemd-sysv,init-system-helpers,kmod,udev,dbus,libmnl0,libnftnl11,\
                iproute2,nftables,iptables,ipset,conntrack,bpftool,ethtool,procps,iputils-ping,socat,tcpdump,apparmor,apt,sudo,\
                docker.io,containerd,containernetworking-plugins,curl,podman,netavark,aardvark-dns,\
@@ -67,9 +97,10 @@ impl System {
     /// Why it can't be made on this machine.
     pub(crate) fn hindrance(&self) -> Result<Option<String>> {
         let codename = codename()?;
-        Ok((self.backports && codename != "bookworm").then(|| {
+        Ok(((self.backports || self.architecture.is_some()) && codename != "bookworm").then(|| {
             format!(
-                "the field tier's system is made of Debian 12's packages, and this machine's apt has {codename}'s"
+                "the system {} is made of Debian 12's packages, and this machine's apt has {codename}'s",
+                self.suffix.trim_matches(['-', '.'])
             )
         }))
     }
@@ -89,7 +120,17 @@ impl System {
         let mut command = process::as_root("mmdebstrap")?.context(
             "making a Debian system needs root, and sudo wants a password here: run `sudo -v` first",
         )?;
-        command.args(["--quiet", "--variant=essential", &format!("--include={}", self.packages)]);
+        command.args(["--quiet", &format!("--include={}", self.packages)]);
+        let hook = match self.architecture {
+            Some(architecture) => {
+                command.args(["--variant=extract", &format!("--architectures={architecture}")]);
+                "--extract-hook"
+            }
+            None => {
+                command.arg("--variant=essential");
+                "--customize-hook"
+            }
+        };
         for left_out in LEFT_OUT {
             command.arg(format!("--dpkgopt=path-exclude={left_out}"));
         }
@@ -103,15 +144,16 @@ impl System {
         let scratch_name = scratch.display();
         let pack = format!("set -- \"$1\" '{scratch_name}' && {} && chmod a+r '{scratch_name}'", self.pack);
         // The system itself is thrown away: the file is what is wanted.
-        command.arg(format!("--customize-hook={pack}")).args([&codename, "/dev/null"]);
-        let label = format!("making a {codename} system for the guest");
+        command.arg(format!("{hook}={pack}")).args([&codename, "/dev/null"]);
+        let label = format!("making the system {codename}{}", self.suffix);
         let made = progress::step(&label, &mut command);
         let result = made.and_then(|()| {
+            let _ = fs::remove_dir_all(&path); // of an older recipe
             fs::rename(&scratch, &path)?;
             Ok(fs::write(path.with_extension("recipe"), self.recipe())?)
         });
         if result.is_err() {
-            let _ = fs::remove_file(&scratch);
+            let _ = fs::remove_file(&scratch).or_else(|_| fs::remove_dir_all(&scratch));
         }
         result
     }

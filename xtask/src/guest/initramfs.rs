@@ -11,11 +11,11 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use cpio::newc::{Builder, ModeFileType, trailer};
 
 use super::{RemoveLater, cards, kernels::Kernel};
-use crate::process;
+use crate::{arch::Root, process};
 
 /// Programs that the guest gets from this machine. Not BusyBox: its applets run each other instead of the real
 /// programs.
@@ -79,6 +79,8 @@ pub(crate) struct Archive {
     nodes: BTreeMap<String, Node>,
     /// Programs and libraries whose own libraries are in already.
     resolved: HashSet<PathBuf>,
+    /// Where those are.
+    pub(crate) root: Root,
 }
 
 impl Archive {
@@ -91,6 +93,11 @@ impl Archive {
             end += 1;
         }
         self.nodes.insert(path, node);
+    }
+
+    /// An archive for a system like this one.
+    pub(crate) fn of(root: Root) -> Self {
+        Self { root, ..Self::default() }
     }
 
     /// A file of this machine, at another or the same path.
@@ -127,9 +134,10 @@ impl Archive {
     /// A program or a library, with the libraries that it needs.
     pub(crate) fn program(&mut self, path: &str, source: &Path) -> Result<()> {
         self.file(path, source)?;
-        for library in libraries(source)? {
+        for library in self.root.libraries(source)? {
             if self.resolved.insert(library.clone()) {
-                self.file(&library.to_string_lossy(), &library)?;
+                let name = library.to_string_lossy();
+                self.file(&name, &self.root.outside(&name))?;
             }
         }
         Ok(())
@@ -180,21 +188,6 @@ fn merged(path: &str) -> String {
     if moved { format!("usr/{path}") } else { path.to_owned() }
 }
 
-/// The shared libraries of a program, the loader included, as `ldd` finds them.
-pub(crate) fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
-    let output = Command::new("ldd").arg(program).output().context("cannot run ldd")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    if let Some(missing) = text.lines().find(|line| line.contains("not found")) {
-        bail!("{} needs a library that isn't here: {}", program.display(), missing.trim());
-    }
-    // "libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)" or "/lib64/ld-linux-x86-64.so.2 (0x…)"; none for the vDSO.
-    Ok(text
-        .lines()
-        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))
-        .map(PathBuf::from)
-        .collect())
-}
-
 /// The file that runs under that name, and nothing but a script's wrapper.
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
@@ -213,8 +206,12 @@ pub(crate) fn find_bpftool() -> Option<PathBuf> {
     versions.pop().or_else(|| find_program("bpftool"))
 }
 
-fn find_tool(name: &str) -> Result<PathBuf> {
-    let found = if name == "bpftool" { find_bpftool() } else { find_program(name) };
+fn find_tool(root: &Root, name: &str) -> Result<PathBuf> {
+    let found = match name {
+        _ if root.is_foreign() => root.program(name),
+        "bpftool" => find_bpftool(),
+        _ => find_program(name),
+    };
     found.with_context(|| format!("the guest needs the program {name}, which isn't installed"))
 }
 
@@ -222,15 +219,16 @@ fn find_tool(name: &str) -> Result<PathBuf> {
 pub(crate) fn base(kernel: &Kernel, directory: &Path) -> Result<PathBuf> {
     let archive = directory.join("base.cpio");
     let stamp = directory.join("base.stamp");
-    let tools =
-        TOOLS.split_whitespace().map(|name| Ok((name, find_tool(name)?))).collect::<Result<Vec<_>>>()?;
+    let root = Root::of(kernel.arch)?;
+    let tool = |name| Ok((name, find_tool(&root, name)?));
+    let tools = TOOLS.split_whitespace().map(tool).collect::<Result<Vec<_>>>()?;
     let inputs = inputs(kernel, &tools)?;
     if archive.exists() && fs::read_to_string(&stamp).is_ok_and(|old| old == inputs) {
         return Ok(archive);
     }
     fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
     eprintln!("guest {}: building its file system", kernel.name);
-    let mut base = Archive::default();
+    let mut base = Archive::of(root);
     for name in ["bin", "sbin", "lib", "lib64"] {
         base.link(name, &format!("usr/{name}"));
     }
@@ -245,7 +243,7 @@ pub(crate) fn base(kernel: &Kernel, directory: &Path) -> Result<PathBuf> {
     }
     // The kernel itself calls this one, by its path.
     base.link("usr/sbin/modprobe", "../bin/kmod");
-    add_plugins(&mut base)?;
+    add_plugins(&mut base, kernel)?;
     add_configuration(&mut base)?;
     // Removed only after the archive is written.
     let modules = RemoveLater(directory.join(format!("modules-{}", std::process::id())));
@@ -269,11 +267,11 @@ fn inputs(kernel: &Kernel, tools: &[(&str, PathBuf)]) -> Result<String> {
 }
 
 /// Shared objects that programs load by name.
-fn add_plugins(base: &mut Archive) -> Result<()> {
-    for directory in ["/usr/lib/x86_64-linux-gnu/xtables", "/usr/lib/tc"] {
-        for entry in fs::read_dir(directory).into_iter().flatten() {
-            let path = entry?.path();
-            base.program(&path.to_string_lossy(), &path)?;
+fn add_plugins(base: &mut Archive, kernel: &Kernel) -> Result<()> {
+    for directory in [&format!("usr/lib/{}/xtables", kernel.arch.multiarch()), "usr/lib/tc"] {
+        for entry in fs::read_dir(base.root.outside(directory)).into_iter().flatten() {
+            let entry = entry?;
+            base.program(&format!("{directory}/{}", entry.file_name().to_string_lossy()), &entry.path())?;
         }
     }
     Ok(())

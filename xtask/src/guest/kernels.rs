@@ -11,7 +11,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use crate::{process, workspace};
+use crate::{
+    arch::{Arch, Root},
+    process, workspace,
+};
 
 #[derive(Deserialize)]
 struct File {
@@ -32,6 +35,9 @@ pub(crate) struct Wanted {
     /// How the names of the only tests begin that run on it; without any all do that no other kernel has for itself.
     #[serde(default)]
     only: Vec<String>,
+    /// Its processor. A foreign one is emulated, and such a kernel comes with the system of that processor.
+    #[serde(default)]
+    pub(crate) arch: Arch,
 }
 
 impl Wanted {
@@ -42,13 +48,13 @@ impl Wanted {
 
     /// Whether it runs all that has no kernel of its own.
     pub(crate) fn has_all(&self) -> bool {
-        self.only.is_empty()
+        self.only.is_empty() && !self.arch.is_foreign()
     }
 
     /// Whether a test runs on this kernel, of `all` that there are.
     pub(crate) fn runs(&self, test: &str, all: &[Self]) -> bool {
         let named = |kernel: &Self| kernel.only.iter().any(|prefix| test.starts_with(prefix));
-        if self.has_all() { !all.iter().any(named) } else { named(self) }
+        if self.only.is_empty() { !all.iter().any(named) } else { named(self) }
     }
 }
 
@@ -61,6 +67,7 @@ pub(crate) struct Kernel {
     pub(crate) image: PathBuf,
     /// The directory with `kernel/` and `modules.builtin`.
     pub(crate) modules: PathBuf,
+    pub(crate) arch: Arch,
 }
 
 /// All kernels of tests/kernels.toml.
@@ -125,22 +132,26 @@ pub(crate) fn wanted(names: &[String]) -> Result<Vec<Wanted>> {
 
 /// The kernel, if it is in the cache.
 pub(crate) fn cached(wanted: &Wanted) -> Result<Option<Kernel>> {
-    let directory = directory(&wanted.name)?;
-    Ok(if directory.exists() { Some(open(&wanted.name, &directory)?) } else { None })
+    let directory = match wanted.arch.is_foreign() {
+        true => Root::of(wanted.arch)?.path().to_owned(),
+        false => directory(&wanted.name)?,
+    };
+    Ok(if directory.exists() { Some(open(wanted, &directory)?) } else { None })
 }
 
 fn directory(name: &str) -> Result<PathBuf> {
     Ok(workspace::cache()?.join("kernels").join(name))
 }
 
-fn open(name: &str, directory: &Path) -> Result<Kernel> {
+fn open(wanted: &Wanted, directory: &Path) -> Result<Kernel> {
     let modules = directory.join("lib/modules");
     let mut releases =
         fs::read_dir(&modules).with_context(|| format!("cannot read {}", modules.display()))?;
     let Some(entry) = releases.next() else { bail!("{} is empty", modules.display()) };
     let release = entry?.file_name().into_string().ok().context("a kernel release is plain text")?;
     let image = directory.join("boot").join(format!("vmlinuz-{release}"));
-    Ok(Kernel { name: name.to_owned(), modules: modules.join(&release), release, image })
+    let (name, arch) = (wanted.name.clone(), wanted.arch);
+    Ok(Kernel { name, modules: modules.join(&release), release, image, arch })
 }
 
 /// Downloads the kernel into the cache. `apt` holds options that every apt command gets.
@@ -149,7 +160,7 @@ pub(crate) fn download(wanted: &Wanted, apt: &[String]) -> Result<Kernel> {
         .with_context(|| format!("apt knows no package {} for kernel {}", wanted.package, wanted.name))?;
     let directory = directory(&wanted.name)?;
     unpack(&package, apt, &directory)?;
-    open(&wanted.name, &directory)
+    open(wanted, &directory)
 }
 
 /// Downloads a package and unpacks it into a directory that isn't there yet, without installing it.

@@ -27,6 +27,7 @@ use self::{
     verdict::End,
 };
 use crate::{
+    arch::Root,
     build::{self, Binaries},
     setup, workspace,
 };
@@ -99,13 +100,14 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         {
             extra.text("job/size", format!("rows {rows} cols {columns}\n"));
         }
-        let initramfs = assemble(&kernel, &own.0, &build::for_tests()?, extra)?;
+        let initramfs = assemble(&kernel, &own.0, &build::for_tests(kernel.arch)?, extra)?;
         eprintln!("guest {}: the kernel's messages go to {}; leave with `exit`", kernel.name, log.display());
         machine(initramfs.as_path(), log).shell()?;
         return Ok(ExitCode::SUCCESS);
     }
     let limit = Duration::from_secs(options.time_limit);
-    let initramfs = with_command(&kernel, &own.0, &build::for_tests()?, extra, &options.command, limit)?;
+    let initramfs =
+        with_command(&kernel, &own.0, &build::for_tests(kernel.arch)?, extra, &options.command, limit)?;
     let machine = machine(initramfs.as_path(), log);
     match execute(&machine, limit)? {
         End::Exit(code) => Ok(ExitCode::from(u8::try_from(code).unwrap_or(1))),
@@ -152,6 +154,7 @@ pub(crate) fn assemble(
     mut extra: Archive,
 ) -> Result<PathBuf> {
     let base = initramfs::base(kernel, &self::directory().join(&kernel.name))?;
+    extra.root = Root::of(kernel.arch)?;
     for (name, source) in binaries {
         let path = if name == "init" { "init".to_owned() } else { format!("usr/bin/{name}") };
         extra.program(&path, source)?;

@@ -10,14 +10,16 @@ use std::{
 use anyhow::{Context, Result};
 use flate2::{Compression, GzBuilder};
 use oci_spec::image::{
-    Arch, ConfigBuilder, Descriptor, DescriptorBuilder, HistoryBuilder, ImageConfigurationBuilder,
-    ImageIndexBuilder, ImageManifestBuilder, MediaType, OciLayoutBuilder, Os, RootFsBuilder, Sha256Digest,
+    ConfigBuilder, Descriptor, DescriptorBuilder, HistoryBuilder, ImageConfigurationBuilder, ImageIndex,
+    ImageIndexBuilder, ImageManifestBuilder, MediaType, OciLayoutBuilder, Os, PlatformBuilder, RootFsBuilder,
+    Sha256Digest,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::rootfs::{AGENT, Rootfs};
+use crate::arch::Arch;
 
 /// The SBOM's place in the archive.
 pub(crate) const SBOM: &str = "sbom.cdx.json";
@@ -33,6 +35,11 @@ pub(crate) struct About {
     pub(crate) created: Option<String>,
     /// `org.opencontainers.image.…` and their values.
     pub(crate) labels: BTreeMap<String, String>,
+}
+
+/// The image for one processor.
+pub(crate) struct Image {
+    pub(crate) rootfs: Rootfs,
     /// A CycloneDX document.
     pub(crate) sbom: Value,
 }
@@ -40,13 +47,73 @@ pub(crate) struct About {
 /// A finished archive.
 pub(crate) struct Archive {
     pub(crate) bytes: Vec<u8>,
-    /// Of the image's manifest, as registries and runtimes know the image: `sha256:…`.
+    /// Of the image's manifest, or of the index over those of several processors, as registries and runtimes know the image: `sha256:…`.
     pub(crate) digest: String,
 }
 
-/// Makes the archive.
-pub(crate) fn build(rootfs: &Rootfs, about: &About) -> Result<Archive> {
+/// Makes the archive: of one image, or of an index over images for several processors. The latter has no place in docker's older form.
+pub(crate) fn build(images: &[Image], about: &About) -> Result<Archive> {
     let mut blobs = Blobs::default();
+    let mut manifests = Vec::new();
+    let mut docker = None;
+    let mut files = BTreeMap::new();
+    for image in images {
+        let added = add(&mut blobs, &image.rootfs, about)?;
+        let mut sbom = SBOM.to_owned();
+        if images.len() > 1 {
+            sbom = format!("{}.{SBOM}", image.rootfs.arch.debian());
+        } else {
+            docker = Some(added.docker);
+        }
+        files.insert(sbom, canonical(&image.sbom)?);
+        manifests.push(added.manifest);
+    }
+    let mut named = match manifests.as_slice() {
+        [one] => one.clone(),
+        _ => blobs.add(MediaType::ImageIndex, canonical(&index(manifests)?)?)?,
+    };
+    let digest = named.digest().to_string();
+    // What containerd and podman call the image, and what `oci-archive:FILE:TAG` selects it by.
+    let tag = about.name.split_once(':').map_or("latest", |(_, tag)| tag);
+    named.set_annotations(Some(HashMap::from([
+        ("io.containerd.image.name".to_owned(), full_name(&about.name)),
+        ("org.opencontainers.image.ref.name".to_owned(), tag.to_owned()),
+    ])));
+    files.extend(blobs.files);
+    let layout = OciLayoutBuilder::default().image_layout_version("1.0.0").build()?;
+    files.insert("oci-layout".to_owned(), canonical(&layout)?);
+    files.insert("index.json".to_owned(), canonical(&index(vec![named])?)?);
+    if let Some(docker) = docker {
+        files.insert("manifest.json".to_owned(), canonical(&docker)?);
+    }
+    let mut tar = tar::Builder::new(Vec::new());
+    for directory in ["blobs/", "blobs/sha256/"] {
+        append(&mut tar, directory, 0o755, None)?;
+    }
+    for (path, content) in &files {
+        append(&mut tar, path, 0o644, Some(content))?;
+    }
+    Ok(Archive { bytes: tar.into_inner()?, digest })
+}
+
+fn index(manifests: Vec<Descriptor>) -> Result<ImageIndex> {
+    let index = ImageIndexBuilder::default().schema_version(2u32).media_type(MediaType::ImageIndex);
+    Ok(index.manifests(manifests).build()?)
+}
+
+/// An image that is in the archive.
+struct Added {
+    manifest: Descriptor,
+    /// The same for docker before 25, which reads no image layout.
+    docker: Value,
+}
+
+/// Adds the image for one processor.
+fn add(blobs: &mut Blobs, rootfs: &Rootfs, about: &About) -> Result<Added> {
+    let arch = match rootfs.arch {
+        Arch::Amd64 => oci_spec::image::Arch::Amd64,
+        Arch::Arm64 => oci_spec::image::Arch::ARM64,
+    };
     let layer = layer(rootfs)?;
     let diff_id = format!("sha256:{}", hex(&layer));
     let mut packed = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());
@@ -61,7 +128,7 @@ pub(crate) fn build(rootfs: &Rootfs, about: &About) -> Result<Archive> {
         .build()?;
     let mut history = HistoryBuilder::default().created_by("cargo xtask image");
     let mut image = ImageConfigurationBuilder::default()
-        .architecture(Arch::default())
+        .architecture(arch.clone())
         .os(Os::Linux)
         .config(config)
         .rootfs(RootFsBuilder::default().typ("layers").diff_ids(vec![diff_id]).build()?);
@@ -80,40 +147,10 @@ pub(crate) fn build(rootfs: &Rootfs, about: &About) -> Result<Archive> {
         .annotations(hash_map(&about.labels))
         .build()?;
     let mut manifest = blobs.add(MediaType::ImageManifest, canonical(&manifest)?)?;
-    let digest = manifest.digest().to_string();
-    // What containerd and podman call the image, and what `oci-archive:FILE:TAG` selects it by.
-    let tag = about.name.split_once(':').map_or("latest", |(_, tag)| tag);
-    manifest.set_annotations(Some(HashMap::from([
-        ("io.containerd.image.name".to_owned(), full_name(&about.name)),
-        ("org.opencontainers.image.ref.name".to_owned(), tag.to_owned()),
-    ])));
-    let index = ImageIndexBuilder::default()
-        .schema_version(2u32)
-        .media_type(MediaType::ImageIndex)
-        .manifests(vec![manifest])
-        .build()?;
-
-    let mut files = blobs.files;
-    // For docker before 25, which reads no image layout.
+    manifest.set_platform(Some(PlatformBuilder::default().architecture(arch).os(Os::Linux).build()?));
     let docker =
         json!([{ "Config": blob_path(&config), "RepoTags": [about.name], "Layers": [blob_path(&layer)] }]);
-    let layout = OciLayoutBuilder::default().image_layout_version("1.0.0").build()?;
-    for (path, content) in [
-        ("oci-layout", canonical(&layout)?),
-        ("index.json", canonical(&index)?),
-        ("manifest.json", canonical(&docker)?),
-        (SBOM, canonical(&about.sbom)?),
-    ] {
-        files.insert(path.to_owned(), content);
-    }
-    let mut tar = tar::Builder::new(Vec::new());
-    for directory in ["blobs/", "blobs/sha256/"] {
-        append(&mut tar, directory, 0o755, None)?;
-    }
-    for (path, content) in &files {
-        append(&mut tar, path, 0o644, Some(content))?;
-    }
-    Ok(Archive { bytes: tar.into_inner()?, digest })
+    Ok(Added { manifest, docker })
 }
 
 /// The one layer, not compressed.
@@ -130,7 +167,12 @@ fn layer(rootfs: &Rootfs) -> Result<Vec<u8>> {
 }
 
 /// One entry of root's, without a time; a directory if it has no content.
-fn append(tar: &mut tar::Builder<Vec<u8>>, path: &str, mode: u32, content: Option<&[u8]>) -> Result<()> {
+pub(crate) fn append(
+    tar: &mut tar::Builder<Vec<u8>>,
+    path: &str,
+    mode: u32,
+    content: Option<&[u8]>,
+) -> Result<()> {
     let mut header = tar::Header::new_ustar();
     header.set_entry_type(if content.is_some() {
         tar::EntryType::Regular
@@ -216,8 +258,12 @@ mod tests {
             name: "fastpath-agent:1".to_owned(),
             created: Some("2026-01-02T03:04:05Z".to_owned()),
             labels: BTreeMap::from(labels),
-            sbom: json!({ "b": 1, "a": 2 }),
         }
+    }
+
+    fn image(source: &std::path::Path, arch: Arch) -> Image {
+        let files = BTreeMap::from([(AGENT.to_owned(), source.to_owned())]);
+        Image { rootfs: Rootfs { files, arch }, sbom: json!({ "b": 1, "a": 2 }) }
     }
 
     #[test]
@@ -225,8 +271,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let source = directory.path().join("agent");
         fs::write(&source, "agent").unwrap();
-        let rootfs = Rootfs { files: BTreeMap::from([(AGENT.to_owned(), source.clone())]) };
-        let first = build(&rootfs, &about()).unwrap();
+        let images = Arch::ALL.map(|arch| image(&source, arch));
+        let build = || super::build(&images, &about()).unwrap();
+        let first = build();
         // Another time and mode of the file, as after another build.
         fs::remove_file(&source).unwrap();
         fs::write(&source, "agent").unwrap();
@@ -234,13 +281,13 @@ mod tests {
         permissions.set_readonly(true);
         fs::set_permissions(&source, permissions).unwrap();
         for _ in 0..5 {
-            let again = build(&rootfs, &about()).unwrap();
+            let again = build();
             assert_eq!(again.digest, first.digest);
             assert!(again.bytes == first.bytes);
         }
         fs::remove_file(&source).unwrap();
         fs::write(&source, "another agent").unwrap();
-        assert_ne!(build(&rootfs, &about()).unwrap().digest, first.digest);
+        assert_ne!(build().digest, first.digest);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `cargo xtask image`: an OCI image of the agent, from scratch and without a registry.
 
-mod archive;
+pub(crate) mod archive;
 mod rootfs;
 mod sbom;
 
@@ -15,10 +15,11 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use self::{
-    archive::{About, Archive},
+    archive::{About, Archive, Image},
     rootfs::Rootfs,
 };
 use crate::{
+    arch::Arch,
     build,
     guest::RemoveLater,
     process,
@@ -26,7 +27,7 @@ use crate::{
     workspace,
 };
 
-/// An image larger than this has something in it that doesn't belong there.
+/// An image for one processor larger than this has something in it that doesn't belong there.
 const LARGEST: usize = 20 << 20;
 
 /// What `cargo xtask image` was asked for.
@@ -50,8 +51,8 @@ const DESCRIPTION: &str = "Moves established flows of a Linux node onto the kern
 pub(crate) fn run(options: &Options) -> Result<()> {
     // The files alone need no bill of materials.
     setup::ensure(if options.rootfs.is_some() { &[Need::Build] } else { &[Need::Build, Need::Image] })?;
-    let agent = build::agent("release")?;
-    let rootfs = Rootfs::of(&agent)?;
+    let agent = build::agent("release", Arch::default())?;
+    let rootfs = Rootfs::of(&agent, Arch::default())?;
     for (path, source) in &rootfs.files {
         eprintln!("  {:>6.2} MB  /{path}", fs::metadata(source)?.len() as f64 / 1e6);
     }
@@ -62,7 +63,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let name = with_tag(&options.name);
     eprintln!("packing {name}");
-    let archive = pack(&rootfs, &name)?;
+    let archive = pack(vec![with_sbom(rootfs)?], &name)?;
     let output = options.output.clone().unwrap_or_else(|| {
         workspace::target().join("image").join(format!("fastpath-agent-{}.tar", version()))
     });
@@ -77,25 +78,47 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 /// The same image with the agent that the tests run.
-pub(crate) fn for_tests(binaries: &build::Binaries) -> Result<PathBuf> {
-    let rootfs = Rootfs::of(&binaries["fastpath-agent"])?;
-    let output = workspace::target().join("image").join("for-tests.tar");
-    write(&pack(&rootfs, &with_tag(NAME))?, &output)?;
+pub(crate) fn for_tests(binaries: &build::Binaries, arch: Arch) -> Result<PathBuf> {
+    let image = with_sbom(Rootfs::of(&binaries["fastpath-agent"], arch)?)?;
+    let output = workspace::target().join("image").join(format!("for-tests-{}.tar", arch.debian()));
+    write(&pack(vec![image], &with_tag(NAME))?, &output)?;
     Ok(output)
 }
 
-/// Reads the archive in both of its forms with another program: digests and sizes are checked as it copies.
-pub(crate) fn check(archive: &Path) -> Result<()> {
+/// One image of these agents for all their processors, and beside it a bill of materials for each. Returns the image's digest.
+pub(crate) fn for_release(agents: &[(Arch, PathBuf)], directory: &Path) -> Result<String> {
+    let images = agents.iter().map(|(arch, agent)| with_sbom(Rootfs::of(agent, *arch)?));
+    let images = images.collect::<Result<Vec<_>>>()?;
+    for image in &images {
+        let name = format!("{NAME}-{}-{}.{}", version(), image.rootfs.arch.debian(), archive::SBOM);
+        fs::write(directory.join(name), serde_json::to_vec_pretty(&image.sbom)?)?;
+    }
+    let whole = directory.join(format!("{NAME}-{}-image.tar", version()));
+    let archive = pack(images, &with_tag(NAME))?;
+    write(&archive, &whole)?;
+    check(&whole, &["oci-archive"], &agents.iter().map(|(arch, _)| *arch).collect::<Vec<_>>())?;
+    Ok(archive.digest)
+}
+
+/// Reads the archive in these of its forms with another program, for each processor: digests and sizes are checked as it copies.
+pub(crate) fn check(archive: &Path, forms: &[&str], arches: &[Arch]) -> Result<()> {
     let to = workspace::target().join("image").join(format!("copy-{}", std::process::id()));
     fs::create_dir_all(&to).with_context(|| format!("cannot make {}", to.display()))?;
     let to = RemoveLater(to);
-    for form in ["oci-archive", "docker-archive"] {
-        let mut copy = Command::new("skopeo");
-        copy.args(["--insecure-policy", "copy", "--quiet", &format!("{form}:{}", archive.display())]);
-        process::output(copy.arg(format!("dir:{}", to.0.join(form).display())))?;
-        let mut inspect = Command::new("skopeo");
-        let text = process::output(inspect.args(["inspect", &format!("{form}:{}", archive.display())]))?;
-        let about: Value = serde_json::from_str(&text).context("skopeo prints JSON")?;
+    for (form, arch) in forms.iter().flat_map(|form| arches.iter().map(move |arch| (form, arch.debian()))) {
+        let from = format!("{form}:{}", archive.display());
+        let skopeo = |command: &[&str]| {
+            let mut skopeo = Command::new("skopeo");
+            skopeo.args(["--insecure-policy", "--override-arch", arch]).args(command);
+            process::output(&mut skopeo)
+        };
+        let to = to.0.join(format!("{form}-{arch}"));
+        skopeo(&["copy", "--quiet", &from, &format!("dir:{}", to.display())])?;
+        let about: Value =
+            serde_json::from_str(&skopeo(&["inspect", &from])?).context("skopeo prints JSON")?;
+        if about["Architecture"] != arch {
+            bail!("{form}: the image for {arch} is for {}", about["Architecture"]);
+        }
         let labels: BTreeMap<String, String> =
             serde_json::from_value(about["Labels"].clone()).context("labels")?;
         for (name, value) in self::labels() {
@@ -103,25 +126,27 @@ pub(crate) fn check(archive: &Path) -> Result<()> {
                 bail!("{form}: the label {name} is {:?}, not {value:?}", labels.get(&name));
             }
         }
-        println!("ok      image  read by skopeo as {form}");
+        println!("ok      image  read by skopeo as {form} for {arch}");
     }
     Ok(())
 }
 
-fn pack(rootfs: &Rootfs, name: &str) -> Result<Archive> {
+fn with_sbom(rootfs: Rootfs) -> Result<Image> {
+    Ok(Image { sbom: sbom::of(&rootfs, version())?, rootfs })
+}
+
+fn pack(images: Vec<Image>, name: &str) -> Result<Archive> {
     let mut labels = labels();
+    labels.extend(git(&["rev-parse", "HEAD"]).map(|commit| (label("revision"), commit)));
     let about = About {
         name: name.to_owned(),
         created: git(&["log", "-1", "--date=format-local:%Y-%m-%dT%H:%M:%SZ", "--format=%cd"]),
-        sbom: sbom::of(rootfs, version())?,
-        labels: {
-            labels.extend(git(&["rev-parse", "HEAD"]).map(|commit| (label("revision"), commit)));
-            labels
-        },
+        labels,
     };
-    let archive = archive::build(rootfs, &about)?;
-    if archive.bytes.len() > LARGEST {
-        bail!("the image has {} bytes, more than {LARGEST}", archive.bytes.len());
+    let archive = archive::build(&images, &about)?;
+    let (size, most) = (archive.bytes.len(), LARGEST * images.len());
+    if size > most {
+        bail!("the image has {size} bytes, more than {most}");
     }
     Ok(archive)
 }
@@ -141,7 +166,7 @@ fn label(name: &str) -> String {
 }
 
 /// All packages of the workspace have one version.
-fn version() -> &'static str {
+pub(crate) fn version() -> &'static str {
     env!("CARGO_PKG_VERSION")
 }
 

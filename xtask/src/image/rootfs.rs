@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::guest::initramfs::libraries;
+use crate::arch::{Arch, Root};
 
 /// Where the agent is in the image.
 pub(crate) const AGENT: &str = "usr/bin/fastpath-agent";
@@ -18,20 +18,23 @@ pub(crate) const AGENT: &str = "usr/bin/fastpath-agent";
 /// Files by their path in the image, without a leading slash, and where each is on this machine.
 pub(crate) struct Rootfs {
     pub(crate) files: BTreeMap<String, PathBuf>,
+    /// For which processor.
+    pub(crate) arch: Arch,
 }
 
 impl Rootfs {
     /// The agent with its libraries, where its loader looks for them.
-    pub(crate) fn of(agent: &Path) -> Result<Self> {
+    pub(crate) fn of(agent: &Path, arch: Arch) -> Result<Self> {
+        let root = Root::of(arch)?;
         let mut files = BTreeMap::from([(AGENT.to_owned(), agent.to_owned())]);
-        for library in libraries(agent)? {
+        for library in root.libraries(agent)? {
             let path = library.to_str().context("paths of libraries are plain text")?;
-            files.insert(path.trim_start_matches('/').to_owned(), library);
+            files.insert(path.trim_start_matches('/').to_owned(), root.outside(path));
         }
         if files.len() == 1 {
-            bail!("{} has no shared libraries; is it this machine's program?", agent.display());
+            bail!("{} has no shared libraries; is it a program for {}?", agent.display(), arch.debian());
         }
-        Ok(Self { files })
+        Ok(Self { files, arch })
     }
 
     /// All directories that the files need, parents first.

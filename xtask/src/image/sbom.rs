@@ -13,18 +13,16 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::rootfs::{AGENT, Rootfs};
-use crate::{cargo_tool::CYCLONEDX, process, workspace};
+use crate::{arch::Root, cargo_tool::CYCLONEDX, process, workspace};
 
-/// What the image's programs are built from, and for what.
-const PROGRAMS: [(&str, &str); 2] =
-    [("fastpath-agent", "x86_64-unknown-linux-gnu"), ("fastpath-ebpf", "bpfel-unknown-none")];
 /// How the document calls the image.
 const IMAGE: &str = "image";
 
 /// Makes the document for an image of that version.
 pub(crate) fn of(rootfs: &Rootfs, version: &str) -> Result<Value> {
-    let documents = PROGRAMS.iter().map(|(package, target)| crates(package, target));
-    Ok(joined(documents.collect::<Result<_>>()?, libraries(rootfs)?, version))
+    let agent = crates("fastpath-agent", &rootfs.arch.triple())?;
+    let programs = crates("fastpath-ebpf", "bpfel-unknown-none")?;
+    Ok(joined(vec![agent, programs], libraries(rootfs)?, version))
 }
 
 /// One document of several: each component once, and what depends on what.
@@ -115,13 +113,14 @@ fn libraries(rootfs: &Rootfs) -> Result<Components> {
         line.unwrap_or_default().trim_matches('"').to_owned()
     };
     let (distribution, release) = (value("ID"), value("VERSION_ID"));
+    let root = Root::of(rootfs.arch)?;
     let mut components = Components::new();
     for (path, source) in &rootfs.files {
         if path == AGENT {
             continue;
         }
-        let package = owner(source)?;
-        let mut query = Command::new("dpkg-query");
+        let package = owner(&root, source)?;
+        let mut query = root.dpkg_query();
         query.args([
             "--show",
             "--showformat",
@@ -160,13 +159,12 @@ fn escaped(version: &str) -> String {
 }
 
 /// The package that a file belongs to, by whichever of its names dpkg knows it: /lib may be a link to /usr/lib.
-fn owner(file: &Path) -> Result<String> {
-    let real = file.canonicalize().with_context(|| format!("cannot read {}", file.display()))?;
-    let shown = real.to_string_lossy().into_owned();
+fn owner(root: &Root, file: &Path) -> Result<String> {
+    let shown = root.inside(file)?.to_string_lossy().into_owned();
     let mut names = vec![file.to_string_lossy().into_owned(), shown.clone()];
     names.extend(shown.strip_prefix("/usr").map(str::to_owned));
     for name in &names {
-        let mut search = Command::new("dpkg-query");
+        let mut search = root.dpkg_query();
         if let Ok(found) = process::output(search.args(["--search", name]))
             && let Some((package, _)) = found.lines().find_map(|line| line.split_once(": "))
         {

@@ -4,14 +4,18 @@
 pub(crate) mod trial;
 
 use std::{
-    fs,
+    env, fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
-use crate::{build, cargo_tool, process, progress, setup, workspace};
+use crate::{
+    arch::{Arch, Root},
+    build, cargo_tool, process, progress, setup, workspace,
+};
 
 /// What `cargo xtask package` was asked for.
 #[derive(clap::Args)]
@@ -26,9 +30,10 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     setup::ensure(&[setup::Need::Build, setup::Need::Package])?;
-    let agent = build::agent("release")?;
+    let arch = Arch::default();
+    let agent = build::agent("release", arch)?;
     let directory = options.output.clone().unwrap_or_else(directory);
-    let package = build(&agent, "release", options.revision, &directory)?;
+    let package = build(&agent, arch, "release", options.revision, &directory)?;
     println!("{}", package.display());
     Ok(())
 }
@@ -38,28 +43,105 @@ pub(crate) fn directory() -> PathBuf {
     workspace::target().join("package")
 }
 
-/// Makes the package of an agent that was built with that profile; says where it is.
-pub(crate) fn build(agent: &Path, profile: &str, revision: u32, directory: &Path) -> Result<PathBuf> {
-    // Where cargo-deb looks for what isn't in the repository: beside the agent.
+/// Man pages, completions and the package's changelog, written beside the agent: there cargo-deb looks for what isn't in the
+/// repository.
+pub(crate) fn pages(agent: &Path, arch: Arch, revision: u32) -> Result<PathBuf> {
     let pages = agent.with_file_name("pages");
     let _ = fs::remove_dir_all(&pages); // of subcommands that are no more
-    process::run(Command::new(agent).arg("pages").arg(&pages))?;
+    process::run(Root::of(arch)?.command(agent).arg("pages").arg(&pages))?;
+    fs::write(pages.join("changelog.Debian"), changelog(revision)?)?;
     // Without names and times, so that the same pages are the same bytes.
     let mut gzip = Command::new("gzip");
-    process::run(gzip.args(["-9", "-n", "-r"]).arg(pages.join("man")))?;
+    process::run(gzip.args(["-9", "-n", "-r"]).args([pages.join("man"), pages.join("changelog.Debian")]))?;
+    Ok(pages)
+}
+
+/// What Debian's tools read: this version, and where the changes are.
+fn changelog(revision: u32) -> Result<String> {
+    let mut date = Command::new("date");
+    let date = process::output(date.args(["--utc", "--rfc-email", "--date"]).arg(format!("@{}", time()?)))?;
+    Ok(format!(
+        "fastpath-agent ({}-{revision}) unstable; urgency=medium\n\n  * For the changes see changelog.gz.\n\n -- {}  {date}",
+        env!("CARGO_PKG_VERSION"),
+        maintainer()?
+    ))
+}
+
+/// Who makes the package: as Debian's tools are told, else as the manifest says.
+fn maintainer() -> Result<String> {
+    if let (Ok(name), Ok(address)) = (env::var("DEBFULLNAME"), env::var("DEBEMAIL")) {
+        return Ok(format!("{name} <{address}>"));
+    }
+    let manifest = fs::read_to_string(workspace::root().join("fastpath-agent/Cargo.toml"))?;
+    let manifest: toml::Value = toml::from_str(&manifest)?;
+    let maintainer = manifest["package"]["metadata"]["deb"]["maintainer"].as_str();
+    Ok(maintainer.context("fastpath-agent/Cargo.toml names no maintainer")?.to_owned())
+}
+
+/// When the source was committed, in seconds since 1970; now, where there is no repository.
+fn time() -> Result<String> {
+    let mut git = Command::new("git");
+    let commit = process::output(git.args(["log", "-1", "--format=%ct"]).current_dir(workspace::root()));
+    let time = commit.or_else(|_| process::output(Command::new("date").arg("+%s")))?;
+    Ok(time.trim().to_owned())
+}
+
+/// A directory with a `dpkg-shlibdeps` that looks into that processor's system. cargo-deb would make it look into the cross compiler's,
+/// whose libc isn't the one that the package will meet. What depending on a library takes is in `DEBIAN` there.
+fn shlibdeps_for(arch: Arch) -> Result<PathBuf> {
+    let directories = Root::of(arch)?.library_directories();
+    let directories: String = directories.iter().map(|lib| format!(" '-l{}'", lib.display())).collect();
+    let script = format!(
+        "#!/bin/sh\nfor word do\n\tshift\n\tcase $word in -l*) ;; *) set -- \"$@\" \"$word\" ;; esac\ndone\n\
+         exec /usr/bin/dpkg-shlibdeps{directories} \"$@\"\n"
+    );
+    let place = workspace::target().join(format!("shlibdeps-{}", arch.debian()));
+    fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
+    let file = place.join("dpkg-shlibdeps");
+    fs::write(&file, script)?;
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
+    Ok(place)
+}
+
+/// Lets lintian look for what is wrong with packages of one version, which must depend on the same libraries. What deploy/debian/lintian-overrides names has a reason there.
+pub(crate) fn check(packages: &[PathBuf]) -> Result<()> {
+    let mut lintian = Command::new("lintian");
+    lintian.args(["--fail-on", "error,warning", "--allow-root", "--tag-display-limit", "0"]).args(packages);
+    progress::step("checking the Debian package with lintian", &mut lintian)?;
+    let depends = packages
+        .iter()
+        .map(|package| process::output(Command::new("dpkg-deb").arg("--field").arg(package).arg("Depends")));
+    let depends = depends.collect::<Result<Vec<_>>>()?;
+    if let Some(other) = depends.iter().find(|other| **other != depends[0]) {
+        bail!("packages for two processors depend on {} and on {}", depends[0].trim(), other.trim());
+    }
+    Ok(())
+}
+
+/// Makes the package of an agent that was built with that profile; says where it is.
+pub(crate) fn build(
+    agent: &Path,
+    arch: Arch,
+    profile: &str,
+    revision: u32,
+    directory: &Path,
+) -> Result<PathBuf> {
+    pages(agent, arch, revision)?;
     fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
     let revision = revision.to_string();
     let package = directory.join(format!("fastpath-agent-{revision}.deb"));
-    // Of the files in it, for the same bytes each time.
-    let mut time = Command::new("git");
-    let time = process::output(time.args(["log", "-1", "--format=%ct"]).current_dir(workspace::root()));
     let mut command = Command::new(cargo_tool::DEB.program()?);
-    if let Ok(time) = time {
-        command.env("SOURCE_DATE_EPOCH", time.trim());
+    // Of the files in it, for the same bytes each time.
+    command.env("SOURCE_DATE_EPOCH", time()?);
+    if arch.is_foreign() {
+        command.args(["--target", &arch.triple()]);
+        let mut path = vec![shlibdeps_for(arch)?];
+        path.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
+        command.env("PATH", env::join_paths(path)?);
     }
     command
         .args(["--package", "fastpath-agent", "--profile", profile, "--no-build", "--locked", "--quiet"])
-        .args(["--deb-revision", &revision, "--output"])
+        .args(["--maintainer", &maintainer()?, "--deb-revision", &revision, "--output"])
         .arg(&package)
         .current_dir(workspace::root());
     progress::step("making the Debian package", &mut command)?;

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use super::{build, directory};
 use crate::{
+    arch::Arch,
     build::Binaries,
     guest::{
         debian,
@@ -31,7 +32,7 @@ struct Packages {
 impl Packages {
     fn build(binaries: &Binaries) -> Result<Self> {
         let agent = binaries.get("fastpath-agent").context("cargo built no fastpath-agent")?;
-        let package = |revision| build(agent, "guest", revision, &directory().join("guest"));
+        let package = |revision| build(agent, Arch::default(), "guest", revision, &directory().join("guest"));
         Ok(Self { old: package(1)?, new: package(2)? })
     }
 }
@@ -39,6 +40,7 @@ impl Packages {
 /// Tries the package on all these kernels, at the same time; a result for each.
 pub(crate) fn run(wanted: &[Wanted], binaries: &Binaries, kvm: bool) -> Result<Vec<Result<()>>> {
     let packages = Packages::build(binaries)?;
+    super::check(std::slice::from_ref(&packages.old))?;
     Ok(thread::scope(|scope| {
         let trials: Vec<_> =
             wanted.iter().map(|kernel| scope.spawn(|| run_on(kernel, binaries, &packages, kvm))).collect();

@@ -81,6 +81,21 @@ pub(super) const FOR_GUESTS: &[Package] = &[
 pub(super) const FOR_PACKAGE: &[Package] =
     &[Package("dpkg-dev", None, Program("dpkg-shlibdeps")), Package("xz-utils", None, Program("xz"))];
 
+/// To build for arm64, and to run what was built.
+pub(super) const FOR_ARM64: &[Package] = &[
+    Package("gcc-aarch64-linux-gnu", None, Program("aarch64-linux-gnu-gcc")),
+    Package("libc6-dev-arm64-cross", None, File("/usr/aarch64-linux-gnu/include/stdio.h")),
+    Package("qemu-system-arm", None, Program("qemu-system-aarch64")),
+    Package("qemu-user", None, Program("qemu-aarch64")),
+];
+
+/// To make its system.
+pub(super) const FOR_ARM64_SYSTEM: &[Package] = &[Package("mmdebstrap", None, Program("mmdebstrap"))];
+
+/// To check what is released.
+pub(super) const FOR_RELEASE: &[Package] =
+    &[Package("lintian", None, Program("lintian")), Package("skopeo", None, Program("skopeo"))];
+
 pub(super) const FOR_PACKAGE_TRIAL: &[Package] =
     &[Package("cpio", None, Program("cpio")), Package("mmdebstrap", None, Program("mmdebstrap"))];
 
