@@ -10,6 +10,7 @@ user=${2:-dev}
 source=$(cd "$(dirname "$0")/.." && pwd)
 root=$(mktemp -d "${TMPDIR:-/tmp}/fastpath-$suite.XXXXXX")
 chmod 755 "$root"
+unset TMPDIR # there is no such directory in it
 
 end() {
 	for name in dev/pts dev sys proc; do
@@ -36,7 +37,7 @@ done
 # What this machine needs to reach the network.
 cp /etc/resolv.conf "$root/etc/resolv.conf"
 cp -r /usr/local/share/ca-certificates "$root/usr/local/share/" 2>/dev/null || true
-chroot "$root" update-ca-certificates >/dev/null 2>&1
+chroot "$root" update-ca-certificates >/dev/null
 
 home=/root
 if [ "$user" != root ]; then
