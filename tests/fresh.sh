@@ -39,12 +39,11 @@ cp /etc/resolv.conf "$root/etc/resolv.conf"
 cp -r /usr/local/share/ca-certificates "$root/usr/local/share/" 2>/dev/null || true
 chroot "$root" update-ca-certificates >/dev/null
 
-home=/root
 if [ "$user" != root ]; then
-	home=/home/$user
 	chroot "$root" useradd -m -s /bin/bash "$user"
 	echo "$user ALL=(ALL) NOPASSWD: ALL" >"$root/etc/sudoers.d/$user"
 fi
+home=$(chroot "$root" su - "$user" -c pwd)
 git clone -q "$source" "$root$home/fastpath"
 cat >"$root$home/go.sh" <<'GO'
 set -eu

@@ -1,4 +1,4 @@
-//! Tries the Debian package on a system with systemd: `package OLD.deb NEW.deb`. Runs in the guest, as root, and takes
+//! Tries the Debian package on a system with systemd: `package OLD.deb NEW.deb [BEFORE.deb]`. Runs in the guest, as root, and takes
 //! the guest's own network namespace for the node; `cargo xtask test --tier=package` starts it. Ends at the first thing
 //! that isn't as it should be.
 
@@ -56,13 +56,15 @@ const STEPS: &[Step] = &[
     ("watchdog", Trial::watchdog),
     ("upgrade", Trial::upgrade),
     ("remove", Trial::remove),
+    ("upgrade from an earlier commit's package", Trial::upgrade_from_before),
     ("install again, and purge", Trial::purge),
 ];
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
-    let mut package = || arguments.next().expect("package OLD.deb NEW.deb");
+    let mut package = || arguments.next().expect("package OLD.deb NEW.deb [BEFORE.deb]");
     let (old, new) = (package(), package());
+    let before = arguments.next();
     // What failed is seldom clear without what the service said.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -70,7 +72,7 @@ fn main() {
         println!("{}", service::described(SERVICE));
     }));
     let topology = Topology::build_around(Netns::of_process_1(), Layout::default());
-    let mut trial = Trial { topology, old, new, flow: None };
+    let mut trial = Trial { topology, old, new, before, flow: None };
     for (name, step) in STEPS {
         let began = Instant::now();
         step(&mut trial);
@@ -82,6 +84,8 @@ struct Trial {
     topology: Topology,
     old: String,
     new: String,
+    /// Of an earlier commit.
+    before: Option<String>,
     /// One that is offloaded, from the step that opens it to the end.
     flow: Option<Flow>,
 }
@@ -299,6 +303,28 @@ impl Trial {
         // Slower is allowed, broken is not.
         let mut flow = self.flow.take().expect("an offloaded flow");
         self.topology.assert_forwarded(&mut flow);
+    }
+
+    /// Whatever that agent was, its flows stay where they are.
+    fn upgrade_from_before(&mut self) {
+        let Some(before) = self.before.clone() else {
+            return println!("  none has passed on this machine: this one is kept for the next commit");
+        };
+        run("dpkg", &["-i", &before]);
+        self.wait_until_it_offloads();
+        let mut flow = self.topology.open(Proto::Tcp, Family::V4, PORT + 1);
+        self.topology.assert_becomes_accelerated(&mut flow);
+        let forwarded = self.topology.forwarded(PORT + 1);
+        let background = flow.in_background();
+        run("dpkg", &["-i", &self.new]);
+        let (mut flow, report) = background.stop_intact();
+        let after = self.topology.forwarded(PORT + 1);
+        println!("  {report:?}, on the forward path before {forwarded:?}, after {after:?}");
+        assert!(after.total() - forwarded.total() <= STRAYS, "packets took the forward path");
+        self.topology.assert_accelerated(&mut flow);
+        self.wait_until_it_offloads();
+        run("dpkg", &["-r", "fastpath-agent"]);
+        assert_eq!(table::listing(&self.topology.node), None, "the table is still there");
     }
 
     fn purge(&mut self) {
