@@ -24,12 +24,14 @@ case $suite in
 noble)
 	mirror=${MIRROR:-http://archive.ubuntu.com/ubuntu}
 	key=${KEYRING:-/usr/share/keyrings/ubuntu-archive-keyring.gpg}
-	set -- "deb [signed-by=$key] $mirror noble main universe" "deb [signed-by=$key] $mirror noble-updates main universe"
+	set -- "--keyring=$(dirname "$key")" "deb $mirror noble main universe" "deb $mirror noble-updates main universe"
 	;;
-*) set -- ;;
+*) set -- --keyring=/usr/share/keyrings ;;
 esac
 echo "== making $suite"
-mmdebstrap --quiet --variant=apt --include=ca-certificates,curl,git,sudo,gcc,libc6-dev,passwd "$suite" "$root" "$@"
+keyring=$1
+shift
+mmdebstrap --quiet --variant=apt "$keyring" --include=ca-certificates,curl,git,sudo,gcc,libc6-dev,passwd "$suite" "$root" "$@"
 
 for name in proc sys dev dev/pts; do
 	mount --bind "/$name" "$root/$name"

@@ -150,11 +150,10 @@ impl Trial {
         for action in ["start", "reload", "stop"] {
             let background = self.flow.take().expect("an offloaded flow").in_background();
             run("systemctl", &[action, "nftables"]);
-            wait_until("the table is back", Duration::from_secs(20), || {
-                table::listing(&self.topology.node).is_some()
-            });
-            let (mut flow, report) = background.stop_intact();
             path::install(&self.topology.node, ""); // what counts went too
+            // Changes of the ruleset are answered for the last time a second later.
+            thread::sleep(Duration::from_secs(3));
+            let (mut flow, report) = background.stop_intact();
             // It comes back when the kernel has freed what it was in the flowtable.
             wait_until("the flow is offloaded again", Duration::from_secs(10), || {
                 assert_eq!(flow.rounds(10), 10);
@@ -164,8 +163,6 @@ impl Trial {
             println!("  {action}: {report:?}, and fast again");
             self.flow = Some(flow);
         }
-        // The last changes of the ruleset may be answered a second later.
-        thread::sleep(Duration::from_secs(3));
         let repairs = journal().matches("putting it back").count();
         assert!(repairs >= 3, "the log doesn't say that the table was put back:\n{}", journal());
     }
