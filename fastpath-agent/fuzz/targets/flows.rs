@@ -3,13 +3,15 @@
 
 #[cfg(fuzzing)]
 libfuzzer_sys::fuzz_target!(|text: &str| {
+    use std::sync::Arc;
+
     use fastpath_agent::core::{
         flow::{expression::Expression, record::Event, search::Search},
         names::Names,
         why::FlowSpec,
     };
 
-    drop(Search::new(text));
+    drop(Search::new(text, Arc::default()));
     let _ = Expression::parse(&text.split(' ').collect::<Vec<_>>(), &Names::default());
     let mut words = text.split(' ');
     let mut word = || words.next().unwrap_or_default();
