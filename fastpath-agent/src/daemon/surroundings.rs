@@ -38,7 +38,7 @@ use crate::{
         links::LinkError,
         module_monitor::ModuleMonitor,
         node_monitor::NodeEvent,
-        surroundings::{self, Ask, Report},
+        surroundings::{Ask, Report},
     },
 };
 
@@ -124,18 +124,19 @@ struct Legacy {
 
 impl Legacy {
     /// Read again: `tables` are there.
-    fn read(&mut self, tables: &Option<BTreeSet<String>>, now: u64) {
+    fn read(&mut self, tables: &Option<BTreeSet<String>>, source: &impl Neighbourhood, now: u64) {
         self.tables.clone_from(tables);
-        self.look_at = surroundings::may_have_legacy_tables().then_some(now + LEGACY_MS);
+        self.look_at = source.legacy_tables().map(|_| now + LEGACY_MS);
     }
 
     /// Looks, if it is time; true if others are there than before.
-    fn differs(&mut self, now: u64) -> bool {
+    fn differs(&mut self, source: &impl Neighbourhood, now: u64) -> bool {
         if self.look_at.is_none_or(|at| at > now) {
             return false;
         }
+        let found = source.legacy_tables();
         self.look_at = Some(now + LEGACY_MS);
-        surroundings::legacy_tables().ok() != self.tables
+        found.map_or_else(|| Some(BTreeSet::new()), Result::ok) != self.tables
     }
 }
 
@@ -210,7 +211,7 @@ impl<N: Neighbourhood> Observer<N> {
         let found = known.surroundings(&self.ignored);
         self.said.say(&found.rules);
         self.tables.clone_from(&known.tables);
-        self.legacy.read(&known.legacy, now);
+        self.legacy.read(&known.legacy, &self.source, now);
         self.known = Some(known);
         self.read_at = now;
         for failure in &report.failures {
@@ -274,7 +275,7 @@ impl<N: Neighbourhood> Observer<N> {
 
     /// Does what is due: looks for legacy tables, or has a thread read what is wanted. True if other legacy tables are there.
     fn on_time(&mut self, links: &LinkTable, now: u64) -> bool {
-        let differs = self.legacy.differs(now);
+        let differs = self.legacy.differs(&self.source, now);
         if differs {
             self.wanted.legacy = true;
             self.due = Some(now);
@@ -492,7 +493,7 @@ impl<H: Host> Agent<H> {
                 }
             }
             Happened::ModuleLoaded(Ok(())) => {
-                if surroundings::may_have_legacy_tables() {
+                if observer.source.legacy_tables().is_some() {
                     observer.legacy.look_at.get_or_insert(now);
                 }
             }

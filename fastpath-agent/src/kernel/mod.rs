@@ -116,6 +116,9 @@ pub trait Neighbourhood {
     /// Settings of forwarding of all interfaces.
     fn settings(&mut self) -> io::Result<Vec<Announced>>;
 
+    /// Names of iptables-legacy's tables; `None` where there can't be any.
+    fn legacy_tables(&self) -> Option<io::Result<BTreeSet<String>>>;
+
     /// What brings up to date what is known, on any thread.
     fn reader(&self) -> fn(&mut Known, &surroundings::Ask) -> surroundings::Report;
 }

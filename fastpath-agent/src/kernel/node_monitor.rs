@@ -2,7 +2,7 @@
 //! the flowtable doesn't notice, settings of forwarding, traffic control. Decides nothing about them.
 #![expect(unsafe_code, reason = "tokio cannot know that a descriptor stays open")]
 
-use std::io;
+use std::{collections::BTreeSet, io};
 
 use mnl::Bus;
 use tokio::io::{Interest, unix::AsyncFd};
@@ -86,6 +86,10 @@ impl Neighbourhood for NodeMonitor {
 
     fn settings(&mut self) -> io::Result<Vec<Announced>> {
         netconf::settings()
+    }
+
+    fn legacy_tables(&self) -> Option<io::Result<BTreeSet<String>>> {
+        surroundings::may_have_legacy_tables().then(surroundings::legacy_tables)
     }
 
     fn reader(&self) -> fn(&mut Known, &Ask) -> Report {

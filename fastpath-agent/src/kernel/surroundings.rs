@@ -180,12 +180,12 @@ const LEGACY: [&str; 2] = ["/proc/self/net/ip_tables_names", "/proc/self/net/ip6
 
 /// Whether this network namespace can have tables of iptables-legacy now. It has none before they are first used, and no event
 /// announces that.
-pub fn may_have_legacy_tables() -> bool {
+pub(super) fn may_have_legacy_tables() -> bool {
     LEGACY.iter().any(|file| Path::new(file).exists())
 }
 
 /// Names of the tables of iptables-legacy and ip6tables-legacy.
-pub fn legacy_tables() -> io::Result<BTreeSet<String>> {
+pub(super) fn legacy_tables() -> io::Result<BTreeSet<String>> {
     let mut names = BTreeSet::new();
     for file in LEGACY {
         match fs::read_to_string(file) {

@@ -385,6 +385,10 @@ impl Neighbourhood for Node {
         refused.map_or_else(|| Ok(Vec::new()), |errno| Err(io::Error::from_raw_os_error(errno)))
     }
 
+    fn legacy_tables(&self) -> Option<io::Result<BTreeSet<String>>> {
+        None
+    }
+
     fn reader(&self) -> fn(&mut Known, &Ask) -> Report {
         |known, _| {
             *known = nothing_of_others();
