@@ -180,7 +180,7 @@ const LEGACY: [&str; 2] = ["/proc/self/net/ip_tables_names", "/proc/self/net/ip6
 
 /// Whether this network namespace can have tables of iptables-legacy now. It has none before they are first used, and no event
 /// announces that.
-pub(super) fn may_have_legacy_tables() -> bool {
+pub fn may_have_legacy_tables() -> bool {
     LEGACY.iter().any(|file| Path::new(file).exists())
 }
 
