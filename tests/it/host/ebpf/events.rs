@@ -130,26 +130,28 @@ fn the_threshold_can_change_at_any_time() {
             sent += n;
             pair.stats_of(sent);
         };
-        let mut expect = |expected: &[(u64, u32)]| {
-            let found: Vec<_> = drain(&mut events).iter().map(|e| (e.packets, e.threshold)).collect();
-            assert_eq!(found, expected);
-        };
+        let mut found = || drain(&mut events).iter().map(|e| (e.packets, e.threshold)).collect::<Vec<_>>();
 
         // Off.
         packets(50);
-        expect(&[]);
+        assert_eq!(found(), []);
         programs.set_threshold(60).unwrap();
         packets(5);
-        expect(&[]);
+        assert_eq!(found(), []);
         // Lowered below what the flow has: its next packet says so, or the first of the next tick.
         programs.set_threshold(20).unwrap();
-        thread::sleep(Duration::from_millis(20));
-        packets(5);
-        expect(&[(56, 20)]);
+        // On a machine that is kept from running, the kernel's tick may stand still for longer than that.
+        let signalled = (0..10).map(|_| {
+            thread::sleep(Duration::from_millis(20));
+            packets(5);
+            found()
+        });
+        let signalled = signalled.into_iter().find(|found| !found.is_empty()).unwrap_or_default();
+        assert!(matches!(signalled[..], [(packets, 20)] if packets % 5 == 1), "{signalled:?}");
         // Raised: a flow that was signalled isn't again.
         programs.set_threshold(62).unwrap();
         packets(5);
-        expect(&[]);
+        assert_eq!(found(), []);
         assert_eq!(pair.pinned().config().unwrap().threshold, 62);
     }
 }
