@@ -95,6 +95,22 @@ fn off_and_on_without_losing_a_packet() {
     assert_eq!(warnings, Vec::<String>::new());
 }
 
+/// The table that an accelerating agent has left goes when the next one only watches, and its flows with it.
+#[test]
+fn what_an_agent_before_has_offloaded_is_watched_too() {
+    let topology = Topology::routed();
+    let agent = Agent::start_with(&topology.node, &["--mode=accelerate"]);
+    let mut tcp = topology.open(Proto::Tcp, Family::V4, 7001);
+    topology.assert_becomes_accelerated(&mut tcp);
+    agent.kill();
+    topology.assert_accelerated(&mut tcp);
+    let busy = tcp.in_background();
+    let _agent = Agent::start_with(&topology.node, &["--mode=watch"]);
+    wait_for_table(&topology, false);
+    let (mut tcp, _) = busy.stop_intact();
+    topology.assert_forwarded(&mut tcp);
+}
+
 /// Connections that are older than any rule have no counters: the agent helps them once it is switched on.
 #[test]
 fn begun_by_watching() {

@@ -17,7 +17,7 @@ use crate::{
     kernel::{event_socket, links::Links, names},
 };
 
-/// Pods come and go: for an address without a name the runtimes are asked again, but not sooner than this.
+/// Pods come and go, and addresses get other owners: names are no older than this.
 const ASKED_AGAIN: Duration = Duration::from_secs(5);
 
 /// Names, as they are known now.
@@ -42,8 +42,7 @@ impl Known {
     fn name(&mut self, flow: &mut FlowRecord) -> bool {
         let (client, server) =
             (flow.original.source, flow.reply.map_or(flow.original.destination, |reply| reply.source));
-        let unknown = [client, server].iter().any(|address| self.names.of(*address).is_none());
-        if unknown && self.at.elapsed() > ASKED_AGAIN {
+        if self.at.elapsed() > ASKED_AGAIN {
             self.names = self.runtime.block_on(ask(self.from)).0;
             self.at = Instant::now();
         }
@@ -143,8 +142,7 @@ mod tests {
         why_not::WhyNot,
     };
 
-    #[test]
-    fn a_flow_is_a_line() {
+    fn flow() -> FlowRecord {
         let tuple = Tuple {
             source: "10.1.0.2".parse().unwrap(),
             destination: "10.2.0.2".parse().unwrap(),
@@ -152,7 +150,7 @@ mod tests {
             source_port: 40000,
             destination_port: 443,
         };
-        let flow = FlowRecord {
+        FlowRecord {
             protocol: "udp".to_owned(),
             original: tuple,
             reply: None,
@@ -166,9 +164,29 @@ mod tests {
             conntrack: None,
             path: Path::default(),
             rate: None,
-        };
+        }
+    }
+
+    #[test]
+    fn an_address_loses_the_name_of_a_pod_that_has_gone() {
+        let mut flow = flow();
         let mut names = Names::default();
-        names.add(tuple.source, "shop/web-0");
+        names.add(flow.original.source, "shop/web-0");
+        names.add(flow.original.destination, "shop/db-0");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut known = Known { from: NamesFrom::Off, runtime, at: Instant::now(), names };
+        assert!(known.name(&mut flow), "just asked");
+        assert_eq!(flow.client.as_deref(), Some("shop/web-0"));
+        known.at -= ASKED_AGAIN * 2;
+        assert!(!known.name(&mut flow), "asked again: it has no owner now");
+        assert_eq!(flow.client, None);
+    }
+
+    #[test]
+    fn a_flow_is_a_line() {
+        let flow = flow();
+        let mut names = Names::default();
+        names.add(flow.original.source, "shop/web-0");
         let mut out = Vec::new();
         write_flow(&mut out, 86_400_000 + 3_723_004, &flow, &names).unwrap();
         let line = String::from_utf8(out).unwrap();

@@ -103,7 +103,8 @@ fn shlibdeps_for(arch: Arch) -> Result<PathBuf> {
     Ok(place)
 }
 
-/// Lets lintian look for what is wrong with packages of one version, which must depend on the same libraries. What deploy/debian/lintian-overrides names has a reason there.
+/// Lets lintian look for what is wrong with packages of one version, which must depend on the same libraries. What
+/// deploy/debian/lintian-overrides names has a reason there.
 pub(crate) fn check(packages: &[PathBuf]) -> Result<()> {
     let mut lintian = Command::new("lintian");
     lintian.args(["--fail-on", "error,warning", "--allow-root", "--tag-display-limit", "0"]).args(packages);
