@@ -166,7 +166,7 @@ fn owner(root: &Root, file: &Path) -> Result<String> {
     for name in &names {
         let mut search = root.dpkg_query();
         if let Ok(found) = process::output(search.args(["--search", name]))
-            && let Some((package, _)) = found.lines().find_map(|line| line.split_once(": "))
+            && let Some(package) = owner_in(&found)
         {
             return Ok(package.to_owned());
         }
@@ -174,9 +174,25 @@ fn owner(root: &Root, file: &Path) -> Result<String> {
     anyhow::bail!("no package has {}; the bill of materials must name where it comes from", file.display())
 }
 
+/// The package in what `dpkg-query --search` prints. Debian 13 has diverted files of the C library, and says so first.
+fn owner_in(found: &str) -> Option<&str> {
+    let mut lines = found.lines().filter(|line| !line.starts_with("diversion by "));
+    Some(lines.find_map(|line| line.split_once(": "))?.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_diversion_is_no_package() {
+        let diverted = "diversion by libc6 from: /lib64/ld-linux-x86-64.so.2\n\
+                        diversion by libc6 to: /lib64/ld-linux-x86-64.so.2.usr-is-merged\n";
+        assert_eq!(owner_in(diverted), None);
+        let owned = "libc6:amd64: /usr/lib64/ld-linux-x86-64.so.2\n";
+        assert_eq!(owner_in(owned), Some("libc6:amd64"));
+        assert_eq!(owner_in(&format!("{diverted}{owned}")), Some("libc6:amd64"));
+    }
 
     #[test]
     fn documents_are_joined_without_directories_and_without_repetition() {
