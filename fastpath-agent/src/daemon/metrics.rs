@@ -218,7 +218,7 @@ fn agent(page: &mut Page, agent: &Agent) {
     let flowtable = if agent.flowtable { "yes" } else { "no" };
     page.info(
         "kernel",
-        "The kernel, and whether it has flowtables",
+        "The kernel, and whether it has flowtables: yes or no",
         [("release", agent.release.clone()), ("flowtable", flowtable.to_owned())],
     );
     page.gauge(
@@ -237,17 +237,17 @@ fn agent(page: &mut Page, agent: &Agent) {
     page.gauges(
         "mode",
         None,
-        "1 at what the node does: accelerate, or watch (offload nothing); if it isn't as planned, see --mode and its file",
+        "1 at what the node does: accelerate, or watch (also with threshold 0, or outside the mode's percentage); if it isn't as planned, see --mode and its file",
         ["mode"],
         [("accelerate", !watches), ("watch", watches)].map(|(mode, is)| ([mode.to_owned()], u64::from(is))),
     );
     let standing = STANDINGS.map(|name| ([name.to_owned()], u64::from(name == agent.standing)));
-    page.gauges("ruleset", None, "State of the agent's table: 1 at the present one. foreign: another program has its name, use --takeover; wrong: /readyz says why", ["standing"], standing);
+    page.gauges("ruleset", None, "State of the agent's table: 1 at the present one. foreign: another program has its name, use --takeover; wrong: refused and tried again, /readyz says why; none: not checked, or no flowtables", ["standing"], standing);
     let reconciles = Trigger::ALL.map(|t| ([t.to_string()], agent.reconciles.get(&t).copied().unwrap_or(0)));
     page.counters(
         "reconciles",
         None,
-        "Comparisons of the installed ruleset with the wanted one",
+        "Comparisons of the installed ruleset with the wanted one. ruleset: another program changed it; threshold: or mode; surroundings: other programs' chains, policy rules or eBPF programs; safety-net: once a minute",
         ["trigger"],
         reconciles,
     );
@@ -284,7 +284,7 @@ fn agent(page: &mut Page, agent: &Agent) {
     page.counters(
         "revalidations",
         None,
-        "Revalidations: offloaded flows sent through the filters again",
+        "Revalidations, except by hand: offloaded flows sent through the filters again. routes: IPv6, not in main; master: VRF, bridge, bond. nothing-new: no flow came in since; absent: no flowtable",
         ["trigger", "outcome"],
         revalidations,
     );
@@ -293,7 +293,7 @@ fn agent(page: &mut Page, agent: &Agent) {
     page.counters(
         "rule_revalidations",
         None,
-        "Revalidations because of rules whose verdict changes without an event, by what these rules ask",
+        "Revalidations by changing-rule that emptied the flowtable, once for each thing that these rules ask",
         ["cause"],
         causes,
     );
@@ -304,18 +304,23 @@ fn agent(page: &mut Page, agent: &Agent) {
     page.gauges(
         "rules_bypassed",
         None,
-        "Other programs' rules that offloaded packets bypass, by class and by how the agent handles them",
+        "Other programs' rules that offloaded packets bypass. respected: their flows aren't offloaded; ignored: by --ignore-rule",
         ["class", "handling"],
         rules,
     );
 }
 
 fn flows(page: &mut Page, agent: &Agent, kernel: &Kernel) {
-    page.counter("flows_crossed", None, "Connections seen to cross the threshold", agent.crossed);
+    page.counter(
+        "flows_crossed",
+        None,
+        "Connections seen to cross the threshold: flows_offloaded and flows_not_offloaded together. Needs eBPF and a threshold",
+        agent.crossed,
+    );
     page.counter(
         "flows_offloaded",
         None,
-        "Connections that crossed the threshold and were offloaded",
+        "Connections that crossed the threshold and were offloaded, each once",
         agent.offloaded,
     );
     let causes = WhyNot::of_flows().map(WhyNot::name).chain([BELOW_THRESHOLD, ENDED]);
@@ -324,7 +329,7 @@ fn flows(page: &mut Page, agent: &Agent, kernel: &Kernel) {
     page.counters(
         "flows_not_offloaded",
         None,
-        "Connections that crossed the threshold and were not offloaded, by cause (fastpath-agent flows --group=could-be-fast lists them)",
+        "Connections that crossed the threshold and were not offloaded (fastpath-agent flows --group=could-be-fast lists them); offloaded later, they count in both. below-threshold: by conntrack's count",
         ["cause"],
         causes,
     );
@@ -335,10 +340,15 @@ fn flows(page: &mut Page, agent: &Agent, kernel: &Kernel) {
         agent.assisted,
     );
     if let Some(offloads) = kernel.rule_offloads {
-        page.counter("rule_offloads", None, "Flows that the agent's rules have offloaded", offloads);
+        page.counter(
+            "rule_offloads",
+            None,
+            "Flows that the agent's rules have offloaded, by the kernel's count",
+            offloads,
+        );
     }
     if let Some(untraced) = kernel.untraced {
-        let help = "Packets of flows that are offloaded later, since the set of traces had no room for them; harmless unless it grows for long";
+        let help = "Packets of flows that are offloaded later, since the set of traces (65,536 per direction in two seconds) had no room for them; harmless unless it grows for long";
         page.counter("untraced_packets", None, help, untraced);
     }
     let Some(sums) = &kernel.flows else { return };
@@ -359,14 +369,14 @@ fn flows(page: &mut Page, agent: &Agent, kernel: &Kernel) {
     page.gauges(
         "flows_stalled",
         None,
-        "Connections above the threshold that are not offloaded, or never will be, by cause",
+        "Connections above the threshold that are not offloaded, or never will be. Intended: local, protocol, excluded, revoked, every-packet, and no-rule in mode watch",
         ["cause"],
         stalled,
     );
     page.gauges(
         "flows_left_out",
         None,
-        "Connections kept on the normal path by another program's rule that wants every packet, by the rule's family, table and chain; --ignore-rule lets them be fast",
+        "Connections kept on the normal path by another program's rule that wants every packet, by the rule's family, table and chain (the 20 with the most flows, and others; not rules that ask for interfaces or labels); --ignore-rule lets them be fast",
         ["rule"],
         left_out(sums),
     );
@@ -393,7 +403,7 @@ fn interfaces(page: &mut Page, agent: &Agent, kernel: &Kernel) {
     page.gauge(
         "interfaces_watched",
         None,
-        "Interfaces whose packets are counted by eBPF",
+        "Interfaces with an eBPF program, not those above them",
         agent.watched as u64,
     );
     let left_out = Unmanaged::names()
@@ -401,17 +411,27 @@ fn interfaces(page: &mut Page, agent: &Agent, kernel: &Kernel) {
     page.gauges(
         "interfaces_left_out",
         None,
-        "Interfaces that are not in the flowtable, by reason; fastpath-agent status names them",
+        "Interfaces that are not in the flowtable; fastpath-agent status names them. refused: by the kernel; port: its bridge is in",
         ["reason"],
         left_out,
     );
     type Part = fn(&Passed) -> u64;
     let families: [(&str, Option<Unit>, &str, Part); 4] = [
-        ("interface_receive", packets(), "Packets of flows that came in at the interface", |p| p.all.packets),
-        ("interface_receive", Some(Unit::Bytes), "Bytes of these packets from the IP header on", |p| {
+        (
+            "interface_receive",
+            packets(),
+            "TCP and UDP packets that came in at the interface; a GRO packet is one",
+            |p| p.all.packets,
+        ),
+        ("interface_receive", Some(Unit::Bytes), "Bytes of these packets, from the IP header on", |p| {
             p.all.bytes
         }),
-        ("interface_fast_path", packets(), "Packets that came in and took the fast path", |p| p.fast.packets),
+        (
+            "interface_fast_path",
+            packets(),
+            "Packets that came in at the interface and took the fast path",
+            |p| p.fast.packets,
+        ),
         ("interface_fast_path", Some(Unit::Bytes), "Bytes of these packets", |p| p.fast.bytes),
     ];
     for (name, unit, help, part) in families {
@@ -421,7 +441,7 @@ fn interfaces(page: &mut Page, agent: &Agent, kernel: &Kernel) {
     page.counter(
         "unmeasured",
         packets(),
-        "Packets of offloaded flows whose path is unknown; not counted as fast",
+        "Packets of offloaded flows whose path is unknown (meter missing or full); not counted as fast",
         kernel.unmeasured,
     );
 }
@@ -432,14 +452,14 @@ fn prospect(page: &mut Page, prospect: &Prospect) {
     page.gauges(
         "prospect_fast_percent",
         None,
-        "Percent of this node's packets that are fast, or would be, at a threshold (fastpath-agent doctor --advise); if it is low at all of them, acceleration gains nothing here",
+        "Percent of this node's packets that are fast, or would be, at a threshold (fastpath-agent doctor --advise): of flows that have ended or are longer than any threshold, without those that end here; if it is low at all of them, acceleration gains nothing here",
         ["threshold"],
         chosen.map(|worth| ([worth.threshold.to_string()], worth.fast_percent)),
     );
     page.gauge(
         "prospect_flows",
         None,
-        "Directions of flows that the prospect rests on; with fewer than 2000 wait before you go by it",
+        "Directions of flows that the prospect rests on; with fewer than 2000 wait before you go by it. This and prospect_fast_percent are absent until there is one",
         prospect.directions,
     );
 }
@@ -458,17 +478,23 @@ fn maps(page: &mut Page, maps: &Maps) {
     let rows = |part: fn(Tally) -> u64| tallies.map(|(class, tally)| ([class.to_owned()], part(tally)));
     let help = "Packets seen on all watched interfaces, by how they were counted";
     page.counters("ingress", packets(), help, ["class"], rows(|t| t.packets));
-    page.counters("ingress", Some(Unit::Bytes), "Bytes of these packets", ["class"], rows(|t| t.bytes));
+    page.counters(
+        "ingress",
+        Some(Unit::Bytes),
+        "Bytes of these packets: counted from the IP header on, others with the link-layer header",
+        ["class"],
+        rows(|t| t.bytes),
+    );
     page.gauge("flow_map_entries", None, "Directions of flows in the map", maps.entries.into());
     page.gauge(
         "flow_map_capacity",
         None,
-        "Directions of flows that the map has room for",
+        "Directions of flows that the map has room for (--max-flows)",
         maps.capacity.into(),
     );
     page.counter("flow_map_entered", None, "Directions of flows entered into the map", stats.flows_entered);
     page.counter("flow_map_evicted", None, "Directions of flows evicted or deleted from the map; if it grows while flow_map_entries is near its capacity, raise --max-flows", maps.left);
-    page.counter("signals_sent", None, "Signals of directions that crossed the threshold", stats.events_sent);
+    page.counter("signals_sent", None, "Signals of directions that crossed the threshold; of those offloaded already only while a reader follows", stats.events_sent);
     page.counter(
         "signals_lost",
         None,
@@ -488,7 +514,7 @@ fn export(page: &mut Page, exported: &Exported) {
     page.gauge(
         "export_up",
         None,
-        "1 if the collector can be reached, as far as that can be told",
+        "1 if the collector can be reached; with UDP, if it doesn't refuse",
         u64::from(exported.up),
     );
 }

@@ -1,13 +1,11 @@
-//! What is written is what docs/metrics.md says, name by name, in both directions.
+//! What is written is what docs/metrics.md says: its tables are made here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
 
 use fastpath_common::Tally;
 
 use super::*;
-use crate::core::{threshold::Lengths, why_not::WhyNot};
-
-const DOCS: &str = include_str!("../../../docs/metrics.md");
+use crate::core::threshold::Lengths;
 
 /// 1000 connections of 60 packets.
 fn lengths() -> Lengths {
@@ -47,64 +45,119 @@ fn full() -> Metrics {
     }
 }
 
-/// Type, unit and names of labels.
-type Shape = (String, String, BTreeSet<String>);
+/// A section of the document and what writes its metrics.
+type Section = (&'static str, fn(&mut Page, &Metrics));
 
-/// By the name that a query has.
-fn written() -> BTreeMap<String, Shape> {
-    let mut shapes: BTreeMap<String, Shape> = BTreeMap::new();
-    let (mut family, mut kind, mut unit) = (String::new(), String::new(), String::new());
-    for line in render(&full(), Format::OpenMetrics).lines() {
+const SECTIONS: [Section; 7] = [
+    ("agent", |page, metrics| agent(page, &metrics.agent)),
+    ("flows", |page, metrics| flows(page, &metrics.agent, &metrics.kernel)),
+    ("interfaces", |page, metrics| interfaces(page, &metrics.agent, &metrics.kernel)),
+    ("prospect", |page, metrics| prospect(page, metrics.kernel.prospect.as_ref().unwrap())),
+    ("export", |page, metrics| export(page, metrics.agent.export.as_ref().unwrap())),
+    ("maps", |page, metrics| maps(page, metrics.kernel.maps.as_ref().unwrap())),
+    ("process", |page, metrics| process(page, metrics)),
+];
+
+/// Labels whose values aren't listed.
+const OPEN: [&str; 5] = ["version", "release", "flowtable", "rule", "interface"];
+
+/// Name, labels with their values, help.
+type Row = (String, Vec<(String, Vec<String>)>, String);
+
+/// The table of a page: name as in a query, labels with their values, help. Asserts that types follow from names.
+fn table(written: &str) -> String {
+    let mut rows: Vec<Row> = Vec::new();
+    let (mut family, mut kind, mut help) = (String::new(), String::new(), String::new());
+    for line in written.lines() {
         if let Some(rest) = line.strip_prefix("# ") {
-            let mut words = rest.split(' ');
-            match (words.next(), words.next(), words.next()) {
-                (Some("TYPE"), Some(name), Some(of)) => {
-                    (family, kind, unit) = (name.to_owned(), of.to_owned(), String::new())
-                }
-                (Some("UNIT"), Some(_), Some(of)) => of.clone_into(&mut unit),
+            match rest.splitn(3, ' ').collect::<Vec<_>>()[..] {
+                ["HELP", name, text] => (family, help) = (name.to_owned(), text.to_owned()),
+                ["TYPE", _, of] => of.clone_into(&mut kind),
                 _ => {}
             }
             continue;
         }
         let name = line.split(['{', ' ']).next().unwrap_or_default();
         let name = if kind == "histogram" { family.as_str() } else { name };
-        let shape =
-            shapes.entry(name.to_owned()).or_insert_with(|| (kind.clone(), unit.clone(), BTreeSet::new()));
-        let labels =
-            line.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map_or("", |(labels, _)| labels);
-        let keys = labels.split(',').filter_map(|label| Some(label.split_once('=')?.0.to_owned()));
-        shape.2.extend(keys.filter(|key| key != "le"));
+        let expected = match name {
+            "fastpath_reconcile_duration_seconds" => "histogram",
+            _ if name.ends_with("_total") => "counter",
+            _ if name.ends_with("_info") => "info",
+            _ => "gauge",
+        };
+        assert_eq!(kind, expected, "{name}");
+        if rows.last().is_none_or(|row| row.0 != name) {
+            rows.push((name.to_owned(), Vec::new(), help.clone()));
+        }
+        let labels = &mut rows.last_mut().unwrap().1;
+        let given =
+            line.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map_or("", |(all, _)| all);
+        for (key, value) in given.split(',').filter_map(|label| label.split_once('=')) {
+            if key == "le" {
+                continue;
+            }
+            let value = format!("`{}`", value.trim_matches('"'));
+            match labels.iter_mut().find(|label| label.0 == key) {
+                Some((_, values)) if values.contains(&value) => {}
+                Some((_, values)) => values.push(value),
+                None => labels.push((key.to_owned(), vec![value])),
+            }
+        }
     }
-    shapes
+    let mut table = "| Metric | Labels | What it is |\n| --- | --- | --- |\n".to_owned();
+    for (name, labels, help) in rows {
+        let labels = labels.into_iter().map(|(key, values)| match OPEN.contains(&key.as_str()) {
+            true => format!("`{key}`"),
+            false => format!("`{key}`: {}", values.join(", ")),
+        });
+        let labels = labels.collect::<Vec<_>>().join("; ");
+        writeln!(table, "| `{name}` | {labels} | {} |", markdown(help.trim_end_matches('.'))).unwrap();
+    }
+    table
 }
 
-/// The same from the tables of the document: name, type, unit, labels, meaning.
-fn documented() -> BTreeMap<String, Shape> {
-    let rows =
-        DOCS.lines().filter(|line| line.starts_with("| `fastpath_") || line.starts_with("| `process_"));
-    rows.map(|row| {
-        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
-        assert!(cells.len() == 5 && cells[4].len() > 10, "not five cells, or no meaning: {row}");
-        let labels = cells[3].split(", ").filter(|l| !l.is_empty()).map(|l| l.trim_matches('`').to_owned());
-        (cells[0].trim_matches('`').to_owned(), (cells[1].to_owned(), cells[2].to_owned(), labels.collect()))
-    })
-    .collect()
+/// Flags as code, nothing taken for a mark.
+fn markdown(help: &str) -> String {
+    let word = |word: &str| {
+        let end = word.find(|c: char| !c.is_ascii_alphanumeric() && c != '-').unwrap_or(word.len());
+        if word.starts_with("--") {
+            return format!("`{}`{}", &word[..end], &word[end..]);
+        }
+        word.replace('_', "\\_")
+    };
+    help.split(' ').map(word).collect::<Vec<_>>().join(" ")
 }
 
+/// The tables in docs/metrics.md are what the page of metrics says; `FASTPATH_UPDATE_DOCS=1` makes them so.
 #[test]
 fn the_document_has_every_metric_and_no_other() {
-    assert_eq!(written(), documented());
-}
-
-#[test]
-fn the_document_names_every_value_of_a_bounded_label() {
-    let lists = [&COUNTED_STATES[..], &STANDINGS, &REVALIDATION_OUTCOMES, &PARTS];
-    let triggers = Trigger::ALL.map(|trigger| trigger.to_string());
-    let names = lists.into_iter().flatten().copied().chain(triggers.iter().map(String::as_str));
-    let reasons: Vec<_> = WhyNot::of_flows().map(WhyNot::name).chain(Unmanaged::names()).collect();
-    let names = names.chain(reasons.iter().copied());
-    for name in names.chain([ENDED, BELOW_THRESHOLD]) {
-        assert!(DOCS.contains(&format!("`{name}`")), "docs/metrics.md doesn't name the value {name}");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md");
+    let found = std::fs::read_to_string(path).unwrap();
+    let mut expected = found.clone();
+    let mut families = 0;
+    for (section, write) in SECTIONS {
+        let mut page = Page::default();
+        write(&mut page, &full());
+        let mut written = String::new();
+        text::encode(&mut written, &page.into_registry()).unwrap();
+        families += written.matches("# HELP ").count();
+        let (begin, end) =
+            (format!("<!-- metrics: {section} -->\n"), format!("<!-- end of metrics: {section} -->\n"));
+        let (before, rest) = expected.split_once(&begin).expect("the mark before the table");
+        let (_, after) = rest.split_once(&end).expect("the mark after the table");
+        expected = format!("{before}{begin}\n{}\n{end}{after}", table(&written));
+    }
+    assert_eq!(
+        families,
+        render(&full(), Format::OpenMetrics).matches("# HELP ").count(),
+        "a section is missing"
+    );
+    if found != expected {
+        assert!(
+            std::env::var_os("FASTPATH_UPDATE_DOCS").is_some(),
+            "docs/metrics.md isn't up to date: FASTPATH_UPDATE_DOCS=1 cargo test -p fastpath-agent --lib every_metric"
+        );
+        std::fs::write(path, expected).unwrap();
     }
 }
 

@@ -122,10 +122,8 @@ impl<'a> Machine<'a> {
         };
         command.args(["-machine", machine, "-accel", acceleration, "-cpu", cpu]);
         command.args(["-display", "none", "-no-reboot"]);
-        // An oops is a panic, and a panic ends QEMU: nothing runs on with a broken kernel. Without the crypto
-        // library's self-tests it boots in half the time. The timer needn't be checked: on a busy machine the
-        // emulated one can be late, which Linux 6.1 takes for broken. Programs always have the same addresses, since
-        // the emulator translates their code again wherever it hasn't seen it yet: `ip` takes a third of the time then.
+        // A broken kernel ends QEMU. Self-tests take half the boot; the timer can be late on a busy machine, which 6.1
+        // takes for broken; with the same addresses each time, the emulator needn't translate programs again.
         let mut append = format!(
             "console=ttyS0,115200 loglevel=5 panic=-1 oops=panic mitigations=off cryptomgr.notests no_timer_check \
              norandmaps rdinit=/init fastpath.mode={mode}"

@@ -87,13 +87,11 @@ impl fmt::Display for BadExpression {
 }
 
 impl Expression {
-    /// Parses the words of a command line.
+    /// Parses the words of a command line; `pod` looks its name up in `names`.
     ///
     /// # Errors
     ///
     /// With the word that can't be understood, and what could be there.
-    ///
-    /// `names` are those that `pod` looks up.
     pub fn parse(words: &[impl AsRef<str>], names: &Names) -> Result<Self, BadExpression> {
         let text = words.iter().map(AsRef::as_ref).collect::<Vec<_>>().join(" ");
         let mut parser = Parser { words: split(&text), text: &text, names, next: 0 };

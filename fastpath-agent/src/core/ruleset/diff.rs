@@ -109,9 +109,8 @@ fn repair(want: &DesiredTable, table: &ObservedTable) -> Vec<Op> {
     let flushed = |set: OwnSet| flowtable.is_some() && keep_flowtable.is_none() && EVIDENCE.contains(&set);
     let keep_set = |set: OwnSet| right_set(set).filter(|_| !flushed(set));
 
-    // Rules refer to sets and flowtable, and to other chains. Where one of those is made again, chains go first as a whole,
-    // with what other programs put into them: that may refer to it too. Sets with keys are apart: all keys of one that is made
-    // again are new, and so are then our rules.
+    // Rules, other programs' too, refer to sets, flowtable and chains: where one of those is made again, chains go first as a
+    // whole. Not for sets with keys: the keys of one that is made again are new, and so are the rules.
     let refers_other = |set: &&OwnSet| want.sets.contains(set) && !set.has_keys();
     let is_hooked = |chain: &OwnChain| table.chain(*chain).is_some_and(|c| c.hook.is_some());
     let remade = stale_sets.iter().any(|set| refers_other(&set))
