@@ -2,12 +2,12 @@
 //! in the user's cache. Nothing is installed into Python, and no cluster is asked.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
+use fs_err as fs;
 
 use crate::{process, progress, workspace};
 
@@ -60,7 +60,7 @@ pub(crate) fn download() -> Result<()> {
         fs::remove_file(archive)?;
     }
     let _ = fs::remove_dir_all(&directory);
-    fs::rename(&fresh, &directory).with_context(|| format!("cannot make {}", directory.display()))
+    Ok(fs::rename(&fresh, &directory)?)
 }
 
 fn only_in(directory: &Path, wanted: &str) -> Result<PathBuf> {

@@ -2,7 +2,6 @@
 //! are in `fastpath-agent/fuzz`; this builds them, shares out the time, and says what was found.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -10,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use fs_err as fs;
 
 use crate::{cargo_tool, process, tally::Counts, toolchain, workspace};
 
@@ -54,7 +54,7 @@ fn findings() -> PathBuf {
 /// By the files of the targets.
 fn names() -> Result<Vec<String>> {
     let directory = directory().join("targets");
-    let files = fs::read_dir(&directory).with_context(|| format!("cannot read {}", directory.display()))?;
+    let files = fs::read_dir(&directory)?;
     let mut names = Vec::new();
     for file in files {
         let path = file?.path();
@@ -91,10 +91,10 @@ impl Target {
         let place = |kind: &str| findings().join(kind).join(name);
         let (corpus, failing) = (place("corpus"), place("failing"));
         for directory in [&corpus, &failing] {
-            fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+            fs::create_dir_all(directory)?;
         }
         let log = findings().join(format!("{name}.log"));
-        let output = fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        let output = fs::File::create(&log)?.into_file();
         let mut command = Command::new(programs.join(name));
         command
             // What is found goes into the first directory.

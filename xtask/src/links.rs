@@ -3,11 +3,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     path::Path,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
+use fs_err as fs;
 use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 
 use crate::workspace;
@@ -31,9 +31,7 @@ pub(crate) fn documents(root: &Path) -> Result<BTreeMap<String, String>> {
     let mut paths: Vec<String> = OTHERS.map(str::to_owned).into();
     let mut directories = vec![BOOK.trim_end_matches('/').to_owned()];
     while let Some(directory) = directories.pop() {
-        for entry in
-            fs::read_dir(root.join(&directory)).with_context(|| format!("cannot read {directory}"))?
-        {
+        for entry in fs::read_dir(root.join(&directory))? {
             let entry = entry?;
             let path = format!("{directory}/{}", entry.file_name().to_string_lossy());
             if entry.file_type()?.is_dir() {
@@ -44,7 +42,7 @@ pub(crate) fn documents(root: &Path) -> Result<BTreeMap<String, String>> {
         }
     }
     let read = |path: String| {
-        let text = fs::read_to_string(root.join(&path)).with_context(|| format!("cannot read {path}"))?;
+        let text = fs::read_to_string(root.join(&path))?;
         Ok((path, text))
     };
     paths.into_iter().map(read).collect()

@@ -7,6 +7,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+use crate::workspace;
+
 /// The command as one would type it, for messages.
 pub(crate) fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
@@ -41,6 +43,13 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
         bail!("`{}` failed ({}): {}", shown(command), output.status, stderr.trim_end());
     }
     String::from_utf8(output.stdout).with_context(|| format!("`{}` printed no UTF-8", shown(command)))
+}
+
+/// What git says of this repository, without the end of the line.
+pub(crate) fn git(arguments: &[&str]) -> Result<String> {
+    let mut git = Command::new("git");
+    let said = output(git.args(arguments).env("TZ", "UTC").current_dir(workspace::root()))?;
+    Ok(said.trim_end().to_owned())
 }
 
 /// Whether `command` exits with 0; its output is thrown away. A program that isn't there counts as no.

@@ -3,12 +3,12 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context, Result, bail};
+use fs_err as fs;
 
 mod packages;
 mod part;
@@ -80,15 +80,10 @@ enum Distribution {
 
 impl Distribution {
     fn here() -> Self {
-        let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
-        let value = |key: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-            line.unwrap_or_default().trim_matches('"').to_owned()
-        };
-        match (value("ID").as_str(), value("VERSION_ID").as_str()) {
-            ("debian", "12") => Self::Debian12,
-            ("debian", "13") => Self::Debian13,
-            ("ubuntu", "24.04") => Self::Ubuntu2404,
+        match ["ID", "VERSION_ID"].map(workspace::os_release).each_ref().map(String::as_str) {
+            ["debian", "12"] => Self::Debian12,
+            ["debian", "13"] => Self::Debian13,
+            ["ubuntu", "24.04"] => Self::Ubuntu2404,
             _ => Self::Other,
         }
     }
@@ -386,12 +381,12 @@ fn debian_archive() -> Result<Vec<String>> {
     let directory = workspace::cache()?.join("apt");
     let path = |name: &str| -> PathBuf { directory.join(name) };
     for name in ["lists/partial", "cache/archives/partial"] {
-        fs::create_dir_all(path(name)).with_context(|| format!("cannot make {}", path(name).display()))?;
+        fs::create_dir_all(path(name))?;
     }
     let path_of_it = DEBIAN_TEMPLATES.iter().find(|path| Path::new(path).exists()).with_context(|| {
         format!("there is no {}, which says where Debian's archive is", DEBIAN_TEMPLATES.join(" or "))
     })?;
-    let template = fs::read_to_string(path_of_it).with_context(|| format!("cannot read {path_of_it}"))?;
+    let template = fs::read_to_string(path_of_it)?;
     let sources = debian_sources(&template)
         .with_context(|| format!("{path_of_it} doesn't say where Debian's archive is"))?;
     fs::write(path("sources.list"), sources)?;

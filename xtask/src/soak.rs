@@ -2,12 +2,12 @@
 //! happens there and what must hold is in `tests/src/soak`.
 
 use std::{
-    fs,
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, anyhow, bail};
+use fs_err as fs;
 use plotters::{prelude::*, style::text_anchor::HPos};
 
 use crate::{
@@ -87,7 +87,7 @@ pub(crate) fn run(asked: &Asked, wanted: &Wanted, binaries: &Binaries) -> Result
     let path = workspace::target().join(DIRECTORY).join(format!("{}.csv", kernel.name));
     fs::create_dir_all(workspace::target().join(DIRECTORY)).context("cannot make a directory")?;
     let text: String = table.iter().map(|line| format!("{line}\n")).collect();
-    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    fs::write(&path, text)?;
     println!("samples: {}", path.display());
     // A kernel that warns ends the guest.
     match end {

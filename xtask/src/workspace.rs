@@ -3,6 +3,7 @@
 use std::{env, path::PathBuf};
 
 use anyhow::{Context, Result};
+use fs_err as fs;
 
 /// The workspace's top directory.
 pub(crate) fn root() -> PathBuf {
@@ -27,6 +28,13 @@ pub(crate) fn without_paths() -> Result<[String; 2]> {
     };
     Ok([(root(), "/fastpath"), (cargo_home, "/cargo")]
         .map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display())))
+}
+
+/// A value of /etc/os-release, or nothing.
+pub(crate) fn os_release(key: &str) -> String {
+    let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    value.unwrap_or_default().trim_matches('"').to_owned()
 }
 
 /// The user's cache for what is downloaded or built once: kernels, bpf-linker.

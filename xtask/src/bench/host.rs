@@ -3,6 +3,7 @@
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
+use fs_err as fs;
 use serde::Deserialize;
 
 use crate::{build::Binaries, process, run};
@@ -59,7 +60,7 @@ fn shown(outcome: &Outcome, machine: &str) -> String {
 
 /// The machine that the numbers are of.
 fn machine() -> Result<String> {
-    let cpus = std::fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
+    let cpus = fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
     let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     let count = cpus.lines().filter(|line| line.starts_with("processor")).count();
     let release = process::output(std::process::Command::new("uname").arg("-r"))?;

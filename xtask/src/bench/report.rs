@@ -1,8 +1,9 @@
 //! Results of the benchmark: what they hold, as JSON and as a table. Pure but for reading and writing files.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context, Result};
+use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
 /// Results of a run.
@@ -42,15 +43,15 @@ pub(crate) struct Row {
 
 impl Report {
     pub(crate) fn read(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = fs::read_to_string(path)?;
         serde_json::from_str(&text).with_context(|| format!("cannot understand {}", path.display()))
     }
 
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
         if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+            fs::create_dir_all(directory)?;
         }
-        fs::write(path, self.to_json()?).with_context(|| format!("cannot write {}", path.display()))
+        Ok(fs::write(path, self.to_json()?)?)
     }
 
     pub(crate) fn to_json(&self) -> Result<String> {

@@ -1,9 +1,10 @@
 //! Debian systems that guests boot, of the release that this machine has: made once with mmdebstrap, kept in the user's
 //! cache, never installed. What is in one is said here, not what is done with it.
 
-use std::{fs, path::PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
+use fs_err as fs;
 
 use crate::{process, progress, workspace};
 
@@ -113,7 +114,7 @@ impl System {
         }
         let path = self.path(&codename)?;
         let directory = path.parent().context("a file in the cache has a directory")?;
-        fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        fs::create_dir_all(directory)?;
         // Renamed at the end, so that half of one is never taken for it.
         let scratch = path.with_extension(format!("new-{}", std::process::id()));
         // With apt's own rights mmdebstrap needs no tricks.
@@ -161,7 +162,6 @@ impl System {
 
 /// What the release of this machine is called, as in `bookworm`.
 fn codename() -> Result<String> {
-    let text = fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
-    let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-    Ok(name.context("/etc/os-release names no VERSION_CODENAME")?.trim_matches('"').to_owned())
+    let name = workspace::os_release("VERSION_CODENAME");
+    if name.is_empty() { bail!("/etc/os-release names no VERSION_CODENAME") } else { Ok(name) }
 }

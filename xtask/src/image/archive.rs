@@ -3,12 +3,12 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs,
     io::Write,
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use flate2::{Compression, GzBuilder};
+use fs_err as fs;
 use oci_spec::image::{
     ConfigBuilder, Descriptor, DescriptorBuilder, HistoryBuilder, ImageConfigurationBuilder, ImageIndex,
     ImageIndexBuilder, ImageManifestBuilder, MediaType, OciLayoutBuilder, Os, PlatformBuilder, RootFsBuilder,
@@ -160,7 +160,7 @@ fn layer(rootfs: &Rootfs) -> Result<Vec<u8>> {
         append(&mut tar, &format!("{directory}/"), 0o755, None)?;
     }
     for (path, source) in &rootfs.files {
-        let content = fs::read(source).with_context(|| format!("cannot read {}", source.display()))?;
+        let content = fs::read(source)?;
         append(&mut tar, path, 0o755, Some(&content))?;
     }
     Ok(tar.into_inner()?)

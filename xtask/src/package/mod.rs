@@ -4,13 +4,15 @@
 pub(crate) mod trial;
 
 use std::{
-    env, fs,
+    env,
+    fs::Permissions,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context, Result, bail};
+use fs_err as fs;
 
 use crate::{
     arch::{Arch, Root},
@@ -80,8 +82,7 @@ fn maintainer() -> Result<String> {
 
 /// When the source was committed, in seconds since 1970; now, where there is no repository.
 fn time() -> Result<String> {
-    let mut git = Command::new("git");
-    let commit = process::output(git.args(["log", "-1", "--format=%ct"]).current_dir(workspace::root()));
+    let commit = process::git(&["log", "-1", "--format=%ct"]);
     let time = commit.or_else(|_| process::output(Command::new("date").arg("+%s")))?;
     Ok(time.trim().to_owned())
 }
@@ -96,10 +97,10 @@ fn shlibdeps_for(arch: Arch) -> Result<PathBuf> {
          exec /usr/bin/dpkg-shlibdeps{directories} \"$@\"\n"
     );
     let place = workspace::target().join(format!("shlibdeps-{}", arch.debian()));
-    fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
+    fs::create_dir_all(&place)?;
     let file = place.join("dpkg-shlibdeps");
     fs::write(&file, script)?;
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
+    fs::set_permissions(&file, Permissions::from_mode(0o755))?;
     Ok(place)
 }
 
@@ -128,7 +129,7 @@ pub(crate) fn build(
     directory: &Path,
 ) -> Result<PathBuf> {
     pages(agent, arch, revision)?;
-    fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    fs::create_dir_all(directory)?;
     let revision = revision.to_string();
     let package = directory.join(format!("fastpath-agent-{revision}.deb"));
     let mut command = Command::new(cargo_tool::DEB.program()?);

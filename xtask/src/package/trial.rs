@@ -1,9 +1,10 @@
 //! Tries the package for real: in a guest with systemd as PID 1, on each kernel. What is tried is said in
 //! tests/src/bin/package.rs; here is only how the guest comes about.
 
-use std::{fs, path::PathBuf, process::Command, thread, time::Duration};
+use std::{path::PathBuf, thread, time::Duration};
 
 use anyhow::{Context, Result, anyhow, bail};
+use fs_err as fs;
 
 use super::{build, directory};
 use crate::{
@@ -67,9 +68,7 @@ fn earlier() -> Result<Vec<PathBuf>> {
 }
 
 fn commit() -> Result<String> {
-    let mut git = Command::new("git");
-    git.args(["rev-parse", "--short=12", "HEAD"]).current_dir(workspace::root());
-    Ok(process::output(&mut git)?.trim().to_owned())
+    process::git(&["rev-parse", "--short=12", "HEAD"])
 }
 
 /// Tries the package on all these kernels, at the same time; a result for each.
@@ -132,9 +131,5 @@ fn file_system(kernel: &Kernel, binaries: &Binaries, packages: &Packages) -> Res
         extra.file("job/before.deb", before)?;
     }
     systemd::add(&mut extra, "");
-    std::fs::create_dir_all(&own).with_context(|| format!("cannot make {}", own.display()))?;
-    let (archive, whole) = (own.join("extra.cpio"), own.join("initramfs.cpio"));
-    extra.write(&archive)?;
-    initramfs::concatenate(&[&base, &system, &archive], &whole)?;
-    Ok(whole)
+    initramfs::whole(&own, &[&base, &system], &extra)
 }
