@@ -9,6 +9,7 @@ use fs_err as fs;
 use crate::{progress, workspace};
 
 /// A tool that is built for this project.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct CargoTool {
     name: &'static str,
     release: &'static str,

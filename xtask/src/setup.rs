@@ -20,6 +20,7 @@ use packages::{
 use part::{Cost, Part};
 
 use crate::{
+    cargo_tool::{CYCLONEDX, DEB, DENY, FUZZ},
     guest::{
         debian,
         initramfs::find_program,
@@ -31,7 +32,7 @@ use crate::{
 };
 
 /// What building and running arm64's programs takes.
-const ARM64: (&[&[Package]], &[Part]) = (&[FOR_ARM64], &[Part::Arm64Target, Part::Arm64System]);
+const ARM64: (&[&[Package]], &[Part]) = (&[FOR_ARM64], &[Part::Arm64Target, Part::System(&debian::ARM64)]);
 
 /// The browser that tests show the page to; `None` where the distribution has none.
 pub(crate) fn browser() -> Option<PathBuf> {
@@ -180,16 +181,16 @@ impl Missing {
         for need in needs {
             let (packages, parts): (&[&[Package]], &[Part]) = match need {
                 Need::Build => (&[FOR_BUILD], &[Part::Compiler, Part::Linker]),
-                Need::Lint => (&[], &[Part::Checkers, Part::EbpfClippy, Part::Deny]),
+                Need::Lint => (&[], &[Part::Checkers, Part::EbpfClippy, Part::Tool(&DENY)]),
                 Need::Manifests => (&[], &[Part::ClusterTools]),
-                Need::Fuzz => (&[], &[Part::Fuzz, Part::Miri]),
+                Need::Fuzz => (&[], &[Part::Tool(&FUZZ), Part::Miri]),
                 Need::Host if distribution == Distribution::Ubuntu2404 => (&[FOR_TESTS], &[Part::Prometheus]),
                 Need::Host => (&[FOR_TESTS, FOR_PAGE], &[Part::Prometheus]),
                 Need::Prometheus => (&[], &[Part::Prometheus]),
-                Need::Image => (&[], &[Part::Cyclonedx]),
-                Need::Package => (&[FOR_PACKAGE], &[Part::CargoDeb]),
-                Need::PackageTrial => (&[], &[Part::SmallSystem]),
-                Need::FieldTrial => (&[], &[Part::FieldSystem]),
+                Need::Image => (&[], &[Part::Tool(&CYCLONEDX)]),
+                Need::Package => (&[FOR_PACKAGE], &[Part::Tool(&DEB)]),
+                Need::PackageTrial => (&[], &[Part::System(&debian::SMALL)]),
+                Need::FieldTrial => (&[], &[Part::System(&debian::FIELD)]),
                 Need::Release => (&[FOR_RELEASE], &[]),
                 Need::Arm64 => ARM64,
                 Need::Guest(wanted) => {
@@ -232,15 +233,16 @@ impl Missing {
         let mut all = Cost::default();
         if !self.packages.is_empty() {
             eprintln!("  packages {}", self.packages.join(" "));
-            all = all + cost_of(&self.packages);
+            all += cost_of(&self.packages);
         }
         for part in &self.parts {
-            eprintln!("  {}", part.described());
-            all = all + part.cost();
+            let (text, cost) = part.about();
+            eprintln!("  {text}");
+            all += cost;
         }
         for kernel in &self.kernels {
             eprintln!("  kernel {} for the test guest, not installed", kernel.name);
-            all = all + Cost { seconds: 5, megabytes: 30 };
+            all += Cost { seconds: 5, megabytes: 30 };
         }
         let minutes = all.seconds.div_ceil(60);
         let minutes = if minutes == 1 { "a minute".to_owned() } else { format!("{minutes} minutes") };
@@ -271,10 +273,7 @@ fn clippy_for_ebpf() -> Result<Option<&'static str>> {
     if compiler.origin == Origin::Debian {
         return Ok(Some(DEBIAN_CLIPPY));
     }
-    let name = compiler.sysroot.file_name().context("a toolchain's directory has a name")?;
-    let mut add = Command::new("rustup");
-    add.args(["component", "add", "clippy", "--toolchain"]).arg(name);
-    progress::step("adding clippy for eBPF", &mut add)?;
+    part::add_component(&compiler, "clippy")?;
     Ok(None)
 }
 
@@ -330,26 +329,27 @@ fn apt_get(arguments: &[&str]) -> Result<Option<Command>> {
 
 fn download_prometheus() -> Result<()> {
     eprintln!("downloading prometheus");
-    prometheus::download().or_else(|error| {
-        // No lists yet, or older than what the archive holds now.
+    with_lists(true, prometheus::download)
+}
+
+/// Downloads, and once again with new lists of packages: there may be none yet, or the archive has newer packages than they say. Lists
+/// that aren't the system's are new.
+fn with_lists<T>(of_the_system: bool, download: impl Fn() -> Result<T>) -> Result<T> {
+    download().or_else(|error| {
         eprintln!("  {error:#}");
-        update_lists()?;
-        prometheus::download()
+        if of_the_system {
+            update_lists()?;
+        }
+        download()
     })
 }
 
 fn download_kernels(wanted: &[Wanted], distribution: Distribution) -> Result<()> {
-    let apt = if distribution == Distribution::Debian12 { Vec::new() } else { debian_archive()? };
+    let is_debian_12 = distribution == Distribution::Debian12;
+    let apt = if is_debian_12 { Vec::new() } else { debian_archive()? };
     for wanted in wanted {
         eprintln!("downloading kernel {}", wanted.name);
-        let kernel = kernels::download(wanted, &apt).or_else(|error| {
-            // No lists yet, or older than what the archive holds now.
-            eprintln!("  {error:#}");
-            if distribution == Distribution::Debian12 {
-                update_lists()?;
-            }
-            kernels::download(wanted, &apt)
-        })?;
+        let kernel = with_lists(is_debian_12, || kernels::download(wanted, &apt))?;
         eprintln!("  {}", kernel.release);
     }
     Ok(())

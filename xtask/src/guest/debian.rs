@@ -13,7 +13,12 @@ const LEFT_OUT: &[&str] =
     &["/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/zoneinfo/*", "/usr/share/i18n/*"];
 
 /// A system.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct System {
+    /// For who is asked whether it may be made.
+    pub(crate) described: &'static str,
+    /// Seconds and megabytes.
+    pub(crate) cost: (u64, u64),
     /// Behind the release's name, in the cache.
     suffix: &'static str,
     /// Whose it is, if it isn't this machine's: then its packages are only unpacked.
@@ -29,6 +34,8 @@ pub(crate) struct System {
 /// A small system, as an archive that a kernel unpacks: PID 1, what maintainer scripts call, and what the agent's package
 /// depends on.
 pub(crate) const SMALL: System = System {
+    described: "a small system with systemd for the test guest",
+    cost: (60, 60),
     suffix: ".cpio",
     architecture: None,
     packages: "systemd,systemd-sysv,init-system-helpers,kmod,libmnl0,libnftnl11,nftables",
@@ -40,6 +47,8 @@ pub(crate) const SMALL: System = System {
 /// needs besides. No program of it runs on this machine, so what dpkg's tools ask for is written here: which package has a file, and in
 /// `DEBIAN` what depending on a library takes. Links don't lead out of it.
 pub(crate) const ARM64: System = System {
+    described: "arm64's libraries, programs and kernel, unpacked and not installed",
+    cost: (50, 90),
     suffix: "-arm64",
     architecture: Some("arm64"),
     packages: "libmnl-dev,libnftnl-dev,linux-image-6.12-cloud-arm64,\
@@ -64,6 +73,8 @@ chown -R --reference=\"$(dirname \"$2\")\" \"$2\"",
 
 /// A system with the software that the agent works beside, as a disk. No service starts by itself: a trial starts its own.
 pub(crate) const FIELD: System = System {
+    described: "a system with firewalls, container engines and tunnels for the test guest (2 GB of disk)",
+    cost: (180, 700),
     suffix: "-field.ext4",
     architecture: None,
     packages: "systemd,systemd-sysv,init-system-helpers,kmod,udev,dbus,libmnl0,libnftnl11,\
