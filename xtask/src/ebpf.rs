@@ -73,15 +73,8 @@ fn cargo(subcommand: &str, arch: Arch) -> Result<Command> {
     let program = if subcommand == "clippy" { "bin/cargo-clippy" } else { "bin/cargo" };
     let mut command = Command::new(compiler.sysroot.join(program));
     command
-        .args([
-            subcommand,
-            "--locked",
-            "--package",
-            "fastpath-ebpf",
-            "--target",
-            "bpfel-unknown-none",
-            "-Zbuild-std=core",
-        ])
+        .args([subcommand, "--locked", "--package", "fastpath-ebpf", "-Zbuild-std=core"])
+        .args(["--target", "bpfel-unknown-none"])
         .env("RUSTC", compiler.sysroot.join("bin/rustc"))
         // Debian's compiler is not a nightly; a nightly doesn't mind.
         .env("RUSTC_BOOTSTRAP", "1")

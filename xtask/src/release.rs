@@ -11,7 +11,6 @@ use std::{
 use anyhow::{Context, Result, bail};
 use flate2::{Compression, GzBuilder};
 use fs_err as fs;
-use sha2::{Digest, Sha256};
 
 use crate::{
     arch::Arch,
@@ -20,7 +19,11 @@ use crate::{
         fleet::{self, How},
         kernels,
     },
-    image::{self, archive::append, version},
+    image::{
+        self,
+        archive::{append, hex},
+        version,
+    },
     package,
     setup::{self, Need},
     tally::List,
@@ -106,8 +109,7 @@ fn sums(directory: &Path) -> Result<BTreeMap<String, (String, usize)>> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         let content = fs::read(entry.path())?;
-        let sum = Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
-        sums.insert(entry.file_name().to_string_lossy().into_owned(), (sum, content.len()));
+        sums.insert(entry.file_name().to_string_lossy().into_owned(), (hex(&content), content.len()));
     }
     Ok(sums)
 }

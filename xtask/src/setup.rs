@@ -255,9 +255,8 @@ impl Missing {
 
 /// What installing packages takes, those included that they need. apt knows it, if it has lists; else a guess.
 fn cost_of(packages: &[&str]) -> Cost {
-    let mut apt = Command::new("apt-get");
-    apt.args(["install", "--print-uris", "-qq", "-y", "--no-install-recommends"]).args(packages);
-    let told = process::output(&mut apt).unwrap_or_default();
+    let mut apt = process::command("apt-get install --print-uris -qq -y --no-install-recommends");
+    let told = process::output(apt.args(packages)).unwrap_or_default();
     // Address, file, bytes, hash.
     let bytes = told.lines().filter_map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok());
     let megabytes = match bytes.sum::<u64>() / 1_000_000 {
@@ -283,9 +282,9 @@ fn install_nightly() -> Result<bool> {
     if find_program("rustup").is_none() {
         return Ok(false);
     }
-    let mut command = Command::new("rustup");
-    command.args(["toolchain", "install", toolchain::PINNED_NIGHTLY, "--profile", "minimal"]);
-    command.args(["--component", "rust-src,clippy,miri", "--no-self-update"]);
+    let with = "--profile minimal --component rust-src,clippy,miri --no-self-update";
+    let mut command =
+        process::command(&format!("rustup toolchain install {} {with}", toolchain::PINNED_NIGHTLY));
     if let Err(error) = progress::step(&format!("installing {}", toolchain::PINNED_NIGHTLY), &mut command) {
         eprintln!("  not available: {}", error.to_string().lines().last().unwrap_or_default());
         return Ok(false);

@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead, BufReader},
     panic::resume_unwind,
-    process::{Command, Stdio},
+    process::Stdio,
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -275,8 +275,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 /// `cargo test` for the packages that need nothing special, its output shown as it comes.
 fn unit_tests(filter: &str) -> Result<Counts> {
-    let mut command = Command::new("cargo");
-    command.args(["test", "--no-fail-fast"]).current_dir(workspace::root()).stdout(Stdio::piped());
+    let mut command = process::command("cargo test --no-fail-fast");
+    command.current_dir(workspace::root()).stdout(Stdio::piped());
     if !filter.is_empty() {
         command.args(["--", filter]);
     }
@@ -340,12 +340,8 @@ fn host_tests(binaries: &Binaries, tests: &List, limit: Duration, frames: Option
         let update = std::env::var_os("FASTPATH_UPDATE_DOCS").map(|_| "FASTPATH_UPDATE_DOCS=1");
         command.args(update);
         command.args(frames.map(|frames| format!("FASTPATH_FRAMES={frames}")));
-        // With `unshare` all processes of its namespace are killed.
         command.args(["timeout", "--foreground", "--signal=KILL", &limit.as_secs().to_string()]);
-        command.args(["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]);
-        // A first process that isn't the test, since the first one is deaf to signals.
-        command.args(["sh", "-c", "\"$@\"; exit $?", "sh"]);
-        command.arg(&binaries["init"]).arg("isolated").arg(&binaries["it"]);
+        command.args(process::ISOLATED).arg(&binaries["init"]).arg("isolated").arg(&binaries["it"]);
         command.args(["--exact", name, "--nocapture", "--test-threads=1"]);
         let began = Instant::now();
         let output = command.stdin(Stdio::null()).output().context("cannot run a test as root")?;

@@ -3,11 +3,11 @@
 
 use std::path::Path;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use plotters::{prelude::*, style::text_anchor::HPos};
 
 use super::report::{Report, number};
-use crate::draw::{Drawn, FAINT, SERIES, write};
+use crate::draw::{self, FAINT, SERIES, svg, write};
 
 const WIDTH: i32 = 900;
 const HEIGHT: i32 = 420;
@@ -74,21 +74,19 @@ pub(super) fn draw(report: &Report, growth: &Growth, docs: &Path) -> Result<bool
         (decades(all.iter().map(|point| point.0)), decades(all.iter().map(|point| point.1)));
     let across = |value: f64| place(value, columns, (LEFT, WIDTH - RIGHT));
     let up = |value: f64| place(value, rows, (HEIGHT - BOTTOM, TOP));
-    let root = SVGBackend::new(&path, (WIDTH as u32, HEIGHT as u32)).into_drawing_area();
-    let draw = || -> Drawn {
-        root.fill(&WHITE)?;
-        write(&root, title, (20, 16), 20, HPos::Left)?;
+    svg(&path, (WIDTH, HEIGHT), |root| {
+        write(root, title, (20, 16), 20, HPos::Left)?;
         for power in columns.0..=columns.1 {
             let (value, x) = (10f64.powi(power), across(10f64.powi(power)));
             root.draw(&PathElement::new([(x, TOP), (x, HEIGHT - BOTTOM)], FAINT))?;
-            write(&root, &number(value), (x, HEIGHT - BOTTOM + 6), 12, HPos::Center)?;
+            write(root, &number(value), (x, HEIGHT - BOTTOM + 6), 12, HPos::Center)?;
         }
         for power in rows.0..=rows.1 {
             let (value, y) = (10f64.powi(power), up(10f64.powi(power)));
             root.draw(&PathElement::new([(LEFT, y), (WIDTH - RIGHT, y)], FAINT))?;
-            write(&root, &number(value), (LEFT - 8, y - 7), 12, HPos::Right)?;
+            write(root, &number(value), (LEFT - 8, y - 7), 12, HPos::Right)?;
         }
-        write(&root, things, ((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 24), 14, HPos::Center)?;
+        write(root, things, ((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 24), 14, HPos::Center)?;
         let mut labels = Vec::new();
         for (place, kernel) in kernels.iter().enumerate() {
             let colour = SERIES[place % SERIES.len()];
@@ -103,20 +101,18 @@ pub(super) fn draw(report: &Report, growth: &Growth, docs: &Path) -> Result<bool
                     labels.push((y - 8, x + 10, *label));
                 }
             }
-            let left = LEFT + 110 * place as i32;
-            root.draw(&Rectangle::new([(left, 45), (left + 14, 57)], colour.filled()))?;
-            write(&root, &format!("Linux {kernel}"), (left + 20, 46), 14, HPos::Left)?;
+            draw::kernel(root, place, LEFT + 110 * place as i32, kernel)?;
         }
         labels.sort_unstable();
         let mut free = TOP - LABEL;
         for (y, x, label) in labels {
             free = y.max(free);
-            write(&root, label, (x, free), 14, HPos::Left)?;
+            write(root, label, (x, free), 14, HPos::Left)?;
             free += LABEL;
         }
-        root.present()
-    };
-    draw().map(|()| true).map_err(|error| anyhow!("cannot draw {}: {error}", path.display()))
+        Ok(())
+    })?;
+    Ok(true)
 }
 
 /// The powers of ten below and above all values.

@@ -308,12 +308,8 @@ fn add_modules(base: &mut Archive, kernel: &Kernel, scratch: &Path) -> Result<()
             process::run(Command::new(program).args(["-d", "-q", "-f", "--"]).args(packed))?;
         }
     }
-    process::run(
-        Command::new(find_program("depmod").context("depmod isn't installed")?)
-            .arg("-b")
-            .arg(scratch)
-            .arg(&kernel.release),
-    )?;
+    let mut depmod = Command::new(find_program("depmod").context("depmod isn't installed")?);
+    process::run(depmod.arg("-b").arg(scratch).arg(&kernel.release))?;
     // Keep what is wanted and what that needs: "kernel/net/a.ko: kernel/net/b.ko kernel/lib/c.ko", dependencies complete.
     let dependencies = fs::read_to_string(tree.join("modules.dep"))?;
     let below = |module: &str, list: &[&str]| {
@@ -330,16 +326,12 @@ fn add_modules(base: &mut Archive, kernel: &Kernel, scratch: &Path) -> Result<()
     for module in &keep {
         base.file(&format!("usr/lib/modules/{}/{module}", kernel.release), &tree.join(module))?;
     }
-    let mut lists = Vec::new();
     for entry in fs::read_dir(&tree)? {
-        let path = entry?.path();
-        if path.is_file() {
-            lists.push(path);
+        let list = entry?;
+        if list.path().is_file() {
+            let name = list.file_name().to_string_lossy().into_owned();
+            base.file(&format!("usr/lib/modules/{}/{name}", kernel.release), &list.path())?;
         }
-    }
-    for list in lists {
-        let name = list.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        base.file(&format!("usr/lib/modules/{}/{name}", kernel.release), &list)?;
     }
     Ok(())
 }

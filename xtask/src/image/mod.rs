@@ -5,9 +5,8 @@ mod rootfs;
 mod sbom;
 
 use std::{
-    collections::BTreeMap,
+    collections::HashMap,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context, Result, bail};
@@ -122,9 +121,8 @@ pub(crate) fn check(archive: &Path, forms: &[&str], arches: &[Arch]) -> Result<(
     for (form, arch) in forms.iter().flat_map(|form| arches.iter().map(move |arch| (form, arch.debian()))) {
         let from = format!("{form}:{}", archive.display());
         let skopeo = |command: &[&str]| {
-            let mut skopeo = Command::new("skopeo");
-            skopeo.args(["--insecure-policy", "--override-arch", arch]).args(command);
-            process::output(&mut skopeo)
+            let mut skopeo = process::command("skopeo --insecure-policy --override-arch");
+            process::output(skopeo.arg(arch).args(command))
         };
         let to = to.0.join(format!("{form}-{arch}"));
         skopeo(&["copy", "--quiet", &from, &format!("dir:{}", to.display())])?;
@@ -133,7 +131,7 @@ pub(crate) fn check(archive: &Path, forms: &[&str], arches: &[Arch]) -> Result<(
         if about["Architecture"] != arch {
             bail!("{form}: the image for {arch} is for {}", about["Architecture"]);
         }
-        let labels: BTreeMap<String, String> =
+        let labels: HashMap<String, String> =
             serde_json::from_value(about["Labels"].clone()).context("labels")?;
         for (name, value) in self::labels() {
             if labels.get(&name) != Some(&value) {
@@ -148,8 +146,7 @@ pub(crate) fn check(archive: &Path, forms: &[&str], arches: &[Arch]) -> Result<(
 /// Copies the archive as it is pushed, into a directory: what is there must have the archive's digest.
 fn check_push(archive: &Path, digest: &str) -> Result<()> {
     let to = RemoveLater(archive.with_extension(format!("pushed-{}", std::process::id())));
-    let mut skopeo = Command::new("skopeo");
-    skopeo.args(["--insecure-policy", "copy", "--quiet", "--all"]);
+    let mut skopeo = process::command("skopeo --insecure-policy copy --quiet --all");
     skopeo.arg(format!("oci-archive:{}", archive.display())).arg(format!("oci:{}:pushed", to.0.display()));
     process::output(&mut skopeo)?;
     let index = fs::read_to_string(to.0.join("index.json"))?;
@@ -181,8 +178,8 @@ fn pack(images: Vec<Image>, name: &str) -> Result<Archive> {
 }
 
 /// What deploy/Dockerfile says too.
-fn labels() -> BTreeMap<String, String> {
-    BTreeMap::from([
+fn labels() -> HashMap<String, String> {
+    HashMap::from([
         (label("title"), NAME.to_owned()),
         (label("description"), DESCRIPTION.to_owned()),
         (label("licenses"), "MIT OR Apache-2.0".to_owned()),

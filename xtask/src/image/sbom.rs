@@ -116,12 +116,8 @@ fn libraries(rootfs: &Rootfs) -> Result<Components> {
         }
         let package = owner(&root, source)?;
         let mut query = root.dpkg_query();
-        query.args([
-            "--show",
-            "--showformat",
-            "${Version}|${Architecture}|${source:Package}|${source:Version}",
-        ]);
-        let text = process::output(query.arg(&package))?;
+        let format = "--showformat=${Version}|${Architecture}|${source:Package}|${source:Version}";
+        let text = process::output(query.args(["--show", format, &package]))?;
         let fields: Vec<_> = text.split('|').collect();
         let &[version, architecture, source_name, source_version] = fields.as_slice() else {
             anyhow::bail!("dpkg-query says {text:?} of {package}");

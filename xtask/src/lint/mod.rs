@@ -29,12 +29,12 @@ pub(crate) fn run() -> Result<()> {
     check("rules of the repository", rules());
     check("modules without circles, and layers", modules());
     check("links in the documents", links::check());
-    check("format", process::run(&mut cargo(&["fmt", "--all", "--check"])));
-    let host = ["--workspace", "--exclude", "fastpath-ebpf"];
-    let clippy = [&["clippy", "--quiet"], &host[..], &["--all-targets", "--", "-D", "warnings"]].concat();
+    check("format", process::run(&mut cargo("fmt --all --check")));
+    let host = "--workspace --exclude fastpath-ebpf";
+    let clippy = format!("clippy --quiet {host} --all-targets -- -D warnings");
     check("clippy", process::run(&mut cargo(&clippy)));
     check("clippy for eBPF", ebpf::clippy());
-    let doc = [&["doc", "--quiet", "--no-deps", "--document-private-items"], &host[..]].concat();
+    let doc = format!("doc --quiet --no-deps --document-private-items {host}");
     check("documentation", process::run(cargo(&doc).env("RUSTDOCFLAGS", "-D warnings")));
     check("licences and sources", cargo_deny());
     check("the lock file", lock_file());
@@ -46,18 +46,15 @@ pub(crate) fn run() -> Result<()> {
 
 /// Without advisories, whose list comes from the network.
 fn cargo_deny() -> Result<()> {
-    let mut command = Command::new(cargo_tool::DENY.program()?);
+    let mut deny = Command::new(cargo_tool::DENY.program()?);
     // Two versions of one crate are only a warning, and a long one.
-    process::run(
-        command
-            .args(["--log-level", "error", "check", "licenses", "bans", "sources"])
-            .current_dir(workspace::root()),
-    )
+    deny.args(["--log-level", "error", "check", "licenses", "bans", "sources"]);
+    process::run(deny.current_dir(workspace::root()))
 }
 
 /// Cargo brings it up to date by itself, and says nothing.
 fn lock_file() -> Result<()> {
-    let mut metadata = cargo(&["metadata", "--locked", "--format-version", "1", "--no-deps"]);
+    let mut metadata = cargo("metadata --locked --format-version 1 --no-deps");
     process::output(&mut metadata).context("commit Cargo.lock with the change of dependencies")?;
     if std::env::var_os("CI").is_some() {
         process::git(&["diff", "--exit-code", "--stat", "HEAD", "--", "Cargo.lock"])
@@ -66,9 +63,9 @@ fn lock_file() -> Result<()> {
     Ok(())
 }
 
-fn cargo(arguments: &[&str]) -> Command {
-    let mut command = Command::new("cargo");
-    command.args(arguments).current_dir(workspace::root());
+fn cargo(words: &str) -> Command {
+    let mut command = process::command(&format!("cargo {words}"));
+    command.current_dir(workspace::root());
     command
 }
 

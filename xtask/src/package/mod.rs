@@ -53,15 +53,15 @@ pub(crate) fn pages(agent: &Path, arch: Arch, revision: u32) -> Result<PathBuf> 
     process::run(Root::of(arch)?.command(agent).arg("pages").arg(&pages))?;
     fs::write(pages.join("changelog.Debian"), changelog(revision)?)?;
     // Without names and times, so that the same pages are the same bytes.
-    let mut gzip = Command::new("gzip");
-    process::run(gzip.args(["-9", "-n", "-r"]).args([pages.join("man"), pages.join("changelog.Debian")]))?;
+    let packed = [pages.join("man"), pages.join("changelog.Debian")];
+    process::run(process::command("gzip -9 -n -r").args(packed))?;
     Ok(pages)
 }
 
 /// What Debian's tools read: this version, and where the changes are.
 fn changelog(revision: u32) -> Result<String> {
-    let mut date = Command::new("date");
-    let date = process::output(date.args(["--utc", "--rfc-email", "--date"]).arg(format!("@{}", time()?)))?;
+    let date =
+        process::output(process::command("date --utc --rfc-email --date").arg(format!("@{}", time()?)))?;
     Ok(format!(
         "fastpath-agent ({}-{revision}) unstable; urgency=medium\n\n  * For the changes see changelog.gz.\n\n -- {}  {date}",
         env!("CARGO_PKG_VERSION"),
@@ -83,7 +83,7 @@ fn maintainer() -> Result<String> {
 /// When the source was committed, in seconds since 1970; now, where there is no repository.
 fn time() -> Result<String> {
     let commit = process::git(&["log", "-1", "--format=%ct"]);
-    let time = commit.or_else(|_| process::output(Command::new("date").arg("+%s")))?;
+    let time = commit.or_else(|_| process::output(&mut process::command("date +%s")))?;
     Ok(time.trim().to_owned())
 }
 
@@ -107,9 +107,8 @@ fn shlibdeps_for(arch: Arch) -> Result<PathBuf> {
 /// Lets lintian look for what is wrong with packages of one version, which must depend on the same libraries. What
 /// deploy/debian/lintian-overrides names has a reason there.
 pub(crate) fn check(packages: &[PathBuf]) -> Result<()> {
-    let mut lintian = Command::new("lintian");
-    lintian.args(["--fail-on", "error,warning", "--allow-root", "--tag-display-limit", "0"]).args(packages);
-    progress::step("checking the Debian package with lintian", &mut lintian)?;
+    let mut lintian = process::command("lintian --fail-on error,warning --allow-root --tag-display-limit 0");
+    progress::step("checking the Debian package with lintian", lintian.args(packages))?;
     let depends = packages
         .iter()
         .map(|package| process::output(Command::new("dpkg-deb").arg("--field").arg(package).arg("Depends")));

@@ -1,6 +1,6 @@
 //! What set-up installs besides packages and kernels: how it is seen to be there, what it takes, and how it is made.
 
-use std::{env, path::PathBuf, process::Command};
+use std::{env, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
 
@@ -10,7 +10,7 @@ use crate::{
     cargo_tool::{self, CargoTool},
     cluster_tools,
     guest::{debian::System, initramfs::find_program},
-    progress, prometheus,
+    process, progress, prometheus,
     toolchain::{self, Compiler, Origin},
 };
 
@@ -108,8 +108,7 @@ impl Part {
     pub(super) fn install(self) -> Result<()> {
         match self {
             Self::Checkers => {
-                let mut add = Command::new("rustup");
-                add.args(["component", "add", "rustfmt", "clippy"]);
+                let mut add = process::command("rustup component add rustfmt clippy");
                 progress::step("adding rustfmt and clippy", &mut add)
             }
             Self::Arm64Target => add_arm64_target(),
@@ -139,15 +138,14 @@ fn add_arm64_target() -> Result<()> {
              rustup (https://rustup.rs), or leave arm64 out with --arch=amd64"
         );
     }
-    progress::step(&format!("adding {triple}"), Command::new("rustup").args(["target", "add", &triple]))
+    progress::step(&format!("adding {triple}"), process::command("rustup target add").arg(&triple))
 }
 
 /// Has rustup add a component to one of its compilers.
 pub(super) fn add_component(compiler: &Compiler, component: &str) -> Result<()> {
     let name = compiler.sysroot.file_name().context("a toolchain's directory has a name")?;
-    let mut add = Command::new("rustup");
-    add.args(["component", "add", component, "--toolchain"]).arg(name);
-    progress::step(&format!("adding {component} to {}", name.display()), &mut add)
+    let mut add = process::command(&format!("rustup component add {component} --toolchain"));
+    progress::step(&format!("adding {component} to {}", name.display()), add.arg(name))
 }
 
 fn install_linker() -> Result<()> {
