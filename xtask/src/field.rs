@@ -1,7 +1,7 @@
 //! `cargo xtask test --tier=field`: the agent beside real software, on a Debian system with systemd and Debian's full kernels. What a
 //! trial does is in tests/src/field; here is how the guest comes about, and which trials it runs.
 
-use std::{io, path::PathBuf, process::Command, thread, time::Duration};
+use std::{io, process::Command, thread, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use fs_err as fs;
@@ -11,11 +11,11 @@ use crate::{
     build::Binaries,
     guest::{
         cards, debian, directory,
-        initramfs::{self, Archive},
-        kernels::{self, Kernel, Wanted},
+        initramfs::Archive,
+        kernels::{self, Wanted},
         new_log,
         qemu::{Guest, Machine, Processor},
-        systemd,
+        systemd::{self, Files},
         verdict::{self, End, Verdict},
     },
     image, package, process,
@@ -153,12 +153,14 @@ pub(crate) fn run(wanted: &[Wanted], binaries: &Binaries, part: Part<'_>, kvm: b
     Ok(counts)
 }
 
-/// What a guest finds in `/job`.
-type Files = [(&'static str, PathBuf)];
-
 fn run_on(wanted: &Wanted, files: &Files, trials: &[&str], kvm: bool) -> Result<Counts> {
     let kernel = kernels::cached(wanted)?.context("set-up has fetched the kernel")?;
-    let initramfs = file_system(&kernel, files)?;
+    let mut extra = Archive::default();
+    extra.text("init", format!("{INIT}{}\n", systemd::INIT));
+    // Laid over the disk's files.
+    extra.text("over/etc/modprobe.d/cards.conf", cards::NOT_BY_THEMSELVES);
+    systemd::add(&mut extra, "over/");
+    let initramfs = systemd::file_system(&kernel, "field", None, extra, files)?;
     let disk = debian::FIELD.cached()?.context("set-up has made the system")?;
     // The guest's clock goes on, by minutes, while it waits for this machine's disk: what it reads has to be in memory.
     let mut whole = fs::File::open(&disk)?;
@@ -223,20 +225,6 @@ fn run_on(wanted: &Wanted, files: &Files, trials: &[&str], kvm: bool) -> Result<
         }
     }
     Ok(counts)
-}
-
-/// Tools and modules as in the other guests, to get to the disk, and what is laid over the disk's files.
-fn file_system(kernel: &Kernel, files: &Files) -> Result<PathBuf> {
-    let own = directory().join(format!("{}-field", kernel.name));
-    let base = initramfs::base(kernel, &directory().join(&kernel.name))?;
-    let mut extra = Archive::default();
-    extra.text("init", format!("{INIT}{}\n", systemd::INIT));
-    for (name, file) in files {
-        extra.file(&format!("job/{name}"), file)?;
-    }
-    extra.text("over/etc/modprobe.d/cards.conf", cards::NOT_BY_THEMSELVES);
-    systemd::add(&mut extra, "over/");
-    initramfs::whole(&own, &[&base], &extra)
 }
 
 #[cfg(test)]

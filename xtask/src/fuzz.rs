@@ -53,13 +53,9 @@ fn findings() -> PathBuf {
 
 /// By the files of the targets.
 fn names() -> Result<Vec<String>> {
-    let directory = directory().join("targets");
-    let files = fs::read_dir(&directory)?;
-    let mut names = Vec::new();
-    for file in files {
-        let path = file?.path();
-        names.extend(path.file_stem().map(|name| name.to_string_lossy().into_owned()));
-    }
+    let files = workspace::files_below(&directory().join("targets"))?;
+    let name = |path: &PathBuf| Some(path.file_stem()?.to_string_lossy().into_owned());
+    let mut names: Vec<_> = files.iter().filter_map(name).collect();
     names.sort();
     Ok(names)
 }

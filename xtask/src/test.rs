@@ -124,26 +124,17 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     guests.retain(|kernel| !kernel.is_for_field_only() && kernel.arch == arch);
     let mut needs = vec![Need::Build];
-    if has(Tier::Lint) {
-        needs.push(Need::Lint);
-    }
-    if has(Tier::Unit) {
-        needs.push(Need::Manifests);
-    }
-    if has(Tier::Fuzz) {
-        needs.push(Need::Fuzz);
-    }
-    if has(Tier::Host) || has(Tier::Fuzz) && options.twin.minutes.is_some() {
-        needs.push(Need::Host);
-    }
+    needs.extend(has(Tier::Lint).then_some(Need::Lint));
+    needs.extend(has(Tier::Unit).then_some(Need::Manifests));
+    needs.extend(has(Tier::Fuzz).then_some(Need::Fuzz));
+    let frames_here = has(Tier::Fuzz) && options.twin.minutes.is_some();
+    needs.extend((has(Tier::Host) || frames_here).then_some(Need::Host));
     if has(Tier::Guest) && options.filter.is_empty() {
         needs.push(Need::Guest(&guests));
     } else if has(Tier::Guest) || has(Tier::Bench) || package || twin || faults || soak {
         needs.push(Need::Guest(&wanted));
     }
-    if has(Tier::Guest) || faults {
-        needs.push(Need::Image);
-    }
+    needs.extend((has(Tier::Guest) || faults).then_some(Need::Image));
     if package {
         needs.extend([Need::Package, Need::PackageTrial, Need::Release]);
     }

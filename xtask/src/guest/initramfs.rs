@@ -16,7 +16,7 @@ use cpio::newc::{Builder, ModeFileType, trailer};
 use fs_err as fs;
 
 use super::{RemoveLater, cards, kernels::Kernel};
-use crate::{arch::Root, process};
+use crate::{arch::Root, process, workspace};
 
 /// Programs that the guest gets from this machine. Not BusyBox: its applets run each other instead of the real
 /// programs.
@@ -299,8 +299,7 @@ fn add_modules(base: &mut Archive, kernel: &Kernel, scratch: &Path) -> Result<()
             .with_context(|| format!("cannot copy {list}"))?;
     }
     process::run(Command::new("cp").arg("-r").arg(kernel.modules.join("kernel")).arg(&tree))?;
-    let mut files = Vec::new();
-    files_below(&tree.join("kernel"), &mut files)?;
+    let files = workspace::files_below(&tree.join("kernel"))?;
     for (extension, program) in [("xz", "xz"), ("zst", "zstd"), ("gz", "gzip")] {
         let packed = |file: &&PathBuf| file.extension().is_some_and(|found| found == extension);
         let packed: Vec<_> = files.iter().filter(packed).collect();
@@ -331,18 +330,6 @@ fn add_modules(base: &mut Archive, kernel: &Kernel, scratch: &Path) -> Result<()
         if list.path().is_file() {
             let name = list.file_name().to_string_lossy().into_owned();
             base.file(&format!("usr/lib/modules/{}/{name}", kernel.release), &list.path())?;
-        }
-    }
-    Ok(())
-}
-
-fn files_below(directory: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
-    for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            files_below(&path, found)?;
-        } else {
-            found.push(path);
         }
     }
     Ok(())

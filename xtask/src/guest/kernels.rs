@@ -167,10 +167,7 @@ pub(crate) fn unpack(package: &str, apt: &[String], final_directory: &Path) -> R
     fs::create_dir_all(&scratch)?;
     let unpack = || -> Result<()> {
         process::output(Command::new("apt-get").args(apt).args(["download", package]).current_dir(&scratch))?;
-        let archive = fs::read_dir(&scratch)?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-            .with_context(|| format!("apt-get download left no archive of {package}"))?;
+        let archive = workspace::file_with("deb", &scratch)?;
         process::run(Command::new("dpkg").arg("-x").arg(&archive).arg(&scratch))?;
         fs::remove_file(archive)?;
         Ok(())

@@ -246,7 +246,7 @@ impl<'ast> Visit<'ast> for Reader<'_> {
         visit::visit_path(self, path);
     }
 
-    /// What is within isn't parsed, so its strings are read too.
+    /// Paths in a macro's words, which aren't parsed: those in its strings count too.
     fn visit_macro(&mut self, found: &'ast syn::Macro) {
         let text = found.tokens.to_string().replace(" :: ", "::");
         for path in
