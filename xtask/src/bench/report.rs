@@ -25,7 +25,7 @@ pub(crate) struct KernelResults {
 }
 
 /// One number.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Row {
     pub(crate) name: String,
     pub(crate) unit: String,
@@ -159,14 +159,7 @@ mod tests {
 
     #[test]
     fn rows_that_are_gone_are_dropped_and_the_others_put_in_order() {
-        let row = |name: &str| Row {
-            name: name.to_owned(),
-            unit: "u".to_owned(),
-            value: 1.0,
-            spread: 0.0,
-            packets: None,
-            earlier: None,
-        };
+        let row = |name: &str| Row { name: name.to_owned(), ..Row::default() };
         let results =
             KernelResults { release: "r".to_owned(), rows: ["kept", "gone", "new"].map(row).into() };
         let mut report = Report { emulator: "e".to_owned(), kernels: [("6.12".to_owned(), results)].into() };
@@ -177,14 +170,7 @@ mod tests {
     #[test]
     fn rows_of_another_kernel_are_marked() {
         let report = |release: &str, names: &[&str]| {
-            let rows = names.iter().map(|name| Row {
-                name: (*name).to_owned(),
-                unit: "u".to_owned(),
-                value: 1.0,
-                spread: 0.0,
-                packets: None,
-                earlier: None,
-            });
+            let rows = names.iter().map(|name| Row { name: (*name).to_owned(), ..Row::default() });
             let results = KernelResults { release: release.to_owned(), rows: rows.collect() };
             Report { emulator: "e".to_owned(), kernels: [("6.1".to_owned(), results)].into() }
         };
