@@ -2,12 +2,12 @@
 //! from. That is this machine for its own processor, and for the other one a system in the cache that is only unpacked.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context, Result, bail};
+use fs_err as fs;
 use serde::Deserialize;
 
 use crate::{guest::debian, process};
@@ -104,8 +104,8 @@ impl Root {
 
     /// What a file on this machine is called in the system, with links resolved.
     pub(crate) fn inside(&self, file: &Path) -> Result<PathBuf> {
-        let real = file.canonicalize().with_context(|| format!("cannot read {}", file.display()))?;
-        let top = self.path().canonicalize()?;
+        let real = fs::canonicalize(file)?;
+        let top = fs::canonicalize(self.path())?;
         Ok(Path::new("/").join(real.strip_prefix(&top).unwrap_or(&real)))
     }
 

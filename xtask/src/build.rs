@@ -2,12 +2,12 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::PathBuf,
     process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, bail};
+use fs_err as fs;
 use serde::Deserialize;
 
 use crate::{
@@ -70,7 +70,7 @@ fn other_maps() -> Result<PathBuf> {
     let mut built = cargo("guest", Arch::default(), &what, &ebpf::with_other_maps()?)?;
     let built = built.remove("fastpath-agent").context("cargo built no fastpath-agent")?;
     let other = built.with_file_name(OTHER_MAPS);
-    fs::copy(&built, &other).with_context(|| format!("cannot write {}", other.display()))?;
+    fs::copy(&built, &other)?;
     Ok(other)
 }
 

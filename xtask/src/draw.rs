@@ -1,5 +1,8 @@
 //! What all drawings have in common: colours, letters, round distances. It knows no numbers of its own.
 
+use std::path::Path;
+
+use anyhow::{Result, anyhow};
 use plotters::{
     coord::Shift,
     prelude::*,
@@ -25,6 +28,20 @@ pub(crate) const SERIES: [RGBColor; 9] = [
 pub(crate) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 /// Result of drawing.
 pub(crate) type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
+
+/// Draws a file on white.
+pub(crate) fn svg(path: &Path, size: (i32, i32), draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<()> {
+    let root = SVGBackend::new(path, (size.0 as u32, size.1 as u32)).into_drawing_area();
+    let drawn = root.fill(&WHITE).and_then(|()| draw(&root)).and_then(|()| root.present());
+    drawn.map_err(|error| anyhow!("cannot draw {}: {error}", path.display()))
+}
+
+/// Which colour is which kernel's.
+pub(crate) fn kernel(root: &Area<'_>, place: usize, left: i32, name: &str) -> Drawn {
+    let colour = SERIES[place % SERIES.len()];
+    root.draw(&Rectangle::new([(left, 45), (left + 14, 57)], colour.filled()))?;
+    write(root, &format!("Linux {name}"), (left + 20, 46), 14, HPos::Left)
+}
 
 /// Writes `text`, whose upper edge is at `place`.
 pub(crate) fn write(root: &Area<'_>, text: &str, place: (i32, i32), size: i32, anchor: HPos) -> Drawn {

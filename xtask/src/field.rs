@@ -1,23 +1,24 @@
 //! `cargo xtask test --tier=field`: the agent beside real software, on a Debian system with systemd and Debian's full kernels. What a
 //! trial does is in tests/src/field; here is how the guest comes about, and which trials it runs.
 
-use std::{fs::File, io, path::PathBuf, process::Command, thread, time::Duration};
+use std::{io, process::Command, thread, time::Duration};
 
 use anyhow::{Context, Result, bail};
+use fs_err as fs;
 
 use crate::{
     arch::Arch,
     build::Binaries,
     guest::{
         cards, debian, directory,
-        initramfs::{self, Archive},
-        kernels::{self, Kernel, Wanted},
+        initramfs::Archive,
+        kernels::{self, Wanted},
         new_log,
         qemu::{Guest, Machine, Processor},
-        systemd,
+        systemd::{self, Files},
         verdict::{self, End, Verdict},
     },
-    package, process,
+    image, package, process,
     tally::Counts,
 };
 
@@ -26,6 +27,9 @@ const LIMIT: Duration = Duration::from_secs(1200);
 
 /// Docker, Suricata and libvirt in one system, one after the other.
 const MEMORY_MIB: u32 = 3072;
+
+/// The trial of the image for two processors.
+const IMAGE: &str = "image";
 
 /// What makes the disk the system's root. The kernel's modules stay where the kernel unpacked them.
 const INIT: &str = "#!/bin/bash
@@ -130,10 +134,14 @@ pub(crate) fn run(wanted: &[Wanted], binaries: &Binaries, part: Part<'_>, kvm: b
     let agent = &binaries["fastpath-agent"];
     let package = package::build(agent, Arch::default(), "guest", 1, &package::directory().join("guest"))?;
     package::check(std::slice::from_ref(&package))?;
+    let mut files = vec![("field", binaries["field"].clone()), ("fastpath-agent.deb", package)];
+    if trials.contains(&IMAGE) {
+        files.push(("image.tar", image::for_two(agent)?));
+    }
     let results: Vec<_> = thread::scope(|scope| {
         let run = |kernel| {
-            let (package, trials) = (&package, &trials);
-            scope.spawn(move || run_on(kernel, binaries, package, trials, kvm))
+            let (files, trials) = (&files, &trials);
+            scope.spawn(move || run_on(kernel, files, trials, kvm))
         };
         let guests: Vec<_> = wanted.iter().map(run).collect();
         guests.into_iter().map(|guest| guest.join()).collect()
@@ -145,19 +153,18 @@ pub(crate) fn run(wanted: &[Wanted], binaries: &Binaries, part: Part<'_>, kvm: b
     Ok(counts)
 }
 
-fn run_on(
-    wanted: &Wanted,
-    binaries: &Binaries,
-    package: &std::path::Path,
-    trials: &[&str],
-    kvm: bool,
-) -> Result<Counts> {
+fn run_on(wanted: &Wanted, files: &Files, trials: &[&str], kvm: bool) -> Result<Counts> {
     let kernel = kernels::cached(wanted)?.context("set-up has fetched the kernel")?;
-    let initramfs = file_system(&kernel, binaries, package)?;
+    let mut extra = Archive::default();
+    extra.text("init", format!("{INIT}{}\n", systemd::INIT));
+    // Laid over the disk's files.
+    extra.text("over/etc/modprobe.d/cards.conf", cards::NOT_BY_THEMSELVES);
+    systemd::add(&mut extra, "over/");
+    let initramfs = systemd::file_system(&kernel, "field", None, extra, files)?;
     let disk = debian::FIELD.cached()?.context("set-up has made the system")?;
     // The guest's clock goes on, by minutes, while it waits for this machine's disk: what it reads has to be in memory.
-    let mut whole = File::open(&disk).with_context(|| format!("cannot read {}", disk.display()))?;
-    io::copy(&mut whole, &mut io::sink()).with_context(|| format!("cannot read {}", disk.display()))?;
+    let mut whole = fs::File::open(&disk)?;
+    io::copy(&mut whole, &mut io::sink())?;
     let log = new_log(&format!("{}-field.log", kernel.name))?;
     let monitor = directory().join(format!("{}-field.monitor", kernel.name));
     let machine = |boot: Boot| Machine {
@@ -218,23 +225,6 @@ fn run_on(
         }
     }
     Ok(counts)
-}
-
-/// Tools and modules as in the other guests, to get to the disk, and what is laid over the disk's files.
-fn file_system(kernel: &Kernel, binaries: &Binaries, package: &std::path::Path) -> Result<PathBuf> {
-    let own = directory().join(format!("{}-field", kernel.name));
-    let base = initramfs::base(kernel, &directory().join(&kernel.name))?;
-    let mut extra = Archive::default();
-    extra.text("init", format!("{INIT}{}\n", systemd::INIT));
-    extra.program("job/field", &binaries["field"])?;
-    extra.file("job/fastpath-agent.deb", package)?;
-    extra.text("over/etc/modprobe.d/cards.conf", cards::NOT_BY_THEMSELVES);
-    systemd::add(&mut extra, "over/");
-    std::fs::create_dir_all(&own).with_context(|| format!("cannot make {}", own.display()))?;
-    let (archive, whole) = (own.join("extra.cpio"), own.join("initramfs.cpio"));
-    extra.write(&archive)?;
-    initramfs::concatenate(&[&base, &archive], &whole)?;
-    Ok(whole)
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 //! are in `fastpath-agent/fuzz`; this builds them, shares out the time, and says what was found.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -10,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use fs_err as fs;
 
 use crate::{cargo_tool, process, tally::Counts, toolchain, workspace};
 
@@ -53,13 +53,9 @@ fn findings() -> PathBuf {
 
 /// By the files of the targets.
 fn names() -> Result<Vec<String>> {
-    let directory = directory().join("targets");
-    let files = fs::read_dir(&directory).with_context(|| format!("cannot read {}", directory.display()))?;
-    let mut names = Vec::new();
-    for file in files {
-        let path = file?.path();
-        names.extend(path.file_stem().map(|name| name.to_string_lossy().into_owned()));
-    }
+    let files = workspace::files_below(&directory().join("targets"))?;
+    let name = |path: &PathBuf| Some(path.file_stem()?.to_string_lossy().into_owned());
+    let mut names: Vec<_> = files.iter().filter_map(name).collect();
     names.sort();
     Ok(names)
 }
@@ -91,10 +87,10 @@ impl Target {
         let place = |kind: &str| findings().join(kind).join(name);
         let (corpus, failing) = (place("corpus"), place("failing"));
         for directory in [&corpus, &failing] {
-            fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+            fs::create_dir_all(directory)?;
         }
         let log = findings().join(format!("{name}.log"));
-        let output = fs::File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        let output = fs::File::create(&log)?.into_file();
         let mut command = Command::new(programs.join(name));
         command
             // What is found goes into the first directory.

@@ -3,11 +3,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     path::Path,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
+use fs_err as fs;
 use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 
 use crate::workspace;
@@ -29,22 +29,12 @@ pub(crate) fn check() -> Result<()> {
 /// Text of each document by its path in the repository.
 pub(crate) fn documents(root: &Path) -> Result<BTreeMap<String, String>> {
     let mut paths: Vec<String> = OTHERS.map(str::to_owned).into();
-    let mut directories = vec![BOOK.trim_end_matches('/').to_owned()];
-    while let Some(directory) = directories.pop() {
-        for entry in
-            fs::read_dir(root.join(&directory)).with_context(|| format!("cannot read {directory}"))?
-        {
-            let entry = entry?;
-            let path = format!("{directory}/{}", entry.file_name().to_string_lossy());
-            if entry.file_type()?.is_dir() {
-                directories.push(path);
-            } else if path.ends_with(".md") {
-                paths.push(path);
-            }
-        }
+    for file in workspace::files_below(&root.join(BOOK))? {
+        let path = file.strip_prefix(root)?.to_string_lossy().into_owned();
+        paths.extend(path.ends_with(".md").then_some(path));
     }
     let read = |path: String| {
-        let text = fs::read_to_string(root.join(&path)).with_context(|| format!("cannot read {path}"))?;
+        let text = fs::read_to_string(root.join(&path))?;
         Ok((path, text))
     };
     paths.into_iter().map(read).collect()

@@ -7,6 +7,16 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+use crate::workspace;
+
+/// A command with its first words as one would type them, none of which has a space in it.
+pub(crate) fn command(words: &str) -> Command {
+    let mut words = words.split_whitespace();
+    let mut command = Command::new(words.next().unwrap_or_default());
+    command.args(words);
+    command
+}
+
 /// The command as one would type it, for messages.
 pub(crate) fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
@@ -43,6 +53,18 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     String::from_utf8(output.stdout).with_context(|| format!("`{}` printed no UTF-8", shown(command)))
 }
 
+/// What git says of this repository, without the end of the line.
+pub(crate) fn git(arguments: &[&str]) -> Result<String> {
+    let mut git = Command::new("git");
+    let said = output(git.args(arguments).env("TZ", "UTC").current_dir(workspace::root()))?;
+    Ok(said.trim_end().to_owned())
+}
+
+/// Before a program: with `unshare` all processes of its namespace are killed. Its first process isn't the program, since the first one is
+/// deaf to signals.
+pub(crate) const ISOLATED: [&str; 9] =
+    ["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "sh", "-c", "\"$@\"; exit $?", "sh"];
+
 /// Whether `command` exits with 0; its output is thrown away. A program that isn't there counts as no.
 pub(crate) fn succeeds(command: &mut Command) -> bool {
     command
@@ -55,13 +77,13 @@ pub(crate) fn succeeds(command: &mut Command) -> bool {
 
 /// A command that runs as root, or nothing where this user can't become root without a password.
 pub(crate) fn as_root(program: impl AsRef<OsStr>) -> Result<Option<Command>> {
-    if output(Command::new("id").arg("-u"))?.trim() == "0" {
+    if output(&mut command("id -u"))?.trim() == "0" {
         return Ok(Some(Command::new(program)));
     }
-    if !succeeds(Command::new("sudo").args(["-n", "true"])) {
+    if !succeeds(&mut command("sudo -n true")) {
         return Ok(None);
     }
-    let mut command = Command::new("sudo");
-    command.arg("-n").arg(program);
+    let mut command = command("sudo -n");
+    command.arg(program);
     Ok(Some(command))
 }

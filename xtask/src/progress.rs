@@ -1,7 +1,6 @@
 //! Long steps: one line each, with a running clock on a terminal; what the step printed only when it failed.
 
 use std::{
-    fs::File,
     io::{self, IsTerminal, Write},
     process::{Command, Stdio},
     thread,
@@ -9,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use fs_err as fs;
 
 use crate::{process, workspace};
 
@@ -19,9 +19,9 @@ const SHOWN_LINES: usize = 30;
 pub(crate) fn step(label: &str, command: &mut Command) -> Result<()> {
     let log_path = workspace::target().join("setup.log");
     if let Some(directory) = log_path.parent() {
-        std::fs::create_dir_all(directory)?;
+        fs::create_dir_all(directory)?;
     }
-    let log = File::create(&log_path).with_context(|| format!("cannot write {}", log_path.display()))?;
+    let log = fs::File::create(&log_path)?.into_file();
     let shown = process::shown(command);
     let began = Instant::now();
     let mut child = command
@@ -52,7 +52,7 @@ pub(crate) fn step(label: &str, command: &mut Command) -> Result<()> {
         (false, false) => eprintln!("  failed after {took}"),
     }
     if !status.success() {
-        let output = std::fs::read(&log_path).unwrap_or_default();
+        let output = fs::read(&log_path).unwrap_or_default();
         let output = String::from_utf8_lossy(&output);
         let lines: Vec<_> = output.lines().collect();
         let tail = lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n");

@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     io::Write,
     path::{Path, PathBuf},
     time::Duration,
@@ -11,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use flate2::{Compression, GzBuilder};
-use sha2::{Digest, Sha256};
+use fs_err as fs;
 
 use crate::{
     arch::Arch,
@@ -20,7 +19,11 @@ use crate::{
         fleet::{self, How},
         kernels,
     },
-    image::{self, archive::append, version},
+    image::{
+        self,
+        archive::{append, hex},
+        version,
+    },
     package,
     setup::{self, Need},
     tally::List,
@@ -70,7 +73,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
     let directory = directory(&workspace::target());
     let _ = fs::remove_dir_all(&directory);
-    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    fs::create_dir_all(&directory)?;
     let (mut agents, mut packages) = (Vec::new(), Vec::new());
     for arch in arches {
         eprintln!("building the agent for {}", arch.debian());
@@ -106,8 +109,7 @@ fn sums(directory: &Path) -> Result<BTreeMap<String, (String, usize)>> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
         let content = fs::read(entry.path())?;
-        let sum = Sha256::digest(&content).iter().map(|byte| format!("{byte:02x}")).collect();
-        sums.insert(entry.file_name().to_string_lossy().into_owned(), (sum, content.len()));
+        sums.insert(entry.file_name().to_string_lossy().into_owned(), (hex(&content), content.len()));
     }
     Ok(sums)
 }
@@ -129,7 +131,7 @@ fn tarball(agent: &Path, arch: Arch, directory: &Path) -> Result<()> {
         ("docs", root.join("docs")),
         ("docs/decisions", root.join("docs/decisions")),
     ] {
-        for entry in fs::read_dir(&from).with_context(|| format!("cannot read {}", from.display()))? {
+        for entry in fs::read_dir(&from)? {
             let path = entry?.path();
             let file = path.file_name().context("a file has a name")?.to_string_lossy();
             if path.is_file() {
@@ -139,7 +141,7 @@ fn tarball(agent: &Path, arch: Arch, directory: &Path) -> Result<()> {
     }
     let mut tar = tar::Builder::new(Vec::new());
     for (path, source) in &files {
-        let content = fs::read(source).with_context(|| format!("cannot read {}", source.display()))?;
+        let content = fs::read(source)?;
         let mode = if source == agent { 0o755 } else { 0o644 };
         append(&mut tar, &format!("{name}/{path}"), mode, Some(&content))?;
     }

@@ -1,8 +1,9 @@
 //! `cargo xtask reproduce`: whether two releases of the last commit, each built in a clone of its own, are the same bytes.
 
-use std::{fs, path::Path, process::Command};
+use std::{path::Path, process::Command};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
+use fs_err as fs;
 
 use crate::{arch::Arch, process, progress, release, workspace};
 
@@ -23,7 +24,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for name in CLONES {
         let clone = place.join(name);
         builds.push(sums(&clone, &options.arch)?);
-        fs::remove_dir_all(&clone).with_context(|| format!("cannot remove {}", clone.display()))?;
+        fs::remove_dir_all(&clone)?;
     }
     let [one, other] = &builds[..] else { bail!("two builds") };
     print!("{one}");
@@ -44,5 +45,5 @@ fn sums(clone: &Path, arches: &[Arch]) -> Result<String> {
     let label = format!("release in {}", clone.file_name().unwrap_or_default().display());
     progress::step(&label, &mut command)?;
     let file = release::directory(&clone.join("target")).join(release::SUMS);
-    fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))
+    Ok(fs::read_to_string(&file)?)
 }

@@ -3,12 +3,12 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context, Result, bail};
+use fs_err as fs;
 
 mod packages;
 mod part;
@@ -20,6 +20,7 @@ use packages::{
 use part::{Cost, Part};
 
 use crate::{
+    cargo_tool::{CYCLONEDX, DEB, DENY, FUZZ},
     guest::{
         debian,
         initramfs::find_program,
@@ -31,7 +32,7 @@ use crate::{
 };
 
 /// What building and running arm64's programs takes.
-const ARM64: (&[&[Package]], &[Part]) = (&[FOR_ARM64], &[Part::Arm64Target, Part::Arm64System]);
+const ARM64: (&[&[Package]], &[Part]) = (&[FOR_ARM64], &[Part::Arm64Target, Part::System(&debian::ARM64)]);
 
 /// The browser that tests show the page to; `None` where the distribution has none.
 pub(crate) fn browser() -> Option<PathBuf> {
@@ -80,15 +81,10 @@ enum Distribution {
 
 impl Distribution {
     fn here() -> Self {
-        let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
-        let value = |key: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-            line.unwrap_or_default().trim_matches('"').to_owned()
-        };
-        match (value("ID").as_str(), value("VERSION_ID").as_str()) {
-            ("debian", "12") => Self::Debian12,
-            ("debian", "13") => Self::Debian13,
-            ("ubuntu", "24.04") => Self::Ubuntu2404,
+        match ["ID", "VERSION_ID"].map(workspace::os_release).each_ref().map(String::as_str) {
+            ["debian", "12"] => Self::Debian12,
+            ["debian", "13"] => Self::Debian13,
+            ["ubuntu", "24.04"] => Self::Ubuntu2404,
             _ => Self::Other,
         }
     }
@@ -185,16 +181,16 @@ impl Missing {
         for need in needs {
             let (packages, parts): (&[&[Package]], &[Part]) = match need {
                 Need::Build => (&[FOR_BUILD], &[Part::Compiler, Part::Linker]),
-                Need::Lint => (&[], &[Part::Checkers, Part::EbpfClippy, Part::Deny]),
+                Need::Lint => (&[], &[Part::Checkers, Part::EbpfClippy, Part::Tool(&DENY)]),
                 Need::Manifests => (&[], &[Part::ClusterTools]),
-                Need::Fuzz => (&[], &[Part::Fuzz, Part::Miri]),
+                Need::Fuzz => (&[], &[Part::Tool(&FUZZ), Part::Miri]),
                 Need::Host if distribution == Distribution::Ubuntu2404 => (&[FOR_TESTS], &[Part::Prometheus]),
                 Need::Host => (&[FOR_TESTS, FOR_PAGE], &[Part::Prometheus]),
                 Need::Prometheus => (&[], &[Part::Prometheus]),
-                Need::Image => (&[], &[Part::Cyclonedx]),
-                Need::Package => (&[FOR_PACKAGE], &[Part::CargoDeb]),
-                Need::PackageTrial => (&[], &[Part::SmallSystem]),
-                Need::FieldTrial => (&[], &[Part::FieldSystem]),
+                Need::Image => (&[], &[Part::Tool(&CYCLONEDX)]),
+                Need::Package => (&[FOR_PACKAGE], &[Part::Tool(&DEB)]),
+                Need::PackageTrial => (&[], &[Part::System(&debian::SMALL)]),
+                Need::FieldTrial => (&[], &[Part::System(&debian::FIELD)]),
                 Need::Release => (&[FOR_RELEASE], &[]),
                 Need::Arm64 => ARM64,
                 Need::Guest(wanted) => {
@@ -237,15 +233,16 @@ impl Missing {
         let mut all = Cost::default();
         if !self.packages.is_empty() {
             eprintln!("  packages {}", self.packages.join(" "));
-            all = all + cost_of(&self.packages);
+            all += cost_of(&self.packages);
         }
         for part in &self.parts {
-            eprintln!("  {}", part.described());
-            all = all + part.cost();
+            let (text, cost) = part.about();
+            eprintln!("  {text}");
+            all += cost;
         }
         for kernel in &self.kernels {
             eprintln!("  kernel {} for the test guest, not installed", kernel.name);
-            all = all + Cost { seconds: 5, megabytes: 30 };
+            all += Cost { seconds: 5, megabytes: 30 };
         }
         let minutes = all.seconds.div_ceil(60);
         let minutes = if minutes == 1 { "a minute".to_owned() } else { format!("{minutes} minutes") };
@@ -258,9 +255,8 @@ impl Missing {
 
 /// What installing packages takes, those included that they need. apt knows it, if it has lists; else a guess.
 fn cost_of(packages: &[&str]) -> Cost {
-    let mut apt = Command::new("apt-get");
-    apt.args(["install", "--print-uris", "-qq", "-y", "--no-install-recommends"]).args(packages);
-    let told = process::output(&mut apt).unwrap_or_default();
+    let mut apt = process::command("apt-get install --print-uris -qq -y --no-install-recommends");
+    let told = process::output(apt.args(packages)).unwrap_or_default();
     // Address, file, bytes, hash.
     let bytes = told.lines().filter_map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok());
     let megabytes = match bytes.sum::<u64>() / 1_000_000 {
@@ -276,10 +272,7 @@ fn clippy_for_ebpf() -> Result<Option<&'static str>> {
     if compiler.origin == Origin::Debian {
         return Ok(Some(DEBIAN_CLIPPY));
     }
-    let name = compiler.sysroot.file_name().context("a toolchain's directory has a name")?;
-    let mut add = Command::new("rustup");
-    add.args(["component", "add", "clippy", "--toolchain"]).arg(name);
-    progress::step("adding clippy for eBPF", &mut add)?;
+    part::add_component(&compiler, "clippy")?;
     Ok(None)
 }
 
@@ -289,9 +282,9 @@ fn install_nightly() -> Result<bool> {
     if find_program("rustup").is_none() {
         return Ok(false);
     }
-    let mut command = Command::new("rustup");
-    command.args(["toolchain", "install", toolchain::PINNED_NIGHTLY, "--profile", "minimal"]);
-    command.args(["--component", "rust-src,clippy,miri", "--no-self-update"]);
+    let with = "--profile minimal --component rust-src,clippy,miri --no-self-update";
+    let mut command =
+        process::command(&format!("rustup toolchain install {} {with}", toolchain::PINNED_NIGHTLY));
     if let Err(error) = progress::step(&format!("installing {}", toolchain::PINNED_NIGHTLY), &mut command) {
         eprintln!("  not available: {}", error.to_string().lines().last().unwrap_or_default());
         return Ok(false);
@@ -335,26 +328,27 @@ fn apt_get(arguments: &[&str]) -> Result<Option<Command>> {
 
 fn download_prometheus() -> Result<()> {
     eprintln!("downloading prometheus");
-    prometheus::download().or_else(|error| {
-        // No lists yet, or older than what the archive holds now.
+    with_lists(true, prometheus::download)
+}
+
+/// Downloads, and once again with new lists of packages: there may be none yet, or the archive has newer packages than they say. Lists
+/// that aren't the system's are new.
+fn with_lists<T>(of_the_system: bool, download: impl Fn() -> Result<T>) -> Result<T> {
+    download().or_else(|error| {
         eprintln!("  {error:#}");
-        update_lists()?;
-        prometheus::download()
+        if of_the_system {
+            update_lists()?;
+        }
+        download()
     })
 }
 
 fn download_kernels(wanted: &[Wanted], distribution: Distribution) -> Result<()> {
-    let apt = if distribution == Distribution::Debian12 { Vec::new() } else { debian_archive()? };
+    let is_debian_12 = distribution == Distribution::Debian12;
+    let apt = if is_debian_12 { Vec::new() } else { debian_archive()? };
     for wanted in wanted {
         eprintln!("downloading kernel {}", wanted.name);
-        let kernel = kernels::download(wanted, &apt).or_else(|error| {
-            // No lists yet, or older than what the archive holds now.
-            eprintln!("  {error:#}");
-            if distribution == Distribution::Debian12 {
-                update_lists()?;
-            }
-            kernels::download(wanted, &apt)
-        })?;
+        let kernel = with_lists(is_debian_12, || kernels::download(wanted, &apt))?;
         eprintln!("  {}", kernel.release);
     }
     Ok(())
@@ -386,12 +380,12 @@ fn debian_archive() -> Result<Vec<String>> {
     let directory = workspace::cache()?.join("apt");
     let path = |name: &str| -> PathBuf { directory.join(name) };
     for name in ["lists/partial", "cache/archives/partial"] {
-        fs::create_dir_all(path(name)).with_context(|| format!("cannot make {}", path(name).display()))?;
+        fs::create_dir_all(path(name))?;
     }
     let path_of_it = DEBIAN_TEMPLATES.iter().find(|path| Path::new(path).exists()).with_context(|| {
         format!("there is no {}, which says where Debian's archive is", DEBIAN_TEMPLATES.join(" or "))
     })?;
-    let template = fs::read_to_string(path_of_it).with_context(|| format!("cannot read {path_of_it}"))?;
+    let template = fs::read_to_string(path_of_it)?;
     let sources = debian_sources(&template)
         .with_context(|| format!("{path_of_it} doesn't say where Debian's archive is"))?;
     fs::write(path("sources.list"), sources)?;

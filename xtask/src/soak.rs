@@ -2,17 +2,17 @@
 //! happens there and what must hold is in `tests/src/soak`.
 
 use std::{
-    fs,
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
+use fs_err as fs;
 use plotters::{prelude::*, style::text_anchor::HPos};
 
 use crate::{
     build::Binaries,
-    draw::{Drawn, FAINT, SERIES, step, write},
+    draw::{FAINT, SERIES, step, svg, write},
     guest::{
         assemble,
         initramfs::Archive,
@@ -87,7 +87,7 @@ pub(crate) fn run(asked: &Asked, wanted: &Wanted, binaries: &Binaries) -> Result
     let path = workspace::target().join(DIRECTORY).join(format!("{}.csv", kernel.name));
     fs::create_dir_all(workspace::target().join(DIRECTORY)).context("cannot make a directory")?;
     let text: String = table.iter().map(|line| format!("{line}\n")).collect();
-    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    fs::write(&path, text)?;
     println!("samples: {}", path.display());
     // A kernel that warns ends the guest.
     match end {
@@ -118,42 +118,30 @@ const TOP: i32 = 84;
 fn draw(samples: &[Sample], title: &str, path: &Path) -> Result<()> {
     let last = samples.last().context("there are no samples")?.minute;
     let height = TOP + 2 * (PANEL + 50);
-    let root = SVGBackend::new(path, (WIDTH as u32, height as u32)).into_drawing_area();
     let x = |minute: f64| LEFT + (minute / last * f64::from(WIDTH - LEFT - RIGHT)) as i32;
     let panels = [
         ("memory of its own (RssAnon), MiB", Sample::resident_mib as fn(&Sample) -> f64),
         ("its descriptors", Sample::descriptors),
     ];
-    let all = || -> Drawn {
-        root.fill(&WHITE)?;
-        write(
-            &root,
-            "What the agent takes while pods, connections and rules come and go",
-            (20, 16),
-            20,
-            HPos::Left,
-        )?;
-        write(
-            &root,
-            &format!("{title}; by minutes, grey where agents were restarted"),
-            (20, 46),
-            14,
-            HPos::Left,
-        )?;
+    svg(path, (WIDTH, height), |root| {
+        let heading = "What the agent takes while pods, connections and rules come and go";
+        write(root, heading, (20, 16), 20, HPos::Left)?;
+        let title = format!("{title}; by minutes, grey where agents were restarted");
+        write(root, &title, (20, 46), 14, HPos::Left)?;
         for (place, (name, value)) in panels.into_iter().enumerate() {
             let bottom = TOP + 20 + PANEL + place as i32 * (PANEL + 50);
             let most = samples.iter().map(value).fold(0.0, f64::max) * 1.1;
             let y = |value: f64| bottom - (value / most * f64::from(PANEL)) as i32;
-            write(&root, name, (LEFT, bottom - PANEL - 20), 14, HPos::Left)?;
+            write(root, name, (LEFT, bottom - PANEL - 20), 14, HPos::Left)?;
             let mut mark = 0.0;
             while mark <= most {
                 root.draw(&PathElement::new([(LEFT, y(mark)), (WIDTH - RIGHT, y(mark))], FAINT))?;
-                write(&root, &format!("{mark}"), (LEFT - 8, y(mark) - 7), 12, HPos::Right)?;
+                write(root, &format!("{mark}"), (LEFT - 8, y(mark) - 7), 12, HPos::Right)?;
                 mark += step(most, 4);
             }
             let mut mark = 0.0;
             while mark <= last {
-                write(&root, &format!("{mark}"), (x(mark), bottom + 6), 12, HPos::Center)?;
+                write(root, &format!("{mark}"), (x(mark), bottom + 6), 12, HPos::Center)?;
                 mark += step(last, 10);
             }
             for agent in samples.chunk_by(|one, next| one.agent == next.agent) {
@@ -164,9 +152,8 @@ fn draw(samples: &[Sample], title: &str, path: &Path) -> Result<()> {
                 root.draw(&PathElement::new(points, colour.stroke_width(2)))?;
             }
         }
-        root.present()
-    };
-    all().map_err(|error| anyhow!("cannot draw {}: {error}", path.display()))
+        Ok(())
+    })
 }
 
 #[cfg(test)]

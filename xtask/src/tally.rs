@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 
 use crate::{
     arch::{Arch, Root},
-    guest::verdict,
+    guest::verdict::Verdict,
     process,
 };
 
@@ -55,15 +55,13 @@ impl Counts {
         }
         Ok(())
     }
-}
 
-impl Counts {
     /// Counts one test.
-    pub(crate) fn count(&mut self, verdict: &verdict::Verdict) {
+    pub(crate) fn count(&mut self, verdict: &Verdict) {
         match verdict {
-            verdict::Verdict::Passed => self.passed += 1,
-            verdict::Verdict::Failed(_) => self.failed += 1,
-            verdict::Verdict::NotApplicable(_) => {}
+            Verdict::Passed => self.passed += 1,
+            Verdict::Failed(_) => self.failed += 1,
+            Verdict::NotApplicable(_) => {}
         }
     }
 }

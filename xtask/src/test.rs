@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead, BufReader},
     panic::resume_unwind,
-    process::{Command, Stdio},
+    process::Stdio,
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -124,26 +124,17 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     guests.retain(|kernel| !kernel.is_for_field_only() && kernel.arch == arch);
     let mut needs = vec![Need::Build];
-    if has(Tier::Lint) {
-        needs.push(Need::Lint);
-    }
-    if has(Tier::Unit) {
-        needs.push(Need::Manifests);
-    }
-    if has(Tier::Fuzz) {
-        needs.push(Need::Fuzz);
-    }
-    if has(Tier::Host) || has(Tier::Fuzz) && options.twin.minutes.is_some() {
-        needs.push(Need::Host);
-    }
+    needs.extend(has(Tier::Lint).then_some(Need::Lint));
+    needs.extend(has(Tier::Unit).then_some(Need::Manifests));
+    needs.extend(has(Tier::Fuzz).then_some(Need::Fuzz));
+    let frames_here = has(Tier::Fuzz) && options.twin.minutes.is_some();
+    needs.extend((has(Tier::Host) || frames_here).then_some(Need::Host));
     if has(Tier::Guest) && options.filter.is_empty() {
         needs.push(Need::Guest(&guests));
     } else if has(Tier::Guest) || has(Tier::Bench) || package || twin || faults || soak {
         needs.push(Need::Guest(&wanted));
     }
-    if has(Tier::Guest) || faults {
-        needs.push(Need::Image);
-    }
+    needs.extend((has(Tier::Guest) || faults).then_some(Need::Image));
     if package {
         needs.extend([Need::Package, Need::PackageTrial, Need::Release]);
     }
@@ -275,8 +266,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 /// `cargo test` for the packages that need nothing special, its output shown as it comes.
 fn unit_tests(filter: &str) -> Result<Counts> {
-    let mut command = Command::new("cargo");
-    command.args(["test", "--no-fail-fast"]).current_dir(workspace::root()).stdout(Stdio::piped());
+    let mut command = process::command("cargo test --no-fail-fast");
+    command.current_dir(workspace::root()).stdout(Stdio::piped());
     if !filter.is_empty() {
         command.args(["--", filter]);
     }
@@ -340,12 +331,8 @@ fn host_tests(binaries: &Binaries, tests: &List, limit: Duration, frames: Option
         let update = std::env::var_os("FASTPATH_UPDATE_DOCS").map(|_| "FASTPATH_UPDATE_DOCS=1");
         command.args(update);
         command.args(frames.map(|frames| format!("FASTPATH_FRAMES={frames}")));
-        // With `unshare` all processes of its namespace are killed.
         command.args(["timeout", "--foreground", "--signal=KILL", &limit.as_secs().to_string()]);
-        command.args(["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]);
-        // A first process that isn't the test, since the first one is deaf to signals.
-        command.args(["sh", "-c", "\"$@\"; exit $?", "sh"]);
-        command.arg(&binaries["init"]).arg("isolated").arg(&binaries["it"]);
+        command.args(process::ISOLATED).arg(&binaries["init"]).arg("isolated").arg(&binaries["it"]);
         command.args(["--exact", name, "--nocapture", "--test-threads=1"]);
         let began = Instant::now();
         let output = command.stdin(Stdio::null()).output().context("cannot run a test as root")?;

@@ -2,12 +2,13 @@
 //! bpf-linker that belongs to its LLVM. Looks at files only, so that it costs nothing; installing is `setup`'s job.
 
 use std::{
-    env, fs,
+    env,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context, Result, bail};
+use fs_err as fs;
 
 use crate::workspace;
 
@@ -183,7 +184,7 @@ fn link_to_rustup_llvm(sysroot: &Path, prefix: &Path) -> Result<PathBuf> {
     let name = library.file_name().context("a library has a name")?;
     let _ = fs::remove_dir_all(prefix);
     let directory = prefix.join("lib");
-    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    fs::create_dir_all(&directory)?;
     std::os::unix::fs::symlink(&library, directory.join(name))?;
     std::os::unix::fs::symlink(&library, directory.join("libLLVM.so"))?;
     Ok(prefix.to_owned())

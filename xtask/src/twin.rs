@@ -16,6 +16,7 @@ use crate::{
     build::Binaries,
     guest::{
         assemble,
+        fleet::lock,
         initramfs::Archive,
         kernels::{self, Kernel, Wanted},
         new_log, own_directory,
@@ -128,8 +129,4 @@ fn work(kernel: &Kernel, initramfs: &std::path::Path, seeds: &Seeds<'_>) -> Resu
         println!("  again: cargo xtask test --tier=twin --kernel={} --seed={seed}", kernel.name);
     }
     Ok(())
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

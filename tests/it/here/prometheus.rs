@@ -53,8 +53,8 @@ fn selectors(expression: &str) -> Vec<String> {
     found
 }
 
-#[test]
-fn prometheus_reads_what_the_dashboard_and_the_alerts_ask_for() {
+/// An agent whose programs count.
+fn started() -> (Topology, Bpffs, Agent) {
     let topology = Topology::routed();
     let node = &topology.node;
     bring_loopback_up(node);
@@ -62,6 +62,13 @@ fn prometheus_reads_what_the_dashboard_and_the_alerts_ask_for() {
     let pin_path = format!("--pin-path={}", bpffs.pin_path().display());
     let agent = Agent::spawn(node, &mut agent::command(&[SERVE, &pin_path]));
     agent::wait_for_programs_at(node, &["c0", "s0"], &bpffs.pin_path());
+    (topology, bpffs, agent)
+}
+
+#[test]
+fn prometheus_reads_what_the_dashboard_and_the_alerts_ask_for() {
+    let (topology, _bpffs, agent) = started();
+    let node = &topology.node;
     let prometheus = Prometheus::start(node, &monitoring("alerts.yaml"));
     let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
     let rounds = 100;
@@ -96,13 +103,8 @@ fn prometheus_reads_what_the_dashboard_and_the_alerts_ask_for() {
 
 #[test]
 fn promtool_accepts_the_page_and_the_rules() {
-    let topology = Topology::routed();
+    let (topology, _bpffs, agent) = started();
     let node = &topology.node;
-    bring_loopback_up(node);
-    let bpffs = Bpffs::mount();
-    let pin_path = format!("--pin-path={}", bpffs.pin_path().display());
-    let agent = Agent::spawn(node, &mut agent::command(&[SERVE, &pin_path]));
-    agent::wait_for_programs_at(node, &["c0", "s0"], &bpffs.pin_path());
     assert_eq!(topology.open(Proto::Tcp, Family::V4, 7001).rounds(50), 50);
     let page = http::get(node, "/metrics");
     assert_eq!(page.status, 200);

@@ -10,6 +10,7 @@ mod docker;
 mod firewalld;
 mod frr;
 mod hours;
+mod image;
 mod ipvs;
 mod libvirt;
 mod networkd;
@@ -70,6 +71,7 @@ impl Trial {
 pub const TRIALS: &[Trial] = &[
     docker::TRIAL,
     podman::TRIAL,
+    image::TRIAL,
     cni::TRIAL,
     libvirt::TRIAL,
     firewalld::TRIAL,

@@ -67,9 +67,7 @@ mod tests {
             name: (*name).to_owned(),
             unit: "instructions/u".to_owned(),
             value: *value,
-            spread: 0.0,
-            packets: None,
-            earlier: None,
+            ..Row::default()
         });
         let results = KernelResults { release: "r".to_owned(), rows: rows.collect() };
         Report { emulator: "e".to_owned(), kernels: [("6.12".to_owned(), results)].into() }

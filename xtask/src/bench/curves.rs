@@ -3,11 +3,11 @@
 
 use std::path::Path;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use plotters::{prelude::*, style::text_anchor::HPos};
 
 use super::report::{Report, number};
-use crate::draw::{FAINT, INK, SERIES, write};
+use crate::draw::{self, FAINT, SERIES, svg, write};
 
 const WIDTH: i32 = 900;
 const HEIGHT: i32 = 420;
@@ -18,91 +18,55 @@ const LABEL: i32 = 16;
 const TOP: i32 = 70;
 const BOTTOM: i32 = 50;
 
-/// A curve: what it shows, and the row for each number of things.
-pub(super) struct Curve {
-    pub(super) label: &'static str,
-    pub(super) points: &'static [(f64, &'static str)],
+/// What grows, by the number of which things, and its curves: a label, and the row's name, in which `{}` is the number.
+pub(super) struct Growth {
+    pub(super) title: &'static str,
+    things: &'static str,
+    numbers: [u32; 3],
+    curves: &'static [(&'static str, &'static str)],
+    /// The drawing, in docs.
+    pub(super) file: &'static str,
 }
 
-/// What the agent takes by the number of interfaces.
-pub(super) const LINKS: &[Curve] = &[
-    Curve {
-        label: "start to rules, ms",
-        points: &[
-            (10.0, "agent/start-10-interfaces/ebpf-tc"),
-            (100.0, "agent/start-100-interfaces/ebpf-tc"),
-            (1000.0, "agent/start-1000-interfaces/ebpf-tc"),
+pub(super) const ALL: [Growth; 2] = [
+    Growth {
+        title: "What the agent takes by the number of interfaces",
+        things: "interfaces",
+        numbers: [10, 100, 1000],
+        curves: &[
+            ("start to rules, ms", "agent/start-{}-interfaces/ebpf-tc"),
+            ("resident memory, MB", "agent/memory-{}-interfaces"),
+            ("link-up to flowtable, ms", "agent/link-up-{}-interfaces"),
+            ("CPU time for a link-up, ms", "agent/link-up-cost-{}-interfaces/ebpf-tc"),
         ],
+        file: "bench-links.svg",
     },
-    Curve {
-        label: "resident memory, MB",
-        points: &[
-            (10.0, "agent/memory-10-interfaces"),
-            (100.0, "agent/memory-100-interfaces"),
-            (1000.0, "agent/memory-1000-interfaces"),
+    Growth {
+        title: "What flows take by their number",
+        things: "flows",
+        numbers: [1000, 10_000, 100_000],
+        curves: &[
+            ("`flows`: time, ms", "agent/list-{}-flows/time"),
+            ("`flows`: most memory, MB", "agent/list-{}-flows/memory"),
+            ("agent: memory after crossings, MB", "agent/memory-{}-flows"),
         ],
-    },
-    Curve {
-        label: "link-up to flowtable, ms",
-        points: &[
-            (10.0, "agent/link-up-10-interfaces"),
-            (100.0, "agent/link-up-100-interfaces"),
-            (1000.0, "agent/link-up-1000-interfaces"),
-        ],
-    },
-    Curve {
-        label: "CPU time for a link-up, ms",
-        points: &[
-            (10.0, "agent/link-up-cost-10-interfaces/ebpf-tc"),
-            (100.0, "agent/link-up-cost-100-interfaces/ebpf-tc"),
-            (1000.0, "agent/link-up-cost-1000-interfaces/ebpf-tc"),
-        ],
-    },
-];
-
-/// What the agent takes by the number of flows.
-pub(super) const FLOWS: &[Curve] = &[
-    Curve {
-        label: "`flows`: time, ms",
-        points: &[
-            (1e3, "agent/list-1000-flows/time"),
-            (1e4, "agent/list-10000-flows/time"),
-            (1e5, "agent/list-100000-flows/time"),
-        ],
-    },
-    Curve {
-        label: "`flows`: most memory, MB",
-        points: &[
-            (1e3, "agent/list-1000-flows/memory"),
-            (1e4, "agent/list-10000-flows/memory"),
-            (1e5, "agent/list-100000-flows/memory"),
-        ],
-    },
-    Curve {
-        label: "agent: memory after crossings, MB",
-        points: &[
-            (1e3, "agent/memory-1000-flows"),
-            (1e4, "agent/memory-10000-flows"),
-            (1e5, "agent/memory-100000-flows"),
-        ],
+        file: "bench-flows.svg",
     },
 ];
 
 /// Draws curves, one for each kernel; false, and nothing is drawn, when the report has none of the rows.
-pub(super) fn draw(
-    report: &Report,
-    title: &str,
-    things: &str,
-    curves: &[Curve],
-    path: &Path,
-) -> Result<bool> {
+pub(super) fn draw(report: &Report, growth: &Growth, docs: &Path) -> Result<bool> {
+    let Growth { title, things, numbers, curves, file } = growth;
+    let path = docs.join(file);
     let kernels: Vec<&str> = report.kernels.keys().rev().map(String::as_str).collect();
-    let values = |kernel: &str, curve: &Curve| -> Vec<(f64, f64)> {
-        let value = |&(things, row): &(f64, &str)| Some((things, report.value(kernel, row)?));
-        curve.points.iter().filter_map(value).collect()
+    let values = |kernel: &str, row: &str| -> Vec<(f64, f64)> {
+        let value = |&number: &u32| {
+            Some((f64::from(number), report.value(kernel, &row.replace("{}", &number.to_string()))?))
+        };
+        numbers.iter().filter_map(value).collect()
     };
     let all: Vec<(f64, f64)> =
-        kernels.iter().flat_map(|kernel| curves.iter().flat_map(|curve| values(kernel, curve))).collect();
+        kernels.iter().flat_map(|kernel| curves.iter().flat_map(|(_, row)| values(kernel, row))).collect();
     if all.is_empty() {
         return Ok(false);
     }
@@ -110,53 +74,45 @@ pub(super) fn draw(
         (decades(all.iter().map(|point| point.0)), decades(all.iter().map(|point| point.1)));
     let across = |value: f64| place(value, columns, (LEFT, WIDTH - RIGHT));
     let up = |value: f64| place(value, rows, (HEIGHT - BOTTOM, TOP));
-    let root = SVGBackend::new(path, (WIDTH as u32, HEIGHT as u32)).into_drawing_area();
-    let draw = || -> Result<(), DrawingAreaErrorKind<std::io::Error>> {
-        root.fill(&WHITE)?;
-        write(&root, title, (20, 16), 20, HPos::Left)?;
+    svg(&path, (WIDTH, HEIGHT), |root| {
+        write(root, title, (20, 16), 20, HPos::Left)?;
         for power in columns.0..=columns.1 {
             let (value, x) = (10f64.powi(power), across(10f64.powi(power)));
             root.draw(&PathElement::new([(x, TOP), (x, HEIGHT - BOTTOM)], FAINT))?;
-            write(&root, &number(value), (x, HEIGHT - BOTTOM + 6), 12, HPos::Center)?;
+            write(root, &number(value), (x, HEIGHT - BOTTOM + 6), 12, HPos::Center)?;
         }
         for power in rows.0..=rows.1 {
             let (value, y) = (10f64.powi(power), up(10f64.powi(power)));
             root.draw(&PathElement::new([(LEFT, y), (WIDTH - RIGHT, y)], FAINT))?;
-            write(&root, &number(value), (LEFT - 8, y - 7), 12, HPos::Right)?;
+            write(root, &number(value), (LEFT - 8, y - 7), 12, HPos::Right)?;
         }
-        write(&root, things, ((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 24), 14, HPos::Center)?;
+        write(root, things, ((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 24), 14, HPos::Center)?;
         let mut labels = Vec::new();
         for (place, kernel) in kernels.iter().enumerate() {
             let colour = SERIES[place % SERIES.len()];
-            for curve in curves {
+            for (label, row) in *curves {
                 let points: Vec<(i32, i32)> =
-                    values(kernel, curve).iter().map(|&(x, y)| (across(x), up(y))).collect();
+                    values(kernel, row).iter().map(|&(x, y)| (across(x), up(y))).collect();
                 root.draw(&PathElement::new(points.clone(), colour.stroke_width(2)))?;
                 for point in &points {
                     root.draw(&Circle::new(*point, 3, colour.filled()))?;
                 }
                 if let (0, Some(&(x, y))) = (place, points.last()) {
-                    labels.push((y - 8, x + 10, curve.label));
+                    labels.push((y - 8, x + 10, *label));
                 }
             }
-            let left = LEFT + 110 * place as i32;
-            root.draw(&Rectangle::new([(left, 45), (left + 14, 57)], colour.filled()))?;
-            root.draw(&Text::new(
-                format!("Linux {kernel}"),
-                (left + 20, 46),
-                ("sans-serif", 14).into_font().color(&INK),
-            ))?;
+            draw::kernel(root, place, LEFT + 110 * place as i32, kernel)?;
         }
         labels.sort_unstable();
         let mut free = TOP - LABEL;
         for (y, x, label) in labels {
             free = y.max(free);
-            write(&root, label, (x, free), 14, HPos::Left)?;
+            write(root, label, (x, free), 14, HPos::Left)?;
             free += LABEL;
         }
-        root.present()
-    };
-    draw().map(|()| true).map_err(|error| anyhow!("cannot draw {}: {error}", path.display()))
+        Ok(())
+    })?;
+    Ok(true)
 }
 
 /// The powers of ten below and above all values.

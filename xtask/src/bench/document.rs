@@ -26,12 +26,9 @@ pub(super) fn render(report: &Report) -> Result<()> {
     )?;
     chart::gain(report, "6.12", &docs.join("gain.svg"))?;
     let mut images = String::new();
-    for (title, things, curves, file) in [
-        ("What the agent takes by the number of interfaces", "interfaces", curves::LINKS, "bench-links.svg"),
-        ("What flows take by their number", "flows", curves::FLOWS, "bench-flows.svg"),
-    ] {
-        if curves::draw(report, title, things, curves, &docs.join(file))? {
-            images += &format!("\n![{title}]({file})\n");
+    for growth in &curves::ALL {
+        if curves::draw(report, growth, &docs)? {
+            images += &format!("\n![{}]({})\n", growth.title, growth.file);
         }
     }
     document::write_part(&docs.join("benchmark.md"), WRITER, &section(report, &images))?;

@@ -3,6 +3,7 @@
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
+use fs_err as fs;
 use serde::Deserialize;
 
 use crate::{build::Binaries, process, run};
@@ -34,9 +35,12 @@ pub(super) fn measure(binaries: &Binaries) -> Result<()> {
     let mut command = process::as_root("env")?.context("--host needs root; run `sudo -v` first")?;
     command.arg(format!("FASTPATH_AGENT={}", agent.display()));
     // As tests on this kernel are run: in namespaces of its own, all of which ends with it.
-    command.args(["unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]);
-    command.args(["sh", "-c", "\"$@\"; exit $?", "sh"]);
-    command.arg(&binaries["init"]).arg("isolated").arg(&binaries["bench"]).arg("native");
+    command
+        .args(process::ISOLATED)
+        .arg(&binaries["init"])
+        .arg("isolated")
+        .arg(&binaries["bench"])
+        .arg("native");
     eprintln!("five turns of 2 s each, without and with the agent");
     let text = process::output(command.stderr(Stdio::inherit()))?;
     let json = text.lines().find_map(|line| line.strip_prefix("@@NATIVE ")).context("no result")?;
@@ -59,10 +63,10 @@ fn shown(outcome: &Outcome, machine: &str) -> String {
 
 /// The machine that the numbers are of.
 fn machine() -> Result<String> {
-    let cpus = std::fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
+    let cpus = fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
     let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     let count = cpus.lines().filter(|line| line.starts_with("processor")).count();
-    let release = process::output(std::process::Command::new("uname").arg("-r"))?;
+    let release = process::output(&mut process::command("uname -r"))?;
     let model = model.map_or("unknown processor", |(_, model)| model);
     Ok(format!("{count} x {model}, Linux {}", release.trim()))
 }

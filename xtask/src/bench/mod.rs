@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// What `cargo xtask bench` was asked for.
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub(crate) struct Options {
     /// Which guest kernels (see tests/kernels.toml); all if none is named. Repeatable.
     #[arg(long)]
@@ -79,8 +79,9 @@ const QUICK: &[&str] = &[
     "udp4-64/offloaded/ours-ebpf",
 ];
 
-#[derive(clap::ValueEnum, Clone, Copy, PartialEq)]
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Default)]
 enum Output {
+    #[default]
     Table,
     Json,
 }
@@ -103,16 +104,10 @@ pub(crate) fn check(kernels: &[String], binaries: &Binaries) -> Result<()> {
     }
     let options = Options {
         kernel: kernels.to_vec(),
-        filter: Vec::new(),
-        list: false,
-        output: Output::Table,
-        save: None,
         compare: Some(BASELINE.into()),
-        render: false,
-        host: false,
-        profile: Vec::new(),
         quick: true,
         seed: SEED,
+        ..Options::default()
     };
     measure(&options, binaries).map(|_| ())
 }

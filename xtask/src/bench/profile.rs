@@ -6,7 +6,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::File,
     io::{BufRead as _, BufReader, Write as _},
     os::unix::net::UnixStream,
     path::Path,
@@ -15,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use fs_err as fs;
 
 use super::{report::number, symbols::Symbols};
 use crate::{
@@ -127,7 +127,7 @@ fn executed(
     });
     // The second is for emulators before 8.1, the first for later ones; each refuses the other in words.
     writeln!(monitor, "one-insn-per-tb on\nsinglestep on\nlogfile {}\nlog exec,nochain", trace.display())?;
-    let lines = BufReader::with_capacity(1 << 20, File::open(trace).context("cannot read QEMU's log")?);
+    let lines = BufReader::with_capacity(1 << 20, fs::File::open(trace)?);
     let mut counts = HashMap::new();
     let mut packets = 0;
     for line in lines.split(b'\n') {

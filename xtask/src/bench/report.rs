@@ -1,8 +1,9 @@
 //! Results of the benchmark: what they hold, as JSON and as a table. Pure but for reading and writing files.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context, Result};
+use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
 /// Results of a run.
@@ -24,7 +25,7 @@ pub(crate) struct KernelResults {
 }
 
 /// One number.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Row {
     pub(crate) name: String,
     pub(crate) unit: String,
@@ -42,15 +43,15 @@ pub(crate) struct Row {
 
 impl Report {
     pub(crate) fn read(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = fs::read_to_string(path)?;
         serde_json::from_str(&text).with_context(|| format!("cannot understand {}", path.display()))
     }
 
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
         if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+            fs::create_dir_all(directory)?;
         }
-        fs::write(path, self.to_json()?).with_context(|| format!("cannot write {}", path.display()))
+        Ok(fs::write(path, self.to_json()?)?)
     }
 
     pub(crate) fn to_json(&self) -> Result<String> {
@@ -158,14 +159,7 @@ mod tests {
 
     #[test]
     fn rows_that_are_gone_are_dropped_and_the_others_put_in_order() {
-        let row = |name: &str| Row {
-            name: name.to_owned(),
-            unit: "u".to_owned(),
-            value: 1.0,
-            spread: 0.0,
-            packets: None,
-            earlier: None,
-        };
+        let row = |name: &str| Row { name: name.to_owned(), ..Row::default() };
         let results =
             KernelResults { release: "r".to_owned(), rows: ["kept", "gone", "new"].map(row).into() };
         let mut report = Report { emulator: "e".to_owned(), kernels: [("6.12".to_owned(), results)].into() };
@@ -176,14 +170,7 @@ mod tests {
     #[test]
     fn rows_of_another_kernel_are_marked() {
         let report = |release: &str, names: &[&str]| {
-            let rows = names.iter().map(|name| Row {
-                name: (*name).to_owned(),
-                unit: "u".to_owned(),
-                value: 1.0,
-                spread: 0.0,
-                packets: None,
-                earlier: None,
-            });
+            let rows = names.iter().map(|name| Row { name: (*name).to_owned(), ..Row::default() });
             let results = KernelResults { release: release.to_owned(), rows: rows.collect() };
             Report { emulator: "e".to_owned(), kernels: [("6.1".to_owned(), results)].into() }
         };

@@ -1,9 +1,10 @@
 //! Names of the guest kernel's functions. Printing all of them takes a guest longer than all else, so those of a kernel are
 //! kept in the target directory, by their distance from its beginning, which differs from boot to boot.
 
-use std::{collections::BTreeMap, fmt::Write as _, fs, path::PathBuf};
+use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use fs_err as fs;
 
 use crate::guest;
 
@@ -65,7 +66,7 @@ impl Symbols {
             }
         }
         let path = path(release);
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+        Ok(fs::write(&path, text)?)
     }
 }
 

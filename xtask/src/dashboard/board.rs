@@ -1,9 +1,9 @@
 //! The dashboard as it is in the repository: its panels, what they ask, how they want it shown.
 
-use std::fs;
-
 use anyhow::{Context, Result};
+use fs_err as fs;
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::workspace;
 
@@ -44,42 +44,11 @@ pub(super) struct Place {
     pub(super) w: u32,
 }
 
+/// What a panel shows its curves like, and what is otherwise for one of them: Grafana's names and values.
 #[derive(Deserialize)]
 struct FieldConfig {
     defaults: Defaults,
-    overrides: Vec<Override>,
-}
-
-/// What is otherwise for one curve.
-#[derive(Deserialize)]
-struct Override {
-    matcher: Matcher,
-    properties: Vec<Property>,
-}
-
-#[derive(Deserialize)]
-#[serde(tag = "id", content = "options", rename_all = "camelCase")]
-enum Matcher {
-    ByName(String),
-}
-
-#[derive(Deserialize)]
-#[serde(tag = "id", content = "value")]
-enum Property {
-    #[serde(rename = "custom.stacking")]
-    Stacking(Stacking),
-    #[serde(rename = "custom.fillOpacity")]
-    FillOpacity(f64),
-    #[serde(rename = "color")]
-    Colour(Colour),
-}
-
-/// One that is the same whatever else the panel shows.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Colour {
-    /// As in `#0072b2`.
-    fixed_color: String,
+    overrides: Vec<Value>,
 }
 
 #[derive(Deserialize)]
@@ -87,7 +56,7 @@ struct Defaults {
     unit: Unit,
     max: Option<f64>,
     #[serde(default)]
-    custom: Custom,
+    custom: Value,
 }
 
 /// The units that the dashboard uses, by Grafana's names.
@@ -107,18 +76,6 @@ pub(super) enum Unit {
     PerSecond,
     #[serde(rename = "s")]
     Seconds,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default)]
-struct Custom {
-    fill_opacity: f64,
-    stacking: Stacking,
-}
-
-#[derive(Deserialize, Default)]
-struct Stacking {
-    mode: String,
 }
 
 #[derive(Deserialize)]
@@ -143,44 +100,37 @@ impl Panel {
         if self.kind == Kind::Stat {
             return 0.2;
         }
-        let other = self.overrides(name).find_map(|property| match property {
-            Property::FillOpacity(percent) => Some(*percent),
-            _ => None,
-        });
-        other.unwrap_or(self.field_config.defaults.custom.fill_opacity) / 100.0
+        self.setting(name, "fillOpacity").as_f64().unwrap_or(0.0) / 100.0
     }
 
     /// Whether a curve of that name is stacked on those before it.
     pub(super) fn stacks(&self, name: &str) -> bool {
-        let other = self.overrides(name).find_map(|property| match property {
-            Property::Stacking(stacking) => Some(stacking),
-            _ => None,
-        });
-        other.unwrap_or(&self.field_config.defaults.custom.stacking).mode == "normal"
+        self.setting(name, "stacking")["mode"] == "normal"
     }
 
     /// The colour of a curve of that name, if it has one of its own: red, green, blue.
     pub(super) fn colour(&self, name: &str) -> Option<[u8; 3]> {
-        self.overrides(name).find_map(|property| match property {
-            Property::Colour(colour) => {
-                let number = u32::from_str_radix(colour.fixed_color.strip_prefix('#')?, 16).ok()?;
-                let [_, rgb @ ..] = number.to_be_bytes();
-                Some(rgb)
-            }
-            _ => None,
-        })
+        let text = self.own(name, "color")?["fixedColor"].as_str()?.strip_prefix('#')?;
+        let [_, rgb @ ..] = u32::from_str_radix(text, 16).ok()?.to_be_bytes();
+        Some(rgb)
     }
 
-    fn overrides(&self, name: &str) -> impl Iterator<Item = &Property> {
-        let of_it = move |one: &&Override| matches!(&one.matcher, Matcher::ByName(wanted) if wanted == name);
-        self.field_config.overrides.iter().filter(of_it).flat_map(|one| &one.properties)
+    /// A curve's own setting, or the panel's.
+    fn setting(&self, curve: &str, name: &str) -> &Value {
+        self.own(curve, &format!("custom.{name}")).unwrap_or(&self.field_config.defaults.custom[name])
+    }
+
+    fn own(&self, curve: &str, id: &str) -> Option<&Value> {
+        let overrides = self.field_config.overrides.iter();
+        let of_it = overrides.filter(|one| one["matcher"]["options"] == curve);
+        let mut properties = of_it.flat_map(|one| one["properties"].as_array().into_iter().flatten());
+        properties.find(|property| property["id"] == id).map(|property| &property["value"])
     }
 }
 
 impl Board {
     pub(super) fn read() -> Result<Self> {
-        let text = fs::read_to_string(workspace::root().join(PATH))
-            .with_context(|| format!("cannot read {PATH}"))?;
+        let text = fs::read_to_string(workspace::root().join(PATH))?;
         serde_json::from_str(&text).with_context(|| format!("cannot understand {PATH}"))
     }
 

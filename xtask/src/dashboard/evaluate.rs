@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     net::TcpListener,
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -12,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use fs_err as fs;
 use serde::Deserialize;
 
 use super::{board::Panel, recording::Recording};
@@ -51,8 +51,7 @@ impl Prometheus {
     pub(super) fn start(recording: &Recording) -> Result<Self> {
         let directory = RemoveLater(workspace::target().join(format!("dashboard-{}", std::process::id())));
         let path = |name: &str| -> PathBuf { directory.0.join(name) };
-        fs::create_dir_all(path("data"))
-            .with_context(|| format!("cannot make {}", path("data").display()))?;
+        fs::create_dir_all(path("data"))?;
         fs::write(path("samples"), recording.open_metrics("fastpath", EPOCH))?;
         fs::write(path("prometheus.yml"), "")?;
         let mut import = tool()?;
@@ -61,7 +60,7 @@ impl Prometheus {
         // Free now; who takes it meanwhile makes this fail, and nothing worse.
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let address = format!("127.0.0.1:{port}");
-        let log = fs::File::create(path("log"))?;
+        let log = fs::File::create(path("log"))?.into_file();
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
             .arg(prometheus::directory()?.join("prometheus"))

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use plotters::{prelude::*, style::text_anchor::HPos};
 
 use super::{
@@ -12,7 +12,7 @@ use super::{
     recording::{Event, Recording},
     units,
 };
-use crate::draw::{Area, Drawn, FAINT, SERIES, step, write};
+use crate::draw::{Area, Drawn, FAINT, SERIES, step, svg, write};
 
 const WIDTH: i32 = 900;
 /// Letters' sizes.
@@ -43,15 +43,7 @@ pub(super) type Shown<'a> = (&'a Panel, Vec<Series>);
 pub(super) fn draw_row(panels: &[Shown<'_>], recording: &Recording, path: &Path) -> Result<()> {
     let charts: Vec<Chart<'_>> = panels.iter().map(|shown| Chart::new(shown, recording)).collect();
     let height = charts.iter().map(Chart::height).max().unwrap_or(0);
-    let root = SVGBackend::new(path, (WIDTH as u32, height as u32)).into_drawing_area();
-    let draw = || -> Drawn {
-        root.fill(&WHITE)?;
-        for chart in &charts {
-            chart.draw(&root)?;
-        }
-        root.present()
-    };
-    draw().map_err(|error| anyhow!("cannot draw {}: {error}", path.display()))
+    svg(path, (WIDTH, height), |root| charts.iter().try_for_each(|chart| chart.draw(root)))
 }
 
 /// A panel, laid out.

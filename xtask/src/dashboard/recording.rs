@@ -1,9 +1,10 @@
 //! A recorded run: pages of metrics with the time of each, and what was done meanwhile. In the file a line for each thing, as JSON, as
 //! the guest's recorder says them; of each series only its changes.
 
-use std::{collections::BTreeMap, fmt::Write, fs, path::Path};
+use std::{collections::BTreeMap, fmt::Write, path::Path};
 
 use anyhow::{Context, Result};
+use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use serde_json::Number;
 
@@ -58,7 +59,7 @@ impl Recording {
     }
 
     pub(super) fn read(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = fs::read_to_string(path)?;
         let mut recording = Self::default();
         for line in text.lines() {
             recording.add(serde_json::from_str(line).with_context(|| format!("cannot understand {line}"))?);
@@ -81,7 +82,7 @@ impl Recording {
         for line in lines {
             writeln!(text, "{}", serde_json::to_string(&line)?)?;
         }
-        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+        Ok(fs::write(path, text)?)
     }
 
     /// Keeps those series whose metric is wanted.

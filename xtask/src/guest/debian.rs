@@ -1,9 +1,10 @@
 //! Debian systems that guests boot, of the release that this machine has: made once with mmdebstrap, kept in the user's
 //! cache, never installed. What is in one is said here, not what is done with it.
 
-use std::{fs, path::PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
+use fs_err as fs;
 
 use crate::{process, progress, workspace};
 
@@ -12,7 +13,12 @@ const LEFT_OUT: &[&str] =
     &["/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/zoneinfo/*", "/usr/share/i18n/*"];
 
 /// A system.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct System {
+    /// For who is asked whether it may be made.
+    pub(crate) described: &'static str,
+    /// Seconds and megabytes.
+    pub(crate) cost: (u64, u64),
     /// Behind the release's name, in the cache.
     suffix: &'static str,
     /// Whose it is, if it isn't this machine's: then its packages are only unpacked.
@@ -28,6 +34,8 @@ pub(crate) struct System {
 /// A small system, as an archive that a kernel unpacks: PID 1, what maintainer scripts call, and what the agent's package
 /// depends on.
 pub(crate) const SMALL: System = System {
+    described: "a small system with systemd for the test guest",
+    cost: (60, 60),
     suffix: ".cpio",
     architecture: None,
     packages: "systemd,systemd-sysv,init-system-helpers,kmod,libmnl0,libnftnl11,nftables",
@@ -39,6 +47,8 @@ pub(crate) const SMALL: System = System {
 /// needs besides. No program of it runs on this machine, so what dpkg's tools ask for is written here: which package has a file, and in
 /// `DEBIAN` what depending on a library takes. Links don't lead out of it.
 pub(crate) const ARM64: System = System {
+    described: "arm64's libraries, programs and kernel, unpacked and not installed",
+    cost: (50, 90),
     suffix: "-arm64",
     architecture: Some("arm64"),
     packages: "libmnl-dev,libnftnl-dev,linux-image-6.12-cloud-arm64,\
@@ -63,6 +73,8 @@ chown -R --reference=\"$(dirname \"$2\")\" \"$2\"",
 
 /// A system with the software that the agent works beside, as a disk. No service starts by itself: a trial starts its own.
 pub(crate) const FIELD: System = System {
+    described: "a system with firewalls, container engines and tunnels for the test guest (2 GB of disk)",
+    cost: (180, 700),
     suffix: "-field.ext4",
     architecture: None,
     packages: "systemd,systemd-sysv,init-system-helpers,kmod,udev,dbus,libmnl0,libnftnl11,\
@@ -113,7 +125,7 @@ impl System {
         }
         let path = self.path(&codename)?;
         let directory = path.parent().context("a file in the cache has a directory")?;
-        fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        fs::create_dir_all(directory)?;
         // Renamed at the end, so that half of one is never taken for it.
         let scratch = path.with_extension(format!("new-{}", std::process::id()));
         // With apt's own rights mmdebstrap needs no tricks.
@@ -161,7 +173,6 @@ impl System {
 
 /// What the release of this machine is called, as in `bookworm`.
 fn codename() -> Result<String> {
-    let text = fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
-    let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-    Ok(name.context("/etc/os-release names no VERSION_CODENAME")?.trim_matches('"').to_owned())
+    let name = workspace::os_release("VERSION_CODENAME");
+    if name.is_empty() { bail!("/etc/os-release names no VERSION_CODENAME") } else { Ok(name) }
 }

@@ -152,7 +152,7 @@ fn work(machine: &Machine<'_>, job: &Job, how: &How, results: &Mutex<Counts>) {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -4,7 +4,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    env, fs,
+    env,
     io::{self, BufWriter, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -13,9 +13,10 @@ use std::{
 
 use anyhow::{Context, Result};
 use cpio::newc::{Builder, ModeFileType, trailer};
+use fs_err as fs;
 
 use super::{RemoveLater, cards, kernels::Kernel};
-use crate::{arch::Root, process};
+use crate::{arch::Root, process, workspace};
 
 /// Programs that the guest gets from this machine. Not BusyBox: its applets run each other instead of the real
 /// programs.
@@ -102,7 +103,7 @@ impl Archive {
 
     /// A file of this machine, at another or the same path.
     pub(crate) fn file(&mut self, path: &str, source: &Path) -> Result<()> {
-        let metadata = fs::metadata(source).with_context(|| format!("cannot read {}", source.display()))?;
+        let metadata = fs::metadata(source)?;
         let mode = metadata.permissions().mode() & 0o7777;
         self.put(path, Node::File { source: source.to_owned(), mode });
         Ok(())
@@ -114,7 +115,7 @@ impl Archive {
             return self.file(path, source);
         }
         self.put(path, Node::Directory);
-        for entry in fs::read_dir(source).with_context(|| format!("cannot read {}", source.display()))? {
+        for entry in fs::read_dir(source)? {
             let entry = entry?;
             self.tree(&format!("{path}/{}", entry.file_name().to_string_lossy()), &entry.path())?;
         }
@@ -146,8 +147,7 @@ impl Archive {
     /// Writes the archive; on an error the file isn't touched.
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
         let scratch = path.with_extension(format!("new-{}", std::process::id()));
-        let file =
-            fs::File::create(&scratch).with_context(|| format!("cannot write {}", scratch.display()))?;
+        let file = fs::File::create(&scratch)?;
         let mut out = BufWriter::with_capacity(1 << 20, file);
         for (number, (name, node)) in self.nodes.iter().enumerate() {
             let entry = Builder::new(name).ino(u32::try_from(number)? + 1).nlink(1);
@@ -166,8 +166,7 @@ impl Archive {
                     entry.mode(0o755).set_mode_file_type(ModeFileType::Regular)
                 }
                 Node::File { source, mode } => {
-                    content =
-                        fs::read(source).with_context(|| format!("cannot read {}", source.display()))?;
+                    content = fs::read(source)?;
                     entry.mode(*mode).set_mode_file_type(ModeFileType::Regular)
                 }
             };
@@ -226,7 +225,7 @@ pub(crate) fn base(kernel: &Kernel, directory: &Path) -> Result<PathBuf> {
     if archive.exists() && fs::read_to_string(&stamp).is_ok_and(|old| old == inputs) {
         return Ok(archive);
     }
-    fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    fs::create_dir_all(directory)?;
     eprintln!("guest {}: building its file system", kernel.name);
     let mut base = Archive::of(root);
     for name in ["bin", "sbin", "lib", "lib64"] {
@@ -259,7 +258,7 @@ fn inputs(kernel: &Kernel, tools: &[(&str, PathBuf)]) -> Result<String> {
     // Not by its path: building tests may have put a newer one there meanwhile.
     let this = PathBuf::from("/proc/self/exe");
     for path in tools.iter().map(|(_, path)| path).chain([&this, &kernel.image]) {
-        let metadata = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let metadata = fs::metadata(path)?;
         let modified = metadata.modified()?.duration_since(std::time::UNIX_EPOCH)?.as_nanos();
         text.push_str(&format!("{} {} {modified}\n", path.display(), metadata.len()));
     }
@@ -300,8 +299,7 @@ fn add_modules(base: &mut Archive, kernel: &Kernel, scratch: &Path) -> Result<()
             .with_context(|| format!("cannot copy {list}"))?;
     }
     process::run(Command::new("cp").arg("-r").arg(kernel.modules.join("kernel")).arg(&tree))?;
-    let mut files = Vec::new();
-    files_below(&tree.join("kernel"), &mut files)?;
+    let files = workspace::files_below(&tree.join("kernel"))?;
     for (extension, program) in [("xz", "xz"), ("zst", "zstd"), ("gz", "gzip")] {
         let packed = |file: &&PathBuf| file.extension().is_some_and(|found| found == extension);
         let packed: Vec<_> = files.iter().filter(packed).collect();
@@ -309,12 +307,8 @@ fn add_modules(base: &mut Archive, kernel: &Kernel, scratch: &Path) -> Result<()
             process::run(Command::new(program).args(["-d", "-q", "-f", "--"]).args(packed))?;
         }
     }
-    process::run(
-        Command::new(find_program("depmod").context("depmod isn't installed")?)
-            .arg("-b")
-            .arg(scratch)
-            .arg(&kernel.release),
-    )?;
+    let mut depmod = Command::new(find_program("depmod").context("depmod isn't installed")?);
+    process::run(depmod.arg("-b").arg(scratch).arg(&kernel.release))?;
     // Keep what is wanted and what that needs: "kernel/net/a.ko: kernel/net/b.ko kernel/lib/c.ko", dependencies complete.
     let dependencies = fs::read_to_string(tree.join("modules.dep"))?;
     let below = |module: &str, list: &[&str]| {
@@ -331,42 +325,27 @@ fn add_modules(base: &mut Archive, kernel: &Kernel, scratch: &Path) -> Result<()
     for module in &keep {
         base.file(&format!("usr/lib/modules/{}/{module}", kernel.release), &tree.join(module))?;
     }
-    let mut lists = Vec::new();
     for entry in fs::read_dir(&tree)? {
-        let path = entry?.path();
-        if path.is_file() {
-            lists.push(path);
-        }
-    }
-    for list in lists {
-        let name = list.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        base.file(&format!("usr/lib/modules/{}/{name}", kernel.release), &list)?;
-    }
-    Ok(())
-}
-
-fn files_below(directory: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
-    for entry in fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))? {
-        let path = entry?.path();
-        if path.is_dir() {
-            files_below(&path, found)?;
-        } else {
-            found.push(path);
+        let list = entry?;
+        if list.path().is_file() {
+            let name = list.file_name().to_string_lossy().into_owned();
+            base.file(&format!("usr/lib/modules/{}/{name}", kernel.release), &list.path())?;
         }
     }
     Ok(())
 }
 
-/// One file out of several archives: the kernel unpacks them in turn. A guest that is just reading the old file goes on.
-pub(crate) fn concatenate(archives: &[&Path], to: &Path) -> Result<()> {
-    let scratch = to.with_extension(format!("new-{}", std::process::id()));
-    let mut out =
-        fs::File::create(&scratch).with_context(|| format!("cannot write {}", scratch.display()))?;
-    for archive in archives {
-        let mut file =
-            fs::File::open(archive).with_context(|| format!("cannot read {}", archive.display()))?;
-        io::copy(&mut file, &mut out)?;
+/// The whole file system in `directory`: what is there already, and `extra` over it. The kernel unpacks several archives in turn. A
+/// guest that is just reading the old file goes on.
+pub(crate) fn whole(directory: &Path, below: &[&Path], extra: &Archive) -> Result<PathBuf> {
+    fs::create_dir_all(directory)?;
+    let (own, whole) = (directory.join("extra.cpio"), directory.join("initramfs.cpio"));
+    extra.write(&own)?;
+    let scratch = whole.with_extension(format!("new-{}", std::process::id()));
+    let mut out = fs::File::create(&scratch)?;
+    for archive in below.iter().copied().chain([own.as_path()]) {
+        io::copy(&mut fs::File::open(archive)?, &mut out)?;
     }
-    fs::rename(&scratch, to)?;
-    Ok(())
+    fs::rename(&scratch, &whole)?;
+    Ok(whole)
 }

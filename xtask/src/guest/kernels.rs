@@ -3,12 +3,12 @@
 
 use std::{
     collections::HashSet,
-    fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context, Result, bail};
+use fs_err as fs;
 use serde::Deserialize;
 
 use crate::{
@@ -77,7 +77,7 @@ pub(crate) fn all() -> Result<Vec<Wanted>> {
 
 fn file() -> Result<File> {
     let path = workspace::root().join("tests/kernels.toml");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = fs::read_to_string(&path)?;
     toml::from_str(&text).context("tests/kernels.toml")
 }
 
@@ -91,10 +91,8 @@ pub(crate) struct Once {
 impl Once {
     /// Those of tests/kernels.toml; with each commit the kernels take turns.
     pub(crate) fn by_commit() -> Result<Self> {
-        let mut git = Command::new("git");
-        let count =
-            process::output(git.args(["rev-list", "--count", "HEAD"]).current_dir(workspace::root()))?;
-        let turn = count.trim().parse().context("git counts commits")?;
+        let count = process::git(&["rev-list", "--count", "HEAD"])?;
+        let turn = count.parse().context("git counts commits")?;
         Ok(Self { prefixes: file()?.once, turn })
     }
 
@@ -145,8 +143,7 @@ fn directory(name: &str) -> Result<PathBuf> {
 
 fn open(wanted: &Wanted, directory: &Path) -> Result<Kernel> {
     let modules = directory.join("lib/modules");
-    let mut releases =
-        fs::read_dir(&modules).with_context(|| format!("cannot read {}", modules.display()))?;
+    let mut releases = fs::read_dir(&modules)?;
     let Some(entry) = releases.next() else { bail!("{} is empty", modules.display()) };
     let release = entry?.file_name().into_string().ok().context("a kernel release is plain text")?;
     let image = directory.join("boot").join(format!("vmlinuz-{release}"));
@@ -167,13 +164,10 @@ pub(crate) fn download(wanted: &Wanted, apt: &[String]) -> Result<Kernel> {
 pub(crate) fn unpack(package: &str, apt: &[String], final_directory: &Path) -> Result<()> {
     // Unpacked beside and renamed, so that an interrupted download is never taken for a kernel.
     let scratch = final_directory.with_extension(format!("new-{}", std::process::id()));
-    fs::create_dir_all(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
+    fs::create_dir_all(&scratch)?;
     let unpack = || -> Result<()> {
         process::output(Command::new("apt-get").args(apt).args(["download", package]).current_dir(&scratch))?;
-        let archive = fs::read_dir(&scratch)?
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-            .with_context(|| format!("apt-get download left no archive of {package}"))?;
+        let archive = workspace::file_with("deb", &scratch)?;
         process::run(Command::new("dpkg").arg("-x").arg(&archive).arg(&scratch))?;
         fs::remove_file(archive)?;
         Ok(())

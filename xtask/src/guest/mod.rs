@@ -11,7 +11,6 @@ pub(crate) mod systemd;
 pub(crate) mod verdict;
 
 use std::{
-    fs,
     io::IsTerminal,
     path::{Path, PathBuf},
     process::{self, Command, ExitCode, Stdio},
@@ -19,6 +18,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail};
+use fs_err as fs;
 
 use self::{
     initramfs::Archive,
@@ -75,7 +75,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let kernel = kernels::cached(&wanted)?.context("set-up has fetched the kernel")?;
     let mut extra = Archive::default();
     for path in &options.copy {
-        let path = path.canonicalize().with_context(|| format!("cannot read {}", path.display()))?;
+        let path = fs::canonicalize(path)?;
         let name =
             path.file_name().context("a path to copy must have a name")?.to_string_lossy().into_owned();
         extra.tree(&name, &path)?;
@@ -159,25 +159,21 @@ pub(crate) fn assemble(
         let path = if name == "init" { "init".to_owned() } else { format!("usr/bin/{name}") };
         extra.program(&path, source)?;
     }
-    fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
-    let (own, whole) = (directory.join("extra.cpio"), directory.join("initramfs.cpio"));
-    extra.write(&own)?;
-    initramfs::concatenate(&[&base, &own], &whole)?;
-    Ok(whole)
+    initramfs::whole(directory, &[&base], &extra)
 }
 
 /// The file for what a guest says, empty at first.
 pub(crate) fn new_log(name: &str) -> Result<PathBuf> {
     let path = directory().join(name);
-    fs::create_dir_all(directory()).with_context(|| format!("cannot make {}", directory().display()))?;
-    fs::write(&path, "").with_context(|| format!("cannot write {}", path.display()))?;
+    fs::create_dir_all(directory())?;
+    fs::write(&path, "")?;
     Ok(path)
 }
 
 /// A directory for the files of one guest, so that several at a time don't take each other's away.
 pub(crate) fn own_directory(kernel: &Kernel) -> Result<RemoveLater> {
     let parent = directory();
-    fs::create_dir_all(&parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    fs::create_dir_all(&parent)?;
     for entry in fs::read_dir(&parent)?.flatten() {
         // What an interrupted command left behind.
         let name = entry.file_name();

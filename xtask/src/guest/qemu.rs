@@ -1,7 +1,6 @@
 //! A running guest: QEMU's command line, the port to PID 1, the kernel's console, time limits.
 
 use std::{
-    fs::File,
     io::{BufRead, BufReader, Read, Write},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
@@ -11,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail};
+use fs_err as fs;
 
 use crate::arch::Arch;
 
@@ -160,7 +160,7 @@ impl<'a> Machine<'a> {
 
     /// Gives this terminal to a shell in the guest, until it ends.
     pub(crate) fn shell(&self) -> Result<()> {
-        let log = File::create(&self.log).with_context(|| format!("cannot write {}", self.log.display()))?;
+        let log = fs::File::create(&self.log)?.into_file();
         let status = self.command("shell").stderr(log).status().context("cannot run QEMU")?;
         if !status.success() {
             bail!("QEMU failed ({status}), see {}", self.log.display());
@@ -171,8 +171,7 @@ impl<'a> Machine<'a> {
     /// Boots the guest and waits until PID 1 takes requests.
     pub(crate) fn boot(&self) -> Result<Guest> {
         // After the log of the guest that this one replaces.
-        let log = File::options().create(true).append(true).open(&self.log);
-        let log = log.with_context(|| format!("cannot write {}", self.log.display()))?;
+        let log = fs::File::options().create(true).append(true).open(&self.log)?;
         let mut qemu = self
             .command("serve")
             .stdin(Stdio::piped())
@@ -223,7 +222,7 @@ pub(crate) struct Guest {
     qemu: Child,
     port: ChildStdin,
     events: Receiver<Event>,
-    log: File,
+    log: fs::File,
     booted_in: Duration,
     slowness: u32,
 }

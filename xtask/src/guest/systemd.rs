@@ -1,7 +1,15 @@
 //! What a guest with systemd as PID 1 has beyond its system: a service that obeys the host as `init` does in the other
 //! guests, and units that are switched off.
 
-use super::initramfs::Archive;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use super::{
+    directory,
+    initramfs::{self, Archive},
+    kernels::Kernel,
+};
 
 /// PID 1.
 pub(crate) const INIT: &str = "usr/lib/systemd/systemd";
@@ -42,4 +50,24 @@ pub(crate) fn add(archive: &mut Archive, top: &str) {
     for name in MASKED {
         archive.link(&format!("{units}/{name}"), "/dev/null");
     }
+}
+
+/// What a guest finds in `/job`.
+pub(crate) type Files = [(&'static str, PathBuf)];
+
+/// The file system of guests for one purpose: tools and modules as in the other guests, `below` over them, and over that `extra` and the
+/// files that are tried.
+pub(crate) fn file_system(
+    kernel: &Kernel,
+    purpose: &str,
+    below: Option<&Path>,
+    mut extra: Archive,
+    files: &Files,
+) -> Result<PathBuf> {
+    let base = initramfs::base(kernel, &directory().join(&kernel.name))?;
+    for (name, file) in files {
+        extra.file(&format!("job/{name}"), file)?;
+    }
+    let below: Vec<&Path> = [Some(base.as_path()), below].into_iter().flatten().collect();
+    initramfs::whole(&directory().join(format!("{}-{purpose}", kernel.name)), &below, &extra)
 }

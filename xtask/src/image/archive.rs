@@ -3,12 +3,12 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs,
     io::Write,
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use flate2::{Compression, GzBuilder};
+use fs_err as fs;
 use oci_spec::image::{
     ConfigBuilder, Descriptor, DescriptorBuilder, HistoryBuilder, ImageConfigurationBuilder, ImageIndex,
     ImageIndexBuilder, ImageManifestBuilder, MediaType, OciLayoutBuilder, Os, PlatformBuilder, RootFsBuilder,
@@ -34,7 +34,7 @@ pub(crate) struct About {
     /// When its source was committed (RFC 3339), where that is known.
     pub(crate) created: Option<String>,
     /// `org.opencontainers.image.…` and their values.
-    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) labels: HashMap<String, String>,
 }
 
 /// The image for one processor.
@@ -124,7 +124,7 @@ fn add(blobs: &mut Blobs, rootfs: &Rootfs, about: &About) -> Result<Added> {
         .entrypoint(vec![format!("/{AGENT}")])
         .cmd(vec!["run".to_owned()])
         .env(vec![format!("PATH={PATH}")])
-        .labels(hash_map(&about.labels))
+        .labels(about.labels.clone())
         .build()?;
     let mut history = HistoryBuilder::default().created_by("cargo xtask image");
     let mut image = ImageConfigurationBuilder::default()
@@ -144,7 +144,7 @@ fn add(blobs: &mut Blobs, rootfs: &Rootfs, about: &About) -> Result<Added> {
         .media_type(MediaType::ImageManifest)
         .config(config.clone())
         .layers(vec![layer.clone()])
-        .annotations(hash_map(&about.labels))
+        .annotations(about.labels.clone())
         .build()?;
     let mut manifest = blobs.add(MediaType::ImageManifest, canonical(&manifest)?)?;
     manifest.set_platform(Some(PlatformBuilder::default().architecture(arch).os(Os::Linux).build()?));
@@ -160,7 +160,7 @@ fn layer(rootfs: &Rootfs) -> Result<Vec<u8>> {
         append(&mut tar, &format!("{directory}/"), 0o755, None)?;
     }
     for (path, source) in &rootfs.files {
-        let content = fs::read(source).with_context(|| format!("cannot read {}", source.display()))?;
+        let content = fs::read(source)?;
         append(&mut tar, path, 0o755, Some(&content))?;
     }
     Ok(tar.into_inner()?)
@@ -174,11 +174,8 @@ pub(crate) fn append(
     content: Option<&[u8]>,
 ) -> Result<()> {
     let mut header = tar::Header::new_ustar();
-    header.set_entry_type(if content.is_some() {
-        tar::EntryType::Regular
-    } else {
-        tar::EntryType::Directory
-    });
+    let kind = if content.is_some() { tar::EntryType::Regular } else { tar::EntryType::Directory };
+    header.set_entry_type(kind);
     header.set_path(path)?;
     header.set_mode(mode);
     header.set_uid(0);
@@ -214,7 +211,7 @@ fn blob_path(blob: &Descriptor) -> String {
     format!("blobs/sha256/{}", blob.digest().digest())
 }
 
-fn hex(content: &[u8]) -> String {
+pub(crate) fn hex(content: &[u8]) -> String {
     Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -227,24 +224,9 @@ fn full_name(name: &str) -> String {
     }
 }
 
-fn hash_map(map: &BTreeMap<String, String>) -> HashMap<String, String> {
-    map.clone().into_iter().collect()
-}
-
-/// JSON with its keys sorted: the specification's types have hash maps, whose order is another in every run.
+/// JSON with its keys sorted, as `Value` has them: the specification's types have hash maps, whose order is another in every run.
 fn canonical(value: &impl Serialize) -> Result<Vec<u8>> {
-    fn sorted(value: Value) -> Value {
-        match value {
-            Value::Object(map) => {
-                let map: BTreeMap<String, Value> =
-                    map.into_iter().map(|(key, value)| (key, sorted(value))).collect();
-                Value::Object(map.into_iter().collect())
-            }
-            Value::Array(list) => Value::Array(list.into_iter().map(sorted).collect()),
-            other => other,
-        }
-    }
-    Ok(serde_json::to_vec(&sorted(serde_json::to_value(value)?))?)
+    Ok(serde_json::to_vec(&serde_json::to_value(value)?)?)
 }
 
 #[cfg(test)]
@@ -257,7 +239,7 @@ mod tests {
         About {
             name: "fastpath-agent:1".to_owned(),
             created: Some("2026-01-02T03:04:05Z".to_owned()),
-            labels: BTreeMap::from(labels),
+            labels: HashMap::from(labels),
         }
     }
 

@@ -5,13 +5,12 @@ mod rootfs;
 mod sbom;
 
 use std::{
-    collections::BTreeMap,
-    fs,
+    collections::HashMap,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context, Result, bail};
+use fs_err as fs;
 use serde_json::Value;
 
 use self::{
@@ -85,6 +84,19 @@ pub(crate) fn for_tests(binaries: &build::Binaries, arch: Arch) -> Result<PathBu
     Ok(output)
 }
 
+/// An image for two processors, of which only this one's has an agent, to see what loads it.
+pub(crate) fn for_two(agent: &Path) -> Result<PathBuf> {
+    let no_program = workspace::root().join("Cargo.toml");
+    let foreign = Rootfs { files: [(rootfs::AGENT.to_owned(), no_program)].into(), arch: Arch::Arm64 };
+    let images = [foreign, Rootfs::of(agent, Arch::default())?];
+    let images = images.map(|rootfs| Image { rootfs, sbom: Value::Null });
+    let output = workspace::target().join("image/for-two.tar");
+    let archive = pack(images.into(), &with_tag(NAME))?;
+    write(&archive, &output)?;
+    check_push(&output, &archive.digest)?;
+    Ok(output)
+}
+
 /// One image of these agents for all their processors, and beside it a bill of materials for each. Returns the image's digest.
 pub(crate) fn for_release(agents: &[(Arch, PathBuf)], directory: &Path) -> Result<String> {
     let images = agents.iter().map(|(arch, agent)| with_sbom(Rootfs::of(agent, *arch)?));
@@ -97,20 +109,20 @@ pub(crate) fn for_release(agents: &[(Arch, PathBuf)], directory: &Path) -> Resul
     let archive = pack(images, &with_tag(NAME))?;
     write(&archive, &whole)?;
     check(&whole, &["oci-archive"], &agents.iter().map(|(arch, _)| *arch).collect::<Vec<_>>())?;
+    check_push(&whole, &archive.digest)?;
     Ok(archive.digest)
 }
 
 /// Reads the archive in these of its forms with another program, for each processor: digests and sizes are checked as it copies.
 pub(crate) fn check(archive: &Path, forms: &[&str], arches: &[Arch]) -> Result<()> {
     let to = workspace::target().join("image").join(format!("copy-{}", std::process::id()));
-    fs::create_dir_all(&to).with_context(|| format!("cannot make {}", to.display()))?;
+    fs::create_dir_all(&to)?;
     let to = RemoveLater(to);
     for (form, arch) in forms.iter().flat_map(|form| arches.iter().map(move |arch| (form, arch.debian()))) {
         let from = format!("{form}:{}", archive.display());
         let skopeo = |command: &[&str]| {
-            let mut skopeo = Command::new("skopeo");
-            skopeo.args(["--insecure-policy", "--override-arch", arch]).args(command);
-            process::output(&mut skopeo)
+            let mut skopeo = process::command("skopeo --insecure-policy --override-arch");
+            process::output(skopeo.arg(arch).args(command))
         };
         let to = to.0.join(format!("{form}-{arch}"));
         skopeo(&["copy", "--quiet", &from, &format!("dir:{}", to.display())])?;
@@ -119,7 +131,7 @@ pub(crate) fn check(archive: &Path, forms: &[&str], arches: &[Arch]) -> Result<(
         if about["Architecture"] != arch {
             bail!("{form}: the image for {arch} is for {}", about["Architecture"]);
         }
-        let labels: BTreeMap<String, String> =
+        let labels: HashMap<String, String> =
             serde_json::from_value(about["Labels"].clone()).context("labels")?;
         for (name, value) in self::labels() {
             if labels.get(&name) != Some(&value) {
@@ -131,16 +143,30 @@ pub(crate) fn check(archive: &Path, forms: &[&str], arches: &[Arch]) -> Result<(
     Ok(())
 }
 
+/// Copies the archive as it is pushed, into a directory: what is there must have the archive's digest.
+fn check_push(archive: &Path, digest: &str) -> Result<()> {
+    let to = RemoveLater(archive.with_extension(format!("pushed-{}", std::process::id())));
+    let mut skopeo = process::command("skopeo --insecure-policy copy --quiet --all");
+    skopeo.arg(format!("oci-archive:{}", archive.display())).arg(format!("oci:{}:pushed", to.0.display()));
+    process::output(&mut skopeo)?;
+    let index = fs::read_to_string(to.0.join("index.json"))?;
+    if !index.contains(digest) {
+        bail!("the copy of {} doesn't have the digest {digest}: {index}", archive.display());
+    }
+    Ok(())
+}
+
 fn with_sbom(rootfs: Rootfs) -> Result<Image> {
     Ok(Image { sbom: sbom::of(&rootfs, version())?, rootfs })
 }
 
 fn pack(images: Vec<Image>, name: &str) -> Result<Archive> {
     let mut labels = labels();
-    labels.extend(git(&["rev-parse", "HEAD"]).map(|commit| (label("revision"), commit)));
+    // In a working copy.
+    labels.extend(process::git(&["rev-parse", "HEAD"]).map(|commit| (label("revision"), commit)));
     let about = About {
         name: name.to_owned(),
-        created: git(&["log", "-1", "--date=format-local:%Y-%m-%dT%H:%M:%SZ", "--format=%cd"]),
+        created: process::git(&["log", "-1", "--date=format-local:%Y-%m-%dT%H:%M:%SZ", "--format=%cd"]).ok(),
         labels,
     };
     let archive = archive::build(&images, &about)?;
@@ -152,8 +178,8 @@ fn pack(images: Vec<Image>, name: &str) -> Result<Archive> {
 }
 
 /// What deploy/Dockerfile says too.
-fn labels() -> BTreeMap<String, String> {
-    BTreeMap::from([
+fn labels() -> HashMap<String, String> {
+    HashMap::from([
         (label("title"), NAME.to_owned()),
         (label("description"), DESCRIPTION.to_owned()),
         (label("licenses"), "MIT OR Apache-2.0".to_owned()),
@@ -175,20 +201,13 @@ fn with_tag(name: &str) -> String {
     if last.contains(':') { name.to_owned() } else { format!("{name}:{}", version()) }
 }
 
-/// What git says, in a working copy.
-fn git(arguments: &[&str]) -> Option<String> {
-    let mut git = Command::new("git");
-    let text = process::output(git.args(arguments).env("TZ", "UTC").current_dir(workspace::root())).ok()?;
-    Some(text.trim().to_owned()).filter(|text| !text.is_empty())
-}
-
 /// Written beside and renamed, so that no reader gets half an archive.
 fn write(archive: &Archive, path: &Path) -> Result<()> {
     if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        fs::create_dir_all(directory)?;
     }
     let scratch = path.with_extension(format!("new-{}", std::process::id()));
-    fs::write(&scratch, &archive.bytes).with_context(|| format!("cannot write {}", scratch.display()))?;
+    fs::write(&scratch, &archive.bytes)?;
     fs::rename(&scratch, path)?;
     Ok(())
 }

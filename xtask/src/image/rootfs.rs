@@ -3,12 +3,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    fs::Permissions,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
+use fs_err as fs;
 
 use crate::arch::{Arch, Root};
 
@@ -51,13 +52,12 @@ impl Rootfs {
             bail!("{} is not empty; name a new directory", to.display());
         }
         for directory in self.directories() {
-            fs::create_dir_all(to.join(&directory))
-                .with_context(|| format!("cannot make {}", to.join(&directory).display()))?;
+            fs::create_dir_all(to.join(&directory))?;
         }
         for (path, source) in &self.files {
             let target = to.join(path);
-            fs::copy(source, &target).with_context(|| format!("cannot write {}", target.display()))?;
-            fs::set_permissions(&target, fs::Permissions::from_mode(0o755))?;
+            fs::copy(source, &target)?;
+            fs::set_permissions(&target, Permissions::from_mode(0o755))?;
         }
         Ok(())
     }

@@ -4,12 +4,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     path::Path,
     process::Command,
 };
 
 use anyhow::{Context, Result};
+use fs_err as fs;
 use serde_json::{Value, json};
 
 use super::rootfs::{AGENT, Rootfs};
@@ -86,8 +86,8 @@ fn crates(package: &str, target: &str) -> Result<Value> {
     for member in manifest["workspace"]["members"].as_array().context("the workspace has members")? {
         let member = member.as_str().context("members are paths")?;
         let file = root.join(member).join(format!("{name}.json"));
-        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
+        let text = fs::read_to_string(&file)?;
+        fs::remove_file(&file)?;
         if member == package {
             document = Some(text);
         }
@@ -107,12 +107,7 @@ fn without_directories(document: &str, package: &str) -> Result<Value> {
 
 /// The distribution's packages that files of the image come from.
 fn libraries(rootfs: &Rootfs) -> Result<Components> {
-    let os = fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let value = |key: &str| {
-        let line = os.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-        line.unwrap_or_default().trim_matches('"').to_owned()
-    };
-    let (distribution, release) = (value("ID"), value("VERSION_ID"));
+    let [distribution, release] = ["ID", "VERSION_ID"].map(workspace::os_release);
     let root = Root::of(rootfs.arch)?;
     let mut components = Components::new();
     for (path, source) in &rootfs.files {
@@ -121,12 +116,8 @@ fn libraries(rootfs: &Rootfs) -> Result<Components> {
         }
         let package = owner(&root, source)?;
         let mut query = root.dpkg_query();
-        query.args([
-            "--show",
-            "--showformat",
-            "${Version}|${Architecture}|${source:Package}|${source:Version}",
-        ]);
-        let text = process::output(query.arg(&package))?;
+        let format = "--showformat=${Version}|${Architecture}|${source:Package}|${source:Version}";
+        let text = process::output(query.args(["--show", format, &package]))?;
         let fields: Vec<_> = text.split('|').collect();
         let &[version, architecture, source_name, source_version] = fields.as_slice() else {
             anyhow::bail!("dpkg-query says {text:?} of {package}");

@@ -1,23 +1,23 @@
-//! The modules of a crate and what each uses of the others, from its sources. Modules that use each other in a circle can't be
-//! read one after the other, so there may be none.
+//! The modules of a crate and what each uses, from its sources. Modules that use each other in a circle can't be read one after the
+//! other, so there may be none; and a layer may not use what is above it.
 //!
 //! A module and those within it count as one where they use each other: a parent hands work to children that use its types. A
-//! name that a parent hands on (`pub use`) is used where it is defined. Tests aren't looked at; names within macros aren't seen.
+//! name that a parent hands on (`pub use`) is used where it is defined. Tests aren't looked at.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     path::Path,
 };
 
 use anyhow::{Context, Result};
+use fs_err as fs;
 use petgraph::{algo::tarjan_scc, graphmap::DiGraphMap};
 use syn::{
     Attribute, Item, UseTree, Visibility,
     visit::{self, Visit},
 };
 
-/// Names from the crate's root to a module, or to something in it: `["kernel", "bpf", "maps"]`.
+/// Names from the crate's root to a module: `["kernel", "bpf", "maps"]`. What is used begins with `crate`, or another crate's name.
 type Names = Vec<String>;
 
 /// What a file says, before any of it is looked up.
@@ -25,9 +25,12 @@ type Names = Vec<String>;
 struct Source {
     /// Names that it re-exports, and what they mean.
     handed_on: BTreeMap<String, Names>,
-    /// Paths that it uses, from the crate's root.
+    /// Paths that it uses.
     uses: BTreeSet<Names>,
 }
+
+/// A layer: the module, what it and those within it may not use, and why.
+pub(super) type Layer = (&'static str, &'static [&'static str], &'static str);
 
 /// The modules of one crate by their paths; the root is empty.
 pub(super) struct Modules(BTreeMap<Names, Source>);
@@ -70,12 +73,13 @@ impl Modules {
         let mut path = path.to_vec();
         // Names are handed on a few times at most; a circle of `pub use` doesn't compile.
         for _ in 0..8 {
-            let length = (0..=path.len()).rev().find(|&length| self.0.contains_key(&path[..length]))?;
-            let (name, source) = self.0.get_key_value(&path[..length])?;
-            let Some(meant) = path.get(length).and_then(|next| source.handed_on.get(next)) else {
+            let below = path.split_first().filter(|(root, _)| *root == "crate")?.1;
+            let length = (0..=below.len()).rev().find(|&length| self.0.contains_key(&below[..length]))?;
+            let (name, source) = self.0.get_key_value(&below[..length])?;
+            let Some(meant) = below.get(length).and_then(|next| source.handed_on.get(next)) else {
                 return Some(name);
             };
-            path = meant.iter().chain(&path[length + 1..]).cloned().collect();
+            path = meant.iter().chain(&below[length + 1..]).cloned().collect();
         }
         None
     }
@@ -90,6 +94,24 @@ impl Modules {
         })
     }
 
+    /// What modules of layers use and may not: a line for each.
+    pub(super) fn across(&self, layers: &[Layer]) -> Vec<String> {
+        let mut found = Vec::new();
+        for (module, source) in &self.0 {
+            for (_, forbidden, reason) in
+                layers.iter().filter(|(layer, ..)| module.first().is_some_and(|it| it == layer))
+            {
+                for path in source.uses.iter().chain(source.handed_on.values()).map(|path| path.join("::")) {
+                    let is_named = |name: &&str| format!("::{path}::").contains(&format!("::{name}::"));
+                    if forbidden.iter().any(is_named) {
+                        found.push(format!("{} uses {path}, but {reason}", module.join("::")));
+                    }
+                }
+            }
+        }
+        found
+    }
+
     /// Modules that use each other: a line for each circle, with what ties it.
     pub(super) fn circles(&self) -> Vec<String> {
         let graph: DiGraphMap<&Names, ()> = self.arrows().map(|(from, to, _)| (from, to)).collect();
@@ -99,7 +121,7 @@ impl Modules {
             for (from, to, path) in self.arrows() {
                 if within.contains(from) && within.contains(to) {
                     // What is named, rather than what is within that: the enum, not its case.
-                    let name = path.iter().find(|name| !from.contains(name) && !to.contains(name));
+                    let name = path.iter().skip(1).find(|name| !from.contains(name) && !to.contains(name));
                     ties.entry((from, to)).or_default().extend(name.map(String::as_str));
                 }
             }
@@ -143,9 +165,9 @@ impl Reader<'_> {
 
     fn tree(&mut self, tree: &UseTree, before: &mut Names, hands_on: bool) {
         let mut end = |name: String, path: &[String]| {
-            let Some(path) = self.absolute(path) else { return };
+            let path = self.absolute(path);
             self.imported.insert(name.clone(), path.clone());
-            if hands_on {
+            if hands_on && path[0] == "crate" {
                 self.source.handed_on.insert(name, path);
             } else {
                 self.source.uses.insert(path);
@@ -173,22 +195,28 @@ impl Reader<'_> {
         }
     }
 
-    /// The same from the crate's root, unless it leads out of the crate.
-    fn absolute(&self, path: &[String]) -> Option<Names> {
-        let (first, rest) = path.split_first()?;
-        let from = |module: &[String], rest: &[String]| Some([module, rest].concat());
-        match first.as_str() {
-            "crate" => from(&[], rest),
-            "self" => from(self.module, rest),
+    /// The same from a crate's root, if its first name is known; else it begins with the name of another crate, or a type's.
+    fn absolute(&self, path: &[String]) -> Names {
+        let from = |module: &[String], rest: &[String]| [&["crate".to_owned()], module, rest].concat();
+        match path[0].as_str() {
+            "self" => from(self.module, &path[1..]),
             "super" => {
                 let up = path.iter().take_while(|name| *name == "super").count();
-                from(&self.module[..self.module.len().checked_sub(up)?], &path[up..])
+                from(&self.module[..self.module.len().saturating_sub(up)], &path[up..])
             }
-            name if self.known.contains(&[self.module.as_slice(), &[name.to_owned()]].concat()) => {
+            _ if self.known.contains(&[self.module.as_slice(), &path[..1]].concat()) => {
                 from(self.module, path)
             }
-            name => from(self.imported.get(name)?, rest),
+            name => match self.imported.get(name) {
+                Some(meant) => [meant.as_slice(), &path[1..]].concat(),
+                None => path.to_vec(),
+            },
         }
+    }
+
+    fn used(&mut self, path: &[String]) {
+        let path = self.absolute(path);
+        self.source.uses.insert(path);
     }
 }
 
@@ -214,13 +242,19 @@ impl<'ast> Visit<'ast> for Reader<'_> {
     }
 
     fn visit_path(&mut self, path: &'ast syn::Path) {
-        let names: Names = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
-        if names.len() > 1
-            && let Some(path) = self.absolute(&names)
-        {
-            self.source.uses.insert(path);
-        }
+        self.used(&path.segments.iter().map(|segment| segment.ident.to_string()).collect::<Names>());
         visit::visit_path(self, path);
+    }
+
+    /// Paths in a macro's words, which aren't parsed: those in its strings count too.
+    fn visit_macro(&mut self, found: &'ast syn::Macro) {
+        let text = found.tokens.to_string().replace(" :: ", "::");
+        for path in
+            text.split(|c: char| !c.is_alphanumeric() && !"_:".contains(c)).filter(|word| word.contains("::"))
+        {
+            self.used(&path.split("::").map(str::to_owned).collect::<Names>());
+        }
+        visit::visit_macro(self, found);
     }
 }
 
@@ -240,6 +274,7 @@ mod tests {
             ("both ways", "use crate::b::B;", "use super::a::A;", 1),
             ("by a path", "fn f() { crate::b::g(); }", "use crate::a;", 1),
             ("by a module's name", "use crate::b; fn f() { b::g(); }", "fn g() { crate::a::f(); }", 1),
+            ("within a macro", "fn f() { println!(\"{}\", crate::b::g()); }", "use crate::a;", 1),
             ("for tests", "use crate::b::B;", "#[cfg(test)] mod tests { use crate::a::A; }", 0),
             ("another crate's", "use crate::b::B;", "use std::a::A;", 0),
         ] {
@@ -261,5 +296,28 @@ mod tests {
         let parent = ("a/mod.rs", "mod b; pub struct A; fn f() { b::g() }");
         assert_eq!(circles(&[parent, ("a/b.rs", "use super::A;")]).len(), 0);
         assert_eq!(circles(&[parent, ("a/b.rs", "use crate::c::C;"), ("c.rs", "use crate::a::b;")]).len(), 1);
+    }
+
+    #[test]
+    fn what_a_layer_may_not_use() {
+        let layers: &[Layer] = &[("a", &["crate::b", "std::fs", "Instant::now", "tokio"], "a is pure")];
+        for (line, number) in [
+            ("use crate::a::b;", 0),
+            ("use std::net::IpAddr;", 0),
+            ("use crate::{\n    a::{b, fs},\n    c,\n};", 0),
+            ("// unlike crate::b", 0),
+            ("use crate::b::B;", 1),
+            ("pub use crate::{c, b::{self}};", 1),
+            ("fn f() { super::b::g() }", 1),
+            ("use std::{\n    fs,\n    net::IpAddr,\n};", 1),
+            ("use std::time::Instant; fn f() { let now = Instant::now(); }", 1),
+            ("fn f() { tokio::spawn(x); }", 1),
+            ("fn f() { assert!(std::fs::exists(x)); }", 1),
+        ] {
+            let file = (Path::new("a.rs"), line);
+            let found =
+                Modules::read([file, (Path::new("b.rs"), "use std::fs;")]).expect("Rust").across(layers);
+            assert_eq!(found.len(), number, "{line}: {found:?}");
+        }
     }
 }

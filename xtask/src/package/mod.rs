@@ -4,13 +4,15 @@
 pub(crate) mod trial;
 
 use std::{
-    env, fs,
+    env,
+    fs::Permissions,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context, Result, bail};
+use fs_err as fs;
 
 use crate::{
     arch::{Arch, Root},
@@ -51,15 +53,15 @@ pub(crate) fn pages(agent: &Path, arch: Arch, revision: u32) -> Result<PathBuf> 
     process::run(Root::of(arch)?.command(agent).arg("pages").arg(&pages))?;
     fs::write(pages.join("changelog.Debian"), changelog(revision)?)?;
     // Without names and times, so that the same pages are the same bytes.
-    let mut gzip = Command::new("gzip");
-    process::run(gzip.args(["-9", "-n", "-r"]).args([pages.join("man"), pages.join("changelog.Debian")]))?;
+    let packed = [pages.join("man"), pages.join("changelog.Debian")];
+    process::run(process::command("gzip -9 -n -r").args(packed))?;
     Ok(pages)
 }
 
 /// What Debian's tools read: this version, and where the changes are.
 fn changelog(revision: u32) -> Result<String> {
-    let mut date = Command::new("date");
-    let date = process::output(date.args(["--utc", "--rfc-email", "--date"]).arg(format!("@{}", time()?)))?;
+    let date =
+        process::output(process::command("date --utc --rfc-email --date").arg(format!("@{}", time()?)))?;
     Ok(format!(
         "fastpath-agent ({}-{revision}) unstable; urgency=medium\n\n  * For the changes see changelog.gz.\n\n -- {}  {date}",
         env!("CARGO_PKG_VERSION"),
@@ -80,9 +82,8 @@ fn maintainer() -> Result<String> {
 
 /// When the source was committed, in seconds since 1970; now, where there is no repository.
 fn time() -> Result<String> {
-    let mut git = Command::new("git");
-    let commit = process::output(git.args(["log", "-1", "--format=%ct"]).current_dir(workspace::root()));
-    let time = commit.or_else(|_| process::output(Command::new("date").arg("+%s")))?;
+    let commit = process::git(&["log", "-1", "--format=%ct"]);
+    let time = commit.or_else(|_| process::output(&mut process::command("date +%s")))?;
     Ok(time.trim().to_owned())
 }
 
@@ -96,19 +97,18 @@ fn shlibdeps_for(arch: Arch) -> Result<PathBuf> {
          exec /usr/bin/dpkg-shlibdeps{directories} \"$@\"\n"
     );
     let place = workspace::target().join(format!("shlibdeps-{}", arch.debian()));
-    fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
+    fs::create_dir_all(&place)?;
     let file = place.join("dpkg-shlibdeps");
     fs::write(&file, script)?;
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
+    fs::set_permissions(&file, Permissions::from_mode(0o755))?;
     Ok(place)
 }
 
 /// Lets lintian look for what is wrong with packages of one version, which must depend on the same libraries. What
 /// deploy/debian/lintian-overrides names has a reason there.
 pub(crate) fn check(packages: &[PathBuf]) -> Result<()> {
-    let mut lintian = Command::new("lintian");
-    lintian.args(["--fail-on", "error,warning", "--allow-root", "--tag-display-limit", "0"]).args(packages);
-    progress::step("checking the Debian package with lintian", &mut lintian)?;
+    let mut lintian = process::command("lintian --fail-on error,warning --allow-root --tag-display-limit 0");
+    progress::step("checking the Debian package with lintian", lintian.args(packages))?;
     let depends = packages
         .iter()
         .map(|package| process::output(Command::new("dpkg-deb").arg("--field").arg(package).arg("Depends")));
@@ -128,7 +128,7 @@ pub(crate) fn build(
     directory: &Path,
 ) -> Result<PathBuf> {
     pages(agent, arch, revision)?;
-    fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    fs::create_dir_all(directory)?;
     let revision = revision.to_string();
     let package = directory.join(format!("fastpath-agent-{revision}.deb"));
     let mut command = Command::new(cargo_tool::DEB.program()?);

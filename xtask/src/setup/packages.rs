@@ -89,18 +89,16 @@ pub(super) const FOR_ARM64: &[Package] = &[
     Package("qemu-user", None, Program("qemu-aarch64")),
 ];
 
-/// To make its system.
-pub(super) const FOR_ARM64_SYSTEM: &[Package] = &[Package("mmdebstrap", None, Program("mmdebstrap"))];
-
 /// To check what is released.
 pub(super) const FOR_RELEASE: &[Package] =
     &[Package("lintian", None, Program("lintian")), Package("skopeo", None, Program("skopeo"))];
 
-pub(super) const FOR_PACKAGE_TRIAL: &[Package] =
-    &[Package("cpio", None, Program("cpio")), Package("mmdebstrap", None, Program("mmdebstrap"))];
-
-pub(super) const FOR_FIELD_TRIAL: &[Package] =
-    &[Package("e2fsprogs", None, Program("mke2fs")), Package("mmdebstrap", None, Program("mmdebstrap"))];
+/// To make systems for guests, as archives and disks.
+pub(super) const FOR_SYSTEMS: &[Package] = &[
+    Package("cpio", None, Program("cpio")),
+    Package("e2fsprogs", None, Program("mke2fs")),
+    Package("mmdebstrap", None, Program("mmdebstrap")),
+];
 
 /// Debian 12's compiler for eBPF programs and what bpf-linker needs to be built for it.
 pub(super) const DEBIAN_COMPILER: &[&str] = &[

@@ -1,19 +1,16 @@
 //! What set-up installs besides packages and kernels: how it is seen to be there, what it takes, and how it is made.
 
-use std::{env, path::PathBuf, process::Command};
+use std::{env, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::packages::{FOR_ARM64_SYSTEM, FOR_FIELD_TRIAL, FOR_MANIFESTS, FOR_PACKAGE_TRIAL, Package};
+use super::packages::{FOR_MANIFESTS, FOR_SYSTEMS, Package};
 use crate::{
     arch::{self, Arch},
     cargo_tool::{self, CargoTool},
     cluster_tools,
-    guest::{
-        debian::{self, System},
-        initramfs::find_program,
-    },
-    progress, prometheus,
+    guest::{debian::System, initramfs::find_program},
+    process, progress, prometheus,
     toolchain::{self, Compiler, Origin},
 };
 
@@ -29,20 +26,12 @@ pub(super) enum Part {
     /// Clippy for eBPF programs, where there is a compiler for them.
     EbpfClippy,
     Linker,
-    Deny,
-    Fuzz,
     /// Miri, where there is a nightly for it.
     Miri,
+    Tool(&'static CargoTool),
     Prometheus,
     ClusterTools,
-    Cyclonedx,
-    CargoDeb,
-    /// The small system that the package is tried in.
-    SmallSystem,
-    /// The one with the software of the field.
-    FieldSystem,
-    /// The one that arm64's libraries and programs come from.
-    Arm64System,
+    System(&'static System),
 }
 
 /// About so many seconds on two processors, and megabytes to download.
@@ -52,41 +41,18 @@ pub(super) struct Cost {
     pub(super) megabytes: u64,
 }
 
-impl std::ops::Add for Cost {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self { seconds: self.seconds + other.seconds, megabytes: self.megabytes + other.megabytes }
+impl std::ops::AddAssign for Cost {
+    fn add_assign(&mut self, other: Self) {
+        *self = Self { seconds: self.seconds + other.seconds, megabytes: self.megabytes + other.megabytes };
     }
 }
 
 impl Part {
-    fn tool(self) -> Option<&'static CargoTool> {
-        match self {
-            Self::Deny => Some(&cargo_tool::DENY),
-            Self::Fuzz => Some(&cargo_tool::FUZZ),
-            Self::Cyclonedx => Some(&cargo_tool::CYCLONEDX),
-            Self::CargoDeb => Some(&cargo_tool::DEB),
-            _ => None,
-        }
-    }
-
-    fn system(self) -> Option<&'static System> {
-        match self {
-            Self::SmallSystem => Some(&debian::SMALL),
-            Self::FieldSystem => Some(&debian::FIELD),
-            Self::Arm64System => Some(&debian::ARM64),
-            _ => None,
-        }
-    }
-
     /// Packages that only making it takes.
     pub(super) fn packages(self) -> &'static [Package] {
         match self {
             Self::ClusterTools => FOR_MANIFESTS,
-            Self::SmallSystem => FOR_PACKAGE_TRIAL,
-            Self::FieldSystem => FOR_FIELD_TRIAL,
-            Self::Arm64System => FOR_ARM64_SYSTEM,
+            Self::System(_) => FOR_SYSTEMS,
             _ => &[],
         }
     }
@@ -100,90 +66,60 @@ impl Part {
             Self::Compiler => compiler.is_some(),
             Self::EbpfClippy => compiler.is_none_or(|found| found.has_clippy()),
             Self::Linker => compiler.as_ref().map(Compiler::linker).transpose()?.flatten().is_some(),
-            Self::Fuzz if compiler.as_ref().is_some_and(|found| found.origin != Origin::Rustup) => true,
             Self::Miri => compiler.is_none_or(|found| found.origin != Origin::Rustup || found.has_miri()),
+            Self::Tool(tool) => {
+                let is_of_a_nightly = *tool == cargo_tool::FUZZ;
+                is_of_a_nightly && compiler.is_some_and(|found| found.origin != Origin::Rustup)
+                    || tool.installed()?
+            }
             Self::Prometheus => prometheus::is_there()?,
             Self::ClusterTools => cluster_tools::are_there()?,
-            Self::Deny | Self::Fuzz | Self::Cyclonedx | Self::CargoDeb => {
-                self.tool().context("it is a tool of cargo's")?.installed()?
-            }
-            Self::SmallSystem | Self::FieldSystem | Self::Arm64System => {
-                self.system().context("it is a system")?.cached()?.is_some()
-            }
+            Self::System(system) => system.cached()?.is_some(),
         })
     }
 
-    /// What it is, for who is asked whether it may be installed.
-    pub(super) fn described(self) -> String {
-        match self {
-            Self::Checkers => "rustfmt and clippy".to_owned(),
-            Self::Arm64Target => format!("rustup's standard library for {}", Arch::Arm64.triple()),
-            Self::Compiler => format!(
-                "a Rust compiler with its library source, for eBPF: rustup's {}, else Debian's rustc-web",
-                toolchain::PINNED_NIGHTLY
-            ),
-            Self::EbpfClippy => "clippy for the compiler of eBPF programs".to_owned(),
-            Self::Linker => format!("bpf-linker {}, built for that compiler", toolchain::BPF_LINKER),
-            Self::Miri => "miri for the nightly".to_owned(),
-            Self::Prometheus => "prometheus for tests, not installed".to_owned(),
+    /// What it is, for who is asked whether it may be installed, and what it takes. Roughly: what the compiler, its parts and prometheus
+    /// take is the size of their files; the rest is judged by what set-up took.
+    pub(super) fn about(self) -> (String, Cost) {
+        let (text, seconds, megabytes) = match self {
+            Self::Checkers => ("rustfmt and clippy".to_owned(), 5, 7),
+            Self::Arm64Target => (format!("rustup's standard library for {}", Arch::Arm64.triple()), 5, 28),
+            Self::Compiler => {
+                let nightly = toolchain::PINNED_NIGHTLY;
+                let what = "a Rust compiler with its library source, for eBPF";
+                (format!("{what}: rustup's {nightly}, else Debian's rustc-web"), 15, 136)
+            }
+            Self::EbpfClippy => ("clippy for the compiler of eBPF programs".to_owned(), 5, 5),
+            Self::Linker => {
+                (format!("bpf-linker {}, built for that compiler", toolchain::BPF_LINKER), 90, 15)
+            }
+            Self::Miri => ("miri for the nightly".to_owned(), 5, 5),
+            Self::Tool(tool) => (tool.described(), 60, 20),
+            Self::Prometheus => ("prometheus for tests, not installed".to_owned(), 10, 20),
             Self::ClusterTools => {
-                "helm and kubectl for tests, out of a Python package, not installed".to_owned()
+                ("helm and kubectl for tests, out of a Python package, not installed".to_owned(), 5, 40)
             }
-            Self::SmallSystem => "a small system with systemd for the test guest".to_owned(),
-            Self::FieldSystem => {
-                "a system with firewalls, container engines and tunnels for the test guest (2 GB of disk)"
-                    .to_owned()
-            }
-            Self::Arm64System => {
-                "arm64's libraries, programs and kernel, unpacked and not installed".to_owned()
-            }
-            Self::Deny | Self::Fuzz | Self::Cyclonedx | Self::CargoDeb => {
-                self.tool().map_or_else(String::new, CargoTool::described)
-            }
-        }
-    }
-
-    /// Roughly: what the compiler, its parts and prometheus take is the size of their files; the rest is judged by what set-up took.
-    pub(super) fn cost(self) -> Cost {
-        let (seconds, megabytes) = match self {
-            Self::Checkers => (5, 7),
-            Self::Arm64Target => (5, 28),
-            Self::Compiler => (15, 136),
-            Self::EbpfClippy | Self::Miri => (5, 5),
-            Self::Linker => (90, 15),
-            Self::Deny | Self::Fuzz | Self::Cyclonedx | Self::CargoDeb => (60, 20),
-            Self::Prometheus => (10, 20),
-            Self::ClusterTools => (5, 40),
-            Self::SmallSystem => (60, 60),
-            Self::FieldSystem => (180, 700),
-            Self::Arm64System => (50, 90),
+            Self::System(system) => (system.described.to_owned(), system.cost.0, system.cost.1),
         };
-        Cost { seconds, megabytes }
+        (text, Cost { seconds, megabytes })
     }
 
     /// Installs it; what packages may do instead is decided by the caller.
     pub(super) fn install(self) -> Result<()> {
         match self {
             Self::Checkers => {
-                let mut add = Command::new("rustup");
-                progress::step(
-                    "adding rustfmt and clippy",
-                    add.args(["component", "add", "rustfmt", "clippy"]),
-                )
+                let mut add = process::command("rustup component add rustfmt clippy");
+                progress::step("adding rustfmt and clippy", &mut add)
             }
             Self::Arm64Target => add_arm64_target(),
             Self::Compiler | Self::EbpfClippy => Ok(()),
             Self::Linker => install_linker(),
-            Self::Miri => add_miri(),
+            Self::Miri => add_component(&toolchain::nightly()?, "miri"),
+            Self::Tool(tool) if *tool == cargo_tool::FUZZ && toolchain::nightly().is_err() => Ok(()),
+            Self::Tool(tool) => tool.install(),
             Self::Prometheus => super::download_prometheus(),
             Self::ClusterTools => cluster_tools::download(),
-            Self::Fuzz if toolchain::nightly().is_err() => Ok(()),
-            Self::Deny | Self::Fuzz | Self::Cyclonedx | Self::CargoDeb => {
-                self.tool().map_or(Ok(()), CargoTool::install)
-            }
-            Self::SmallSystem | Self::FieldSystem | Self::Arm64System => {
-                self.system().map_or(Ok(()), System::make)
-            }
+            Self::System(system) => system.make(),
         }
     }
 }
@@ -202,15 +138,14 @@ fn add_arm64_target() -> Result<()> {
              rustup (https://rustup.rs), or leave arm64 out with --arch=amd64"
         );
     }
-    progress::step(&format!("adding {triple}"), Command::new("rustup").args(["target", "add", &triple]))
+    progress::step(&format!("adding {triple}"), process::command("rustup target add").arg(&triple))
 }
 
-fn add_miri() -> Result<()> {
-    let compiler = toolchain::nightly()?;
+/// Has rustup add a component to one of its compilers.
+pub(super) fn add_component(compiler: &Compiler, component: &str) -> Result<()> {
     let name = compiler.sysroot.file_name().context("a toolchain's directory has a name")?;
-    let mut add = Command::new("rustup");
-    add.args(["component", "add", "miri", "--toolchain"]).arg(name);
-    progress::step("adding miri", &mut add)
+    let mut add = process::command(&format!("rustup component add {component} --toolchain"));
+    progress::step(&format!("adding {component} to {}", name.display()), add.arg(name))
 }
 
 fn install_linker() -> Result<()> {

@@ -7,7 +7,7 @@ use fastpath_tests::twin::{
     With,
 };
 
-use super::{HARMLESS_REVALIDATED, REVALIDATED, STOP_V4, STOP_V4_REVALIDATED, concerned};
+use super::{HARMLESS_REVALIDATED, IN_FRONT, REVALIDATED, STOP_V4_REVALIDATED, concerned};
 
 const IPTABLES: Step = Node(
     "iptables-nft-restore --noflush <<'END'
@@ -61,12 +61,7 @@ const IPTABLES_CASE: Case = Case {
             undo: &[Node("iptables-nft -D KUBE-SERVICES 2")],
             ..Change::HARMLESS
         },
-        Change {
-            name: "an administrator's rule in front",
-            steps: &[Node("iptables-nft -I FORWARD -s 10.1.0.2 -j DROP")],
-            undo: &[Node("iptables-nft -D FORWARD 1")],
-            ..STOP_V4
-        },
+        IN_FRONT,
     ],
     ..Case::PLAIN
 };

@@ -8,7 +8,7 @@ use fastpath_tests::twin::{
     With,
 };
 
-use super::{STOP_V4, concerned};
+use super::{IN_FRONT, concerned};
 
 const RULES: Step = Node(
     "ipset create KUBE-SRC-CLIENT hash:ip timeout 0; ipset create KUBE-DST-SERVER hash:ip timeout 0
@@ -51,12 +51,7 @@ const CASE: Case = Case {
             undo: &[Node("ipset add KUBE-SRC-CLIENT 10.1.0.2")],
             ..Change::HARMLESS
         },
-        Change {
-            name: "an administrator's rule in front",
-            steps: &[Node("iptables-nft -I FORWARD -s 10.1.0.2 -j DROP")],
-            undo: &[Node("iptables-nft -D FORWARD 1")],
-            ..STOP_V4
-        },
+        IN_FRONT,
     ],
     ..Case::PLAIN
 };

@@ -21,7 +21,15 @@ use serde_json::Value;
 /// Stops IPv4 flows; those of IPv6 stay fast.
 const STOP_V4: Change = Change { family: Some(Family::V4), path: Path::Fast, ..Change::STOP };
 
-/// The same where a rule has flows revalidated, again and again.
+/// What an administrator does beside software that writes with iptables-nft.
+const IN_FRONT: Change = Change {
+    name: "an administrator's rule in front",
+    steps: &[Step::Node("iptables-nft -I FORWARD -s 10.1.0.2 -j DROP")],
+    undo: &[Step::Node("iptables-nft -D FORWARD 1")],
+    ..STOP_V4
+};
+
+/// `STOP_V4` where a rule has flows revalidated, again and again.
 const STOP_V4_REVALIDATED: Change = Change { path: Path::Revalidated, ..STOP_V4 };
 const HARMLESS_REVALIDATED: Change = Change { path: Path::Revalidated, ..Change::HARMLESS };
 /// A node with such a rule.
