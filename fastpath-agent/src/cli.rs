@@ -239,6 +239,10 @@ pub struct RunArgs {
     /// Hook at which eBPF programs count the packets of flows, on every managed interface (docs/ebpf.md)
     #[arg(long, value_name = "MODE", default_value = "tc", env = "FASTPATH_EBPF")]
     pub ebpf: EbpfMode,
+    /// Whether eBPF programs forward packets of offloaded flows between pods by themselves, ahead of the flowtable: `off`,
+    /// or `peer`, straight to the other end of a pod's veth. Needs --ebpf=tc and Linux 6.1 (docs/forward.md)
+    #[arg(long, value_name = "MODE", default_value = "off", env = "FASTPATH_FORWARD")]
+    pub forward: ForwardMode,
     /// Room for this many directions of flows in the map, from 1024 to 4194304; the least recently used are evicted.
     /// After a change of this number, counting starts again at 0
     #[arg(

@@ -5,7 +5,7 @@ use std::{fs, io, net::SocketAddr, path::PathBuf, sync::Arc};
 use fastpath_common::limits::{MAX_FLOWS, MIN_FLOWS};
 
 use crate::{
-    cli::{Assist, EbpfMode, HwOffload, LogFormat, OnOff, PageFor, RuleArgs, RunArgs},
+    cli::{Assist, EbpfMode, ForwardMode, HwOffload, LogFormat, OnOff, PageFor, RuleArgs, RunArgs},
     core::{
         export::{
             accounts::Timeouts,
@@ -33,6 +33,8 @@ pub struct Config {
     pub node: String,
     /// Whether and how packets are watched.
     pub ebpf: EbpfMode,
+    /// Whether programs forward packets between pods.
+    pub forward: bool,
     /// Entries of the flows map.
     pub max_flows: u32,
     /// Where maps are pinned.
@@ -292,11 +294,19 @@ impl Config {
                 allowed: "`auto` needs the eBPF programs: use --ebpf=tc, or a number of packets".to_owned(),
             });
         }
+        if args.forward == ForwardMode::Peer && args.ebpf != EbpfMode::Tc {
+            return Err(BadValue {
+                flag: "forward",
+                value: "peer".to_owned(),
+                allowed: "`peer` needs --ebpf=tc: packets are forwarded behind the hook of XDP".to_owned(),
+            });
+        }
         Ok(Self {
             rules,
             mode,
             node,
             ebpf: args.ebpf,
+            forward: args.forward == ForwardMode::Peer,
             max_flows,
             pin_path: args.pin_path.clone(),
             assist: args.assist == Assist::On,

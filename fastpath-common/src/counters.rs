@@ -31,14 +31,16 @@ pub struct FlowCounters {
     pub ifindex: u32,
     /// Number of the kernel's tick at `last_seen_ns`, the lower half.
     pub last_tick: u32,
+    /// Of the packets those that a program forwarded, ahead of the flowtable. It may be a packet behind.
+    pub forwarded: u64,
 }
 
 #[cfg(feature = "other-maps")]
-assert_layout!(FlowCounters, 72, other @ 0, packets @ 8, last_tick @ 68);
+assert_layout!(FlowCounters, 80, other @ 0, packets @ 8, last_tick @ 68, forwarded @ 72);
 #[cfg(not(feature = "other-maps"))]
 assert_layout!(
-    FlowCounters, 64, packets @ 0, segments @ 8, bytes @ 16, first_seen_ns @ 24, last_seen_ns @ 32, flags @ 40,
-    signal @ 48, ifindex @ 56, last_tick @ 60,
+    FlowCounters, 72, packets @ 0, segments @ 8, bytes @ 16, first_seen_ns @ 24, last_seen_ns @ 32, flags @ 40,
+    signal @ 48, ifindex @ 56, last_tick @ 60, forwarded @ 64,
 );
 
 impl FlowCounters {
@@ -105,12 +107,14 @@ pub struct PacketStats {
     pub events_lost: u64,
     /// Connections that were seen to go into the flowtable, each once for as long as it is in the map.
     pub went_over: u64,
+    /// Packets that a program forwarded, ahead of the flowtable. What [`HotFlow`](crate::HotFlow)s hold comes on top.
+    pub forwarded: u64,
 }
 
 assert_layout!(
-    PacketStats, 144, counted @ 0, not_ip @ 16, malformed @ 32, later_fragment @ 48, other_protocol @ 64,
+    PacketStats, 152, counted @ 0, not_ip @ 16, malformed @ 32, later_fragment @ 48, other_protocol @ 64,
     too_many_headers @ 80, no_room @ 96, flows_entered @ 112, events_sent @ 120, events_lost @ 128,
-    went_over @ 136,
+    went_over @ 136, forwarded @ 144,
 );
 
 /// What the agent tells the programs.

@@ -24,12 +24,18 @@ pub struct HotFlow {
     pub extra_segments: u64,
     /// As in [`FlowCounters`](crate::FlowCounters).
     pub flags: u64,
+    /// Of the packets those that a program forwarded. One that was counted the long way may be in it.
+    pub forwarded: u64,
+    /// Whether a program may forward the flow's packets: [`HotFlow::NEW`], [`HotFlow::FORWARDED`], or the tick from which on
+    /// it is tried again.
+    pub forward: u64,
     /// Which flow; all zero in a slot that was never used.
     pub key: FlowKey,
 }
 
 assert_layout!(
-    HotFlow, 104, words @ 0, tick @ 16, packets @ 24, room @ 32, bytes @ 40, extra_segments @ 48, flags @ 56, key @ 64,
+    HotFlow, 120, words @ 0, tick @ 16, packets @ 24, room @ 32, bytes @ 40, extra_segments @ 48, flags @ 56,
+    forwarded @ 64, forward @ 72, key @ 80,
 );
 
 impl HotFlow {
@@ -39,6 +45,12 @@ impl HotFlow {
     pub const MOVING: u64 = u64::MAX;
     /// A value of [`HotFlow::room`]: the flow's crossing is behind it, or there is no threshold.
     pub const NO_LIMIT: u64 = u64::MAX;
+    /// A value of [`HotFlow::forward`]: what is known of a way belongs to the flow that had the slot before.
+    pub const NEW: u64 = 0;
+    /// A value of [`HotFlow::forward`]: its way is known, or was.
+    pub const FORWARDED: u64 = 1;
+    /// For so many ticks without a packet a flow that is forwarded keeps its slot.
+    pub const KEPT: u64 = 100;
 }
 
 /// A flow's key as far as it takes little work to get it from a packet.

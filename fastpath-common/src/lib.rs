@@ -7,6 +7,7 @@
 pub mod counters;
 pub mod event;
 pub mod flow_key;
+pub mod forward;
 pub mod hot;
 pub mod limits;
 pub mod probe;
@@ -14,15 +15,20 @@ pub mod probe;
 pub use counters::{Config, FlowCounters, NoXdp, PacketStats, Signal, Tally};
 pub use event::{Ask, FlowEvent, SignalChange};
 pub use flow_key::{Family, FlowKey};
+pub use forward::{ForwardConfig, Way};
 pub use hot::{HotFlow, MatchWords};
 pub use probe::Probe;
 
 /// Version of everything in this crate that the kernel side and the agent must agree on. It is the first field of
 /// the pinned [`Config`]; count it up with every change of a shared type or of what a field means.
-pub const ABI_VERSION: u32 = if cfg!(feature = "other-maps") { u32::MAX } else { 6 };
+pub const ABI_VERSION: u32 = if cfg!(feature = "other-maps") { u32::MAX } else { 7 };
 
 /// Program for devices with an Ethernet header.
 pub const PROGRAM_ETHERNET: &str = "fastpath_tc";
+/// The same, which hands packets of offloaded flows to [`PROGRAM_FORWARD`].
+pub const PROGRAM_ETHERNET_FORWARD: &str = "fastpath_tc_fwd";
+/// Program that forwards packets of offloaded flows between pods. It isn't attached: [`MAP_FORWARD_PROGRAMS`] has it.
+pub const PROGRAM_FORWARD: &str = "fastpath_peer";
 /// Program for devices whose packets begin with the IP header (WireGuard, tun, ipip).
 pub const PROGRAM_L3: &str = "fastpath_tc_l3";
 /// Program that is never attached: the agent runs it (`BPF_PROG_TEST_RUN`) with a [`SignalChange`], since only programs can change
@@ -53,6 +59,16 @@ pub const MAP_PROBE: &str = "fastpath_probe";
 /// Hash: interface index (`u32`) → [`NoXdp`].
 pub const MAP_NO_XDP: &str = "fastpath_no_xdp";
 
+/// Program array with one element: [`PROGRAM_FORWARD`]. The kernel empties it when the agent is gone, since nothing else holds
+/// it (`prog_array_map_clear`, kernel/bpf/arraymap.c).
+pub const MAP_FORWARD_PROGRAMS: &str = "fastpath_tail";
+/// Array with one element: [`ForwardConfig`]. The running agent's.
+pub const MAP_FORWARD_CONFIG: &str = "fastpath_fwd";
+/// Hash: interface index (`u32`) → which side of forwarding it may be on, [`forward::IN`] and [`forward::OUT`]. The running agent's.
+pub const MAP_FORWARD_DEVICES: &str = "fastpath_fwddev";
+/// Per-CPU array with an element for each of [`limits::HOT_SLOTS`]: the [`Way`] of the flow in that slot. The running agent's.
+pub const MAP_WAYS: &str = "fastpath_ways";
+
 /// Asserts size and field offsets of a shared type.
 macro_rules! assert_layout {
     ($type:ty, $size:literal, $($field:ident @ $offset:literal),+ $(,)?) => {
@@ -67,7 +83,10 @@ pub(crate) use assert_layout;
 #[cfg(feature = "user")]
 #[expect(unsafe_code, reason = "aya reads and writes these types as plain bytes")]
 mod pod {
-    use super::{Config, FlowCounters, FlowEvent, FlowKey, HotFlow, NoXdp, PacketStats, Probe, SignalChange};
+    use super::{
+        Config, FlowCounters, FlowEvent, FlowKey, ForwardConfig, HotFlow, NoXdp, PacketStats, Probe,
+        SignalChange,
+    };
 
     // SAFETY: repr(C), integers only, no padding (the layouts are asserted): any bytes are a value.
     unsafe impl aya::Pod for FlowKey {}
@@ -87,4 +106,6 @@ mod pod {
     unsafe impl aya::Pod for SignalChange {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Probe {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for ForwardConfig {}
 }

@@ -4,7 +4,7 @@
 pub const DEFAULT_MAX_FLOWS: u32 = 65_536;
 /// Fewest entries of the flows map that an operator may ask for: below, an LRU on many CPUs evicts long before it is full.
 pub const MIN_FLOWS: u32 = 1024;
-/// Most entries of the flows map that an operator may ask for. They take about 710 MB.
+/// Most entries of the flows map that an operator may ask for. They take about 742 MB.
 pub const MAX_FLOWS: u32 = 4 * 1024 * 1024;
 /// Size of the ring buffer: a power of two and a multiple of any page size. Holds 7,281 events. In the memory of the process that
 /// reads it counts twice.
@@ -19,3 +19,5 @@ pub const MAX_EXTENSION_HEADERS: usize = 8;
 pub const HOT_SLOTS: u32 = 512;
 /// Interfaces that it can be said of why they are watched without XDP.
 pub const MAX_NO_XDP: u32 = 4096;
+/// Interfaces that can take part in forwarding.
+pub const MAX_FORWARD_DEVICES: u32 = 4096;

@@ -29,6 +29,8 @@ struct Amount {
     segments: u64,
     bytes: u64,
     flags: u64,
+    /// Always 0 where nothing is forwarded.
+    forwarded: u64,
 }
 
 /// When: nanoseconds, and their tick of the kernel.
@@ -61,10 +63,11 @@ pub fn stats<'a>() -> Option<&'a mut PacketStats> {
     STATS.get_ptr_mut(0).map(|stats| unsafe { &mut *stats })
 }
 
-/// Counts a packet of a flow. With `MAY_BE_HOT`, the flow may become hot.
+/// Counts a packet of a flow. With `MAY_BE_HOT`, the flow may become hot. True if the packet may be forwarded, which only
+/// `FORWARD` finds out.
 #[inline(always)]
-pub fn flow<const MAY_BE_HOT: bool>(ctx: &impl Frame, packet: &Packet) {
-    let Some(stats) = stats() else { return };
+pub fn flow<const MAY_BE_HOT: bool, const FORWARD: bool>(ctx: &impl Frame, packet: &Packet) -> bool {
+    let Some(stats) = stats() else { return false };
     // SAFETY: no preconditions.
     let now = unsafe { Now { tick: bpf_jiffies64(), ns: bpf_ktime_get_coarse_ns() } };
     let ifindex = ctx.ifindex();
@@ -73,42 +76,50 @@ pub fn flow<const MAY_BE_HOT: bool>(ctx: &impl Frame, packet: &Packet) {
         segments: u64::from(ctx.gso_segments().unwrap_or(1)),
         bytes: u64::from(packet.bytes),
         flags: u64::from(packet.flags),
+        forwarded: 0,
     };
     let mut slot =
         if MAY_BE_HOT { Slot::of(&MatchWords::of(packet.key()), &packet.words, now.tick) } else { None };
     if let Some(Slot { mine: true, hot, .. }) = &mut slot {
-        amount = amount.and(begin_move(hot));
+        amount = amount.and(begin_move::<FORWARD>(hot));
     }
     let (hot, room) = match FLOWS.get_ptr_mut(packet.key()) {
         Some(counters) => {
             // SAFETY: a map value that the verifier has checked.
             let last_tick = unsafe { (*counters).last_tick };
-            let packets = add(counters, &amount, now, stats);
+            let packets = add::<FORWARD>(counters, &amount, now, stats);
             (last_tick == now.tick as u32, signal(counters, packet.key(), packets, now, ifindex, stats))
         }
         // One packet is seldom all.
-        None => (insert(packet.key(), &amount, now, ifindex, stats), room(amount.packets)),
+        None => (insert::<FORWARD>(packet.key(), &amount, now, ifindex, stats), room(amount.packets)),
     };
-    let Some(slot) = slot else { return };
+    let Some(slot) = slot else { return false };
     if slot.mine {
         let closed = if slot.begun { HotFlow::CLOSED } else { 0 };
-        end_move(slot.hot, now.tick | closed, room);
-    } else if hot {
-        let pending = begin_move(slot.hot);
-        if pending.packets > 0 {
-            match FLOWS.get_ptr_mut(&slot.hot.key) {
-                Some(counters) => {
-                    add(counters, &pending, now, stats);
-                }
-                None => {
-                    insert(&slot.hot.key, &pending, now, ifindex, stats);
-                }
+        end_move::<FORWARD>(slot.hot, now.tick | closed, room);
+        return FORWARD && room == HotFlow::NO_LIMIT && slot.hot.forward <= now.tick;
+    }
+    if !hot || FORWARD && slot.is_kept(now.tick) {
+        return false;
+    }
+    let pending = begin_move::<FORWARD>(slot.hot);
+    if pending.packets > 0 || FORWARD && pending.forwarded > 0 {
+        match FLOWS.get_ptr_mut(&slot.hot.key) {
+            Some(counters) => {
+                add::<FORWARD>(counters, &pending, now, stats);
+            }
+            None => {
+                insert::<FORWARD>(&slot.hot.key, &pending, now, ifindex, stats);
             }
         }
-        slot.hot.key = *packet.key();
-        slot.hot.words = MatchWords::of(packet.key());
-        end_move(slot.hot, now.tick, room);
     }
+    slot.hot.key = *packet.key();
+    slot.hot.words = MatchWords::of(packet.key());
+    if FORWARD {
+        slot.hot.forward = HotFlow::NEW;
+    }
+    end_move::<FORWARD>(slot.hot, now.tick, room);
+    FORWARD && room == HotFlow::NO_LIMIT
 }
 
 /// A flow's slot on this CPU, and what may be done with it.
@@ -134,6 +145,13 @@ impl Slot<'_> {
         }
         Some(Self { hot, mine, begun })
     }
+
+    /// Whether a flow that is being forwarded keeps it: without its way its packets would be overtaken again and again.
+    #[inline(always)]
+    fn is_kept(&self, tick: u64) -> bool {
+        self.hot.forward == HotFlow::FORWARDED
+            && tick.wrapping_sub(self.hot.tick & !HotFlow::CLOSED) < HotFlow::KEPT
+    }
 }
 
 impl Amount {
@@ -144,6 +162,7 @@ impl Amount {
             segments: self.segments + other.segments,
             bytes: self.bytes + other.bytes,
             flags: self.flags | other.flags,
+            forwarded: self.forwarded + other.forwarded,
         }
     }
 }
@@ -157,7 +176,7 @@ pub fn same(key: &FlowKey, words: &[u64; 5]) -> bool {
 
 /// A slot's counts. Readers wait until the slot says that all of them are in the flows map.
 #[inline(always)]
-fn begin_move(slot: &mut HotFlow) -> Amount {
+fn begin_move<const FORWARD: bool>(slot: &mut HotFlow) -> Amount {
     // SAFETY: a reference. Volatile: before what follows.
     unsafe { core::ptr::write_volatile(&mut slot.tick, HotFlow::MOVING) };
     Amount {
@@ -165,16 +184,21 @@ fn begin_move(slot: &mut HotFlow) -> Amount {
         segments: slot.packets + slot.extra_segments,
         bytes: slot.bytes,
         flags: slot.flags,
+        forwarded: if FORWARD { slot.forwarded } else { 0 },
     }
 }
 
 /// Empties a slot and makes it that tick's.
 #[inline(always)]
-fn end_move(slot: &mut HotFlow, tick: u64, room: u64) {
+fn end_move<const FORWARD: bool>(slot: &mut HotFlow, tick: u64, room: u64) {
     slot.room = room;
     for field in [&mut slot.packets, &mut slot.extra_segments, &mut slot.bytes, &mut slot.flags] {
         // SAFETY: a reference. Volatile, or it would become a call as in `same`.
         unsafe { core::ptr::write_volatile(field, 0) };
+    }
+    if FORWARD {
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(&mut slot.forwarded, 0) };
     }
     // SAFETY: as above; the last of all.
     unsafe { core::ptr::write_volatile(&mut slot.tick, tick) };
@@ -182,9 +206,17 @@ fn end_move(slot: &mut HotFlow, tick: u64, room: u64) {
 
 /// Adds to a flow and returns its packets. Other CPUs may be adding to the same flow.
 #[inline(always)]
-fn add(counters: *mut FlowCounters, amount: &Amount, now: Now, stats: &mut PacketStats) -> u64 {
+fn add<const FORWARD: bool>(
+    counters: *mut FlowCounters,
+    amount: &Amount,
+    now: Now,
+    stats: &mut PacketStats,
+) -> u64 {
     stats.counted.packets += amount.packets;
     stats.counted.bytes += amount.bytes;
+    if FORWARD {
+        stats.forwarded += amount.forwarded;
+    }
     // SAFETY: a map value that the verifier has checked; its fields are aligned, and all shared ones are only changed
     // atomically from here on (times are single stores: the later of two CPUs a tick apart may lose).
     unsafe {
@@ -195,6 +227,9 @@ fn add(counters: *mut FlowCounters, amount: &Amount, now: Now, stats: &mut Packe
         (*counters).last_tick = now.tick as u32;
         if amount.flags & !(*counters).flags != 0 {
             atomic::or(&raw mut (*counters).flags, amount.flags);
+        }
+        if FORWARD && amount.forwarded > 0 {
+            atomic::add(&raw mut (*counters).forwarded, amount.forwarded);
         }
         before + amount.packets
     }
@@ -211,7 +246,13 @@ fn room(packets: u64) -> u64 {
 
 /// Enters a new flow; false if there was no room for it.
 #[inline(always)]
-fn insert(key: &FlowKey, amount: &Amount, now: Now, ifindex: u32, stats: &mut PacketStats) -> bool {
+fn insert<const FORWARD: bool>(
+    key: &FlowKey,
+    amount: &Amount,
+    now: Now,
+    ifindex: u32,
+    stats: &mut PacketStats,
+) -> bool {
     let new = FlowCounters {
         #[cfg(feature = "other-maps")]
         other: 0,
@@ -224,6 +265,7 @@ fn insert(key: &FlowKey, amount: &Amount, now: Now, ifindex: u32, stats: &mut Pa
         signal: Signal::None as u64,
         ifindex,
         last_tick: now.tick as u32,
+        forwarded: amount.forwarded,
     };
     match FLOWS.insert(key, &new, u64::from(BPF_NOEXIST)) {
         Ok(()) => {
@@ -233,7 +275,7 @@ fn insert(key: &FlowKey, amount: &Amount, now: Now, ifindex: u32, stats: &mut Pa
         // Another CPU was faster with the same flow.
         Err(e) if c_long::from(e) == EXISTS => match FLOWS.get_ptr_mut(key) {
             Some(counters) => {
-                add(counters, amount, now, stats);
+                add::<FORWARD>(counters, amount, now, stats);
                 return true;
             }
             None => return no_room(key, amount, stats),

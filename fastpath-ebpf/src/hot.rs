@@ -18,24 +18,27 @@ const PROTOCOL_TCP: u8 = 6;
 /// What has been done with a packet.
 pub enum Counted {
     /// It was counted.
-    Short,
+    Short {
+        /// It may be forwarded.
+        forward: bool,
+    },
     /// It has to go the long way; with what is known of it, if it is a plain one.
     Not(Option<Packet>),
 }
 
 /// Counts the packet if it belongs to a flow that is hot on this CPU in this tick.
 #[inline(always)]
-pub fn count(ctx: &impl Frame) -> Counted {
+pub fn count<const FORWARD: bool>(ctx: &impl Frame) -> Counted {
     let data = ctx.data();
     match plain::family(data, ctx.data_end()) {
-        Some(Family::V4) => count_as::<V4>(ctx, data),
-        Some(Family::V6) => count_as::<V6>(ctx, data),
+        Some(Family::V4) => count_as::<V4, FORWARD>(ctx, data),
+        Some(Family::V6) => count_as::<V6, FORWARD>(ctx, data),
         None => Counted::Not(None),
     }
 }
 
 #[inline(always)]
-fn count_as<P: Plain>(ctx: &impl Frame, data: usize) -> Counted {
+fn count_as<P: Plain, const FORWARD: bool>(ctx: &impl Frame, data: usize) -> Counted {
     if let Some(slot) = current(&P::words(data))
         && let Some(bytes) = P::bytes(ctx, data)
         && P::is_of(data, &slot.key)
@@ -48,7 +51,7 @@ fn count_as<P: Plain>(ctx: &impl Frame, data: usize) -> Counted {
         if let Some(segments) = ctx.gso_segments() {
             slot.extra_segments += u64::from(segments) - 1;
         }
-        return Counted::Short;
+        return Counted::Short { forward: FORWARD && slot.forward <= slot.tick };
     }
     // Read again: kept from above, they would have to be saved and restored around the look-up.
     Counted::Not(P::bytes(ctx, data).and_then(|bytes| P::packet(data, &P::words(data), bytes)))

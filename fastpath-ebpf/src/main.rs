@@ -1,5 +1,6 @@
 //! Entry points of the eBPF programs: one for each kind of link layer. They count, and change nothing: whatever a
-//! packet contains, the next program and then the stack get it as it came.
+//! packet contains, the next program and then the stack get it as it came. Only `fastpath_peer`, which is off unless
+//! asked for, takes packets on.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
@@ -8,8 +9,10 @@ mod account;
 mod added;
 mod ask;
 mod atomic;
+mod forward;
 mod frame;
 mod hot;
+mod kernel;
 mod maps;
 mod mark;
 mod parse;
@@ -22,7 +25,8 @@ use aya_ebpf::{
     programs::{ProbeContext, TcContext, XdpContext},
 };
 use fastpath_common::{
-    PROGRAM_ADDED, PROGRAM_ASK, PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK, PROGRAM_XDP, PROGRAM_XDP_IDLE,
+    PROGRAM_ADDED, PROGRAM_ASK, PROGRAM_ETHERNET, PROGRAM_ETHERNET_FORWARD, PROGRAM_FORWARD, PROGRAM_L3,
+    PROGRAM_MARK, PROGRAM_XDP, PROGRAM_XDP_IDLE,
 };
 
 use crate::{
@@ -37,15 +41,30 @@ const GO_ON: i32 = TC_ACT_UNSPEC;
 /// Devices with an Ethernet header: packet data begins with it.
 #[classifier]
 fn fastpath_tc(ctx: TcContext) -> i32 {
-    count(&ctx);
+    count::<false>(&ctx);
     GO_ON
+}
+
+/// The same where packets of offloaded flows may be forwarded.
+#[classifier]
+fn fastpath_tc_fwd(ctx: TcContext) -> i32 {
+    if count::<true>(&ctx) {
+        forward::begin(&ctx);
+    }
+    GO_ON
+}
+
+/// Called by `fastpath_tc_fwd`, in its place.
+#[classifier]
+fn fastpath_peer(ctx: TcContext) -> i32 {
+    forward::forward(&ctx).unwrap_or(GO_ON)
 }
 
 /// The same before there is an skb, where the driver can do that. Frames may be larger than a page (`frags`), so jumbo
 /// frames and what GRO puts together in hardware stay what they are.
 #[xdp(frags)]
 fn fastpath_xdp(ctx: XdpContext) -> u32 {
-    count(&ctx);
+    count::<false>(&ctx);
     xdp_action::XDP_PASS
 }
 
@@ -55,17 +74,21 @@ fn fastpath_idle(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
+/// True if the packet may be forwarded, which only `FORWARD` finds out.
 #[inline(always)]
-fn count(ctx: &impl Frame) {
-    let packet = match hot::count(ctx) {
-        Counted::Short => return,
+fn count<const FORWARD: bool>(ctx: &impl Frame) -> bool {
+    let packet = match hot::count::<FORWARD>(ctx) {
+        Counted::Short { forward } => return forward,
         Counted::Not(Some(packet)) => packet,
         Counted::Not(None) => match parse::parse(&Ethernet(ctx)) {
             Ok(packet) => packet,
-            Err(reason) => return account::uncounted(ctx, &reason),
+            Err(reason) => {
+                account::uncounted(ctx, &reason);
+                return false;
+            }
         },
     };
-    account::flow::<true>(ctx, &packet);
+    account::flow::<true, FORWARD>(ctx, &packet)
 }
 
 /// Devices without one. Where packet data begins differs between tunnels (some leave the outer header in front), so
@@ -73,7 +96,9 @@ fn count(ctx: &impl Frame) {
 #[classifier]
 fn fastpath_tc_l3(ctx: TcContext) -> i32 {
     match parse::parse(&NetworkLayer(&ctx)) {
-        Ok(packet) => account::flow::<false>(&ctx, &packet),
+        Ok(packet) => {
+            account::flow::<false, false>(&ctx, &packet);
+        }
         Err(reason) => account::uncounted(&ctx, &reason),
     }
     GO_ON
@@ -101,6 +126,8 @@ fn fastpath_added(ctx: ProbeContext) -> u32 {
 /// The agent finds the programs by their names.
 const _: () = {
     assert!(matches!(PROGRAM_ETHERNET.as_bytes(), b"fastpath_tc"));
+    assert!(matches!(PROGRAM_ETHERNET_FORWARD.as_bytes(), b"fastpath_tc_fwd"));
+    assert!(matches!(PROGRAM_FORWARD.as_bytes(), b"fastpath_peer"));
     assert!(matches!(PROGRAM_L3.as_bytes(), b"fastpath_tc_l3"));
     assert!(matches!(PROGRAM_MARK.as_bytes(), b"fastpath_mark"));
     assert!(matches!(PROGRAM_ASK.as_bytes(), b"fastpath_ask"));

@@ -2,10 +2,12 @@
 
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
     macros::btf_map,
 };
-use fastpath_common::{Config, FlowCounters, FlowEvent, FlowKey, HotFlow, NoXdp, PacketStats, Probe, limits};
+use fastpath_common::{
+    Config, FlowCounters, FlowEvent, FlowKey, ForwardConfig, HotFlow, NoXdp, PacketStats, Probe, Way, limits,
+};
 
 /// One entry for each direction of a flow. The agent sets the size when it loads the programs.
 #[btf_map(name = "fastpath_flows")]
@@ -35,3 +37,24 @@ pub static PROBE: Array<Probe, 1> = Array::new();
 #[btf_map(name = "fastpath_no_xdp")]
 pub static NO_XDP: HashMap<u32, NoXdp, { limits::MAX_NO_XDP as usize }, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
+
+/// One element.
+#[btf_map(name = "fastpath_tail")]
+pub static FORWARD_PROGRAMS: ProgramArray<1> = ProgramArray::new();
+
+/// One element.
+#[btf_map(name = "fastpath_fwd")]
+pub static FORWARD_CONFIG: Array<ForwardConfig, 1> = Array::new();
+
+/// Interfaces and their parts in forwarding.
+#[btf_map(name = "fastpath_fwddev")]
+pub static FORWARD_DEVICES: HashMap<
+    u32,
+    u32,
+    { limits::MAX_FORWARD_DEVICES as usize },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
+
+/// The ways of the flows in `HOT`. The agent makes it one element where nothing is forwarded.
+#[btf_map(name = "fastpath_ways")]
+pub static WAYS: PerCpuArray<Way, { limits::HOT_SLOTS as usize }> = PerCpuArray::new();

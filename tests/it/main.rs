@@ -28,6 +28,7 @@ mod names;
 mod offload_chain;
 mod overrun;
 mod page;
+mod peer;
 mod policy;
 mod policy_empty;
 mod policy_paths;

@@ -6,7 +6,7 @@ use fastpath_tests::{
     topology::Nat,
     twin::random::{
         AgentOperation, Bridging, Chain, Denial, Device, End, Hook, Ip, Ipvs, Match, Operation, Place,
-        Sequence, Sysctl, TableFamily, Target, Tunnel, Verdict, Xtables, XtablesChain,
+        Sequence, Sysctl, TableFamily, Target, Tunnel, Verdict, With, Xtables, XtablesChain,
     },
 };
 
@@ -43,7 +43,7 @@ seeds! {
 /// With an agent on neither node nothing differs, or the comparison would say nothing.
 #[test]
 fn seed_7_without_an_agent() {
-    if let Err(failure) = Sequence::of(7).run(false) {
+    if let Err(failure) = Sequence::of(7).run(With::NoAgent) {
         panic!("{failure}\n{}", Sequence::of(7));
     }
 }

@@ -45,6 +45,9 @@ pub(crate) struct Range {
     /// Tier twin: without the agent on either node, where nothing may differ.
     #[arg(long)]
     without_agent: bool,
+    /// Tier twin: the agent forwards packets between pods in eBPF (--forward=peer).
+    #[arg(long, conflicts_with = "without_agent")]
+    forward: bool,
 }
 
 /// Seeds that are handed out one by one.
@@ -52,7 +55,8 @@ struct Seeds<'a> {
     next: AtomicU64,
     end: u64,
     until: Option<Instant>,
-    without_agent: bool,
+    /// What the program in the guest is told besides the seed.
+    word: &'static str,
     results: &'a Mutex<Counts>,
 }
 
@@ -69,7 +73,12 @@ impl Range {
         let until = self.minutes.map(|minutes| Instant::now() + Duration::from_secs(minutes * 60));
         let next = AtomicU64::new(first);
         let end = first.saturating_add(number);
-        Ok(Seeds { next, end, until, without_agent: self.without_agent, results })
+        let word = match (self.without_agent, self.forward) {
+            (true, _) => " without-agent",
+            (false, true) => " forward",
+            (false, false) => "",
+        };
+        Ok(Seeds { next, end, until, word, results })
     }
 }
 
@@ -106,8 +115,7 @@ fn work(kernel: &Kernel, initramfs: &std::path::Path, seeds: &Seeds<'_>) -> Resu
             break;
         }
         let mut guest = idle.take().map_or_else(|| machine.boot(), Ok)?;
-        let words =
-            format!("/usr/bin/twin {seed}{}", if seeds.without_agent { " without-agent" } else { "" });
+        let words = format!("/usr/bin/twin {seed}{}", seeds.word);
         let (mut output, began) = (Vec::new(), Instant::now());
         let end = guest.run(&words, LIMIT, |line| output.push(line.to_owned()));
         let seconds = began.elapsed().as_secs_f64();
@@ -126,7 +134,8 @@ fn work(kernel: &Kernel, initramfs: &std::path::Path, seeds: &Seeds<'_>) -> Resu
         let reason = end.map_or_else(|broken| broken, |(end, _)| end.to_string());
         println!("FAILED  {:<5} seed {seed}: {reason} ({seconds:.1} s)", kernel.name);
         output.iter().for_each(|line| println!("    {line}"));
-        println!("  again: cargo xtask test --tier=twin --kernel={} --seed={seed}", kernel.name);
+        let flag = if seeds.word == " forward" { " --forward" } else { "" };
+        println!("  again: cargo xtask test --tier=twin --kernel={} --seed={seed}{flag}", kernel.name);
     }
     Ok(())
 }

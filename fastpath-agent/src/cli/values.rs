@@ -103,6 +103,15 @@ pub enum HwOffload {
     Auto,
 }
 
+/// What programs do with packets of offloaded flows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ForwardMode {
+    /// They leave them to the flowtable.
+    Off,
+    /// They forward those between pods to the other end of a veth.
+    Peer,
+}
+
 /// Modes of `--ebpf`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum EbpfMode {

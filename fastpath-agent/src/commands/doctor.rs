@@ -19,10 +19,13 @@ use crate::{
         runtime,
     },
     config::Rules,
-    core::doctor::{
-        Finding, Level, examine,
-        facts::{Canary, CanaryFlow},
-        worst,
+    core::{
+        doctor::{
+            Finding, Level, examine,
+            facts::{Canary, CanaryFlow},
+            worst,
+        },
+        peer,
     },
     kernel::{
         canary,
@@ -82,6 +85,7 @@ pub async fn report(args: &DoctorArgs, own: Rules, hostname: String) -> Result<R
         rules: own,
         node: hostname,
         without_ebpf: false,
+        forward: false,
         pin_path: args.pin_path.clone(),
         unread: None,
     };
@@ -92,13 +96,15 @@ pub async fn report(args: &DoctorArgs, own: Rules, hostname: String) -> Result<R
     let (counter, ipsec) = (kernel.flowtable_counter.is_supported(), kernel.rt_ipsec.is_supported());
     let mut policy = flags.rules.policy(counter, ipsec);
     let links = Links::open()?.list()?.into_iter().collect();
-    policy.surroundings = read_once(&links, &flags.pin_path).0.surroundings(&flags.rules.ignored);
+    let known = read_once(&links, &flags.pin_path).0;
+    policy.surroundings = known.surroundings(&flags.rules.ignored);
     let rules = Bypassed::of(policy.surroundings.rules.clone());
     let given = Given {
         policy,
         ignores_known_bugs,
         chooses_threshold: flags.rules.threshold_auto,
         without_ebpf: flags.without_ebpf,
+        forward: flags.forward.then(|| peer::chains(&known)),
         pin_path: flags.pin_path,
         unread: flags.unread,
         agent,

@@ -153,7 +153,7 @@ mod tests {
         };
         let mut flow = Flow::gone(tuple, FlowCounters { packets: 7, ..FlowCounters::default() });
         flow.state = State::Offloaded;
-        flow.path = Path { accelerated: Some(false), bypassed: Some(5), metered: Some(70) };
+        flow.path = Path { accelerated: Some(false), bypassed: Some(5), metered: Some(70), forwarded: 0 };
         let (mut writer, mut out) = (Writer::new(output, &[], false, false, Names::default()), Vec::new());
         writer.begin(&mut out).unwrap();
         for _ in 0..flows {

@@ -19,6 +19,7 @@ pub(super) struct Flags {
     pub(super) rules: Rules,
     pub(super) node: String,
     pub(super) without_ebpf: bool,
+    pub(super) forward: bool,
     pub(super) pin_path: PathBuf,
     /// The part of an agent's flags that couldn't be read.
     pub(super) unread: Option<Unread>,
@@ -106,6 +107,7 @@ pub(super) fn running_agent(own: Flags) -> (Option<AgentProcess>, Flags) {
         Running::Known(process, config, unread) => {
             let flags = Flags {
                 without_ebpf: config.ebpf == EbpfMode::Off,
+                forward: config.forward,
                 rules: config.rules,
                 node: config.node,
                 pin_path: config.pin_path,

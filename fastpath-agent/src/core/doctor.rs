@@ -7,6 +7,7 @@ use serde::Serialize;
 
 mod canary;
 pub mod facts;
+mod forward;
 mod host;
 mod network;
 mod rules;
@@ -79,6 +80,7 @@ impl Finding {
 pub fn examine(facts: &NodeFacts, canary: &Canary) -> Vec<Finding> {
     let mut findings = host::findings(facts);
     findings.extend(network::findings(facts));
+    findings.extend(forward::findings(facts));
     findings.extend(threshold::findings(facts));
     findings.extend(rules::findings(facts));
     findings.extend(surroundings::findings(facts));

@@ -101,6 +101,7 @@ fn good() -> NodeFacts {
             maps: Some(MapFacts { counted: 1_000_000, max_flows: 65536, ..MapFacts::default() }),
         }),
         at_ingress: Ok(Default::default()),
+        forward: None,
         mark_filters: Ok(Vec::new()),
         hardware: Default::default(),
     };

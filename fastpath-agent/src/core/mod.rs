@@ -13,6 +13,7 @@ pub mod mode;
 pub mod model;
 pub mod names;
 pub mod pace;
+pub mod peer;
 pub mod policy;
 pub mod printable;
 pub mod recurring;

@@ -163,6 +163,7 @@ impl Host for Linux {
             // Otherwise nothing reads the signals.
             threshold: if crossings::wanted(config) { config.rules.threshold_in_force() } else { 0 },
             hook,
+            forward: config.forward,
             chatter: match config.verbosity {
                 ..7 => Chatter::Silent,
                 7 => Chatter::Flows,

@@ -494,6 +494,12 @@ fn maps(page: &mut Page, maps: &Maps) {
     );
     page.counter("flow_map_entered", None, "Directions of flows entered into the map", stats.flows_entered);
     page.counter("flow_map_evicted", None, "Directions of flows evicted or deleted from the map; if it grows while flow_map_entries is near its capacity, raise --max-flows", maps.left);
+    page.counter(
+        "forwarded_packets",
+        None,
+        "Packets that eBPF forwarded ahead of the flowtable (--forward=peer), among the counted; conntrack hasn't counted them",
+        stats.forwarded,
+    );
     page.counter("signals_sent", None, "Signals of directions that crossed the threshold; of those offloaded already only while a reader follows", stats.events_sent);
     page.counter(
         "signals_lost",

@@ -13,6 +13,7 @@ use crate::{
         link::table::LinkTable,
         model::TABLE,
         pace::{Outcome, Pace, Trigger},
+        policy::others::Others,
         revalidate::Touched,
     },
     daemon::metrics::scrape::Scraper,
@@ -31,6 +32,7 @@ pub mod cleanup;
 pub mod counts;
 pub mod crossings;
 pub mod export;
+mod forward;
 pub mod host;
 mod links;
 pub mod measure;
@@ -61,6 +63,7 @@ use cleanup::TableCleanup;
 use counts::Reconciles;
 use crossings::Crossings;
 use export::{Export, Exporting};
+use forward::{Change, Forwarding};
 use host::{Host, Linux, Order, Orders, Signals};
 use offload::Offload;
 use ready::{Inputs, NotReady};
@@ -177,6 +180,8 @@ struct Agent<H: Host> {
     /// Until every link that was there at the start is watched.
     starting: bool,
     crossings: Option<Crossings<H::Flows>>,
+    /// Absent unless packets are forwarded ahead of the flowtable.
+    forwarding: Option<Forwarding>,
     /// Absent if nothing is served.
     server: Option<Server>,
     /// Absent if nothing is exported, as what it has counted.
@@ -228,6 +233,7 @@ impl<H: Host> Agent<H> {
             unwatched: false,
             starting: true,
             crossings: None,
+            forwarding: None,
             server: None,
             lacks: None,
             exporting: None,
@@ -286,6 +292,7 @@ impl<H: Host> Agent<H> {
                 () = at(self.started, self.offload.as_ref().and_then(|o| o.revalidation.due())) => self.revalidate()?,
                 // Few, and asked at most sixteen at a time. Before the announcements for the same reason.
                 question = Server::next(&mut self.server) => self.answer(question),
+                happened = Forwarding::next(&mut self.forwarding, self.started) => self.forwarding_event(happened),
                 () = at(self.started, self.supervisor.due()) => self.supervisor.alive(self.now()),
                 event = self.links_source.next() => self.link_event(event?)?,
                 event = Offload::next(&mut self.offload) => self.ruleset_event(event?)?,
@@ -304,6 +311,7 @@ impl<H: Host> Agent<H> {
     fn start_watching(&mut self) {
         self.load_programs();
         self.host.confine(&self.config);
+        self.start_forwarding();
         self.follow_flows();
         // Most of what starting took: the kernel's types (BTF), above all. To attach to many links takes its time.
         self.host.give_back();
@@ -320,6 +328,9 @@ impl<H: Host> Agent<H> {
             }
             return;
         };
+        if watch.eyes().can_forward() {
+            self.forwarding = Forwarding::open();
+        }
         watch.take_over(&self.links);
         self.crossings = Some(&self.config)
             .filter(|config| crossings::wanted(config))
@@ -390,6 +401,7 @@ impl<H: Host> Agent<H> {
     fn ruleset_event(&mut self, event: Event) -> Result<(), DaemonError> {
         let now = self.now();
         let Some(offload) = &mut self.offload else { return Ok(()) };
+        let mut at_interfaces = false;
         let touched = match &event {
             Event::Overrun => {
                 offload.revalidation.lost(&mut offload.monitor, offload.reconciler.ruleset())?
@@ -397,9 +409,10 @@ impl<H: Host> Agent<H> {
             Event::Generation { .. } => {
                 let observer = &mut self.observer;
                 let ruleset = offload.reconciler.ruleset();
-                offload
-                    .revalidation
-                    .touched(&mut offload.monitor, ruleset, |notice| hear(observer, notice))?
+                offload.revalidation.touched(&mut offload.monitor, ruleset, |notice| {
+                    at_interfaces |= Others::may_be_at_interface(notice);
+                    hear(observer, notice);
+                })?
             }
         };
         if let Some(observer) = &mut self.observer {
@@ -417,6 +430,12 @@ impl<H: Host> Agent<H> {
             };
             offload.revalidation.changed(trigger, now);
         }
+        self.forwarding_changed(match event {
+            Event::Overrun => Change::Everything,
+            Event::Generation { .. } if at_interfaces => Change::Chains,
+            Event::Generation { .. } => Change::Anything,
+        });
+        let Some(offload) = &mut self.offload else { return Ok(()) };
         match event {
             Event::Overrun => self.overrun("ruleset"),
             // Of any generation: what all of them changed comes with the first one.

@@ -10,7 +10,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{Agent, DaemonError, Offload, at, host::Host, revalidate::Trigger, rules::Said};
+use super::{Agent, DaemonError, Offload, at, forward::Change, host::Host, revalidate::Trigger, rules::Said};
 use crate::{
     config::Config,
     core::{
@@ -256,6 +256,11 @@ impl<N: Neighbourhood> Observer<N> {
         }
     }
 
+    /// What was read; absent while a thread reads.
+    pub fn known(&self) -> Option<&Known> {
+        self.known.as_ref()
+    }
+
     /// Whether all that was announced has been read.
     pub fn is_current(&self) -> bool {
         self.reading.is_none() && self.wanted.is_empty() && self.known.is_some()
@@ -425,12 +430,16 @@ impl<H: Host> Agent<H> {
         }
         observer.distrust();
         observer.schedule(now);
+        self.forwarding_changed(Change::Everything);
         Ok(())
     }
 
     /// A link was announced, maybe with nothing new that we look at, but with a program at XDP.
     pub(super) fn link_announced(&mut self, event: &LinkEvent) {
         let now = self.now();
+        if let LinkEvent::Changed(link) = event {
+            self.forwarding_changed(Change::Interface(link.index));
+        }
         let (Some(observer), LinkEvent::Changed(link)) = (&mut self.observer, event) else { return };
         if self.links.get(link.index) == Some(link) {
             observer.link_changed(link.index, &self.links);
@@ -473,6 +482,7 @@ impl<H: Host> Agent<H> {
     pub(super) fn surroundings_event(&mut self, happened: Happened) -> Result<(), DaemonError> {
         let now = self.now();
         if let Happened::Announced(Ok(events)) = &happened {
+            events.iter().for_each(|event| self.forwarding_changed(Change::of(event)));
             self.verify_programs(events.iter().filter_map(|event| match event {
                 NodeEvent::TrafficControl(index) => *index,
                 _ => None,
@@ -524,6 +534,7 @@ impl<H: Host> Agent<H> {
                     self.surroundings_changed |= other;
                     self.pace.trigger(pace::Trigger::Surroundings, now);
                 }
+                self.forwarding_surrounded();
             }
         }
         Ok(())

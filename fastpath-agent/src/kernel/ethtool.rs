@@ -11,6 +11,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use crate::core::model::IfName;
 
 // include/uapi/linux/ethtool.h
+const ETHTOOL_GTXCSUM: u32 = 0x16;
 const ETHTOOL_GSTRINGS: u32 = 0x1b;
 const ETHTOOL_GSSET_INFO: u32 = 0x37;
 const ETHTOOL_GFEATURES: u32 = 0x3a;
@@ -52,6 +53,14 @@ impl Ethtool {
         let bit = |word: usize| features[2 + 4 * (index / 32) + word] >> (index % 32) & 1 == 1;
         let (available, active) = (bit(0), bit(2));
         Ok((available || active).then_some(active))
+    }
+
+    /// Whether checksums may be left to the device (`tx-checksumming`).
+    pub(super) fn sums_up(&self, device: &IfName) -> io::Result<bool> {
+        // struct ethtool_value: cmd, data.
+        let mut value = [ETHTOOL_GTXCSUM, 0];
+        self.ask(device, &mut value)?;
+        Ok(value[1] != 0)
     }
 
     /// Number of features, and the position of the wanted one among them.

@@ -17,17 +17,18 @@ use super::{
     links::{LinkError, Links},
     nft::Nft,
     probe::{Kernel, Support},
-    xfrm,
+    surface, xfrm,
 };
 use crate::{
     core::{
         doctor::facts::{
-            AgentFacts, EbpfFacts, Families, Feature, IngressProgram, KernelFacts, MapFacts, Missing,
-            NodeFacts, Reading, Unread,
+            AgentFacts, EbpfFacts, Families, Feature, ForwardFacts, IngressProgram, KernelFacts, MapFacts,
+            Missing, NodeFacts, Reading, Unread,
         },
         known_bugs::KernelNames,
         link::select::Selection,
         model::{IfIndex, IfName, Link, TABLE},
+        peer::{Chains, NoForwarding},
         ruleset::{observed::Observed, wanted::Policy},
     },
     kernel::capabilities::capabilities,
@@ -69,6 +70,8 @@ pub struct Given {
     pub chooses_threshold: bool,
     /// eBPF is switched off.
     pub without_ebpf: bool,
+    /// Packets are to be forwarded ahead of the flowtable, and what is known for that.
+    pub forward: Option<Result<Chains, NoForwarding>>,
     /// Where maps are pinned.
     pub pin_path: PathBuf,
 }
@@ -138,8 +141,16 @@ pub async fn gather(given: Given, kernel: &Kernel) -> Result<NodeFacts, LinkErro
     let mut sockets = Links::open()?;
     let links = sockets.list()?;
     let addresses = sockets.addresses()?;
-    let Given { agent, unread, mut policy, ignores_known_bugs, chooses_threshold, without_ebpf, pin_path } =
-        given;
+    let Given {
+        agent,
+        unread,
+        mut policy,
+        ignores_known_bugs,
+        chooses_threshold,
+        without_ebpf,
+        forward,
+        pin_path,
+    } = given;
     let own = Path::new("/proc/self/status");
     let name = KernelName::read();
     let mut nft = Nft::open();
@@ -184,6 +195,8 @@ pub async fn gather(given: Given, kernel: &Kernel) -> Result<NodeFacts, LinkErro
         bpffs: bpf::on_bpffs(&pin_path).map_err(|error| error.to_string()),
         ebpf: ebpf(&pin_path),
         at_ingress: at_ingress(&links, &policy.selection),
+        forward: forward
+            .map(|chains| ForwardFacts { surfaces: surface::read(links.iter(), &pin_path), chains }),
         mark_filters: mark_filters(&links, &policy.selection),
         hardware: hardware(&links),
         pin_path: pin_path.display().to_string(),

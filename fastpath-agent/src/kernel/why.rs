@@ -455,6 +455,7 @@ fn moved(first: Option<FlowCounters>, second: Option<FlowCounters>) -> Moved {
         packets: second.packets.saturating_sub(first.packets),
         segments: second.segments.saturating_sub(first.segments),
         bytes: second.bytes.saturating_sub(first.bytes),
+        forwarded: second.forwarded.saturating_sub(first.forwarded),
     }
 }
 

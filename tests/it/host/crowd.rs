@@ -88,9 +88,15 @@ fn attach(max_flows: u32) -> Programs {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let links = runtime.block_on(async { Links::open().expect("rtnetlink").list().expect("the links") });
     let pin_path = Path::new("/sys/fs/bpf/fastpath").to_owned();
-    let mut programs =
-        load(&LoadConfig { pin_path, max_flows, threshold: 0, hook: Hook::Tc, chatter: Chatter::Silent })
-            .unwrap_or_else(|e| panic!("{e}"));
+    let mut programs = load(&LoadConfig {
+        pin_path,
+        max_flows,
+        threshold: 0,
+        hook: Hook::Tc,
+        forward: false,
+        chatter: Chatter::Silent,
+    })
+    .unwrap_or_else(|e| panic!("{e}"));
     for link in links.iter().filter(|link| ["c0", "s0"].contains(&link.name.as_str())) {
         programs.attach(link).expect("a program can be attached");
     }

@@ -48,6 +48,8 @@ pub enum Rules {
     AgentEbpf,
     /// The agent's, with XDP programs.
     AgentXdp,
+    /// The agent's, with eBPF programs that forward ahead of the flowtable.
+    AgentForward,
 }
 
 impl Rules {
@@ -69,11 +71,13 @@ impl Rules {
             Self::Agent => "ours",
             Self::AgentEbpf => "ours-ebpf",
             Self::AgentXdp => "ours-xdp",
+            Self::AgentForward => "ours-forward",
         }
     }
 
     /// What established connections are measured under.
-    pub(super) const FOR_CONNECTIONS: [Self; 4] = [Self::None, Self::Kindnet, Self::Agent, Self::AgentEbpf];
+    pub(super) const FOR_CONNECTIONS: [Self; 5] =
+        [Self::None, Self::Kindnet, Self::Agent, Self::AgentEbpf, Self::AgentForward];
 
     /// As rows of established connections call it.
     pub(super) fn of_connection(self) -> String {
@@ -173,18 +177,20 @@ impl Node {
     pub(super) fn load(&mut self, rules: Rules, threshold: u32, exclusions: &[String]) {
         let node = &self.topology.node;
         let threshold_flag = format!("--fastpath-threshold={threshold}");
-        let ebpf = match rules {
+        let ebpf: &[&str] = match rules {
             Rules::None => return,
             Rules::Kindnet => return node.nft(&reference::kindnet_above(threshold, &DEVICES)),
             Rules::KindnetDocument => {
                 return node.nft(&reference::kindnet_document_above(threshold, &DEVICES));
             }
             Rules::Alone => return node.nft(&rendered(node, threshold)),
-            Rules::Agent => "--ebpf=off",
-            Rules::AgentEbpf => "--ebpf=tc",
-            Rules::AgentXdp => "--ebpf=xdp",
+            Rules::Agent => &["--ebpf=off"],
+            Rules::AgentEbpf => &["--ebpf=tc"],
+            Rules::AgentXdp => &["--ebpf=xdp"],
+            Rules::AgentForward => &["--ebpf=tc", "--forward=peer"],
         };
-        let mut flags = vec![threshold_flag.as_str(), ebpf, MAX_FLOWS];
+        let mut flags = vec![threshold_flag.as_str(), MAX_FLOWS];
+        flags.extend(ebpf);
         if !exclusions.is_empty() {
             fs::write(EXCLUSIONS, exclusions.join("\n") + "\n").expect("the list of exclusions");
             flags.extend(["--exclude-file", EXCLUSIONS]);

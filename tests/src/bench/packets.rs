@@ -206,9 +206,15 @@ impl Setup {
             State::Offloaded => true,
             State::OneWay => matches!(
                 self.rules,
-                Rules::Kindnet | Rules::KindnetDocument | Rules::AgentEbpf | Rules::AgentXdp
+                Rules::Kindnet
+                    | Rules::KindnetDocument
+                    | Rules::AgentEbpf
+                    | Rules::AgentXdp
+                    | Rules::AgentForward
             ),
-            State::TooOld => matches!(self.rules, Rules::AgentEbpf | Rules::AgentXdp),
+            State::TooOld => {
+                matches!(self.rules, Rules::AgentEbpf | Rules::AgentXdp | Rules::AgentForward)
+            }
             State::Young | State::Assisting | State::Excluded => false,
         }
     }
@@ -365,6 +371,10 @@ pub(super) fn rows() -> Vec<Row> {
     for state in states {
         setups.extend(Rules::ALL.map(|rules| Setup { state, rules, ..plain }));
     }
+    let forward = Setup { rules: Rules::AgentForward, ..plain };
+    setups.extend([State::Offloaded, State::Young].map(|state| Setup { state, ..forward }));
+    setups.push(Setup { state: State::Offloaded, family: Family::V6, ..forward });
+    setups.push(Setup { state: State::Offloaded, ports: (125, 8), ..forward });
     setups.extend(Rules::MAIN.map(|rules| Setup { state: State::OneWay, rules, ..plain }));
     setups.push(Setup { state: State::Assisting, rules: Rules::AgentEbpf, ..plain });
     // A list of that length takes long to load, and packets of young flows never come near it.

@@ -104,7 +104,8 @@ fn a_slow_flow_is_called_so() {
     snapshot.sample.total.slow_flows = 1;
     for row in &mut snapshot.sample.rows {
         row.flow.state = State::Offloaded;
-        row.flow.path = Path { accelerated: Some(false), bypassed: Some(0), metered: Some(1234) };
+        row.flow.path =
+            Path { accelerated: Some(false), bypassed: Some(0), metered: Some(1234), forwarded: 0 };
     }
     let terminal = drawn(&mut app, 80, 24);
     let state = &terminal.backend().buffer()[(0, 9)];

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::{
     model::{IfIndex, IfName, Link},
+    peer::{Chains, NoForwarding, Surface},
     ruleset::{observed::Observed, wanted::Policy},
     threshold::Lengths,
 };
@@ -59,10 +60,20 @@ pub struct NodeFacts {
     pub ebpf: Reading<EbpfFacts>,
     /// Other programs' eBPF programs at ingress, by interface; interfaces without one are left out.
     pub at_ingress: Reading<BTreeMap<IfIndex, Vec<IngressProgram>>>,
+    /// What is at interfaces; absent unless packets are to be forwarded ahead of the flowtable.
+    pub forward: Option<ForwardFacts>,
     /// Filters of traffic control at egress of interfaces that ask for packets' marks: kind and interface, in words.
     pub mark_filters: Reading<Vec<String>>,
     /// Interfaces whose driver has `hw-tc-offload`, and whether it is on.
     pub hardware: BTreeMap<IfName, bool>,
+}
+
+/// What forwarding ahead of the flowtable depends on.
+pub struct ForwardFacts {
+    /// What is at interfaces.
+    pub surfaces: BTreeMap<IfIndex, Surface>,
+    /// Chains at interfaces, or why nothing is forwarded at all.
+    pub chains: Result<Chains, NoForwarding>,
 }
 
 /// The kernel.

@@ -42,18 +42,23 @@ pub struct Path {
     /// Packets that were metered on the forward path after the flow had crossed the threshold; `None` if there is no
     /// meter.
     pub metered: Option<u64>,
+    /// Packets, both directions, that eBPF forwarded ahead of the flowtable (`--forward=peer`), a few less than it were;
+    /// conntrack hasn't counted them.
+    #[serde(default)]
+    pub forwarded: u64,
 }
 
 impl Path {
     /// Of a flow that is offloaded. `metered` must have been read after `seen`.
     pub(super) fn measure(seen: &[Option<FlowCounters>; 2], metered: &Metered, node: &Node) -> Self {
+        let forwarded = seen.iter().flatten().map(|c| c.forwarded).sum();
         let slow = match metered {
             Metered::Unknown => None,
             Metered::Nothing => Some(0),
             Metered::Packets { packets, .. } => Some(*packets),
         };
         let (Some(slow), Some(young)) = (slow, node.young_packets(seen)) else {
-            return Self { metered: slow, ..Self::default() };
+            return Self { metered: slow, forwarded, ..Self::default() };
         };
         if seen.iter().all(Option::is_none) {
             return Self { metered: Some(slow), ..Self::default() };
@@ -80,7 +85,7 @@ impl Path {
             _ if seen.iter().flatten().any(|c| !node.managed.contains(&IfIndex(c.ifindex))) => None,
             _ => Some(true),
         };
-        Self { accelerated, bypassed: Some(bypassed), metered: Some(slow) }
+        Self { accelerated, bypassed: Some(bypassed), metered: Some(slow), forwarded }
     }
 }
 

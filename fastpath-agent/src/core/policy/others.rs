@@ -6,6 +6,7 @@ use super::deny;
 use crate::core::{
     model::TABLE,
     policy::chain::{Base, Chain, Device, SetKey, TableKey},
+    revalidate::{Notice, Subject},
 };
 
 // Families and hooks, include/uapi/linux/netfilter.h.
@@ -37,6 +38,15 @@ impl Others {
     /// Whether the table of this family and name is the one that we own.
     pub fn is_ours(family: u8, table: &str) -> bool {
         (family, table) == (INET, TABLE)
+    }
+
+    /// Whether a notice may be about a chain at a single interface.
+    pub fn may_be_at_interface(notice: &Notice<'_>) -> bool {
+        match (notice.family, &notice.subject) {
+            (NETDEV, _) => true,
+            (INET, Subject::Chain { hook: Some(hook), .. }) => hook.number == INET_INGRESS,
+            _ => false,
+        }
     }
 
     /// Highest priority of a filter chain in the forward hook, late ones only if they can deny a packet of an established
@@ -111,6 +121,16 @@ impl Others {
             }
         }
         devices
+    }
+
+    /// Devices with a chain at egress.
+    pub fn egress(&self) -> BTreeSet<Device> {
+        let of_table = |((family, _), chains): (&TableKey, &BTreeMap<String, Chain>)| {
+            let is_at_egress = |base: &&Base| *family == NETDEV && base.hook == NETDEV_EGRESS;
+            let bases = chains.values().filter_map(|chain| chain.base.as_ref()).filter(is_at_egress);
+            bases.flat_map(|base| base.devices.iter().cloned()).collect::<Vec<_>>()
+        };
+        self.0.iter().flat_map(of_table).collect()
     }
 
     /// Whether chains that offloaded packets pass behind the flowtable ask for what rules in skipped hooks can edit: they see such

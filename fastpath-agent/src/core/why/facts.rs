@@ -95,6 +95,8 @@ pub struct Moved {
     pub segments: u64,
     /// From the IP header on.
     pub bytes: u64,
+    /// Of the packets those that eBPF forwarded: they aren't seen to leave.
+    pub forwarded: u64,
 }
 
 /// What routing says of a packet.
@@ -233,10 +235,17 @@ impl FlowFacts {
         self.slow.map_or(0, |slow| slow.moved.packets)
     }
 
+    /// Packets of either direction that were seen to leave, or that eBPF forwarded, between the readings.
+    pub fn left(&self) -> Option<[u64; 2]> {
+        let [original, reply] = self.left?;
+        let [first, second] = [0, 1].map(|d| self.directions[d].moved.forwarded);
+        Some([original + first, reply + second])
+    }
+
     /// The direction of which packets came during the readings and none left, in a word.
     pub fn lost(&self) -> Option<&'static str> {
         // Fragments of IPv6, which take the forward path, aren't seen to leave.
-        let left = self.left.filter(|_| self.slow_moved() == 0)?;
+        let left = self.left().filter(|_| self.slow_moved() == 0)?;
         if !self.counting {
             return (left == [0; 2] && self.moved() > STRAYS).then_some("either");
         }
@@ -316,6 +325,11 @@ impl FlowFacts {
         let began = self.directions.iter().filter_map(|d| d.counted).map(|c| c.first_seen_ns).min();
         let young = self.ruleset.earlier.young_packets(self.ruleset.threshold.unwrap_or(0), began);
         all.saturating_sub(young + self.slow.map_or(0, |slow| slow.counter.packets))
+    }
+
+    /// Packets that eBPF has forwarded ahead of the flowtable: conntrack hasn't counted them.
+    pub fn forwarded(&self) -> u64 {
+        self.directions.iter().filter_map(|d| d.counted).map(|c| c.forwarded).sum()
     }
 
     /// Time since the last packet, as counted at ingress.

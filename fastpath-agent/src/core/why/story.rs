@@ -306,7 +306,7 @@ pub(super) fn accelerated(facts: &FlowFacts) -> String {
                 0 => "none".to_owned(),
                 slow => slow.to_string(),
             };
-            let left = match facts.left {
+            let left = match facts.left() {
                 Some([original, reply]) => format!(", {} left again", original + reply),
                 None => String::new(),
             };
@@ -330,7 +330,15 @@ pub(super) fn accelerated(facts: &FlowFacts) -> String {
         };
         text += &format!("; {since}, {} have bypassed it", packets(facts.bypassed()));
     }
-    text
+    match facts.forwarded() {
+        0 => text,
+        forwarded => {
+            format!(
+                "{text}, {} of them forwarded in eBPF (conntrack hasn't counted these)",
+                packets(forwarded)
+            )
+        }
+    }
 }
 
 /// The verdict on a flow that a reason hinders.

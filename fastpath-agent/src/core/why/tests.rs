@@ -57,7 +57,7 @@ fn facts() -> FlowFacts {
             ifindex: input.0,
             ..FlowCounters::default()
         }),
-        moved: Moved { packets: 5, segments: 5, bytes: 500 },
+        moved: Moved { packets: 5, segments: 5, bytes: 500, forwarded: 0 },
         input: Some(input),
         back: Some(input),
         route: Route::Forward { output, gateway: None, mtu: 1500 },
@@ -267,7 +267,7 @@ const REASONS: &[(&str, Change, &str)] = &[
         "mtu",
         |f| {
             offloaded_and_slow(f);
-            f.directions[0].moved = Moved { packets: 5, segments: 5, bytes: 5 * 1600 };
+            f.directions[0].moved = Moved { packets: 5, segments: 5, bytes: 5 * 1600, forwarded: 0 };
         },
         "(1600 bytes on average) are larger than the MTU of the way out (1500)",
     ),

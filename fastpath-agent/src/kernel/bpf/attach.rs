@@ -4,6 +4,7 @@
 //! program or link.
 
 use std::{
+    collections::BTreeMap,
     io, mem,
     os::fd::AsFd,
     path::{Path, PathBuf},
@@ -18,8 +19,8 @@ use aya::{
     },
 };
 use fastpath_common::{
-    Ask, FlowKey, NoXdp, PROGRAM_ASK, PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK, PROGRAM_XDP,
-    PROGRAM_XDP_IDLE, Signal, SignalChange,
+    Ask, FlowKey, NoXdp, PROGRAM_ASK, PROGRAM_ETHERNET, PROGRAM_ETHERNET_FORWARD, PROGRAM_L3, PROGRAM_MARK,
+    PROGRAM_XDP, PROGRAM_XDP_IDLE, Signal, SignalChange,
 };
 use nix::net::if_::if_indextoname;
 
@@ -27,6 +28,7 @@ use super::{
     Attachment, BpfError, FlowEyes, Hook, Mechanism, ProgramLog, WithoutXdp,
     added::Added,
     error::{link_io, pin_io, program_io},
+    forward::Forwarding,
     maps, sys,
     tc::our_filters,
     xdp::{self, XdpMode},
@@ -57,6 +59,8 @@ pub struct Programs {
     tcx: bool,
     /// Absent where the kernel doesn't let us see flows go into the flowtable.
     added: Option<Added>,
+    /// Absent unless packets are to be forwarded, and can be.
+    forwarding: Option<Forwarding>,
     log: Option<ProgramLog>,
 }
 
@@ -66,9 +70,10 @@ impl Programs {
         pin_path: PathBuf,
         hook: Hook,
         added: Option<Added>,
+        forwarding: Option<Forwarding>,
         log: Option<ProgramLog>,
     ) -> Self {
-        Self { object, pin_path, hook, tcx: true, added, log }
+        Self { object, pin_path, hook, tcx: true, added, forwarding, log }
     }
 
     /// What the programs log; `None` if they log nothing, or it was taken already.
@@ -156,6 +161,18 @@ impl FlowEyes for Programs {
     fn tell_all(&mut self, all: bool) -> Result<(), BpfError> {
         self.added.as_mut().map_or(Ok(()), |added| added.tell_all(all))
     }
+
+    fn can_forward(&self) -> bool {
+        self.forwarding.is_some()
+    }
+
+    fn forward_between(&mut self, parts: &BTreeMap<IfIndex, u32>) -> Result<(), BpfError> {
+        self.forwarding.as_mut().map_or(Ok(()), |forwarding| forwarding.tell(parts))
+    }
+
+    fn ask_again(&mut self) -> Result<(), BpfError> {
+        self.forwarding.as_mut().map_or(Ok(()), Forwarding::void)
+    }
 }
 
 impl Programs {
@@ -195,8 +212,12 @@ impl Programs {
 
     fn attach_tc(&mut self, link: &Link, name: &IfName) -> Result<Mechanism, BpfError> {
         let failed = |e| BpfError::attach("attach to", name, e);
-        let program =
-            classifier(&mut self.object, if link.ethernet { PROGRAM_ETHERNET } else { PROGRAM_L3 })?;
+        let program = match (link.ethernet, &self.forwarding) {
+            (false, _) => PROGRAM_L3,
+            (true, None) => PROGRAM_ETHERNET,
+            (true, Some(_)) => PROGRAM_ETHERNET_FORWARD,
+        };
+        let program = classifier(&mut self.object, program)?;
         let pin = link_pin(&self.pin_path, link.index);
         if self.tcx {
             match attach_tcx(program, &pin, link.index, name) {

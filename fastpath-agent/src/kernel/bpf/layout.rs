@@ -8,6 +8,7 @@ use fastpath_common::Probe;
 /// Kinds of types, and the size of what follows their header (include/uapi/linux/btf.h).
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
+const KIND_FUNCTION: u32 = 12;
 /// A member is name, type and offset.
 const MEMBER: usize = 12;
 /// Structs within structs are no deeper than this in what is asked for.
@@ -21,6 +22,50 @@ pub(super) fn of_this_kernel() -> io::Result<Option<Probe>> {
     // Built in, its types are among the kernel's own.
     let module = fs::read(directory.join("nf_flow_table")).unwrap_or_default();
     Ok(layout(&base, &module))
+}
+
+/// What a program that asks conntrack has to know of this kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Conntrack {
+    /// Numbers of types: `bpf_skb_ct_lookup` and `bpf_ct_release`.
+    pub(super) lookup: u32,
+    pub(super) release: u32,
+    /// They belong to the module's types, not to those of the kernel itself.
+    pub(super) in_module: bool,
+    /// `nf_conn.status`, in bytes.
+    pub(super) status: u32,
+    /// The tuples of both directions in `nf_conn`, in bytes.
+    pub(super) tuples: [u32; 2],
+}
+
+/// The same for conntrack. `None` if this kernel has no such functions (before Linux 6.1, or without types of its modules).
+pub(super) fn conntrack_of_this_kernel() -> io::Result<Option<Conntrack>> {
+    let directory = Path::new("/sys/kernel/btf");
+    let base = fs::read(directory.join("vmlinux"))?;
+    let module = fs::read(directory.join(CONNTRACK)).unwrap_or_default();
+    Ok(conntrack(&base, &module))
+}
+
+/// Name of conntrack's module.
+pub(super) const CONNTRACK: &str = "nf_conntrack";
+
+fn conntrack(base: &[u8], module: &[u8]) -> Option<Conntrack> {
+    let types = Types::new(base, module)?;
+    let tuple = types.offset("nf_conntrack_tuple_hash", "tuple")?;
+    let first = types.offset("nf_conn", "tuplehash")? + tuple;
+    // What the program reads of a tuple.
+    let fits = types.size("nf_conntrack_tuple")? == 40
+        && types.offset("nf_conntrack_tuple", "dst")? == 20
+        && types.offset("nf_conntrack_man", "u")? == 16;
+    let (lookup, release) = (types.function("bpf_skb_ct_lookup")?, types.function("bpf_ct_release")?);
+    let found = Conntrack {
+        lookup,
+        release,
+        in_module: types.is_in_module(lookup),
+        status: types.offset("nf_conn", "status")?,
+        tuples: [first, first + types.size("nf_conntrack_tuple_hash")?],
+    };
+    (fits && types.is_in_module(release) == found.in_module).then_some(found)
 }
 
 pub(super) fn layout(base: &[u8], module: &[u8]) -> Option<Probe> {
@@ -98,6 +143,21 @@ impl<'b> Types<'b> {
     fn size(&self, structure: &str) -> Option<u32> {
         let (section, at) = *self.index.get(self.find(structure)?)?;
         word(self.sections[section].types, at + 8)
+    }
+
+    /// Number of a function.
+    fn function(&self, name: &str) -> Option<u32> {
+        let is_it = |&(section, at): &(usize, usize)| {
+            let types = self.sections[section].types;
+            let is_function = word(types, at + 4)? >> 24 & 0x1f == KIND_FUNCTION;
+            (is_function && self.string(word(types, at)?)? == name.as_bytes()).then_some(())
+        };
+        let id = (1..self.index.len()).find(|id| is_it(&self.index[*id]).is_some())?;
+        u32::try_from(id).ok()
+    }
+
+    fn is_in_module(&self, id: u32) -> bool {
+        self.index.get(id as usize).is_some_and(|(section, _)| *section > 0)
     }
 
     fn find(&self, structure: &str) -> Option<usize> {

@@ -4,9 +4,9 @@ use std::fs;
 
 use aya::{EbpfLoader, maps::MapInfo};
 use fastpath_common::{
-    ABI_VERSION, FlowCounters, FlowKey, HotFlow, MAP_EVENTS, MAP_FLOWS, MAP_HOT, MAP_NO_XDP, MAP_STATS,
-    NoXdp, PROGRAM_ASK, PROGRAM_ETHERNET, PROGRAM_L3, PROGRAM_MARK, PROGRAM_XDP, PROGRAM_XDP_IDLE,
-    PacketStats,
+    ABI_VERSION, FlowCounters, FlowKey, HotFlow, MAP_EVENTS, MAP_FLOWS, MAP_FORWARD_DEVICES, MAP_HOT,
+    MAP_NO_XDP, MAP_STATS, MAP_WAYS, NoXdp, PROGRAM_ASK, PROGRAM_ETHERNET, PROGRAM_ETHERNET_FORWARD,
+    PROGRAM_L3, PROGRAM_MARK, PROGRAM_XDP, PROGRAM_XDP_IDLE, PacketStats, Way,
     limits::{self, MIN_FLOWS},
 };
 
@@ -21,7 +21,10 @@ use crate::{
     },
 };
 
-use super::{BpfError, Chatter, Hook, LoadConfig, ProgramLog, Programs, added::Added, error::mib, maps};
+use super::{
+    BpfError, Chatter, Hook, LoadConfig, ProgramLog, Programs, added::Added, error::mib, forward::Forwarding,
+    maps,
+};
 
 /// What build.rs found; empty if the agent was built without.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fastpath-ebpf.o"));
@@ -65,6 +68,8 @@ fn within_limit(config: &LoadConfig) -> Result<LoadConfig, BpfError> {
     let mut config = config.clone();
     let Some(limit) = memory::limit() else { return Ok(config) };
     let cpus = aya::util::nr_cpus().map_err(|(_, error)| BpfError::io("count the CPUs", error))? as u32;
+    let ways = u64::from(cpus) * u64::from(limits::HOT_SLOTS) * size_of::<Way>() as u64;
+    let limit = if config.forward { limit.saturating_sub(ways) } else { limit };
     match memory_budget::room(limit, cpus, config.max_flows) {
         Room::All => {}
         Room::None => {
@@ -89,6 +94,10 @@ fn within_limit(config: &LoadConfig) -> Result<LoadConfig, BpfError> {
 fn load_object(config: &LoadConfig, takes_over: bool) -> Result<Programs, BpfError> {
     let mut loader = EbpfLoader::new();
     loader.map_max_entries(MAP_FLOWS, config.max_flows);
+    if !config.forward {
+        loader.map_max_entries(MAP_WAYS, 1);
+        loader.map_max_entries(MAP_FORWARD_DEVICES, 1);
+    }
     for map in MAPS {
         loader.map_pin_path(map, config.pin_path.join(map));
     }
@@ -114,9 +123,22 @@ fn load_object(config: &LoadConfig, takes_over: bool) -> Result<Programs, BpfErr
             |error| tracing::debug!(%error, "asking conntrack about each flow that crosses the threshold"),
         )
         .ok();
+    let forwarding = if config.forward {
+        let loaded = classifier(&mut object, PROGRAM_ETHERNET_FORWARD)?
+            .load()
+            .map_err(|e| BpfError::program(PROGRAM_ETHERNET_FORWARD, e))
+            .and_then(|()| Forwarding::load(&mut object, bytes));
+        loaded
+            .inspect_err(|error| {
+                tracing::warn!("packets take the flowtable's way, none is forwarded: {error}")
+            })
+            .ok()
+    } else {
+        None
+    };
     tracing::info!(pin_path = %config.pin_path.display(), max_flows = config.max_flows, takes_over, "eBPF programs loaded");
     let log = if config.chatter == Chatter::Silent { None } else { Some(ProgramLog::new(&mut object)?) };
-    Ok(Programs::new(object, config.pin_path.clone(), config.hook, added, log))
+    Ok(Programs::new(object, config.pin_path.clone(), config.hook, added, forwarding, log))
 }
 
 /// Needs Linux 5.18 (frames larger than a page).

@@ -117,7 +117,10 @@ impl Pinned {
         loop {
             let (read, next) = sys::lookup_batch(self.hot_data.fd().as_fd(), at, &mut keys, &mut slots, cpus)
                 .map_err(|error| BpfError::io("read the map of hot flows", error))?;
-            slots[..read * cpus].iter().filter(|slot| slot.packets > 0).for_each(&mut each);
+            slots[..read * cpus]
+                .iter()
+                .filter(|slot| slot.packets > 0 || slot.forwarded > 0)
+                .for_each(&mut each);
             match next {
                 Some(next) => at = Some(next),
                 None => return Ok(()),
@@ -150,6 +153,7 @@ impl Pinned {
         self.each_hot(|slot| {
             sum.counted.packets += slot.packets;
             sum.counted.bytes += slot.bytes;
+            sum.forwarded += slot.forwarded;
         })?;
         Ok(sum)
     }
@@ -232,6 +236,7 @@ pub(in crate::kernel) fn add_hot(counters: &mut FlowCounters, slot: &HotFlow) {
     add(&mut counters.packets, slot.packets);
     add(&mut counters.segments, slot.packets.wrapping_add(slot.extra_segments));
     add(&mut counters.bytes, slot.bytes);
+    add(&mut counters.forwarded, slot.forwarded);
     counters.flags |= slot.flags;
 }
 
@@ -251,6 +256,7 @@ pub(in crate::kernel) fn add(a: &PacketStats, b: &PacketStats) -> PacketStats {
         events_sent: sum(a.events_sent, b.events_sent),
         events_lost: sum(a.events_lost, b.events_lost),
         went_over: sum(a.went_over, b.went_over),
+        forwarded: sum(a.forwarded, b.forwarded),
     }
 }
 

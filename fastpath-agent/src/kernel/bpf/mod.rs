@@ -11,6 +11,7 @@ mod cleanup;
 mod denied;
 mod error;
 mod event_stream;
+mod forward;
 mod layout;
 mod load;
 mod maps;
@@ -23,7 +24,7 @@ mod sys;
 mod tc;
 mod xdp;
 
-use std::{fmt, io, path::PathBuf};
+use std::{collections::BTreeMap, fmt, io, path::PathBuf};
 
 use fastpath_common::{FlowKey, NoXdp, Signal};
 use serde::Serialize;
@@ -38,7 +39,7 @@ pub use self::{
     event_stream::EventStream,
     load::load,
     maps::{Events, Pinned, Reading, earlier_threshold},
-    others::{at_ingress, filters_by_mark, is_inspected},
+    others::{at_ingress, filters_by_mark, is_inspected, is_inspected_at_egress},
     program_log::{Chatter, ProgramLog},
     sweep::Sweep,
 };
@@ -84,6 +85,16 @@ pub trait FlowEyes {
 
     /// Whether crossings of flows that were seen to be offloaded are signalled too.
     fn tell_all(&mut self, all: bool) -> Result<(), BpfError>;
+
+    /// Whether packets can be forwarded ahead of the flowtable.
+    fn can_forward(&self) -> bool;
+
+    /// Says which interfaces take part in that, [`forward::IN`](fastpath_common::forward::IN) and
+    /// [`forward::OUT`](fastpath_common::forward::OUT); those that aren't named take none.
+    fn forward_between(&mut self, parts: &BTreeMap<IfIndex, u32>) -> Result<(), BpfError>;
+
+    /// Something has changed: where packets go is asked again, for every flow.
+    fn ask_again(&mut self) -> Result<(), BpfError>;
 }
 
 /// How to load the programs.
@@ -97,6 +108,8 @@ pub struct LoadConfig {
     pub threshold: u32,
     /// Where packets are counted.
     pub hook: Hook,
+    /// Whether to forward packets between pods ahead of the flowtable.
+    pub forward: bool,
     /// How much the programs say about single packets.
     pub chatter: Chatter,
 }

@@ -94,6 +94,19 @@ pub fn is_inspected(index: IfIndex, pin_path: &Path) -> io::Result<bool> {
     Ok(programs.into_iter().any(|id| !pinned.contains(&Some(id))))
 }
 
+/// Whether a program or a filter is at egress of an interface; the agent has none there. False if the interface is gone.
+pub fn is_inspected_at_egress(index: IfIndex) -> io::Result<bool> {
+    if tc::filters_at_egress(index)? {
+        return Ok(true);
+    }
+    match sys::tcx_egress_program_ids(index.0) {
+        Ok(programs) => Ok(!programs.is_empty()),
+        // Kernels without TCX, and interfaces that are gone.
+        Err(error) if says_unsupported(&error) || error.raw_os_error() == Some(libc::ENODEV) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 fn see(found: &mut Vec<IngressProgram>, ours_seen: &mut bool, kind: &'static str, name: String) {
     debug_assert!(PROGRAM_ETHERNET.starts_with(PREFIX) && PROGRAM_L3.starts_with(PREFIX));
     if name.starts_with(PREFIX) {

@@ -15,9 +15,14 @@ use std::{
 use aya::Pod;
 
 /// Of enum bpf_cmd (include/uapi/linux/bpf.h).
+const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const BPF_PROG_QUERY: libc::c_int = 16;
+const BPF_BTF_GET_FD_BY_ID: libc::c_int = 19;
+const BPF_BTF_GET_NEXT_ID: libc::c_int = 23;
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
@@ -25,6 +30,9 @@ const BPF_LINK_DETACH: libc::c_int = 34;
 /// Of enum bpf_attach_type.
 const BPF_XDP: u32 = 37;
 const BPF_TCX_INGRESS: u32 = 46;
+const BPF_TCX_EGRESS: u32 = 47;
+/// Of enum bpf_prog_type.
+const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 /// Programs that one hook of an interface can have (include/linux/bpf_mprog.h).
 const BPF_MPROG_MAX: usize = 64;
 
@@ -111,10 +119,19 @@ struct ProgQuery {
 /// Ids of the TCX programs at ingress of an interface, in order. Asks for no more than ids: to open a program by its id, as aya
 /// does to tell more of it, takes CAP_SYS_ADMIN.
 pub(super) fn tcx_program_ids(ifindex: u32) -> io::Result<Vec<u32>> {
+    program_ids(ifindex, BPF_TCX_INGRESS)
+}
+
+/// The same at egress.
+pub(super) fn tcx_egress_program_ids(ifindex: u32) -> io::Result<Vec<u32>> {
+    program_ids(ifindex, BPF_TCX_EGRESS)
+}
+
+fn program_ids(ifindex: u32, attach_type: u32) -> io::Result<Vec<u32>> {
     let mut ids = [0_u32; BPF_MPROG_MAX];
     let mut query = ProgQuery {
         target_ifindex: ifindex,
-        attach_type: BPF_TCX_INGRESS,
+        attach_type,
         prog_ids: ids.as_mut_ptr() as u64,
         count: ids.len() as u32,
         ..ProgQuery::default()
@@ -195,4 +212,142 @@ pub(super) fn pin(link: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
     bpf(BPF_OBJ_GET, &Object { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 }).map(new_fd)
+}
+
+/// The first members of the program's part of union bpf_attr.
+#[derive(Default)]
+#[repr(C)]
+struct ProgLoad {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+    prog_name: [u8; 16],
+    prog_ifindex: u32,
+    expected_attach_type: u32,
+    prog_btf_fd: u32,
+    func_info_rec_size: u32,
+    func_info: u64,
+    func_info_cnt: u32,
+    line_info_rec_size: u32,
+    line_info: u64,
+    line_info_cnt: u32,
+    attach_btf_id: u32,
+    attach_prog_fd: u32,
+    core_relo_cnt: u32,
+    fd_array: u64,
+}
+
+/// Loads a classifier whose calls of kernel functions name the types of `module` as number 1. Returns what the verifier said where it
+/// refuses. `name` has at most 15 bytes.
+pub(super) fn load_classifier(
+    name: &str,
+    instructions: &[aya_obj::generated::bpf_insn],
+    module: Option<BorrowedFd<'_>>,
+    log: &mut [u8],
+) -> io::Result<OwnedFd> {
+    let types = [0, module.map_or(0, raw)];
+    let mut prog_name = [0; 16];
+    prog_name[..name.len()].copy_from_slice(name.as_bytes());
+    let attribute = ProgLoad {
+        prog_type: BPF_PROG_TYPE_SCHED_CLS,
+        insn_cnt: instructions.len() as u32,
+        insns: instructions.as_ptr() as u64,
+        license: c"Dual MIT/GPL".as_ptr() as u64,
+        log_level: 1,
+        log_size: log.len() as u32,
+        log_buf: log.as_mut_ptr() as u64,
+        prog_name,
+        fd_array: types.as_ptr() as u64,
+        ..ProgLoad::default()
+    };
+    bpf(BPF_PROG_LOAD, &attribute).map(new_fd)
+}
+
+/// Member of union bpf_attr for elements of maps.
+#[repr(C)]
+struct Element {
+    map_fd: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Puts a program into a program array.
+pub(super) fn set_program(array: BorrowedFd<'_>, index: u32, program: BorrowedFd<'_>) -> io::Result<()> {
+    let value = raw(program);
+    let attribute = Element {
+        map_fd: raw(array),
+        padding: 0,
+        key: &raw const index as u64,
+        value: &raw const value as u64,
+        flags: 0,
+    };
+    bpf(BPF_MAP_UPDATE_ELEM, &attribute).map(drop)
+}
+
+/// The members of union bpf_attr that walk through ids, and open one.
+#[repr(C)]
+struct ById {
+    id: u32,
+    next_id: u32,
+    open_flags: u32,
+}
+
+#[repr(C)]
+struct InfoByFd {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// `struct bpf_btf_info`.
+#[derive(Default)]
+#[repr(C)]
+struct BtfInfo {
+    btf: u64,
+    btf_size: u32,
+    id: u32,
+    name: u64,
+    name_len: u32,
+    kernel_btf: u32,
+}
+
+/// Opens the types of a module of the kernel, which takes CAP_SYS_ADMIN; `NotFound` if there are none.
+pub(super) fn module_types(module: &str) -> io::Result<OwnedFd> {
+    let mut attribute = ById { id: 0, next_id: 0, open_flags: 0 };
+    loop {
+        // SAFETY: the attribute lives until the call returns; the kernel writes the next id to it.
+        let result = unsafe {
+            libc::syscall(libc::SYS_bpf, BPF_BTF_GET_NEXT_ID, &raw mut attribute, size_of::<ById>())
+        };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        attribute.id = attribute.next_id;
+        let types = match bpf(BPF_BTF_GET_FD_BY_ID, &ById { next_id: 0, ..attribute }).map(new_fd) {
+            Ok(types) => types,
+            // It has just gone.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
+            Err(error) => return Err(error),
+        };
+        let mut name = [0_u8; 64];
+        let mut info =
+            BtfInfo { name: name.as_mut_ptr() as u64, name_len: name.len() as u32, ..BtfInfo::default() };
+        let by_fd = InfoByFd {
+            bpf_fd: types.as_raw_fd() as u32,
+            info_len: size_of::<BtfInfo>() as u32,
+            info: &raw mut info as u64,
+        };
+        bpf(BPF_OBJ_GET_INFO_BY_FD, &by_fd)?;
+        if name.split(|byte| *byte == 0).next() == Some(module.as_bytes()) && info.kernel_btf != 0 {
+            return Ok(types);
+        }
+    }
 }

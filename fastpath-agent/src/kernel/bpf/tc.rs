@@ -2,7 +2,7 @@
 
 use std::io;
 
-use fastpath_common::{PROGRAM_ETHERNET, PROGRAM_L3};
+use fastpath_common::{PROGRAM_ETHERNET, PROGRAM_ETHERNET_FORWARD, PROGRAM_L3};
 use mnl::Bus;
 use rtnetlink::packet_route::tc::TcHandle;
 
@@ -58,6 +58,12 @@ pub(super) fn all_filters(index: IfIndex) -> io::Result<Vec<Filter>> {
     dump(index, clsact(TcHandle::MIN_INGRESS), parse_any)
 }
 
+/// Whether a device has filters at egress: at its root qdisc or at clsact.
+pub(super) fn filters_at_egress(index: IfIndex) -> io::Result<bool> {
+    Ok(!dump(index, ROOT, parse_any)?.is_empty()
+        || !dump(index, clsact(TcHandle::MIN_EGRESS), parse_any)?.is_empty())
+}
+
 /// Kinds of filters at egress of a device that ask for packets' marks: at its root qdisc and at clsact. None if the device is gone.
 pub(super) fn filters_by_mark(index: IfIndex) -> io::Result<Vec<String>> {
     let mut found = dump(index, ROOT, parse_by_mark)?;
@@ -96,7 +102,9 @@ fn dump<T>(index: IfIndex, parent: u32, parse: fn(&[u8]) -> Option<T>) -> io::Re
 fn parse(payload: &[u8]) -> Option<OurFilter> {
     let options = find(payload.get(TC_HEADER..)?, TCA_OPTIONS)?;
     let name = find(options.value(), TCA_BPF_NAME)?;
-    let is_ours = [PROGRAM_ETHERNET, PROGRAM_L3].iter().any(|known| name.name() == known.as_bytes());
+    let is_ours = [PROGRAM_ETHERNET, PROGRAM_ETHERNET_FORWARD, PROGRAM_L3]
+        .iter()
+        .any(|known| name.name() == known.as_bytes());
     is_ours
         .then(|| OurFilter { priority: priority(payload), handle: u32_at(payload, TC_HANDLE).unwrap_or(0) })
 }

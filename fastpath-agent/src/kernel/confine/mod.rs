@@ -12,8 +12,13 @@ pub use files::Files;
 
 /// What starting takes: the ruleset and links, maps and programs, the probe at a function of the kernel. The last one replaces
 /// two of them where a container runtime doesn't know those, and Debian's kernels need it for probes (`kernel.perf_event_paranoid`).
-const TO_START: [Capability; 4] =
-    [Capability::CAP_NET_ADMIN, Capability::CAP_BPF, Capability::CAP_PERFMON, Capability::CAP_SYS_ADMIN];
+const TO_START: [Capability; 5] = [
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_NET_BROADCAST,
+    Capability::CAP_BPF,
+    Capability::CAP_PERFMON,
+    Capability::CAP_SYS_ADMIN,
+];
 /// What is left then. Programs that are loaded are attached with it, too.
 const TO_RUN: [Capability; 1] = [Capability::CAP_NET_ADMIN];
 

@@ -443,6 +443,18 @@ impl FlowEyes for Node {
     fn tell_all(&mut self, _: bool) -> Result<(), BpfError> {
         self.works(Fault::Programs)
     }
+
+    fn can_forward(&self) -> bool {
+        false
+    }
+
+    fn forward_between(&mut self, _: &BTreeMap<IfIndex, u32>) -> Result<(), BpfError> {
+        self.works(Fault::Programs)
+    }
+
+    fn ask_again(&mut self) -> Result<(), BpfError> {
+        self.works(Fault::Programs)
+    }
 }
 
 fn attachment(link: &Link) -> Attachment {

@@ -72,6 +72,11 @@ impl Socket {
         Ok(socket)
     }
 
+    /// Has it hear the notifications of other network namespaces too, those that this one has a number for; takes CAP_NET_BROADCAST.
+    pub(in crate::kernel) fn hear_all_namespaces(&self) -> io::Result<()> {
+        self.set_option(libc::SOL_NETLINK, libc::NETLINK_LISTEN_ALL_NSID, 1)
+    }
+
     fn unbound(bus: Bus) -> io::Result<Self> {
         const KERNEL_BUFFER_BYTES: i32 = 4 << 20;
         let inner = mnl::Socket::open(bus)?;

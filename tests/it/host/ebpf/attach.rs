@@ -213,6 +213,7 @@ fn another_programs_tcx_program_stays() {
         max_flows: 16,
         threshold: 0,
         hook: Hook::Tc,
+        forward: false,
         chatter: Chatter::Silent,
     })
     .unwrap();
@@ -334,10 +335,10 @@ fn maps_of_another_size_or_version_are_replaced() {
     // As an agent of another version would have left it.
     let config = pin_path.join("fastpath_config");
     let config = config.to_str().unwrap();
-    let value = format!("7{}", " 0".repeat(size_of::<Config>() - 1));
+    let value = format!("200{}", " 0".repeat(size_of::<Config>() - 1));
     pair.node.output("bpftool", &words(&format!("map update pinned {config} key 0 0 0 0 value {value}")));
     let error = Pinned::open(&pin_path).err().expect("another version's maps aren't read");
-    assert!(matches!(error, BpfError::AbiMismatch { found: 7, expected: ABI_VERSION, .. }), "{error:?}");
+    assert!(matches!(error, BpfError::AbiMismatch { found: 200, expected: ABI_VERSION, .. }), "{error:?}");
     attach(&pair, &mut pair.load(0, 2048));
     send_and_expect(1);
 
@@ -409,6 +410,7 @@ fn without_a_bpf_file_system_the_error_says_what_to_do() {
         max_flows: 16,
         threshold: 0,
         hook: Hook::Tc,
+        forward: false,
         chatter: Chatter::Silent,
     })
     .err()

@@ -40,8 +40,14 @@ fn the_programs_say_what_they_do_when_asked_to() {
                 .finish();
             let subscriber = Arc::new(subscriber);
             let pair = Pair::new();
-            let config =
-                LoadConfig { pin_path: pair.bpffs.pin_path(), max_flows: 1024, threshold: 1, hook, chatter };
+            let config = LoadConfig {
+                pin_path: pair.bpffs.pin_path(),
+                max_flows: 1024,
+                threshold: 1,
+                hook,
+                forward: false,
+                chatter,
+            };
             let mut programs = load(&config).unwrap_or_else(|e| panic!("{e}"));
             pair.node.run(|| programs.attach(&pair.rx0()).unwrap());
             let raw = RawSocket::open(&pair.sender, "tx0");
@@ -78,6 +84,7 @@ fn without_it_the_programs_have_no_code_for_it() {
             threshold: 0,
             hook: Hook::Xdp,
             chatter,
+            forward: false,
         };
         let _programs = load(&config).unwrap_or_else(|e| panic!("{e}"));
         let map = aya::maps::MapInfo::from_pin(pair.bpffs.pin_path().join("fastpath_flows")).unwrap().id();

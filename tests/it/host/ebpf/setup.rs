@@ -110,6 +110,7 @@ impl Pair {
             max_flows,
             threshold,
             hook,
+            forward: false,
             chatter: Chatter::Silent,
         })
         .unwrap_or_else(|e| panic!("{e}"))

@@ -39,6 +39,7 @@ fn another_programs_xdp_program_stays() {
                 max_flows: 16,
                 threshold: 0,
                 hook: Hook::Xdp,
+                forward: false,
                 chatter: Chatter::Silent,
             };
             let mut their_programs = load(&config).unwrap();

@@ -146,6 +146,17 @@ fn sequences() -> impl Strategy<Value = Sequence> {
     )
 }
 
+/// What one of the nodes has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum With {
+    /// No agent: then nothing may differ.
+    NoAgent,
+    /// The agent, with eBPF programs or without.
+    Agent,
+    /// The agent, whose programs forward packets between pods.
+    Forwarding,
+}
+
 impl Sequence {
     /// That of a seed.
     #[must_use]
@@ -158,9 +169,9 @@ impl Sequence {
     }
 
     /// Does all of it, on fresh nodes. What fails in the harness counts as a failure of the sequence.
-    pub fn run(&self, with_agent: bool) -> Result<Summary, Failure> {
+    pub fn run(&self, with: With) -> Result<Summary, Failure> {
         let mut at = None;
-        let result = panic::catch_unwind(AssertUnwindSafe(|| self.try_run(with_agent, &mut at)));
+        let result = panic::catch_unwind(AssertUnwindSafe(|| self.try_run(with, &mut at)));
         let finding = match result {
             Ok(Ok(summary)) => return Ok(summary),
             Ok(Err(finding)) => finding,
@@ -172,8 +183,8 @@ impl Sequence {
         Err(Failure { at, finding })
     }
 
-    fn try_run(&self, with_agent: bool, at: &mut Option<usize>) -> Result<Summary, String> {
-        let mut run = Run::build(self, with_agent);
+    fn try_run(&self, with: With, at: &mut Option<usize>) -> Result<Summary, String> {
+        let mut run = Run::build(self, with);
         thread::sleep(LINKS);
         run.flows.refill(&run.worlds)?;
         if self.start_after == 0 {
@@ -196,7 +207,7 @@ impl Sequence {
 
     /// The shortest sequence found that fails too, with its failure, and how many were tried.
     #[must_use]
-    pub fn shrink(&self, failure: Failure, with_agent: bool) -> (Self, Failure, usize) {
+    pub fn shrink(&self, failure: Failure, with: With) -> (Self, Failure, usize) {
         let (mut best, mut failure, mut tries) = (self.clone(), failure, 0);
         if let Some(at) = failure.at {
             best.operations.truncate(at + 1);
@@ -206,7 +217,7 @@ impl Sequence {
                 return false;
             }
             tries += 1;
-            let Err(found) = candidate.run(with_agent) else { return false };
+            let Err(found) = candidate.run(with) else { return false };
             *best = candidate;
             if let Some(at) = found.at {
                 best.operations.truncate(at + 1);
@@ -258,7 +269,7 @@ impl Sequence {
     /// Shows that it doesn't fail.
     #[track_caller]
     pub fn assert_same_fate(&self) -> Summary {
-        match self.run(true) {
+        match self.run(With::Agent) {
             Ok(summary) => {
                 println!("{summary}");
                 summary
@@ -279,7 +290,7 @@ struct Run<'a> {
     sequence: &'a Sequence,
     worlds: [Topology; 2],
     flows: flows::Flows,
-    with_agent: bool,
+    with: With,
     agent: Option<Agent>,
     /// The next agent has other flags than the first one.
     upgraded: bool,
@@ -291,7 +302,7 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn build(sequence: &'a Sequence, with_agent: bool) -> Self {
+    fn build(sequence: &'a Sequence, with: With) -> Self {
         Netns::of_process_1().feed("bash", &["-euc", MODULES], "");
         let worlds = [(); 2].map(|()| {
             let layout = Layout { attach: sequence.attach, pods: 2, nat: sequence.nat };
@@ -317,27 +328,18 @@ impl<'a> Run<'a> {
         });
         let flows = flows::Flows::new(sequence.nat == Nat::Service || sequence.ipvs);
         let (log, summary) = (Vec::new(), Summary::default());
-        Self {
-            sequence,
-            worlds,
-            flows,
-            with_agent,
-            agent: None,
-            upgraded: false,
-            damaged: false,
-            log,
-            summary,
-        }
+        Self { sequence, worlds, flows, with, agent: None, upgraded: false, damaged: false, log, summary }
     }
 
     fn launch(&self) -> Option<Agent> {
         let node = &self.worlds[0].node;
         let flags = if self.upgraded { OTHER_FLAGS } else { &[] };
-        let start = || match self.sequence.programs {
-            true => Agent::start_with(node, flags),
-            false => Agent::start(node, flags),
-        };
-        self.with_agent.then(start)
+        match (self.with, self.sequence.programs) {
+            (With::NoAgent, _) => None,
+            (With::Agent, true) => Some(Agent::start_with(node, flags)),
+            (With::Agent, false) => Some(Agent::start(node, flags)),
+            (With::Forwarding, _) => Some(Agent::start_with(node, &[&["--forward=peer"], flags].concat())),
+        }
     }
 
     fn start_agent(&mut self) -> Result<(), String> {
@@ -348,7 +350,7 @@ impl<'a> Run<'a> {
     /// Does it to both nodes; it must end alike.
     fn perform(&mut self, operation: &Operation) -> Result<(), String> {
         if let Operation::Agent(operation) = operation {
-            return if self.with_agent { self.perform_on_agent(*operation) } else { Ok(()) };
+            return if self.with != With::NoAgent { self.perform_on_agent(*operation) } else { Ok(()) };
         }
         let top = self.sequence.attach.recipe().uppers.last().copied().unwrap_or("s0");
         let script = format!("top={top}; {}", operation.script());
