@@ -71,6 +71,15 @@ fn behind_a_service() {
     is_forwarded(Nat::Service, Proto::Udp, Family::V4);
 }
 
+/// Programs that log are other ones.
+#[test]
+fn with_programs_that_log() {
+    let topology = Topology::routed();
+    let _agent = Agent::start_with(&topology.node, &["--forward=peer", "--v=8"]);
+    let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
+    assert_becomes_forwarded(&topology, &mut flow);
+}
+
 /// What comes to an interface while a flow is forwarded past it: it sees every packet of the client's from then on.
 fn is_seen_by(come: impl FnOnce(&Topology), go: impl FnOnce(&Topology)) {
     let topology = Topology::routed();
