@@ -342,12 +342,12 @@ fn forged_packets_are_not_forwarded() {
         assert_eq!(flow.rounds(20), 20, "with a lease that has just begun");
         expected += 40;
         for _ in 0..50 {
-            forged.send_to(b"forged", server).expect("sent");
+            forged.send_to(&[0; 64], server).expect("sent");
         }
     }
     settle();
     for _ in 0..500 {
-        forged.send_to(b"forged", server).expect("sent");
+        forged.send_to(&[0; 64], server).expect("sent");
     }
     settle();
     let more = forwarded(&topology) - before;
