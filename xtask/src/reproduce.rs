@@ -20,11 +20,16 @@ const CLONES: [&str; 2] = ["one", "the-other"];
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let place = workspace::target().join("reproduce");
+    let clones = CLONES.map(|name| place.join(name));
+    // Both before the first is built: a commit that is made meanwhile has another time, which gets into the files.
+    for clone in &clones {
+        let _ = fs::remove_dir_all(clone); // of a run that was interrupted
+        process::run(Command::new("git").args(["clone", "--quiet"]).arg(workspace::root()).arg(clone))?;
+    }
     let mut builds = Vec::new();
-    for name in CLONES {
-        let clone = place.join(name);
-        builds.push(sums(&clone, &options.arch)?);
-        fs::remove_dir_all(&clone)?;
+    for clone in &clones {
+        builds.push(sums(clone, &options.arch)?);
+        fs::remove_dir_all(clone)?;
     }
     let [one, other] = &builds[..] else { bail!("two builds") };
     print!("{one}");
@@ -37,8 +42,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 /// Makes the clone's release; the digests of its files.
 fn sums(clone: &Path, arches: &[Arch]) -> Result<String> {
-    let _ = fs::remove_dir_all(clone); // of a run that was interrupted
-    process::run(Command::new("git").args(["clone", "--quiet"]).arg(workspace::root()).arg(clone))?;
     let mut command = Command::new("cargo");
     command.args(["xtask", "release", "--without-trial"]).current_dir(clone).env_remove("CARGO_TARGET_DIR");
     command.args(arches.iter().map(|arch| format!("--arch={}", arch.debian())));
