@@ -13,6 +13,9 @@ pub const OUT: u32 = 2;
 pub struct ForwardConfig {
     /// Counted up with every change of the node: ways of another generation are asked for again.
     pub generation: u64,
+    /// The last generation that the flowtable has to judge by itself: a packet of each flow is left to it before the kernel is
+    /// asked again.
+    pub judged: u64,
     /// For how long a way is taken before the kernel is asked again.
     pub lease: u64,
     /// How often a packet is left to the flowtable, which would forget a flow without packets.
@@ -23,7 +26,9 @@ pub struct ForwardConfig {
     pub refused: u64,
 }
 
-assert_layout!(ForwardConfig, 40, generation @ 0, lease @ 8, refresh @ 16, retry @ 24, refused @ 32);
+assert_layout!(
+    ForwardConfig, 48, generation @ 0, judged @ 8, lease @ 16, refresh @ 24, retry @ 32, refused @ 40,
+);
 
 /// The way of a flow's direction: what its packets look like when they leave. Only the CPU that has it reads and writes it.
 /// Addresses, ports and differences lie as in a packet.

@@ -16,7 +16,7 @@ use crate::{
     frame::Frame,
     kernel::{self, Tuple},
     maps::{FORWARD_CONFIG, FORWARD_DEVICES, FORWARD_PROGRAMS, HOT, WAYS},
-    plain::{self, Plain, V4, V6},
+    plain::{self, Plain, V4, V6, load},
 };
 
 const ETHERNET: usize = 14;
@@ -51,22 +51,6 @@ trait Rewrite: Plain {
     fn complete(way: &Way) -> Option<u32>;
 }
 
-/// Loads from a packet; see `plain`.
-macro_rules! load {
-    ($type:literal, $data:expr, $at:expr) => {{
-        let value: u64;
-        // SAFETY: within the packet, as the verifier makes sure.
-        unsafe {
-            asm!(
-                concat!("{v} = *(", $type, " *)({p} + {o})"),
-                v = out(reg) value, p = in(reg) $data, o = const $at,
-                options(readonly, nostack)
-            );
-        }
-        value
-    }};
-}
-
 /// Stores to a packet.
 macro_rules! store {
     ($type:literal, $data:expr, $at:expr, $value:expr) => {{
@@ -98,7 +82,7 @@ impl Rewrite for V4 {
         store!("u8", data, Self::HOPS, hops.wrapping_sub(1));
         let before = !(load!("u16", data, ETHERNET + 10) as u16);
         // One hop less, as RFC 1624 adds it; the byte is the first of its half word.
-        let sum = fold(u32::from(before) + fold32(way.addresses) + 0xfffe);
+        let sum = fold(u32::from(before) + halves(way.addresses) + 0xfffe);
         store!("u16", data, ETHERNET + 10, !sum);
         store!("u32", data, Self::ADDRESSES, way.src[0]);
         store!("u32", data, Self::ADDRESSES + 4, way.dst[0]);
@@ -142,7 +126,7 @@ impl Rewrite for V6 {
     /// `bpf_l4_csum_replace` took it off as for IPv4.
     #[inline(always)]
     fn complete(way: &Way) -> Option<u32> {
-        Some(fold32(way.addresses) + 0xfeff)
+        Some(halves(way.addresses) + 0xfeff)
     }
 }
 
@@ -191,6 +175,11 @@ fn forward_as<P: Rewrite, const WORDS: usize>(ctx: &TcContext) -> Option<i32> {
     // SAFETY: no preconditions.
     let tick = unsafe { bpf_jiffies64() };
     if hot.forward != HotFlow::FORWARDED || way.until <= tick || way.generation != config.generation {
+        // An IPsec policy, say, which no look-up here knows: the flowtable then lets the flow go.
+        if hot.forward == HotFlow::FORWARDED && way.generation < config.judged {
+            (way.generation, way.until) = (config.generation, 0);
+            return None;
+        }
         if hot.forward != HotFlow::FORWARDED {
             way.refresh = tick + config.refresh;
         }
@@ -408,11 +397,6 @@ fn difference(before: &[u32; 4], after: &[u32; 4]) -> u32 {
 #[inline(always)]
 fn halves(word: u32) -> u32 {
     (word & 0xffff) + (word >> 16)
-}
-
-#[inline(always)]
-fn fold32(sum: u32) -> u32 {
-    halves(sum)
 }
 
 #[inline(always)]

@@ -40,6 +40,8 @@ macro_rules! load {
     }};
 }
 
+pub(crate) use load;
+
 /// Whether `data` up to `end` may be a plain packet, by its link layer, and of which family.
 #[inline(always)]
 pub fn family(data: usize, end: usize) -> Option<Family> {

@@ -354,3 +354,28 @@ fn forged_packets_are_not_forwarded() {
     assert!(more > 300 && more <= expected, "{more} of {expected} and 1,500 forged ones");
     assert_eq!(flow.rounds(100), 100);
 }
+
+/// An IPsec policy that comes later forbids the flow's packets: on a node without the agent, with it, and with forwarding.
+#[test]
+fn a_new_ipsec_policy_holds_for_forwarded_flows() {
+    for flags in [None, Some(&[][..]), Some(&["--forward=peer"][..])] {
+        let topology = Topology::routed();
+        let _agent = flags.map(|flags| Agent::start_with(&topology.node, flags));
+        let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
+        match flags {
+            Some(["--forward=peer"]) => assert_becomes_forwarded(&topology, &mut flow),
+            Some(_) => topology.assert_becomes_accelerated(&mut flow),
+            None => assert_eq!(flow.rounds(50), 50),
+        }
+        topology.node.ip("xfrm policy add src 10.1.0.0/24 dst 10.2.0.0/24 dir fwd action block\n");
+        thread::sleep(ANNOUNCED);
+        flow.set_patience(Duration::from_millis(100));
+        assert_eq!(flow.rounds(3), 0, "{flags:?}");
+        topology.node.ip("xfrm policy flush\n");
+        flow.set_patience(Duration::from_secs(1));
+        wait_until("packets arrive again", SOON, || flow.rounds(1) == 1);
+        if flags == Some(&["--forward=peer"][..]) {
+            assert_becomes_forwarded(&topology, &mut flow);
+        }
+    }
+}

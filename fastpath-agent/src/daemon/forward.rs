@@ -17,7 +17,12 @@ use crate::{
         model::{IfIndex, Link},
         peer::{self, Chains, NoForwarding, Surface},
     },
-    kernel::{bpf::FlowEyes, node_monitor::NodeEvent, pod_monitor::PodMonitor, surface},
+    kernel::{
+        bpf::FlowEyes,
+        forward_monitor::{ForwardMonitor, Heard},
+        node_monitor::NodeEvent,
+        surface,
+    },
 };
 
 /// From an announcement to the reading: one change is often several.
@@ -36,8 +41,8 @@ pub(super) struct Forwarding {
     due: Option<u64>,
     read_at: u64,
     said: Option<String>,
-    /// Absent where other namespaces can't be heard of: then nothing is forwarded.
-    pods: Option<PodMonitor>,
+    /// Always there; only a default has none.
+    monitor: Option<ForwardMonitor>,
 }
 
 impl Forwarding {
@@ -45,21 +50,21 @@ impl Forwarding {
     pub(super) fn open() -> Option<Self> {
         let failed = |error: &io::Error| {
             warn!(
-                "packets take the flowtable's way, none is forwarded: programs that come to pods can't be heard of: {error} (it \
+                "packets take the flowtable's way, none is forwarded: pods and IPsec policies can't be heard of: {error} (it \
                  takes CAP_NET_BROADCAST)"
             );
         };
-        let pods = PodMonitor::open().inspect_err(failed).ok()?;
-        Some(Self { pods: Some(pods), ..Self::default() })
+        let monitor = ForwardMonitor::open().inspect_err(failed).ok()?;
+        Some(Self { monitor: Some(monitor), ..Self::default() })
     }
 
-    /// The time for a reading, or a program in a pod; never where nothing is forwarded. Cancelling it loses nothing.
+    /// The time for a reading, or an announcement; never where nothing is forwarded. Cancelling it loses nothing.
     pub(super) async fn next(forwarding: &mut Option<Self>, started: Instant) -> Happened {
         let Some(forwarding) = forwarding else { return std::future::pending().await };
-        let Some(pods) = &mut forwarding.pods else { return std::future::pending().await };
+        let Some(monitor) = &mut forwarding.monitor else { return std::future::pending().await };
         tokio::select! {
             () = at(started, forwarding.due) => Happened::Due,
-            heard = pods.next() => Happened::Program(heard),
+            heard = monitor.next() => Happened::Heard(heard),
         }
     }
 
@@ -96,8 +101,8 @@ impl Forwarding {
 pub(super) enum Happened {
     /// It is time to read what was announced.
     Due,
-    /// An XDP program may have come to a pod, or that can't be heard of any more.
-    Program(io::Result<()>),
+    /// Something that only forwarding has to know, or that can't be heard of any more.
+    Heard(io::Result<Heard>),
 }
 
 /// What has changed.
@@ -105,6 +110,8 @@ pub(super) enum Happened {
 pub(super) enum Change {
     /// Something that the kernel's look-ups answer for.
     Anything,
+    /// Something that only the kernel itself judges by.
+    Judged,
     /// An interface, or what is attached to it.
     Interface(IfIndex),
     /// Chains at interfaces: other programs' tables are about to be read again.
@@ -120,7 +127,7 @@ impl Change {
     pub(super) fn of(event: &NodeEvent) -> Self {
         match event {
             NodeEvent::RouteRules => Self::Chains,
-            NodeEvent::Routes | NodeEvent::Forwarding(_) => Self::Anything,
+            NodeEvent::Routes | NodeEvent::Forwarding(_) => Self::Judged,
             NodeEvent::TrafficControl(Some(index)) => Self::Interface(*index),
             NodeEvent::TrafficControl(None) | NodeEvent::Overrun => Self::Everything,
         }
@@ -133,8 +140,8 @@ impl<H: Host> Agent<H> {
         let now = self.now();
         let (Some(forwarding), Some(watch)) = (&mut self.forwarding, &mut self.watch) else { return };
         match change {
-            Change::Anything => {
-                if let Err(error) = watch.eyes().ask_again() {
+            Change::Anything | Change::Judged => {
+                if let Err(error) = watch.eyes().ask_again(change == Change::Judged) {
                     debug!(%error, "forwarding wasn't told to ask again");
                 }
                 return;
@@ -180,13 +187,14 @@ impl<H: Host> Agent<H> {
         self.read_surfaces();
     }
 
-    /// Does what is due, or takes note of a program.
+    /// Does what is due, or takes note of an announcement.
     pub(super) fn forwarding_event(&mut self, happened: Happened) {
         match happened {
             Happened::Due => self.read_surfaces(),
-            Happened::Program(Ok(())) => self.forwarding_changed(Change::Pods),
-            Happened::Program(Err(error)) => {
-                warn!("nothing is forwarded any more: programs that come to pods can't be heard of: {error}");
+            Happened::Heard(Ok(Heard::Program)) => self.forwarding_changed(Change::Pods),
+            Happened::Heard(Ok(Heard::IpsecPolicy)) => self.forwarding_changed(Change::Judged),
+            Happened::Heard(Err(error)) => {
+                warn!("nothing is forwarded any more: pods and IPsec policies can't be heard of: {error}");
                 self.forwarding_changed(Change::Everything);
                 self.forwarding = None;
             }

@@ -31,6 +31,7 @@ pub mod fake;
 pub mod file_watch;
 pub mod flow_source;
 pub mod flows;
+pub mod forward_monitor;
 #[cfg(any(fuzzing, test))]
 pub mod fuzz;
 pub mod ipvs;
@@ -46,7 +47,6 @@ mod netlink;
 pub mod nft;
 pub mod node_monitor;
 pub mod old_connections;
-pub mod pod_monitor;
 pub mod probe;
 pub mod route;
 pub mod route_rules;

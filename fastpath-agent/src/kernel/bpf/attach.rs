@@ -170,8 +170,8 @@ impl FlowEyes for Programs {
         self.forwarding.as_mut().map_or(Ok(()), |forwarding| forwarding.tell(parts))
     }
 
-    fn ask_again(&mut self) -> Result<(), BpfError> {
-        self.forwarding.as_mut().map_or(Ok(()), Forwarding::void)
+    fn ask_again(&mut self, judge: bool) -> Result<(), BpfError> {
+        self.forwarding.as_mut().map_or(Ok(()), |forwarding| forwarding.void(judge))
     }
 }
 

@@ -82,15 +82,19 @@ impl Forwarding {
         };
         let mut forwarding =
             Self { config, told: told()?, devices, parts: BTreeMap::new(), _programs: programs };
-        forwarding.void()?;
+        forwarding.void(false)?;
         sys::set_program(forwarding._programs.fd().as_fd(), 0, program.as_fd())
             .map_err(io("put the program that forwards in its place"))?;
         Ok(forwarding)
     }
 
-    /// What was found out before doesn't hold any more: the kernel is asked again with each flow's next packet.
-    pub(super) fn void(&mut self) -> Result<(), BpfError> {
+    /// What was found out before doesn't hold any more: the kernel is asked again with each flow's next packet, or, where the
+    /// flowtable has to judge first, with the one after it.
+    pub(super) fn void(&mut self, judge: bool) -> Result<(), BpfError> {
         self.told.generation += 1;
+        if judge {
+            self.told.judged = self.told.generation;
+        }
         self.config.set(0, self.told, 0).map_err(|e| BpfError::map("write the settings of forwarding", e))
     }
 
@@ -107,7 +111,7 @@ impl Forwarding {
             self.devices.insert(index.0, *part, 0).map_err(failed)?;
         }
         self.parts.clone_from(parts);
-        self.void()
+        self.void(false)
     }
 }
 
@@ -119,6 +123,7 @@ fn told() -> Result<ForwardConfig, BpfError> {
     let ticks = |ms: u64| (ms * 1000 / tick_us).max(1);
     Ok(ForwardConfig {
         generation: 0,
+        judged: 0,
         lease: ticks(LEASE_MS),
         refresh: ticks(REFRESH_MS),
         retry: ticks(RETRY_MS),

@@ -93,8 +93,8 @@ pub trait FlowEyes {
     /// [`forward::OUT`](fastpath_common::forward::OUT); those that aren't named take none.
     fn forward_between(&mut self, parts: &BTreeMap<IfIndex, u32>) -> Result<(), BpfError>;
 
-    /// Something has changed: where packets go is asked again, for every flow.
-    fn ask_again(&mut self) -> Result<(), BpfError>;
+    /// Something has changed: where packets go is asked again, for every flow; with `judge` after the flowtable has seen a packet.
+    fn ask_again(&mut self, judge: bool) -> Result<(), BpfError>;
 }
 
 /// How to load the programs.

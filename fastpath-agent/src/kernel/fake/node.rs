@@ -452,7 +452,7 @@ impl FlowEyes for Node {
         self.works(Fault::Programs)
     }
 
-    fn ask_again(&mut self) -> Result<(), BpfError> {
+    fn ask_again(&mut self, _: bool) -> Result<(), BpfError> {
         self.works(Fault::Programs)
     }
 }
