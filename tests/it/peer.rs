@@ -379,3 +379,20 @@ fn a_new_ipsec_policy_holds_for_forwarded_flows() {
         }
     }
 }
+
+/// Without what it needs to start it says so, and flows are offloaded as ever.
+#[test]
+fn without_the_capability_flows_are_offloaded() {
+    let topology = Topology::routed();
+    let mut command = std::process::Command::new("setpriv");
+    command.arg("--bounding-set=-sys_admin").arg(agent::binary()).args(["run", "--forward=peer"]);
+    command.env("FASTPATH_METRICS_BIND_ADDRESS", "");
+    let mut agent = Agent::spawn(&topology.node, &mut command);
+    agent.wait_for("flows are watched", SOON);
+    assert_eq!(
+        agent.count("takes CAP_SYS_ADMIN to start: grant it, or start the agent with --forward=off"),
+        1
+    );
+    let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
+    topology.assert_becomes_accelerated(&mut flow);
+}

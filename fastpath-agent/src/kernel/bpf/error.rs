@@ -68,6 +68,9 @@ pub enum BpfError {
         "the kernel allows no probe without CAP_SYS_ADMIN while kernel.perf_event_paranoid is above 2: set it to 2 to follow offloaded flows at lower cost"
     )]
     PerfEventParanoid,
+    /// The types of conntrack's module can't be opened.
+    #[error("asking conntrack takes CAP_SYS_ADMIN to start: grant it, or start the agent with --forward=off")]
+    ModuleTypes,
     /// There is no memory for them.
     #[error(
         "the memory limit of {} MiB is too low for eBPF: raise it to {} MiB or more, or run with --ebpf=off",

@@ -60,7 +60,10 @@ impl Forwarding {
             )
         })?;
         let types = match conntrack.in_module {
-            true => Some(sys::module_types(CONNTRACK).map_err(io("open the types of conntrack"))?),
+            true => Some(sys::module_types(CONNTRACK).map_err(|error| match error.raw_os_error() {
+                Some(libc::EPERM) => BpfError::ModuleTypes,
+                _ => BpfError::io("open the types of conntrack", error),
+            })?),
             false => None,
         };
         let code = code(object, bytes, &conntrack)?;
