@@ -3,9 +3,18 @@
 use crate::assert_layout;
 
 /// A bit of an interface in [`MAP_FORWARD_DEVICES`](crate::MAP_FORWARD_DEVICES): packets that come in there may be forwarded.
-pub const IN: u32 = 1;
-/// The same: packets may be forwarded to its other end.
-pub const OUT: u32 = 2;
+pub const IN: u64 = 1;
+/// The same: packets may be forwarded to its other end, whose [`address`] is in the same element.
+pub const OUT: u64 = 2;
+/// The bits of an address in such an element.
+pub const ADDRESS: u64 = !0xffff;
+
+/// An Ethernet address, given in half words as it lies in a frame, where [`ADDRESS`] has it.
+#[must_use]
+#[inline(always)]
+pub const fn address(halves: [u16; 3]) -> u64 {
+    (halves[0] as u64) << 16 | (halves[1] as u64) << 32 | (halves[2] as u64) << 48
+}
 
 /// What the agent tells [`PROGRAM_FORWARD`](crate::PROGRAM_FORWARD). Times are in ticks of the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -26,8 +26,8 @@ pub struct HotFlow {
     pub flags: u64,
     /// Of the packets those that a program forwarded. One that was counted the long way may be in it.
     pub forwarded: u64,
-    /// Whether a program may forward the flow's packets: [`HotFlow::NEW`], [`HotFlow::FORWARDED`], or the tick from which on
-    /// it is tried again.
+    /// Whether a program may forward the flow's packets: [`HotFlow::NEW`], [`HotFlow::FORWARDED`], [`HotFlow::SPARSE`], or the tick
+    /// from which on it is tried again.
     pub forward: u64,
     /// Which flow; all zero in a slot that was never used.
     pub key: FlowKey,
@@ -49,8 +49,17 @@ impl HotFlow {
     pub const NEW: u64 = 0;
     /// A value of [`HotFlow::forward`]: its way is known, or was.
     pub const FORWARDED: u64 = 1;
+    /// A value of [`HotFlow::forward`]: the same, and it had a single packet in its last tick.
+    pub const SPARSE: u64 = 2;
     /// For so many ticks without a packet a flow that is forwarded keeps its slot.
     pub const KEPT: u64 = 100;
+
+    /// Whether its way is known, or was.
+    #[must_use]
+    #[inline(always)]
+    pub fn is_forwarded(&self) -> bool {
+        matches!(self.forward, Self::FORWARDED | Self::SPARSE)
+    }
 }
 
 /// A flow's key as far as it takes little work to get it from a packet.

@@ -64,7 +64,8 @@ pub const MAP_NO_XDP: &str = "fastpath_no_xdp";
 pub const MAP_FORWARD_PROGRAMS: &str = "fastpath_tail";
 /// Array with one element: [`ForwardConfig`]. The running agent's.
 pub const MAP_FORWARD_CONFIG: &str = "fastpath_fwd";
-/// Hash: interface index (`u32`) → which side of forwarding it may be on, [`forward::IN`] and [`forward::OUT`]. The running agent's.
+/// Hash: interface index (`u32`) → which side of forwarding it may be on, [`forward::IN`] and [`forward::OUT`], and the Ethernet
+/// address of its other end (`u64`). The running agent's.
 pub const MAP_FORWARD_DEVICES: &str = "fastpath_fwddev";
 /// Per-CPU array with an element for each of [`limits::HOT_SLOTS`]: the [`Way`] of the flow in that slot. The running agent's.
 pub const MAP_WAYS: &str = "fastpath_ways";

@@ -80,8 +80,14 @@ pub fn flow<const MAY_BE_HOT: bool, const FORWARD: bool>(ctx: &impl Frame, packe
     };
     let mut slot =
         if MAY_BE_HOT { Slot::of(&MatchWords::of(packet.key()), &packet.words, now.tick) } else { None };
+    let mut busy = false;
     if let Some(Slot { mine: true, hot, .. }) = &mut slot {
-        amount = amount.and(begin_move::<FORWARD>(hot));
+        let pending = begin_move::<FORWARD>(hot);
+        busy = pending.packets > 0;
+        if FORWARD && hot.is_forwarded() {
+            hot.forward = if busy { HotFlow::FORWARDED } else { HotFlow::SPARSE };
+        }
+        amount = amount.and(pending);
     }
     let (hot, room) = match FLOWS.get_ptr_mut(packet.key()) {
         Some(counters) => {
@@ -97,7 +103,9 @@ pub fn flow<const MAY_BE_HOT: bool, const FORWARD: bool>(ctx: &impl Frame, packe
     if slot.mine {
         let closed = if slot.begun { HotFlow::CLOSED } else { 0 };
         end_move::<FORWARD>(slot.hot, now.tick | closed, room);
-        return FORWARD && room == HotFlow::NO_LIMIT && slot.hot.forward <= now.tick;
+        // The kernel isn't asked for a flow with a single packet in a tick.
+        let may_begin = busy && slot.hot.forward <= now.tick;
+        return FORWARD && room == HotFlow::NO_LIMIT && (may_begin || slot.hot.is_forwarded());
     }
     if !hot || FORWARD && slot.is_kept(now.tick) {
         return false;
@@ -149,8 +157,7 @@ impl Slot<'_> {
     /// Whether a flow that is being forwarded keeps it: without its way its packets would be overtaken again and again.
     #[inline(always)]
     fn is_kept(&self, tick: u64) -> bool {
-        self.hot.forward == HotFlow::FORWARDED
-            && tick.wrapping_sub(self.hot.tick & !HotFlow::CLOSED) < HotFlow::KEPT
+        self.hot.is_forwarded() && tick.wrapping_sub(self.hot.tick & !HotFlow::CLOSED) < HotFlow::KEPT
     }
 }
 

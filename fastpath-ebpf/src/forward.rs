@@ -174,13 +174,19 @@ fn forward_as<P: Rewrite, const WORDS: usize>(ctx: &TcContext) -> Option<i32> {
     let config = FORWARD_CONFIG.get(0)?;
     // SAFETY: no preconditions.
     let tick = unsafe { bpf_jiffies64() };
-    if hot.forward != HotFlow::FORWARDED || way.until <= tick || way.generation != config.generation {
+    let known = hot.is_forwarded();
+    if !known || way.until <= tick || way.generation != config.generation {
         // An IPsec policy, say, which no look-up here knows: the flowtable then lets the flow go.
-        if hot.forward == HotFlow::FORWARDED && way.generation < config.judged {
+        if known && way.generation < config.judged {
             (way.generation, way.until) = (config.generation, 0);
             return None;
         }
-        if hot.forward != HotFlow::FORWARDED {
+        // Not worth asking for. It isn't tried again at once, or its packets would be overtaken again and again.
+        if hot.forward == HotFlow::SPARSE && hot.packets == 0 {
+            hot.forward = way.until + config.retry;
+            return None;
+        }
+        if !known {
             way.refresh = tick + config.refresh;
         }
         if let Err(ticks) = ask::<P, WORDS>(ctx, data, hot.key.protocol, way, config) {
@@ -299,7 +305,12 @@ fn ask<P: Rewrite, const WORDS: usize>(
         return Err(config.retry);
     }
     let out = route.ifindex;
-    if out == into || part(out) & forward::OUT == 0 {
+    let device = part(out);
+    // The other end would take what isn't for its address, which it drops if it comes over the veth.
+    if out == into
+        || device & forward::OUT == 0
+        || device & forward::ADDRESS != forward::address(route.destination)
+    {
         return Err(config.refused);
     }
     // As the flowtable has it: packets come in where answers leave.
@@ -327,7 +338,7 @@ fn ask<P: Rewrite, const WORDS: usize>(
 
 /// An interface's part in forwarding.
 #[inline(always)]
-fn part(ifindex: u32) -> u32 {
+fn part(ifindex: u32) -> u64 {
     // SAFETY: the agent changes it in one store.
     unsafe { FORWARD_DEVICES.get(ifindex).copied().unwrap_or(0) }
 }

@@ -50,7 +50,7 @@ pub static FORWARD_CONFIG: Array<ForwardConfig, 1> = Array::new();
 #[btf_map(name = "fastpath_fwddev")]
 pub static FORWARD_DEVICES: HashMap<
     u32,
-    u32,
+    u64,
     { limits::MAX_FORWARD_DEVICES as usize },
     { BPF_F_NO_PREALLOC as usize },
 > = HashMap::new();

@@ -255,6 +255,50 @@ fn a_packet_over_the_mtu_takes_the_normal_path() {
     assert!(more <= 5, "{more}: answers at most");
 }
 
+/// What the pod's end of a veth drops stays dropped: nothing asks it when a packet is put in behind it.
+fn is_dropped_by_the_pod(payload: usize, on_node: &str, in_pod: &str) {
+    for with_agent in [false, true] {
+        let topology = Topology::routed();
+        let _agent = with_agent.then(|| Agent::start_with(&topology.node, &["--forward=peer"]));
+        let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
+        if with_agent {
+            assert_becomes_forwarded(&topology, &mut flow);
+        }
+        flow.set_payload(payload);
+        flow.set_patience(Duration::from_millis(200));
+        assert_eq!(flow.rounds(3), 3);
+        topology.node.ip(on_node);
+        topology.server().ns.ip(in_pod);
+        thread::sleep(ANNOUNCED);
+        assert_eq!(flow.rounds(3), 0, "with an agent: {with_agent}");
+    }
+}
+
+#[test]
+fn what_is_too_large_for_the_pod_is_dropped() {
+    is_dropped_by_the_pod(900, "", "link set eth0 mtu 600\n");
+}
+
+#[test]
+fn what_is_for_another_address_is_dropped() {
+    is_dropped_by_the_pod(
+        64,
+        "neighbour replace 10.2.0.2 lladdr 02:00:00:00:00:99 nud permanent dev s0\n",
+        "",
+    );
+}
+
+#[test]
+fn a_pod_with_another_address_is_asked_for_it() {
+    let topology = Topology::routed();
+    let _agent = Agent::start_with(&topology.node, &["--forward=peer"]);
+    let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
+    assert_becomes_forwarded(&topology, &mut flow);
+    topology.server().ns.ip("link set eth0 address 02:00:00:00:00:77\n");
+    topology.node.ip("neighbour del 10.2.0.2 dev s0\n");
+    assert_becomes_forwarded(&topology, &mut flow);
+}
+
 /// Everything that transfers a lot goes intact, whatever the offloads make of it.
 #[test]
 fn large_transfers_arrive_intact() {

@@ -102,7 +102,7 @@ fn why(flow: &Flow) -> String {
     match (&flow.state, flow.path.metered) {
         (State::Stalled(cause) | State::Never(cause), _) => cause.to_string(),
         (_, Some(metered)) if flow.slow() => format!("{metered} packets took the normal path"),
-        _ => String::new(),
+        _ => flow.forwarded().unwrap_or_default(),
     }
 }
 

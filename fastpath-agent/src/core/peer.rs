@@ -24,15 +24,31 @@ pub struct Surface {
     pub inspected_at_egress: Option<bool>,
     /// Checksums may be left to it (`tx-checksumming` of ethtool).
     pub checksums: Option<bool>,
-    /// The other end, if it is a veth whose other end is in another network namespace.
-    pub peer: Option<Peer>,
+    /// The other end, if it is a veth.
+    pub other_end: OtherEnd,
+}
+
+/// Where the other end of a veth is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum OtherEnd {
+    /// In this network namespace, or there is none.
+    #[default]
+    Here,
+    /// In another one.
+    There(Peer),
+    /// In another one, and couldn't be read.
+    Unread,
 }
 
 /// The other end of a veth, in another network namespace.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// An XDP program is in its driver.
-    pub xdp: Option<bool>,
+    pub xdp: bool,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Its Ethernet address.
+    pub address: [u8; 6],
 }
 
 /// Chains of other programs at single interfaces.
@@ -69,6 +85,8 @@ pub enum NoPart {
     Checksums,
     /// An XDP program in the pod.
     PeerXdp,
+    /// The pod takes smaller packets only.
+    PeerMtu,
     /// It couldn't be read.
     Unknown {
         /// What.
@@ -99,6 +117,7 @@ impl fmt::Display for NoPart {
             }
             Self::Checksums => f.write_str("it leaves no checksums to its other end (ethtool -K … tx off)"),
             Self::PeerXdp => f.write_str("an XDP program is at its other end"),
+            Self::PeerMtu => f.write_str("its other end has a smaller MTU"),
             Self::Unknown { what } => write!(f, "unknown: {what} can't be read"),
         }
     }
@@ -148,15 +167,19 @@ pub fn from(link: &Link, surface: &Surface, chains: &Chains) -> Result<(), NoPar
     Ok(())
 }
 
-/// Whether packets may be forwarded to the other end of `link`.
-pub fn to(link: &Link, surface: &Surface, chains: &Chains) -> Result<(), NoPart> {
+/// Whether packets may be forwarded to the other end of `link`, and for which Ethernet address.
+pub fn to(link: &Link, surface: &Surface, chains: &Chains) -> Result<[u8; 6], NoPart> {
     if link.kind.as_deref() != Some("veth") {
         return Err(NoPart::NoVeth);
     }
     if link.master.is_some() {
         return Err(NoPart::Port);
     }
-    let Some(peer) = &surface.peer else { return Err(NoPart::SameNamespace) };
+    let peer = match &surface.other_end {
+        OtherEnd::There(peer) => peer,
+        OtherEnd::Here => return Err(NoPart::SameNamespace),
+        OtherEnd::Unread => return Err(NoPart::Unknown { what: "its other end" }),
+    };
     match surface.qdisc.as_deref() {
         Some(NO_QUEUE) => {}
         Some(other) => return Err(NoPart::Qdisc { name: other.to_owned() }),
@@ -169,10 +192,14 @@ pub fn to(link: &Link, surface: &Surface, chains: &Chains) -> Result<(), NoPart>
     if !surface.checksums.ok_or(NoPart::Unknown { what: "its features" })? {
         return Err(NoPart::Checksums);
     }
-    if peer.xdp.ok_or(NoPart::Unknown { what: "its other end" })? {
+    if peer.xdp {
         return Err(NoPart::PeerXdp);
     }
-    Ok(())
+    // A veth drops what is too large for its other end.
+    if peer.mtu < link.mtu {
+        return Err(NoPart::PeerMtu);
+    }
+    Ok(peer.address)
 }
 
 fn is_at(devices: &BTreeSet<Device>, link: &Link) -> bool {
@@ -184,6 +211,8 @@ mod tests {
     use super::*;
     use crate::core::model::{IfIndex, test_link};
 
+    const PEER: Peer = Peer { xdp: false, mtu: 1500, address: [2, 0, 0, 0, 0, 1] };
+
     fn pod() -> (Link, Surface) {
         let link = Link { kind: Some("veth".to_owned()), ..test_link("veth1") };
         let surface = Surface {
@@ -191,7 +220,7 @@ mod tests {
             inspected: Some(false),
             inspected_at_egress: Some(false),
             checksums: Some(true),
-            peer: Some(Peer { xdp: Some(false) }),
+            other_end: OtherEnd::There(PEER),
         };
         (link, surface)
     }
@@ -200,16 +229,23 @@ mod tests {
     fn a_pod_takes_part_unless_something_would_be_passed_by() {
         let none = Chains::default();
         let (link, surface) = pod();
-        assert_eq!((from(&link, &surface, &none), to(&link, &surface, &none)), (Ok(()), Ok(())));
+        assert_eq!((from(&link, &surface, &none), to(&link, &surface, &none)), (Ok(()), Ok(PEER.address)));
         let cases = [
             (Surface { qdisc: Some("fq_codel".to_owned()), ..surface.clone() }, "qdisc"),
             (Surface { qdisc: None, ..surface.clone() }, "unknown"),
             (Surface { inspected_at_egress: Some(true), ..surface.clone() }, "egress"),
             (Surface { inspected_at_egress: None, ..surface.clone() }, "unknown"),
             (Surface { checksums: Some(false), ..surface.clone() }, "checksums"),
-            (Surface { peer: None, ..surface.clone() }, "same-namespace"),
-            (Surface { peer: Some(Peer { xdp: Some(true) }), ..surface.clone() }, "peer-xdp"),
-            (Surface { peer: Some(Peer { xdp: None }), ..surface.clone() }, "unknown"),
+            (Surface { other_end: OtherEnd::Here, ..surface.clone() }, "same-namespace"),
+            (Surface { other_end: OtherEnd::Unread, ..surface.clone() }, "unknown"),
+            (
+                Surface { other_end: OtherEnd::There(Peer { xdp: true, ..PEER }), ..surface.clone() },
+                "peer-xdp",
+            ),
+            (
+                Surface { other_end: OtherEnd::There(Peer { mtu: 1499, ..PEER }), ..surface.clone() },
+                "peer-mtu",
+            ),
         ];
         for (surface, expected) in cases {
             let reason: &str = to(&link, &surface, &none).unwrap_err().into();
@@ -218,7 +254,7 @@ mod tests {
         }
         let inspected = Surface { inspected: Some(true), ..surface.clone() };
         assert_eq!(from(&link, &inspected, &none), Err(NoPart::Ingress));
-        assert_eq!(to(&link, &inspected, &none), Ok(()));
+        assert_eq!(to(&link, &inspected, &none), Ok(PEER.address));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::{
     core::{
         link::table::LinkTable,
         model::{IfIndex, Link},
-        peer::{self, Chains, NoForwarding, Surface},
+        peer::{self, Chains, NoForwarding, OtherEnd, Surface},
     },
     kernel::{
         bpf::FlowEyes,
@@ -73,13 +73,15 @@ impl Forwarding {
     }
 
     /// Each interface's part.
-    fn parts(&self, links: &LinkTable) -> BTreeMap<IfIndex, u32> {
+    fn parts(&self, links: &LinkTable) -> BTreeMap<IfIndex, u64> {
         let Some(Ok(chains)) = &self.chains else { return BTreeMap::new() };
         let is_stale = |index| self.stale.as_ref().is_none_or(|stale| stale.contains(index));
         let part = |link: &Link, surface: &Surface| {
-            let bit = |judged: Result<(), _>, bit| if judged.is_ok() { bit } else { 0 };
-            bit(peer::from(link, surface, chains), forward::IN)
-                | bit(peer::to(link, surface, chains), forward::OUT)
+            let from = peer::from(link, surface, chains).map_or(0, |()| forward::IN);
+            let to = |[a, b, c, d, e, f]: [u8; 6]| {
+                forward::OUT | forward::address([[a, b], [c, d], [e, f]].map(u16::from_ne_bytes))
+            };
+            from | peer::to(link, surface, chains).map_or(0, to)
         };
         let known = self.surfaces.iter().filter(|(index, _)| !is_stale(index));
         let parts = known.filter_map(|(index, surface)| Some((*index, part(links.get(*index)?, surface))));
@@ -191,7 +193,17 @@ impl<H: Host> Agent<H> {
     pub(super) fn forwarding_event(&mut self, happened: Happened) {
         match happened {
             Happened::Due => self.read_surfaces(),
-            Happened::Heard(Ok(Heard::Program)) => self.forwarding_changed(Change::Pods),
+            Happened::Heard(Ok(Heard::OtherEnds(ends))) => {
+                for (of, peer) in ends {
+                    let said = peer.map_or(OtherEnd::Here, OtherEnd::There);
+                    let is_veth = self.links.get(of).is_some_and(|link| link.kind.as_deref() == Some("veth"));
+                    let known = self.forwarding.as_ref().and_then(|forwarding| forwarding.surfaces.get(&of));
+                    if is_veth && known.is_some_and(|known| known.other_end != said) {
+                        self.forwarding_changed(Change::Interface(of));
+                    }
+                }
+            }
+            Happened::Heard(Ok(Heard::Lost)) => self.forwarding_changed(Change::Pods),
             Happened::Heard(Ok(Heard::IpsecPolicy)) => self.forwarding_changed(Change::Judged),
             Happened::Heard(Err(error)) => {
                 warn!("nothing is forwarded any more: pods and IPsec policies can't be heard of: {error}");

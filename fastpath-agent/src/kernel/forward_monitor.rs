@@ -1,5 +1,5 @@
-//! Hears of what forwarded packets would pass by and nothing else announces: XDP programs that come to interfaces of other
-//! network namespaces, and IPsec policies. Decides nothing about them.
+//! Hears of what decides over forwarded packets and nothing else announces: the other ends of veths, in other network
+//! namespaces, and IPsec policies. Decides nothing about them.
 #![expect(unsafe_code, reason = "tokio cannot know that a descriptor stays open")]
 
 use std::io;
@@ -11,17 +11,19 @@ use super::{
     netlink::{Message, Socket, has_none},
     surface,
 };
+use crate::core::{model::IfIndex, peer::Peer};
 
 /// `RTNLGRP_LINK` and `XFRMNLGRP_POLICY`, as bits.
 const LINK_GROUP: u32 = 1;
 const POLICY_GROUP: u32 = 1 << 3;
-const RTM_NEWLINK: u16 = 16;
 
 /// What was heard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// An XDP program may have come somewhere.
-    Program,
+    /// Of what may be the other ends of these interfaces. Indexes are of some namespace or other, so it may be about another pair.
+    OtherEnds(Vec<(IfIndex, Option<Peer>)>),
+    /// Announcements of links were lost.
+    Lost,
     /// An IPsec policy, or what holds where there is none, has changed.
     IpsecPolicy,
 }
@@ -51,13 +53,13 @@ impl ForwardMonitor {
         let Self { links, policies } = self;
         let policy = async {
             match policies {
-                Some(policies) => until(policies, |_| true).await,
+                Some(policies) => until(policies, |_| Some(())).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
-            program = until(links, tells_of_program) => program.map(|()| Heard::Program),
-            policy = policy => policy.map(|()| Heard::IpsecPolicy),
+            ends = until(links, surface::other_end) => Ok(ends?.map_or(Heard::Lost, Heard::OtherEnds)),
+            policy = policy => policy.map(|_| Heard::IpsecPolicy),
         }
     }
 }
@@ -67,30 +69,28 @@ fn registered(socket: Socket) -> io::Result<AsyncFd<Socket>> {
     Ok(unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?)
 }
 
-/// Returns with the first announcement that is wanted, or that was lost.
-async fn until(socket: &mut AsyncFd<Socket>, wanted: fn(&Message<'_>) -> bool) -> io::Result<()> {
+/// Returns with the next announcements that are wanted; with nothing where some were lost.
+async fn until<T>(
+    socket: &mut AsyncFd<Socket>,
+    wanted: fn(&Message<'_>) -> Option<T>,
+) -> io::Result<Option<Vec<T>>> {
     loop {
         let mut ready = socket.readable_mut().await?;
         match ready.try_io(|socket| receive(socket.get_mut(), wanted)) {
+            Ok(Ok(Some(found))) if found.is_empty() => {}
+            Ok(received) => return received,
             Err(_not_ready) => {}
-            Ok(Err(error)) => return Err(error),
-            Ok(Ok(true)) => return Ok(()),
-            Ok(Ok(false)) => {}
         }
     }
 }
 
-/// Takes one datagram; `WouldBlock` if there is none. True if it has something that is wanted, or was lost.
-fn receive(socket: &mut Socket, wanted: fn(&Message<'_>) -> bool) -> io::Result<bool> {
-    let mut found = false;
-    match socket.next_notification(|message| found |= wanted(message)) {
-        Ok(true) => Ok(found),
+/// Takes one datagram; `WouldBlock` if there is none.
+fn receive<T>(socket: &mut Socket, wanted: fn(&Message<'_>) -> Option<T>) -> io::Result<Option<Vec<T>>> {
+    let mut found = Vec::new();
+    match socket.next_notification(|message| found.extend(wanted(message))) {
+        Ok(true) => Ok(Some(found)),
         Ok(false) => Err(io::ErrorKind::WouldBlock.into()),
-        Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-fn tells_of_program(message: &Message<'_>) -> bool {
-    message.kind() == RTM_NEWLINK && surface::has_xdp(message) == Some(true)
 }

@@ -12,15 +12,18 @@ use super::{
 };
 use crate::core::{
     model::{IfIndex, Link},
-    peer::{Peer, Surface},
+    peer::{OtherEnd, Peer, Surface},
 };
 
 // include/uapi/linux/rtnetlink.h and if_link.h
 const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
 /// Length of struct ifinfomsg, and where it has the index.
 const LINK_HEADER: usize = 16;
 const LINK_INDEX: usize = 4;
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
 const IFLA_QDISC: u16 = 6;
 const IFLA_LINK_NETNSID: u16 = 37;
@@ -42,7 +45,10 @@ pub fn read<'l>(links: impl Iterator<Item = &'l Link>, pin_path: &Path) -> BTree
             inspected: bpf::is_inspected(link.index, pin_path).ok(),
             inspected_at_egress: bpf::is_inspected_at_egress(link.index).ok(),
             checksums: ethtool.as_ref().and_then(|ethtool| ethtool.sums_up(&link.name).ok()),
-            peer: basics.peer.map(|(namespace, index)| Peer { xdp: xdp(namespace, index).ok() }),
+            other_end: match basics.other_end {
+                Some((namespace, index)) => peer(namespace, index).map_or(OtherEnd::Unread, OtherEnd::There),
+                None => OtherEnd::Here,
+            },
         };
         found.insert(link.index, surface);
     }
@@ -53,7 +59,7 @@ pub fn read<'l>(links: impl Iterator<Item = &'l Link>, pin_path: &Path) -> BTree
 struct Basics {
     qdisc: Option<String>,
     /// Number of the other end's namespace, and its index there.
-    peer: Option<(u32, u32)>,
+    other_end: Option<(u32, u32)>,
 }
 
 fn basics(index: IfIndex) -> io::Result<Option<Basics>> {
@@ -62,29 +68,39 @@ fn basics(index: IfIndex) -> io::Result<Option<Basics>> {
         let number = |kind| find(attributes, kind).and_then(|nla| u32_at(nla.value(), 0));
         found = Some(Basics {
             qdisc: find(attributes, IFLA_QDISC).map(|nla| nla.string()),
-            peer: number(IFLA_LINK_NETNSID).zip(number(IFLA_LINK)),
+            other_end: number(IFLA_LINK_NETNSID).zip(number(IFLA_LINK)),
         });
     })?;
     Ok(found)
 }
 
-/// Whether an XDP program is in the driver of an interface of another namespace.
-fn xdp(namespace: u32, index: u32) -> io::Result<bool> {
+/// An interface of another namespace.
+fn peer(namespace: u32, index: u32) -> io::Result<Peer> {
     let mut found = None;
     let request = Request::new(RTM_GETLINK, libc::NLM_F_ACK, &header(index))
         .attribute(IFLA_TARGET_NETNSID, &namespace.to_ne_bytes());
-    ask(request, |attributes| found = attached(attributes))?;
+    ask(request, |attributes| found = described(attributes))?;
     found.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-/// Whether a link has an XDP program in its driver; `None` if its message doesn't say.
-pub(super) fn has_xdp(message: &Message<'_>) -> Option<bool> {
-    attached(message.payload().get(LINK_HEADER..)?)
+/// The interface whose other end a message may be about, and what is said of that; nothing of one that goes.
+pub(super) fn other_end(message: &Message<'_>) -> Option<(IfIndex, Option<Peer>)> {
+    let attributes = message.payload().get(LINK_HEADER..)?;
+    let of = find(attributes, IFLA_LINK).and_then(|nla| u32_at(nla.value(), 0))?;
+    match message.kind() {
+        RTM_NEWLINK => Some((IfIndex(of), described(attributes))),
+        RTM_DELLINK => Some((IfIndex(of), None)),
+        _ => None,
+    }
 }
 
-fn attached(attributes: &[u8]) -> Option<bool> {
+fn described(attributes: &[u8]) -> Option<Peer> {
     let [how] = find(find(attributes, IFLA_XDP)?.value(), IFLA_XDP_ATTACHED)?.fixed()?;
-    Some(!HARMLESS.contains(&how))
+    Some(Peer {
+        xdp: !HARMLESS.contains(&how),
+        mtu: find(attributes, IFLA_MTU).and_then(|nla| u32_at(nla.value(), 0))?,
+        address: find(attributes, IFLA_ADDRESS)?.fixed()?,
+    })
 }
 
 fn header(index: u32) -> [u8; LINK_HEADER] {

@@ -129,6 +129,27 @@ fn each_capability_is_needed() {
     }
 }
 
+/// As `deploy/overlays/forward-peer` has it.
+#[test]
+fn forwards_in_ebpf() {
+    let topology = node();
+    let image = Unpacked::new();
+    let bundle = image.changed(|pod| {
+        pod.containers[0].args.push("--forward=peer".to_owned());
+        let added = &mut pod.containers[0].security_context.capabilities.add;
+        added.extend(["SYS_ADMIN", "NET_BROADCAST"].map(str::to_owned));
+    });
+    let container = started(&bundle, &topology, "agent");
+    let mut flow = topology.open(Proto::Tcp, Family::V4, 7001);
+    topology.assert_becomes_accelerated(&mut flow);
+    wait_until("packets forwarded", Duration::from_secs(10), || {
+        assert_eq!(flow.rounds(500), 500);
+        let flows: Value = serde_json::from_str(&container.output(&["flows", "-o", "json"])).expect("JSON");
+        flows[0]["forwarded"].as_u64() > Some(1000)
+    });
+    assert_eq!(container.warnings(), Vec::<String>::new());
+}
+
 #[test]
 fn a_seccomp_profile_that_forbids_bpf() {
     let topology = node();

@@ -5,7 +5,10 @@
 
 use std::process::ExitCode;
 
-use fastpath_tests::twin::random::{Sequence, With};
+use fastpath_tests::{
+    attach::Attach,
+    twin::random::{Sequence, With},
+};
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -17,8 +20,13 @@ fn main() -> ExitCode {
         [seed, "show"] => (seed, With::Agent, true),
         _ => return usage(),
     };
-    let Ok(seed) = seed.parse() else { return usage() };
-    let sequence = Sequence::of(seed);
+    let Ok(seed) = seed.parse::<u64>() else { return usage() };
+    let mut sequence = Sequence::of(seed);
+    if with == With::Forwarding {
+        sequence.programs = true;
+        // Elsewhere than to pods nothing is forwarded.
+        sequence.attach = if seed % 4 == 0 { sequence.attach } else { Attach::Veth };
+    }
     if show {
         println!("{sequence}");
         return ExitCode::SUCCESS;

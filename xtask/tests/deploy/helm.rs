@@ -179,6 +179,7 @@ fn wrong_values_are_refused_with_a_reason() {
         (&[IMAGE, "--set=image.name=x"], "at '/image': additional properties 'name'"),
         (&[IMAGE, "--set=exclude={a b}"], "at '/exclude/0'"),
         (&[IMAGE, "--set=extraArgs={page=off}"], "at '/extraArgs/0'"),
+        (&[IMAGE, "--set=forward=on"], "at '/forward'"),
         (&[IMAGE, "--set=updateStrategy.type=Recreate"], "at '/updateStrategy/type'"),
     ] {
         let error = template(flags).expect_err("refused");

@@ -37,7 +37,10 @@ pub(super) fn state_in_full(flow: &Flow) -> String {
             format!("{}, but {} packets took the normal path", other.name(), units::short(metered as f64))
         }
         (state @ (State::Stalled(cause) | State::Never(cause)), _) => format!("{}: {cause}", state.name()),
-        (other, _) => other.name().to_owned(),
+        (other, _) => match flow.forwarded() {
+            Some(forwarded) => format!("{}, {forwarded}", other.name()),
+            None => other.name().to_owned(),
+        },
     }
 }
 

@@ -121,6 +121,17 @@ fn a_slow_flow_is_called_so() {
 }
 
 #[test]
+fn a_flow_that_is_forwarded_in_ebpf_is_called_so() {
+    let mut app = app(2);
+    for row in &mut app.snapshot.as_mut().unwrap().sample.rows {
+        row.flow.state = State::Offloaded;
+        row.flow.path = Path { accelerated: Some(true), forwarded: 1234, ..Path::default() };
+    }
+    let lines = lines(&mut app, 80, 24);
+    assert!(lines[22].starts_with("offloaded, 1234 packets forwarded in eBPF | tcp"), "{}", lines[22]);
+}
+
+#[test]
 fn keys_show() {
     let mut app = app(30);
     press(&mut app, "? ?");

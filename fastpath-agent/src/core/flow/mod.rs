@@ -218,6 +218,12 @@ impl Flow {
         self.path.accelerated == Some(false)
     }
 
+    /// What is to be said of an offloaded flow whose packets eBPF has forwarded; nothing of others.
+    pub fn forwarded(&self) -> Option<String> {
+        let forwarded = self.path.forwarded;
+        (self.offloaded() && forwarded > 0).then(|| format!("{forwarded} packets forwarded in eBPF"))
+    }
+
     /// Packets of both directions as counted at ingress, offloaded or not.
     pub fn packets(&self) -> u64 {
         self.sum(|c| c.packets)

@@ -245,7 +245,7 @@ impl Line {
             State::Crossed => "has just had enough packets".to_owned(),
             State::BelowThreshold => "not more packets than the threshold".to_owned(),
             State::Closing => "a FIN or RST was seen".to_owned(),
-            State::Offloaded | State::HwOffloaded | State::Gone => String::new(),
+            State::Offloaded | State::HwOffloaded | State::Gone => flow.forwarded().unwrap_or_default(),
         };
         let (addresses, server) = Names::default().ends(&flow.original, flow.reply.as_ref());
         let (named, named_server) = names.ends(&flow.original, flow.reply.as_ref());

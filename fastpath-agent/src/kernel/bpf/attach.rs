@@ -166,7 +166,7 @@ impl FlowEyes for Programs {
         self.forwarding.is_some()
     }
 
-    fn forward_between(&mut self, parts: &BTreeMap<IfIndex, u32>) -> Result<(), BpfError> {
+    fn forward_between(&mut self, parts: &BTreeMap<IfIndex, u64>) -> Result<(), BpfError> {
         self.forwarding.as_mut().map_or(Ok(()), |forwarding| forwarding.tell(parts))
     }
 

@@ -43,8 +43,8 @@ const REFUSED_MS: u64 = 1_000;
 pub(super) struct Forwarding {
     config: Array<MapData, ForwardConfig>,
     told: ForwardConfig,
-    devices: Hash<MapData, u32, u32>,
-    parts: BTreeMap<IfIndex, u32>,
+    devices: Hash<MapData, u32, u64>,
+    parts: BTreeMap<IfIndex, u64>,
     /// As long as it is open the kernel keeps what is in it.
     _programs: MapData,
 }
@@ -102,7 +102,7 @@ impl Forwarding {
     }
 
     /// Says which interfaces take part, and how; those that aren't named take none.
-    pub(super) fn tell(&mut self, parts: &BTreeMap<IfIndex, u32>) -> Result<(), BpfError> {
+    pub(super) fn tell(&mut self, parts: &BTreeMap<IfIndex, u64>) -> Result<(), BpfError> {
         if self.parts == *parts {
             return Ok(());
         }

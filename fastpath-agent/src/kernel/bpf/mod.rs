@@ -89,9 +89,9 @@ pub trait FlowEyes {
     /// Whether packets can be forwarded ahead of the flowtable.
     fn can_forward(&self) -> bool;
 
-    /// Says which interfaces take part in that, [`forward::IN`](fastpath_common::forward::IN) and
-    /// [`forward::OUT`](fastpath_common::forward::OUT); those that aren't named take none.
-    fn forward_between(&mut self, parts: &BTreeMap<IfIndex, u32>) -> Result<(), BpfError>;
+    /// Says which interfaces take part in that, as elements of [`MAP_FORWARD_DEVICES`](fastpath_common::MAP_FORWARD_DEVICES);
+    /// those that aren't named take none.
+    fn forward_between(&mut self, parts: &BTreeMap<IfIndex, u64>) -> Result<(), BpfError>;
 
     /// Something has changed: where packets go is asked again, for every flow; with `judge` after the flowtable has seen a packet.
     fn ask_again(&mut self, judge: bool) -> Result<(), BpfError>;

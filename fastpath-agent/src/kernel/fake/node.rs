@@ -448,7 +448,7 @@ impl FlowEyes for Node {
         false
     }
 
-    fn forward_between(&mut self, _: &BTreeMap<IfIndex, u32>) -> Result<(), BpfError> {
+    fn forward_between(&mut self, _: &BTreeMap<IfIndex, u64>) -> Result<(), BpfError> {
         self.works(Fault::Programs)
     }
 

@@ -123,12 +123,14 @@ struct Pair {
 /// The flows.
 pub(super) struct Flows {
     service: bool,
+    /// Messages that an end sends at once.
+    burst: usize,
     slots: [Option<Pair>; SPECS.len()],
 }
 
 impl Flows {
-    pub(super) fn new(service: bool) -> Self {
-        Self { service, slots: [const { None }; SPECS.len()] }
+    pub(super) fn new(service: bool, burst: usize) -> Self {
+        Self { service, burst, slots: [const { None }; SPECS.len()] }
     }
 
     /// How many there are.
@@ -168,9 +170,10 @@ impl Flows {
                 }
             }
         }
+        let young = YOUNG.div_ceil(self.burst);
         for round in 0..WARM_UP {
             self.each(|at, spec, _| match spec.kind {
-                _ if !fresh[at] || spec.kind == Young && round >= YOUNG => [false; 2],
+                _ if !fresh[at] || spec.kind == Young && round >= young => [false; 2],
                 _ => [true; 2],
             });
             thread::sleep(TICK);
@@ -179,6 +182,7 @@ impl Flows {
     }
 
     fn each(&mut self, send: impl Fn(usize, &Spec, usize) -> [bool; 2]) {
+        let burst = self.burst;
         for (at, (pair, spec)) in self.slots.iter_mut().zip(&SPECS).enumerate() {
             let Some(pair) = pair else { continue };
             let [up, down] = send(at, spec, pair.age);
@@ -186,7 +190,7 @@ impl Flows {
                 let down = down && (spec.kind != OneWay || flow.down.sent == 0);
                 for (wanted, direction) in [(up, Direction::Upload), (down, Direction::Download)] {
                     if wanted {
-                        flow.send(direction);
+                        (0..burst).for_each(|_| flow.send(direction));
                         flow.receive();
                     }
                 }
@@ -247,24 +251,27 @@ impl Flows {
         Ok(arriving)
     }
 
-    /// Shows that what the agent says of flows is so, and says of how many it does. `counts` if programs are wherever they should be.
-    pub(super) fn tools_are_true(&mut self, node: &Netns, counts: bool) -> Result<usize, String> {
+    /// Shows that what the agent says of flows is so, and says of how many it does, and how many are forwarded by programs. `counts` if
+    /// programs are wherever they should be.
+    pub(super) fn tools_are_true(&mut self, node: &Netns, counts: bool) -> Result<(usize, usize), String> {
         // Flows may be revalidated in the midst of it.
         self.told(node, counts).or_else(|_| self.told(node, counts))
     }
 
-    fn told(&mut self, node: &Netns, counts: bool) -> Result<usize, String> {
-        let Some(before) = Told::ask(node) else { return Ok(0) };
+    fn told(&mut self, node: &Netns, counts: bool) -> Result<(usize, usize), String> {
+        let Some(before) = Told::ask(node) else { return Ok((0, 0)) };
         let judged = self.window();
-        let Some(after) = Told::ask(node) else { return Ok(0) };
+        let Some(after) = Told::ask(node) else { return Ok((0, 0)) };
+        let mut forwarded = 0;
         let flows = judged.into_iter().zip(&self.slots).zip(&SPECS);
         let told = flows.filter_map(|((judged, pair), spec)| {
             let (pair, Judged { tcp, worlds: [tallies, _], .. }) = (pair.as_ref()?, judged?);
             let sent = Sent { from: pair.source, port: pair.flows[0].port(), datagrams: !tcp, tallies };
+            forwarded += usize::from(after.has_forwarded(&before, &sent));
             Some(after.is_so(&before, &sent, counts)?.map_err(|untrue| format!("{spec}: {untrue}")))
         });
         let told: Result<Vec<()>, String> = told.collect();
-        told.map(|told| told.len())
+        told.map(|told| (told.len(), forwarded))
     }
 
     fn window(&mut self) -> [Option<Judged>; SPECS.len()] {

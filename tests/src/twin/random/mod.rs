@@ -26,6 +26,7 @@ mod told;
 
 pub use operation::firewall::{Chain, Hook, Match, TableFamily, Target, Verdict, Xtables, XtablesChain};
 pub use operation::network::{Bridging, Ipvs, Tunnel};
+pub use operation::pods::{AtPod, Pair};
 pub use operation::{
     AgentOperation, Denial, Device, Element, End, Ip, Master, Operation, Place, RuleAction, Selector, Sysctl,
     TcHook, TcMatch, Via,
@@ -35,6 +36,7 @@ use crate::{
     agent::{self, Agent},
     attach::Attach,
     netns::Netns,
+    program::{self, Pin},
     topology::{Layout, Nat, Topology},
 };
 
@@ -94,6 +96,8 @@ pub struct Summary {
     pub arrived: usize,
     /// How many connections were offloaded when they were.
     pub offloaded: usize,
+    /// How many flows were seen to be forwarded by programs when a tool was asked.
+    pub forwarded: usize,
     /// How often a tool said something of a flow that could be compared.
     pub told: usize,
     /// How many operations the node or a pod refused, in whole or in part.
@@ -291,6 +295,7 @@ struct Run<'a> {
     worlds: [Topology; 2],
     flows: flows::Flows,
     with: With,
+    xdp: Pin,
     agent: Option<Agent>,
     /// The next agent has other flags than the first one.
     upgraded: bool,
@@ -326,9 +331,23 @@ impl<'a> Run<'a> {
             );
             topology
         });
-        let flows = flows::Flows::new(sequence.nat == Nat::Service || sequence.ipvs);
+        // Programs forward a flow that has several packets in a tick of the kernel.
+        let burst = if with == With::Forwarding { 3 } else { 1 };
+        let flows = flows::Flows::new(sequence.nat == Nat::Service || sequence.ipvs, burst);
+        let xdp = program::pin(program::Kind::Xdp, &program::RETURN_1);
         let (log, summary) = (Vec::new(), Summary::default());
-        Self { sequence, worlds, flows, with, agent: None, upgraded: false, damaged: false, log, summary }
+        Self {
+            sequence,
+            worlds,
+            flows,
+            with,
+            xdp,
+            agent: None,
+            upgraded: false,
+            damaged: false,
+            log,
+            summary,
+        }
     }
 
     fn launch(&self) -> Option<Agent> {
@@ -353,8 +372,15 @@ impl<'a> Run<'a> {
             return if self.with != With::NoAgent { self.perform_on_agent(*operation) } else { Ok(()) };
         }
         let top = self.sequence.attach.recipe().uppers.last().copied().unwrap_or("s0");
-        let script = format!("top={top}; {}", operation.script());
-        let ends = self.worlds.each_ref().map(|world| world.node.try_run("bash", &["-euc", &script], ""));
+        let places = self.worlds.each_ref().map(|world| {
+            let paths = [&world.node, &world.client().ns, &world.server().ns].map(Netns::path);
+            let [node, client, server] = paths;
+            format!("top={top}; node={node}; client={client}; server={server}; xdp={}", self.xdp.path())
+        });
+        let ends = [0, 1].map(|world| {
+            let script = format!("{}; {}", places[world], operation.script());
+            self.worlds[world].node.try_run("bash", &["-euc", &script], "")
+        });
         let [with, without] = ends.each_ref().map(|end| String::from_utf8_lossy(&end.stderr));
         if ends[0].status != ends[1].status {
             return Err(format!(
@@ -368,8 +394,8 @@ impl<'a> Run<'a> {
             operation::network::of_the_pods(operation).iter().enumerate().zip(["eth0", dev])
         {
             let Some(script) = script else { continue };
-            for world in &self.worlds {
-                let script = format!("dev={dev}; {script}");
+            for (world, places) in self.worlds.iter().zip(&places) {
+                let script = format!("{places}; dev={dev}; {script}");
                 // On pods that are alike it ends alike, whatever was done to the node.
                 refused |= !world.pods[number].ns.try_run("bash", &["-euc", &script], "").status.success();
             }
@@ -431,13 +457,20 @@ impl<'a> Run<'a> {
         }
         let offloaded = check::offloaded(&self.worlds[0].node);
         let eligible = flows::eligible(self.sequence);
-        if self.summary.operations == 1 && self.sequence.start_after == 0 && offloaded < eligible {
+        let is_first = self.summary.operations == 1 && self.sequence.start_after == 0;
+        if is_first && offloaded < eligible {
             return Err(format!("with nothing in the way only {offloaded} connections are offloaded"));
         }
         self.summary.offloaded += offloaded;
         check::table_is_right(&self.worlds[0].node)?;
         if self.sequence.programs {
-            self.summary.told += self.flows.tools_are_true(&self.worlds[0].node, !self.damaged)?;
+            let (told, forwarded) = self.flows.tools_are_true(&self.worlds[0].node, !self.damaged)?;
+            self.summary.told += told;
+            self.summary.forwarded += forwarded;
+            let all = self.sequence.attach == Attach::Veth && self.with == With::Forwarding && is_first;
+            if all && forwarded < eligible {
+                return Err(format!("with nothing in the way only {forwarded} flows are forwarded"));
+            }
         }
         let log: Vec<String> = self.log.iter().cloned().chain(agent.log()).collect();
         check::log_is_short(&log, self.summary.operations)
@@ -446,10 +479,10 @@ impl<'a> Run<'a> {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { operations, flows, arrived, offloaded, told, refused } = self;
+        let Self { operations, flows, arrived, offloaded, forwarded, told, refused } = self;
         write!(
             f,
-            "{operations} times judged, {arrived} of {flows} flows arrived, {offloaded} connections offloaded, {told} told of, {refused} operations refused"
+            "{operations} times judged, {arrived} of {flows} flows arrived, {offloaded} connections offloaded, {forwarded} flows forwarded, {told} told of, {refused} operations refused"
         )
     }
 }

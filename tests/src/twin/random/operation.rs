@@ -3,6 +3,7 @@
 
 pub(super) mod firewall;
 pub(super) mod network;
+pub(super) mod pods;
 
 use std::fmt;
 
@@ -11,6 +12,7 @@ use proptest::{prelude::*, sample::select};
 use self::{
     firewall::{Chain, Match, Target, Verdict, Xtables},
     network::{Bridging, Ipvs, Tunnel},
+    pods::{AtPod, Pair},
 };
 
 /// One operation. Names are from a small stock, so that operations meet each other.
@@ -50,6 +52,10 @@ pub enum Operation {
     Tunnel(Tunnel),
     /// Something happens to the services of IPVS.
     Ipvs(Ipvs),
+    /// The client's pair goes, or one of its ends into the other one's namespace.
+    Pair(Pair),
+    /// Something comes to a pod's end of its link.
+    AtPod(End, AtPod),
     /// A VLAN on a link, which no flow uses.
     NewVlan(Device),
     /// A route that denies, to an end's near address.
@@ -318,6 +324,8 @@ impl Operation {
             Self::OneBridge(_) => network::one_bridge(),
             Self::Tunnel(tunnel) => network::tunnel_on_node(*tunnel),
             Self::Ipvs(operation) => network::ipvs(*operation),
+            Self::Pair(pair) => pair.script(),
+            Self::AtPod(..) => ":".to_owned(),
             Self::NewVlan(device) => format!(
                 "ip link add twin.9 link {0} type vlan id 9; ip link set twin.9 up; ip address add 10.77.0.1/24 dev twin.9",
                 device.text()
@@ -365,6 +373,7 @@ impl Operation {
             Self::OneBridge(_) => network::one_bridge_undone(),
             Self::Tunnel(_) => network::tunnel_undone(),
             Self::Ipvs(operation) => network::ipvs_undo(*operation),
+            Self::Pair(pair) => pair.undo(),
             Self::NewVlan(_) => "ip link del twin.9".to_owned(),
             Self::Deny(end, denial) => denying("del", *end, *denial),
             Self::Reroute(end, _) => reroute(number(*end), "first"),
@@ -383,9 +392,12 @@ impl Operation {
                 let before = if value == "0" { "1" } else { "0" };
                 format!("echo {before} > /proc/sys/net/{key}")
             }
-            Self::NoTranslation | Self::FlushRuleset | Self::Flap(_) | Self::Undo(_) | Self::Agent(_) => {
-                ":".to_owned()
-            }
+            Self::NoTranslation
+            | Self::FlushRuleset
+            | Self::Flap(_)
+            | Self::AtPod(..)
+            | Self::Undo(_)
+            | Self::Agent(_) => ":".to_owned(),
         }
     }
 }
@@ -470,6 +482,8 @@ pub(super) fn any() -> impl Strategy<Value = Operation> {
         3 => select(Bridging::ALL).prop_map(Operation::OneBridge),
         4 => select(Tunnel::ALL).prop_map(Operation::Tunnel),
         4 => select(Ipvs::ALL).prop_map(Operation::Ipvs),
+        3 => select(Pair::ALL).prop_map(Operation::Pair),
+        6 => (end(), select(AtPod::ALL)).prop_map(|(end, what)| Operation::AtPod(end, what)),
         2 => busy().prop_map(Operation::NewVlan),
         5 => (end(), select(Denial::ALL)).prop_map(|(end, denial)| Operation::Deny(end, denial)),
         5 => (end(), select(Via::ALL)).prop_map(|(end, via)| Operation::Reroute(end, via)),

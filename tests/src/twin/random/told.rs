@@ -52,6 +52,12 @@ impl Told {
         ingress.iter().map(|direction| direction["packets"].as_u64()).sum()
     }
 
+    /// Whether programs have forwarded packets of the flow since `before`.
+    pub(super) fn has_forwarded(&self, before: &Self, sent: &Sent) -> bool {
+        let forwarded = |told: &Self| told.of(sent).and_then(|flow| flow["forwarded"].as_u64()).unwrap_or(0);
+        forwarded(self) > forwarded(before)
+    }
+
     fn of(&self, sent: &Sent) -> Option<&Value> {
         self.flows.get(&(sent.from.into(), sent.port.into()))
     }

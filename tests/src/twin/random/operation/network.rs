@@ -1,7 +1,7 @@
 //! Operations that need more than the node: tunnels between node and server, a bridge that both links are ports of, and services
 //! of IPVS. Says what to run where; [`operation`](super) draws them.
 
-use super::{Device, Operation, choices, reroute, restored};
+use super::{Device, Operation, choices, pods, reroute, restored};
 
 choices! {
     /// A tunnel to the server over its second link.
@@ -122,6 +122,9 @@ fn directly(operation: &Operation, verb: &str) -> Option<[String; 2]> {
 /// Scripts for client and server, after the node's; `$dev` is the device with their addresses.
 pub(in crate::twin::random) fn of_the_pods(operation: &Operation) -> [Option<String>; 2] {
     let direct = |operation, verb| directly(operation, verb).map_or([None, None], |both| both.map(Some));
+    if let Some(scripts) = pods::of_the_pods(operation) {
+        return scripts;
+    }
     match operation {
         Operation::Tunnel(tunnel) => [None, Some(tunnel_on_server(*tunnel))],
         Operation::Undo(other) => match &**other {
