@@ -8,12 +8,8 @@ use std::{
     time::Instant,
 };
 
-use super::{
-    Measure, Row, Samples,
-    node::{Ends, Node, Rules},
-    packets::STRAYS,
-};
-use crate::{bench::node::Base, topology::Family};
+use super::{Measure, Row, Samples, node::Between};
+use crate::topology::Family;
 
 /// What is written before it is read: less than fits into the receiver's buffer.
 const BLOCK: usize = 32 * 1024;
@@ -28,25 +24,18 @@ const REPETITIONS: usize = 15;
 pub struct Setup {
     /// Segments go through the node uncut.
     gso: bool,
-    rules: Rules,
+    between: Between,
 }
 
 impl Setup {
     fn row(self) -> Row {
         let traffic = if self.gso { "gso" } else { "1500" };
-        let rules = self.rules.of_connection();
-        Row { name: format!("tcp4-{traffic}/{rules}"), measure: Measure::Bulk(self) }
+        Row { name: format!("tcp4-{traffic}/{}", self.between.name()), measure: Measure::Bulk(self) }
     }
 
     pub(super) fn measure(&self) -> Samples {
-        let mut node = Node::build(Base::Nat, Ends::Answer);
-        if !self.gso {
-            for pod in &node.topology.pods {
-                pod.ns.output("ethtool", &["-K", "eth0", "tso", "off", "gso", "off", "gro", "off"]);
-            }
-        }
-        node.load(self.rules, 20, &[]);
-        let (mut sender, mut receiver) = node.connect(Family::V4);
+        let tune: &[&str] = if self.gso { &[] } else { &["tso", "off", "gso", "off", "gro", "off"] };
+        let (node, mut sender, mut receiver) = self.between.build(Family::V4, tune);
         let mut block = vec![0; BLOCK];
         let mut transfer = |blocks: usize| {
             for _ in 0..blocks {
@@ -62,8 +51,7 @@ impl Setup {
                 let start = Instant::now();
                 transfer(BLOCKS);
                 let took = start.elapsed();
-                let forwarded = (node.counts(Family::V4) - before).forwarded;
-                assert_eq!(forwarded <= STRAYS, self.rules != Rules::None, "{self:?}: {forwarded} forwarded");
+                self.between.check((node.counts(Family::V4) - before).forwarded);
                 took.as_nanos() as f64 / (BLOCKS * BLOCK / 1024) as f64
             })
             .collect();
@@ -72,6 +60,6 @@ impl Setup {
 }
 
 pub(super) fn rows() -> Vec<Row> {
-    let rules = Rules::FOR_CONNECTIONS;
-    [true, false].into_iter().flat_map(|gso| rules.map(|rules| Setup { gso, rules }.row())).collect()
+    let all = [true, false].into_iter();
+    all.flat_map(|gso| Between::ALL.map(|between| Setup { gso, between }.row())).collect()
 }

@@ -7,12 +7,8 @@ use std::{
     time::Instant,
 };
 
-use super::{
-    Measure, Row, Samples,
-    node::{Ends, Node, Rules},
-    packets::STRAYS,
-};
-use crate::{bench::node::Base, topology::Family};
+use super::{Measure, Row, Samples, node::Between};
+use crate::topology::Family;
 
 /// Rounds before the measurement: more packets than the threshold, and what else a new connection does differently.
 const WARM_UP: usize = 200;
@@ -26,20 +22,17 @@ const PAYLOAD: usize = 64;
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {
     family: Family,
-    rules: Rules,
+    between: Between,
 }
 
 impl Setup {
     fn row(self) -> Row {
         let family = if self.family == Family::V4 { 4 } else { 6 };
-        let rules = self.rules.of_connection();
-        Row { name: format!("tcp{family}-64/{rules}"), measure: Measure::Exchange(self) }
+        Row { name: format!("tcp{family}-64/{}", self.between.name()), measure: Measure::Exchange(self) }
     }
 
     pub(super) fn measure(&self) -> Samples {
-        let mut node = Node::build(Base::Nat, Ends::Answer);
-        node.load(self.rules, 20, &[]);
-        let (mut client, mut server) = node.connect(self.family);
+        let (node, mut client, mut server) = self.between.build(self.family, &[]);
         for socket in [&client, &server] {
             socket.set_nodelay(true).expect("a socket option");
         }
@@ -57,13 +50,12 @@ impl Setup {
         exchange(WARM_UP);
         let values = (0..REPETITIONS)
             .map(|_| {
-                let (received, before) = (node.received(), node.counts(self.family));
+                let (received, before) = (self.between.received(&node), node.counts(self.family));
                 let start = Instant::now();
                 exchange(ROUNDS);
                 let took = start.elapsed();
-                let packets = node.received() - received;
-                let forwarded = (node.counts(self.family) - before).forwarded;
-                assert_eq!(forwarded <= STRAYS, self.rules != Rules::None, "{self:?}: {forwarded} forwarded");
+                let packets = self.between.received(&node) - received;
+                self.between.check((node.counts(self.family) - before).forwarded);
                 took.as_nanos() as f64 / packets as f64
             })
             .collect();
@@ -72,7 +64,6 @@ impl Setup {
 }
 
 pub(super) fn rows() -> Vec<Row> {
-    let rules = Rules::FOR_CONNECTIONS;
-    let families = [Family::V4, Family::V6];
-    families.into_iter().flat_map(|family| rules.map(|rules| Setup { family, rules }.row())).collect()
+    let families = [Family::V4, Family::V6].into_iter();
+    families.flat_map(|family| Between::ALL.map(|between| Setup { family, between }.row())).collect()
 }

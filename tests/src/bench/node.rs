@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::services;
+use super::{packets::STRAYS, services};
 use crate::{
     agent::{self, Agent},
     netns::Netns,
@@ -74,16 +74,79 @@ impl Rules {
             Self::AgentForward => "ours-forward",
         }
     }
+}
 
-    /// What established connections are measured under.
-    pub(super) const FOR_CONNECTIONS: [Self; 5] =
-        [Self::None, Self::Kindnet, Self::Agent, Self::AgentEbpf, Self::AgentForward];
+/// What is between the ends of an established connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Between {
+    /// Nothing: they are on one pair.
+    Nothing,
+    /// A node with these rules.
+    Node(Rules),
+}
 
-    /// As rows of established connections call it.
-    pub(super) fn of_connection(self) -> String {
+impl Between {
+    /// All that has rows.
+    pub(super) const ALL: [Self; 6] = [
+        Self::Nothing,
+        Self::Node(Rules::None),
+        Self::Node(Rules::Kindnet),
+        Self::Node(Rules::Agent),
+        Self::Node(Rules::AgentEbpf),
+        Self::Node(Rules::AgentForward),
+    ];
+
+    /// As rows call it.
+    pub(super) fn name(self) -> String {
         match self {
-            Self::None => "no-fastpath".to_owned(),
-            rules => format!("offloaded/{}", rules.name()),
+            Self::Nothing => "direct".to_owned(),
+            Self::Node(Rules::None) => "no-fastpath".to_owned(),
+            Self::Node(rules) => format!("offloaded/{}", rules.name()),
+        }
+    }
+
+    /// The ends, and the node with its rules, whether packets pass it or not; `tune` is done to both ends' device first.
+    pub(super) fn build(self, family: Family, tune: &[&str]) -> (Node, TcpStream, TcpStream) {
+        let mut node = Node::build(Base::Nat, Ends::Answer);
+        let (client, server) = (&node.topology.client().ns, &node.topology.server().ns);
+        let (device, to) = match (self, family) {
+            (Self::Node(_), family) => ("eth0", node.topology.server().address(family)),
+            (Self::Nothing, Family::V4) => ("eth8", IpAddr::from([10, 8, 0, 2])),
+            (Self::Nothing, Family::V6) => ("eth8", IpAddr::from([0xfd00, 8, 0, 0, 0, 0, 0, 2])),
+        };
+        if self == Self::Nothing {
+            client.ip(&format!("link add eth8 type veth peer name eth8 netns {}\n", server.path()));
+            for (end, ns) in [client, server].into_iter().enumerate() {
+                let host = end + 1;
+                ns.ip(&format!(
+                    "address add 10.8.0.{host}/24 dev eth8\naddress add fd00:8::{host}/64 dev eth8 nodad\nlink set eth8 up\n"
+                ));
+            }
+        }
+        for ns in [client, server].into_iter().filter(|_| !tune.is_empty()) {
+            ns.output("ethtool", &[&["-K", device], tune].concat());
+        }
+        if let Self::Node(rules) = self {
+            node.load(rules, 20, &[]);
+        }
+        let (near, far) = node.connect(SocketAddr::new(to, 7001));
+        (node, near, far)
+    }
+
+    /// Shows that packets took the way that the row is about; `forwarded` of them took the normal path.
+    #[track_caller]
+    pub(super) fn check(self, forwarded: u64) {
+        assert_eq!(forwarded <= STRAYS, self != Self::Node(Rules::None), "{self:?}: {forwarded} forwarded");
+    }
+
+    /// Packets that came in, of both ends' and at what is between them.
+    pub(super) fn received(self, node: &Node) -> u64 {
+        match self {
+            Self::Node(_) => node.received(),
+            Self::Nothing => {
+                let (client, server) = (node.topology.client(), node.topology.server());
+                received(&client.ns, "eth8") + received(&server.ns, "eth8")
+            }
         }
     }
 }
@@ -92,6 +155,8 @@ impl Rules {
 pub struct Node {
     pub(super) topology: Topology,
     pub(super) agent: Option<Agent>,
+    /// Those that flows come in by.
+    devices: [&'static str; 2],
 }
 
 /// What becomes of packets that reach the client or the server.
@@ -106,17 +171,23 @@ pub(super) enum Ends {
 /// Entries in the agent's map of flows: enough for both directions of the most flows that a row has.
 const MAX_FLOWS: &str = "--max-flows=262144";
 
+/// What stands for a network card: it receives what the packet generator hands it, and sends nothing anywhere.
+pub(super) const CARD: &str = "card0";
+/// Who sends behind it.
+pub(super) const BEHIND_CARD: &str = "10.1.0.9";
+
 /// Where the agent reads what it excludes.
 const EXCLUSIONS: &str = "/tmp/bench-exclusions";
 
-/// The node's devices.
-const DEVICES: [&str; 2] = ["c0", "s0"];
-
 impl Node {
+    /// Packets that it has received from both sides.
+    pub(super) fn received(&self) -> u64 {
+        self.devices.map(|device| received(&self.topology.node, device)).iter().sum()
+    }
+
     /// A TCP connection of the client's to the server: its end and the server's.
-    pub(super) fn connect(&self, family: Family) -> (TcpStream, TcpStream) {
+    pub(super) fn connect(&self, to: SocketAddr) -> (TcpStream, TcpStream) {
         let (client, server) = (self.topology.client(), self.topology.server());
-        let to = SocketAddr::new(server.address(family), 7001);
         let listener = server.ns.run(|| TcpListener::bind(to)).expect("listen");
         let near = client.ns.run(|| TcpStream::connect(to)).expect("connect");
         let (far, _) = listener.accept().expect("accept");
@@ -124,6 +195,11 @@ impl Node {
     }
 
     pub(super) fn build(base: Base, ends: Ends) -> Self {
+        Self::build_with(base, ends, "c0")
+    }
+
+    /// A node to which the client's packets come by this device.
+    pub(super) fn build_with(base: Base, ends: Ends, device: &'static str) -> Self {
         let topology = Topology::bare(Layout::default());
         if ends == Ends::Drop {
             pktgen::load(&topology.node);
@@ -140,10 +216,18 @@ impl Node {
                 );
             }
         }
+        if device == CARD {
+            batch += &format!(
+                "link add {CARD} type dummy\nlink set {CARD} up\nroute add {BEHIND_CARD} dev {CARD}\n"
+            );
+            batch += &format!(
+                "neighbour replace {BEHIND_CARD} lladdr 02:00:00:00:00:09 dev {CARD} nud permanent\n"
+            );
+        }
         topology.node.ip(&batch);
         // Where packets end.
         if base == Base::Floor {
-            drop_at_ingress(&topology.node, "c0");
+            drop_at_ingress(&topology.node, device);
         }
         if ends == Ends::Drop {
             for pod in &topology.pods {
@@ -156,7 +240,7 @@ impl Node {
             Base::Services => topology.node.nft(&(nat_rules(Nat::Masquerade) + &services::rules())),
             Base::ServicesOnly => topology.node.nft(&services::rules()),
         }
-        Self { topology, agent: None }
+        Self { topology, agent: None, devices: [device, "s0"] }
     }
 
     pub(super) fn hardware_address(&self, device: &str) -> String {
@@ -179,9 +263,9 @@ impl Node {
         let threshold_flag = format!("--fastpath-threshold={threshold}");
         let ebpf: &[&str] = match rules {
             Rules::None => return,
-            Rules::Kindnet => return node.nft(&reference::kindnet_above(threshold, &DEVICES)),
+            Rules::Kindnet => return node.nft(&reference::kindnet_above(threshold, &self.devices)),
             Rules::KindnetDocument => {
-                return node.nft(&reference::kindnet_document_above(threshold, &DEVICES));
+                return node.nft(&reference::kindnet_document_above(threshold, &self.devices));
             }
             Rules::Alone => return node.nft(&rendered(node, threshold)),
             Rules::Agent => &["--ebpf=off"],
@@ -206,11 +290,7 @@ impl Node {
     }
 
     pub(super) fn counts(&self, family: Family) -> Counts {
-        let arrived = self.topology.server().ns.run(|| {
-            let devices = fs::read_to_string("/proc/thread-self/net/dev").expect("procfs");
-            let line = devices.lines().find_map(|line| line.trim().strip_prefix("eth0:"));
-            number(line.and_then(|line| line.split_whitespace().nth(1)))
-        });
+        let arrived = received(&self.topology.server().ns, "eth0");
         let forwarded = self.topology.node.run(|| match family {
             Family::V4 => {
                 let table = fs::read_to_string("/proc/thread-self/net/snmp").expect("procfs");
@@ -228,25 +308,16 @@ impl Node {
     }
 }
 
-impl Node {
-    /// Packets that it has received from both sides.
-    pub(super) fn received(&self) -> u64 {
-        self.topology.node.run(|| {
-            let devices = fs::read_to_string("/proc/thread-self/net/dev").expect("procfs");
-            let line = |name: &str| {
-                devices.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(':'))
-            };
-            DEVICES
-                .map(|name| number(line(name).and_then(|line| line.split_whitespace().nth(1))))
-                .iter()
-                .sum()
-        })
-    }
-}
-
 /// What the agent prints for the node's interfaces as they are.
 pub(super) fn rendered(node: &Netns, threshold: u32) -> String {
     agent::output(node, &["render", &format!("--fastpath-threshold={threshold}")])
+}
+
+/// Packets that a device has received.
+fn received(ns: &Netns, device: &str) -> u64 {
+    let devices = ns.run(|| fs::read_to_string("/proc/thread-self/net/dev")).expect("procfs");
+    let line = devices.lines().find_map(|line| line.trim().strip_prefix(device)?.strip_prefix(':'));
+    number(line.and_then(|line| line.split_whitespace().nth(1)))
 }
 
 fn number(text: Option<&str>) -> u64 {

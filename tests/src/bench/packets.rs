@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     Measure, Row, Samples,
-    node::{Ends, Node, Rules},
+    node::{BEHIND_CARD, CARD, Ends, Node, Rules},
 };
 use crate::{bench::node::Base, netns::Netns, pktgen::Stream, table, topology::Family, wait_until};
 
@@ -89,6 +89,8 @@ pub struct Setup {
     pub ports: (u16, u16),
     /// Addresses that are excluded from offloading; the server's is one of them if the flow is excluded.
     pub exclusions: u32,
+    /// Packets come in by a network card, not from a pod.
+    pub by_card: bool,
 }
 
 impl Setup {
@@ -100,6 +102,7 @@ impl Setup {
         frame_bytes: 64,
         ports: (1, 1),
         exclusions: 0,
+        by_card: false,
     };
 
     pub(super) fn flows(&self) -> u64 {
@@ -109,6 +112,7 @@ impl Setup {
     fn name(&self) -> String {
         let family = if self.family == Family::V4 { 4 } else { 6 };
         let mut name = format!("udp{family}-{}", self.frame_bytes);
+        name += if self.by_card { "-by-card" } else { "" };
         if self.flows() > 1 {
             name += &format!("-{}-flows", self.flows());
         }
@@ -139,9 +143,9 @@ impl Setup {
         if flows > 1 {
             allow_connections(4 * flows);
         }
-        let mut node = Node::build(self.base, Ends::Drop);
+        let mut node = Node::build_with(self.base, Ends::Drop, if self.by_card { CARD } else { "c0" });
         let forth = self.forth(&node);
-        let client = node.topology.client().ns.clone();
+        let client = self.source(&node).clone();
         let old = match self.state {
             State::TooOld => Some(forth.clone()),
             State::Assisting => Some(Stream { from_ports: OLD_PORT..=OLD_PORT, ..forth.clone() }),
@@ -227,21 +231,21 @@ impl Setup {
         println!("@@PROFILE pktgen_xmit");
         thread::sleep(Duration::from_secs(1));
         loop {
-            forth.send(&node.topology.client().ns, 1_000_000);
+            forth.send(self.source(&node), 1_000_000);
         }
     }
 
     pub(super) fn measure(&self) -> Samples {
         let flows = self.flows();
         let (node, forth) = self.prepare();
-        let client = node.topology.client().ns.clone();
+        let client = self.source(&node).clone();
         let (packets, repetitions) = match flows {
             0..=PACKETS => (PACKETS.div_ceil(flows) * flows, REPETITIONS),
             _ => (PACKETS_OF_MANY, REPETITIONS_OF_MANY),
         };
         let values = (0..repetitions)
             .map(|_| {
-                refill_slabs(&client);
+                refill_slabs(&node.topology.client().ns);
                 let before = node.counts(self.family);
                 let value = forth.send(&client, packets);
                 let seen = node.counts(self.family) - before;
@@ -284,7 +288,7 @@ impl Setup {
     pub(super) fn rounds(&self, node: &Node, forth: &Stream, rounds: u64) {
         let back = self.back(node, forth);
         for _ in 0..rounds {
-            forth.send(&node.topology.client().ns, forth.flows());
+            forth.send(self.source(node), forth.flows());
             back.send(&node.topology.server().ns, back.flows());
         }
     }
@@ -300,6 +304,11 @@ impl Setup {
         (first..=last).step_by(PORTS_AT_A_TIME.into()).map(part).collect()
     }
 
+    /// Where the client's packets are made.
+    fn source<'n>(&self, node: &'n Node) -> &'n Netns {
+        if self.by_card { &node.topology.node } else { &node.topology.client().ns }
+    }
+
     /// The answers.
     pub(super) fn back(&self, node: &Node, forth: &Stream) -> Stream {
         let (client, server) = (node.topology.client(), node.topology.server());
@@ -311,6 +320,7 @@ impl Setup {
                 Base::Nat | Base::Services => node.address_to_server(self.family),
                 _ => client.address(self.family),
             },
+            received: false,
             from_ports: forth.to_ports.clone(),
             to_ports: forth.from_ports.clone(),
             frame_bytes: forth.frame_bytes,
@@ -322,11 +332,16 @@ impl Setup {
             Base::Services | Base::ServicesOnly => node.topology.service_at(self.family, 0).ip(),
             _ => node.topology.server().address(self.family),
         };
+        let (device, next_hop, from) = match self.by_card {
+            true => (CARD, CARD, BEHIND_CARD.parse().expect("an address")),
+            false => ("eth0", "c0", node.topology.client().address(self.family)),
+        };
         Stream {
-            device: "eth0",
-            next_hop: node.hardware_address("c0"),
-            from: node.topology.client().address(self.family),
+            device,
+            next_hop: node.hardware_address(next_hop),
+            from,
             to,
+            received: self.by_card,
             from_ports: 10_001..=10_000 + self.ports.0,
             to_ports: 2_001..=2_000 + self.ports.1,
             frame_bytes: self.frame_bytes - 4,
@@ -399,6 +414,10 @@ pub(super) fn rows() -> Vec<Row> {
     setups.push(services_only);
     setups.push(Setup { state: State::Offloaded, rules: Rules::AgentEbpf, ..services_only });
     let large = Setup { frame_bytes: 1400, ..plain };
+    let card = Setup { by_card: true, ..plain };
+    setups.extend([Setup { base: Base::Floor, ..card }, card]);
+    let by_card = [Rules::Kindnet, Rules::Agent, Rules::AgentEbpf, Rules::AgentForward];
+    setups.extend(by_card.map(|rules| Setup { state: State::Offloaded, rules, ..card }));
     let thousand = Setup { ports: (125, 8), ..plain };
     let many = Setup { ports: (3125, 32), ..plain };
     for traffic in [large, thousand, many] {

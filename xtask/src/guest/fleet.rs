@@ -47,6 +47,19 @@ struct Job {
     kernel: Kernel,
     initramfs: PathBuf,
     queue: Mutex<VecDeque<String>>,
+    /// Those that another kernel takes if it has nothing left to do.
+    once: Mutex<VecDeque<String>>,
+    /// It runs all that isn't another kernel's.
+    general: bool,
+}
+
+impl Job {
+    /// The next test for a guest of this kernel.
+    fn next(&self, all: &[Self]) -> Option<String> {
+        let own = lock(&self.queue).pop_front().or_else(|| lock(&self.once).pop_front());
+        let others = || all.iter().find_map(|job| lock(&job.once).pop_back());
+        own.or_else(|| others().filter(|_| self.general))
+    }
 }
 
 pub(crate) fn run(
@@ -76,17 +89,19 @@ pub(crate) fn run(
             _ => HashSet::new(),
         };
         let runs = |name: &&String| wanted.runs(name, &all) && !elsewhere.contains(name.as_str());
-        let queue: VecDeque<_> = tests.names.iter().filter(runs).cloned().collect();
+        let is_once = |name: &String| how.once.as_ref().is_some_and(|once| once.is_meant(name));
+        let (once, queue): (VecDeque<_>, _) = tests.names.iter().filter(runs).cloned().partition(is_once);
         if !elsewhere.is_empty() {
             println!(
-                "guest {}: {} tests, {} more on the other kernel",
+                "guest {}: {} tests, and {} that one kernel has to run, {} more of them on the other kernel",
                 kernel.name,
                 queue.len(),
+                once.len(),
                 elsewhere.len()
             );
         }
-        let queue = Mutex::new(queue);
-        jobs.push(Job { kernel, initramfs, queue });
+        let (queue, once) = (Mutex::new(queue), Mutex::new(once));
+        jobs.push(Job { kernel, initramfs, queue, once, general: place.is_some() });
     }
     // Its clock stops while the guest has no processor of this machine's, and waiting takes no time: how busy this machine is
     // makes no test fail, and none takes longer than what it computes.
@@ -102,14 +117,14 @@ pub(crate) fn run(
     }
     thread::scope(|scope| {
         for (machine, job) in &machines {
-            scope.spawn(|| work(machine, job, how, &results));
+            scope.spawn(|| work(machine, job, &jobs, how, &results));
         }
     });
     Ok(results.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Takes tests from the queue until it is empty.
-fn work(machine: &Machine<'_>, job: &Job, how: &How, results: &Mutex<Counts>) {
+/// Takes tests until there are none for it.
+fn work(machine: &Machine<'_>, job: &Job, all: &[Job], how: &How, results: &Mutex<Counts>) {
     let report = |verdict: &Verdict, name: &str, took: Duration, output: &[String]| {
         let lines = output.iter().map(String::as_str);
         let text = verdict::shown(verdict, &job.kernel.name, name, took, lines);
@@ -125,14 +140,14 @@ fn work(machine: &Machine<'_>, job: &Job, how: &How, results: &Mutex<Counts>) {
     };
     let mut idle = None;
     loop {
-        let Some(name) = lock(&job.queue).pop_front() else { return };
+        let Some(name) = job.next(all) else { return };
         let mut guest = match idle.take().map_or_else(|| machine.boot(), Ok) {
             Ok(guest) => guest,
             Err(error) => {
                 // It won't boot for the next test either.
                 let verdict = Verdict::Failed(format!("{error:#}"));
-                let left = std::mem::take(&mut *lock(&job.queue));
-                for name in std::iter::once(name).chain(left) {
+                let left = [&job.queue, &job.once].map(|queue| std::mem::take(&mut *lock(queue)));
+                for name in std::iter::once(name).chain(left.into_iter().flatten()) {
                     report(&verdict, &name, Duration::ZERO, &[]);
                 }
                 return;

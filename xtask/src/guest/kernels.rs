@@ -96,6 +96,11 @@ impl Once {
         Ok(Self { prefixes: file()?.once, turn })
     }
 
+    /// Whether one kernel has to run it, and no more.
+    pub(crate) fn is_meant(&self, name: &str) -> bool {
+        self.prefixes.iter().any(|prefix| name.starts_with(prefix))
+    }
+
     /// Those of `tests` that kernel number `place` of so many doesn't run.
     pub(crate) fn elsewhere<'t>(
         &self,
@@ -103,8 +108,7 @@ impl Once {
         place: usize,
         kernels: usize,
     ) -> HashSet<&'t str> {
-        let is_meant = |name: &&String| self.prefixes.iter().any(|prefix| name.starts_with(prefix));
-        let meant = tests.iter().filter(is_meant).enumerate();
+        let meant = tests.iter().filter(|name| self.is_meant(name)).enumerate();
         let elsewhere = meant.filter(|(number, _)| (number + self.turn) % kernels != place);
         elsewhere.map(|(_, name)| name.as_str()).collect()
     }
