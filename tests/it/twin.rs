@@ -5,8 +5,8 @@ use fastpath_tests::{
     attach::Attach,
     topology::Nat,
     twin::random::{
-        AgentOperation, Bridging, Chain, Denial, Device, End, Hook, Ip, Ipvs, Match, Operation, Place,
-        Sequence, Sysctl, TableFamily, Target, Tunnel, Verdict, With, Xtables, XtablesChain,
+        AgentOperation, AtPod, Bridging, Chain, Denial, Device, End, Hook, Ip, Ipvs, Match, Operation, Pair,
+        Place, Sequence, Sysctl, TableFamily, Target, Tunnel, Verdict, With, Xtables, XtablesChain,
     },
 };
 
@@ -154,4 +154,21 @@ fn programs_and_pins_that_go() {
     ];
     let operations = damages.map(Operation::Agent).to_vec();
     Sequence { programs: true, operations, ..PLAIN }.assert_same_fate();
+}
+
+/// Pods that get another pair, or one end of whose pair is in the other one's namespace for a while.
+#[test]
+fn pairs_of_pods_that_go_and_move() {
+    let operations = done_and_undone(Pair::ALL.iter().map(|pair| Operation::Pair(*pair)));
+    let sequence = Sequence { programs: true, operations, ..PLAIN };
+    sequence.assert_done_with_same_fate();
+    assert_eq!(sequence.assert_same_fate_with(With::Forwarding).refused, 0);
+}
+
+/// What comes to a pod's end sees packets that programs forward, too.
+#[test]
+fn filters_programs_and_settings_in_pods() {
+    let operations = done_and_undone(AtPod::ALL.iter().map(|what| Operation::AtPod(End::Server, *what)));
+    let summary = Sequence { programs: true, operations, ..PLAIN }.assert_same_fate_with(With::Forwarding);
+    assert_eq!(summary.refused, 0, "an operation is refused");
 }

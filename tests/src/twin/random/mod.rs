@@ -273,7 +273,13 @@ impl Sequence {
     /// Shows that it doesn't fail.
     #[track_caller]
     pub fn assert_same_fate(&self) -> Summary {
-        match self.run(With::Agent) {
+        self.assert_same_fate_with(With::Agent)
+    }
+
+    /// The same of one kind of agent.
+    #[track_caller]
+    pub fn assert_same_fate_with(&self, with: With) -> Summary {
+        match self.run(with) {
             Ok(summary) => {
                 println!("{summary}");
                 summary
