@@ -399,9 +399,8 @@ fn forged_packets_are_not_forwarded() {
     assert_eq!(flow.rounds(100), 100);
 }
 
-/// An IPsec policy that comes later forbids the flow's packets: on a node without the agent, with it, and with forwarding.
-#[test]
-fn a_new_ipsec_policy_holds_for_forwarded_flows() {
+/// What comes later forbids the flow's packets: on a node without the agent, with it, and with forwarding.
+fn forbids_by_ipsec(comes: &str, goes: &str) {
     for flags in [None, Some(&[][..]), Some(&["--forward=peer"][..])] {
         let topology = Topology::routed();
         let _agent = flags.map(|flags| Agent::start_with(&topology.node, flags));
@@ -411,17 +410,30 @@ fn a_new_ipsec_policy_holds_for_forwarded_flows() {
             Some(_) => topology.assert_becomes_accelerated(&mut flow),
             None => assert_eq!(flow.rounds(50), 50),
         }
-        topology.node.ip("xfrm policy add src 10.1.0.0/24 dst 10.2.0.0/24 dir fwd action block\n");
+        topology.node.ip(comes);
         thread::sleep(ANNOUNCED);
         flow.set_patience(Duration::from_millis(100));
         assert_eq!(flow.rounds(3), 0, "{flags:?}");
-        topology.node.ip("xfrm policy flush\n");
+        topology.node.ip(goes);
         flow.set_patience(Duration::from_secs(1));
         wait_until("packets arrive again", SOON, || flow.rounds(1) == 1);
         if flags == Some(&["--forward=peer"][..]) {
             assert_becomes_forwarded(&topology, &mut flow);
         }
     }
+}
+
+#[test]
+fn a_new_ipsec_policy_holds_for_forwarded_flows() {
+    forbids_by_ipsec(
+        "xfrm policy add src 10.1.0.0/24 dst 10.2.0.0/24 dir fwd action block\n",
+        "xfrm policy flush\n",
+    );
+}
+
+#[test]
+fn a_new_default_of_ipsec_holds_for_forwarded_flows() {
+    forbids_by_ipsec("xfrm policy setdefault fwd block\n", "xfrm policy setdefault fwd accept\n");
 }
 
 /// Without what it needs to start it says so, and flows are offloaded as ever.
