@@ -232,6 +232,7 @@ fn notes_say_how_to_see_it_work_and_how_to_remove_it() {
     for line in [
         "kubectl -n net exec ds/fastpath-agent -- fastpath-agent status",
         "kubectl -n net patch configmap fastpath-agent --type=merge -p '{\"data\":{\"mode\":\"watch\"}}'",
+        "kubectl -n net annotate pod -l app.kubernetes.io/name=fastpath-agent,app.kubernetes.io/instance=fastpath --overwrite",
         "helm -n net upgrade fastpath CHART --reuse-values --set remove=true",
     ] {
         assert!(usual.contains(line), "no {line} in {usual}");
