@@ -19,7 +19,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    node::{Ends, Node, Rules},
+    node::{Ends, Node, Rules, STRAYS},
     packets,
 };
 use crate::{
@@ -239,7 +239,7 @@ pub(super) fn enforced() -> Vec<f64> {
                 let before = node.counts(Family::V4).forwarded;
                 thread::sleep(Duration::from_millis(200));
                 let forwarded = node.counts(Family::V4).forwarded - before;
-                assert!(forwarded <= packets::STRAYS, "{forwarded} packets of the flow were forwarded");
+                assert!(forwarded <= STRAYS, "{forwarded} packets of the flow were forwarded");
                 let rule = format!(
                     "add rule inet firewall forward meta l4proto udp ct original proto-dst {port} drop"
                 );
@@ -278,7 +278,7 @@ pub(super) fn helped() -> f64 {
     loop {
         let before = node.counts(Family::V4);
         forth.send(&client, flows);
-        if (node.counts(Family::V4) - before).forwarded <= packets::STRAYS {
+        if (node.counts(Family::V4) - before).forwarded <= STRAYS {
             break;
         }
         // It takes packets of both directions.

@@ -13,8 +13,8 @@ use nix::sys::{
 
 use super::{
     Measure, Row, Samples,
-    node::{Ends, Node, Rules, rendered},
-    packets::{self, STRAYS},
+    node::{Ends, Node, Rules, STRAYS, rendered},
+    packets,
 };
 use crate::{bench::node::Base, reference, topology::Family};
 

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::{packets::STRAYS, services};
+use super::services;
 use crate::{
     agent::{self, Agent},
     netns::Netns,
@@ -171,6 +171,8 @@ pub(super) enum Ends {
 /// Entries in the agent's map of flows: enough for both directions of the most flows that a row has.
 const MAX_FLOWS: &str = "--max-flows=262144";
 
+/// Packets that don't count when it is looked which way they took.
+pub(super) const STRAYS: u64 = 5;
 /// What stands for a network card: it receives what the packet generator hands it, and sends nothing anywhere.
 pub(super) const CARD: &str = "card0";
 /// Who sends behind it.

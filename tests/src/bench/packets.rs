@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     Measure, Row, Samples,
-    node::{BEHIND_CARD, CARD, Ends, Node, Rules},
+    node::{BEHIND_CARD, CARD, Ends, Node, Rules, STRAYS},
 };
 use crate::{bench::node::Base, netns::Netns, pktgen::Stream, table, topology::Family, wait_until};
 
@@ -37,8 +37,6 @@ const REPETITIONS_OF_MANY: usize = 9;
 const OLD_PORT: u16 = 20_001;
 /// Threshold there: the flow that is measured has fewer packets.
 const ASSISTED_AT: u32 = 40_000;
-/// Packets that don't count when it is looked which way they took.
-pub(super) const STRAYS: u64 = 5;
 
 /// What is so about the flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
