@@ -21,7 +21,8 @@ choices! {
         Xdp = "ip link set $dev xdpdrv pinned $xdp",
         XdpGeneric = "ip link set $dev xdpgeneric pinned $xdp",
         Mtu = "ip link set $dev mtu 1300",
-        Address = "ip link set $dev address 02:00:00:00:00:77",
+        // When a neighbour notices is a matter of chance.
+        Address = "ip link set $dev address 02:00:00:00:00:77; nsenter --net=$node ip neighbour flush all",
     }
 }
 
