@@ -277,7 +277,7 @@ pub struct RunArgs {
     /// Where that page has names of pods and containers from, over the sockets of this node's runtimes
     #[arg(long, value_name = "FROM", default_value = "auto", env = "FASTPATH_NAMES")]
     pub names: NamesFrom,
-    /// Export flow records in IPFIX to this collector: ipfix://HOST:PORT (UDP) or ipfix+tcp://HOST:PORT (docs/export.md)
+    /// Export flow records in IPFIX to this collector: `ipfix://HOST:PORT` (UDP) or `ipfix+tcp://HOST:PORT` (docs/export.md)
     #[arg(long, value_name = "URL", env = "FASTPATH_EXPORT")]
     pub export: Option<String>,
     /// A flow that goes on has a record at least this often, from 1s to 1h

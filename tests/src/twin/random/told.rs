@@ -26,7 +26,7 @@ pub(super) struct Sent {
     pub(super) from: u16,
     /// The port that it dialled.
     pub(super) port: u16,
-    /// Each message is a packet.
+    /// Each message is a packet; others may be sent as fragments.
     pub(super) datagrams: bool,
     /// Messages up and down.
     pub(super) tallies: [Tally; 2],
