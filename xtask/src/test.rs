@@ -18,7 +18,8 @@ use crate::{
     guest::{
         debian,
         fleet::{self, How},
-        kernels, newest, verdict,
+        kernels::{self, Wanted},
+        newest, verdict,
     },
     image, lint, miri,
     package::trial,
@@ -175,8 +176,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     };
     // Those that are there already, since others would be built with other features.
     let with = |program| binaries.clone().map_or_else(|| build::with_program(program), Ok);
-    // Each takes one processor, and as long as the other.
-    let (field, alone) = thread::scope(|scope| -> Result<_> {
+    // The field tier is one guest, and so takes one processor: everything else runs beside it.
+    let (field, beside) = thread::scope(|scope| -> Result<_> {
         let field = field.filter(|_| !full.is_empty());
         let field = field.map(|part| -> Result<_> {
             let binaries = with("field")?;
@@ -184,25 +185,20 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             Ok(scope.spawn(move || field::run(full, &binaries, part, options.kvm)))
         });
         let field = field.transpose()?;
-        let mut alone = Counts::default();
+        let mut beside = Counts::default();
         if let Some(binaries) = binaries.as_ref().filter(|_| has(Tier::Host)) {
-            let tests = List::of(&binaries["it"], arch, &options.filter)?;
-            let mut here = tests.filtered(|name| name.starts_with("host::") || name.starts_with(ONLY_HERE));
-            // Set-up has installed it where the distribution has it.
-            if setup::browser().is_none() && here.names.iter().any(|name| name.starts_with(PAGE_TESTS)) {
-                println!("skipped {PAGE_TESTS}: this distribution has no package of the browser");
-                here = here.filtered(|name| !name.starts_with(PAGE_TESTS));
-                alone.skipped += 1;
-            }
-            alone.add(&host_tests(binaries, &here, limit, None)?);
+            beside.add(&host_tier(options, binaries, arch, limit)?);
         }
         if runs_miri {
-            alone.check(miri::run());
+            beside.check(miri::run());
+        }
+        if let Some(binaries) = binaries.as_ref().filter(|_| has(Tier::Guest)) {
+            beside.add(&guest_tier(options, guests, binaries, arch, limit)?);
         }
         let field = field.map(|field| field.join().unwrap_or_else(|payload| resume_unwind(payload)));
-        Ok((field.transpose()?, alone))
+        Ok((field.transpose()?, beside))
     })?;
-    counts.add(&alone);
+    counts.add(&beside);
     counts.add(&field.unwrap_or_default());
     if let Some(binaries) = &binaries {
         if let Some(minutes) = frames {
@@ -210,23 +206,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             let limit = Duration::from_secs(60 + 600 * minutes);
             counts.add(&host_tests(binaries, &tests, limit, Some(minutes * FRAMES_A_MINUTE))?);
         }
-        let tests = List::of(&binaries["it"], arch, &options.filter)?;
-        if has(Tier::Guest) {
-            let image = image::for_tests(binaries, arch)?;
-            if "image".contains(&options.filter) {
-                counts.check(image::check(&image, &["oci-archive", "docker-archive"], &[arch]));
-            }
-            let there = tests.filtered(|name| !name.starts_with(ONLY_HERE));
-            let all = kernels::all()?;
-            guests.retain(|kernel| there.names.iter().any(|name| kernel.runs(name, &all)));
-            setup::ensure(&[Need::Guest(&guests)])?;
-            let once = options.tier.is_empty() && options.kernel.is_empty() && options.filter.is_empty();
-            let once = once.then(kernels::Once::by_commit).transpose()?;
-            let how = How { limit, variables: options.seed(None), kvm: options.kvm, told: false, once };
-            counts.add(&fleet::run(&guests, binaries, &image, &there, &how)?);
-        }
         if faults {
             let image = image::for_tests(binaries, arch)?;
+            let tests = List::of(&binaries["it"], arch, &options.filter)?;
             let faults = tests.filtered(|name| name.starts_with(FAULTS));
             let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.as_secs());
             let variables = [options.seed(Some(now)), vec!["FASTPATH_FAULTS=full".to_owned()]].concat();
@@ -262,6 +244,46 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let only_lint = options.tier.iter().all(|tier| *tier == Tier::Lint) && !options.tier.is_empty();
     counts.report(only_lint)
+}
+
+/// Tests on this kernel.
+fn host_tier(options: &Options, binaries: &Binaries, arch: Arch, limit: Duration) -> Result<Counts> {
+    let tests = List::of(&binaries["it"], arch, &options.filter)?;
+    let mut here = tests.filtered(|name| name.starts_with("host::") || name.starts_with(ONLY_HERE));
+    let mut counts = Counts::default();
+    // Set-up has installed it where the distribution has it.
+    if setup::browser().is_none() && here.names.iter().any(|name| name.starts_with(PAGE_TESTS)) {
+        println!("skipped {PAGE_TESTS}: this distribution has no package of the browser");
+        here = here.filtered(|name| !name.starts_with(PAGE_TESTS));
+        counts.skipped += 1;
+    }
+    counts.add(&host_tests(binaries, &here, limit, None)?);
+    Ok(counts)
+}
+
+/// Tests on the kernels of `guests`.
+fn guest_tier(
+    options: &Options,
+    mut guests: Vec<Wanted>,
+    binaries: &Binaries,
+    arch: Arch,
+    limit: Duration,
+) -> Result<Counts> {
+    let mut counts = Counts::default();
+    let image = image::for_tests(binaries, arch)?;
+    if "image".contains(&options.filter) {
+        counts.check(image::check(&image, &["oci-archive", "docker-archive"], &[arch]));
+    }
+    let tests = List::of(&binaries["it"], arch, &options.filter)?;
+    let tests = tests.filtered(|name| !name.starts_with(ONLY_HERE));
+    let all = kernels::all()?;
+    guests.retain(|kernel| tests.names.iter().any(|name| kernel.runs(name, &all)));
+    setup::ensure(&[Need::Guest(&guests)])?;
+    let once = options.tier.is_empty() && options.kernel.is_empty() && options.filter.is_empty();
+    let once = once.then(kernels::Once::by_commit).transpose()?;
+    let how = How { limit, variables: options.seed(None), kvm: options.kvm, told: false, once };
+    counts.add(&fleet::run(&guests, binaries, &image, &tests, &how)?);
+    Ok(counts)
 }
 
 /// `cargo test` for the packages that need nothing special, its output shown as it comes.
