@@ -37,7 +37,7 @@ pub(crate) fn check() -> Result<()> {
 }
 
 fn lychee(directory: &Path, documents: &[&str]) -> Result<()> {
-    let mut lychee = Command::new(LYCHEE.program("lychee")?);
+    let mut lychee = Command::new(LYCHEE.file("lychee")?);
     lychee.args(["--offline", "--include-fragments", "--no-progress", "--quiet"]).args(documents);
     process::run(lychee.current_dir(directory))
 }

@@ -28,7 +28,7 @@ use crate::{
     },
     process, progress, prometheus,
     toolchain::{self, Origin},
-    wheel::{CLUSTER_TOOLS, LYCHEE},
+    wheel::{CLUSTER_TOOLS, LYCHEE, VL_CONVERT},
     workspace,
 };
 
@@ -55,6 +55,8 @@ pub(crate) enum Need<'a> {
     Host,
     /// Ask a Prometheus.
     Prometheus,
+    /// Draw charts.
+    Drawings,
     /// Run guests with these kernels.
     Guest(&'a [Wanted]),
     /// Make the container image.
@@ -190,6 +192,7 @@ impl Missing {
                 Need::Host if distribution == Distribution::Ubuntu2404 => (&[FOR_TESTS], &[Part::Prometheus]),
                 Need::Host => (&[FOR_TESTS, FOR_PAGE], &[Part::Prometheus]),
                 Need::Prometheus => (&[], &[Part::Prometheus]),
+                Need::Drawings => (&[], &[Part::Wheel(&VL_CONVERT)]),
                 Need::Image => (&[], &[Part::Tool(&CYCLONEDX)]),
                 Need::Package => (&[FOR_PACKAGE], &[Part::Tool(&DEB)]),
                 Need::PackageTrial => (&[], &[Part::System(&debian::SMALL)]),

