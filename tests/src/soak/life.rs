@@ -156,7 +156,7 @@ impl<S: FnMut(&str)> Life<S> {
         // What it takes once, it has by then.
         self.live(self.began.elapsed() + Duration::from_secs(4), false);
         self.samples.clear();
-        self.crossed_before = self.metric("fastpath_flows_crossed_total");
+        self.crossed_before = self.crossed();
         self.done.crossed = 0;
     }
 
@@ -357,6 +357,12 @@ impl<S: FnMut(&str)> Life<S> {
         self.done.denials += 1;
     }
 
+    /// Flows that the agent has heard of. It is told of the last ones while this goes on.
+    fn crossed(&self) -> u64 {
+        thread::sleep(Duration::from_millis(200));
+        self.metric("fastpath_flows_crossed_total")
+    }
+
     fn metric(&self, name: &str) -> u64 {
         let answer = http::get(&self.topology.node, "/metrics");
         let value = |line: &str| line.strip_prefix(name)?.trim().parse::<f64>().ok();
@@ -369,7 +375,7 @@ impl<S: FnMut(&str)> Life<S> {
         for flow in std::mem::take(&mut self.long) {
             rounds += flow.stop_intact().1.rounds;
         }
-        let crossed = self.metric("fastpath_flows_crossed_total") - self.crossed_before;
+        let crossed = self.crossed() - self.crossed_before;
         assert_eq!(self.metric("fastpath_unmeasured_packets_total"), 0);
         let expected = self.done.crossed;
         let (memory, more) = growth(&self.samples)?;
