@@ -1,6 +1,7 @@
 //! Flows of all kinds through both worlds, some of which grow old with the sequence: who sends when, and what became of them.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsFd, AsRawFd},
@@ -135,6 +136,25 @@ struct Pair {
     age: usize,
 }
 
+/// Connections of TCP by the client's port: conntrack's number of each, which another one of the same ports hasn't.
+pub(super) type Numbered = BTreeMap<u16, u64>;
+
+/// Those of a node.
+pub(super) fn numbered(node: &Netns) -> Numbered {
+    let mut all = Numbered::new();
+    for family in ["ipv4", "ipv6"] {
+        let listed = node.output("conntrack", &["-L", "-f", family, "-p", "tcp", "-o", "id"]);
+        all.extend(listed.lines().filter_map(|line| {
+            let field = |name: &str| {
+                let value = line.split_whitespace().find_map(|word| word.strip_prefix(name))?;
+                value.parse::<u64>().ok()
+            };
+            Some((u16::try_from(field("sport=")?).ok()?, field("id=")?))
+        }));
+    }
+    all
+}
+
 /// The flows.
 pub(super) struct Flows {
     service: bool,
@@ -195,6 +215,20 @@ impl Flows {
             thread::sleep(TICK);
         }
         Ok(())
+    }
+
+    /// Gives up connections of TCP that both nodes have forgotten since `before`. Whose packet is the next is chance: a client's is
+    /// translated as before, a server's is taken for the node's own and answered with a reset.
+    pub(super) fn give_up_forgotten(&mut self, before: &[Numbered; 2], after: &[Numbered; 2]) {
+        for slot in &mut self.slots {
+            let Some(Pair { source, .. }) = slot else { continue };
+            let forgotten = |world: usize| {
+                before[world].contains_key(source) && before[world].get(source) != after[world].get(source)
+            };
+            if forgotten(0) && forgotten(1) {
+                *slot = None;
+            }
+        }
     }
 
     fn each(&mut self, send: impl Fn(usize, &Spec, usize) -> [bool; 2]) {

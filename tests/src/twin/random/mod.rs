@@ -197,7 +197,17 @@ impl Sequence {
         for (number, operation) in self.operations.iter().enumerate() {
             *at = Some(number);
             run.flows.refill(&run.worlds)?;
+            // With the address that a connection is translated to the kernel forgets the connection.
+            let translates = self.nat == Nat::Masquerade;
+            let numbered = || run.worlds.each_ref().map(|world| flows::numbered(&world.node));
+            let before = translates.then(numbered);
             run.perform(operation)?;
+            if let Some(before) = before {
+                run.flows.give_up_forgotten(
+                    &before,
+                    &run.worlds.each_ref().map(|world| flows::numbered(&world.node)),
+                );
+            }
             if number + 1 == self.start_after {
                 run.start_agent()?;
             } else if number + 1 > self.start_after {
