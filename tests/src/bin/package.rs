@@ -23,8 +23,8 @@ use fastpath_tests::{
 const PORT: u16 = 7001;
 const PINS: &str = "/sys/fs/bpf/fastpath";
 const CONFIG: &str = "/etc/fastpath/agent.toml";
-/// The page with the drop-in, as the package brings it.
-const FORWARDING: &str = "/usr/share/doc/fastpath-agent/docs/forward.md";
+/// The page with the drop-in.
+const FORWARDING: &str = include_str!("../../../docs/forward.md");
 const EXCLUDED: &str = "/etc/fastpath/exclude";
 /// What is left to an agent that runs: NET_ADMIN.
 const CAPABILITIES: u64 = 1 << 12;
@@ -270,8 +270,7 @@ impl Trial {
 
     /// With the drop-in that the page shows, the agent starts in its sandbox and programs forward.
     fn forward(&mut self) {
-        let page = fs::read_to_string(FORWARDING).expect("the package brings its pages");
-        let lines = page.split_once("```ini\n").and_then(|(_, rest)| rest.split_once("```"));
+        let lines = FORWARDING.split_once("```ini\n").and_then(|(_, rest)| rest.split_once("```"));
         let (lines, _) = lines.expect("the page shows a drop-in");
         let directory = format!("/etc/systemd/system/{SERVICE}.d");
         fs::create_dir_all(&directory).expect("root");
