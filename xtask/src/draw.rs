@@ -15,9 +15,6 @@ use crate::{setup, wheel::VL_CONVERT};
 /// A colour for each series, the most important first; the first three are apart in grey too.
 pub(crate) const SERIES: [&str; 9] =
     ["#0550ae", "#80b6f4", "#6e7781", "#e16f24", "#1a7f37", "#8250df", "#bf8700", "#cf222e", "#1b7c83"];
-/// Lines behind the curves.
-pub(crate) const FAINT: &str = "#d0d7de";
-
 /// Reads a specification, and prints the drawing.
 const PROGRAM: &str = "\
 import sys, vl_convert
@@ -26,24 +23,46 @@ print(vl_convert.vegalite_to_svg(sys.stdin.read(), vl_version='5.21'))";
 /// Draws a file. On white, so that it can be read on a page of any colour.
 pub(crate) fn svg(mut spec: Value, path: &Path) -> Result<()> {
     setup::ensure(&[setup::Need::Drawings])?;
-    let font = json!({ "labelColor": "#1f2328", "titleColor": "#1f2328", "labelFontSize": 12, "titleFontWeight": "normal" });
-    let axis = json!({ "domain": false, "ticks": false, "gridColor": FAINT, "labelLimit": 400 });
-    let mut config = json!({
+    spec["background"] = json!("white");
+    spec["padding"] = json!({ "left": 16, "top": 16, "right": 40, "bottom": 16 });
+    spec["config"] = json!({
         "font": "sans-serif",
         "view": { "stroke": null },
-        "title": { "anchor": "start", "frame": "group", "fontWeight": "normal", "fontSize": 18, "subtitleFontSize": 14, "subtitlePadding": 6 },
-        "legend": { "orient": "bottom", "labelFontSize": 13, "labelLimit": 400, "symbolType": "square", "columnPadding": 16, "title": null },
+        "axis": {
+            "domain": false,
+            "ticks": false,
+            "gridColor": "#d0d7de",
+            "labelColor": "#1f2328",
+            "labelFontSize": 12,
+            "labelLimit": 400,
+            "titleColor": "#1f2328",
+            "titleFontWeight": "normal",
+        },
+        "title": {
+            "anchor": "start",
+            "frame": "group",
+            "fontWeight": "normal",
+            "fontSize": 18,
+            "subtitleFontSize": 14,
+            "subtitlePadding": 6,
+        },
+        "legend": {
+            "orient": "bottom",
+            "labelFontSize": 13,
+            "labelLimit": 400,
+            "symbolType": "square",
+            "columnPadding": 16,
+            "title": null,
+        },
     });
-    config["axis"] = merged(font, axis);
-    spec = merged(
-        json!({ "background": "white", "padding": { "left": 16, "top": 16, "right": 40, "bottom": 16 }, "config": config }),
-        spec,
-    );
-    let mut python = Command::new("python3");
     let modules = VL_CONVERT.directory()?;
-    python.args(["-c", PROGRAM]).env("PYTHONPATH", modules.parent().context("it is in the cache")?);
-    let mut python =
-        python.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("cannot run python3")?;
+    let mut python = Command::new("python3")
+        .args(["-c", PROGRAM])
+        .env("PYTHONPATH", modules.parent().context("it is in the cache")?)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot run python3")?;
     // It reads all before it prints.
     python.stdin.take().context("a pipe")?.write_all(spec.to_string().as_bytes())?;
     let output = python.wait_with_output()?;
@@ -51,12 +70,4 @@ pub(crate) fn svg(mut spec: Value, path: &Path) -> Result<()> {
         bail!("cannot draw {}: vl-convert failed ({})", path.display(), output.status);
     }
     Ok(fs::write(path, output.stdout)?)
-}
-
-/// Both objects' fields.
-pub(crate) fn merged(mut one: Value, other: Value) -> Value {
-    if let (Some(one), Value::Object(other)) = (one.as_object_mut(), other) {
-        one.extend(other);
-    }
-    one
 }
