@@ -22,7 +22,8 @@ const LIMITS: [&str; 4] = ["-timeout=10", "-malloc_limit_mb=64", "-rss_limit_mb=
 
 /// Runs all targets whose name contains `filter`, or says why that can't be.
 pub(crate) fn run(minutes: Option<u64>, filter: &str) -> Result<Counts> {
-    let targets: Vec<String> = names()?.into_iter().filter(|name| name.contains(filter)).collect();
+    let targets: Vec<String> =
+        names()?.into_iter().filter(|name| filter.split(',').any(|part| name.contains(part))).collect();
     if targets.is_empty() {
         return Ok(Counts::default());
     }

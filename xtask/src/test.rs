@@ -85,6 +85,11 @@ enum Tier {
 }
 
 impl Options {
+    /// Whether the filter leaves this test.
+    fn asks_for(&self, name: &str) -> bool {
+        self.filter.split(',').any(|part| name.contains(part))
+    }
+
     /// The seed for tests that draw something, as a variable of their environment.
     fn seed(&self, otherwise: Option<u64>) -> Vec<String> {
         self.twin.seed.or(otherwise).map(|seed| format!("FASTPATH_SEED={seed}")).into_iter().collect()
@@ -156,7 +161,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         match toolchain::nightly() {
             Ok(_) => {
                 counts.add(&fuzz::run(options.twin.minutes, &options.filter)?);
-                runs_miri = "miri".contains(&options.filter);
+                runs_miri = options.asks_for("miri");
             }
             Err(error) => {
                 println!("skipped fuzz: {error:#}");
@@ -166,9 +171,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let bench = has(Tier::Bench) && options.filter.is_empty();
     // By hand only: the host tier draws some in any case.
-    let frames = options.twin.minutes.filter(|_| has(Tier::Fuzz) && FRAMES_TESTS.contains(&options.filter));
+    let frames = options.twin.minutes.filter(|_| has(Tier::Fuzz) && options.asks_for(FRAMES_TESTS));
     let binaries = match has(Tier::Host) || has(Tier::Guest) || faults || frames.is_some() {
-        true if has(Tier::Guest) && OTHER_MAPS_TESTS.contains(&options.filter) && !arch.is_foreign() => {
+        true if has(Tier::Guest) && options.asks_for(OTHER_MAPS_TESTS) && !arch.is_foreign() => {
             Some(build::for_tests_and_other_maps()?)
         }
         true => Some(build::for_tests(arch)?),
@@ -271,7 +276,7 @@ fn guest_tier(
 ) -> Result<Counts> {
     let mut counts = Counts::default();
     let image = image::for_tests(binaries, arch)?;
-    if "image".contains(&options.filter) {
+    if options.asks_for("image") {
         counts.check(image::check(&image, &["oci-archive", "docker-archive"], &[arch]));
     }
     let tests = List::of(&binaries["it"], arch, &options.filter)?;

@@ -136,14 +136,14 @@ struct Pair {
     age: usize,
 }
 
-/// Connections of TCP by the client's port: conntrack's number of each, which another one of the same ports hasn't.
+/// Connections by the client's port: conntrack's number of each, which another one of the same ports hasn't.
 pub(super) type Numbered = BTreeMap<u16, u64>;
 
 /// Those of a node.
 pub(super) fn numbered(node: &Netns) -> Numbered {
     let mut all = Numbered::new();
     for family in ["ipv4", "ipv6"] {
-        let listed = node.output("conntrack", &["-L", "-f", family, "-p", "tcp", "-o", "id"]);
+        let listed = node.output("conntrack", &["-L", "-f", family, "-o", "id"]);
         all.extend(listed.lines().filter_map(|line| {
             let field = |name: &str| {
                 let value = line.split_whitespace().find_map(|word| word.strip_prefix(name))?;
@@ -217,15 +217,15 @@ impl Flows {
         Ok(())
     }
 
-    /// Gives up connections of TCP that both nodes have forgotten since `before`. Whose packet is the next is chance: a client's is
-    /// translated as before, a server's is taken for the node's own and answered with a reset.
+    /// Gives up flows that a node has forgotten since `before`. Which node does is chance, and so is what becomes of them: a client's next
+    /// packet is translated as before, a server's is taken for the node's own and refused.
     pub(super) fn give_up_forgotten(&mut self, before: &[Numbered; 2], after: &[Numbered; 2]) {
         for slot in &mut self.slots {
             let Some(Pair { source, .. }) = slot else { continue };
             let forgotten = |world: usize| {
                 before[world].contains_key(source) && before[world].get(source) != after[world].get(source)
             };
-            if forgotten(0) && forgotten(1) {
+            if forgotten(0) || forgotten(1) {
                 *slot = None;
             }
         }

@@ -197,8 +197,8 @@ impl Sequence {
         for (number, operation) in self.operations.iter().enumerate() {
             *at = Some(number);
             run.flows.refill(&run.worlds)?;
-            // With the address that a connection is translated to the kernel forgets the connection.
-            let translates = self.nat == Nat::Masquerade;
+            // With the address that a connection is translated to the kernel forgets the connection, or not.
+            let translates = self.nat == Nat::Masquerade && !matches!(operation, Operation::Agent(_));
             let numbered = || run.worlds.each_ref().map(|world| flows::numbered(&world.node));
             let before = translates.then(numbered);
             run.perform(operation)?;
