@@ -1,6 +1,9 @@
 //! `--forward=peer`: eBPF forwards packets of offloaded flows between pods ahead of the flowtable, and only those.
 
-use std::{fs, thread, time::Duration};
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
 
 use fastpath_tests::{
     agent::{self, Agent},
@@ -271,6 +274,32 @@ fn is_dropped_by_the_pod(payload: usize, on_node: &str, in_pod: &str) {
         topology.server().ns.ip(in_pod);
         thread::sleep(ANNOUNCED);
         assert_eq!(flow.rounds(3), 0, "with an agent: {with_agent}");
+    }
+}
+
+/// Sooner than programs leave a packet to the flowtable: the flow goes and comes back, and loses nothing.
+#[test]
+fn a_flowtable_that_forgets_within_seconds() {
+    let topology = Topology::routed();
+    for name in ["udp", "tcp"] {
+        topology.node.sysctl(&format!("net/netfilter/nf_flowtable_{name}_timeout"), "2");
+    }
+    let _agent = Agent::start_with(&topology.node, &["--forward=peer"]);
+    for (port, proto) in [(7001, Proto::Udp), (7002, Proto::Tcp)] {
+        let mut flow = topology.open(proto, Family::V4, port);
+        assert_becomes_forwarded(&topology, &mut flow);
+        let (before, slow) = (forwarded(&topology), topology.forwarded(port).total());
+        let began = Instant::now();
+        let mut rounds = 0;
+        while began.elapsed() < Duration::from_secs(9) {
+            assert_eq!(flow.rounds(20), 20, "{flow:?}");
+            rounds += 20;
+            thread::sleep(Duration::from_millis(50));
+        }
+        let (forwarded, slow) = (forwarded(&topology) - before, topology.forwarded(port).total() - slow);
+        println!("{flow:?}: of {rounds} rounds {forwarded} packets forwarded, {slow} on the forward path");
+        assert!(forwarded > rounds, "{flow:?}: of {rounds} rounds only {forwarded} packets forwarded");
+        assert!(slow < rounds / 2, "{flow:?}: of {rounds} rounds {slow} packets on the forward path");
     }
 }
 

@@ -181,7 +181,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     };
     // Those that are there already, since others would be built with other features.
     let with = |program| binaries.clone().map_or_else(|| build::with_program(program), Ok);
-    // The field tier is one guest, and so takes one processor: everything else runs beside it.
+    // The field tier is one guest, and so takes one processor, as Miri does: everything else runs beside them.
     let (field, beside) = thread::scope(|scope| -> Result<_> {
         let field = field.filter(|_| !full.is_empty());
         let field = field.map(|part| -> Result<_> {
@@ -194,11 +194,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         if let Some(binaries) = binaries.as_ref().filter(|_| has(Tier::Host)) {
             beside.add(&host_tier(options, binaries, arch, limit)?);
         }
-        if runs_miri {
-            beside.check(miri::run());
-        }
+        // After the host tier, some tests of which look at the clock.
+        let miri = runs_miri.then(|| scope.spawn(miri::run));
         if let Some(binaries) = binaries.as_ref().filter(|_| has(Tier::Guest)) {
             beside.add(&guest_tier(options, guests, binaries, arch, limit)?);
+        }
+        if let Some(miri) = miri {
+            beside.check(miri.join().unwrap_or_else(|payload| resume_unwind(payload)));
         }
         let field = field.map(|field| field.join().unwrap_or_else(|payload| resume_unwind(payload)));
         Ok((field.transpose()?, beside))
