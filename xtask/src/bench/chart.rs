@@ -74,9 +74,8 @@ fn bar_chart(
     bars: Value,
     (height, letters): (u32, u32),
     axis: Value,
-    colours: Value,
+    mut colours: Value,
 ) -> Value {
-    let mut colours = colours;
     colours["field"] = json!("series");
     colours["type"] = json!("nominal");
     json!({
