@@ -19,5 +19,6 @@ fn ordinary_routes_cause_no_wake_up() {
     let (came, went) = (routes("add", 254), routes("del", 254));
     assert!(came < 25 && went < 25, "{came} and {went} wake-ups");
     let heard = routes("add", 100);
-    assert!(heard >= 50, "{heard} wake-ups: those of other tables are heard");
+    // One wake-up may be for two of them.
+    assert!(heard > 25, "{heard} wake-ups: those of other tables are heard");
 }

@@ -48,6 +48,18 @@ pub struct Path {
     pub forwarded: u64,
 }
 
+impl Metered {
+    /// Whether the last of them, metered before `seen` was read, isn't in it. The programs see what the meter sees, so they weren't
+    /// attached then.
+    fn was_missed(&self, seen: &[Option<FlowCounters>; 2], node: &Node) -> bool {
+        let Self::Packets { from_ns, to_ns, .. } = *self else { return false };
+        let unsure = 2 * node.tick_ns;
+        let before =
+            |counters: &Option<FlowCounters>| counters.is_some_and(|c| c.last_seen_ns + unsure < from_ns);
+        seen.iter().all(before) && to_ns + unsure < node.now_ns
+    }
+}
+
 impl Path {
     /// Of a flow that is offloaded. `metered` must have been read after `seen`.
     pub(super) fn measure(seen: &[Option<FlowCounters>; 2], metered: &Metered, node: &Node) -> Self {
@@ -62,6 +74,9 @@ impl Path {
         };
         if seen.iter().all(Option::is_none) {
             return Self { metered: Some(slow), ..Self::default() };
+        }
+        if metered.was_missed(seen, node) {
+            return Self { metered: Some(slow), forwarded, ..Self::default() };
         }
         let came_in: u64 = seen.iter().flatten().map(|c| c.packets).sum();
         let bypassed = came_in.saturating_sub(young + slow);
@@ -149,6 +164,30 @@ mod tests {
         for (name, seen, metered, expected) in cases {
             assert_eq!(Path::measure(&seen, &metered, &node()).accelerated, expected, "{name}");
         }
+    }
+
+    #[test]
+    fn counts_that_lack_a_metered_packet_tell_nothing() {
+        let node = Node { now_ns: AT + 100 * TICK, ..node() };
+        let measure = |seen: [_; 2], at| Path::measure(&seen, &metered(150, at), &node);
+        let both = [seen(100, AT), seen(100, AT)];
+        let missed = measure(both, AT + 50 * TICK);
+        assert_eq!((missed.accelerated, missed.bypassed, missed.metered), (None, None, Some(150)));
+        assert_eq!(
+            measure(both, AT + 2 * TICK).accelerated,
+            Some(false),
+            "as well the last that was counted"
+        );
+        assert_eq!(
+            measure(both, AT + 99 * TICK).accelerated,
+            Some(false),
+            "it may have come since they were read"
+        );
+        assert_eq!(
+            measure([both[0], None], AT + 50 * TICK).accelerated,
+            Some(false),
+            "one direction isn't counted"
+        );
     }
 
     #[test]
