@@ -295,8 +295,9 @@ fn ask<P: Rewrite, const WORDS: usize>(
     if part(into) & forward::IN == 0 {
         return Err(config.refused);
     }
-    let mut route = Route::new::<P>(data, protocol, into, ports);
     // Routing comes behind the change of the destination, and ahead of that of the source.
+    let routed = ports & u32::from_ne_bytes([0xff, 0xff, 0, 0]) | other.src_port << 16;
+    let mut route = Route::new::<P>(data, protocol, into, routed);
     (route.src, route.dst) = (before.src, other.src);
     // SAFETY: the helper reads and writes as many bytes as it is told, which live on the stack.
     let answer =
@@ -314,7 +315,7 @@ fn ask<P: Rewrite, const WORDS: usize>(
         return Err(config.refused);
     }
     // As the flowtable has it: packets come in where answers leave.
-    let mut back = Route::new::<P>(data, protocol, out, ports.rotate_left(16));
+    let mut back = Route::new::<P>(data, protocol, out, routed.rotate_left(16));
     (back.src, back.dst) = (other.src, before.src);
     // SAFETY: as above.
     let answer =

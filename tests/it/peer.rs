@@ -74,6 +74,38 @@ fn behind_a_service() {
     is_forwarded(Nat::Service, Proto::Udp, Family::V4);
 }
 
+/// A service's port is another one than that of the pod behind it. Routing only ever sees the pod's.
+#[test]
+fn routes_are_chosen_by_the_port_behind_a_service() {
+    let topology = Topology::routed();
+    let node = &topology.node;
+    node.nft(
+        "table inet service {
+            chain pre {
+                type nat hook prerouting priority dstnat
+                ip daddr 10.96.0.1 tcp dport 7001 dnat ip to 10.2.0.2:80
+                ip6 daddr fd00:96::1 udp dport 7001 dnat ip6 to [fd00:2::2]:80
+            }
+        }\n",
+    );
+    for family in ["-4", "-6"] {
+        for selector in ["dport", "sport"] {
+            node.output("ip", &[family, "rule", "add", selector, "7001", "prio", "100", "blackhole"]);
+        }
+    }
+    let _agent = Agent::start_with(node, &["--forward=peer"]);
+    for (proto, family) in [(Proto::Tcp, Family::V4), (Proto::Udp, Family::V6)] {
+        let (dial, listen) = (topology.service_at(family, 7001), topology.server_at(family, 80));
+        let mut flow = Flow::open(proto, &topology.client().ns, &topology.server().ns, dial, listen);
+        topology.assert_becomes_accelerated(&mut flow);
+        wait_until("both directions forwarded", SOON, || {
+            let before = forwarded(&topology);
+            assert_eq!(flow.rounds(2000), 2000);
+            forwarded(&topology) >= before + 3000
+        });
+    }
+}
+
 /// Programs that log are other ones.
 #[test]
 fn with_programs_that_log() {
