@@ -89,6 +89,30 @@ fn interfaces_that_are_left_out_or_down() {
     assert!(answer["verdict"]["text"].as_str().unwrap().contains("no route: "), "{answer:#}");
 }
 
+/// Routing looks at ports, too, and behind a service at those of the pod.
+#[test]
+fn no_route_for_its_port() {
+    let topology = Topology::routed();
+    let node = &topology.node;
+    node.nft(
+        "table inet service {
+            chain pre {
+                type nat hook prerouting priority dstnat
+                ip daddr 10.96.0.1 udp dport 7001 dnat ip to 10.2.0.2:7002
+            }
+        }\n",
+    );
+    let _agent = start(&topology, &[]);
+    let (dial, listen) = (topology.service_at(Family::V4, 7001), topology.server_at(Family::V4, 7002));
+    let mut young = Flow::open(Proto::Udp, &topology.client().ns, &topology.server().ns, dial, listen);
+    assert_eq!(young.rounds(5), 5);
+    let rule = ["rule", "add", "ipproto", "udp", "dport", "7002", "priority", "100", "unreachable"];
+    node.output("ip", &rule);
+    young.set_patience(Duration::from_millis(50));
+    assert!(!young.request());
+    assert_reason(&topology, 7001, "no-route");
+}
+
 /// The kernel takes 1,024 hooks on an interface.
 #[test]
 fn an_interface_that_the_kernel_refuses() {

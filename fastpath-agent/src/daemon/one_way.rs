@@ -73,8 +73,8 @@ async fn answers(mut streams: Vec<Entry>, links: &LinkTable) -> Result<Vec<Answe
     }
     let routes = Routes::open()?;
     let mut answers = Vec::new();
-    for Question { answer, tuple, destination } in questions {
-        let route = routes.of(&tuple, destination, answer.input, links).await;
+    for Question { answer, routed } in questions {
+        let route = routes.of(&routed, answer.input, links).await;
         if matches!(route, Route::Forward { output, .. } if output == answer.output) {
             answers.push(answer);
         }

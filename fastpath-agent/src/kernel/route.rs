@@ -48,16 +48,19 @@ impl Routes {
         messages.iter().filter_map(dead).filter(|(address, _)| addresses.contains(address)).collect()
     }
 
-    /// Which way a packet takes that comes in on `input` with the source and ports of `tuple`, and goes to `destination`
-    /// (which is the tuple's, unless NAT changes it).
-    pub async fn of(&self, tuple: &Tuple, destination: IpAddr, input: IfIndex, links: &LinkTable) -> Route {
-        let mut message = request(destination);
+    /// Which way a packet takes that comes in on `input`. `tuple` is the packet's as it is routed (`Entry::forwarded`).
+    pub async fn of(&self, tuple: &Tuple, input: IfIndex, links: &LinkTable) -> Route {
+        let mut message = request(tuple.destination);
         message.header.source_prefix_length = prefix(tuple.source);
         message
             .attributes
             .extend([RouteAttribute::Source(tuple.source.into()), RouteAttribute::Iif(input.0)]);
         if matches!(tuple.protocol, TCP | UDP) {
-            message.attributes.push(RouteAttribute::IpProto(tuple.protocol));
+            message.attributes.extend([
+                RouteAttribute::IpProto(tuple.protocol),
+                RouteAttribute::Sport(tuple.source_port),
+                RouteAttribute::Dport(tuple.destination_port),
+            ]);
         }
         match self.get(message).await {
             Ok(Some(reply)) => route(&reply, links),

@@ -97,14 +97,14 @@ pub async fn gather(
     let tuples = first.tuples(spec);
     let mut directions = Vec::new();
     for (tuple, seen) in tuples.iter().zip(&first.counted) {
-        let destination = first.entry.as_ref().map_or(tuple.destination, |entry| match tuple {
-            tuple if *tuple == entry.original => entry.reply.source,
-            _ => entry.original.source,
+        let forwarded = first.entry.as_ref().map_or(*tuple, |entry| {
+            let [original, reply] = entry.forwarded();
+            if *tuple == entry.original { original } else { reply }
         });
         let back = routes.towards(tuple.source).await;
         let input = input(&link_table, seen.map(|counters| IfIndex(counters.ifindex)), back);
         let route = match input {
-            Some(input) => routes.of(tuple, destination, input, &link_table).await,
+            Some(input) => routes.of(&forwarded, input, &link_table).await,
             None => Route::NotAsked,
         };
         directions.push((input, back, route));
@@ -291,12 +291,8 @@ fn find(conntrack: &mut Conntrack, spec: &FlowSpec) -> Result<Option<Entry>, Con
 
 /// What IPsec policies are compared with: packets between the two NATs and behind both, either direction.
 fn forwarded(entry: &Entry) -> [Tuple; 4] {
-    let between = Tuple {
-        destination: entry.reply.source,
-        destination_port: entry.reply.source_port,
-        ..entry.original
-    };
-    [between, between.reversed(), entry.reply.reversed(), entry.original.reversed()]
+    let [original, reply] = entry.forwarded();
+    [original, reply, entry.reply.reversed(), entry.original.reversed()]
 }
 
 /// The interface that the forward path sees packets come in on: where routing leads back to, if that is on top of the one

@@ -109,6 +109,14 @@ impl Entry {
         self.original.reversed() != self.reply
     }
 
+    /// Its packets on the forward path, original direction first: behind the change of the destination, ahead of that of the source.
+    /// That is how routing and the forward hook see them.
+    pub fn forwarded(&self) -> [Tuple; 2] {
+        let Tuple { source, source_port, .. } = self.reply;
+        let original = Tuple { destination: source, destination_port: source_port, ..self.original };
+        [original, original.reversed()]
+    }
+
     /// Whether its state is final: it is offloaded, or it ends and won't be.
     pub fn is_decided(&self) -> bool {
         self.status.offloaded() || self.tcp_state == Some(TcpState::Closing)

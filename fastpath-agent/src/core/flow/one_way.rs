@@ -2,10 +2,7 @@
 //! that could leave a trace. The agent leaves it in the answer's place, where that is as good: no other program's rule can deny a
 //! packet of an established connection, and the route that the kernel has for an answer is the way back.
 
-use std::{
-    collections::{HashMap, hash_map},
-    net::IpAddr,
-};
+use std::collections::{HashMap, hash_map};
 
 use super::{
     connection::{Entry, Tuple, UDP},
@@ -44,10 +41,8 @@ pub struct Answer {
 pub struct Question {
     /// The trace, if the answer is yes.
     pub answer: Answer,
-    /// As answers come in.
-    pub tuple: Tuple,
-    /// Where they go, behind NAT.
-    pub destination: IpAddr,
+    /// Answers as they are routed.
+    pub routed: Tuple,
 }
 
 /// Whether a connection may be such a stream, offloaded or not.
@@ -154,13 +149,11 @@ impl Question {
     pub fn about(entry: &Entry, traces: &[Trace]) -> Option<Self> {
         let Evidence::Only(stream) = Evidence::of(traces) else { return None };
         let trace = traces.iter().min_by_key(|trace| trace.idle_ms)?;
-        let (tuple, destination) = match stream {
-            Direction::Original => (entry.reply, entry.original.source),
-            Direction::Reply => (entry.original, entry.reply.source),
-        };
+        let [original, reply] = entry.forwarded();
+        let routed = if stream == Direction::Original { reply } else { original };
         let answer =
             Answer { id: entry.id, direction: stream.other(), input: trace.output, output: trace.input };
-        Some(Self { answer, tuple, destination })
+        Some(Self { answer, routed })
     }
 }
 
@@ -237,6 +230,11 @@ mod tests {
     fn the_answer_takes_the_way_back_of_the_stream() {
         let entry = entry();
         let (original, reply) = (entry.original, entry.reply);
+        let towards = |from: Tuple, to: Tuple| Tuple {
+            destination: to.source,
+            destination_port: to.source_port,
+            ..from
+        };
         let trace = |direction, input, output| Trace {
             direction,
             input: IfIndex(input),
@@ -245,10 +243,10 @@ mod tests {
         };
         let (there, back) = (trace(Direction::Original, 2, 3), trace(Direction::Reply, 3, 2));
         let question = Question::about(&entry, &[there]).unwrap();
-        assert_eq!((question.tuple, question.destination), (reply, original.source));
+        assert_eq!(question.routed, towards(reply, original));
         let answer = Answer { id: 7, direction: Direction::Reply, input: IfIndex(3), output: IfIndex(2) };
         assert_eq!(question.answer, answer);
-        assert_eq!(Question::about(&entry, &[back]).unwrap().destination, reply.source);
+        assert_eq!(Question::about(&entry, &[back]).unwrap().routed, towards(original, reply));
         assert_eq!(Question::about(&entry, &[there, back]), None, "it has both");
         assert_eq!(Question::about(&entry, &[]), None);
     }

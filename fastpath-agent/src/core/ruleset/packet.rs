@@ -35,9 +35,9 @@ impl Packet {
     /// Those of a connection, original direction first, without interfaces.
     pub fn of(entry: &Entry) -> [Self; 2] {
         let Entry { original, reply, mark, .. } = entry;
-        let between = Tuple { destination: reply.source, destination_port: reply.source_port, ..*original };
+        let forwarded = entry.forwarded();
         Direction::ALL.map(|direction| Self {
-            tuple: if direction == Direction::Original { between } else { between.reversed() },
+            tuple: forwarded[direction as usize],
             input: None,
             output: None,
             direction,
