@@ -291,6 +291,7 @@ fn insert<const FORWARD: bool>(
     }
     stats.counted.packets += amount.packets;
     stats.counted.bytes += amount.bytes;
+    stats.forwarded += amount.forwarded;
     true
 }
 
@@ -299,6 +300,7 @@ fn no_room(key: &FlowKey, amount: &Amount, stats: &mut PacketStats) -> bool {
     say::flow(Fate::NoRoom, key, amount.packets);
     stats.no_room.packets += amount.packets;
     stats.no_room.bytes += amount.bytes;
+    stats.forwarded += amount.forwarded;
     false
 }
 

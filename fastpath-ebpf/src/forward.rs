@@ -24,6 +24,8 @@ const TCP: u8 = 6;
 /// FIN, SYN and RST, and ACK alone.
 const BEGIN_OR_END: u64 = 0x07;
 const ACK: u64 = 0x10;
+/// Ethernet with a tag, IPv6, TCP with options, and a tunnel's own header, at most.
+const INSIDE: u64 = 18 + 40 + 60 + 32;
 /// A packet may have waited for a pure ACK for so many times the refresh.
 const OVERDUE: u64 = 5;
 
@@ -154,31 +156,40 @@ fn forward_as<P: Rewrite, const WORDS: usize>(ctx: &TcContext) -> Option<i32> {
     }
     let skb = ctx.skb.skb;
     // SAFETY: the context is a valid __sk_buff for the whole run.
-    let (kind, tagged, segment) = unsafe { ((*skb).pkt_type, (*skb).vlan_present, (*skb).gso_size) };
-    // PACKET_HOST is 0.
-    if kind != 0 || tagged != 0 || load!("u8", data, P::HOPS) <= 1 {
+    let (kind, tagged, marked, segment) =
+        unsafe { ((*skb).pkt_type, (*skb).vlan_present, (*skb).mark | (*skb).priority, (*skb).gso_size) };
+    // PACKET_HOST is 0. A veth takes mark and priority off; `bpf_redirect_peer` would hand them to the pod.
+    if kind != 0 || tagged != 0 || marked != 0 || load!("u8", data, P::HOPS) <= 1 {
         return None;
     }
     let bytes = P::bytes(ctx, data)?;
     let is_tcp = hot.key.protocol == TCP;
     let flags = if is_tcp { P::tcp_flags(data) } else { 0 };
     if flags & BEGIN_OR_END != 0 {
+        // The flowtable lets the flow go, and conntrack has to see what comes behind it.
+        way.until = 0;
         return None;
     }
     let headers = if is_tcp {
         // Four bits, in units of four bytes.
         (P::TRANSPORT - ETHERNET) as u64 + (load!("u8", data, P::TRANSPORT + 12) >> 4) * 4
     } else {
-        (P::TRANSPORT - ETHERNET) as u64 + 8
+        // Segments may be those of what is inside a tunnel, which has more headers.
+        (P::TRANSPORT - ETHERNET) as u64 + 8 + INSIDE
     };
     let config = FORWARD_CONFIG.get(0)?;
     // SAFETY: no preconditions.
     let tick = unsafe { bpf_jiffies64() };
     let known = hot.is_forwarded();
     if !known || way.until <= tick || way.generation != config.generation {
-        // An IPsec policy, say, which no look-up here knows: the flowtable then lets the flow go.
-        if known && way.generation < config.judged {
+        // An IPsec policy, say, which no look-up here knows: the flowtable then lets the flow go. Of a new flow it isn't known whether
+        // the flowtable has seen a packet since.
+        let is_new = hot.forward == HotFlow::NEW;
+        if is_new || way.generation < config.judged {
             (way.generation, way.until) = (config.generation, 0);
+            if is_new {
+                hot.forward = tick;
+            }
             return None;
         }
         // Not worth asking for. It isn't tried again at once, or its packets would be overtaken again and again.

@@ -492,6 +492,62 @@ fn a_new_ipsec_policy_holds_for_forwarded_flows() {
     );
 }
 
+/// A chain at an interface stays there when that gets another name.
+#[test]
+fn a_chain_at_egress_of_a_renamed_interface_sees_all_packets() {
+    let topology = Topology::routed();
+    let node = &topology.node;
+    node.nft(
+        "table netdev edge { chain out {
+            type filter hook egress device s0 priority 0;
+            udp length > 500 drop;
+        }; }",
+    );
+    let _agent = Agent::start_with(node, &["--forward=peer"]);
+    let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
+    topology.assert_becomes_accelerated(&mut flow);
+    node.ip("link set s0 down\nlink set s0 name s9\nlink set s9 up\n");
+    wait_until("packets arrive again", SOON, || flow.rounds(1) == 1);
+    thread::sleep(Duration::from_secs(1));
+    let before = left_by(&topology, "s9");
+    assert_eq!(flow.rounds(2000), 2000);
+    let left = left_by(&topology, "s9") - before;
+    assert!(left >= 2000, "{left} packets left by the interface");
+}
+
+/// Not even the first packet is forwarded that is tried again.
+#[test]
+fn a_new_ipsec_policy_holds_for_flows_that_wait() {
+    let topology = Topology::routed();
+    let _agent = Agent::start_with(&topology.node, &["--forward=peer"]);
+    let mut flow = topology.open(Proto::Udp, Family::V4, 7001);
+    assert_becomes_forwarded(&topology, &mut flow);
+    // Until they were read again these interfaces take no part; packets that come then wait for a second.
+    topology.node.ip("link set s0 alias x\nlink set c0 alias x\n");
+    assert_eq!(flow.rounds(200), 200);
+    thread::sleep(Duration::from_millis(1500));
+    topology.node.ip("xfrm policy add src 10.1.0.0/24 dst 10.2.0.0/24 dir fwd action block\n");
+    thread::sleep(ANNOUNCED);
+    flow.set_patience(Duration::from_millis(100));
+    assert_eq!(flow.rounds(3), 0);
+}
+
+/// The last packets of a connection come within the lease.
+#[test]
+fn conntrack_sees_how_a_connection_ends() {
+    let topology = Topology::routed();
+    let _agent = Agent::start_with(&topology.node, &["--forward=peer"]);
+    for port in 7001..=7005 {
+        let mut flow = topology.open(Proto::Tcp, Family::V4, port);
+        assert_becomes_forwarded(&topology, &mut flow);
+        assert_eq!(flow.rounds(100), 100);
+        flow.close_gracefully();
+        wait_until("the end seen", SOON, || {
+            topology.conntrack(port).iter().all(|line| line.contains("TIME_WAIT"))
+        });
+    }
+}
+
 #[test]
 fn a_new_default_of_ipsec_holds_for_forwarded_flows() {
     forbids_by_ipsec("xfrm policy setdefault fwd block\n", "xfrm policy setdefault fwd accept\n");

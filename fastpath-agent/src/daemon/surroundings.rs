@@ -439,6 +439,15 @@ impl<H: Host> Agent<H> {
         let now = self.now();
         if let LinkEvent::Changed(link) = event {
             self.forwarding_changed(Change::Interface(link.index));
+            // Chains at interfaces are known by name.
+            let is_renamed = self.links.get(link.index).is_some_and(|known| known.name != link.name);
+            if is_renamed && self.forwarding.is_some() {
+                self.forwarding_changed(Change::Chains);
+                if let Some(observer) = &mut self.observer {
+                    observer.distrust();
+                    observer.schedule(now);
+                }
+            }
         }
         let (Some(observer), LinkEvent::Changed(link)) = (&mut self.observer, event) else { return };
         if self.links.get(link.index) == Some(link) {
