@@ -79,15 +79,6 @@ fn behind_a_service() {
 fn routes_are_chosen_by_the_port_behind_a_service() {
     let topology = Topology::routed();
     let node = &topology.node;
-    node.nft(
-        "table inet service {
-            chain pre {
-                type nat hook prerouting priority dstnat
-                ip daddr 10.96.0.1 tcp dport 7001 dnat ip to 10.2.0.2:80
-                ip6 daddr fd00:96::1 udp dport 7001 dnat ip6 to [fd00:2::2]:80
-            }
-        }\n",
-    );
     for family in ["-4", "-6"] {
         for selector in ["dport", "sport"] {
             node.output("ip", &[family, "rule", "add", selector, "7001", "prio", "100", "blackhole"]);
@@ -95,8 +86,7 @@ fn routes_are_chosen_by_the_port_behind_a_service() {
     }
     let _agent = Agent::start_with(node, &["--forward=peer"]);
     for (proto, family) in [(Proto::Tcp, Family::V4), (Proto::Udp, Family::V6)] {
-        let (dial, listen) = (topology.service_at(family, 7001), topology.server_at(family, 80));
-        let mut flow = Flow::open(proto, &topology.client().ns, &topology.server().ns, dial, listen);
+        let mut flow = topology.open_service_to(proto, family, 7001, 80);
         topology.assert_becomes_accelerated(&mut flow);
         wait_until("both directions forwarded", SOON, || {
             let before = forwarded(&topology);
@@ -542,9 +532,11 @@ fn conntrack_sees_how_a_connection_ends() {
         assert_becomes_forwarded(&topology, &mut flow);
         assert_eq!(flow.rounds(100), 100);
         flow.close_gracefully();
-        wait_until("the end seen", SOON, || {
-            topology.conntrack(port).iter().all(|line| line.contains("TIME_WAIT"))
-        });
+        wait_until(
+            "the end seen",
+            SOON,
+            || matches!(&topology.conntrack(port)[..], [line] if line.contains("TIME_WAIT")),
+        );
     }
 }
 

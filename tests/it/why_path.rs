@@ -94,17 +94,8 @@ fn interfaces_that_are_left_out_or_down() {
 fn no_route_for_its_port() {
     let topology = Topology::routed();
     let node = &topology.node;
-    node.nft(
-        "table inet service {
-            chain pre {
-                type nat hook prerouting priority dstnat
-                ip daddr 10.96.0.1 udp dport 7001 dnat ip to 10.2.0.2:7002
-            }
-        }\n",
-    );
     let _agent = start(&topology, &[]);
-    let (dial, listen) = (topology.service_at(Family::V4, 7001), topology.server_at(Family::V4, 7002));
-    let mut young = Flow::open(Proto::Udp, &topology.client().ns, &topology.server().ns, dial, listen);
+    let mut young = topology.open_service_to(Proto::Udp, Family::V4, 7001, 7002);
     assert_eq!(young.rounds(5), 5);
     let rule = ["rule", "add", "ipproto", "udp", "dport", "7002", "priority", "100", "unreachable"];
     node.output("ip", &rule);

@@ -92,6 +92,27 @@ impl Topology {
         let (dial, listen) = (self.service_at(family, port), self.server_at(family, port));
         Flow::open(proto, &self.client().ns, &self.server().ns, dial, listen)
     }
+
+    /// The same where the server listens at another port than the service's, `behind`.
+    #[track_caller]
+    pub fn open_service_to(&self, proto: Proto, family: Family, port: u16, behind: u16) -> Flow {
+        let (dial, listen) = (self.service_at(family, port), self.server_at(family, behind));
+        let transport = match proto {
+            Proto::Tcp => "tcp",
+            Proto::Udp => "udp",
+        };
+        let network = if dial.is_ipv4() { "ip" } else { "ip6" };
+        self.node.nft(&format!(
+            "table inet test-nat {{
+                chain pre {{
+                    type nat hook prerouting priority dstnat
+                    {network} daddr {} {transport} dport {port} dnat {network} to {listen}
+                }}
+            }}\n",
+            dial.ip()
+        ));
+        Flow::open(proto, &self.client().ns, &self.server().ns, dial, listen)
+    }
 }
 
 impl Flow {
