@@ -97,6 +97,10 @@ fn come_back_after_the_flowtable_was_emptied() {
     topology.node.nft("table inet firewall { chain forward { type filter hook forward priority filter; udp dport 9 accept; }; }");
     wait_until("the flowtable is emptied", LIMIT, || forwarded(&topology, &mut stream, true) > STRAYS);
     assert_becomes_fast(&topology, &mut stream, true);
+    // Behind a change that leaves the agent's own table as it is.
+    topology.node.nft("add rule inet firewall forward udp dport 10 accept");
+    let mut next = open(&topology, Family::V4, 7002);
+    assert_becomes_fast(&topology, &mut next, true);
 }
 
 #[test]
@@ -138,6 +142,18 @@ fn stay_on_the_normal_path_where_an_answer_has_no_way() {
     let _agent = start(&topology);
     let mut stream = open(&topology, Family::V4, 7001);
     topology.node.ip("rule add from 10.2.0.2 iif s0 prohibit\n");
+    assert_stays_slow(&topology, &mut stream);
+    assert!(!stream.response());
+}
+
+/// Ahead of conntrack a rule may take answers from their connection: then they aren't translated back.
+#[test]
+fn stay_on_the_normal_path_where_answers_are_untracked() {
+    let topology = Topology::build(Layout { nat: Nat::Masquerade, ..Layout::default() });
+    let _agent = start(&topology);
+    let mut stream = open(&topology, Family::V6, 7001);
+    let rule = ["-t", "raw", "-A", "PREROUTING", "-i", "s0", "-j", "CT", "--notrack"];
+    topology.node.output("ip6tables-nft", &rule);
     assert_stays_slow(&topology, &mut stream);
     assert!(!stream.response());
 }

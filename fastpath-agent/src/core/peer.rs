@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, fmt};
 use strum::IntoStaticStr;
 
 use super::{
-    model::Link,
+    model::{IfIndex, Link},
     policy::{chain::Device, known::Known},
 };
 
@@ -87,6 +87,8 @@ pub enum NoPart {
     PeerXdp,
     /// The pod takes smaller packets only.
     PeerMtu,
+    /// Routes that a program's look-up misreads lead to it.
+    Routes,
     /// It couldn't be read.
     Unknown {
         /// What.
@@ -118,6 +120,7 @@ impl fmt::Display for NoPart {
             Self::Checksums => f.write_str("it leaves no checksums to its other end (ethtool -K … tx off)"),
             Self::PeerXdp => f.write_str("an XDP program is at its other end"),
             Self::PeerMtu => f.write_str("its other end has a smaller MTU"),
+            Self::Routes => f.write_str("a route to it has an MTU of its own, or several next hops"),
             Self::Unknown { what } => write!(f, "unknown: {what} can't be read"),
         }
     }
@@ -167,8 +170,14 @@ pub fn from(link: &Link, surface: &Surface, chains: &Chains) -> Result<(), NoPar
     Ok(())
 }
 
-/// Whether packets may be forwarded to the other end of `link`, and for which Ethernet address.
-pub fn to(link: &Link, surface: &Surface, chains: &Chains) -> Result<[u8; 6], NoPart> {
+/// Whether packets may be forwarded to the other end of `link`, and for which Ethernet address. `misread`: interfaces to which routes
+/// lead that a program's look-up misreads; `None` if they couldn't be read.
+pub fn to(
+    link: &Link,
+    surface: &Surface,
+    chains: &Chains,
+    misread: Option<&BTreeSet<IfIndex>>,
+) -> Result<[u8; 6], NoPart> {
     if link.kind.as_deref() != Some("veth") {
         return Err(NoPart::NoVeth);
     }
@@ -199,6 +208,9 @@ pub fn to(link: &Link, surface: &Surface, chains: &Chains) -> Result<[u8; 6], No
     if peer.mtu < link.mtu {
         return Err(NoPart::PeerMtu);
     }
+    if misread.ok_or(NoPart::Unknown { what: "routes" })?.contains(&link.index) {
+        return Err(NoPart::Routes);
+    }
     Ok(peer.address)
 }
 
@@ -209,7 +221,9 @@ fn is_at(devices: &BTreeSet<Device>, link: &Link) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::model::{IfIndex, test_link};
+    use crate::core::model::test_link;
+
+    const ROUTES: Option<&BTreeSet<IfIndex>> = Some(&BTreeSet::new());
 
     const PEER: Peer = Peer { xdp: false, mtu: 1500, address: [2, 0, 0, 0, 0, 1] };
 
@@ -229,7 +243,10 @@ mod tests {
     fn a_pod_takes_part_unless_something_would_be_passed_by() {
         let none = Chains::default();
         let (link, surface) = pod();
-        assert_eq!((from(&link, &surface, &none), to(&link, &surface, &none)), (Ok(()), Ok(PEER.address)));
+        assert_eq!(
+            (from(&link, &surface, &none), to(&link, &surface, &none, ROUTES)),
+            (Ok(()), Ok(PEER.address))
+        );
         let cases = [
             (Surface { qdisc: Some("fq_codel".to_owned()), ..surface.clone() }, "qdisc"),
             (Surface { qdisc: None, ..surface.clone() }, "unknown"),
@@ -248,13 +265,16 @@ mod tests {
             ),
         ];
         for (surface, expected) in cases {
-            let reason: &str = to(&link, &surface, &none).unwrap_err().into();
+            let reason: &str = to(&link, &surface, &none, ROUTES).unwrap_err().into();
             assert_eq!(reason, expected);
             assert_eq!(from(&link, &surface, &none), Ok(()), "{expected}");
         }
         let inspected = Surface { inspected: Some(true), ..surface.clone() };
         assert_eq!(from(&link, &inspected, &none), Err(NoPart::Ingress));
-        assert_eq!(to(&link, &inspected, &none), Ok(PEER.address));
+        assert_eq!(to(&link, &inspected, &none, ROUTES), Ok(PEER.address));
+        let misread = [link.index].into();
+        assert_eq!(to(&link, &surface, &none, Some(&misread)), Err(NoPart::Routes));
+        assert_eq!(to(&link, &surface, &none, None), Err(NoPart::Unknown { what: "routes" }));
     }
 
     #[test]
@@ -263,10 +283,10 @@ mod tests {
         let (link, surface) = pod();
         let port = Link { master: Some(IfIndex(2)), ..link.clone() };
         assert_eq!(from(&port, &surface, &none), Err(NoPart::Port));
-        assert_eq!(to(&port, &surface, &none), Err(NoPart::Port));
+        assert_eq!(to(&port, &surface, &none, ROUTES), Err(NoPart::Port));
         let card = Link { kind: None, ..link.clone() };
         assert_eq!(from(&card, &surface, &none), Ok(()));
-        assert_eq!(to(&card, &surface, &none), Err(NoPart::NoVeth));
+        assert_eq!(to(&card, &surface, &none, ROUTES), Err(NoPart::NoVeth));
         let tunnel = Link { ethernet: false, ..link };
         assert_eq!(from(&tunnel, &surface, &none), Err(NoPart::NoEthernet));
     }

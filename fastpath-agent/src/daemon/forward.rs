@@ -20,6 +20,7 @@ use crate::{
     kernel::{
         bpf::FlowEyes,
         forward_monitor::{ForwardMonitor, Heard},
+        misread_routes::{self, Announced},
         node_monitor::NodeEvent,
         surface,
     },
@@ -38,6 +39,8 @@ pub(super) struct Forwarding {
     stale: Option<BTreeSet<IfIndex>>,
     /// Whether anything may be forwarded, by the last reading of other programs' tables; absent while a newer one is awaited.
     chains: Option<Result<Chains, NoForwarding>>,
+    /// Interfaces to which routes lead that a program's look-up misreads; absent while they have to be read.
+    misread: Option<BTreeSet<IfIndex>>,
     due: Option<u64>,
     read_at: u64,
     said: Option<String>,
@@ -81,7 +84,7 @@ impl Forwarding {
             let to = |[a, b, c, d, e, f]: [u8; 6]| {
                 forward::OUT | forward::address([[a, b], [c, d], [e, f]].map(u16::from_ne_bytes))
             };
-            from | peer::to(link, surface, chains).map_or(0, to)
+            from | peer::to(link, surface, chains, self.misread.as_ref()).map_or(0, to)
         };
         let known = self.surfaces.iter().filter(|(index, _)| !is_stale(index));
         let parts = known.filter_map(|(index, surface)| Some((*index, part(links.get(*index)?, surface))));
@@ -120,6 +123,8 @@ pub(super) enum Change {
     Chains,
     /// What is in pods.
     Pods,
+    /// Routes that a program's look-up misreads.
+    Routes,
     /// It isn't known what.
     Everything,
 }
@@ -155,7 +160,10 @@ impl<H: Host> Agent<H> {
             }
             Change::Chains => forwarding.chains = None,
             Change::Pods => forwarding.stale = None,
-            Change::Everything => (forwarding.stale, forwarding.chains) = (None, None),
+            Change::Routes => forwarding.misread = None,
+            Change::Everything => {
+                (forwarding.stale, forwarding.chains, forwarding.misread) = (None, None, None);
+            }
         }
         forwarding.tell(watch.eyes(), &self.links);
         forwarding.schedule(now);
@@ -204,6 +212,7 @@ impl<H: Host> Agent<H> {
                 }
             }
             Happened::Heard(Ok(Heard::Lost)) => self.forwarding_changed(Change::Pods),
+            Happened::Heard(Ok(Heard::Routes(routes))) => self.misread_routes_changed(&routes),
             Happened::Heard(Ok(Heard::IpsecPolicy)) => self.forwarding_changed(Change::Judged),
             Happened::Heard(Err(error)) => {
                 warn!("nothing is forwarded any more: pods and IPsec policies can't be heard of: {error}");
@@ -213,7 +222,31 @@ impl<H: Host> Agent<H> {
         }
     }
 
-    /// Reads the interfaces that something was announced of.
+    /// Interfaces that such a route leads to take no part from now on. They do again once it is known that no other one does: only
+    /// veths are worth that reading.
+    fn misread_routes_changed(&mut self, routes: &[Announced]) {
+        let Some(forwarding) = &mut self.forwarding else { return };
+        let Some(misread) = &mut forwarding.misread else { return };
+        let links = &self.links;
+        let is_veth =
+            |index: &IfIndex| links.get(*index).is_some_and(|link| link.kind.as_deref() == Some("veth"));
+        let (mut more, mut fewer) = (false, routes.is_empty());
+        for route in routes {
+            match route {
+                Announced::Came(to) => to.iter().for_each(|index| more |= misread.insert(*index)),
+                Announced::Went(to) => {
+                    fewer |= to.iter().any(|index| is_veth(index) && misread.contains(index))
+                }
+            }
+        }
+        if fewer {
+            self.forwarding_changed(Change::Routes);
+        } else if more && let Some(watch) = &mut self.watch {
+            forwarding.tell(watch.eyes(), &self.links);
+        }
+    }
+
+    /// Reads the interfaces that something was announced of, and routes where that is needed.
     pub(super) fn read_surfaces(&mut self) {
         let now = self.now();
         let (Some(forwarding), Some(watch)) = (&mut self.forwarding, &mut self.watch) else { return };
@@ -225,6 +258,11 @@ impl<H: Host> Agent<H> {
                 forwarding.surfaces.extend(surface::read(links, &self.config.pin_path));
             }
             None => forwarding.surfaces = surface::read(self.links.iter(), &self.config.pin_path),
+        }
+        if forwarding.misread.is_none() {
+            let read = misread_routes::read();
+            forwarding.misread =
+                read.inspect_err(|error| warn!("nothing is forwarded: routes can't be read: {error}")).ok();
         }
         forwarding.tell(watch.eyes(), &self.links);
     }

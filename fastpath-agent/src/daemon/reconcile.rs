@@ -263,10 +263,21 @@ impl<R: Ruleset> Reconciler<R> {
 
     /// Leaves these traces in the table, if that is right. Nothing is lost if it isn't, or changes meanwhile.
     pub fn leave_traces(&mut self, answers: Vec<Answer>) {
-        let Some(observed) = self.cache.as_ref().filter(|_| self.standing == Some(Standing::Right)) else {
+        if self.standing != Some(Standing::Right) {
             return;
+        }
+        // After a revalidation it isn't known: often nothing has to be reconciled.
+        let observed = match self.cache.take() {
+            Some(observed) => Ok(observed),
+            None => {
+                self.changed = None;
+                self.ruleset.observe_but(Unread::Known(&self.known))
+            }
         };
-        let expected = observed.generation;
+        let expected = match observed {
+            Ok(observed) => self.cache.insert(observed).generation,
+            Err(error) => return debug!(%error, "one-way streams stay on the normal path"),
+        };
         match self.ruleset.commit(&[Op::AddTraces(answers)], expected) {
             Ok(generation) if generation == expected.next() => {
                 if let Some(cache) = &mut self.cache {

@@ -11,6 +11,7 @@ use crate::{
         model::{FLOWTABLE, Link, test_link},
         ruleset::{
             chain::OwnChain,
+            expr::Direction,
             observed::{ObservedFlowtable, ObservedTable, Owner},
             sets::OwnSet,
         },
@@ -362,6 +363,25 @@ fn the_flowtable_is_emptied_only_when_a_flow_has_entered_it() {
     assert!(matches!(r.empty().unwrap(), Emptied::Done { .. }));
     assert_eq!(r.reconcile(Trigger::Ruleset).unwrap().commits, 0, "nothing has to be put back");
     assert_eq!(devices(&r), ["eth1", "eth2", "eth3"]);
+}
+
+#[test]
+fn traces_are_left_after_a_revalidation_too() {
+    let mut r = reconciler(1..=3);
+    r.reconcile(Trigger::Start).unwrap();
+    let answer = Answer { id: 7, direction: Direction::Reply, input: IfIndex(1), output: IfIndex(2) };
+    for _ in 0..2 {
+        offload_one(&mut r);
+        assert!(matches!(r.empty().unwrap(), Emptied::Done { .. }));
+        let before = r.ruleset.commits.len();
+        r.leave_traces(vec![answer]);
+        r.leave_traces(vec![answer]);
+        assert_eq!(
+            r.ruleset.commits[before..],
+            [[Op::AddTraces(vec![answer])], [Op::AddTraces(vec![answer])]]
+        );
+    }
+    assert_eq!(r.reconcile(Trigger::Ruleset).unwrap().commits, 0, "nothing has to be put back");
 }
 
 #[test]

@@ -15,6 +15,7 @@ use super::{
     ethtool::Ethtool,
     ipvs, lengths,
     links::{LinkError, Links},
+    misread_routes,
     nft::Nft,
     probe::{Kernel, Support},
     surface, xfrm,
@@ -195,8 +196,11 @@ pub async fn gather(given: Given, kernel: &Kernel) -> Result<NodeFacts, LinkErro
         bpffs: bpf::on_bpffs(&pin_path).map_err(|error| error.to_string()),
         ebpf: ebpf(&pin_path),
         at_ingress: at_ingress(&links, &policy.selection),
-        forward: forward
-            .map(|chains| ForwardFacts { surfaces: surface::read(links.iter(), &pin_path), chains }),
+        forward: forward.map(|chains| ForwardFacts {
+            surfaces: surface::read(links.iter(), &pin_path),
+            chains,
+            misread: misread_routes::read().ok(),
+        }),
         mark_filters: mark_filters(&links, &policy.selection),
         hardware: hardware(&links),
         pin_path: pin_path.display().to_string(),

@@ -1,5 +1,5 @@
 //! Hears of what decides over forwarded packets and nothing else announces: the other ends of veths, in other network
-//! namespaces, and IPsec policies. Decides nothing about them.
+//! namespaces, routes that a program's look-up misreads, and IPsec policies. Decides nothing about them.
 #![expect(unsafe_code, reason = "tokio cannot know that a descriptor stays open")]
 
 use std::io;
@@ -8,13 +8,15 @@ use mnl::Bus;
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
+    misread_routes::{self, Announced},
     netlink::{Message, Socket, has_none},
     surface,
 };
 use crate::core::{model::IfIndex, peer::Peer};
 
-/// `RTNLGRP_LINK` and `XFRMNLGRP_POLICY`, as bits.
+/// `RTNLGRP_LINK`, `RTNLGRP_IPV4_ROUTE` with `RTNLGRP_IPV6_ROUTE`, and `XFRMNLGRP_POLICY`, as bits.
 const LINK_GROUP: u32 = 1;
+const ROUTE_GROUPS: u32 = 1 << 6 | 1 << 10;
 const POLICY_GROUP: u32 = 1 << 3;
 
 /// What was heard.
@@ -24,6 +26,8 @@ pub enum Heard {
     OtherEnds(Vec<(IfIndex, Option<Peer>)>),
     /// Announcements of links were lost.
     Lost,
+    /// Of routes that a program's look-up misreads; nothing if announcements were lost.
+    Routes(Vec<Announced>),
     /// An IPsec policy, or what holds where there is none, has changed.
     IpsecPolicy,
 }
@@ -32,6 +36,7 @@ pub enum Heard {
 pub struct ForwardMonitor {
     /// Of all namespaces that this one has a number for: those that a veth leads to are.
     links: AsyncFd<Socket>,
+    routes: AsyncFd<Socket>,
     /// Absent on a kernel without IPsec.
     policies: Option<AsyncFd<Socket>>,
 }
@@ -41,16 +46,17 @@ impl ForwardMonitor {
     pub fn open() -> io::Result<Self> {
         let links = Socket::listen_on(Bus::Route, LINK_GROUP, &[])?;
         links.hear_all_namespaces()?;
+        let routes = Socket::listen_on(Bus::Route, ROUTE_GROUPS, &misread_routes::such_routes_only())?;
         let policies = match Socket::listen_on(Bus::Xfrm, POLICY_GROUP, &[]) {
             Err(error) if has_none(&error) => None,
             socket => Some(registered(socket?)?),
         };
-        Ok(Self { links: registered(links)?, policies })
+        Ok(Self { links: registered(links)?, routes: registered(routes)?, policies })
     }
 
     /// The next announcement. Cancelling it loses nothing.
     pub async fn next(&mut self) -> io::Result<Heard> {
-        let Self { links, policies } = self;
+        let Self { links, routes, policies } = self;
         let policy = async {
             match policies {
                 Some(policies) => until(policies, |_| Some(())).await,
@@ -59,6 +65,7 @@ impl ForwardMonitor {
         };
         tokio::select! {
             ends = until(links, surface::other_end) => Ok(ends?.map_or(Heard::Lost, Heard::OtherEnds)),
+            routes = until(routes, misread_routes::announced) => Ok(Heard::Routes(routes?.unwrap_or_default())),
             policy = policy => policy.map(|_| Heard::IpsecPolicy),
         }
     }

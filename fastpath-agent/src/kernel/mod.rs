@@ -40,6 +40,7 @@ pub mod links;
 pub mod lock;
 pub mod log_output;
 pub mod memory;
+pub mod misread_routes;
 pub mod module_monitor;
 pub mod names;
 pub mod netconf;

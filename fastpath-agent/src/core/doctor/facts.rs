@@ -74,6 +74,8 @@ pub struct ForwardFacts {
     pub surfaces: BTreeMap<IfIndex, Surface>,
     /// Chains at interfaces, or why nothing is forwarded at all.
     pub chains: Result<Chains, NoForwarding>,
+    /// Interfaces to which routes lead that a program's look-up misreads; `None` if they couldn't be read.
+    pub misread: Option<BTreeSet<IfIndex>>,
 }
 
 /// The kernel.

@@ -16,7 +16,7 @@ const CHECK: &str = "forward";
 
 /// Nothing where it wasn't asked for.
 pub(super) fn findings(facts: &NodeFacts) -> Vec<Finding> {
-    let Some(ForwardFacts { surfaces, chains }) = &facts.forward else { return Vec::new() };
+    let Some(ForwardFacts { surfaces, chains, misread }) = &facts.forward else { return Vec::new() };
     let chains = match chains {
         Ok(chains) => chains,
         Err(reason) => {
@@ -32,7 +32,8 @@ pub(super) fn findings(facts: &NodeFacts) -> Vec<Finding> {
     for link in managed(facts) {
         let nothing = Surface::default();
         let surface = surfaces.get(&link.index).unwrap_or(&nothing);
-        let judged = [peer::from(link, surface, chains), peer::to(link, surface, chains).map(drop)];
+        let to_it = peer::to(link, surface, chains, misread.as_ref());
+        let judged = [peer::from(link, surface, chains), to_it.map(drop)];
         from += u32::from(judged[0].is_ok());
         to += u32::from(judged[1].is_ok());
         for reason in judged.into_iter().filter_map(Result::err).filter(NoPart::can_be_helped) {

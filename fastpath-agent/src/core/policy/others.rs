@@ -21,6 +21,8 @@ pub(super) const POSTROUTING: u32 = 4;
 /// Filter chains in the forward hook that come before this count whatever their rules deny: nearly all are there, and our
 /// chain is behind them anyway (`--chain-priority`, by default).
 const LATE: i32 = 300;
+/// `NF_IP_PRI_CONNTRACK`: from here on a packet has its connection.
+const CONNTRACK: i32 = -200;
 /// Hooks that forwarded packets pass and offloaded ones don't.
 const PASSED: [u32; 3] = [PREROUTING, FORWARD, POSTROUTING];
 const NETDEV_INGRESS: u32 = 0;
@@ -65,8 +67,8 @@ impl Others {
     /// them.
     pub fn can_deny(&self) -> bool {
         let of_bridge = |(table, chains): (&TableKey, &BTreeMap<String, Chain>)| {
-            let mut bases = chains.iter().filter(|(_, chain)| chain.base.is_some());
-            table.0 == BRIDGE && bases.any(|(name, _)| deny::can_deny(chains, name))
+            let mut bases = chains.iter().filter_map(|(name, chain)| Some((name, chain.base.as_ref()?)));
+            table.0 == BRIDGE && bases.any(|(name, base)| Found { chains, name, base }.can_deny())
         };
         PASSED.into_iter().flat_map(|hook| self.filters(hook)).any(|found| found.can_deny())
             || self.0.iter().any(of_bridge)
@@ -162,7 +164,8 @@ struct Found<'o> {
 
 impl Found<'_> {
     fn can_deny(&self) -> bool {
-        deny::can_deny(self.chains, self.name)
+        let early = self.base.hook == PREROUTING && self.base.priority <= CONNTRACK;
+        deny::can_deny(self.chains, self.name, early)
     }
 }
 

@@ -102,6 +102,28 @@ fn what_can_deny_in_postrouting() {
     assert!(denies(true, &[("c", &[(jump("c"), Some)])]));
 }
 
+/// Only ahead of conntrack can a rule take a packet from its connection.
+#[test]
+fn what_takes_packets_from_their_connection() {
+    let with = |hook, priority, rules: Vec<Rule>| {
+        let base = Chain { rules, ..base("filter", hook, priority) };
+        others([(IPV4, "t", "c", base)]).can_deny()
+    };
+    let untracks = Rule { untracks: true, ..rule(Outcome::Continue, Established::Some) };
+    let accepts = rule(Outcome::Accept, Established::All);
+    assert!(with(PREROUTING, -300, vec![untracks.clone()]));
+    assert!(with(PREROUTING, -200, vec![untracks.clone()]));
+    assert!(!with(PREROUTING, -199, vec![untracks.clone()]));
+    assert!(!with(FORWARD, -300, vec![untracks.clone()]));
+    assert!(!with(PREROUTING, -300, vec![accepts, untracks.clone()]));
+    let jumps = Chain {
+        rules: vec![rule(Outcome::Jump("d".into()), Established::All)],
+        ..base("filter", PREROUTING, -300)
+    };
+    let jumped_to = Chain { rules: vec![untracks], ..Chain::default() };
+    assert!(others([(IPV4, "t", "c", jumps), (IPV4, "t", "d", jumped_to)]).can_deny());
+}
+
 #[test]
 fn devices_with_chains_at_ingress() {
     let at = |hook, devices: &[Device]| {

@@ -102,6 +102,8 @@ pub struct Rule {
     pub asks_edits: bool,
     /// It asks for something of the connection.
     pub asks_connection: bool,
+    /// Ahead of conntrack, it decides whether a packet belongs to its connection: `notrack`, zones, addresses and ports.
+    pub untracks: bool,
 }
 
 impl Rule {
@@ -118,6 +120,7 @@ impl Rule {
             asks_mark: false,
             asks_edits: false,
             asks_connection: false,
+            untracks: false,
         }
     }
 
@@ -132,6 +135,7 @@ impl Rule {
             rule.asks_mark |= asks_mark(&expr);
             rule.asks_edits |= asks_edits(&expr);
             rule.asks_connection |= asks_connection(&expr);
+            rule.untracks |= untracks(&expr);
             if let Some(outcome) = reader.read(expr) {
                 rule.outcome = outcome;
                 if rule.outcome != Outcome::Continue {
@@ -255,6 +259,14 @@ fn asks_connection(expr: &Expr<'_>) -> bool {
         Expr::Match { name, .. } => MATCHES.contains(name),
         _ => false,
     }
+}
+
+/// Packets that leave their connection are lost where only conntrack knows their way, and the flowtable wouldn't let them go.
+fn untracks(expr: &Expr<'_>) -> bool {
+    matches!(
+        expr,
+        Expr::Other { name: "notrack" } | Expr::Target { name: "CT" } | Expr::Edit { name: "ct" | "payload" }
+    )
 }
 
 fn asks_edits(expr: &Expr<'_>) -> bool {

@@ -119,8 +119,15 @@ choices! {
     Master { Vrf = "type vrf table 10", Bridge = "type bridge", }
 }
 choices! {
-    /// A kind of route that denies.
-    Denial { Blackhole = "blackhole", Unreachable = "unreachable", Prohibit = "prohibit", Local = "local", }
+    /// A kind of route that denies, all packets or large ones.
+    Denial {
+        Blackhole = "blackhole",
+        Unreachable = "unreachable",
+        Prohibit = "prohibit",
+        Local = "local",
+        Mtu = "mtu 1300",
+        LockedMtu = "mtu lock 1300",
+    }
 }
 choices! {
     /// What a policy rule does.
@@ -425,6 +432,10 @@ fn denying(verb: &str, end: End, denial: Denial) -> String {
             format!(
                 "ip route {verb} local 10.{number}.0.2 dev lo; ip -6 route {verb} local fd00:{number}::2 dev lo"
             )
+        }
+        Denial::Mtu | Denial::LockedMtu => {
+            let words = format!("{} dev {} {}", near(end), device(end), denial.text());
+            both_families(&format!("route {verb}"), &words)
         }
         other => both_families(&format!("route {verb} {}", other.text()), near(end)),
     }

@@ -1,5 +1,7 @@
 //! `--forward=peer`: eBPF forwards packets of offloaded flows between pods ahead of the flowtable, and only those.
 
+mod routes;
+
 use std::{
     fs, thread,
     time::{Duration, Instant},
@@ -72,28 +74,6 @@ fn with_masquerade() {
 fn behind_a_service() {
     is_forwarded(Nat::Service, Proto::Tcp, Family::V6);
     is_forwarded(Nat::Service, Proto::Udp, Family::V4);
-}
-
-/// A service's port is another one than that of the pod behind it. Routing only ever sees the pod's.
-#[test]
-fn routes_are_chosen_by_the_port_behind_a_service() {
-    let topology = Topology::routed();
-    let node = &topology.node;
-    for family in ["-4", "-6"] {
-        for selector in ["dport", "sport"] {
-            node.output("ip", &[family, "rule", "add", selector, "7001", "prio", "100", "blackhole"]);
-        }
-    }
-    let _agent = Agent::start_with(node, &["--forward=peer"]);
-    for (proto, family) in [(Proto::Tcp, Family::V4), (Proto::Udp, Family::V6)] {
-        let mut flow = topology.open_service_to(proto, family, 7001, 80);
-        topology.assert_becomes_accelerated(&mut flow);
-        wait_until("both directions forwarded", SOON, || {
-            let before = forwarded(&topology);
-            assert_eq!(flow.rounds(2000), 2000);
-            forwarded(&topology) >= before + 3000
-        });
-    }
 }
 
 /// Programs that log are other ones.
