@@ -128,12 +128,14 @@ fn stay_on_the_normal_path_where_an_answer_may_be_denied() {
 }
 
 #[test]
-fn stay_on_the_normal_path_where_marks_choose_the_route() {
-    let topology = Topology::routed();
-    topology.node.ip("rule add fwmark 7 lookup 100\n");
-    let _agent = start(&topology);
-    let mut stream = open(&topology, Family::V4, 7001);
-    assert_stays_slow(&topology, &mut stream);
+fn stay_on_the_normal_path_where_marks_or_dscp_choose_the_route() {
+    for rule in ["fwmark 7 lookup 100", "dsfield 0x10 prohibit"] {
+        let topology = Topology::routed();
+        topology.node.ip(&format!("rule add {rule}\n"));
+        let _agent = start(&topology);
+        let mut stream = open(&topology, Family::V4, 7001);
+        assert_stays_slow(&topology, &mut stream);
+    }
 }
 
 #[test]

@@ -12,6 +12,9 @@ pub struct RouteRules {
     pub unguessed: Vec<RouteRule>,
     /// One selects by marks.
     pub by_mark: bool,
+    /// One selects by what not all packets of a direction have in common and nobody knows ahead of them: DSCP, tunnels, or something
+    /// that only later kernels have.
+    pub by_packet: bool,
 }
 
 /// A policy rule (`ip rule`) that selects by what the flowtable's guess of the other direction's route doesn't have:

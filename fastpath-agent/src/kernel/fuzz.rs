@@ -7,9 +7,9 @@ use fastpath_common::{
 };
 
 use super::{
-    bpf, conntrack, ipvs, links, netconf,
+    bpf, conntrack, ipvs, links, misread_routes, netconf,
     netlink::{Message, Refusal, messages},
-    nft, node_monitor, route, route_rules, xfrm,
+    nft, node_monitor, route, route_rules, surface, xfrm,
 };
 
 /// Messages of a datagram that are whole.
@@ -36,6 +36,7 @@ pub fn route(datagram: &[u8]) {
         route_rules::fuzz(message);
         drop(netconf::parse(message.kind(), message.payload()));
         drop(node_monitor::parse(message));
+        drop((surface::other_end(message), misread_routes::announced(message)));
         drop(xfrm::policy(message, &|_| true));
         bpf::fuzz_link(message);
     });

@@ -41,20 +41,30 @@ const FRA_DPORT_MASK: u16 = 29;
 
 /// Reads them.
 pub fn read() -> io::Result<RouteRules> {
-    let mut by_mark = false;
+    let (mut by_mark, mut by_packet) = (false, false);
     let mut socket = Socket::open_on(Bus::Route)?;
     let mut rules = list_ip(&mut socket, RTM_GETRULE, [0; RULE_HEADER], |message| {
         by_mark |= selects_by_mark(message.payload());
+        by_packet |= selects_by_packet(message.payload());
         parse(message.kind(), message.payload())
     })?;
     rules.sort();
     rules.dedup();
-    Ok(RouteRules { unguessed: rules, by_mark })
+    Ok(RouteRules { unguessed: rules, by_mark, by_packet })
 }
 
 fn selects_by_mark(payload: &[u8]) -> bool {
     attributes(payload.get(RULE_HEADER..).unwrap_or_default())
         .any(|nla| matches!(nla.kind(), FRA_FWMARK | FRA_FWMASK))
+}
+
+fn selects_by_packet(payload: &[u8]) -> bool {
+    // struct fib_rule_hdr
+    const TOS: usize = 3;
+    let masks = [FRA_SPORT_MASK, FRA_DPORT_MASK];
+    let is_later = |kind| kind == FRA_TUN_ID || kind > LAST_KNOWN && !masks.contains(&kind);
+    payload.get(TOS).is_some_and(|tos| *tos != 0)
+        || attributes(payload.get(RULE_HEADER..).unwrap_or_default()).any(|nla| is_later(nla.kind()))
 }
 
 fn parse(kind: u16, payload: &[u8]) -> Option<RouteRule> {
@@ -113,7 +123,7 @@ fn parse(kind: u16, payload: &[u8]) -> Option<RouteRule> {
 /// Reads any message.
 #[cfg(any(fuzzing, test))]
 pub(super) fn fuzz(message: &super::netlink::Message<'_>) {
-    let _ = selects_by_mark(message.payload());
+    let _ = (selects_by_mark(message.payload()), selects_by_packet(message.payload()));
     drop(parse(message.kind(), message.payload()));
 }
 
@@ -140,6 +150,10 @@ mod tests {
     use super::*;
 
     fn rule(header: [u8; RULE_HEADER], attributes: &[(u16, &[u8])]) -> Option<RouteRule> {
+        parse(RTM_NEWRULE, &message(header, attributes))
+    }
+
+    fn message(header: [u8; RULE_HEADER], attributes: &[(u16, &[u8])]) -> Vec<u8> {
         let mut payload = header.to_vec();
         for (kind, value) in attributes {
             payload.extend((4 + value.len() as u16).to_ne_bytes());
@@ -147,7 +161,7 @@ mod tests {
             payload.extend(*value);
             payload.resize(payload.len().next_multiple_of(4), 0);
         }
-        parse(RTM_NEWRULE, &payload)
+        payload
     }
 
     fn header(tos: u8, flags: u32) -> [u8; RULE_HEADER] {
@@ -202,6 +216,10 @@ mod tests {
         assert_eq!(rule(header(0x10, 0), &[]), any, "DSCP");
         assert_eq!(rule(header(0, 0), &[(FRA_TUN_ID, &[0; 8])]), any);
         assert_eq!(rule(header(0, 0), &[(99, &[0; 4])]), any, "what we don't know");
+        let by_packet = |tos, attribute| selects_by_packet(&message(header(tos, 0), &[attribute]));
+        assert!(by_packet(0x10, (FRA_DST, &[10, 2, 0, 0])) && by_packet(0, (FRA_TUN_ID, &[0; 8])));
+        assert!(by_packet(0, (99, &[0; 4])));
+        assert!(!by_packet(0, (FRA_DPORT_MASK, &[0xff; 2])) && !by_packet(0, (FRA_IIFNAME, b"lan0\0")));
         // Other ports than these have the same bits.
         let masked = [(FRA_SPORT_RANGE, &range(5, 5)[..]), (FRA_SPORT_MASK, &[0xf, 0])];
         assert_eq!(rule(header(0, 0), &masked), any);

@@ -81,7 +81,7 @@ impl Known {
                 .max(legacy(&LEGACY_POSTROUTING)),
             sure_of_answers: tables.is_some_and(|tables| !tables.can_deny())
                 && self.legacy.as_ref().is_some_and(|names| !names.iter().any(is_passed))
-                && self.route_rules.as_ref().is_some_and(|rules| !rules.by_mark),
+                && self.route_rules.as_ref().is_some_and(|rules| !rules.by_mark && !rules.by_packet),
             translates: self.translates(),
             unguessed: self.route_rules.as_ref().map_or_else(
                 || [false, true].map(|ipv6| RouteRule { ipv6, ..RouteRule::default() }).to_vec(),

@@ -69,7 +69,10 @@ fn answers_are_sure_while_no_rule_can_deny_them() {
     let legacy = |name: &str| sure(Known { legacy: Some([name.to_owned()].into()), ..read() });
     assert!(legacy("nat") && !legacy("raw"));
     let by_mark = RouteRules { by_mark: true, ..RouteRules::default() };
-    assert!(!sure(Known { route_rules: Some(by_mark), ..read() }));
+    let by_packet = RouteRules { by_packet: true, ..RouteRules::default() };
+    for rules in [by_mark, by_packet] {
+        assert!(!sure(Known { route_rules: Some(rules), ..read() }));
+    }
 }
 
 #[test]
