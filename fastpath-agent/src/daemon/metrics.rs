@@ -284,7 +284,7 @@ fn agent(page: &mut Page, agent: &Agent) {
     page.counters(
         "revalidations",
         None,
-        "Revalidations, except by hand: offloaded flows sent through the filters again. routes: IPv6, not in main; master: VRF, bridge, bond. nothing-new: no flow came in since; absent: no flowtable",
+        "Revalidations, except by hand: offloaded flows sent through the filters again. routes: IPv6, not in main; link: another master (VRF, bridge, bond), name or MTU. nothing-new: no flow came in since; absent: no flowtable",
         ["trigger", "outcome"],
         revalidations,
     );

@@ -20,6 +20,7 @@ use crate::{
         links::LinkError,
         nft::{Nft, NftError},
         route::Routes,
+        xfrm,
     },
 };
 
@@ -75,7 +76,9 @@ async fn answers(mut streams: Vec<Entry>, links: &LinkTable) -> Result<Vec<Answe
     let mut answers = Vec::new();
     for Question { answer, routed } in questions {
         let route = routes.of(&routed, answer.input, links).await;
-        if matches!(route, Route::Forward { output, .. } if output == answer.output) {
+        // IPsec policies deny ahead of the forward hook, and routing isn't asked for them.
+        let is_plain = xfrm::policies(&[routed]).is_ok_and(|policies| policies.is_empty());
+        if is_plain && matches!(route, Route::Forward { output, .. } if output == answer.output) {
             answers.push(answer);
         }
     }

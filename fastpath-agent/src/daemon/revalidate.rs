@@ -112,8 +112,8 @@ pub enum Trigger {
     Routes,
     /// Settings of forwarding (sysctls) changed.
     Forwarding,
-    /// A link has another master (VRF, bridge, bond), or none any more.
-    Master,
+    /// A link has another master (VRF, bridge, bond), name or MTU.
+    Link,
     /// Other programs' settings that our rules respect have changed.
     Surroundings,
     /// Another program's rule may have changed its verdict without an event.
@@ -129,7 +129,7 @@ impl Trigger {
             Self::RouteRules => "route-rules",
             Self::Routes => "routes",
             Self::Forwarding => "forwarding",
-            Self::Master => "master",
+            Self::Link => "link",
             Self::Surroundings => "surroundings",
             Self::ChangingRule => "changing-rule",
         }

@@ -456,7 +456,7 @@ impl<H: Host> Agent<H> {
         }
     }
 
-    /// A link changed: with another master its packets may take other chains, and it may be on top of other links.
+    /// A link changed: with another master or name its packets may meet other rules, and it may be on top of other links.
     pub(super) fn link_surroundings(&mut self, change: &LinkChange) {
         let now = self.now();
         let (Some(offload), Some(observer)) = (&mut self.offload, &mut self.observer) else { return };
@@ -467,23 +467,24 @@ impl<H: Host> Agent<H> {
         observer.link_changed(index, &self.links);
         observer.schedule(now);
         if let LinkChange::Changed { before, .. } = change {
-            let master = self.links.get(index).and_then(|link| link.master);
+            let differs = self.links.get(index).is_some_and(|link| decides_otherwise(before, link));
             // One that isn't in the flowtable has no offloaded flows, like that of a pod that is just being set up.
             let is_managed = || {
                 offload.reconciler.offloads().is_some_and(|(_, mut all)| all.any(|managed| managed == index))
             };
-            if master != before.master && is_managed() {
-                offload.revalidation.changed(Trigger::Master, now);
+            if differs && is_managed() {
+                offload.revalidation.changed(Trigger::Link, now);
             }
         }
     }
 
-    /// Links were read again: another master that wasn't announced counts as if it had been.
+    /// Links were read again: what wasn't announced counts as if it had been.
     pub(super) fn compare_links(&mut self, before: &LinkTable) {
         let now = self.now();
-        let moved = |link: &Link| before.get(link.index).is_some_and(|before| before.master != link.master);
+        let moved =
+            |link: &Link| before.get(link.index).is_some_and(|before| decides_otherwise(before, link));
         if let (Some(offload), true) = (&mut self.offload, self.links.iter().any(moved)) {
-            offload.revalidation.changed(Trigger::Master, now);
+            offload.revalidation.changed(Trigger::Link, now);
         }
     }
 
@@ -558,4 +559,9 @@ impl<H: Host> Agent<H> {
             offload.revalidation.changed(Trigger::Surroundings, now);
         }
     }
+}
+/// Whether packets may meet another fate since a link changed: other chains and rules by its master or name, or its MTU, which IPv6's
+/// cached routes don't notice (`rt6_mtu_change` leaves them as they are).
+fn decides_otherwise(before: &Link, link: &Link) -> bool {
+    (before.master, before.mtu, &before.name) != (link.master, link.mtu, &link.name)
 }

@@ -18,6 +18,7 @@ use super::{
     conntrack::{Conntrack, ConntrackError},
     links::{LinkError, Links},
     nft::{Nft, NftError, Which},
+    route_rules,
 };
 use crate::core::{
     flow::{
@@ -100,9 +101,9 @@ fn left_out(nft: &mut Nft, table: &ObservedTable) -> Result<LeftOut, NftError> {
     let mut others = Others::default();
     nft.read_others(&mut others, Which::All)?;
     let all = copied.iter().any(|conditions| conditions.0.is_empty());
-    Ok(LeftOut::new(&others.concerns(super::surroundings::ends_leave()), |conditions| {
-        all || copied.contains(conditions)
-    }))
+    let by_mark = route_rules::read().map_or(true, |rules| rules.by_mark);
+    let concerns = others.concerns(super::surroundings::ends_leave(), by_mark);
+    Ok(LeftOut::new(&concerns, |conditions| all || copied.contains(conditions)))
 }
 
 /// Calls `each` for every flow: first those that conntrack knows, then what was counted and belongs to none of them.

@@ -108,7 +108,7 @@ mod tests {
             (NETDEV, 0, true, &[&dropped], false),
             (BRIDGE, 1, true, &[&dropped], false),
         ] {
-            let concerns = others(family, hook, accepts, rules).concerns(true);
+            let concerns = others(family, hook, accepts, rules).concerns(true, false);
             let found = concerns.iter().filter(|concern| concern.leaves_everything_out()).count();
             assert_eq!(found, usize::from(blind), "{family} {hook} {accepts} {rules:?}: {concerns:?}");
         }

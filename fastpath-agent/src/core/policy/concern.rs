@@ -12,7 +12,7 @@ use super::{
     moments::When,
     others::{Others, POSTROUTING, PREROUTING},
     rule::Rule,
-    traits::{Cause, TIMEOUT, Traits},
+    traits::{ADDRESS, Cause, TIMEOUT, Traits},
     walk::{View, Walk, Way},
 };
 
@@ -230,10 +230,10 @@ impl fmt::Display for Concern {
 
 impl Others {
     /// All such rules, in order of tables, chains and rules.
-    /// `ends_leave`: FIN and RST take the normal path.
-    pub fn concerns(&self, ends_leave: bool) -> Vec<Concern> {
+    /// `ends_leave`: FIN and RST take the normal path. `routed_by_mark`: a policy rule asks for marks.
+    pub fn concerns(&self, ends_leave: bool, routed_by_mark: bool) -> Vec<Concern> {
         let mut concerns = Vec::new();
-        let marks_count = self.asks_marks();
+        let marks_count = routed_by_mark || self.asks_marks();
         let edits_seen = self.see_edits();
         for ((family, table), chains) in &self.0 {
             let mut walk = Walk::through(chains, edits_seen, ends_leave);
@@ -259,6 +259,7 @@ impl Others {
                 }
                 if let Some(traits) = &rule.traits {
                     let decides = marks_count && traits.marks
+                        || traits.fills_asked
                         || decides(chains, &rule.outcome, marks_count, &mut BTreeSet::new());
                     concerns.extend(concern(traits, decides, edits_seen, &ways, &taken).map(|concern| {
                         Concern {
@@ -310,7 +311,8 @@ fn concern(
     taken: &Conditions,
 ) -> Option<Concern> {
     let Traits { every_packet, header, changing, passive, conditions, comment, .. } = traits;
-    let acts = every_packet.as_ref().is_some_and(|cause| ["copy", TIMEOUT].contains(&cause.word));
+    let acts = |cause: &Cause| ["copy", TIMEOUT].contains(&cause.word) || *cause.detail == *ADDRESS;
+    let acts = every_packet.as_ref().is_some_and(acts);
     let edit = traits.edit().filter(|_| edits_seen);
     let (class, cause) = match (every_packet, edit, changing) {
         (Some(cause), ..) if decides || acts => (Class::EveryPacket, cause),

@@ -29,7 +29,7 @@ fn others(kind: &str, hook: u32, priority: i32, chains: &[(&str, &[&[Other<'_>]]
 
 fn found(others: &Others) -> Vec<(String, &'static str)> {
     let text = |rule: &Concern| (format!("{} {}", rule.chain, rule.handle), rule.class.name());
-    others.concerns(true).iter().map(text).collect()
+    others.concerns(true, false).iter().map(text).collect()
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn only_rules_that_established_connections_reach_and_that_decide() {
     assert_eq!(one(&[&time], &[]), [("c 1".to_owned(), "changing")]);
     for (kind, hook, listed) in [("nat", 2, 0), ("filter", 1, 0), ("filter", 0, 1), ("filter", 4, 1)] {
         let others = others(kind, hook, 0, &[("c", &[&[LIMIT, DROP]])]);
-        assert_eq!(others.concerns(true).len(), listed, "{kind} {hook}");
+        assert_eq!(others.concerns(true, false).len(), listed, "{kind} {hook}");
     }
 }
 
@@ -91,7 +91,7 @@ fn addresses_are_the_connections_where_nat_changes_them() {
         (4, 0, &plain),
         (4, 100, &behind),
     ] {
-        let concerns = others("filter", hook, priority, &[("c", &[&rule])]).concerns(true);
+        let concerns = others("filter", hook, priority, &[("c", &[&rule])]).concerns(true, false);
         let [concern] = &concerns[..] else { panic!("{concerns:?}") };
         let found: Vec<String> = concern.left_out(false).iter().map(Conditions::to_string).collect();
         assert_eq!(&found, expected, "{hook} {priority}");
@@ -120,7 +120,8 @@ fn headers_that_differ_count_where_something_hangs_on_them() {
     let is = Other::CompareBytes { register: 1, op: 0, data: &[64] };
     let one = |exprs: &[Other<'_>], other: &[Other<'_>]| {
         let rule = [&[ttl, is], exprs].concat();
-        let concerns = others("filter", FORWARD, 0, &[("c", &[&rule]), ("d", &[other])]).concerns(true);
+        let concerns =
+            others("filter", FORWARD, 0, &[("c", &[&rule]), ("d", &[other])]).concerns(true, false);
         concerns.iter().map(|rule| (rule.class.name(), rule.cause.to_string())).collect::<Vec<_>>()
     };
     let counts = [("every-packet", "header ip ttl".to_owned())];
@@ -133,7 +134,7 @@ fn headers_that_differ_count_where_something_hangs_on_them() {
     let asks = [Other::Match { name: "mark", info: &[] }, DROP];
     let mark = [Other::Edit { name: "meta mark" }];
     assert_eq!(one(&mark, &[])[0].0, "not-decisive");
-    let marks = others("filter", FORWARD, 0, &[("c", &[&[ttl, is, mark[0]], &asks])]).concerns(true);
+    let marks = others("filter", FORWARD, 0, &[("c", &[&[ttl, is, mark[0]], &asks])]).concerns(true, false);
     assert_eq!(marks[0].cause.to_string(), "header ip ttl");
     // Something else that changes doesn't make it less.
     let time = Other::Meta { key: 32, register: 1 };
@@ -153,7 +154,7 @@ fn what_takes_the_normal_path_anyway_costs_nothing() {
     ];
     let one = |hook, rule: &[Other<'_>], ends_leave| {
         let tables = others("filter", hook, 0, &[("c", &[rule]), ("d", &[&[LIMIT, DROP]])]);
-        tables.concerns(ends_leave).len()
+        tables.concerns(ends_leave, false).len()
     };
     // The rule, and the one behind the jump.
     assert_eq!([one(FORWARD, &rst, true), one(FORWARD, &rst, false)], [0, 2]);
@@ -171,7 +172,7 @@ fn what_an_earlier_rule_takes_is_no_longer_asked() {
     ];
     let queue: &[Other<'_>] = &[Other::Verdict(Verdict::Queue)];
     let conditions = |rule: &[Other<'_>]| {
-        let concerns = others("filter", FORWARD, 0, &[("c", &[rule, queue])]).concerns(true);
+        let concerns = others("filter", FORWARD, 0, &[("c", &[rule, queue])]).concerns(true, false);
         concerns.last().map(|concern| concern.conditions().to_string()).unwrap_or_default()
     };
     let accept = conditions(&[label.as_slice(), &[Other::Other { name: "counter" }, ACCEPT]].concat());
@@ -191,14 +192,15 @@ fn edits_count_while_chains_behind_the_flowtable_may_ask_for_them() {
     let mark = [SADDR, Other::Compare { register: 1, equal: true, value: 1 }, Other::Edit { name: "meta" }];
     let connection = [Other::Edit { name: "ct" }];
     let mut others = others("filter", FORWARD, 0, &[("c", &[&mark, &connection])]);
-    let classes = |others: &Others| others.concerns(true).iter().map(|rule| rule.class).collect::<Vec<_>>();
+    let classes =
+        |others: &Others| others.concerns(true, false).iter().map(|rule| rule.class).collect::<Vec<_>>();
     assert_eq!(classes(&others), [Class::NotDecisive; 2]);
     let mut later = |family, hook, asks: &[Other<'_>]| {
         let base = Base { kind: "filter".to_owned(), hook, priority: 0, accepts: true, devices: Vec::new() };
         let rule = Rule::new(family, 1, asks.iter().copied().chain([DROP]));
         let chain = Chain { base: Some(base), rules: vec![rule], ..Chain::default() };
         others.0.insert((family, "later".to_owned()), [("c".to_owned(), chain)].into());
-        let found = others.concerns(true);
+        let found = others.concerns(true, false);
         others.0.remove(&(family, "later".to_owned()));
         found
     };

@@ -135,7 +135,9 @@ impl Known {
 
     fn rules(&self, ignored: &[Ignore]) -> Vec<Concern> {
         let mut rules = match &self.tables {
-            Some(tables) => tables.concerns(self.ends_leave),
+            Some(tables) => {
+                tables.concerns(self.ends_leave, self.route_rules.as_ref().is_none_or(|rules| rules.by_mark))
+            }
             None => vec![Concern::unread()],
         };
         match &self.legacy {

@@ -3,7 +3,7 @@
 use super::{
     expr::Expr,
     lookups::Lookups,
-    traits::{Sorted, Sorter, Traits},
+    traits::{ADDRESS, Sorted, Sorter, Traits},
     varying::Beside,
 };
 use crate::core::{
@@ -49,6 +49,9 @@ const HARMLESS_TARGETS: [&str; 20] = [
 
 /// Statements that let every packet go on.
 const STATEMENTS: [&str; 8] = ["counter", "dup", "flow_offload", "last", "log", "masq", "nat", "notrack"];
+
+/// Targets and statements behind which no rule sees the packet.
+const ENDS: [&str; 5] = ["NFQUEUE", "QUEUE", "REJECT", "queue", "reject"];
 
 /// Expressions that load or compare something, or let packets go on up to some number.
 const CONDITIONS: [&str; 25] = [
@@ -265,7 +268,7 @@ fn asks_connection(expr: &Expr<'_>) -> bool {
 fn untracks(expr: &Expr<'_>) -> bool {
     matches!(
         expr,
-        Expr::Other { name: "notrack" } | Expr::Target { name: "CT" } | Expr::Edit { name: "ct" | "payload" }
+        Expr::Other { name: "notrack" } | Expr::Target { name: "CT" } | Expr::Edit { name: "ct" | ADDRESS }
     )
 }
 
@@ -339,12 +342,11 @@ impl Reader {
     /// The fate of a packet that gets to this expression, if the expression decides it.
     fn read(&mut self, expr: Expr<'_>) -> Option<Outcome> {
         match expr {
-            Expr::Ct { register, .. } | Expr::Meta { register, .. } | Expr::Payload { register, .. }
+            Expr::Ct { .. } | Expr::Meta { .. } | Expr::Payload { .. }
                 if !matches!(expr, Expr::Ct { key: CT_STATE, .. }) =>
             {
-                if self.state.is_in(register) {
-                    self.state = State::Unread;
-                }
+                // A look-up in the state's register asks for more than the state from here on.
+                self.state = State::Unread;
                 self.condition();
             }
             Expr::Ct { register, .. } => {
@@ -371,11 +373,13 @@ impl Reader {
             | Expr::Swap { .. }
             | Expr::Meta { .. }
             | Expr::Payload { .. }
-            | Expr::Option { .. }
-            | Expr::Route { .. }
             | Expr::Lookup { .. }
             | Expr::Fill { .. }
             | Expr::Object { .. } => self.condition(),
+            Expr::Option { .. } | Expr::Route { .. } => {
+                self.state = State::Unread;
+                self.condition();
+            }
             Expr::Edit { .. } => {}
             Expr::Verdict(verdict) => return Some(outcome(verdict)),
             Expr::VerdictMap { map, register } => {
@@ -390,8 +394,17 @@ impl Reader {
             Expr::Target { name: "RETURN" } => return Some(Outcome::Return),
             Expr::Target { name } if HARMLESS_TARGETS.contains(&name) => {}
             Expr::Other { name } if STATEMENTS.contains(&name) => {}
-            Expr::Other { name } if CONDITIONS.contains(&name) => self.condition(),
-            Expr::Target { .. } | Expr::Other { .. } => return Some(Outcome::Deny),
+            Expr::Other { name } if CONDITIONS.contains(&name) => {
+                self.state = State::Unread;
+                self.condition();
+            }
+            Expr::Target { name } | Expr::Other { name } => {
+                // What isn't known may let packets go on to the next rule.
+                if !ENDS.contains(&name) {
+                    self.condition();
+                }
+                return Some(Outcome::Deny);
+            }
         }
         None
     }
@@ -421,12 +434,14 @@ fn xt_states(name: &str, info: &[u8]) -> Option<u32> {
     const MATCH_FLAGS: usize = 146;
     const INVERT_FLAGS: usize = 148;
     const STATE_MASK: usize = 150;
+    /// Also met by packets of established connections that are translated (`XT_CONNTRACK_STATE_SNAT`, `_DNAT`).
+    const TRANSLATED: u16 = 0b11 << 6;
     let u16_at = |at: usize| Some(u16::from_ne_bytes(info.get(at..at + 2)?.try_into().ok()?));
     match name {
         // struct xt_state_info
         "state" => Some(u32::from_ne_bytes(*info.first_chunk()?)),
         "conntrack" if u16_at(MATCH_FLAGS)? == XT_CONNTRACK_STATE => {
-            let states = u32::from(u16_at(STATE_MASK)?);
+            let states = u16_at(STATE_MASK).filter(|states| states & TRANSLATED == 0)?.into();
             Some(if u16_at(INVERT_FLAGS)? & XT_CONNTRACK_STATE == 0 { states } else { !states })
         }
         _ => None,

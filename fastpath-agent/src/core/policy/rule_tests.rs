@@ -57,6 +57,13 @@ fn connection_state_is_evaluated() {
         (is(true, 2), is(true, 8), is(false, 8)),
         (Established::All, Established::None, Established::All)
     );
+    // In a concatenation.
+    let [interface, elsewhere] = [Expr::Meta { key: 6, register: 9 }, Expr::Option { kind: 0, register: 9 }];
+    for load in [interface, elsewhere, Expr::Route { key: 0 }, other("fib")] {
+        let found =
+            Rule::new(1, 7, [ct, load, Expr::Lookup { set: "s", register: 1, inverted: false }, DROP]);
+        assert!(found.lookups.is_none_or(|lookups| lookups.state.is_none()), "{load:?}");
+    }
     // A register with something else in it.
     let elsewhere = Expr::Compare { register: 2, equal: true, value: 8 };
     assert_eq!(read(&[ct, elsewhere, DROP]).1, Established::Some);
@@ -73,6 +80,9 @@ fn connection_state_of_xtables_is_evaluated() {
     assert_eq!(state(1, 1, 0x8), Established::All);
     assert_eq!(state(1, 1, 0x2), Established::None);
     assert_eq!(state(3, 0, 0x2), Established::Some, "with a condition on something else");
+    for translated in [1 << 6, 1 << 7] {
+        assert_eq!([0, 1].map(|inverted| state(1, inverted, translated)), [Established::Some; 2]);
+    }
     let short = Expr::Match { name: "conntrack", info: &[1, 2, 3] };
     assert_eq!(read(&[short, ACCEPT]).1, Established::Some);
     let old = Expr::Match { name: "state", info: &8_u32.to_ne_bytes() };
@@ -109,6 +119,10 @@ fn verdicts_and_targets() {
         assert_eq!(read(&[expr]).0, expected, "{expr:?}");
         let rule = [Expr::Match { name: "comment", info: &[] }, other("payload"), other("cmp"), expr];
         assert_eq!(read(&rule).0, expected, "{expr:?}");
+    }
+    // What may let packets go on takes none of them away from later rules.
+    for (name, expected) in [("NFQUEUE", Established::All), ("SET", Established::Some)] {
+        assert_eq!(read(&[Expr::Target { name }]), (Outcome::Deny, expected), "{name}");
     }
     // The first verdict ends the rule.
     assert_eq!(read(&[ACCEPT, DROP]).0, Outcome::Accept);

@@ -46,6 +46,8 @@ pub const CHANGING: [&str; 8] = ["set", "ipset", "time", "recent", "ct-mark", "r
 /// Words of rules that decide over no packet's fate.
 pub const PASSIVE: [&str; 2] = [EDIT, "log"];
 const EDIT: &str = "edit";
+/// The edit of an address or a port, as the kernel has it decide where packets go.
+pub const ADDRESS: &str = "address";
 /// Edits of connections, which outlive the packet.
 const OF_CONNECTIONS: [&str; 2] = ["ct", "CONNMARK"];
 
@@ -82,6 +84,10 @@ pub struct Traits {
     pub exact: bool,
     /// It sets a mark, of the packet or the connection.
     pub marks: bool,
+    /// Sets that it puts packets' keys into.
+    pub fills: Vec<Box<str>>,
+    /// A rule that decides asks one of them.
+    pub fills_asked: bool,
     /// Its comment.
     pub comment: Option<Box<str>>,
 }
@@ -218,6 +224,9 @@ impl Sorter {
             self.beside.also(beside);
         }
         self.traits.marks |= sets_mark(expr);
+        if let Expr::Fill { set, .. } = *expr {
+            self.traits.fills.push(set.into());
+        }
         self.clock.read(expr, is_anonymous);
         match *expr {
             Expr::Lookup { set, .. } | Expr::VerdictMap { map: set, .. } if !is_anonymous(set) => {
@@ -293,7 +302,7 @@ enum Kind<'a> {
 
 /// Matches of xtables that ask headers, connection, interfaces or routes only; which headers is `varying`'s to say.
 /// Packets that are forwarded have no socket, so `cgroup` and `owner` always say the same of them.
-const STATIC_MATCHES: [&str; 44] = [
+const STATIC_MATCHES: [&str; 43] = [
     "addrtype",
     "ah",
     "cgroup",
@@ -322,7 +331,6 @@ const STATIC_MATCHES: [&str; 44] = [
     "mark",
     "mh",
     "multiport",
-    "nfacct",
     "osf",
     "owner",
     "physdev",
@@ -354,8 +362,9 @@ fn kind<'a>(expr: &Expr<'a>) -> Kind<'a> {
         Expr::Object { kind: Some(5) } => Kind::EveryPacket("ct-count", ""),
         Expr::Object { kind: Some(7) } => Kind::EveryPacket(TIMEOUT, ""),
         Expr::Object { kind: None } => Kind::EveryPacket("meter", "an object that a map names"),
+        Expr::Edit { name: ADDRESS } => Kind::EveryPacket(HEADER, ADDRESS),
         Expr::Edit { name } => Kind::Passive(EDIT, name),
-        Expr::Match { name, .. } => xt_match(name),
+        Expr::Match { name, info } => xt_match(name, info),
         Expr::Target { name } => xt_target(name),
         Expr::Other { name } => statement(name),
         _ => Kind::Static,
@@ -398,13 +407,20 @@ fn meta(key: u32) -> Kind<'static> {
     }
 }
 
-fn xt_match(name: &str) -> Kind<'_> {
+fn xt_match<'a>(name: &'a str, info: &[u8]) -> Kind<'a> {
+    let any =
+        |bytes: std::ops::Range<usize>| info.get(bytes).is_some_and(|part| part.iter().any(|b| *b != 0));
     match name {
         "limit" | "hashlimit" | "dstlimit" => Kind::EveryPacket("limit", name),
         "quota" | "quota2" => Kind::EveryPacket("quota", name),
         "statistic" | "nth" | "random" => Kind::EveryPacket("random", name),
         "connbytes" => Kind::EveryPacket("ct-bytes", name),
         "connlimit" => Kind::EveryPacket("ct-count", name),
+        "nfacct" => Kind::EveryPacket("quota", name),
+        "rateest" => Kind::EveryPacket("limit", name),
+        // struct xt_recent_mtinfo: hit_count. struct xt_set_info_match_v4: counters to compare with.
+        "recent" if any(4..8) => Kind::EveryPacket("limit", name),
+        "set" if any(8..40) => Kind::EveryPacket("quota", name),
         "string" | "u32" | "bpf" | "layer7" | "ndpi" | "tls" => Kind::EveryPacket("content", name),
         "set" => Kind::Changing("ipset", ""),
         "time" => Kind::Changing("time", ""),

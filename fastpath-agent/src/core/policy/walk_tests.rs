@@ -52,7 +52,7 @@ fn conditions(hooks: &[(u32, i32)], chains: &[(&str, &[&[Expr<'_>]])]) -> Vec<St
         }
         table.insert((*name).to_owned(), Chain { base, rules, ..Chain::default() });
     }
-    let concerns = Others([((2, "t".to_owned()), table)].into()).concerns(true);
+    let concerns = Others([((2, "t".to_owned()), table)].into()).concerns(true, false);
     let [concern] = &concerns[..] else { panic!("{concerns:?}") };
     concern.left_out(false).iter().map(|one| one.to_string().replace("meta nfproto ipv4", "v4")).collect()
 }

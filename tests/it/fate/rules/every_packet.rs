@@ -280,6 +280,14 @@ const SEES_ALL: Case = Case {
             ..SLOW
         },
         Change {
+            name: "an edit of addresses",
+            steps: &[Node(
+                "nft 'table ip edit { chain c { type filter hook postrouting priority 300; ip saddr 10.1.0.2 ip saddr set 10.1.0.2; }; }'",
+            )],
+            undo: &[Node("nft delete table ip edit")],
+            ..SLOW
+        },
+        Change {
             name: "a rule without conditions",
             steps: &[Node(
                 "nft 'table inet edge { chain c { type filter hook forward priority 0; limit rate over 1000000/second drop; }; }'",
@@ -290,6 +298,64 @@ const SEES_ALL: Case = Case {
     ],
     ..Case::PLAIN
 };
+
+/// The rule that wants every packet decides by what other rules make of it, or isn't the first that looks like an end.
+const ROUNDABOUT: Case = Case {
+    name: "in roundabout ways",
+    layout: Layout { nat: Nat::Masquerade, ..Case::PLAIN.layout },
+    set_up: &[Node(ACCOUNTING), Node(FIREWALL)],
+    changes: &[
+        Change {
+            name: "a ban of those over a limit",
+            steps: &[Node(
+                "nft 'add set inet fw ban { type ipv4_addr; flags dynamic,timeout; timeout 5m; }
+                  add rule inet fw forward ip saddr @ban drop
+                  add rule inet fw forward ip saddr 10.1.0.2 limit rate over 10/second add @ban { ip saddr }'",
+            )],
+            undo: &[Node("nft 'flush chain inet fw forward; delete set inet fw ban'")],
+            ..STOP_V4
+        },
+        Change {
+            name: "state and interface in one map",
+            steps: &[Node(
+                "nft 'add rule inet fw forward ip saddr 10.1.0.2 ct state . iifname vmap { established . \"c0\" : jump shape }'",
+            )],
+            ..STOP_V4
+        },
+        Change {
+            name: "behind a target that lets packets go on",
+            steps: &[Node(
+                "iptables-nft -A FORWARD -j AUDIT --type accept
+                 iptables-nft -A FORWARD -s 10.1.0.2 -m hashlimit --hashlimit-above 10/s --hashlimit-name a -j DROP",
+            )],
+            ..XT_V4
+        },
+        Change {
+            name: "recent, with a number of packets",
+            steps: &[Node(
+                "iptables-nft -A FORWARD -s 10.1.0.2 -m recent --name f --set
+                 iptables-nft -A FORWARD -s 10.1.0.2 -m recent --name f --update --seconds 10 --hitcount 10 -j DROP",
+            )],
+            ..XT_V4
+        },
+        Change {
+            name: "a mark by which routing denies",
+            steps: &[Node(
+                "ip rule add fwmark 0x66 prohibit
+                 nft 'table ip marks { chain c { type filter hook prerouting priority -150; \
+                  ip saddr 10.1.0.2 limit rate over 10/second meta mark set 0x66; }; }'",
+            )],
+            undo: &[Node("ip rule del fwmark 0x66; nft delete table ip marks")],
+            ..STOP_V4
+        },
+    ],
+    ..Case::PLAIN
+};
+
+#[test]
+fn in_roundabout_ways() {
+    ROUNDABOUT.run(With::Programs).assert_same_fate();
+}
 
 #[test]
 fn with_sets_of_their_own() {

@@ -9,6 +9,7 @@ use crate::{
             chain::{Base, Chain, Device},
             expr::{Expr, Verdict},
             rule::Rule,
+            traits::ADDRESS,
         },
         printable::printable,
     },
@@ -152,7 +153,10 @@ fn known<'a>(name: &str, data: &'a [u8], names: &'a Names) -> Option<Expr<'a>> {
         "meta" if find(nfta::META_SREG).is_some() => {
             Expr::Edit { name: if number_of(nfta::META_KEY) == Some(MARK) { "meta mark" } else { "meta" } }
         }
-        "payload" if find(nfta::PAYLOAD_SREG).is_some() => Expr::Edit { name: "payload" },
+        "payload" if find(nfta::PAYLOAD_SREG).is_some() => {
+            let place = [nfta::PAYLOAD_BASE, nfta::PAYLOAD_OFFSET, nfta::PAYLOAD_LEN].map(number_of);
+            Expr::Edit { name: if is_address(place) { ADDRESS } else { "payload" } }
+        }
         "exthdr" if find(nfta::EXTHDR_SREG).is_some() => Expr::Edit { name: "exthdr" },
         "meta" => Expr::Meta { key: number_of(nfta::META_KEY)?, register: number_of(nfta::META_DREG)? },
         "exthdr" if find(nfta::EXTHDR_DREG).is_some() => Expr::Option {
@@ -192,6 +196,18 @@ fn known<'a>(name: &str, data: &'a [u8], names: &'a Names) -> Option<Expr<'a>> {
         "target" => Expr::Target { name: find(nfta::XT_NAME).map(|nla| names.of(&nla))? },
         _ => return None,
     })
+}
+
+/// Whether base, offset and length are those of addresses (IPv4 from 12 on, IPv6 from 8 on) or ports; unknown ones may be.
+fn is_address(place: [Option<u32>; 3]) -> bool {
+    const NETWORK: u32 = 1;
+    const TRANSPORT: u32 = 2;
+    match place {
+        [Some(NETWORK), Some(offset), Some(length)] => offset >= 12 || offset == 8 && length == 16,
+        [Some(TRANSPORT), Some(offset), _] => offset < 4,
+        [Some(_), Some(_), _] => false,
+        _ => true,
+    }
 }
 
 /// Whether a target CT of xtables names a timeout (struct xt_ct_target_info_v1; the first revision has none).

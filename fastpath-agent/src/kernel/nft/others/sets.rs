@@ -10,6 +10,8 @@ use super::{decode, elements_of, failed, of_table, rules_of};
 use crate::{
     core::policy::{
         chain::{Chain, TableKey},
+        outcome::{Established, Outcome},
+        rule::Rule,
         traits::{SetKind, Traits},
     },
     kernel::{
@@ -76,15 +78,25 @@ impl Nft {
         }
         let kind = |name: &str| match sets.get(name) {
             None => SetKind::Changing,
-            Some(set) if is_expiring(set) && (!known || sets.filled.contains(name)) => SetKind::Changing,
+            Some(set) if is_expiring(set) && !known => SetKind::Changing,
+            Some(set) if set.kind <= SetKind::Expiring && sets.filled.contains(name) => SetKind::Changing,
             Some(set) => set.kind,
         };
+        let decide =
+            |rule: &&Rule| rule.outcome != Outcome::Continue && rule.established != Established::None;
+        let rules = chains.values().flat_map(|chain| &chain.rules).filter(decide);
+        let decisive: BTreeSet<Box<str>> = rules
+            .filter_map(|rule| rule.traits.as_ref())
+            .flat_map(|traits| &traits.sets)
+            .map(|asked| asked.set.clone())
+            .collect();
         for chain in chains.values_mut() {
             for rule in &mut chain.rules {
-                if let Some(traits) = &mut rule.traits
-                    && !traits.resolve(kind)
-                {
-                    rule.traits = None;
+                if let Some(traits) = &mut rule.traits {
+                    traits.fills_asked = traits.fills.iter().any(|set| decisive.contains(set));
+                    if !traits.resolve(kind) {
+                        rule.traits = None;
+                    }
                 }
             }
             let expiring = chain.rules.iter().filter_map(|rule| rule.traits.as_ref());
