@@ -560,8 +560,10 @@ impl<H: Host> Agent<H> {
         }
     }
 }
-/// Whether packets may meet another fate since a link changed: other chains and rules by its master or name, or its MTU, which IPv6's
-/// cached routes don't notice (`rt6_mtu_change` leaves them as they are).
+/// Whether packets may meet another fate since a link changed: other chains and rules by its master, or by its name if it got that while
+/// it was up (Linux 6.2); or its MTU, which IPv6's cached routes don't notice (`rt6_mtu_change` leaves them as they are). A link that
+/// goes down takes its flows with it.
 fn decides_otherwise(before: &Link, link: &Link) -> bool {
-    (before.master, before.mtu, &before.name) != (link.master, link.mtu, &link.name)
+    let is_up = before.admin_up && link.admin_up;
+    before.master != link.master || before.mtu != link.mtu || is_up && before.name != link.name
 }
